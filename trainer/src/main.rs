@@ -1,0 +1,2 @@
+//! Trainer of the demo model.
+fn main() {}
