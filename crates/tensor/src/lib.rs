@@ -1,1 +1,23 @@
-//! tensor
+//! What every room of tensorpress stands on: tensors, the algebra of compressed nodes, calibration statistics,
+//! exact bit accounting, linear algebra and SIMD kernels. No compression method lives here.
+
+pub mod bytes;
+pub mod checkpoint;
+pub mod dtype;
+pub mod error;
+pub mod kernels;
+pub mod linalg;
+pub mod node;
+pub mod source;
+pub mod stats;
+pub mod storage;
+
+pub use bytes::Bytes;
+pub use checkpoint::Checkpoint;
+pub use dtype::DType;
+pub use error::{Context, Error, ErrorKind, Result};
+pub use half;
+pub use ndarray;
+pub use node::{Accum, Node, Registry, Scratch};
+pub use source::{Element, RawTensor, Tensor};
+pub use storage::{Part, PartKind, PartSink, Storage};

@@ -1,0 +1,40 @@
+//! Memory maps; the only unsafe code of this module.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+
+/// A read-only memory map of a whole file.
+#[derive(Debug)]
+pub(super) struct Map {
+    map: Arc<memmap2::Mmap>,
+}
+
+impl Map {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("open the file", path, e))?;
+        // SAFETY: the map is read-only and private to this process. As with every memory map, truncating the
+        // file while it is mapped ends the process; the public documentation says so.
+        let map =
+            unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("map the file", path, e))?;
+        Ok(Self { map: Arc::new(map) })
+    }
+
+    pub(super) fn bytes(&self) -> Bytes {
+        Bytes::new(self.map.clone())
+    }
+
+    /// Gives the resident pages back to the operating system; they are read again from the file when touched.
+    pub(super) fn release(&self) {
+        #[cfg(unix)]
+        if !self.map.is_empty() {
+            // SAFETY: the map is a shared, read-only map of a file, so pages dropped here hold nothing that the
+            // file does not; a later access faults them in again with the same contents.
+            let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+}

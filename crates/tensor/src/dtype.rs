@@ -1,0 +1,132 @@
+//! Element types of stored tensors.
+
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+
+/// Element type of a stored tensor. Names and widths are those of safetensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum DType {
+    F64,
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U64,
+    U32,
+    U16,
+    U8,
+    BOOL,
+}
+
+impl DType {
+    /// Bytes of one element.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 | Self::U64 => 8,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
+            Self::I8 | Self::U8 | Self::BOOL => 1,
+        }
+    }
+
+    /// Whether elements are floating-point numbers.
+    #[must_use]
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
+    }
+
+    /// Reads little-endian elements of a float type as f32 (f64 is rounded).
+    ///
+    /// # Errors
+    /// `Unsupported` for integer types.
+    ///
+    /// # Panics
+    /// If `bytes.len() != out.len() * self.size()`.
+    pub fn read_f32(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        assert_eq!(bytes.len(), out.len() * self.size(), "bytes and elements disagree");
+        match self {
+            Self::F32 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *o = f32::from_le_bytes(*b);
+                }
+            }
+            Self::F64 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                    *o = f64::from_le_bytes(*b) as f32;
+                }
+            }
+            Self::BF16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                }
+            }
+            Self::F16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *o = f16::from_le_bytes(*b).to_f32();
+                }
+            }
+            other => {
+                return Err(Error::unsupported(format!(
+                    "{other:?} elements cannot be read as floats"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends `values`, rounded to this float type, as little-endian bytes.
+    ///
+    /// # Errors
+    /// `Unsupported` for integer types.
+    pub fn write_f32(self, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
+        out.reserve(values.len() * self.size());
+        match self {
+            Self::F32 => values.iter().for_each(|v| out.extend(v.to_le_bytes())),
+            Self::F64 => values.iter().for_each(|v| out.extend(f64::from(*v).to_le_bytes())),
+            Self::BF16 => values.iter().for_each(|v| out.extend(bf16::from_f32(*v).to_le_bytes())),
+            Self::F16 => values.iter().for_each(|v| out.extend(f16::from_f32(*v).to_le_bytes())),
+            other => {
+                return Err(Error::unsupported(format!("floats cannot be stored as {other:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rounds one value to this float type and back (identity for F32, F64 and integers).
+    #[must_use]
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Self::BF16 => bf16::from_f32(value).to_f32(),
+            Self::F16 => f16::from_f32(value).to_f32(),
+            _ => value,
+        }
+    }
+
+    pub(crate) fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
+        use safetensors::Dtype as S;
+        Some(match dtype {
+            S::F64 => Self::F64,
+            S::F32 => Self::F32,
+            S::F16 => Self::F16,
+            S::BF16 => Self::BF16,
+            S::I64 => Self::I64,
+            S::I32 => Self::I32,
+            S::I16 => Self::I16,
+            S::I8 => Self::I8,
+            S::U64 => Self::U64,
+            S::U32 => Self::U32,
+            S::U16 => Self::U16,
+            S::U8 => Self::U8,
+            S::BOOL => Self::BOOL,
+            _ => return None,
+        })
+    }
+}

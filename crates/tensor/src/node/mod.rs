@@ -1,0 +1,194 @@
+//! The algebra: a compressed weight is a tree of nodes, each of which can be decoded, multiplied by,
+//! counted and written.
+//!
+//! W is `[out, in]`, row-major; products are Y = X Wᵀ with X `[tokens, in]` and Y `[tokens, out]`.
+
+mod dense;
+mod mask;
+mod masked;
+mod plane;
+mod product;
+mod registry;
+mod scratch;
+mod sum;
+mod transform;
+mod transformed;
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+pub use dense::Dense;
+pub use mask::Mask;
+pub use masked::Masked;
+pub use plane::{Kept, Packed, Plane};
+pub use product::Product;
+pub use registry::{NodeReader, PartSource, Registry};
+pub use scratch::Scratch;
+pub use sum::Sum;
+pub use transform::{Side, Transform};
+pub use transformed::Transformed;
+
+use crate::error::{Error, Result};
+use crate::linalg;
+use crate::storage::PartSink;
+
+/// JSON description of a tree.
+pub type Json = serde_json::Value;
+
+/// Whether a result replaces the output or is added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Accum {
+    /// `out = result`
+    #[default]
+    Replace,
+    /// `out += result`
+    Add,
+}
+
+/// How a node multiplies: a kernel over the stored form, or tile-wise decoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Multiply {
+    /// A kernel over the stored form; the dense matrix is never materialised.
+    Fused,
+    /// Row tiles are decoded and multiplied.
+    Decode,
+}
+
+/// A maker of planes: entropy coding, masking ... applied to every integer plane of a tree.
+pub type PlaneMap<'a> = dyn FnMut(Box<dyn Plane>) -> Result<Box<dyn Plane>> + 'a;
+
+/// A compressed matrix.
+pub trait Node: Debug + Send + Sync {
+    /// `[out, in]`.
+    fn shape(&self) -> [usize; 2];
+
+    /// Decodes rows `rows` into `out` (`[rows.len(), in]`), or adds them to it.
+    /// Any partition of the rows gives the same bits (law 4).
+    ///
+    /// # Errors
+    /// `Corruption` if the stored form turns out to be invalid.
+    ///
+    /// # Panics
+    /// If `rows` is out of bounds or `out` has another shape.
+    fn decode_rows(
+        &self,
+        rows: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()>;
+
+    /// Y = X Wᵀ (or Y += X Wᵀ) for X `[tokens, in]`, Y `[tokens, out]`.
+    ///
+    /// # Errors
+    /// As [`Node::decode_rows`].
+    ///
+    /// # Panics
+    /// If a shape does not fit.
+    fn matmul(
+        &self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        matmul_by_tiles(self, x, y, accum, scratch)
+    }
+
+    /// How [`Node::matmul`] works here, so that nobody claims speed from the default.
+    fn multiply(&self) -> Multiply {
+        Multiply::Decode
+    }
+
+    /// The tree: wire ids (`"node"`), parameters and children, enough to read the parts back.
+    fn describe(&self) -> Json;
+
+    /// Hands every part to `sink`; names are `prefix` + path + part.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()>;
+
+    /// Rebuilds the node with every innermost integer plane replaced by what `f` makes of it.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    fn map_planes(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>>;
+
+    /// The same node, storing only the entries in `mask`; the others decode to anything ([`Masked`] zeroes them).
+    ///
+    /// # Errors
+    /// `ShapeMismatch`, or `Unsupported` if the node holds something that cannot be restricted.
+    fn keep(self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>>;
+
+    /// A form of the same node that multiplies fastest on this machine; writes the same bytes.
+    ///
+    /// # Errors
+    /// As [`Node::decode_rows`].
+    fn prepack(self: Box<Self>) -> Result<Box<dyn Node>>;
+}
+
+/// Decodes a whole node.
+///
+/// # Errors
+/// As [`Node::decode_rows`].
+pub fn decode(node: &dyn Node) -> Result<Array2<f32>> {
+    let [out, inp] = node.shape();
+    let mut w = Array2::zeros((out, inp));
+    node.decode_rows(0..out, w.view_mut(), Accum::Replace, &mut Scratch::default())?;
+    Ok(w)
+}
+
+/// Rows decoded at a time by the default multiplication: enough for a good matrix product, small enough for L2.
+const TILE_VALUES: usize = 64 * 1024;
+
+fn matmul_by_tiles<N: Node + ?Sized>(
+    node: &N,
+    x: ArrayView2<'_, f32>,
+    mut y: ArrayViewMut2<'_, f32>,
+    accum: Accum,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let [out, inp] = node.shape();
+    check_matmul([out, inp], &x, &y);
+    let tile = (TILE_VALUES / inp.max(1)).clamp(8, 1024).min(out.max(1));
+    let mut buffer = scratch.take(tile * inp);
+    for start in (0..out).step_by(tile) {
+        let rows = start..(start + tile).min(out);
+        let w = &mut buffer[..rows.len() * inp];
+        let mut w = ArrayViewMut2::from_shape((rows.len(), inp), w).expect("tile shape");
+        node.decode_rows(rows.clone(), w.view_mut(), Accum::Replace, scratch)?;
+        let y_tile = y.slice_mut(ndarray::s![.., rows]);
+        linalg::matmul_nt(x, w.view(), y_tile, accum == Accum::Add, scratch.par());
+    }
+    scratch.put(buffer);
+    Ok(())
+}
+
+/// Panics unless X `[tokens, in]` and Y `[tokens, out]` fit a matrix `[out, in]`.
+///
+/// # Panics
+/// If they do not.
+pub fn check_matmul(shape: [usize; 2], x: &ArrayView2<'_, f32>, y: &ArrayViewMut2<'_, f32>) {
+    assert_eq!(x.ncols(), shape[1], "input width");
+    assert_eq!(y.ncols(), shape[0], "output width");
+    assert_eq!(x.nrows(), y.nrows(), "tokens");
+}
+
+/// Joins two path elements of a part name.
+#[must_use]
+pub fn join(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+}
+
+pub(crate) fn check_same_shape(expected: [usize; 2], got: [usize; 2], what: &str) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::shape(format!("{what} is {got:?}, expected {expected:?}")))
+}

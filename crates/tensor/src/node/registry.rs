@@ -1,0 +1,207 @@
+//! Reading trees back: wire ids to readers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{
+    Dense, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, Sum, Transformed, join,
+};
+use crate::bytes::Bytes;
+use crate::dtype::DType;
+use crate::error::{Context, Error, Result};
+use crate::source::{RawTensor, Tensor};
+
+/// Where parts are read from: a file, or a map in memory.
+pub trait PartSource {
+    /// The part with this full name.
+    ///
+    /// # Errors
+    /// `InsufficientData` if there is none.
+    fn part(&self, name: &str) -> Result<RawTensor>;
+}
+
+impl PartSource for BTreeMap<String, RawTensor> {
+    fn part(&self, name: &str) -> Result<RawTensor> {
+        self.get(name).cloned().ok_or_else(|| Error::insufficient("missing part").in_tensor(name))
+    }
+}
+
+type ReadNode = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Node>>;
+type ReadPlane = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Plane>>;
+
+/// Readers by wire id. An id names a wire layout and is never reused.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    nodes: BTreeMap<&'static str, ReadNode>,
+    planes: BTreeMap<&'static str, ReadPlane>,
+}
+
+impl Default for Registry {
+    /// The nodes and planes of this crate.
+    fn default() -> Self {
+        let mut registry = Self { nodes: BTreeMap::new(), planes: BTreeMap::new() };
+        registry.add_node("dense.v1", Dense::read_from);
+        registry.add_node("sum.v1", Sum::read_from);
+        registry.add_node("product.v1", Product::read_from);
+        registry.add_node("masked.v1", Masked::read_from);
+        registry.add_node("transformed.v1", Transformed::read_from);
+        registry.add_plane("packed.v1", Packed::read_from);
+        registry.add_plane("kept.v1", Kept::read_from);
+        registry
+    }
+}
+
+impl Registry {
+    /// Adds a reader of nodes.
+    ///
+    /// # Panics
+    /// If the id is taken: ids are never reused.
+    pub fn add_node(&mut self, id: &'static str, read: ReadNode) {
+        assert!(self.nodes.insert(id, read).is_none(), "node id {id} is taken");
+    }
+
+    /// Adds a reader of planes.
+    ///
+    /// # Panics
+    /// If the id is taken.
+    pub fn add_plane(&mut self, id: &'static str, read: ReadPlane) {
+        assert!(self.planes.insert(id, read).is_none(), "plane id {id} is taken");
+    }
+
+    /// Reads the tree `json` whose parts are named `prefix...` in `source`.
+    ///
+    /// # Errors
+    /// `Version` for unknown wire ids, `Corruption` or `InsufficientData` for descriptions and parts that
+    /// contradict each other, each naming the tensor.
+    pub fn read(
+        &self,
+        json: &Json,
+        prefix: &str,
+        source: &dyn PartSource,
+    ) -> Result<Box<dyn Node>> {
+        let reader = NodeReader { registry: self, source, mask: None, depth: 0 };
+        reader.node(json, prefix).in_tensor(prefix)
+    }
+}
+
+/// Deeper trees than this are taken for hostile.
+const MAX_DEPTH: usize = 32;
+
+/// What a node's reader has at hand.
+#[derive(Clone)]
+pub struct NodeReader<'a> {
+    registry: &'a Registry,
+    source: &'a dyn PartSource,
+    mask: Option<Arc<Mask>>,
+    depth: usize,
+}
+
+impl NodeReader<'_> {
+    fn deeper(&self) -> Result<Self> {
+        if self.depth >= MAX_DEPTH {
+            return Err(Error::corruption(format!("tree deeper than {MAX_DEPTH}")));
+        }
+        Ok(Self { depth: self.depth + 1, ..self.clone() })
+    }
+
+    /// Reads a node from its description.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn node(&self, json: &Json, prefix: &str) -> Result<Box<dyn Node>> {
+        let id = field::<String>(json, "node")?;
+        let read = self
+            .registry
+            .nodes
+            .get(id.as_str())
+            .ok_or_else(|| Error::version(format!("unknown node `{id}`")))?;
+        read(&self.deeper()?, json, prefix)
+    }
+
+    /// Reads the child described under `key`, its parts under `prefix.key`.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn child(&self, json: &Json, key: &str, prefix: &str) -> Result<Box<dyn Node>> {
+        self.node(required(json, key)?, &join(prefix, key))
+    }
+
+    /// Reads the plane described under `key`, its parts named `prefix`.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn plane(&self, json: &Json, key: &str, prefix: &str) -> Result<Box<dyn Plane>> {
+        let json = required(json, key)?;
+        let id = field::<String>(json, "plane")?;
+        let read = self
+            .registry
+            .planes
+            .get(id.as_str())
+            .ok_or_else(|| Error::version(format!("unknown plane `{id}`")))?;
+        read(&self.deeper()?, json, prefix)
+    }
+
+    /// A part as a tensor.
+    ///
+    /// # Errors
+    /// `InsufficientData` if it is missing.
+    pub fn part(&self, name: &str) -> Result<RawTensor> {
+        self.source.part(name)
+    }
+
+    /// The bytes of a part that must have type `dtype`.
+    ///
+    /// # Errors
+    /// `InsufficientData` if it is missing, `Corruption` if it has another type.
+    pub fn bytes(&self, name: &str, dtype: DType) -> Result<Bytes> {
+        let part = self.part(name)?;
+        if part.dtype() != dtype {
+            return Err(Error::corruption(format!(
+                "part is {:?}, expected {dtype:?}",
+                part.dtype()
+            ))
+            .in_tensor(name));
+        }
+        Ok(part.bytes().clone())
+    }
+
+    /// The support that encloses what is being read.
+    #[must_use]
+    pub fn mask(&self) -> Option<&Arc<Mask>> {
+        self.mask.as_ref()
+    }
+
+    /// A reader for what lies under `mask`.
+    #[must_use]
+    pub fn under(&self, mask: Arc<Mask>) -> Self {
+        Self { mask: Some(mask), ..self.clone() }
+    }
+}
+
+fn required<'a>(json: &'a Json, key: &str) -> Result<&'a Json> {
+    json.get(key).ok_or_else(|| Error::corruption(format!("description lacks `{key}`")))
+}
+
+/// A typed field of a description.
+///
+/// # Errors
+/// `Corruption` if it is missing or of another type.
+pub fn field<T: serde::de::DeserializeOwned>(json: &Json, key: &str) -> Result<T> {
+    let value = required(json, key)?;
+    serde_json::from_value(value.clone())
+        .map_err(|e| Error::corruption(format!("description's `{key}` = {value}: {e}")))
+}
+
+/// A declared matrix shape. Sizes that no bytes can back (an empty matrix with a huge side) are refused here,
+/// all others by comparing with the parts' lengths.
+///
+/// # Errors
+/// `Corruption`.
+pub fn shape_field(json: &Json) -> Result<[usize; 2]> {
+    let shape = field::<[usize; 2]>(json, "shape")?;
+    let values = shape[0].checked_mul(shape[1]);
+    if values.is_none() || (values == Some(0) && shape[0].max(shape[1]) > 1 << 16) {
+        return Err(Error::corruption(format!("declared shape {shape:?}")));
+    }
+    Ok(shape)
+}
