@@ -5,18 +5,26 @@ pub mod bytes;
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
+pub mod grid;
 pub mod kernels;
 pub mod linalg;
+pub mod method;
 pub mod node;
+pub mod obs;
 pub mod source;
 pub mod stats;
 pub mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use bytes::Bytes;
 pub use checkpoint::Checkpoint;
 pub use dtype::DType;
 pub use error::{Context, Error, ErrorKind, Result};
 pub use half;
+pub use method::{
+    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Target,
+};
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
 pub use source::{Element, RawTensor, Tensor};

@@ -8,7 +8,7 @@ mod mask;
 mod masked;
 mod plane;
 mod product;
-mod registry;
+pub mod registry;
 mod scratch;
 mod sum;
 mod transform;
@@ -131,6 +131,60 @@ pub trait Node: Debug + Send + Sync {
     /// # Errors
     /// As [`Node::decode_rows`].
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>>;
+
+    /// The node behind a pointer, its type forgotten.
+    fn boxed(self) -> Box<dyn Node>
+    where
+        Self: Sized + 'static,
+    {
+        Box::new(self)
+    }
+}
+
+/// A boxed node is a node: what methods return whose tree depends on the input.
+impl Node for Box<dyn Node> {
+    fn shape(&self) -> [usize; 2] {
+        (**self).shape()
+    }
+    fn decode_rows(
+        &self,
+        rows: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        (**self).decode_rows(rows, out, accum, scratch)
+    }
+    fn matmul(
+        &self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        (**self).matmul(x, y, accum, scratch)
+    }
+    fn multiply(&self) -> Multiply {
+        (**self).multiply()
+    }
+    fn describe(&self) -> Json {
+        (**self).describe()
+    }
+    fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
+        (**self).parts(prefix, sink)
+    }
+    fn map_planes(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
+        (*self).map_planes(f)
+    }
+    fn keep(self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
+        (*self).keep(mask)
+    }
+    fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
+        (*self).prepack()
+    }
+    fn boxed(self) -> Box<dyn Node> {
+        self
+    }
 }
 
 /// Decodes a whole node.
@@ -147,7 +201,14 @@ pub fn decode(node: &dyn Node) -> Result<Array2<f32>> {
 /// Rows decoded at a time by the default multiplication: enough for a good matrix product, small enough for L2.
 const TILE_VALUES: usize = 64 * 1024;
 
-fn matmul_by_tiles<N: Node + ?Sized>(
+/// The default multiplication: row tiles are decoded and multiplied.
+///
+/// # Errors
+/// As [`Node::decode_rows`].
+///
+/// # Panics
+/// If a shape does not fit.
+pub fn matmul_by_tiles<N: Node + ?Sized>(
     node: &N,
     x: ArrayView2<'_, f32>,
     mut y: ArrayViewMut2<'_, f32>,

@@ -82,11 +82,11 @@ impl Packed {
             return Err(Error::shape(format!("{} codes for {rows} x {cols}", codes.len())));
         }
         check_codes(codes, bits)?;
-        let stride = kernels::packed_len(cols, bits);
+        let stride = kernels::packed_len(cols, u32::from(bits));
         let mut bytes = vec![0u8; rows * stride];
         for row in 0..rows {
             let target = &mut bytes[row * stride..(row + 1) * stride];
-            kernels::pack_bits(&codes[row * cols..(row + 1) * cols], bits, target);
+            kernels::pack_bits(&codes[row * cols..(row + 1) * cols], u32::from(bits), target);
         }
         Ok(Self { bits, rows: Rows::Even { rows, cols }, bytes: bytes.into() })
     }
@@ -102,8 +102,8 @@ impl Packed {
             return Err(Error::shape(format!("{} codes for {kept} kept entries", codes.len())));
         }
         check_codes(codes, bits)?;
-        let mut bytes = vec![0u8; kernels::packed_len(kept, bits)];
-        kernels::pack_bits(codes, bits, &mut bytes);
+        let mut bytes = vec![0u8; kernels::packed_len(kept, u32::from(bits))];
+        kernels::pack_bits(codes, u32::from(bits), &mut bytes);
         Ok(Self { bits, rows: Rows::Ragged(mask.clone()), bytes: bytes.into() })
     }
 
@@ -118,7 +118,7 @@ impl Packed {
     pub fn row_bytes(&self, row: usize) -> Option<&[u8]> {
         match self.rows {
             Rows::Even { cols, .. } => {
-                let stride = kernels::packed_len(cols, self.bits);
+                let stride = kernels::packed_len(cols, u32::from(self.bits));
                 Some(&self.bytes[row * stride..(row + 1) * stride])
             }
             Rows::Ragged(_) => None,
@@ -135,11 +135,11 @@ impl Packed {
             Rows::Even { cols, .. } => {
                 for (row, out) in rows.zip(out.chunks_exact_mut((*cols).max(1))) {
                     let bytes = self.row_bytes(row).expect("even rows");
-                    kernels::unpack_bits(bytes, self.bits, 0, out);
+                    kernels::unpack_bits(bytes, u32::from(self.bits), 0, out);
                 }
             }
             Rows::Ragged(mask) => {
-                kernels::unpack_bits(&self.bytes, self.bits, mask.kept_before(rows.start), out);
+                kernels::unpack_bits(&self.bytes, u32::from(self.bits), mask.kept_before(rows.start), out);
             }
         }
     }
@@ -156,7 +156,7 @@ impl Packed {
             let mask = reader
                 .mask()
                 .ok_or_else(|| Error::corruption("a ragged plane outside a masked node"))?;
-            let len = kernels::packed_len(mask.kept_before(mask.shape()[0]), bits);
+            let len = kernels::packed_len(mask.kept_before(mask.shape()[0]), u32::from(bits));
             (Rows::Ragged(mask.clone()), Some(len))
         } else {
             let [rows, cols] = field::<[usize; 2]>(json, "shape")?;

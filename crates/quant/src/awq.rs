@@ -1,0 +1,193 @@
+mod search;
+
+use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::ndarray::Array2;
+use tensorpress_tensor::node::{Side, Transform, Transformed};
+use tensorpress_tensor::stats::{Calibration, Needs};
+use tensorpress_tensor::{
+    Compress, Compressed, CompressedGroup, DType, Error, ErrorKind, Group, Method, Node, Result, Target,
+};
+
+use crate::rtn::Rtn;
+use crate::spec::GridSpec;
+use search::{Inputs, best_scale, clip_to_outputs};
+
+/// AWQ (Lin et al., 2024): input channels are scaled up by how active they are before rounding, and scaled back
+/// inside the product, which keeps salient weights exact.
+///
+/// The scale is `mean|x|^ratio` with the ratio searched on a grid, scored by the squared output error of
+/// round-to-nearest on sampled tokens. Matrices that share an input share one scale; it is folded into the preceding
+/// norm where the [`Group`] offers one, else stored (and counted) as f16. The scaled weights then go to a solver:
+/// [`Rtn`] in the paper, or any other, such as [`crate::Gptq`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Awq<S = Rtn> {
+    /// The grid that the search assumes; give the solver the same.
+    pub grid: GridSpec,
+    /// Search ratios `i / ratios` for i below this. Default 20.
+    pub ratios: usize,
+    /// Sampled tokens that score a ratio. Default 1024.
+    pub samples: usize,
+    /// Whether weights are clipped by output error before they are rounded.
+    pub clip: AwqClip,
+    /// Rounds the scaled weights.
+    pub solver: S,
+}
+
+/// AWQ's own clipping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AwqClip {
+    /// None but the grid's.
+    #[default]
+    Off,
+    /// Each group's weights are clamped to the best of ten shrunken ranges (down to a half) by output error.
+    Output,
+}
+
+impl Awq<Rtn> {
+    /// The method of the paper on the given grid.
+    #[must_use]
+    pub fn new(grid: GridSpec) -> Self {
+        Self::with_solver(grid, Rtn::new(grid))
+    }
+}
+
+impl<S> Awq<S> {
+    /// The search on `grid`, rounding by `solver` (which should use the same grid).
+    #[must_use]
+    pub fn with_solver(grid: GridSpec, solver: S) -> Self {
+        Self { grid, ratios: 20, samples: 1024, clip: AwqClip::Off, solver }
+    }
+
+    /// Sets the clipping.
+    #[must_use]
+    pub fn with_clip(mut self, clip: AwqClip) -> Self {
+        self.clip = clip;
+        self
+    }
+
+    /// Sets the number of ratios tried.
+    #[must_use]
+    pub fn with_ratios(mut self, ratios: usize) -> Self {
+        self.ratios = ratios;
+        self
+    }
+
+    /// Sets the number of tokens that score a ratio.
+    #[must_use]
+    pub fn with_samples(mut self, samples: usize) -> Self {
+        self.samples = samples;
+        self
+    }
+
+    /// The scale that the search finds for matrices sharing one input, and each ratio's loss (mean squared output
+    /// error, summed over the matrices).
+    ///
+    /// # Errors
+    /// `MissingCalibration`, `Numerical`, `InvalidArgument`.
+    pub fn search(
+        &self,
+        targets: &[Target<'_>],
+        calibration: &Calibration,
+        par: Par,
+    ) -> Result<(Vec<f32>, Vec<f64>)> {
+        if self.ratios == 0 {
+            return Err(Error::invalid("ratios = 0: allowed are 1 and more"));
+        }
+        let mean_abs = calibration.moments()?.mean_abs().mapv(|v| v as f32).to_vec();
+        let inputs = Inputs::new(calibration.samples()?.view(), par);
+        best_scale(&self.grid, self.ratios, targets, &mean_abs, &inputs, par)
+    }
+}
+
+impl<S: Method> Method for Awq<S> {
+    fn id(&self) -> &'static str {
+        "awq"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::MOMENTS | Needs::samples(self.samples) | self.solver.needs()
+    }
+}
+
+impl<S: Compress> Compress for Awq<S> {
+    type Node = Box<dyn Node>;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
+        let channels = group.channels()?;
+        for target in &group.targets {
+            target.check_finite()?;
+        }
+        let blind = match group.calibration.moments() {
+            _ if group.calibration.tokens() == 0 => Some("saw no calibration token".to_owned()),
+            Err(e) if e.kind() == ErrorKind::Numerical => Some(e.message().to_owned()),
+            _ => None,
+        };
+        if let Some(reason) = blind {
+            return self.without_scales(group, &reason);
+        }
+        let (mut scale, _) = self.search(&group.targets, &group.calibration, group.par)?;
+        let folded = group.fold.map(|fold| fold.make_exact(&mut scale));
+        let back = if folded.is_none() {
+            // What is stored is 1/s, rounded; the scale that goes with it is its reciprocal.
+            let back = scale.iter().map(|s| 1.0 / s).collect();
+            let back = Transform::scale(back, DType::F16)
+                .or_else(|_| Transform::scale(scale.iter().map(|s| 1.0 / s).collect(), DType::F32))?;
+            if let Transform::Scale { values, .. } = &back {
+                scale = values.iter().map(|v| 1.0 / v).collect();
+            }
+            Some(back)
+        } else {
+            None
+        };
+        debug_assert_eq!(scale.len(), channels);
+        let calibration = group.calibration.scaled(&scale)?;
+        let mut weights: Vec<Array2<f32>> = Vec::with_capacity(group.targets.len());
+        for target in &group.targets {
+            let mut weight = target.kept_weight().into_owned();
+            for mut row in weight.rows_mut() {
+                row.iter_mut().zip(&scale).for_each(|(w, s)| *w *= s);
+            }
+            if self.clip == AwqClip::Output {
+                clip_to_outputs(&self.grid, &mut weight, calibration.samples()?.view(), group.par)?;
+            }
+            weights.push(weight);
+        }
+        let targets = group
+            .targets
+            .iter()
+            .zip(&weights)
+            .map(|(t, w)| Target { weight: w.view(), ..t.clone() })
+            .collect();
+        let scaled =
+            Group { targets, calibration, fold: None, seed: group.seed, par: group.par };
+        let solved = self.solver.compress_group(scaled)?;
+        let wrap = |layer: Compressed<S::Node>| {
+            let Compressed { bias, fallback, node } = layer.boxed();
+            let node = match &back {
+                None => node,
+                Some(back) => Transformed::new(Side::In, back.clone(), node)?.boxed(),
+            };
+            Ok(Compressed { bias, fallback, node })
+        };
+        let layers = solved.layers.into_iter().map(wrap).collect::<Result<_>>()?;
+        Ok(CompressedGroup { layers, folded })
+    }
+}
+
+impl<S: Compress> Awq<S> {
+    fn without_scales(&self, group: Group<'_>, reason: &str) -> Result<CompressedGroup> {
+        let solved = self.solver.compress_group(Group { fold: None, ..group })?;
+        let note = format!("{reason}: channels not scaled");
+        let mark = |layer: Compressed<S::Node>| {
+            let layer = layer.boxed();
+            let note = match &layer.fallback {
+                Some(inner) => format!("{note}; {inner}"),
+                None => note.clone(),
+            };
+            layer.with_fallback(Some(note))
+        };
+        Ok(CompressedGroup::new(solved.layers.into_iter().map(mark).collect()))
+    }
+}

@@ -1,0 +1,258 @@
+mod rule;
+
+use std::ops::Range;
+
+use tensorpress_tensor::grid::Affine;
+use tensorpress_tensor::linalg::{self, Par};
+use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis};
+use tensorpress_tensor::node::{Side, Transform, Transformed};
+use tensorpress_tensor::stats::Needs;
+use tensorpress_tensor::{
+    Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
+    kernels, obs,
+};
+
+use crate::rtn::{Rtn, node_from};
+use crate::spec::{Granularity, GridSpec};
+use rule::GptqRule;
+
+/// GPTQ (Frantar et al., 2023): columns are rounded one after another, and each rounding error is spread over the
+/// columns still to come, weighted by the inverse Gram matrix of the inputs.
+///
+/// Never fails on singular or missing statistics: damping grows until the matrix can be factored, and a layer
+/// that saw no token falls back to [`Rtn`] and says so.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Gptq {
+    /// Bits, granularity and grid.
+    pub grid: GridSpec,
+    /// Decide columns in the order of falling input energy. Costs a stored permutation where groups follow that
+    /// order. Default false.
+    pub act_order: bool,
+    /// Fit all groups before the sweep, in the stored order of columns; with `act_order` no permutation is stored
+    /// then. Default false.
+    pub static_groups: bool,
+    /// Damping as a fraction of the mean diagonal. Default 0.01.
+    pub damp: f32,
+    /// Columns between two updates of the rest of the matrix. Default 128.
+    pub block: usize,
+}
+
+impl Default for Gptq {
+    fn default() -> Self {
+        Self {
+            grid: GridSpec::default(),
+            act_order: false,
+            static_groups: false,
+            damp: 0.01,
+            block: 128,
+        }
+    }
+}
+
+impl Gptq {
+    /// GPTQ on the given grid.
+    #[must_use]
+    pub fn new(grid: GridSpec) -> Self {
+        Self { grid, ..Self::default() }
+    }
+
+    /// Decides columns in the order of falling input energy.
+    #[must_use]
+    pub fn with_act_order(mut self, act_order: bool) -> Self {
+        self.act_order = act_order;
+        self
+    }
+
+    /// Fits all groups before the sweep.
+    #[must_use]
+    pub fn with_static_groups(mut self, static_groups: bool) -> Self {
+        self.static_groups = static_groups;
+        self
+    }
+
+    /// Sets the damping, a fraction of the mean diagonal.
+    #[must_use]
+    pub fn with_damp(mut self, damp: f32) -> Self {
+        self.damp = damp;
+        self
+    }
+
+    /// Sets the columns between two updates of the rest.
+    #[must_use]
+    pub fn with_block(mut self, block: usize) -> Self {
+        self.block = block;
+        self
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.damp.is_finite() || self.damp < 0.0 {
+            return Err(Error::invalid(format!("damp = {}: allowed are 0 and more", self.damp)));
+        }
+        if self.block == 0 {
+            return Err(Error::invalid("block = 0: allowed are 1 and more"));
+        }
+        Ok(())
+    }
+
+    /// Sweeps one target with the shared inverse factor.
+    fn quantize(&self, target: &Target<'_>, prepared: &Prepared, par: Par) -> Result<Box<dyn Node>> {
+        target.check_finite()?;
+        let dense = target.kept_weight();
+        let (rows, cols) = dense.dim();
+        let grid = self.grid.grid(kernels::abs_max(dense.as_slice().expect("standard layout")))?;
+        let group = self.grid.group_of(cols);
+        let mut rule = GptqRule::new(grid, group, rows, cols, target.mask, prepared.order.as_deref());
+        if self.static_groups || self.grid.granularity == Granularity::Tensor {
+            rule.fit_all(dense.view(), self.grid.per_tensor(), par);
+        }
+        let mut weight = match &prepared.order {
+            Some(order) => dense.select(Axis(1), order),
+            None => dense.into_owned(),
+        };
+        for &dead in &prepared.dead {
+            weight.column_mut(dead).fill(0.0);
+        }
+        let swept = obs::sweep(weight, prepared.factor.view(), self.block, &mut rule, par)?;
+        drop(swept.weight);
+        let params = if self.grid.per_tensor() { vec![rule.param(0, 0)] } else { rule.params() };
+        // Groups that follow the order of decision keep it, with a permutation around them; all others go back.
+        let grouped_in_order =
+            !self.static_groups && matches!(self.grid.granularity, Granularity::Group(_)) && group < cols;
+        match &prepared.order {
+            Some(order) if grouped_in_order => {
+                let codes = swept.codes.as_slice().expect("standard layout");
+                let node = node_from(&grid, [rows, cols], group, codes, &params)?;
+                let index = order.iter().map(|c| *c as u32).collect();
+                let permutation = Transform::index(index, cols)?;
+                Ok(Box::new(Transformed::new(Side::In, permutation, Box::new(node))?))
+            }
+            order => {
+                let codes = match order {
+                    Some(order) => in_original_order(swept.codes.view(), order),
+                    None => swept.codes,
+                };
+                let codes = codes.as_slice().expect("standard layout");
+                Ok(Box::new(node_from(&grid, [rows, cols], group, codes, &params)?))
+            }
+        }
+    }
+}
+
+fn in_original_order(codes: ArrayView2<'_, u8>, order: &[usize]) -> Array2<u8> {
+    let mut original = Array2::zeros(codes.dim());
+    for (mut to, from) in original.rows_mut().into_iter().zip(codes.rows()) {
+        from.iter().zip(order).for_each(|(code, c)| to[*c] = *code);
+    }
+    original
+}
+
+/// What all matrices with one input share.
+struct Prepared {
+    /// U with H⁻¹ = UᵀU, columns in the order of decision.
+    factor: Array2<f32>,
+    /// Stored column of each decided column.
+    order: Option<Vec<usize>>,
+    /// Decided columns whose input was always 0.
+    dead: Vec<usize>,
+    /// News about the statistics.
+    note: Option<String>,
+}
+
+impl Gptq {
+    /// Orders, damps and factors the Gram matrix; `Err(reason)` inside if there is nothing to calibrate on.
+    fn prepare(&self, group: &mut Group<'_>) -> Result<std::result::Result<Prepared, String>> {
+        if group.calibration.tokens() == 0 {
+            return Ok(Err("saw no calibration token".into()));
+        }
+        let mut gram = match group.calibration.take_gram() {
+            Ok(gram) => gram,
+            Err(e) if e.kind() == tensorpress_tensor::ErrorKind::Numerical => {
+                return Ok(Err(e.message().to_owned()));
+            }
+            Err(e) => return Err(e),
+        };
+        let cols = group.channels()?;
+        if gram.dim() != (cols, cols) {
+            return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
+        }
+        if gram.iter().any(|v| !v.is_finite()) {
+            return Ok(Err("its Gram matrix is not finite".into()));
+        }
+        let mut dead: Vec<usize> = (0..cols).filter(|j| gram[[*j, *j]] <= 0.0).collect();
+        if dead.len() == cols {
+            return Ok(Err("all its inputs were zero".into()));
+        }
+        for &j in &dead {
+            gram.row_mut(j).fill(0.0);
+            gram.column_mut(j).fill(0.0);
+            gram[[j, j]] = 1.0;
+        }
+        let order = self.act_order.then(|| {
+            let mut order: Vec<usize> = (0..cols).collect();
+            order.sort_by(|a, b| gram[[*b, *b]].total_cmp(&gram[[*a, *a]]));
+            order
+        });
+        if let Some(order) = &order {
+            gram = gram.select(Axis(0), order).select(Axis(1), order);
+            dead = (0..cols).filter(|j| dead.contains(&order[*j])).collect();
+        }
+        let damped = match linalg::damped_inverse_factor(gram, f64::from(self.damp), group.par) {
+            Ok(damped) => damped,
+            Err(e) if e.kind() == tensorpress_tensor::ErrorKind::Numerical => {
+                return Ok(Err(e.message().to_owned()));
+            }
+            Err(e) => return Err(e),
+        };
+        let note = (damped.retries > 0).then(|| {
+            let (damp, retries) = (damped.damp, damped.retries);
+            format!("damping raised {retries} times, to {damp}, to factor the Gram matrix")
+        });
+        Ok(Ok(Prepared { factor: damped.factor, order, dead, note }))
+    }
+}
+
+impl Method for Gptq {
+    fn id(&self) -> &'static str {
+        "gptq"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::GRAM
+    }
+}
+
+impl Compress for Gptq {
+    type Node = Box<dyn Node>;
+
+    fn compress_group(&self, mut group: Group<'_>) -> Result<CompressedGroup> {
+        self.check()?;
+        group.channels()?;
+        for target in &group.targets {
+            target.check_finite()?;
+        }
+        let prepared = self.prepare(&mut group)?;
+        let par = group.par;
+        let layers = group.targets.iter().map(|target| {
+            let (node, note): (Box<dyn Node>, _) = match &prepared {
+                Ok(prepared) => {
+                    (self.quantize(target, prepared, par).in_tensor(target.name)?, prepared.note.clone())
+                }
+                Err(reason) => {
+                    let node = Rtn::new(self.grid).round(target, par)?;
+                    (Box::new(node), Some(format!("{reason}: rounded to nearest instead")))
+                }
+            };
+            Ok(Compressed { bias: None, fallback: note, node })
+        });
+        Ok(CompressedGroup::new(layers.collect::<Result<_>>()?))
+    }
+}
+
+/// Columns of a group.
+pub(crate) fn columns_of(group: usize, size: usize, cols: usize) -> Range<usize> {
+    group * size..((group + 1) * size).min(cols)
+}
+
+/// The neutral grid of padding rows.
+pub(crate) const PADDING: Affine = Affine { scale: 1.0, zero: 0.0 };

@@ -1,0 +1,322 @@
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde_json::json;
+use tensorpress_tensor::ndarray::{ArrayView2, ArrayViewMut2};
+use tensorpress_tensor::node::registry::{field, shape_field};
+use tensorpress_tensor::node::{
+    Json, Kept, Mask, Multiply, NodeReader, Packed, Plane, PlaneMap, check_matmul, join,
+    matmul_by_tiles,
+};
+use tensorpress_tensor::{
+    Accum, DType, Error, Node, Part, PartKind, PartSink, Result, Scratch, Tensor, kernels,
+};
+
+/// Zero points of a [`GroupedAffine`].
+#[derive(Debug)]
+pub enum Zeros {
+    /// One code for all groups: symmetric grids.
+    Fixed(u8),
+    /// A plane of one code a group.
+    PerGroup(Box<dyn Plane>),
+}
+
+/// Integer codes with a scale and zero point for each group of consecutive inputs of a row:
+/// `w[r, c] = scale[r, c / group] * (code[r, c] - zero[r, c / group])`.
+#[derive(Debug)]
+pub struct GroupedAffine {
+    shape: [usize; 2],
+    group: usize,
+    /// One scale and zero for the whole matrix.
+    per_tensor: bool,
+    codes: Box<dyn Plane>,
+    /// Row-major `[rows, groups]`, or a single one; values that `scale_dtype` represents.
+    scales: Vec<f32>,
+    scale_dtype: DType,
+    zeros: Zeros,
+}
+
+/// Up to this many tokens the fused kernel wins over decoding tiles for a matrix product.
+const FUSED_TOKENS: usize = 8;
+
+impl GroupedAffine {
+    /// A node from unpacked codes (row-major), scales (`[rows, groups]`, or one for the whole matrix) rounded to
+    /// `scale_dtype`, and zero points: one a group, or a single one for all.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` if lengths disagree, `InvalidArgument` for codes or zeros that do not fit `bits`.
+    pub fn new(
+        shape: [usize; 2],
+        bits: u8,
+        group: usize,
+        codes: &[u8],
+        scales: Vec<f32>,
+        scale_dtype: DType,
+        zeros: &[u8],
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        if group == 0 {
+            return Err(Error::invalid("group = 0: allowed are 1 and more"));
+        }
+        let groups = cols.div_ceil(group);
+        let per_tensor = scales.len() == 1 && rows * groups != 1;
+        let per_row = if per_tensor { [1, 1] } else { [rows, groups] };
+        let zeros = match zeros {
+            [zero] if scales.len() != 1 => Zeros::Fixed(*zero),
+            zeros => Zeros::PerGroup(Box::new(Packed::pack(zeros, per_row[0], per_row[1], bits)?)),
+        };
+        let codes = Box::new(Packed::pack(codes, rows, cols, bits)?);
+        let scales = scales.into_iter().map(|s| scale_dtype.round(s)).collect();
+        Self { shape, group, per_tensor, codes, scales, scale_dtype, zeros }.check()
+    }
+
+    fn check(self) -> Result<Self> {
+        let [rows, cols] = self.shape;
+        let [scale_rows, groups] = self.scale_shape();
+        if self.scales.len() != scale_rows * groups {
+            return Err(Error::shape(format!(
+                "{} scales for {scale_rows} x {groups} groups",
+                self.scales.len()
+            )));
+        }
+        if self.codes.rows() != rows || self.codes.len(0..rows) != rows * cols {
+            return Err(Error::shape(format!("codes do not fill {rows} x {cols}")));
+        }
+        if self.codes.alphabet() > 256 {
+            return Err(Error::unsupported("codes of more than 8 bits"));
+        }
+        if let Zeros::PerGroup(zeros) = &self.zeros {
+            if zeros.rows() != scale_rows || zeros.len(0..scale_rows) != scale_rows * groups {
+                return Err(Error::shape(format!("zeros do not fill {scale_rows} x {groups}")));
+            }
+        }
+        if let Some(i) = self.scales.iter().position(|s| !s.is_finite()) {
+            return Err(Error::numerical(format!("scale {i} is {}", self.scales[i])));
+        }
+        Ok(self)
+    }
+
+    fn scale_shape(&self) -> [usize; 2] {
+        if self.per_tensor {
+            [1, 1]
+        } else {
+            [self.shape[0], self.shape[1].div_ceil(self.group)]
+        }
+    }
+
+    /// Columns that share a scale.
+    #[must_use]
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
+    /// The codes.
+    #[must_use]
+    pub fn codes(&self) -> &dyn Plane {
+        &*self.codes
+    }
+
+    /// Scales, row-major `[rows, groups]` (or a single one).
+    #[must_use]
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// Zero points in the layout of the scales.
+    ///
+    /// # Errors
+    /// `Corruption` if a coded plane turns out to be invalid.
+    pub fn zeros(&self) -> Result<Vec<f32>> {
+        let [rows, groups] = self.scale_shape();
+        match &self.zeros {
+            Zeros::Fixed(zero) => Ok(vec![f32::from(*zero); rows * groups]),
+            Zeros::PerGroup(plane) => {
+                let mut codes = vec![0u16; rows * groups];
+                plane.read(0..rows, &mut codes)?;
+                Ok(codes.into_iter().map(f32::from).collect())
+            }
+        }
+    }
+
+    /// Scales and zeros of some rows, with the group size they apply to.
+    fn params(&self, rows: Range<usize>) -> Result<(&[f32], Vec<f32>, usize)> {
+        let groups = self.scale_shape()[1];
+        if self.per_tensor {
+            return Ok((&self.scales, self.zeros()?, usize::MAX));
+        }
+        let scales = &self.scales[rows.start * groups..rows.end * groups];
+        let zeros = match &self.zeros {
+            Zeros::Fixed(zero) => vec![f32::from(*zero); scales.len()],
+            Zeros::PerGroup(plane) => {
+                let mut codes = vec![0u16; scales.len()];
+                plane.read(rows, &mut codes)?;
+                codes.into_iter().map(f32::from).collect()
+            }
+        };
+        Ok((scales, zeros, self.group))
+    }
+
+    pub(crate) fn read_from(
+        reader: &NodeReader<'_>,
+        json: &Json,
+        prefix: &str,
+    ) -> Result<Box<dyn Node>> {
+        let shape = shape_field(json)?;
+        let group = field::<usize>(json, "group")?;
+        if group == 0 {
+            return Err(Error::corruption("group of 0 columns"));
+        }
+        let codes = reader.plane(json, "codes", &join(prefix, "codes"))?;
+        let scales = reader.part(&join(prefix, "scales"))?;
+        if !scales.dtype().is_float() {
+            return Err(Error::corruption(format!("scales of type {:?}", scales.dtype())));
+        }
+        let zeros = match json.get("zero").and_then(Json::as_u64) {
+            Some(zero) => Zeros::Fixed(
+                u8::try_from(zero).map_err(|_| Error::corruption(format!("zero point {zero}")))?,
+            ),
+            None => Zeros::PerGroup(reader.plane(json, "zeros", &join(prefix, "zeros"))?),
+        };
+        let node = Self {
+            shape,
+            group,
+            per_tensor: json.get("per_tensor").and_then(Json::as_bool).unwrap_or(false),
+            codes,
+            scale_dtype: scales.dtype(),
+            scales: scales.to_matrix()?.into_raw_vec_and_offset().0,
+            zeros,
+        };
+        Ok(Box::new(node.check().map_err(|e| Error::corruption(e.message()))?))
+    }
+
+    /// Codes of one row of a plane that is not packed, dequantised without a kernel.
+    fn decode_plane_row(
+        &self,
+        row: usize,
+        scales: &[f32],
+        zeros: &[f32],
+        group: usize,
+        mut write: impl FnMut(usize, f32),
+    ) -> Result<()> {
+        let mut codes = vec![0u16; self.shape[1]];
+        self.codes.read(row..row + 1, &mut codes)?;
+        for (c, code) in codes.into_iter().enumerate() {
+            let g = if group == usize::MAX { 0 } else { c / group };
+            write(c, scales[g] * (f32::from(code) - zeros[g]));
+        }
+        Ok(())
+    }
+}
+
+impl Node for GroupedAffine {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn decode_rows(
+        &self,
+        rows: Range<usize>,
+        mut out: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        _: &mut Scratch,
+    ) -> Result<()> {
+        let cols = self.shape[1];
+        assert_eq!(out.dim(), (rows.len(), cols), "output shape");
+        let (scales, zeros, group) = self.params(rows.clone())?;
+        let groups = if group == usize::MAX { 0 } else { self.scale_shape()[1] };
+        let row_groups = self.scale_shape()[1];
+        for (i, row) in rows.enumerate() {
+            let at = i * groups..i * groups + row_groups;
+            let (scales, zeros) = (&scales[at.clone()], &zeros[at]);
+            let mut target = out.row_mut(i);
+            let packed = self.codes.as_packed().and_then(|p| Some((p.row_bytes(row)?, p.bits())));
+            match (packed, target.as_slice_mut()) {
+                (Some((bytes, bits)), Some(target)) => kernels::decode_affine(
+                    bytes,
+                    u32::from(bits),
+                    0,
+                    scales,
+                    zeros,
+                    group.min(cols.max(1)),
+                    target,
+                    accum == Accum::Add,
+                ),
+                _ => self.decode_plane_row(row, scales, zeros, group, |c, value| {
+                    if accum == Accum::Add {
+                        target[c] += value;
+                    } else {
+                        target[c] = value;
+                    }
+                })?,
+            }
+        }
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        check_matmul(self.shape, &x, &y);
+        matmul_by_tiles(self, x, y, accum, scratch)
+    }
+
+    fn multiply(&self) -> Multiply {
+        if self.codes.as_packed().is_some() { Multiply::Fused } else { Multiply::Decode }
+    }
+
+    fn describe(&self) -> Json {
+        let mut json = json!({
+            "node": "grouped_affine.v1",
+            "shape": self.shape,
+            "group": self.group,
+            "codes": self.codes.describe(),
+        });
+        if self.per_tensor {
+            json["per_tensor"] = true.into();
+        }
+        match &self.zeros {
+            Zeros::Fixed(zero) => json["zero"] = (*zero).into(),
+            Zeros::PerGroup(plane) => json["zeros"] = plane.describe(),
+        }
+        json
+    }
+
+    fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
+        self.codes.parts(&join(prefix, "codes"), PartKind::Codes, sink)?;
+        let mut bytes = Vec::new();
+        self.scale_dtype.write_f32(&self.scales, &mut bytes)?;
+        sink.part(Part {
+            name: join(prefix, "scales"),
+            kind: PartKind::Scales,
+            dtype: self.scale_dtype,
+            shape: self.scale_shape().to_vec(),
+            bytes: Cow::Owned(bytes),
+        })?;
+        match &self.zeros {
+            Zeros::Fixed(_) => Ok(()),
+            Zeros::PerGroup(plane) => plane.parts(&join(prefix, "zeros"), PartKind::Zeros, sink),
+        }
+    }
+
+    fn map_planes(mut self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
+        self.codes = self.codes.map_inner(f)?;
+        if let Zeros::PerGroup(plane) = self.zeros {
+            self.zeros = Zeros::PerGroup(plane.map_inner(f)?);
+        }
+        Ok(self)
+    }
+
+    fn keep(mut self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
+        self.codes = Box::new(Kept::restrict(&*self.codes, mask)?);
+        Ok(self)
+    }
+
+    fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
+        Ok(self)
+    }
+}

@@ -1,0 +1,125 @@
+use serde::{Deserialize, Serialize};
+use tensorpress_tensor::grid::{Clip, IntGrid, Span};
+use tensorpress_tensor::{DType, Error, Result};
+
+/// Which weights share one scale and zero point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Granularity {
+    /// All of the matrix.
+    Tensor,
+    /// One output channel (row).
+    Channel,
+    /// This many consecutive inputs of a row; the last group of a row may be shorter.
+    Group(usize),
+}
+
+/// Bits, granularity and grid of an integer quantiser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GridSpec {
+    /// Bits of a code, 2 to 8. Default 4.
+    pub bits: u8,
+    /// Who shares a scale. Default groups of 128.
+    pub granularity: Granularity,
+    /// Fixed zero point in the middle. Default false.
+    pub symmetric: bool,
+    /// How ranges are chosen. Default min-max.
+    pub clip: Clip,
+    /// Whether asymmetric ranges include zero. Default [`Span::WithZero`].
+    pub range: Span,
+    /// Stored type of scales. Default f16.
+    pub scale: DType,
+}
+
+impl Default for GridSpec {
+    fn default() -> Self {
+        Self {
+            bits: 4,
+            granularity: Granularity::Group(128),
+            symmetric: false,
+            clip: Clip::MinMax,
+            range: Span::WithZero,
+            scale: DType::F16,
+        }
+    }
+}
+
+impl GridSpec {
+    /// `bits` bits in groups of `group` inputs (0: whole rows), asymmetric, min-max, f16 scales.
+    #[must_use]
+    pub fn new(bits: u8, group: usize) -> Self {
+        Self::default().with_bits(bits).with_group(group)
+    }
+
+    /// Sets the bits of a code.
+    #[must_use]
+    pub fn with_bits(mut self, bits: u8) -> Self {
+        self.bits = bits;
+        self
+    }
+
+    /// Sets the group size; 0 stands for whole rows.
+    #[must_use]
+    pub fn with_group(mut self, group: usize) -> Self {
+        self.granularity = if group == 0 { Granularity::Channel } else { Granularity::Group(group) };
+        self
+    }
+
+    /// Sets who shares a scale.
+    #[must_use]
+    pub fn with_granularity(mut self, granularity: Granularity) -> Self {
+        self.granularity = granularity;
+        self
+    }
+
+    /// Fixes the zero point in the middle, or lets it move.
+    #[must_use]
+    pub fn with_symmetric(mut self, symmetric: bool) -> Self {
+        self.symmetric = symmetric;
+        self
+    }
+
+    /// Sets how ranges are chosen.
+    #[must_use]
+    pub fn with_clip(mut self, clip: Clip) -> Self {
+        self.clip = clip;
+        self
+    }
+
+    /// Sets whether asymmetric ranges include zero.
+    #[must_use]
+    pub fn with_range(mut self, range: Span) -> Self {
+        self.range = range;
+        self
+    }
+
+    /// Sets the stored type of scales.
+    #[must_use]
+    pub fn with_scale(mut self, scale: DType) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// The grid family, its scale type wide enough for weights up to `abs_max`.
+    pub(crate) fn grid(&self, abs_max: f32) -> Result<IntGrid> {
+        if self.granularity == Granularity::Group(0) {
+            return Err(Error::invalid("group = 0 as a group size: use Granularity::Channel"));
+        }
+        let mut grid = IntGrid::new(self.bits, self.symmetric, self.clip, self.scale)?;
+        grid.range = self.range;
+        Ok(grid.widened_for(abs_max))
+    }
+
+    /// Columns that share a scale in a matrix of `cols` columns; at least 1.
+    pub(crate) fn group_of(&self, cols: usize) -> usize {
+        match self.granularity {
+            Granularity::Tensor | Granularity::Channel => cols.max(1),
+            Granularity::Group(group) => group.min(cols.max(1)),
+        }
+    }
+
+    pub(crate) fn per_tensor(&self) -> bool {
+        self.granularity == Granularity::Tensor
+    }
+}

@@ -1,0 +1,237 @@
+//! What a compression method is: statistics it needs, targets in, nodes out.
+
+use std::fmt::Debug;
+
+use ndarray::{ArrayView2, CowArray, Ix2};
+
+use crate::dtype::DType;
+use crate::error::{Context, Error, Result};
+use crate::linalg::Par;
+use crate::node::{Mask, Node};
+use crate::stats::{Calibration, Needs};
+
+/// A method has a name and declares the calibration statistics it wants.
+pub trait Method: Debug + Send + Sync {
+    /// Name in recipes and reports.
+    fn id(&self) -> &'static str;
+    /// Statistics it uses; the pipeline collects the union over all methods once.
+    fn needs(&self) -> Needs;
+}
+
+/// One matrix to compress.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Target<'a> {
+    /// Name for errors and reports.
+    pub name: &'a str,
+    /// W, `[out, in]`.
+    pub weight: ArrayView2<'a, f32>,
+    /// Entries that may be kept, if a selector ran before. A method treats the others as 0 and may decode to
+    /// anything there: the caller wraps the node in [`crate::node::Masked`].
+    pub mask: Option<&'a Mask>,
+}
+
+impl<'a> Target<'a> {
+    /// A target without a mask.
+    pub fn new(name: &'a str, weight: ArrayView2<'a, f32>) -> Self {
+        Self { name, weight, mask: None }
+    }
+
+    /// W in standard layout with everything outside the mask set to 0.
+    #[must_use]
+    pub fn kept_weight(&self) -> CowArray<'a, f32, Ix2> {
+        let Some(mask) = self.mask else {
+            return match self.weight.is_standard_layout() {
+                true => self.weight.into(),
+                false => self.weight.as_standard_layout().into_owned().into(),
+            };
+        };
+        let mut weight = self.weight.as_standard_layout().into_owned();
+        for ((row, col), w) in weight.indexed_iter_mut() {
+            if !mask.keeps(row, col) {
+                *w = 0.0;
+            }
+        }
+        weight.into()
+    }
+
+    /// Checks that all weights are finite.
+    ///
+    /// # Errors
+    /// `Numerical`, naming the tensor and the first bad entry.
+    pub fn check_finite(&self) -> Result<()> {
+        match self.weight.indexed_iter().find(|(_, w)| !w.is_finite()) {
+            None => Ok(()),
+            Some(((row, col), w)) => {
+                Err(Error::numerical(format!("weight [{row}, {col}] is {w}"))).in_tensor(self.name)
+            }
+        }
+    }
+}
+
+/// A per-channel vector (a norm's weight) into which input scales can be folded: it feeds only these targets.
+#[derive(Debug, Clone, Copy)]
+pub struct Fold<'a> {
+    /// The vector's values, one an input channel.
+    pub values: &'a [f32],
+    /// Its stored type.
+    pub dtype: DType,
+}
+
+impl Fold<'_> {
+    /// Moves each scale to the nearest one for which `value / scale` is exactly representable in the vector's
+    /// type, so that folding loses nothing; returns the folded vector.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[must_use]
+    pub fn make_exact(&self, scale: &mut [f32]) -> Vec<f32> {
+        assert_eq!(scale.len(), self.values.len(), "channels");
+        let fold_one = |(s, value): (&mut f32, &f32)| {
+            let folded = self.dtype.round(value / *s);
+            let exact = value / folded;
+            if exact.is_finite() && exact > 0.0 {
+                *s = exact;
+                folded
+            } else {
+                *s = 1.0;
+                *value
+            }
+        };
+        scale.iter_mut().zip(self.values).map(fold_one).collect()
+    }
+}
+
+/// Matrices that share one input, and what is known about it.
+#[derive(Debug)]
+#[must_use]
+pub struct Group<'a> {
+    /// The matrices; all have the same number of columns.
+    pub targets: Vec<Target<'a>>,
+    /// Statistics of the shared input; owned, so that a Gram matrix can be factored in place.
+    pub calibration: Calibration,
+    /// The vector that input scales may be folded into, if there is one.
+    pub fold: Option<Fold<'a>>,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Parallelism allowed.
+    pub par: Par,
+}
+
+impl<'a> Group<'a> {
+    /// One target with its calibration.
+    pub fn single(target: Target<'a>, calibration: Calibration) -> Self {
+        Self { targets: vec![target], calibration, fold: None, seed: 0, par: Par::default() }
+    }
+
+    /// Input channels.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` if the targets differ, `InvalidArgument` if there are none.
+    pub fn channels(&self) -> Result<usize> {
+        let first =
+            self.targets.first().ok_or_else(|| Error::invalid("a group without targets"))?;
+        for target in &self.targets {
+            if target.weight.ncols() != first.weight.ncols() {
+                return Err(Error::shape(format!(
+                    "{} input channels, `{}` has {}",
+                    target.weight.ncols(),
+                    first.name,
+                    first.weight.ncols()
+                ))
+                .in_tensor(target.name));
+            }
+        }
+        Ok(first.weight.ncols())
+    }
+}
+
+/// What a method made of one target.
+#[derive(Debug)]
+#[must_use]
+pub struct Compressed<N = Box<dyn Node>> {
+    /// Correction to add to the layer's bias, if the method found one.
+    pub bias: Option<Vec<f32>>,
+    /// Why the method did less than asked (no calibration token seen, singular statistics), if it did.
+    pub fallback: Option<String>,
+    /// The compressed matrix.
+    pub node: N,
+}
+
+impl<N: Node + 'static> Compressed<N> {
+    /// A node without further news.
+    pub fn new(node: N) -> Self {
+        Self { bias: None, fallback: None, node }
+    }
+
+    /// Says why the method did less than asked.
+    pub fn with_fallback(mut self, reason: Option<String>) -> Self {
+        self.fallback = reason;
+        self
+    }
+
+    /// Forgets the concrete type of the node.
+    pub fn boxed(self) -> Compressed {
+        Compressed { bias: self.bias, fallback: self.fallback, node: self.node.boxed() }
+    }
+}
+
+/// The compressed targets of a group, in their order.
+#[derive(Debug)]
+#[must_use]
+pub struct CompressedGroup<N = Box<dyn Node>> {
+    /// One result a target.
+    pub layers: Vec<Compressed<N>>,
+    /// The new values of [`Group::fold`]'s vector, where scales were folded into it.
+    pub folded: Option<Vec<f32>>,
+}
+
+impl<N> CompressedGroup<N> {
+    /// Results without folding.
+    pub fn new(layers: Vec<Compressed<N>>) -> Self {
+        Self { layers, folded: None }
+    }
+}
+
+/// A method that returns nodes of one type: what researchers use.
+pub trait Compress: Method {
+    /// What it returns.
+    type Node: Node + 'static;
+
+    /// Compresses matrices that share an input.
+    ///
+    /// # Errors
+    /// `Numerical` for non-finite weights, `InvalidArgument`, `ShapeMismatch`, `MissingCalibration`; naming the
+    /// tensor. Calibration that is singular, empty or not finite is no error: the method falls back and says so.
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Self::Node>>;
+
+    /// Compresses one matrix.
+    ///
+    /// # Errors
+    /// As [`Compress::compress_group`].
+    fn compress(
+        &self,
+        weight: ArrayView2<'_, f32>,
+        calibration: &Calibration,
+    ) -> Result<Compressed<Self::Node>> {
+        let group = Group::single(Target::new("weight", weight), calibration.clone());
+        let mut layers = self.compress_group(group)?.layers;
+        layers.pop().ok_or_else(|| Error::invalid("no result"))
+    }
+}
+
+/// The object-safe twin of [`Compress`], implemented for every one of them: what engines and pipelines hold.
+pub trait DynCompress: Method {
+    /// [`Compress::compress_group`] with the node's type forgotten.
+    ///
+    /// # Errors
+    /// As there.
+    fn compress_group_dyn(&self, group: Group<'_>) -> Result<CompressedGroup>;
+}
+
+impl<T: Compress> DynCompress for T {
+    fn compress_group_dyn(&self, group: Group<'_>) -> Result<CompressedGroup> {
+        let CompressedGroup { layers, folded } = self.compress_group(group)?;
+        Ok(CompressedGroup { layers: layers.into_iter().map(Compressed::boxed).collect(), folded })
+    }
+}

@@ -1,0 +1,148 @@
+//! The column sweep of the optimal-brain family (GPTQ, SparseGPT and their joint form).
+//!
+//! Columns are decided from first to last; the error of each is spread over the columns not yet decided, weighted
+//! by the inverse Hessian. With H⁻¹ = UᵀU (U upper triangular), deciding column j of a row w for the value q gives
+//! e = (w_j - q) / U_jj and w_k -= e U_jk for k > j (Frantar & Alistarh, "GPTQ", eq. 2-3 in Cholesky form). Updates
+//! are lazy: exact inside a block of columns, applied to the rest of the matrix as one matrix product a block.
+
+mod tile;
+
+use std::ops::Range;
+
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView2, Axis, s};
+
+use crate::error::{Error, Result};
+use crate::linalg::{self, Par};
+use tile::{Block, TileBuffers};
+
+/// Rows decided together: the lanes of a tile.
+pub const LANES: usize = 16;
+
+/// One value for each row of a tile.
+pub type Lanes = [f32; LANES];
+
+/// What a rule decides for one column of a tile.
+#[derive(Debug, Clone, Copy)]
+pub struct Decision {
+    /// The values the column will have.
+    pub value: Lanes,
+    /// Their codes (or anything else of 8 bits the rule wants back).
+    pub code: [u8; LANES],
+}
+
+impl Default for Decision {
+    fn default() -> Self {
+        Self { value: [0.0; LANES], code: [0; LANES] }
+    }
+}
+
+/// A rule decides what each weight becomes: it may mask, round, or mask and then round.
+pub trait ColumnRule: Sync {
+    /// State carried along the columns of one block, for one tile of rows.
+    type Tile: Default + Send;
+
+    /// Called before the columns `columns` are swept, with all weights as they stand and the diagonal of U.
+    ///
+    /// # Errors
+    /// Whatever makes the rule impossible.
+    fn begin_block(
+        &mut self,
+        weight: ArrayView2<'_, f32>,
+        columns: Range<usize>,
+        diagonal: &[f32],
+        par: Par,
+    ) -> Result<()>;
+
+    /// Decides column `column` for the rows `row .. row + LANES` (rows past the end hold zeros and are ignored).
+    /// `ahead[0]` is that column with all updates applied, `ahead[1..]` the rest of the block.
+    fn decide(
+        &self,
+        tile: &mut Self::Tile,
+        row: usize,
+        column: usize,
+        ahead: &[Lanes],
+        decision: &mut Decision,
+    );
+}
+
+/// What a sweep leaves.
+#[derive(Debug)]
+#[must_use]
+pub struct Swept {
+    /// The decided values.
+    pub weight: Array2<f32>,
+    /// Their codes.
+    pub codes: Array2<u8>,
+    /// Sum of e² over all decisions: tr(D H Dᵀ) for D = W - Q and the (damped) H behind U.
+    pub loss: f64,
+}
+
+/// Sweeps `weight` (`[out, in]`, columns in the order of decision) with the upper factor `u` of H⁻¹.
+///
+/// Needs 1 + 1/4 copies of the weight beside it. The result does not depend on the number of threads.
+///
+/// # Errors
+/// `ShapeMismatch`; those of the rule.
+pub fn sweep<R: ColumnRule>(
+    mut weight: Array2<f32>,
+    u: ArrayView2<'_, f32>,
+    block: usize,
+    rule: &mut R,
+    par: Par,
+) -> Result<Swept> {
+    let (rows, cols) = weight.dim();
+    if u.dim() != (cols, cols) {
+        return Err(Error::shape(format!("factor {:?} for {cols} columns", u.dim())));
+    }
+    if block == 0 {
+        return Err(Error::invalid("block = 0: allowed are 1 and more"));
+    }
+    if !weight.is_standard_layout() {
+        weight = weight.as_standard_layout().into_owned();
+    }
+    let mut codes = Array2::<u8>::zeros((rows, cols));
+    let mut errors = Array2::<f32>::zeros((rows, block.min(cols)));
+    let diagonal: Vec<f32> = u.diag().to_vec();
+    let mut loss = 0.0f64;
+    for start in (0..cols).step_by(block) {
+        let end = (start + block).min(cols);
+        rule.begin_block(weight.view(), start..end, &diagonal[start..end], par)?;
+        let factor = u.slice(s![start..end, start..end]).as_standard_layout().into_owned();
+        let block_view = Block { start, factor: factor.view() };
+        let decide = |tile: usize, mut w: ndarray::ArrayViewMut2<'_, f32>, mut c, mut e| {
+            let mut buffers = TileBuffers::<R>::new(end - start);
+            tile::sweep_tile(&*rule, &block_view, tile * LANES, &mut w, &mut c, &mut e, &mut buffers)
+        };
+        let tiles: Vec<f64> = if par == Par::Seq {
+            weight
+                .axis_chunks_iter_mut(Axis(0), LANES)
+                .zip(codes.axis_chunks_iter_mut(Axis(0), LANES))
+                .zip(errors.axis_chunks_iter_mut(Axis(0), LANES))
+                .enumerate()
+                .map(|(tile, ((w, c), e))| decide(tile, w, c, e))
+                .collect()
+        } else {
+            weight
+                .axis_chunks_iter_mut(Axis(0), LANES)
+                .into_par_iter()
+                .zip(codes.axis_chunks_iter_mut(Axis(0), LANES).into_par_iter())
+                .zip(errors.axis_chunks_iter_mut(Axis(0), LANES).into_par_iter())
+                .enumerate()
+                .map(|(tile, ((w, c), e))| decide(tile, w, c, e))
+                .collect()
+        };
+        loss += tiles.iter().sum::<f64>();
+        if end < cols {
+            // `errors` holds -e, so that the update of the rest is one accumulating product.
+            linalg::matmul(
+                errors.slice(s![.., ..end - start]),
+                u.slice(s![start..end, end..]),
+                weight.slice_mut(s![.., end..]),
+                true,
+                par,
+            );
+        }
+    }
+    Ok(Swept { weight, codes, loss })
+}

@@ -1,0 +1,132 @@
+//! Sixteen rows through one block of columns, in registers and L1.
+#![allow(unsafe_code)]
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use super::{ColumnRule, Decision, LANES, Lanes};
+use crate::kernels::Isa;
+
+/// The block being swept.
+pub(super) struct Block<'a> {
+    pub(super) start: usize,
+    /// U over the block's columns, contiguous.
+    pub(super) factor: ArrayView2<'a, f32>,
+}
+
+/// Buffers of one tile.
+pub(super) struct TileBuffers<R: ColumnRule> {
+    columns: Vec<Lanes>,
+    errors: Vec<Lanes>,
+    codes: Vec<[u8; LANES]>,
+    state: R::Tile,
+}
+
+impl<R: ColumnRule> TileBuffers<R> {
+    pub(super) fn new(width: usize) -> Self {
+        Self {
+            columns: vec![[0.0; LANES]; width],
+            errors: vec![[0.0; LANES]; width],
+            codes: vec![[0; LANES]; width],
+            state: R::Tile::default(),
+        }
+    }
+}
+
+/// Decides the block's columns for the rows of one tile; writes values, codes and -e, and returns the sum of e².
+pub(super) fn sweep_tile<R: ColumnRule>(
+    rule: &R,
+    block: &Block<'_>,
+    row: usize,
+    weight: &mut ArrayViewMut2<'_, f32>,
+    codes: &mut ArrayViewMut2<'_, u8>,
+    errors: &mut ArrayViewMut2<'_, f32>,
+    buffers: &mut TileBuffers<R>,
+) -> f64 {
+    match Isa::detect() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: detected just now.
+        Isa::Avx512 => unsafe { avx512(rule, block, row, weight, codes, errors, buffers) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: detected just now.
+        Isa::Avx2 => unsafe { avx2(rule, block, row, weight, codes, errors, buffers) },
+        _ => sweep_tile_body(rule, block, row, weight, codes, errors, buffers),
+    }
+}
+
+macro_rules! with_features {
+    ($name:ident, $features:literal) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        fn $name<R: ColumnRule>(
+            rule: &R,
+            block: &Block<'_>,
+            row: usize,
+            weight: &mut ArrayViewMut2<'_, f32>,
+            codes: &mut ArrayViewMut2<'_, u8>,
+            errors: &mut ArrayViewMut2<'_, f32>,
+            buffers: &mut TileBuffers<R>,
+        ) -> f64 {
+            sweep_tile_body(rule, block, row, weight, codes, errors, buffers)
+        }
+    };
+}
+with_features!(avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+with_features!(avx2, "avx2,fma");
+
+#[inline(always)]
+fn sweep_tile_body<R: ColumnRule>(
+    rule: &R,
+    block: &Block<'_>,
+    row: usize,
+    weight: &mut ArrayViewMut2<'_, f32>,
+    codes: &mut ArrayViewMut2<'_, u8>,
+    errors: &mut ArrayViewMut2<'_, f32>,
+    buffers: &mut TileBuffers<R>,
+) -> f64 {
+    let width = block.factor.ncols();
+    let factor = block.factor.as_slice().expect("contiguous");
+    let columns = &mut buffers.columns[..width];
+    for (lane, w) in weight.rows().into_iter().enumerate() {
+        let w = &w.to_slice().expect("contiguous rows")[block.start..block.start + width];
+        for (column, value) in columns.iter_mut().zip(w) {
+            column[lane] = *value;
+        }
+    }
+    let mut loss = [0.0f32; LANES];
+    let mut total = 0.0f64;
+    let mut decision = Decision::default();
+    for j in 0..width {
+        let u_row = &factor[j * width..(j + 1) * width];
+        rule.decide(&mut buffers.state, row, block.start + j, &columns[j..], &mut decision);
+        let mut error: Lanes = [0.0; LANES];
+        for lane in 0..LANES {
+            error[lane] = (decision.value[lane] - columns[j][lane]) / u_row[j];
+            loss[lane] += error[lane] * error[lane];
+        }
+        for (column, u) in columns[j + 1..].iter_mut().zip(&u_row[j + 1..]) {
+            for lane in 0..LANES {
+                column[lane] += error[lane] * u;
+            }
+        }
+        columns[j] = decision.value;
+        buffers.errors[j] = error;
+        buffers.codes[j] = decision.code;
+    }
+    for (lane, mut w) in weight.rows_mut().into_iter().enumerate() {
+        let w = w.as_slice_mut().expect("contiguous rows");
+        for (value, column) in w[block.start..block.start + width].iter_mut().zip(&*columns) {
+            *value = column[lane];
+        }
+        total += f64::from(loss[lane]);
+    }
+    for (lane, mut e) in errors.rows_mut().into_iter().enumerate() {
+        let e = e.as_slice_mut().expect("contiguous rows");
+        e.iter_mut().zip(&buffers.errors).for_each(|(e, error)| *e = error[lane]);
+    }
+    for (lane, mut c) in codes.rows_mut().into_iter().enumerate() {
+        let c = c.as_slice_mut().expect("contiguous rows");
+        let c = &mut c[block.start..block.start + width];
+        c.iter_mut().zip(&buffers.codes).for_each(|(c, code)| *c = code[lane]);
+    }
+    total
+}
