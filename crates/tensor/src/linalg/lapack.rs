@@ -1,0 +1,1 @@
+//! LAPACK as a second backend.

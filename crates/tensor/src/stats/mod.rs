@@ -1,0 +1,50 @@
+//! Calibration statistics of a linear layer's input, gathered from a stream of activations.
+//!
+//! A method declares what it [`Needs`]; a [`Collector`] gathers that from chunks X `[tokens, channels]` in bounded
+//! memory, and [`Collector::finish`] gives the [`Calibration`] a method reads. Each statistic is also a type of its
+//! own: [`Gram`] (XᵀX), [`Moments`] (per channel), [`SampledRows`].
+//!
+//! # What is guaranteed
+//! - **Streaming.** How the stream is cut into chunks does not change a byte of the Gram matrix and of the samples.
+//! - **Merging.** Statistics of two parts merge into those of the whole. The caller fixes the order of the merges;
+//!   the same order, the same bytes.
+//! - **Threads.** The bytes do not depend on `par`.
+//! - **NaN and infinity** are found, counted as tokens, and make the statistics an error naming the first channel
+//!   concerned, so that a layer can fall back to a method that needs none.
+
+mod calibration;
+mod collector;
+mod gram;
+mod moments;
+mod samples;
+
+pub use calibration::Calibration;
+pub use collector::{Collector, Needs};
+pub use gram::Gram;
+pub use moments::Moments;
+pub use samples::SampledRows;
+
+use ndarray::ArrayView2;
+
+use crate::Error;
+
+/// The first entry of a stream that is NaN or infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct NonFinite {
+    token: u64,
+    channel: usize,
+}
+
+impl NonFinite {
+    fn find(x: ArrayView2<'_, f32>, first_token: u64) -> Option<Self> {
+        let bad = |row: &ndarray::ArrayView1<'_, f32>| !row.iter().all(|v| v.is_finite());
+        let (row, values) = x.rows().into_iter().enumerate().find(|(_, row)| bad(row))?;
+        let channel = values.iter().position(|v| !v.is_finite())?;
+        Some(Self { token: first_token + row as u64, channel })
+    }
+
+    fn error(self, what: &str) -> Error {
+        let Self { token, channel } = self;
+        Error::numerical(format!("{what}: channel {channel} is NaN or infinite at token {token}"))
+    }
+}

@@ -1,0 +1,220 @@
+//! Moments of every channel of a stream.
+
+use ndarray::{Array1, ArrayView1, ArrayView2, Axis, Zip};
+
+use super::NonFinite;
+use crate::{Error, Result};
+
+/// Rows taken at once: the second pass over a block finds it in the cache.
+const ROWS: usize = 128;
+
+/// Per channel: mean, variance, mean of absolute values, sum of squares, smallest and largest value.
+///
+/// Sums are f64. The variance is that of each block about its own mean, combined as Chan, Golub and LeVeque (1983)
+/// show, so that a large mean costs no digits. Merging differs from one long stream by f64 rounding only.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moments {
+    tokens: u64,
+    mean: Array1<f64>,
+    /// Sum of squared distances from the mean.
+    spread: Array1<f64>,
+    abs_sum: Array1<f64>,
+    square_sum: Array1<f64>,
+    min: Array1<f32>,
+    max: Array1<f32>,
+    non_finite: Option<NonFinite>,
+}
+
+impl Moments {
+    /// No tokens yet.
+    #[must_use]
+    pub fn new(channels: usize) -> Self {
+        Self {
+            tokens: 0,
+            mean: Array1::zeros(channels),
+            spread: Array1::zeros(channels),
+            abs_sum: Array1::zeros(channels),
+            square_sum: Array1::zeros(channels),
+            min: Array1::from_elem(channels, f32::INFINITY),
+            max: Array1::from_elem(channels, f32::NEG_INFINITY),
+            non_finite: None,
+        }
+    }
+
+    /// Adds the tokens X `[tokens, channels]`.
+    ///
+    /// # Panics
+    /// If X has another number of channels.
+    pub fn update(&mut self, x: ArrayView2<'_, f32>) {
+        assert_eq!(x.ncols(), self.channels(), "channels of moments");
+        if self.non_finite.is_none() {
+            self.non_finite = NonFinite::find(x, self.tokens);
+        }
+        if self.non_finite.is_some() {
+            self.tokens += x.nrows() as u64;
+            return;
+        }
+        for block in x.axis_chunks_iter(Axis(0), ROWS) {
+            self.merge(Self::of_block(block));
+        }
+    }
+
+    fn of_block(x: ArrayView2<'_, f32>) -> Self {
+        let mut block = Self::new(x.ncols());
+        block.tokens = x.nrows() as u64;
+        for row in x.rows() {
+            Zip::from(&row)
+                .and(&mut block.mean)
+                .and(&mut block.abs_sum)
+                .and(&mut block.square_sum)
+                .for_each(|&v, sum, abs_sum, square_sum| {
+                    let v = f64::from(v);
+                    *sum += v;
+                    *abs_sum += v.abs();
+                    *square_sum += v * v;
+                });
+            Zip::from(&row).and(&mut block.min).and(&mut block.max).for_each(|&v, min, max| {
+                *min = min.min(v);
+                *max = max.max(v);
+            });
+        }
+        block.mean /= x.nrows() as f64;
+        for row in x.rows() {
+            Zip::from(&row).and(&block.mean).and(&mut block.spread).for_each(
+                |&v, &mean, spread| {
+                    let distance = f64::from(v) - mean;
+                    *spread += distance * distance;
+                },
+            );
+        }
+        block
+    }
+
+    /// Adds what `other` has seen.
+    ///
+    /// # Panics
+    /// If the numbers of channels differ.
+    pub fn merge(&mut self, other: Self) {
+        assert_eq!(other.channels(), self.channels(), "channels of merged moments");
+        let later = other.non_finite.map(|bad| NonFinite { token: bad.token + self.tokens, ..bad });
+        self.non_finite = self.non_finite.or(later);
+        if other.tokens == 0 {
+            return;
+        }
+        let (before, added) = (self.tokens as f64, other.tokens as f64);
+        self.tokens += other.tokens;
+        let share = added / (before + added);
+        Zip::from(&mut self.mean)
+            .and(&mut self.spread)
+            .and(&other.mean)
+            .and(&other.spread)
+            .for_each(|mean, spread, &other_mean, &other_spread| {
+                let step = other_mean - *mean;
+                *mean += step * share;
+                *spread += other_spread + step * step * before * share;
+            });
+        self.abs_sum += &other.abs_sum;
+        self.square_sum += &other.square_sum;
+        self.min.zip_mut_with(&other.min, |a, &b| *a = a.min(b));
+        self.max.zip_mut_with(&other.max, |a, &b| *a = a.max(b));
+    }
+
+    /// Statistics of X diag(1/s).
+    ///
+    /// # Panics
+    /// Unless there is one positive, finite scale per channel.
+    #[must_use]
+    pub fn scaled(&self, s: ArrayView1<'_, f32>) -> Self {
+        assert_eq!(s.len(), self.channels(), "scales");
+        assert!(s.iter().all(|s| s.is_finite() && *s > 0.0), "scales must be positive and finite");
+        let wide = s.mapv(f64::from);
+        Self {
+            tokens: self.tokens,
+            mean: &self.mean / &wide,
+            spread: &self.spread / &wide / &wide,
+            abs_sum: &self.abs_sum / &wide,
+            square_sum: &self.square_sum / &wide / &wide,
+            min: &self.min / &s,
+            max: &self.max / &s,
+            non_finite: self.non_finite,
+        }
+    }
+
+    /// An error naming the first channel with NaN or infinity, if there was one; what such a stream holds from there
+    /// on is not in the moments.
+    ///
+    /// # Errors
+    /// Numerical.
+    pub fn check(&self) -> Result<()> {
+        self.non_finite.map_or(Ok(()), |bad| Err::<(), Error>(bad.error("moments")))
+    }
+
+    /// No NaN or infinity was seen.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.non_finite.is_none()
+    }
+
+    /// Tokens seen.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Columns of X.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Mean of each channel; 0 of no tokens.
+    #[must_use]
+    pub fn mean(&self) -> ArrayView1<'_, f64> {
+        self.mean.view()
+    }
+
+    /// Mean squared distance from the mean (divided by the number of tokens); 0 of no tokens.
+    #[must_use]
+    pub fn variance(&self) -> Array1<f64> {
+        &self.spread / self.tokens.max(1) as f64
+    }
+
+    /// Mean of absolute values; 0 of no tokens.
+    #[must_use]
+    pub fn mean_abs(&self) -> Array1<f64> {
+        &self.abs_sum / self.tokens.max(1) as f64
+    }
+
+    /// Sum of squares.
+    #[must_use]
+    pub fn sum_of_squares(&self) -> ArrayView1<'_, f64> {
+        self.square_sum.view()
+    }
+
+    /// Euclidean norm of each channel over all tokens, as Wanda uses it.
+    #[must_use]
+    pub fn l2_norm(&self) -> Array1<f64> {
+        self.square_sum.mapv(f64::sqrt)
+    }
+
+    /// Largest absolute value; 0 of no tokens.
+    #[must_use]
+    pub fn abs_max(&self) -> Array1<f32> {
+        if self.tokens == 0 {
+            return Array1::zeros(self.channels());
+        }
+        Zip::from(&self.min).and(&self.max).map_collect(|min, max| min.abs().max(max.abs()))
+    }
+
+    /// Smallest value; infinity of no tokens.
+    #[must_use]
+    pub fn min(&self) -> ArrayView1<'_, f32> {
+        self.min.view()
+    }
+
+    /// Largest value; minus infinity of no tokens.
+    #[must_use]
+    pub fn max(&self) -> ArrayView1<'_, f32> {
+        self.max.view()
+    }
+}
