@@ -61,6 +61,7 @@ pub fn pack_bits_on(isa: Isa, codes: &[u8], bits: u32, out: &mut [u8]) {
     let (units, rest) = codes.as_chunks::<8>();
     let (packed, last) = out.split_at_mut(units.len() * bits as usize);
     match isa.or_generic() {
+        _ if bits == 8 => packed.copy_from_slice(units.as_flattened()),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `or_generic` names only sets that this CPU has, and both include BMI2.
         Isa::Avx2 | Isa::Avx512 => unsafe { x86::pack(units, bits, packed) },

@@ -32,10 +32,18 @@ stamp! {
 fn quantize_body<S: Simd>(_: S, x: &[f32], scale: f32, zero: f32, maxq: u8, codes: &mut [u8]) {
     assert_eq!(x.len(), codes.len(), "quantize_affine: lengths differ");
     let maxq = f32::from(maxq);
-    for (code, &x) in codes.iter_mut().zip(x) {
-        let q = snap(x, scale, zero, maxq);
+    let (blocks, rest) = x.as_chunks::<BLOCK>();
+    let (code_blocks, code_rest) = codes.as_chunks_mut::<BLOCK>();
+    for (codes, x) in code_blocks.iter_mut().zip(blocks) {
+        // Two loops of one width each become vector code; one loop from 32 to 8 bits does not.
+        let q: [i32; BLOCK] = std::array::from_fn(|i| snap(x[i], scale, zero, maxq) as i32);
+        for i in 0..BLOCK {
+            codes[i] = q[i] as u8;
+        }
+    }
+    for (code, &x) in code_rest.iter_mut().zip(rest) {
         // In range or NaN here, so the cast by way of i32 is exact; a NaN casts to 0.
-        *code = q as i32 as u8;
+        *code = snap(x, scale, zero, maxq) as i32 as u8;
     }
 }
 
@@ -102,6 +110,9 @@ fn grid_errors_body<S: Simd>(
     }
 }
 
+/// How many weights are rounded at a time.
+const BLOCK: usize = 64;
+
 /// How many partial sums are kept, on every instruction set alike.
 const SUMS: usize = 32;
 
@@ -130,9 +141,9 @@ fn sum_errors(x: &[f32], scale: f32, zero: f32, maxq: f32, power: impl Fn(f32) -
 
 /// `e^2.4` for `e >= 0`, as `e^2 * e^0.4`.
 ///
-/// With `e = 2^n * m` and `2n = 5i + r` (r from 0 to 4), `e^0.4 = 2^i * 2^(r/5) * m^0.4`: two
-/// polynomials (Chebyshev interpolation, relative errors 3.5e-8 and 2.5e-8) and no branch. Zero,
-/// infinity and NaN come out right through the factor `e^2`.
+/// With `e = 2^n * m` and `2n = 5i + r` (r from 0 to 4), `e^0.4 = 2^i * 2^(r/5) * m^0.4`, without
+/// a branch: `2^(r/5)` from the polynomial through its five values, `m^0.4` from a Chebyshev
+/// interpolation (relative error 2.5e-7). Zero, infinity and NaN come out right through `e^2`.
 #[inline(always)]
 fn power_2p4(e: f32) -> f32 {
     let bits = e.to_bits();
@@ -140,28 +151,32 @@ fn power_2p4(e: f32) -> f32 {
     // 2n + 640, positive, so that division by five is one multiplication.
     let twice = 2 * (bits >> 23) + (640 - 254);
     let fifth = (twice * 52_429) >> 18;
-    let r = (twice - 5 * fifth) as i32 as f32 * 0.2;
+    let r = (twice - 5 * fifth) as i32 as f32;
     let power_of_two = f32::from_bits((fifth - 1) << 23);
-    let m = [
-        1.176_079,
-        0.313_621_06,
-        -0.062_727_42,
-        0.022_303_757,
-        -0.009_600_964,
-        0.004_603_037,
-        -0.002_761_592,
-        0.001_485_293_7,
-    ]
-    .into_iter()
-    .rev()
-    .reduce(|sum, c| sum * m + c)
-    .unwrap_or_default();
-    let r = [1.0, 0.693_149_4, 0.240_193_82, 0.055_676_47, 0.009_211_634, 0.001_764_209_6]
-        .into_iter()
-        .rev()
-        .reduce(|sum, c| sum * r + c)
-        .unwrap_or_default();
+    let m = horner(
+        m,
+        [
+            1.176_079,
+            0.313_623_56,
+            -0.062_725_59,
+            0.022_223_12,
+            -0.009_620_581,
+            0.005_250_953,
+            -0.002_709_091,
+        ],
+    );
+    let r = horner(r, [1.0, 0.138_616_5, 0.009_635_732, 0.000_425_756_9, 0.000_020_371_05]);
     (e * e) * ((m * r) * power_of_two)
+}
+
+/// The polynomial with these coefficients, the constant first.
+#[inline(always)]
+fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+    let mut sum = coefficients[N - 1];
+    for c in coefficients[..N - 1].iter().rev() {
+        sum = sum * x + c;
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -177,7 +192,7 @@ mod tests {
             worst = worst.max((f64::from(power_2p4(e)) / exact - 1.0).abs());
             e *= 1.000_37;
         }
-        assert!(worst < 6e-7, "{worst}");
+        assert!(worst < 8e-7, "{worst}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod float;
 mod grid;
 mod int8;
 mod isa;
+mod panels;
 mod rows;
 mod simd;
 mod stats;
@@ -39,5 +40,6 @@ pub use grid::{
 };
 pub use int8::{dot_i8, dot_i8_on, dot_u8_i8, dot_u8_i8_on};
 pub use isa::Isa;
+pub use panels::{Activations, AffinePanels, PanelInput};
 pub use rows::{AffineRows, affine_matmul, affine_matmul_on};
 pub use stats::{abs_max, abs_max_on, has_non_finite, has_non_finite_on, minmax, minmax_on};

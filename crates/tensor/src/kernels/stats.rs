@@ -32,7 +32,7 @@ stamp! {
 }
 
 #[inline(always)]
-fn abs_max_body<S: Simd>(_: S, x: &[f32]) -> f32 {
+pub(super) fn abs_max_body<S: Simd>(_: S, x: &[f32]) -> f32 {
     let mut most = [0.0f32; BLOCK];
     let (blocks, rest) = x.as_chunks::<BLOCK>();
     for block in blocks {
@@ -55,7 +55,7 @@ stamp! {
 }
 
 #[inline(always)]
-fn has_non_finite_body<S: Simd>(_: S, x: &[f32]) -> bool {
+pub(super) fn has_non_finite_body<S: Simd>(_: S, x: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
     let (blocks, rest) = x.as_chunks::<BLOCK>();
     // A whole block before each branch: the inner loop has no exit and becomes vector code.

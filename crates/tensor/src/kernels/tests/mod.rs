@@ -7,6 +7,7 @@ mod codes;
 mod floats;
 mod grids;
 mod ints;
+mod panels;
 
 /// Lengths on both sides of every vector, unit and block boundary.
 const SIZES: &[usize] = &[
