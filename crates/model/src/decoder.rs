@@ -1,0 +1,243 @@
+//! Decoder models: from token ids to logits over the vocabulary.
+
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayView2, s};
+use rayon::prelude::*;
+use tensorpress_tensor::{Error, Result, Scratch};
+
+use crate::block::Block;
+use crate::cache::{DenseCache, KvCache};
+use crate::config::Config;
+use crate::layers::{Linear, Norm};
+
+/// The embedding of tokens; rows are read one by one, so that the table stays in the memory map.
+#[derive(Debug)]
+pub struct Embedding {
+    pub(crate) table: Linear,
+}
+
+impl Embedding {
+    /// The embeddings `[tokens, hidden]` of some tokens.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an id outside the vocabulary; `Numerical` for NaN in a row, naming the tensor; those of
+    /// decoding.
+    pub fn embed(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
+        let [vocab, hidden] = self.table.shape();
+        let mut out = Array2::zeros((ids.len(), hidden));
+        for (&id, mut row) in ids.iter().zip(out.rows_mut()) {
+            if id as usize >= vocab {
+                return Err(Error::invalid(format!("token {id} in a vocabulary of {vocab}")));
+            }
+            let row = row.as_slice_mut().expect("a row of a new matrix");
+            self.table.row(id as usize, row, scratch)?;
+        }
+        Ok(out)
+    }
+
+    /// The table `[vocabulary, hidden]` as a layer.
+    #[must_use]
+    pub fn table(&self) -> &Linear {
+        &self.table
+    }
+}
+
+/// The final norm and the matrix over the vocabulary.
+#[derive(Debug)]
+pub struct Head {
+    pub(crate) norm: Norm,
+    pub(crate) linear: Linear,
+}
+
+impl Head {
+    /// Logits `[tokens, vocabulary]` of the last block's output `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// Those of decoding.
+    pub fn logits(&self, hidden: ArrayView2<'_, f32>, scratch: &mut Scratch) -> Result<Array2<f32>> {
+        let mut normed = hidden.to_owned();
+        self.norm.apply(normed.view_mut());
+        let mut logits = Array2::zeros((hidden.nrows(), self.vocab()));
+        self.linear.forward(normed.view(), logits.view_mut(), scratch)?;
+        Ok(logits)
+    }
+
+    /// Tokens in the vocabulary.
+    #[must_use]
+    pub fn vocab(&self) -> usize {
+        self.linear.shape()[0]
+    }
+
+    /// The matrix over the vocabulary as a layer.
+    #[must_use]
+    pub fn linear(&self) -> &Linear {
+        &self.linear
+    }
+
+    /// Replaces the matrix by a node of the same shape.
+    ///
+    /// # Errors
+    /// `ShapeMismatch`.
+    pub fn replace(&mut self, node: Box<dyn tensorpress_tensor::Node>) -> Result<()> {
+        self.linear.replace(node)
+    }
+}
+
+/// A decoder model, with any node in place of any weight.
+#[derive(Debug)]
+pub struct Decoder {
+    pub(crate) config: Arc<Config>,
+    pub(crate) embedding: Embedding,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) head: Head,
+}
+
+impl Decoder {
+    /// A model of these parts.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` unless there are as many blocks as the config says.
+    pub fn new(config: Config, embedding: Embedding, blocks: Vec<Block>, head: Head) -> Result<Self> {
+        if blocks.len() != config.blocks {
+            let message = format!("{} blocks, the config says {}", blocks.len(), config.blocks);
+            return Err(Error::shape(message));
+        }
+        Ok(Self { config: Arc::new(config), embedding, blocks, head })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The blocks.
+    #[must_use]
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// The blocks, to be changed.
+    pub fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
+    }
+
+    /// The embedding.
+    #[must_use]
+    pub fn embedding(&self) -> &Embedding {
+        &self.embedding
+    }
+
+    /// The final norm and the head.
+    #[must_use]
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The final norm and the head, to be changed.
+    pub fn head_mut(&mut self) -> &mut Head {
+        &mut self.head
+    }
+
+    /// Decodes every matrix of the blocks and the head to f32 once (4 bytes a weight), which makes judging several
+    /// times faster. Results are those of the nodes.
+    ///
+    /// # Errors
+    /// Those of decoding; `Numerical` for NaN or infinity; each names tensor and file.
+    pub fn materialise(mut self) -> Result<Self> {
+        self.blocks.par_iter_mut().try_for_each(Block::materialise)?;
+        self.head.linear.materialise()?;
+        Ok(self)
+    }
+
+    /// Rearranges compressed weights for fast products: for generation.
+    ///
+    /// # Errors
+    /// Those of the nodes, naming the tensor.
+    pub fn prepack(mut self) -> Result<Self> {
+        self.blocks = self.blocks.into_iter().map(Block::prepack).collect::<Result<_>>()?;
+        self.head.linear = self.head.linear.prepack()?;
+        Ok(self)
+    }
+
+    /// An empty cache for every block.
+    #[must_use]
+    pub fn cache(&self) -> Vec<Box<dyn KvCache>> {
+        let one = || DenseCache::new(self.config.kv_heads, self.config.head_dim);
+        self.blocks.iter().map(|_| Box::new(one()) as Box<dyn KvCache>).collect()
+    }
+
+    /// Logits `[tokens, vocabulary]` of the next tokens of a sequence; `cache` has one object a block.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for ids outside the vocabulary, too long a sequence, or a wrong number of caches;
+    /// `Numerical` where something is not finite; those of decoding and of the cache.
+    pub fn forward(
+        &self,
+        ids: &[u32],
+        cache: &mut [Box<dyn KvCache>],
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
+        let hidden = self.advance(ids, cache, scratch)?;
+        self.head.logits(hidden.view(), scratch)
+    }
+
+    /// [`Decoder::forward`], logits of the last token only.
+    ///
+    /// # Errors
+    /// As there, and `InvalidArgument` without tokens.
+    pub fn logits_last(
+        &self,
+        ids: &[u32],
+        cache: &mut [Box<dyn KvCache>],
+        scratch: &mut Scratch,
+    ) -> Result<Vec<f32>> {
+        if ids.is_empty() {
+            return Err(Error::invalid("no tokens to continue"));
+        }
+        let hidden = self.advance(ids, cache, scratch)?;
+        let logits = self.head.logits(hidden.slice(s![-1.., ..]), scratch)?;
+        Ok(logits.into_raw_vec_and_offset().0)
+    }
+
+    fn advance(
+        &self,
+        ids: &[u32],
+        cache: &mut [Box<dyn KvCache>],
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
+        if cache.len() != self.blocks.len() {
+            let message = format!("{} caches for {} blocks", cache.len(), self.blocks.len());
+            return Err(Error::invalid(message));
+        }
+        let seen = cache.first().map_or(0, |c| c.len());
+        self.check_length(seen.saturating_add(ids.len()))?;
+        let mut hidden = self.embedding.embed(ids, scratch)?;
+        for (block, cache) in self.blocks.iter().zip(cache) {
+            block.forward(hidden.view_mut(), cache.as_mut(), None, scratch)?;
+        }
+        Ok(hidden)
+    }
+
+    /// The last block's output `[tokens, hidden]` of a whole sequence, before the final norm.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn hidden(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
+        self.check_length(ids.len())?;
+        let mut hidden = self.embedding.embed(ids, scratch)?;
+        for block in &self.blocks {
+            block.forward_sequences(hidden.view_mut(), &[ids.len()], None, scratch)?;
+        }
+        Ok(hidden)
+    }
+
+    fn check_length(&self, tokens: usize) -> Result<()> {
+        let context = self.config.context;
+        if tokens <= context {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("{tokens} tokens, the model's context is {context}")))
+    }
+}

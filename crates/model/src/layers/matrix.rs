@@ -1,0 +1,111 @@
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use tensorpress_tensor::linalg::{self, Par};
+use tensorpress_tensor::node::{self, check_matmul};
+use tensorpress_tensor::{Accum, Error, Node, Result, Scratch, kernels};
+
+/// A weight: a node as stored, or its values decoded once.
+#[derive(Debug)]
+pub(crate) enum Matrix {
+    Stored(Box<dyn Node>),
+    Decoded(Array2<f32>),
+}
+
+/// Up to this many tokens, the kernel for few tokens beats the general product.
+const FEW_TOKENS: usize = 4;
+
+impl Matrix {
+    /// `[out, in]`.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Stored(node) => node.shape(),
+            Self::Decoded(values) => [values.nrows(), values.ncols()],
+        }
+    }
+
+    /// Y = X Wᵀ.
+    pub(crate) fn matmul(
+        &self,
+        x: ArrayView2<'_, f32>,
+        mut y: ArrayViewMut2<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        check_matmul(self.shape(), &x, &y);
+        match self {
+            Self::Stored(node) => node.matmul(x, y, Accum::Replace, scratch)?,
+            Self::Decoded(w) => match (x.as_slice(), w.as_slice(), y.as_slice_mut()) {
+                (Some(xs), Some(ws), Some(ys)) if x.nrows() <= FEW_TOKENS => {
+                    kernels::gemm_nt(xs, ws, x.nrows(), w.nrows(), w.ncols(), ys, false);
+                }
+                _ => linalg::matmul_nt(x, w.view(), y, false, scratch.par()),
+            },
+        }
+        Ok(())
+    }
+
+    /// Decodes one row: an embedding.
+    pub(crate) fn row(&self, row: usize, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        match self {
+            Self::Stored(node) => {
+                let out = ArrayViewMut2::from_shape((1, out.len()), out).expect("one row");
+                node.decode_rows(row..row + 1, out, Accum::Replace, scratch)
+            }
+            Self::Decoded(values) => {
+                values.row(row).iter().zip(out).for_each(|(v, o)| *o = *v);
+                Ok(())
+            }
+        }
+    }
+
+    /// All values.
+    pub(crate) fn decode(&self) -> Result<Array2<f32>> {
+        match self {
+            Self::Stored(node) => node::decode(node.as_ref()),
+            Self::Decoded(values) => Ok(values.clone()),
+        }
+    }
+
+    /// Decodes the node once and for all.
+    pub(crate) fn materialise(&mut self) -> Result<()> {
+        if let Self::Stored(node) = self {
+            *self = Self::Decoded(node::decode(node.as_ref())?);
+            self.check_finite()?;
+        }
+        Ok(())
+    }
+
+    /// Rearranges the node for fast products.
+    pub(crate) fn prepack(self) -> Result<Self> {
+        Ok(match self {
+            Self::Stored(node) => Self::Stored(node.prepack()?),
+            decoded => decoded,
+        })
+    }
+
+    /// Finds the first NaN or infinity, decoding a few rows at a time.
+    pub(crate) fn check_finite(&self) -> Result<()> {
+        let [out, inp] = self.shape();
+        let mut scratch = Scratch::new(Par::Seq);
+        let step = (1 << 16) / inp.max(1) + 1;
+        let mut buffer = vec![0.0; step * inp];
+        for start in (0..out).step_by(step) {
+            let rows: Range<usize> = start..(start + step).min(out);
+            let values = &mut buffer[..rows.len() * inp];
+            for (row, values) in rows.zip(values.chunks_mut(inp)) {
+                self.row(row, values, &mut scratch)?;
+                if let Some(col) = values.iter().position(|v| !v.is_finite()) {
+                    let value = values[col];
+                    return Err(Error::numerical(format!("weight [{row}, {col}] is {value}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Box<dyn Node>> for Matrix {
+    fn from(node: Box<dyn Node>) -> Self {
+        Self::Stored(node)
+    }
+}

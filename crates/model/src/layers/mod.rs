@@ -1,0 +1,31 @@
+//! The parts of a transformer block.
+
+mod activation;
+mod attention;
+mod linear;
+pub(crate) mod math;
+mod matrix;
+mod mlp;
+mod norm;
+mod rope;
+
+pub(crate) use attention::{Attention, Visible, attend};
+pub use linear::Linear;
+pub(crate) use matrix::Matrix;
+pub(crate) use mlp::Mlp;
+pub use norm::Norm;
+pub use rope::Rope;
+
+use ndarray::ArrayViewMut2;
+use tensorpress_tensor::Scratch;
+
+/// A matrix over a buffer of `scratch`; contents unspecified. Give the buffer back.
+pub(crate) fn buffer(scratch: &mut Scratch, rows: usize, cols: usize) -> Vec<f32> {
+    scratch.take(rows * cols)
+}
+
+/// Sees a buffer as a matrix of `cols` columns.
+pub(crate) fn as_matrix(buffer: &mut [f32], cols: usize) -> ArrayViewMut2<'_, f32> {
+    let rows = buffer.len() / cols;
+    ArrayViewMut2::from_shape((rows, cols), buffer).expect("rows x cols values")
+}

@@ -1,0 +1,145 @@
+//! An opened model: its configuration, its checkpoint, and whatever can be loaded from them.
+
+mod load;
+mod names;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use serde_json::Value;
+use tensorpress_tensor::node::Json;
+use tensorpress_tensor::{Checkpoint, Context, Error, Registry, Result};
+
+use crate::config::Config;
+use crate::layers::Rope;
+use crate::tokenizer::{Tokenizer, TokenizerFiles};
+use names::Names;
+
+pub use names::LinearSpec;
+
+/// An opened model. Weights are mapped, not read, until they are asked for.
+#[derive(Debug)]
+pub struct Source {
+    config: Config,
+    raw: Value,
+    checkpoint: Checkpoint,
+    folder: Option<PathBuf>,
+    trees: BTreeMap<String, Json>,
+    registry: Registry,
+    tokenizer: TokenizerFiles,
+    names: Names,
+    rope: OnceLock<Arc<Rope>>,
+}
+
+const CONFIG: &str = "config.json";
+
+impl Source {
+    /// Opens a Hugging Face folder, compressed or not; `registry` reads the compressed weights.
+    ///
+    /// # Errors
+    /// `Io` where `config.json` cannot be read; those of [`Config::from_json`] and [`Checkpoint::open`].
+    pub fn open(path: impl AsRef<Path>, registry: &Registry) -> Result<Self> {
+        let folder = path.as_ref();
+        let file = folder.join(CONFIG);
+        let text = std::fs::read(&file).map_err(|e| Error::io("read the config", &file, e))?;
+        let raw = serde_json::from_slice(&text)
+            .map_err(|e| Error::corruption(format!("invalid JSON: {e}")).in_file(&file))?;
+        let tokenizer = TokenizerFiles::Folder(folder.to_path_buf());
+        let folder = Some(folder.to_path_buf());
+        // The config is judged before a weight is touched.
+        Config::from_json(&raw, &file)?;
+        let checkpoint = Checkpoint::open(path.as_ref())?;
+        Self::new(raw, checkpoint, folder, tokenizer, registry)
+    }
+
+    /// A model from its pieces: a parsed `config.json`, a checkpoint, and where there is one the text of
+    /// `tokenizer.json` and of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// Those of [`Config::from_json`]; `Corruption` if trees of compressed weights are invalid.
+    pub fn from_parts(
+        config: Value,
+        checkpoint: Checkpoint,
+        tokenizer: Option<Vec<u8>>,
+        tokenizer_config: Option<Vec<u8>>,
+        registry: &Registry,
+    ) -> Result<Self> {
+        let files = TokenizerFiles::Memory { tokenizer, config: tokenizer_config };
+        Self::new(config, checkpoint, None, files, registry)
+    }
+
+    fn new(
+        raw: Value,
+        checkpoint: Checkpoint,
+        folder: Option<PathBuf>,
+        tokenizer: TokenizerFiles,
+        registry: &Registry,
+    ) -> Result<Self> {
+        let file = folder.as_ref().map_or_else(|| CONFIG.into(), |f| f.join(CONFIG));
+        let config = Config::from_json(&raw, &file)?;
+        let trees = checkpoint.trees()?;
+        let names = Names::new(config.architecture, |name| {
+            checkpoint.contains(name) || trees.contains_key(name)
+        });
+        let (registry, rope) = (registry.clone(), OnceLock::new());
+        Ok(Self { config, raw, checkpoint, folder, trees, registry, tokenizer, names, rope })
+    }
+
+    /// The validated configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// `config.json` as it stands.
+    #[must_use]
+    pub fn raw_config(&self) -> &Value {
+        &self.raw
+    }
+
+    /// The stored tensors.
+    #[must_use]
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Where the model lies, if it is a folder.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// Number of transformer blocks.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.config.blocks
+    }
+
+    /// Trees of the compressed weights, by weight name.
+    #[must_use]
+    pub fn trees(&self) -> &BTreeMap<String, Json> {
+        &self.trees
+    }
+
+    /// Reads the tokenizer.
+    ///
+    /// # Errors
+    /// `Io` if `tokenizer.json` is missing, `Corruption` if it is invalid; each names the file.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::load(&self.tokenizer, &self.config)
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.folder.as_ref().map_or_else(|| CONFIG.into(), |f| f.join(CONFIG))
+    }
+}
+
+/// Names tensor and file in an error.
+fn at<T>(result: Result<T>, tensor: &str, file: Option<&Path>) -> Result<T> {
+    let result = result.in_tensor(tensor);
+    match file {
+        Some(file) => result.in_file(file),
+        None => result,
+    }
+}

@@ -1,0 +1,156 @@
+//! Names of the weights in a checkpoint.
+
+use crate::block::SharedInput;
+use crate::config::{Architecture, Config};
+
+/// A linear layer of a block: what a compression pipeline needs to know about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinearSpec {
+    /// Full name of the weight.
+    pub name: String,
+    /// Full name its bias has, or would have.
+    pub bias: String,
+    /// `[out, in]`.
+    pub shape: [usize; 2],
+    /// The input it reads, shared with its siblings.
+    pub input: SharedInput,
+    /// Full name of the norm weight that feeds this input and nothing else, so that input scales fold into it.
+    pub norm: Option<String>,
+    /// The model does not work without the bias.
+    pub(crate) needs_bias: bool,
+}
+
+/// The matrices of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+/// Names in one checkpoint.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    bert: bool,
+    /// Before every name except the head's: `model.`, `bert.` or nothing.
+    prefix: &'static str,
+}
+
+impl Names {
+    /// Finds the prefix this checkpoint uses; `contains` asks for a weight.
+    pub(crate) fn new(architecture: Architecture, contains: impl Fn(&str) -> bool) -> Self {
+        let bert = architecture == Architecture::Bert;
+        let prefix = if bert { "bert." } else { "model." };
+        let bare = Self { bert, prefix: "" };
+        let full = Self { bert, prefix };
+        // Without either, errors name the usual one.
+        let usual = if bert { &bare } else { &full };
+        [&full, &bare].into_iter().find(|n| contains(&n.embedding())).unwrap_or(usual).clone()
+    }
+
+    fn global(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    pub(crate) fn embedding(&self) -> String {
+        self.global(if self.bert { "embeddings.word_embeddings.weight" } else { "embed_tokens.weight" })
+    }
+
+    pub(crate) fn positions(&self) -> String {
+        self.global("embeddings.position_embeddings.weight")
+    }
+
+    pub(crate) fn token_types(&self) -> String {
+        self.global("embeddings.token_type_embeddings.weight")
+    }
+
+    /// The norm before the first block of an encoder, or after the last of a decoder.
+    pub(crate) fn outer_norm(&self) -> String {
+        self.global(if self.bert { "embeddings.LayerNorm.weight" } else { "norm.weight" })
+    }
+
+    pub(crate) fn head(&self) -> String {
+        "lm_head.weight".to_owned()
+    }
+
+    fn in_block(&self, block: usize, name: &str) -> String {
+        let layers = if self.bert { "encoder.layer" } else { "layers" };
+        format!("{}{layers}.{block}.{name}.weight", self.prefix)
+    }
+
+    /// The two norms of a block.
+    pub(crate) fn norms(&self, block: usize) -> [String; 2] {
+        let names = if self.bert {
+            ["attention.output.LayerNorm", "output.LayerNorm"]
+        } else {
+            ["input_layernorm", "post_attention_layernorm"]
+        };
+        names.map(|name| self.in_block(block, name))
+    }
+
+    /// The norms of the heads of q and k.
+    pub(crate) fn head_norms(&self, block: usize) -> [String; 2] {
+        ["self_attn.q_norm", "self_attn.k_norm"].map(|name| self.in_block(block, name))
+    }
+
+    fn weight(&self, block: usize, role: Role) -> String {
+        let name = match (self.bert, role) {
+            (false, Role::Q) => "self_attn.q_proj",
+            (false, Role::K) => "self_attn.k_proj",
+            (false, Role::V) => "self_attn.v_proj",
+            (false, Role::O) => "self_attn.o_proj",
+            (false, Role::Gate) => "mlp.gate_proj",
+            (false, Role::Up) => "mlp.up_proj",
+            (false, Role::Down) => "mlp.down_proj",
+            (true, Role::Q) => "attention.self.query",
+            (true, Role::K) => "attention.self.key",
+            (true, Role::V) => "attention.self.value",
+            (true, Role::O) => "attention.output.dense",
+            (true, Role::Gate | Role::Up) => "intermediate.dense",
+            (true, Role::Down) => "output.dense",
+        };
+        self.in_block(block, name)
+    }
+
+    /// The linear layer of a role.
+    pub(crate) fn linear(&self, config: &Config, block: usize, role: Role) -> LinearSpec {
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        let (width, kv) = (config.attention_width(), config.kv_width());
+        let (shape, input, needs_bias) = match role {
+            Role::Q => ([width, hidden], SharedInput::Attention, config.qkv_bias),
+            Role::K | Role::V => ([kv, hidden], SharedInput::Attention, config.qkv_bias),
+            Role::O => ([hidden, width], SharedInput::AttentionOutput, config.output_bias),
+            Role::Gate | Role::Up => ([inner, hidden], SharedInput::Mlp, config.mlp_bias),
+            Role::Down => ([hidden, inner], SharedInput::MlpOutput, config.mlp_bias),
+        };
+        let [first, second] = self.norms(block);
+        let norm = match input {
+            // An encoder's norms feed the residual stream too.
+            _ if self.bert => None,
+            SharedInput::Attention => Some(first),
+            SharedInput::Mlp => Some(second),
+            _ => None,
+        };
+        let name = self.weight(block, role);
+        let bias = bias_of(&name);
+        LinearSpec { name, bias, shape, input, norm, needs_bias }
+    }
+
+    /// The matrices of a block, in the order in which a token meets them.
+    pub(crate) fn roles(&self) -> &'static [Role] {
+        match self.bert {
+            false => &[Role::Q, Role::K, Role::V, Role::O, Role::Gate, Role::Up, Role::Down],
+            true => &[Role::Q, Role::K, Role::V, Role::O, Role::Up, Role::Down],
+        }
+    }
+}
+
+/// `x.weight` to `x.bias`.
+pub(crate) fn bias_of(weight: &str) -> String {
+    format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
+}

@@ -1,0 +1,193 @@
+//! Text to token ids and back.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use tensorpress_tensor::{Error, Result};
+use tokenizers::utils::truncation::TruncationDirection;
+use tokenizers::{PostProcessor, TokenizerImpl};
+
+use crate::config::Config;
+
+/// Where a tokenizer's files are.
+#[derive(Debug)]
+pub(crate) enum TokenizerFiles {
+    Folder(PathBuf),
+    Memory { tokenizer: Option<Vec<u8>>, config: Option<Vec<u8>> },
+}
+
+/// A tokenizer as models use it: the text's tokens, with the begin-of-text token before them exactly once.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    /// Tokens that [`Tokenizer::encode_template`] gives at most.
+    limit: usize,
+}
+
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+impl Tokenizer {
+    pub(crate) fn load(files: &TokenizerFiles, config: &Config) -> Result<Self> {
+        match files {
+            TokenizerFiles::Folder(folder) => {
+                let file = folder.join(TOKENIZER);
+                let text = std::fs::read(&file)
+                    .map_err(|e| Error::io("read the tokenizer", &file, e))?;
+                let extra = std::fs::read(folder.join(TOKENIZER_CONFIG)).ok();
+                Self::new(&text, extra.as_deref(), config).map_err(|e| e.in_file(&file))
+            }
+            TokenizerFiles::Memory { tokenizer: Some(text), config: extra } => {
+                Self::new(text, extra.as_deref(), config).map_err(|e| e.in_file(TOKENIZER))
+            }
+            TokenizerFiles::Memory { tokenizer: None, .. } => {
+                Err(Error::insufficient("the model has no tokenizer").in_file(TOKENIZER))
+            }
+        }
+    }
+
+    /// From the text of a `tokenizer.json` and, where there is one, of a `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// `Corruption` if one of them is invalid.
+    pub fn new(json: &[u8], tokenizer_config: Option<&[u8]>, config: &Config) -> Result<Self> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|e| Error::corruption(format!("invalid tokenizer: {e}")))?;
+        let limit = inner.get_truncation().map_or(config.context, |t| t.max_length);
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|e| Error::corruption(format!("invalid tokenizer: {e}")))?;
+        let extra: Value = match tokenizer_config {
+            None => Value::Null,
+            Some(text) => serde_json::from_slice(text)
+                .map_err(|e| Error::corruption(format!("invalid {TOKENIZER_CONFIG}: {e}")))?,
+        };
+        let bos = match extra.get("bos_token") {
+            // A model may say that its texts begin with nothing, whatever its config's id.
+            Some(Value::Null) => None,
+            Some(token) => {
+                let text = token.as_str().or_else(|| token["content"].as_str());
+                text.and_then(|text| inner.token_to_id(text)).or(config.bos)
+            }
+            None => config.bos,
+        };
+        let bos = bos.filter(|id| (*id as usize) < config.vocab);
+        Ok(Self { inner, bos, limit: limit.min(config.context) })
+    }
+
+    /// The token that begins a text, if the model has one.
+    #[must_use]
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The text's tokens after BOS, which is there exactly once; no other special tokens are added.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the tokenizer cannot encode the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode_plain(text)?;
+        if let Some(bos) = self.bos.filter(|bos| ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
+    /// The text's tokens and nothing else.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.run(text)?.get_ids().to_vec())
+    }
+
+    /// The text's tokens and the bytes of the text each stands for.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = self.run(text)?;
+        let offsets = encoding.get_offsets().iter().map(|(from, to)| *from..*to);
+        Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
+    }
+
+    /// The text in the tokenizer's own template (for BERT, `[CLS] text [SEP]`), cut to the model's length.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_template(&self, text: &str) -> Result<Vec<u32>> {
+        let mut encoding = self.run(text)?;
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        encoding.truncate(self.limit.saturating_sub(added), 0, TruncationDirection::Right);
+        let inner: &TokenizerImpl<_, _, _, _, _> = &self.inner;
+        let encoding = inner.post_process(encoding, None, true).map_err(|e| cannot_encode(&*e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn run(&self, text: &str) -> Result<tokenizers::Encoding> {
+        self.inner.encode(text, false).map_err(|e| cannot_encode(&*e))
+    }
+
+    /// The text of some tokens, special tokens left out.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the tokenizer cannot decode them.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let decoded = self.inner.decode(ids, true);
+        decoded.map_err(|e| Error::invalid(format!("the tokenizer cannot decode: {e}")))
+    }
+
+    /// Decodes tokens as they come.
+    #[must_use]
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { tokenizer: self, ids: Vec::new(), shown: 0 }
+    }
+}
+
+fn cannot_encode(error: &(dyn std::error::Error + Send + Sync)) -> Error {
+    Error::invalid(format!("the tokenizer cannot encode the text: {error}"))
+}
+
+/// Decodes tokens as they come, into pieces that are whole characters and join to the decoded text.
+#[derive(Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The last tokens: those already shown give the context of the others.
+    ids: Vec<u32>,
+    shown: usize,
+}
+
+impl TextStream<'_> {
+    /// Takes a token; gives the text that is complete now, which may be empty.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let before = self.tokenizer.decode(&self.ids[..self.shown])?;
+        let all = self.tokenizer.decode(&self.ids)?;
+        // A character whose bytes are not all there ends in U+FFFD.
+        if all.ends_with('\u{FFFD}') && self.ids.len() - self.shown < 8 {
+            return Ok(String::new());
+        }
+        let piece = all.strip_prefix(&before).unwrap_or(&all).to_owned();
+        if !piece.is_empty() && self.shown > 0 {
+            self.ids.drain(..self.shown);
+        }
+        self.shown = self.ids.len();
+        Ok(piece)
+    }
+
+    /// The text held back because its last character is not complete.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn finish(self) -> Result<String> {
+        let before = self.tokenizer.decode(&self.ids[..self.shown])?;
+        let all = self.tokenizer.decode(&self.ids)?;
+        Ok(all.strip_prefix(&before).unwrap_or_default().to_owned())
+    }
+}
