@@ -5,7 +5,8 @@ use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Side, Transform, Transformed};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, DType, Error, ErrorKind, Group, Method, Node, Result, Target,
+    Compress, Compressed, CompressedGroup, DType, Error, ErrorKind, Group, Method, Node, Result,
+    Target,
 };
 
 use crate::rtn::Rtn;
@@ -132,8 +133,9 @@ impl<S: Compress> Compress for Awq<S> {
         let back = if folded.is_none() {
             // What is stored is 1/s, rounded; the scale that goes with it is its reciprocal.
             let back = scale.iter().map(|s| 1.0 / s).collect();
-            let back = Transform::scale(back, DType::F16)
-                .or_else(|_| Transform::scale(scale.iter().map(|s| 1.0 / s).collect(), DType::F32))?;
+            let back = Transform::scale(back, DType::F16).or_else(|_| {
+                Transform::scale(scale.iter().map(|s| 1.0 / s).collect(), DType::F32)
+            })?;
             if let Transform::Scale { values, .. } = &back {
                 scale = values.iter().map(|v| 1.0 / v).collect();
             }
@@ -160,8 +162,7 @@ impl<S: Compress> Compress for Awq<S> {
             .zip(&weights)
             .map(|(t, w)| Target { weight: w.view(), ..t.clone() })
             .collect();
-        let scaled =
-            Group { targets, calibration, fold: None, seed: group.seed, par: group.par };
+        let scaled = Group { targets, calibration, fold: None, seed: group.seed, par: group.par };
         let solved = self.solver.compress_group(scaled)?;
         let wrap = |layer: Compressed<S::Node>| {
             let Compressed { bias, fallback, node } = layer.boxed();

@@ -96,13 +96,19 @@ impl Gptq {
     }
 
     /// Sweeps one target with the shared inverse factor.
-    fn quantize(&self, target: &Target<'_>, prepared: &Prepared, par: Par) -> Result<Box<dyn Node>> {
+    fn quantize(
+        &self,
+        target: &Target<'_>,
+        prepared: &Prepared,
+        par: Par,
+    ) -> Result<Box<dyn Node>> {
         target.check_finite()?;
         let dense = target.kept_weight();
         let (rows, cols) = dense.dim();
         let grid = self.grid.grid(kernels::abs_max(dense.as_slice().expect("standard layout")))?;
         let group = self.grid.group_of(cols);
-        let mut rule = GptqRule::new(grid, group, rows, cols, target.mask, prepared.order.as_deref());
+        let mut rule =
+            GptqRule::new(grid, group, rows, cols, target.mask, prepared.order.as_deref());
         if self.static_groups || self.grid.granularity == Granularity::Tensor {
             rule.fit_all(dense.view(), self.grid.per_tensor(), par);
         }
@@ -117,8 +123,9 @@ impl Gptq {
         drop(swept.weight);
         let params = if self.grid.per_tensor() { vec![rule.param(0, 0)] } else { rule.params() };
         // Groups that follow the order of decision keep it, with a permutation around them; all others go back.
-        let grouped_in_order =
-            !self.static_groups && matches!(self.grid.granularity, Granularity::Group(_)) && group < cols;
+        let grouped_in_order = !self.static_groups
+            && matches!(self.grid.granularity, Granularity::Group(_))
+            && group < cols;
         match &prepared.order {
             Some(order) if grouped_in_order => {
                 let codes = swept.codes.as_slice().expect("standard layout");
@@ -235,9 +242,10 @@ impl Compress for Gptq {
         let par = group.par;
         let layers = group.targets.iter().map(|target| {
             let (node, note): (Box<dyn Node>, _) = match &prepared {
-                Ok(prepared) => {
-                    (self.quantize(target, prepared, par).in_tensor(target.name)?, prepared.note.clone())
-                }
+                Ok(prepared) => (
+                    self.quantize(target, prepared, par).in_tensor(target.name)?,
+                    prepared.note.clone(),
+                ),
                 Err(reason) => {
                     let node = Rtn::new(self.grid).round(target, par)?;
                     (Box::new(node), Some(format!("{reason}: rounded to nearest instead")))

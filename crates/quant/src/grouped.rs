@@ -98,11 +98,7 @@ impl GroupedAffine {
     }
 
     fn scale_shape(&self) -> [usize; 2] {
-        if self.per_tensor {
-            [1, 1]
-        } else {
-            [self.shape[0], self.shape[1].div_ceil(self.group)]
-        }
+        if self.per_tensor { [1, 1] } else { [self.shape[0], self.shape[1].div_ceil(self.group)] }
     }
 
     /// Columns that share a scale.

@@ -62,7 +62,8 @@ impl GridSpec {
     /// Sets the group size; 0 stands for whole rows.
     #[must_use]
     pub fn with_group(mut self, group: usize) -> Self {
-        self.granularity = if group == 0 { Granularity::Channel } else { Granularity::Group(group) };
+        self.granularity =
+            if group == 0 { Granularity::Channel } else { Granularity::Group(group) };
         self
     }
 

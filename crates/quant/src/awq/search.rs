@@ -101,8 +101,11 @@ fn rounding_error(
     let grid = spec.grid(abs_max)?;
     let group = spec.group_of(cols);
     let whole = spec.per_tensor().then(|| {
-        let scaled: Vec<f32> =
-            error.rows().into_iter().flat_map(|r| r.iter().zip(scale).map(|(w, s)| w * s).collect::<Vec<_>>()).collect();
+        let scaled: Vec<f32> = error
+            .rows()
+            .into_iter()
+            .flat_map(|r| r.iter().zip(scale).map(|(w, s)| w * s).collect::<Vec<_>>())
+            .collect();
         grid.fit(&scaled)
     });
     for_each_row(&mut error, par, |row| {
@@ -153,11 +156,13 @@ pub(super) fn clip_to_outputs(
     let group = spec.group_of(cols);
     let stride = (samples.nrows() / CLIP_TOKENS).max(1);
     let picked = samples.slice(s![..;stride, ..]);
-    let grams: Vec<Array2<f32>> = picked
+    // In f64: candidates differ by less than what f32 loses where some channels are far larger than others.
+    let grams: Vec<Array2<f64>> = picked
         .axis_chunks_iter(Axis(1), group)
         .map(|x| {
+            let x = x.mapv(f64::from);
             let mut gram = Array2::zeros((x.ncols(), x.ncols()));
-            linalg::matmul_tn(x, x, gram.view_mut(), false, par);
+            linalg::matmul_tn(x.view(), x.view(), gram.view_mut(), false, par);
             gram
         })
         .collect();
@@ -170,24 +175,20 @@ pub(super) fn clip_to_outputs(
     Ok(())
 }
 
-fn best_limit(grid: &IntGrid, w: &[f32], gram: &Array2<f32>) -> f32 {
+fn best_limit(grid: &IntGrid, w: &[f32], gram: &Array2<f64>) -> f32 {
     let abs_max = kernels::abs_max(w);
-    let mut best = (f32::INFINITY, abs_max);
+    let mut best = (f64::INFINITY, abs_max);
     let mut clipped = vec![0.0; w.len()];
-    let mut error = vec![0.0; w.len()];
+    let mut error = vec![0.0f64; w.len()];
     for step in 0..CLIP_STEPS {
         let limit = abs_max * (1.0 - step as f32 / CLIP_GRID as f32);
         clipped.iter_mut().zip(w).for_each(|(c, w)| *c = w.clamp(-limit, limit));
         let p = grid.fit(&clipped);
         for ((e, w), c) in error.iter_mut().zip(w).zip(&clipped) {
-            *e = w - p.level(p.code(*c, grid.max_code()));
+            *e = f64::from(w - p.level(p.code(*c, grid.max_code())));
         }
-        let loss: f32 = gram
-            .rows()
-            .into_iter()
-            .zip(&error)
-            .map(|(g, e)| e * kernels::dot(g.to_slice().expect("owned"), &error))
-            .sum();
+        let products = gram.rows().into_iter().zip(&error);
+        let loss: f64 = products.map(|(g, e)| e * g.dot(&ArrayView1::from(&error[..]))).sum();
         if loss < best.0 {
             best = (loss, limit);
         }

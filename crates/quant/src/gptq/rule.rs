@@ -89,7 +89,10 @@ impl<'a> GptqRule<'a> {
     /// All grids, `[rows, groups]`.
     pub(super) fn params(&self) -> Vec<Affine> {
         let groups = self.cols.div_ceil(self.group);
-        (0..self.rows).flat_map(|r| (0..groups).map(move |g| (r, g))).map(|(r, g)| self.param(r, g)).collect()
+        (0..self.rows)
+            .flat_map(|r| (0..groups).map(move |g| (r, g)))
+            .map(|(r, g)| self.param(r, g))
+            .collect()
     }
 }
 
