@@ -1,8 +1,12 @@
+mod panels;
+
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
+use tensorpress_tensor::kernels::AffineRows;
+use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{ArrayView2, ArrayViewMut2};
 use tensorpress_tensor::node::registry::{field, shape_field};
 use tensorpress_tensor::node::{
@@ -35,9 +39,11 @@ pub struct GroupedAffine {
     scales: Vec<f32>,
     scale_dtype: DType,
     zeros: Zeros,
+    /// `zeros` as the kernels want them, filled by the first product.
+    zero_values: OnceLock<Vec<f32>>,
 }
 
-/// Up to this many tokens the fused kernel wins over decoding tiles for a matrix product.
+/// Up to this many tokens the fused kernels win over decoding tiles for a matrix product.
 const FUSED_TOKENS: usize = 8;
 
 impl GroupedAffine {
@@ -68,7 +74,8 @@ impl GroupedAffine {
         };
         let codes = Box::new(Packed::pack(codes, rows, cols, bits)?);
         let scales = scales.into_iter().map(|s| scale_dtype.round(s)).collect();
-        Self { shape, group, per_tensor, codes, scales, scale_dtype, zeros }.check()
+        let zero_values = OnceLock::new();
+        Self { shape, group, per_tensor, codes, scales, scale_dtype, zeros, zero_values }.check()
     }
 
     fn check(self) -> Result<Self> {
@@ -182,8 +189,30 @@ impl GroupedAffine {
             scale_dtype: scales.dtype(),
             scales: scales.to_matrix()?.into_raw_vec_and_offset().0,
             zeros,
+            zero_values: OnceLock::new(),
         };
         Ok(Box::new(node.check().map_err(|e| Error::corruption(e.message()))?))
+    }
+
+    /// The matrix as the fused kernels take it, where its codes are packed and its groups lie along rows.
+    fn affine_rows(&self) -> Result<Option<AffineRows<'_>>> {
+        let Some(packed) = self.codes.as_packed().filter(|_| !self.per_tensor) else {
+            return Ok(None);
+        };
+        let Some(bytes) = packed.bytes() else { return Ok(None) };
+        if self.zero_values.get().is_none() {
+            let zeros = self.zeros()?;
+            let _ = self.zero_values.set(zeros);
+        }
+        Ok(Some(AffineRows {
+            packed: bytes,
+            bits: u32::from(packed.bits()),
+            rows: self.shape[0],
+            cols: self.shape[1],
+            group: self.group,
+            scales: &self.scales,
+            zeros: self.zero_values.get().expect("set above"),
+        }))
     }
 
     /// Codes of one row of a plane that is not packed, dequantised without a kernel.
@@ -258,11 +287,22 @@ impl Node for GroupedAffine {
         scratch: &mut Scratch,
     ) -> Result<()> {
         check_matmul(self.shape, &x, &y);
+        if x.nrows() <= FUSED_TOKENS {
+            if let Some(rows) = self.affine_rows()? {
+                return with_contiguous(x, y, |x, y, tokens| {
+                    let par = scratch.par() != Par::Seq;
+                    kernels::affine_matmul(&rows, x, tokens, y, accum == Accum::Add, par);
+                });
+            }
+        }
         matmul_by_tiles(self, x, y, accum, scratch)
     }
 
     fn multiply(&self) -> Multiply {
-        if self.codes.as_packed().is_some() { Multiply::Fused } else { Multiply::Decode }
+        match self.affine_rows() {
+            Ok(Some(_)) => Multiply::Fused,
+            _ => Multiply::Decode,
+        }
     }
 
     fn describe(&self) -> Json {
@@ -313,6 +353,24 @@ impl Node for GroupedAffine {
     }
 
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
-        Ok(self)
+        panels::PanelAffine::prepack(*self)
     }
+}
+
+/// Calls `f(x, y, tokens)` with contiguous slices, copying where the views are not.
+fn with_contiguous(
+    x: ArrayView2<'_, f32>,
+    mut y: ArrayViewMut2<'_, f32>,
+    f: impl FnOnce(&[f32], &mut [f32], usize),
+) -> Result<()> {
+    let x = x.as_standard_layout();
+    let x_slice = x.as_slice().expect("standard layout");
+    if let Some(y) = y.as_slice_mut() {
+        f(x_slice, y, x.nrows());
+    } else {
+        let mut owned = y.as_standard_layout().into_owned();
+        f(x_slice, owned.as_slice_mut().expect("standard layout"), x.nrows());
+        y.assign(&owned);
+    }
+    Ok(())
 }

@@ -125,6 +125,12 @@ impl Packed {
         }
     }
 
+    /// All bytes, row after row, where rows are even.
+    #[must_use]
+    pub fn bytes(&self) -> Option<&[u8]> {
+        matches!(self.rows, Rows::Even { .. }).then_some(&self.bytes)
+    }
+
     /// Reads symbols as bytes.
     ///
     /// # Panics
@@ -139,7 +145,12 @@ impl Packed {
                 }
             }
             Rows::Ragged(mask) => {
-                kernels::unpack_bits(&self.bytes, u32::from(self.bits), mask.kept_before(rows.start), out);
+                kernels::unpack_bits(
+                    &self.bytes,
+                    u32::from(self.bits),
+                    mask.kept_before(rows.start),
+                    out,
+                );
             }
         }
     }
