@@ -1,0 +1,67 @@
+//! What a maintainer runs: `cargo xtask ci`, `cargo xtask made-checkpoint DIR`, `cargo xtask memory [DIR]`.
+
+mod ci;
+mod made;
+mod memory;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// Result whose error is a sentence for the terminal.
+pub type Outcome<T = ()> = Result<T, String>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["ci"] => ci::run(&[]),
+        ["ci", steps @ ..] => ci::run(steps),
+        ["made-checkpoint", folder] => made::write(Path::new(folder)),
+        ["memory"] => memory::run(&root().join("target/made-1b")),
+        ["memory", folder] => memory::run(Path::new(folder)),
+        _ => Err(format!(
+            "usage: cargo xtask ci [STEP ...] | made-checkpoint DIR | memory [DIR]\nsteps: {}",
+            ci::names().join(" ")
+        )),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Root of the workspace.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
+
+/// Runs a command to its end; a failure names it.
+pub fn execute(command: &mut Command) -> Outcome {
+    let shown = format!("{command:?}");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{shown}: {status}")),
+        Err(e) => Err(format!("{shown}: {e}")),
+    }
+}
+
+/// Standard output of a command.
+pub fn output(command: &mut Command) -> Outcome<String> {
+    let shown = format!("{command:?}");
+    let output = command.output().map_err(|e| format!("{shown}: {e}"))?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{shown}: {}\n{errors}", output.status));
+    }
+    String::from_utf8(output.stdout).map_err(|e| format!("{shown}: {e}"))
+}
+
+/// A cargo command in the workspace's root.
+pub fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    command.current_dir(root()).args(arguments);
+    command
+}

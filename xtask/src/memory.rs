@@ -1,0 +1,51 @@
+//! Peak resident memory of compressing a billion parameters, measured by `/usr/bin/time -v`.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::{Outcome, cargo, execute, made, root};
+
+/// Recipe, other arguments, and the bound in bytes.
+const RUNS: [(&str, &[&str], u64); 2] = [
+    ("rtn(bits=4, group=128)", &[], 700_000_000),
+    ("gptq(bits=4, group=128)", &["--calib-windows", "8", "--calib-length", "256"], 1_500_000_000),
+];
+
+/// Compresses the made checkpoint in `folder` (written first if it is not there) by each recipe.
+pub fn run(folder: &Path) -> Outcome {
+    if !folder.join("model.safetensors.index.json").is_file() {
+        made::write(folder)?;
+    }
+    execute(&mut cargo(&["build", "--release", "-p", "tensorpress-cli"]))?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
+    let program = target.join("release/tensorpress");
+    let mut failures = Vec::new();
+    for (recipe, arguments, bound) in RUNS {
+        let out = folder.with_extension("compressed");
+        let mut command = Command::new("/usr/bin/time");
+        command.arg("-v").arg(&program).arg("compress").arg(folder);
+        command.args(["--recipe", recipe, "--force", "--json", "--out"]).arg(&out).args(arguments);
+        command.arg("--calib").arg(root().join("crates/model/demo/calib.txt"));
+        let output =
+            command.output().map_err(|e| format!("{command:?}: {e} (Debian package `time`)"))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            return Err(format!("{command:?}: {}\n{errors}", output.status));
+        }
+        let line = errors.lines().find(|l| l.contains("Maximum resident set size"));
+        let kib = line.and_then(|l| l.rsplit(' ').next()?.parse::<u64>().ok());
+        let peak = 1024 * kib.ok_or("no peak memory in the output of time")?;
+        let elapsed = errors.lines().find(|l| l.contains("Elapsed")).unwrap_or_default().trim();
+        println!(
+            "{recipe}: peak {:.3} GB (bound {:.1} GB), {elapsed}",
+            peak as f64 / 1e9,
+            bound as f64 / 1e9
+        );
+        if peak > bound {
+            failures.push(recipe);
+        }
+        std::fs::remove_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
+    }
+    if failures.is_empty() { Ok(()) } else { Err(format!("over the bound: {failures:?}")) }
+}
