@@ -154,6 +154,7 @@ fn rows_body<S: Simd>(
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+    use std::ops::Range;
 
     use super::AffineRows;
     use crate::kernels::bitpack::x86::Unpacker;
@@ -168,39 +169,48 @@ mod x86 {
         out: &mut [f32],
     ) {
         let unpacker = Unpacker::new(w.bits);
-        for (r, out) in out.chunks_mut(t).enumerate() {
-            let mut token = 0;
-            while token < t {
-                let x = &x[token * w.cols..];
-                let sums = &sums[token * w.groups()..];
-                let out = &mut out[token..];
-                token += match t - token {
-                    8.. => tile::<8>(w, unpacker, first + r, x, sums, out),
-                    4.. => tile::<4>(w, unpacker, first + r, x, sums, out),
-                    2.. => tile::<2>(w, unpacker, first + r, x, sums, out),
-                    _ => tile::<1>(w, unpacker, first + r, x, sums, out),
-                };
+        let step = (TILE / w.group).max(1);
+        for from in (0..w.groups()).step_by(step) {
+            let groups = from..(from + step).min(w.groups());
+            for (r, out) in out.chunks_mut(t).enumerate() {
+                let mut token = 0;
+                while token < t {
+                    let x = &x[token * w.cols..];
+                    let sums = &sums[token * w.groups()..];
+                    let out = &mut out[token..];
+                    let groups = groups.clone();
+                    token += match t - token {
+                        8.. => tile::<8>(w, unpacker, first + r, groups, x, sums, out),
+                        4.. => tile::<4>(w, unpacker, first + r, groups, x, sums, out),
+                        2.. => tile::<2>(w, unpacker, first + r, groups, x, sums, out),
+                        _ => tile::<1>(w, unpacker, first + r, groups, x, sums, out),
+                    };
+                }
             }
         }
     }
 
-    /// One row times `T` tokens; gives `T` back.
+    /// Inputs taken at a time, so that their activations stay in the nearest cache.
+    const TILE: usize = 2048;
+
+    /// Adds the products of some groups of one row with `T` tokens; gives `T` back.
     #[inline]
     #[target_feature(enable = "fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     fn tile<const T: usize>(
         w: &AffineRows<'_>,
         unpacker: Unpacker,
         r: usize,
+        groups: Range<usize>,
         x: &[f32],
         sums: &[f32],
         out: &mut [f32],
     ) -> usize {
         let (packed, scales, zeros) = w.row(r);
-        let (cols, bits, groups) = (w.cols, w.bits as usize, scales.len());
-        assert!(x.len() >= T * cols && sums.len() >= T * groups);
+        let (cols, bits, stride) = (w.cols, w.bits as usize, scales.len());
+        assert!(x.len() >= T * cols && sums.len() >= T * stride);
         let mut totals = [_mm512_setzero_ps(); T];
         let mut offsets = [0.0f32; T];
-        for g in 0..groups {
+        for g in groups {
             let end = ((g + 1).saturating_mul(w.group)).min(cols);
             let mut inner = [_mm512_setzero_ps(); T];
             let mut at = g * w.group;
@@ -238,11 +248,11 @@ mod x86 {
             let scale = _mm512_set1_ps(scales[g]);
             for i in 0..T {
                 totals[i] = _mm512_fmadd_ps(inner[i], scale, totals[i]);
-                offsets[i] = (scales[g] * zeros[g]).mul_add(sums[i * groups + g], offsets[i]);
+                offsets[i] = (scales[g] * zeros[g]).mul_add(sums[i * stride + g], offsets[i]);
             }
         }
         for i in 0..T {
-            out[i] = _mm512_reduce_add_ps(totals[i]) - offsets[i];
+            out[i] += _mm512_reduce_add_ps(totals[i]) - offsets[i];
         }
         T
     }

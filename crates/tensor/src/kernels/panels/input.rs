@@ -132,8 +132,10 @@ impl PanelInput {
         &words[from / 4 * tile.tokens * self.planes..steps * tile.tokens * self.planes]
     }
 
-    pub(super) fn grid(&self, token: usize, g: usize) -> Grid {
-        self.grids[token * self.cols.div_ceil(self.group) + g]
+    /// What there is to know of each group of a token.
+    pub(super) fn grids(&self, token: usize) -> &[Grid] {
+        let groups = self.cols.div_ceil(self.group);
+        &self.grids[token * groups..(token + 1) * groups]
     }
 }
 

@@ -44,8 +44,8 @@ pub(super) unsafe trait PanelLanes: Simd {
     /// A line of twice 16 f16.
     fn halves(self, line: &Line) -> (Self::F, Self::F);
 
-    /// Asks for a line that will be read soon; it need not exist.
-    fn prefetch(self, line: *const Line);
+    /// Asks for a line that will be read soon, once or (`keep`) several times; it need not exist.
+    fn prefetch(self, line: *const Line, keep: bool);
 
     /// The bits `mask` of each byte after a shift to the right.
     #[inline(always)]
@@ -95,12 +95,7 @@ unsafe impl PanelLanes for Portable {
         codes: [u32; ROWS],
         x: [i8; 4],
     ) -> [u32; ROWS] {
-        std::array::from_fn(|i| {
-            (0..4).fold(sum[i], |sum, k| {
-                let code = (codes[i] >> (8 * k) & 0xff) as i32;
-                sum.wrapping_add((code * i32::from(x[k])) as u32)
-            })
-        })
+        dot_portable(sum, codes, x)
     }
     #[inline(always)]
     fn to_floats(self, v: [u32; ROWS]) -> [f32; ROWS] {
@@ -138,7 +133,17 @@ unsafe impl PanelLanes for Portable {
         (std::array::from_fn(half), std::array::from_fn(|i| half(ROWS + i)))
     }
     #[inline(always)]
-    fn prefetch(self, _: *const Line) {}
+    fn prefetch(self, _: *const Line, _: bool) {}
+}
+
+/// A function of its own: written out at each of its places the portable code would be megabytes.
+#[inline(never)]
+fn dot_portable(sum: [u32; ROWS], codes: [u32; ROWS], x: [i8; 4]) -> [u32; ROWS] {
+    let [x0, x1, x2, x3] = x.map(i32::from);
+    std::array::from_fn(|i| {
+        let [c0, c1, c2, c3] = codes[i].to_le_bytes().map(i32::from);
+        sum[i].wrapping_add((c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3) as u32)
+    })
 }
 
 #[cfg(target_arch = "x86_64")]

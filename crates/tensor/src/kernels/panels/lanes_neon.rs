@@ -133,5 +133,5 @@ unsafe impl PanelLanes for Neon {
         (self.floats(&scales), self.floats(&zeros))
     }
     #[inline(always)]
-    fn prefetch(self, _: *const Line) {}
+    fn prefetch(self, _: *const Line, _: bool) {}
 }

@@ -5,11 +5,17 @@ use std::arch::x86_64::*;
 use super::{Line, PanelLanes, ROWS};
 use crate::kernels::simd::{Avx2, Avx512};
 
-/// Asks for a line, past the outer caches: it is read once.
+/// Asks for a line: past the outer caches, unless it is to be kept.
 #[inline(always)]
-fn prefetch_line(line: *const Line) {
+fn prefetch_line(line: *const Line, keep: bool) {
     // SAFETY: a prefetch reads nothing and every x86-64 CPU has it; any address is allowed.
-    unsafe { _mm_prefetch::<_MM_HINT_NTA>(line.cast()) }
+    unsafe {
+        if keep {
+            _mm_prefetch::<_MM_HINT_T0>(line.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_NTA>(line.cast());
+        }
+    }
 }
 
 // SAFETY: a token exists only where the features do.
@@ -103,8 +109,8 @@ unsafe impl PanelLanes for Avx512 {
         }
     }
     #[inline(always)]
-    fn prefetch(self, line: *const Line) {
-        prefetch_line(line);
+    fn prefetch(self, line: *const Line, keep: bool) {
+        prefetch_line(line, keep);
     }
 }
 
@@ -236,7 +242,7 @@ unsafe impl PanelLanes for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch(self, line: *const Line) {
-        prefetch_line(line);
+    fn prefetch(self, line: *const Line, keep: bool) {
+        prefetch_line(line, keep);
     }
 }

@@ -6,9 +6,9 @@ use super::lanes::PanelLanes;
 use super::pack::{Line, Shape, Tile};
 use crate::kernels::simd::stamp;
 
-/// How far ahead of the reading the next lines are asked for. Only memory gains by it, and only
-/// from more than this many lines.
-const AHEAD: usize = 8192 / 64;
+/// How many lines ahead of the reading the next ones are asked for: 12 KiB. Only memory gains by
+/// it, so only panels of more than this many bytes do it.
+const AHEAD: usize = 192;
 const LARGER_THAN_CACHE: usize = 4 << 20;
 
 stamp! {
@@ -27,29 +27,15 @@ fn product_body<S: PanelLanes>(
     first: usize,
     sums: &mut [[f32; ROWS]],
 ) {
-    macro_rules! by_planes_and_tokens {
-        ($bits:literal) => {
-            match input.planes() {
-                1 => by_tokens!($bits, 1),
-                _ => by_tokens!($bits, 2),
-            }
-        };
-    }
-    // The third number is how many sums run side by side: enough to hide an instruction's latency.
-    macro_rules! by_tokens {
-        ($bits:literal, $planes:literal) => {
-            run(s, shape, lines, input, first, sums, |work, sums| match sums.len() {
-                1 => panel::<S, $bits, $planes, 1, 4>(s, work, sums),
-                2 => panel::<S, $bits, $planes, 2, 2>(s, work, sums),
-                _ => panel::<S, $bits, $planes, 4, 1>(s, work, sums),
-            })
-        };
-    }
-    match shape.bits {
-        2 => by_planes_and_tokens!(2),
-        3 => by_planes_and_tokens!(3),
-        4 => by_planes_and_tokens!(4),
-        _ => by_planes_and_tokens!(8),
+    match (shape.bits, input.planes()) {
+        (2, 1) => run::<S, 2, 1>(s, shape, lines, input, first, sums),
+        (2, _) => run::<S, 2, 2>(s, shape, lines, input, first, sums),
+        (3, 1) => run::<S, 3, 1>(s, shape, lines, input, first, sums),
+        (3, _) => run::<S, 3, 2>(s, shape, lines, input, first, sums),
+        (4, 1) => run::<S, 4, 1>(s, shape, lines, input, first, sums),
+        (4, _) => run::<S, 4, 2>(s, shape, lines, input, first, sums),
+        (_, 1) => run::<S, 8, 1>(s, shape, lines, input, first, sums),
+        (_, _) => run::<S, 8, 2>(s, shape, lines, input, first, sums),
     }
 }
 
@@ -64,15 +50,15 @@ struct Work<'a> {
     ahead: usize,
 }
 
+/// All panels, for codes of `BITS` bits and activations of `P` planes.
 #[inline(always)]
-fn run<S: PanelLanes>(
-    _: S,
+fn run<S: PanelLanes, const BITS: usize, const P: usize>(
+    s: S,
     shape: &Shape,
     lines: &[Line],
     input: &PanelInput,
     first: usize,
     sums: &mut [[f32; ROWS]],
-    panel: impl Fn(Work<'_>, &mut [[f32; ROWS]]),
 ) {
     let ahead = if size_of_val(lines) > LARGER_THAN_CACHE { AHEAD } else { 0 };
     for tile in shape.tiles() {
@@ -83,7 +69,14 @@ fn run<S: PanelLanes>(
                 let sums = &mut sums[tokens.first..tokens.first + tokens.tokens];
                 // Later tokens find the panel in the cache.
                 let ahead = if tokens.first == 0 { ahead } else { 0 };
-                panel(Work { shape, tile: &tile, lines, input, tokens: &tokens, ahead }, sums);
+                let work = Work { shape, tile: &tile, lines, input, tokens: &tokens, ahead };
+                // The last number is how many sums run side by side: enough to hide the latency
+                // of an instruction.
+                match tokens.tokens {
+                    1 => panel::<S, BITS, P, 1, 4>(s, work, sums),
+                    2 => panel::<S, BITS, P, 2, 2>(s, work, sums),
+                    _ => panel::<S, BITS, P, 4, 1>(s, work, sums),
+                }
             }
         }
     }
@@ -99,6 +92,7 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
     let Work { shape, tile, lines, input, tokens, ahead } = work;
     let mut words = input.words(tokens, tile.first * shape.group);
     let mut totals: [S::F; T] = std::array::from_fn(|t| s.floats(&sums[t]));
+    let grids: [_; T] = std::array::from_fn(|t| input.grids(tokens.first + t));
     let mut rest = lines;
     for g in tile.first..tile.end {
         let (grid, after) = rest.split_at(shape.grid_lines);
@@ -110,7 +104,8 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
         let mut dots = [[[s.zero(); P]; T]; U];
         for (lines, xs) in codes.as_chunks::<BITS>().0.iter().zip(xs.chunks_exact(8 * T * P)) {
             for line in lines {
-                s.prefetch(std::ptr::from_ref(line).wrapping_add(ahead));
+                // A single token reads the line once; more come back to it.
+                s.prefetch(std::ptr::from_ref(line).wrapping_add(ahead), T > 1);
             }
             let lines: [S::I; BITS] = std::array::from_fn(|i| s.line(&lines[i]));
             // Written out: a loop here may stay a loop, with shifts that are not constant.
@@ -133,15 +128,11 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
             lines => (s.line_floats(&lines[0]), s.line_floats(&lines[1])),
         };
         for t in 0..T {
-            let plane = |p: usize| {
-                let sum = (1..U).fold(dots[0][t][p], |sum, u| s.add_i(sum, dots[u][t][p]));
-                s.to_floats(sum)
-            };
-            let dot = match P {
-                1 => plane(0),
-                _ => s.fma(plane(0), s.splat_f(256.0), plane(1)),
-            };
-            let grid = input.grid(tokens.first + t, g);
+            let mut dot = s.to_floats(side_sum(s, &dots, t, 0));
+            if P == 2 {
+                dot = s.fma(dot, s.splat_f(256.0), s.to_floats(side_sum(s, &dots, t, P - 1)));
+            }
+            let grid = grids[t][g];
             // scale * (dot - zero * sum), the sum being that of the integers in `dot`.
             let centred = s.fma(zeros, s.splat_f(-grid.sum), dot);
             totals[t] = s.fma(s.mul(scales, s.splat_f(grid.scale)), centred, totals[t]);
@@ -150,6 +141,21 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
     for t in 0..T {
         s.store(&mut sums[t], totals[t]);
     }
+}
+
+/// The sum of those that ran side by side.
+#[inline(always)]
+fn side_sum<S: PanelLanes, const P: usize, const T: usize, const U: usize>(
+    s: S,
+    dots: &[[[S::I; P]; T]; U],
+    t: usize,
+    p: usize,
+) -> S::I {
+    let mut sum = dots[0][t][p];
+    for others in &dots[1..] {
+        sum = s.add_i(sum, others[t][p]);
+    }
+    sum
 }
 
 /// The codes of four inputs, a byte each, out of the lines of a block (see the layout in `pack`).
