@@ -446,7 +446,7 @@ fn least_squares_takes_the_shortest_solution_of_singular_systems() {
     assert_close(&fit.solution, &Array2::from_elem((2, 1), 0.5), 1e-12, "halves");
     let zero =
         least_squares(Array2::<f64>::zeros((4, 2)).view(), a.slice(s![..4, ..]), None, Par::Seq);
-    assert_eq!(zero.unwrap().solution, Array2::zeros((2, 2)));
+    assert_eq!(zero.unwrap().solution, Array2::<f64>::zeros((2, 2)));
     let error = least_squares(a.view(), a.slice(s![..3, ..]), None, Par::Seq).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ShapeMismatch);
     let error = least_squares(a.view(), a.view(), Some(-1.0), Par::Seq).unwrap_err();

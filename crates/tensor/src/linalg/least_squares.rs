@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use super::{Par, Real, check_finite, matmul_tn, svd};
+use super::{Par, Real, Svd, check_finite, matmul_tn, svd};
 use crate::{Error, Result};
 
 /// What [`least_squares`] gives.
@@ -30,7 +30,16 @@ pub fn least_squares<T: Real>(
     par: Par,
 ) -> Result<LeastSquares<T>> {
     check_arguments(a, b, cutoff)?;
-    let svd = svd(a)?;
+    Ok(from_svd(svd(a)?, b, cutoff, par))
+}
+
+/// X = V diag(1/s) Uᵀ B over the singular values that count.
+pub(super) fn from_svd<T: Real>(
+    svd: Svd<T>,
+    b: ArrayView2<'_, T>,
+    cutoff: Option<T>,
+    par: Par,
+) -> LeastSquares<T> {
     let rank = svd.rank(cutoff.unwrap_or_else(|| svd.default_cutoff()));
     let svd = svd.truncate(rank);
     let mut projected = Array2::zeros((rank, b.ncols()));
@@ -38,9 +47,9 @@ pub fn least_squares<T: Real>(
     for (mut row, &s) in projected.rows_mut().into_iter().zip(&svd.s) {
         row.mapv_inplace(|v| v / s);
     }
-    let mut solution = Array2::zeros((a.ncols(), b.ncols()));
+    let mut solution = Array2::zeros((svd.vt.ncols(), b.ncols()));
     matmul_tn(svd.vt.view(), projected.view(), solution.view_mut(), false, par);
-    Ok(LeastSquares { solution, rank })
+    LeastSquares { solution, rank }
 }
 
 pub(super) fn check_arguments<T: Real>(
