@@ -1,5 +1,7 @@
 //! A transformer block: attention and a feed-forward network, each around a residual stream.
 
+use std::ops::Range;
+
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use rayon::prelude::*;
 use tensorpress_tensor::linalg::Par;
@@ -51,6 +53,20 @@ pub struct Block {
 /// few enough to bound the memory.
 const CHUNK: usize = 2048;
 
+/// Cuts sequences of these lengths into groups of about [`CHUNK`] tokens: which sequences, and which rows.
+pub(crate) fn chunks(lengths: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
+    let mut groups = Vec::new();
+    let (mut first, mut row, mut tokens) = (0, 0, 0);
+    for (i, length) in lengths.iter().enumerate() {
+        tokens += length;
+        if tokens >= CHUNK || i + 1 == lengths.len() {
+            groups.push((first..i + 1, row..row + tokens));
+            (first, row, tokens) = (i + 1, row + tokens, 0);
+        }
+    }
+    groups
+}
+
 /// Mixes tokens: q, k, v, out, scratch.
 type Mix<'a> = dyn FnMut(
         ArrayViewMut2<'_, f32>,
@@ -66,6 +82,18 @@ impl Block {
     #[must_use]
     pub fn index(&self) -> usize {
         self.index
+    }
+
+    /// Channels of an input.
+    #[must_use]
+    pub fn channels(&self, input: SharedInput) -> usize {
+        let reader = match input {
+            SharedInput::Attention => &self.attention.q,
+            SharedInput::AttentionOutput => &self.attention.o,
+            SharedInput::Mlp => &self.mlp.up,
+            SharedInput::MlpOutput => &self.mlp.down,
+        };
+        reader.shape()[1]
     }
 
     /// Continues one sequence: replaces `hidden` `[tokens, hidden]` of its next tokens by the block's output.
@@ -112,15 +140,9 @@ impl Block {
         scratch: &mut Scratch,
     ) -> Result<()> {
         assert_eq!(lengths.iter().sum::<usize>(), hidden.nrows(), "tokens of the sequences");
-        let (mut from, mut row) = (0, 0);
-        while from < lengths.len() {
-            let (mut to, mut tokens) = (from, 0);
-            while to < lengths.len() && tokens < CHUNK {
-                tokens += lengths[to];
-                to += 1;
-            }
-            let chunk = hidden.slice_axis_mut(Axis(0), Slice::from(row..row + tokens));
-            let lengths = &lengths[from..to];
+        for (sequences, rows) in chunks(lengths) {
+            let chunk = hidden.slice_axis_mut(Axis(0), Slice::from(rows));
+            let lengths = &lengths[sequences];
             let mut mix = |q: ArrayViewMut2<'_, f32>,
                            k: ArrayViewMut2<'_, f32>,
                            v: ArrayView2<'_, f32>,
@@ -133,7 +155,6 @@ impl Block {
                 None => None,
             };
             self.run(chunk, &mut mix, observer, scratch)?;
-            (from, row) = (to, row + tokens);
         }
         Ok(())
     }

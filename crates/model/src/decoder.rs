@@ -55,7 +55,11 @@ impl Head {
     ///
     /// # Errors
     /// Those of decoding.
-    pub fn logits(&self, hidden: ArrayView2<'_, f32>, scratch: &mut Scratch) -> Result<Array2<f32>> {
+    pub fn logits(
+        &self,
+        hidden: ArrayView2<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
         let mut normed = hidden.to_owned();
         self.norm.apply(normed.view_mut());
         let mut logits = Array2::zeros((hidden.nrows(), self.vocab()));
@@ -98,7 +102,12 @@ impl Decoder {
     ///
     /// # Errors
     /// `ShapeMismatch` unless there are as many blocks as the config says.
-    pub fn new(config: Config, embedding: Embedding, blocks: Vec<Block>, head: Head) -> Result<Self> {
+    pub fn new(
+        config: Config,
+        embedding: Embedding,
+        blocks: Vec<Block>,
+        head: Head,
+    ) -> Result<Self> {
         if blocks.len() != config.blocks {
             let message = format!("{} blocks, the config says {}", blocks.len(), config.blocks);
             return Err(Error::shape(message));

@@ -95,7 +95,11 @@ impl Encoder {
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
         if mask.len() != ids.len() {
-            return Err(Error::invalid(format!("a mask of {} tokens, not {}", mask.len(), ids.len())));
+            return Err(Error::invalid(format!(
+                "a mask of {} tokens, not {}",
+                mask.len(),
+                ids.len()
+            )));
         }
         let mut hidden = self.embeddings(ids, types, scratch)?;
         // Leaving masked tokens out is the same as hiding them: positions are in the embeddings already.
@@ -134,10 +138,8 @@ impl Encoder {
             let ids = tokenizer.encode_template(text)?;
             self.embed_ids(&ids, &vec![1; ids.len()], scratch)
         };
-        let rows: Vec<Vec<f32>> = texts
-            .par_iter()
-            .map_init(|| Scratch::new(Par::Seq), one)
-            .collect::<Result<_>>()?;
+        let rows: Vec<Vec<f32>> =
+            texts.par_iter().map_init(|| Scratch::new(Par::Seq), one).collect::<Result<_>>()?;
         let mut out = Array2::zeros((texts.len(), self.config.hidden));
         for (mut row, values) in out.rows_mut().into_iter().zip(rows) {
             row.assign(&ndarray::ArrayView1::from(&values));

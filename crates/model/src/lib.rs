@@ -6,18 +6,26 @@
 
 pub mod block;
 pub mod cache;
+pub mod calibrate;
 pub mod config;
 pub mod decoder;
+pub mod embedded;
 pub mod encoder;
+pub mod eval;
+pub mod generate;
 pub mod layers;
 pub mod source;
+pub mod text;
 pub mod tokenizer;
 
 pub use block::{Block, Observer, SharedInput};
 pub use cache::{DenseCache, KvCache};
+pub use calibrate::{Calibrations, Collecting, calibrate};
 pub use config::{Activation, Architecture, Config, RopeConfig, RopeScaling};
 pub use decoder::{Decoder, Embedding, Head};
 pub use encoder::Encoder;
+pub use eval::{Judgement, Reference, compare, perplexity};
+pub use generate::{Generation, generate, generate_text};
 pub use layers::{Linear, Norm, Rope};
 pub use source::{LinearSpec, Source};
 pub use tokenizer::{TextStream, Tokenizer};

@@ -34,8 +34,8 @@ impl Tokenizer {
         match files {
             TokenizerFiles::Folder(folder) => {
                 let file = folder.join(TOKENIZER);
-                let text = std::fs::read(&file)
-                    .map_err(|e| Error::io("read the tokenizer", &file, e))?;
+                let text =
+                    std::fs::read(&file).map_err(|e| Error::io("read the tokenizer", &file, e))?;
                 let extra = std::fs::read(folder.join(TOKENIZER_CONFIG)).ok();
                 Self::new(&text, extra.as_deref(), config).map_err(|e| e.in_file(&file))
             }

@@ -138,12 +138,16 @@ impl Config {
             }
         };
         if heads.checked_mul(head_dim).is_none_or(|n| n > MAX_SIZE) {
-            return Err(keys.bad(format!("`num_attention_heads` x `head_dim` = {heads} x {head_dim}")));
+            return Err(
+                keys.bad(format!("`num_attention_heads` x `head_dim` = {heads} x {head_dim}"))
+            );
         }
         let context = keys.size("max_position_embeddings", MAX_SIZE)?;
         let rope = if decoder { Some(RopeConfig::read(&keys, context)?) } else { None };
         if decoder && head_dim % 2 != 0 {
-            return Err(keys.bad(format!("`head_dim` = {head_dim} must be even for rotary embeddings")));
+            return Err(
+                keys.bad(format!("`head_dim` = {head_dim} must be even for rotary embeddings"))
+            );
         }
         if keys.or("partial_rotary_factor", 1.0)? != 1.0 {
             return Err(keys.unsupported("`partial_rotary_factor` other than 1"));

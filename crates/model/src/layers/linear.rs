@@ -62,7 +62,8 @@ impl Linear {
     /// `ShapeMismatch`, naming the tensor.
     pub fn replace(&mut self, node: Box<dyn Node>) -> Result<()> {
         if node.shape() != self.shape() {
-            let message = format!("a node of {:?} for a weight of {:?}", node.shape(), self.shape());
+            let message =
+                format!("a node of {:?} for a weight of {:?}", node.shape(), self.shape());
             return Err(Error::shape(message).in_tensor(&self.name));
         }
         self.weight = node.into();

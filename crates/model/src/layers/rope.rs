@@ -23,7 +23,8 @@ impl Rope {
             let plain = config.theta.powf(-2.0 * i as f64 / head_dim as f64);
             scaled(plain, &config.scaling) as f32
         };
-        let mut rope = Self { frequencies: (0..head_dim / 2).map(frequency).collect(), table: Vec::new() };
+        let mut rope =
+            Self { frequencies: (0..head_dim / 2).map(frequency).collect(), table: Vec::new() };
         let mut table = Vec::new();
         for position in 0..context.min(TABLE) {
             rope.angles(position, &mut table);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 use tensorpress_tensor::node::Dense;
-use tensorpress_tensor::{Context, Error, Node, Result, Tensor};
+use tensorpress_tensor::{Error, Node, Result, Tensor};
 
 use super::names::{LinearSpec, Role, bias_of};
 use super::{Source, at};
@@ -140,7 +140,13 @@ impl Source {
         };
         let [first, second] = self.names.norms(block);
         let norms = [self.norm(&first, config.hidden)?, self.norm(&second, config.hidden)?];
-        Ok(Block { index: block, attention, mlp, norms, norm_first: config.architecture.is_decoder() })
+        Ok(Block {
+            index: block,
+            attention,
+            mlp,
+            norms,
+            norm_first: config.architecture.is_decoder(),
+        })
     }
 
     fn rope(&self) -> Option<Arc<Rope>> {
@@ -213,8 +219,7 @@ impl Source {
             return Ok(());
         }
         let kind = if decoder { "a decoder" } else { "an encoder" };
-        Err(Error::unsupported(format!("{architecture:?} as {kind}"))
-            .in_file(self.config_file()))
+        Err(Error::unsupported(format!("{architecture:?} as {kind}")).in_file(self.config_file()))
     }
 
     /// The file a weight is in, or the folder for one that is spread over parts.
@@ -248,4 +253,3 @@ impl Source {
         self.checkpoint.names().filter(|n| !belongs(n)).map(str::to_owned).collect()
     }
 }
-

@@ -1,5 +1,6 @@
 //! An opened model: its configuration, its checkpoint, and whatever can be loaded from them.
 
+mod files;
 mod load;
 mod names;
 

@@ -58,7 +58,11 @@ impl Names {
     }
 
     pub(crate) fn embedding(&self) -> String {
-        self.global(if self.bert { "embeddings.word_embeddings.weight" } else { "embed_tokens.weight" })
+        self.global(if self.bert {
+            "embeddings.word_embeddings.weight"
+        } else {
+            "embed_tokens.weight"
+        })
     }
 
     pub(crate) fn positions(&self) -> String {

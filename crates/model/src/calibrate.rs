@@ -1,0 +1,81 @@
+//! Collecting the statistics of a block's inputs, in a stream.
+
+use std::collections::BTreeMap;
+
+use ndarray::{ArrayView2, Axis, Slice};
+use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::stats::{Calibration, Collector, Needs};
+use tensorpress_tensor::{Result, Scratch};
+
+use crate::block::{Block, Observer, SharedInput, chunks};
+
+/// Statistics by input.
+pub type Calibrations = BTreeMap<SharedInput, Calibration>;
+
+/// Runs whole sequences that lie one after the other in `hidden` `[sum of lengths, hidden]` through a block, and
+/// collects what `needs` asks for of every input; the block's outputs are dropped, and `hidden` stays as it is. Beside
+/// the statistics, memory is bounded. The same bytes for any `par`.
+///
+/// # Errors
+/// As [`Block::forward_sequences`].
+///
+/// # Panics
+/// As [`Block::forward_sequences`].
+pub fn calibrate(
+    block: &Block,
+    hidden: ArrayView2<'_, f32>,
+    lengths: &[usize],
+    needs: &dyn Fn(SharedInput) -> Needs,
+    seed: u64,
+    par: Par,
+) -> Result<Calibrations> {
+    let mut collecting = Collecting::new(block, needs, seed, par);
+    let mut scratch = Scratch::new(par);
+    for (sequences, rows) in chunks(lengths) {
+        let mut copy = hidden.slice_axis(Axis(0), Slice::from(rows)).to_owned();
+        let lengths = &lengths[sequences];
+        block.forward_sequences(copy.view_mut(), lengths, Some(&mut collecting), &mut scratch)?;
+    }
+    Ok(collecting.finish())
+}
+
+/// An observer that collects statistics of every input of a block.
+#[derive(Debug)]
+pub struct Collecting {
+    collectors: BTreeMap<SharedInput, Collector>,
+    channels: BTreeMap<SharedInput, usize>,
+    par: Par,
+}
+
+impl Collecting {
+    /// Collects what `needs` asks for; `seed` chooses sampled rows.
+    #[must_use]
+    pub fn new(block: &Block, needs: &dyn Fn(SharedInput) -> Needs, seed: u64, par: Par) -> Self {
+        let channels: BTreeMap<_, _> =
+            SharedInput::ALL.into_iter().map(|input| (input, block.channels(input))).collect();
+        let wanted = channels.iter().filter(|(input, _)| !needs(**input).is_none());
+        let collectors = wanted
+            .map(|(input, channels)| (*input, Collector::new(*channels, needs(*input), seed)))
+            .collect();
+        Self { collectors, channels, par }
+    }
+
+    /// The statistics; those of inputs that nothing was asked of are empty.
+    #[must_use]
+    pub fn finish(mut self) -> Calibrations {
+        let mut finish = |(input, channels)| {
+            let collected = self.collectors.remove(&input).map(Collector::finish);
+            (input, collected.unwrap_or_else(|| Calibration::none(channels)))
+        };
+        self.channels.into_iter().map(&mut finish).collect()
+    }
+}
+
+impl Observer for Collecting {
+    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()> {
+        if let Some(collector) = self.collectors.get_mut(&input) {
+            collector.update(x, self.par);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! Logits of golden folders, by an independent implementation.
+
+use std::path::Path;
+
+use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::ndarray::Array2;
+use tensorpress_tensor::testing::data;
+use tensorpress_tensor::{Checkpoint, Scratch, Tensor};
+
+use crate::common::{logits, logits_in_pieces, max_difference, open};
+
+/// A stored matrix of integers.
+fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<Vec<u32>> {
+    let tensor = checkpoint.tensor(name).unwrap();
+    let values: Vec<u32> =
+        tensor.bytes().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();
+    values.chunks(tensor.shape()[1]).map(<[u32]>::to_vec).collect()
+}
+
+/// A stored `[sequences, tokens, width]`.
+fn matrices(checkpoint: &Checkpoint, name: &str) -> Vec<Array2<f32>> {
+    let tensor = checkpoint.tensor(name).unwrap();
+    let shape = tensor.shape().to_vec();
+    let all = tensor.to_matrix().unwrap();
+    all.rows()
+        .into_iter()
+        .map(|row| Array2::from_shape_vec((shape[1], shape[2]), row.to_vec()).unwrap())
+        .collect()
+}
+
+fn expected(folder: &Path) -> Checkpoint {
+    Checkpoint::open(folder.join("expected.safetensors")).unwrap()
+}
+
+/// `model.safetensors` stands beside `expected.safetensors`.
+fn golden(name: &str) -> Option<std::path::PathBuf> {
+    data::find(&format!("golden/models/{name}"))
+}
+
+#[test]
+fn decoders_give_the_golden_logits() {
+    let names = ["llama3-rope", "llama-linear-rope", "mistral-window8", "qwen2", "qwen3"];
+    for name in names {
+        let Some(folder) = golden(name) else { return };
+        let expected = expected(&folder);
+        let source = open(&folder).unwrap();
+        let stored = source.decoder().unwrap();
+        let decoded = source.decoder().unwrap().materialise().unwrap();
+        let packed = source.decoder().unwrap().prepack().unwrap();
+        let mut worst = 0.0f32;
+        for (ids, expected) in integers(&expected, "ids").iter().zip(matrices(&expected, "logits"))
+        {
+            for model in [&stored, &decoded, &packed] {
+                let mut check = |got| worst = worst.max(max_difference(&got, &expected));
+                check(logits(model, ids).unwrap());
+                check(logits_in_pieces(model, ids, &[ids.len()]).unwrap());
+                check(logits_in_pieces(model, ids, &vec![1; ids.len()]).unwrap());
+                check(logits_in_pieces(model, ids, &[3, 10, 1, 20]).unwrap());
+            }
+        }
+        println!("checked: {name}, largest difference {worst:.2e}");
+        assert!(worst < 1e-4, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn encoder_gives_the_golden_states() {
+    let Some(folder) = golden("bert") else { return };
+    let expected = expected(&folder);
+    let encoder = open(&folder).unwrap().encoder().unwrap();
+    let mut worst = 0.0f32;
+    let states = matrices(&expected, "last_hidden_state");
+    for (ids, expected) in integers(&expected, "ids").iter().zip(states) {
+        let (mask, types) = (vec![1; ids.len()], vec![0; ids.len()]);
+        let mut scratch = Scratch::default();
+        let got = encoder.last_hidden_state(ids, &mask, &types, &mut scratch).unwrap();
+        worst = worst.max(max_difference(&got, &expected));
+    }
+    println!("checked: bert, largest difference {worst:.2e}");
+    assert!(worst < 1e-4, "{worst}");
+}
+
+#[test]
+fn minilm_gives_the_golden_embeddings() {
+    let (Some(folder), Some(golden)) = (data::minilm(), golden("minilm")) else { return };
+    let expected = expected(&golden);
+    let text = std::fs::read_to_string(golden.join("sentences.json")).unwrap();
+    let sentences: Vec<String> = serde_json::from_str(&text).unwrap();
+    let source = open(&folder).unwrap();
+    let (tokenizer, encoder) = (source.tokenizer().unwrap(), source.encoder().unwrap());
+    let (ids, masks) = (integers(&expected, "input_ids"), integers(&expected, "attention_mask"));
+    let embeddings = expected.tensor("embeddings").unwrap().to_matrix().unwrap();
+    let texts: Vec<&str> = sentences.iter().map(String::as_str).collect();
+    let got = encoder.embed(&tokenizer, &texts).unwrap();
+    for (i, sentence) in sentences.iter().enumerate() {
+        let real: Vec<u32> =
+            ids[i].iter().zip(&masks[i]).filter(|(_, m)| **m != 0).map(|(id, _)| *id).collect();
+        assert_eq!(tokenizer.encode_template(sentence).unwrap(), real, "{sentence}");
+        let cosine = got.row(i).dot(&embeddings.row(i));
+        // With the padding that the reference had, and in parallel inside.
+        let padded = encoder.embed_ids(&ids[i], &masks[i], &mut Scratch::new(Par::Rayon)).unwrap();
+        let both = got.row(i).dot(&tensorpress_tensor::ndarray::ArrayView1::from(&padded));
+        println!("checked: minilm, cosine {cosine:.7}, padded {both:.7}");
+        assert!(cosine >= 0.9999 && both >= 0.9999, "{sentence}: {cosine} {both}");
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests of whole models: golden logits, reference figures, streams, bad input, properties.
+
+mod bad_input;
+mod common;
+mod golden;
+mod judging;
+mod properties;
+mod streaming;
