@@ -32,18 +32,12 @@ stamp! {
 fn quantize_body<S: Simd>(_: S, x: &[f32], scale: f32, zero: f32, maxq: u8, codes: &mut [u8]) {
     assert_eq!(x.len(), codes.len(), "quantize_affine: lengths differ");
     let maxq = f32::from(maxq);
-    let (blocks, rest) = x.as_chunks::<BLOCK>();
-    let (code_blocks, code_rest) = codes.as_chunks_mut::<BLOCK>();
-    for (codes, x) in code_blocks.iter_mut().zip(blocks) {
-        // Two loops of one width each become vector code; one loop from 32 to 8 bits does not.
-        let q: [i32; BLOCK] = std::array::from_fn(|i| snap(x[i], scale, zero, maxq) as i32);
-        for i in 0..BLOCK {
-            codes[i] = q[i] as u8;
-        }
-    }
-    for (code, &x) in code_rest.iter_mut().zip(rest) {
-        // In range or NaN here, so the cast by way of i32 is exact; a NaN casts to 0.
-        *code = snap(x, scale, zero, maxq) as i32 as u8;
+    for (code, &x) in codes.iter_mut().zip(x) {
+        let q = snap(x, scale, zero, maxq);
+        // Also turns NaN into 0.
+        let q = if q > 0.0 { q } else { 0.0 };
+        // Adding this leaves the integer in the low bits; a cast would not become vector code.
+        *code = (q.trunc() + 8_388_608.0).to_bits() as u8;
     }
 }
 
@@ -109,9 +103,6 @@ fn grid_errors_body<S: Simd>(
         *error = grid_error_body(s, x, scale, zero, maxq, norm);
     }
 }
-
-/// How many weights are rounded at a time.
-const BLOCK: usize = 64;
 
 /// How many partial sums are kept, on every instruction set alike.
 const SUMS: usize = 32;

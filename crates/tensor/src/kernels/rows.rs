@@ -169,7 +169,7 @@ mod x86 {
         out: &mut [f32],
     ) {
         let unpacker = Unpacker::new(w.bits);
-        let step = (TILE / w.group).max(1);
+        let step = (TILE / t.min(8) / w.group).max(1);
         for from in (0..w.groups()).step_by(step) {
             let groups = from..(from + step).min(w.groups());
             for (r, out) in out.chunks_mut(t).enumerate() {
@@ -180,23 +180,26 @@ mod x86 {
                     let out = &mut out[token..];
                     let groups = groups.clone();
                     token += match t - token {
-                        8.. => tile::<8>(w, unpacker, first + r, groups, x, sums, out),
-                        4.. => tile::<4>(w, unpacker, first + r, groups, x, sums, out),
-                        2.. => tile::<2>(w, unpacker, first + r, groups, x, sums, out),
-                        _ => tile::<1>(w, unpacker, first + r, groups, x, sums, out),
+                        8.. => tile::<8, 1>(w, unpacker, first + r, groups, x, sums, out),
+                        4.. => tile::<4, 1>(w, unpacker, first + r, groups, x, sums, out),
+                        2.. => tile::<2, 2>(w, unpacker, first + r, groups, x, sums, out),
+                        _ => tile::<1, 4>(w, unpacker, first + r, groups, x, sums, out),
                     };
                 }
             }
         }
     }
 
-    /// Inputs taken at a time, so that their activations stay in the nearest cache.
-    const TILE: usize = 2048;
+    /// Activations that stay in the second cache while rows pass by.
+    const TILE: usize = 65_536;
+    /// How many bytes ahead of the reading the next ones are asked for.
+    const AHEAD: usize = 4096;
 
-    /// Adds the products of some groups of one row with `T` tokens; gives `T` back.
+    /// Adds the products of some groups of one row with `T` tokens; gives `T` back. `U` sums run
+    /// side by side: enough to hide the latency of an addition.
     #[inline]
     #[target_feature(enable = "fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    fn tile<const T: usize>(
+    fn tile<const T: usize, const U: usize>(
         w: &AffineRows<'_>,
         unpacker: Unpacker,
         r: usize,
@@ -212,17 +215,17 @@ mod x86 {
         let mut offsets = [0.0f32; T];
         for g in groups {
             let end = ((g + 1).saturating_mul(w.group)).min(cols);
-            let mut inner = [_mm512_setzero_ps(); T];
+            let mut inner = [[_mm512_setzero_ps(); T]; U];
             let mut at = g * w.group;
             while at < end {
                 let n = (end - at).min(64);
                 let bytes = (n * bits).div_ceil(8);
+                let from = packed.as_ptr().wrapping_add(at / 8 * bits);
+                // SAFETY: a prefetch reads nothing; any address is allowed.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast()) };
                 // SAFETY: the mask keeps the read within the row: `at` is a multiple of eight, so
                 // the `n` codes begin at a byte and end within it.
-                let raw = unsafe {
-                    let from = packed.as_ptr().add(at / 8 * bits).cast();
-                    _mm512_maskz_loadu_epi8(!0 >> (64 - bytes), from)
-                };
+                let raw = unsafe { _mm512_maskz_loadu_epi8(!0 >> (64 - bytes), from.cast()) };
                 let codes = unpacker.unpack(raw);
                 let quarters = [
                     _mm512_castsi512_si128(codes),
@@ -240,14 +243,18 @@ mod x86 {
                             let from = x.as_ptr().wrapping_add(i * cols + at + 16 * q);
                             _mm512_maskz_loadu_ps(keep, from)
                         };
-                        inner[i] = _mm512_fmadd_ps(codes, x, inner[i]);
+                        inner[q % U][i] = _mm512_fmadd_ps(codes, x, inner[q % U][i]);
                     }
                 }
                 at += n;
             }
             let scale = _mm512_set1_ps(scales[g]);
             for i in 0..T {
-                totals[i] = _mm512_fmadd_ps(inner[i], scale, totals[i]);
+                let mut sum = inner[0][i];
+                for others in &inner[1..] {
+                    sum = _mm512_add_ps(sum, others[i]);
+                }
+                totals[i] = _mm512_fmadd_ps(sum, scale, totals[i]);
                 offsets[i] = (scales[g] * zeros[g]).mul_add(sums[i * stride + g], offsets[i]);
             }
         }

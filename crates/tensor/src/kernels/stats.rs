@@ -17,13 +17,13 @@ fn minmax_body<S: Simd>(_: S, x: &[f32]) -> (f32, f32) {
     let (blocks, rest) = x.as_chunks::<BLOCK>();
     for block in blocks {
         for i in 0..BLOCK {
-            low[i] = if block[i] < low[i] { block[i] } else { low[i] };
-            high[i] = if block[i] > high[i] { block[i] } else { high[i] };
+            low[i] = less(block[i], low[i]);
+            high[i] = greater(block[i], high[i]);
         }
     }
-    let seen = low.iter().chain(rest).fold(f32::INFINITY, |m, &v| if v < m { v } else { m });
-    let most = high.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m });
-    (seen, most)
+    let low = rest.iter().fold(reduce(low, less), |m, &v| less(v, m));
+    let high = rest.iter().fold(reduce(high, greater), |m, &v| greater(v, m));
+    (low, high)
 }
 
 stamp! {
@@ -37,16 +37,35 @@ pub(super) fn abs_max_body<S: Simd>(_: S, x: &[f32]) -> f32 {
     let (blocks, rest) = x.as_chunks::<BLOCK>();
     for block in blocks {
         for i in 0..BLOCK {
-            let v = block[i].abs();
-            most[i] = if v > most[i] { v } else { most[i] };
+            most[i] = greater(block[i].abs(), most[i]);
         }
     }
-    most.iter().copied().chain(rest.iter().map(|v| v.abs())).fold(
-        0.0,
-        |m, v| {
-            if v > m { v } else { m }
-        },
-    )
+    rest.iter().fold(reduce(most, greater), |m, v| greater(v.abs(), m))
+}
+
+/// The lesser; `so_far` where `v` is NaN.
+#[inline(always)]
+fn less(v: f32, so_far: f32) -> f32 {
+    if v < so_far { v } else { so_far }
+}
+
+/// The greater; `so_far` where `v` is NaN.
+#[inline(always)]
+fn greater(v: f32, so_far: f32) -> f32 {
+    if v > so_far { v } else { so_far }
+}
+
+/// Halves the block again and again: short chains, where one after the other would wait 64 times.
+#[inline(always)]
+fn reduce(mut block: [f32; BLOCK], choose: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = BLOCK / 2;
+    while width > 0 {
+        for i in 0..width {
+            block[i] = choose(block[i + width], block[i]);
+        }
+        width /= 2;
+    }
+    block[0]
 }
 
 stamp! {

@@ -188,7 +188,10 @@ fn round_body<S: Simd>(s: S, x: &[f32], planes: usize, levels: &mut [i32]) -> Gr
         return Grid { scale: 0.0, sum: 0.0 };
     }
     for (level, x) in levels.iter_mut().zip(x) {
-        *level = (x * inverse).round_ties_even().clamp(-most, most) as i32;
+        // Adding this leaves the integer, rounded, in the low bits; a cast would not become vector
+        // code.
+        const ALIGN: f32 = 12_582_912.0;
+        *level = (x * inverse + ALIGN).to_bits().wrapping_sub(ALIGN.to_bits()) as i32;
     }
     // At most 65 536 levels below 2^15: their sum fits.
     let sum = levels.iter().fold(0, |sum: i32, level| sum.wrapping_add(*level));
