@@ -3,6 +3,27 @@
 //! A [`Source`] opens a Hugging Face folder (Llama 2 and 3, Mistral, Qwen 2 and 3, BERT), compressed or not. Out of it
 //! come single [`Block`]s, so that a pipeline can stream through a model in bounded memory, or a whole [`Decoder`] or
 //! [`Encoder`]. Any weight can be any node.
+//!
+//! ```
+//! use tensorpress_model::{Generation, Source, embedded, generate_text, perplexity, text};
+//! use tensorpress_tensor::Registry;
+//!
+//! # fn main() -> tensorpress_tensor::Result<()> {
+//! let source = Source::demo(&Registry::default())?;
+//! let (model, tokenizer) = (source.decoder()?.materialise()?, source.tokenizer()?);
+//!
+//! let limits = text::Limits { max_segments: Some(4), max_tokens: Some(100) };
+//! let file = "heldout.jsonl".as_ref();
+//! let stories = text::segments(embedded::HELD_OUT, file, &tokenizer, source.config().context, limits)?;
+//! let judged = perplexity(&model, &stories, &|_, _| {})?;
+//! assert!(judged.perplexity < 30.0);
+//!
+//! let how = Generation { max_tokens: 20, ..Generation::default() };
+//! let story = generate_text(&model, &tokenizer, "Once upon a time", how, &mut |_| {})?;
+//! assert!(!story.is_empty());
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod block;
 pub mod cache;

@@ -2,39 +2,24 @@
 
 const LANES: usize = 8;
 
-/// e^x for finite x, relative error below 3e-7; below e^-87 it is e^-87, above e^88 it is e^88. NaN stays NaN.
+/// e^x for finite x, relative error below 5e-7; below -87 it is e^-87, above 88 it is e^88. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // Adding 1.5 x 2^23 rounds to an integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_375;
+    // ln(2) in two parts, the first of few bits: its product with n is exact.
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
-    // Taylor's series on |r| <= ln(2) / 2; the first term left out is below 1e-8.
-    let series = r.mul_add_plain(1.0 / 5040.0, 1.0 / 720.0);
-    let series = r.mul_add_plain(series, 1.0 / 120.0);
-    let series = r.mul_add_plain(series, 1.0 / 24.0);
-    let series = r.mul_add_plain(series, 1.0 / 6.0);
-    let series = r.mul_add_plain(series, 0.5);
-    let series = r.mul_add_plain(series, 1.0);
-    let series = r.mul_add_plain(series, 1.0);
+    // Taylor's series on |r| <= ln(2) / 2; the first term left out is below 1.2e-7. Pairs keep the chain short.
+    let r2 = r * r;
+    let high = (1.0 / 24.0 + r * (1.0 / 120.0)) + r2 * (1.0 / 720.0);
+    let series = (1.0 + r) + r2 * ((0.5 + r * (1.0 / 6.0)) + r2 * high);
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     series * power
-}
-
-/// `self * a + b` in two roundings: [`f32::mul_add`] is a call where the target has no such instruction.
-trait MulAdd {
-    fn mul_add_plain(self, a: f32, b: f32) -> f32;
-}
-
-impl MulAdd for f32 {
-    #[inline(always)]
-    fn mul_add_plain(self, a: f32, b: f32) -> f32 {
-        self * a + b
-    }
 }
 
 /// The largest value; NaN values are passed over; -inf of nothing.
@@ -98,7 +83,7 @@ mod tests {
         for i in -86_900..87_900 {
             let x = i as f32 * 1e-3;
             let exact = f64::from(x).exp();
-            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 3e-7, "{x}");
+            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 5e-7, "{x}");
         }
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NAN).is_nan());

@@ -49,6 +49,8 @@ pub fn max_difference(a: &Array2<f32>, b: &Array2<f32>) -> f32 {
 pub struct Tiny {
     pub config: Value,
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    /// `__metadata__` of the file.
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl Tiny {
@@ -62,7 +64,7 @@ impl Tiny {
             "max_position_embeddings": 96, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "bos_token_id": 1,
             "eos_token_id": [2, 3], "torch_dtype": "float32", "hidden_act": "silu",
         });
-        let mut tiny = Self { config, tensors: BTreeMap::new() };
+        let mut tiny = Self { config, tensors: BTreeMap::new(), metadata: BTreeMap::new() };
         tiny.add("model.embed_tokens.weight", &[vocab, hidden]);
         tiny.add("lm_head.weight", &[vocab, hidden]);
         tiny.add("model.norm.weight", &[hidden]);
@@ -109,7 +111,7 @@ impl Tiny {
             }
             Ok(())
         };
-        write_shard(&folder.join("model.safetensors"), &BTreeMap::new(), &mut produce).unwrap();
+        write_shard(&folder.join("model.safetensors"), &self.metadata, &mut produce).unwrap();
     }
 
     /// Opens it from a temporary folder.

@@ -46,6 +46,24 @@ fn stories3m_reproduces_the_reference() {
     reproduces("stories3m", 3.512, 45_243, 3.490);
 }
 
+#[test]
+fn plain_text_is_judged_in_windows() {
+    let Some(folder) = data::find("data/models/stories3m") else { return };
+    let Some(file) = data::find("data/text/wikitext2_test.txt") else { return };
+    let source = open(folder).unwrap();
+    let (text, tokenizer) = (text::read(&file).unwrap(), source.tokenizer().unwrap());
+    let start = Instant::now();
+    let limits = Limits { max_segments: Some(8), max_tokens: None };
+    let segments = text::segments(&text, &file, &tokenizer, 512, limits).unwrap();
+    println!("checked: {} characters cut in {:?}", text.len(), start.elapsed());
+    assert!(segments.len() == 8 && segments.iter().all(|s| s.len() == 512 && s[0] == 1));
+    let model = source.decoder().unwrap().materialise().unwrap();
+    let judged = perplexity(&model, &segments, QUIET).unwrap();
+    assert_eq!(judged.tokens, 8 * 511);
+    // Far from stories for children, and told so.
+    assert!(judged.perplexity > 100.0, "{}", judged.perplexity);
+}
+
 fn demo() -> (Source, Vec<Vec<u32>>) {
     let source = Source::demo(&Registry::default()).unwrap();
     let limits = Limits { max_segments: Some(12), max_tokens: Some(200) };

@@ -11,7 +11,9 @@ use tensorpress_tensor::node::decode;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{DType, Registry, Scratch, node::Dense};
 
-use crate::common::{Tiny, logits, max_difference};
+use serde_json::json;
+
+use crate::common::{Tiny, logits, max_difference, open};
 
 fn demo() -> Source {
     Source::demo(&Registry::default()).unwrap()
@@ -139,6 +141,56 @@ fn a_bias_correction_is_read_though_the_config_knows_none() {
 }
 
 #[test]
+fn compressed_weights_are_read_through_the_registry() {
+    let tiny = Tiny::new(4, 2, 6);
+    let ids = [1, 5, 9, 13, 60];
+    let before = logits(&tiny.decoder(), &ids).unwrap();
+    // A linear layer and the embedding become trees; their parts replace the weights.
+    let names = ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"];
+    let mut compressed = tiny.clone();
+    let mut trees = serde_json::Map::new();
+    for name in names {
+        let (shape, values) = compressed.tensors.remove(name).unwrap();
+        let half: Vec<f32> = values.iter().map(|v| v / 2.0).collect();
+        let sum = json!({
+            "node": "sum.v1",
+            "a": {"node": "dense.v1", "dtype": "F32", "shape": shape},
+            "b": {"node": "dense.v1", "dtype": "F32", "shape": shape},
+        });
+        for child in ["a", "b"] {
+            let part = format!("{name}.{child}.values");
+            compressed.tensors.insert(part, (shape.clone(), half.clone()));
+        }
+        trees.insert(name.into(), sum);
+    }
+    compressed.metadata.insert("tensorpress".into(), serde_json::Value::Object(trees).to_string());
+    compressed.config["quantization_config"] = json!({"quant_method": "tensorpress", "version": 1});
+    let (folder, source) = compressed.source();
+    let source = source.unwrap();
+    assert_eq!(source.trees().len(), 2);
+    let extras = source.extras();
+    assert!(!extras.iter().any(|n| n.starts_with(names[0])), "{extras:?}");
+    assert!(extras.contains(&format!("{}.a.values", names[1])), "{extras:?}");
+    let plain = source.decoder().unwrap();
+    assert!(max_difference(&before, &logits(&plain, &ids).unwrap()) < 1e-5);
+    let packed = source.decoder().unwrap().prepack().unwrap();
+    assert!(max_difference(&before, &logits(&packed, &ids).unwrap()) < 1e-5);
+    // A missing part is an error that names it.
+    let part = format!("{}.b.values", names[0]);
+    let lost = compressed.tensors.remove(&part).unwrap();
+    compressed.write(folder.path());
+    let error = open(folder.path()).unwrap().decoder().unwrap_err();
+    assert_eq!(error.tensor(), Some(part.as_str()), "{error}");
+    assert!(error.file().is_some(), "{error}");
+    // So is a tree of another shape than the config's.
+    compressed.tensors.insert(part, lost);
+    compressed.config["intermediate_size"] = json!(39);
+    compressed.write(folder.path());
+    let error = open(folder.path()).unwrap().decoder().unwrap_err();
+    assert_eq!(error.kind(), tensorpress_tensor::ErrorKind::ShapeMismatch, "{error}");
+}
+
+#[test]
 fn generation_is_greedy_or_seeded_and_streams_whole_characters() {
     let source = demo();
     let tokenizer = source.tokenizer().unwrap();
@@ -153,8 +205,9 @@ fn generation_is_greedy_or_seeded_and_streams_whole_characters() {
         text
     };
     let greedy = Generation { max_tokens: 60, ..Generation::default() };
+    let start = std::time::Instant::now();
     let text = run(greedy);
-    println!("Once upon a time{text}");
+    println!("Once upon a time{text}\n60 tokens in {:.3} s", start.elapsed().as_secs_f64());
     assert_eq!(text, run(greedy));
     assert!(text.starts_with([' ', ',']), "{text:?}");
     let sampled = |seed| run(Generation { temperature: 1.0, seed, ..greedy });
