@@ -459,7 +459,8 @@ fn hadamard_is_its_definition_and_its_inverse() {
     for n in [0, 1, 2, 3, 4, 8, 12, 16, 24, 64, 176, 1024] {
         let x = random(3, n, 29);
         let block = hadamard_block(n).max(1);
-        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign =
+            |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let expected = Array2::from_shape_fn((3, n), |(r, i)| {
             let start = i - i % block;
             let terms = (0..block).map(|j| f64::from(x[[r, start + j]]) * sign(i % block, j));

@@ -183,7 +183,9 @@ fn assert_moments(moments: &Moments, x: ArrayView2<'_, f32>) {
 
 #[test]
 fn moments_match_naive_and_merge() {
-    for (tokens, channels) in [(1, 1), (2, 7), (127, 3), (128, 3), (129, 65), (500, 33), (131, 1030)] {
+    for (tokens, channels) in
+        [(1, 1), (2, 7), (127, 3), (128, 3), (129, 65), (500, 33), (131, 1030)]
+    {
         // A large mean: the textbook formula for the variance would lose all digits.
         let x = random(tokens, channels, 8) * 0.01 + 100.0;
         for chunk in [1, 50, 128, 1000] {

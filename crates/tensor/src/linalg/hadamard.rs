@@ -17,7 +17,7 @@ pub fn hadamard_block(n: usize) -> usize {
 /// x := H x in place with the orthonormal Walsh-Hadamard matrix H, block by block: blocks of [`hadamard_block`]
 /// consecutive values, so the whole slice if its length is a power of two.
 ///
-/// H is symmetric and H H = I, so the transform is its own inverse. Natural (Sylvester) order: H[i][j] = +-1/sqrt(b)
+/// H is symmetric and H H = I, so the transform is its own inverse. Natural (Sylvester) order: `H[i][j]` = +-1/sqrt(b)
 /// with the sign of the parity of i & j. n log2(b) additions. NaN and infinity spread over their block.
 pub fn hadamard<T: Real>(x: &mut [T]) {
     let block = hadamard_block(x.len());
