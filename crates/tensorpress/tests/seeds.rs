@@ -1,0 +1,102 @@
+//! The fuzz targets on their committed seeds, and on every prefix and many flipped bits of them: what the fuzzer
+//! knows, plain `cargo test` checks.
+//!
+//! `TENSORPRESS_WRITE_SEEDS=1` writes the seeds of nodes and checkpoints anew.
+
+#[path = "../../../fuzz/src/targets.rs"]
+mod targets;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tensorpress::quant::{Gptq, GridSpec, Rtn};
+use tensorpress::tensor::checkpoint::write_shard;
+use tensorpress::tensor::linalg::{Par, gaussian};
+use tensorpress::tensor::ndarray::Array2;
+use tensorpress::tensor::node::{Dense, Mask, Masked, Product, Side, Sum, Transform, Transformed};
+use tensorpress::tensor::stats::Calibration;
+use tensorpress::tensor::{Compress, DType, Node};
+
+fn seeds(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target)
+}
+
+fn matrix(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+    Array2::from_shape_fn((rows, cols), |(r, c)| gaussian(seed, (r * cols + c) as u64) as f32)
+}
+
+fn dense(rows: usize, cols: usize, seed: u64) -> Box<dyn Node> {
+    Dense::from_f32(matrix(rows, cols, seed).view(), DType::BF16).unwrap().boxed()
+}
+
+/// One small tree of each kind.
+fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
+    let weight = matrix(6, 10, 1);
+    let blind = Calibration::none(10);
+    let round = |grid: GridSpec| Rtn::new(grid).compress(weight.view(), &blind).unwrap().node.boxed();
+    let calibration = Calibration::from_samples(matrix(40, 10, 2), Par::Seq);
+    let gptq = Gptq::new(GridSpec::new(3, 4)).with_act_order(true);
+    let mask = || Mask::from_bools(matrix(6, 10, 3).mapv(|v| v > 0.0).view());
+    let hadamard = Transform::hadamard(6, 2, vec![0b10_1101]).unwrap();
+    let scale = Transform::scale(vec![0.5; 10], DType::F16).unwrap();
+    let product = Product::new(dense(6, 2, 4), dense(2, 10, 5)).unwrap().boxed();
+    vec![
+        ("rounded", round(GridSpec::new(4, 4))),
+        ("symmetric", round(GridSpec::new(2, 0).with_symmetric(true))),
+        ("gptq", gptq.compress(weight.view(), &calibration).unwrap().node),
+        ("masked_codes", Masked::new(mask(), round(GridSpec::new(4, 4))).unwrap().boxed()),
+        ("masked_values", Masked::new(mask(), dense(6, 10, 6)).unwrap().boxed()),
+        ("sum", Sum::new(vec![dense(6, 10, 7), product]).unwrap().boxed()),
+        ("rotated", Transformed::new(Side::Out, hadamard, dense(6, 10, 8)).unwrap().boxed()),
+        ("scaled", Transformed::new(Side::In, scale, dense(6, 10, 9)).unwrap().boxed()),
+    ]
+}
+
+fn write_seeds() {
+    for target in ["node", "checkpoint"] {
+        std::fs::create_dir_all(seeds(target)).unwrap();
+        for (name, node) in trees() {
+            let described = serde_json::json!({"w": node.describe()}).to_string();
+            let metadata = BTreeMap::from([("tensorpress".to_owned(), described)]);
+            let path = seeds(target).join(name);
+            write_shard(&path, &metadata, &mut |sink| node.parts("w", sink)).unwrap();
+        }
+    }
+}
+
+/// Runs a target on each seed, its prefixes, and its flipped bits; returns how many inputs that were.
+fn run(target: &str, f: fn(&[u8])) -> usize {
+    let folder = seeds(target);
+    let files = std::fs::read_dir(&folder).expect("seeds are committed");
+    let (mut count, mut inputs) = (0, 0);
+    for file in files {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        f(&bytes);
+        let step = (bytes.len() / 400).max(1);
+        for at in (0..bytes.len()).step_by(step) {
+            f(&bytes[..at]);
+            for bit in [0, 2, 5, 7] {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                f(&flipped);
+            }
+            inputs += 5;
+        }
+        count += 1;
+    }
+    println!("fuzz target {target}: {count} seeds, {inputs} damaged inputs");
+    assert!(count > 0, "no seeds for {target}");
+    inputs
+}
+
+#[test]
+fn fuzz_targets_survive_their_seeds() {
+    if std::env::var_os("TENSORPRESS_WRITE_SEEDS").is_some() {
+        write_seeds();
+    }
+    let inputs = run("node", targets::node)
+        + run("checkpoint", targets::checkpoint)
+        + run("recipe", targets::recipe)
+        + run("config", targets::config);
+    assert!(inputs > 1000);
+}
