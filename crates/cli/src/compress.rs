@@ -1,0 +1,173 @@
+//! `tensorpress compress`
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tensorpress::bill::Bill;
+use tensorpress::model::text::{self, Limits};
+use tensorpress::model::{Source, compare};
+use tensorpress::pipeline::{CalibrationText, Compressor, Report, partial_of, peak_rss_bytes};
+use tensorpress::recipe::Recipe;
+use tensorpress::{ErrorKind, registry};
+
+use crate::args::Compress;
+use crate::eval::{Verdict, decoder, text_of};
+use crate::failure::{Failure, Outcome};
+use crate::open::{Opened, open};
+use crate::output::{bytes, itemised, print, print_json, table};
+use crate::progress::{Bar, judging};
+
+/// The report, and the judgements if they were asked for.
+#[derive(Serialize)]
+struct Result {
+    #[serde(flatten)]
+    report: Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<Verdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<Verdict>,
+}
+
+pub(crate) fn run(args: &Compress) -> Outcome {
+    let recipe = Recipe::read(&args.recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
+    let opened = open(&args.model)?;
+    let calibration = calibration(args, &opened)?;
+    // A text that cannot be read or encoded is better found before the work.
+    let judged = match &args.eval {
+        None => None,
+        Some(file) => Some(segments(args, file.as_ref(), &opened)?),
+    };
+    let mut bar = Bar::new();
+    let mut compressor = Compressor::new(recipe)
+        .with_seed(args.seed)
+        .with_force(args.force)
+        .with_progress(&mut bar);
+    if let Some(calibration) = calibration {
+        compressor = compressor.with_calibration(calibration);
+    }
+    let partial = partial_of(&args.out);
+    let resumable = partial.exists();
+    let report = compressor.run(&opened.source, &args.out).map_err(|e| {
+        if e.kind() == ErrorKind::MissingCalibration {
+            return Failure::Usage(format!("{e}: give one with --calib"));
+        }
+        if !resumable && partial.exists() {
+            eprintln!("unfinished work is kept in {}; the same command resumes it", partial.display());
+        }
+        Failure::Failed(e)
+    })?;
+    let mut result = Result { report, before: None, after: None };
+    if let Some(segments) = judged {
+        judge(args, &opened.source, &segments, &mut result)?;
+        result.report.peak_rss_bytes = peak_rss_bytes();
+    }
+    if args.json { print_json(&result) } else { show(args, &result) }
+}
+
+fn calibration(args: &Compress, opened: &Opened) -> Outcome<Option<CalibrationText>> {
+    let text = match (&args.calib, &opened.texts) {
+        (Some(file), _) => text::read(file)?,
+        (None, Some(texts)) => texts.calibration.to_owned(),
+        (None, None) => return Ok(None),
+    };
+    let text = CalibrationText::new(text).with_chars(args.calib_chars).with_windows(args.calib_windows);
+    Ok(Some(match args.calib_length {
+        Some(length) => text.with_length(length),
+        None => text,
+    }))
+}
+
+fn segments(args: &Compress, file: Option<&PathBuf>, opened: &Opened) -> Outcome<Vec<Vec<u32>>> {
+    let (text, file) = text_of("--eval", file.map(PathBuf::as_path), opened)?;
+    let source = &opened.source;
+    if !source.config().architecture.is_decoder() {
+        let message = format!("--eval: {} is an encoder, which predicts no tokens", args.model);
+        return Err(Failure::Usage(message));
+    }
+    let (tokenizer, context) = (source.tokenizer()?, source.config().context);
+    Ok(text::segments(&text, &file, &tokenizer, context, Limits::default())?)
+}
+
+fn judge(args: &Compress, source: &Source, segments: &[Vec<u32>], result: &mut Result) -> Outcome {
+    let compressed = Source::open(&args.out, &registry())?;
+    let (bar, tell) = judging("judging");
+    let judgement = compare(&decoder(source)?, &decoder(&compressed)?, segments, &tell)?;
+    bar.finish_and_clear();
+    let (was, is) = (Bill::of(source)?, &result.report.bill);
+    let after = Verdict::new(&judgement, is.bits_per_weight, is.file_bytes);
+    result.before = Some(Verdict {
+        perplexity: judgement.reference_perplexity.unwrap_or(f64::NAN),
+        reference_perplexity: None,
+        kld_mean: None,
+        kld_p99: None,
+        top1_agreement: None,
+        bits_per_weight: was.bits_per_weight,
+        file_bytes: was.file_bytes,
+        tokens: judgement.tokens,
+    });
+    result.after = Some(after);
+    Ok(())
+}
+
+fn show(args: &Compress, result: &Result) -> Outcome {
+    let Result { report, before, after } = result;
+    let bill = &report.bill;
+    let mut rows = vec![["layer", "method", "bits", "error"].map(str::to_owned).to_vec()];
+    for layer in &report.layers {
+        let error = layer.error.map_or("-".to_owned(), |e| format!("{e:.5}"));
+        let bits = format!("{:.3}", layer.bits_per_weight);
+        rows.push(vec![layer.name.clone(), layer.method.clone(), bits, error]);
+    }
+    let mut text = table(&rows);
+    text.push('\n');
+    let share = report.bytes_after as f64 / report.bytes_before.max(1) as f64;
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
+    row(
+        "size",
+        format!(
+            "{} -> {} ({:.1} %)",
+            bytes(report.bytes_before),
+            bytes(report.bytes_after),
+            100.0 * share
+        ),
+    );
+    row(
+        "bits per weight",
+        format!("{:.4} ({})", report.bits_per_weight, itemised(&bill.storage, bill.weights)),
+    );
+    row(
+        "the rest",
+        format!(
+            "{} of other tensors, {} of headers",
+            bytes(bill.uncompressed_bytes),
+            bytes(bill.container_bytes)
+        ),
+    );
+    if let (Some(before), Some(after)) = (before, after) {
+        row("perplexity", format!("{:.4} -> {:.4}", before.perplexity, after.perplexity));
+        if let (Some(kld), Some(p99), Some(top1)) =
+            (after.kld_mean, after.kld_p99, after.top1_agreement)
+        {
+            row("mean KL divergence", format!("0 -> {kld:.6} (99th percentile {p99:.6})"));
+            row("top-1 agreement", format!("100 % -> {:.2} %", 100.0 * top1));
+        }
+        row("predictions", after.tokens.to_string());
+    }
+    row("time", format!("{:.1} s", report.seconds));
+    if let Some(peak) = report.peak_rss_bytes {
+        row("peak memory", bytes(peak));
+    }
+    row("folder", args.out.display().to_string());
+    let fallbacks = report.layers.iter().filter(|layer| layer.fallback.is_some()).count();
+    if fallbacks > 0 {
+        row("fallbacks", format!("{fallbacks} layers:"));
+    }
+    text += &table(&rows);
+    for layer in report.layers.iter() {
+        if let Some(reason) = &layer.fallback {
+            text += &format!("  {}: {reason}\n", layer.name);
+        }
+    }
+    print(&text)
+}

@@ -1,0 +1,106 @@
+//! `tensorpress eval`
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tensorpress::bill::Bill;
+use tensorpress::model::text::{self, Limits};
+use tensorpress::model::{Decoder, Judgement, Source, compare, perplexity};
+use tensorpress::Result;
+
+use crate::args::Eval;
+use crate::failure::{Failure, Outcome};
+use crate::open::{Opened, open};
+use crate::output::{bytes, print, print_json, table};
+use crate::progress::judging;
+
+/// What judging found, and what the model takes.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Verdict {
+    pub(crate) perplexity: f64,
+    pub(crate) reference_perplexity: Option<f64>,
+    pub(crate) kld_mean: Option<f64>,
+    pub(crate) kld_p99: Option<f64>,
+    pub(crate) top1_agreement: Option<f64>,
+    pub(crate) bits_per_weight: f64,
+    pub(crate) file_bytes: u64,
+    pub(crate) tokens: usize,
+}
+
+impl Verdict {
+    pub(crate) fn new(judgement: &Judgement, bits_per_weight: f64, file_bytes: u64) -> Self {
+        Self {
+            perplexity: judgement.perplexity,
+            reference_perplexity: judgement.reference_perplexity,
+            kld_mean: judgement.kld_mean,
+            kld_p99: judgement.kld_p99,
+            top1_agreement: judgement.top1_agreement,
+            bits_per_weight,
+            file_bytes,
+            tokens: judgement.tokens,
+        }
+    }
+}
+
+/// The text to judge on and its name: a file, or what the model brings along.
+pub(crate) fn text_of(
+    flag: &str,
+    file: Option<&Path>,
+    opened: &Opened,
+) -> Outcome<(String, PathBuf)> {
+    match (file, &opened.texts) {
+        (Some(file), _) => Ok((text::read(file)?, file.to_path_buf())),
+        (None, Some(texts)) => Ok((texts.held_out.to_owned(), "demo/heldout.jsonl".into())),
+        (None, None) => Err(Failure::Usage(format!("{flag} FILE is needed: only `demo` brings its own text"))),
+    }
+}
+
+/// f32 weights up to this size are decoded once; larger models stay as they are stored.
+const DECODED: u64 = 2 << 30;
+
+/// The whole model, decoded if it is small.
+pub(crate) fn decoder(source: &Source) -> Result<Decoder> {
+    let decoder = source.decoder()?;
+    let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
+    let mut weights: u64 = linears.map(|l| (l.shape[0] * l.shape[1]) as u64).sum();
+    weights += (source.config().vocab * source.config().hidden) as u64;
+    if 4 * weights <= DECODED { decoder.materialise() } else { Ok(decoder) }
+}
+
+pub(crate) fn run(args: &Eval) -> Outcome {
+    let opened = open(&args.model)?;
+    let (text, file) = text_of("--text", args.text.as_deref(), &opened)?;
+    let source = &opened.source;
+    let limits = Limits { max_segments: args.max_segments, max_tokens: args.max_tokens };
+    let segments = text::segments(&text, &file, &source.tokenizer()?, source.config().context, limits)?;
+    let model = decoder(source)?;
+    let (bar, tell) = judging("judging");
+    let judgement = match &args.reference {
+        None => perplexity(&model, &segments, &tell)?,
+        Some(reference) => {
+            let reference = open(reference)?;
+            compare(&decoder(&reference.source)?, &model, &segments, &tell)?
+        }
+    };
+    bar.finish_and_clear();
+    drop(model);
+    let bill = Bill::of(source)?;
+    let verdict = Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes);
+    if args.json {
+        return print_json(&verdict);
+    }
+    let mut rows = vec![vec!["perplexity".to_owned(), format!("{:.4}", verdict.perplexity)]];
+    let mut row = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            rows.push(vec![name.to_owned(), value]);
+        }
+    };
+    row("reference perplexity", verdict.reference_perplexity.map(|v| format!("{v:.4}")));
+    row("mean KL divergence", verdict.kld_mean.map(|v| format!("{v:.6}")));
+    row("99th percentile", verdict.kld_p99.map(|v| format!("{v:.6}")));
+    row("top-1 agreement", verdict.top1_agreement.map(|v| format!("{:.2} %", 100.0 * v)));
+    row("bits per weight", Some(format!("{:.4}", verdict.bits_per_weight)));
+    row("weight files", Some(bytes(verdict.file_bytes)));
+    row("predictions", Some(verdict.tokens.to_string()));
+    print(&table(&rows))
+}

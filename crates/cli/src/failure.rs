@@ -1,0 +1,48 @@
+use std::process::ExitCode;
+
+use tensorpress::{Error, ErrorKind};
+
+/// Why a command ended early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line asks for something impossible: exit code 2.
+    Usage(String),
+    /// The work failed: exit code 1.
+    Failed(Error),
+    /// Nobody reads standard output any more: not worth a word.
+    Closed,
+}
+
+pub(crate) type Outcome<T = ()> = std::result::Result<T, Failure>;
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Failure {
+    /// An argument that cannot be understood is wrong usage; a file behind it that cannot be read is not.
+    pub(crate) fn of_argument(flag: &str, error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::InvalidArgument | ErrorKind::Unsupported | ErrorKind::MissingCalibration => {
+                Self::Usage(format!("{flag}: {error}"))
+            }
+            _ => Self::Failed(error),
+        }
+    }
+
+    pub(crate) fn report(&self) -> ExitCode {
+        match self {
+            Self::Usage(message) => {
+                eprintln!("error: {message}\n\nFor more information, try '--help'.");
+                ExitCode::from(2)
+            }
+            Self::Failed(error) => {
+                eprintln!("error: {error}");
+                ExitCode::from(1)
+            }
+            Self::Closed => ExitCode::from(1),
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! `tensorpress inspect`
+
+use serde::Serialize;
+use tensorpress::bill::{Bill, LayerBill};
+use tensorpress::model::{Config, Source};
+use tensorpress::tensor::{DType, Storage, Tensor};
+
+use crate::args::Inspect;
+use crate::failure::Outcome;
+use crate::open::open;
+use crate::output::{bytes, itemised, print, print_json, table};
+
+#[derive(Serialize)]
+struct Inspection<'a> {
+    config: &'a Config,
+    parameters: u64,
+    file_bytes: u64,
+    bits_per_weight: f64,
+    storage: &'a Storage,
+    uncompressed_bytes: u64,
+    container_bytes: u64,
+    tensors: Vec<Stored>,
+    compressed: &'a [LayerBill],
+}
+
+/// A tensor that is stored as it is.
+#[derive(Serialize)]
+struct Stored {
+    name: String,
+    dtype: DType,
+    shape: Vec<usize>,
+    bytes: u64,
+}
+
+pub(crate) fn run(args: &Inspect) -> Outcome {
+    let opened = open(&args.model)?;
+    let source = &opened.source;
+    let bill = Bill::of(source)?;
+    let tensors = stored(source, &bill)?;
+    let parameters = bill.weights
+        + tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum::<u64>();
+    let found = Inspection {
+        config: source.config(),
+        parameters,
+        file_bytes: bill.file_bytes,
+        bits_per_weight: bill.bits_per_weight,
+        storage: &bill.storage,
+        uncompressed_bytes: bill.uncompressed_bytes,
+        container_bytes: bill.container_bytes,
+        tensors,
+        compressed: &bill.layers,
+    };
+    if args.json { print_json(&found) } else { print(&describe(&found, &bill)) }
+}
+
+/// Tensors that are no parts of compressed weights.
+fn stored(source: &Source, bill: &Bill) -> tensorpress::Result<Vec<Stored>> {
+    let checkpoint = source.checkpoint();
+    let part = |name: &str| {
+        let of = |layer: &LayerBill| {
+            name.strip_prefix(layer.name.as_str()).is_some_and(|rest| rest.starts_with('.'))
+        };
+        bill.layers.iter().any(of)
+    };
+    let stored = |name: &str| {
+        let tensor = checkpoint.tensor(name)?;
+        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+        let bytes = tensor.bytes().len() as u64;
+        Ok(Stored { name: name.to_owned(), dtype, shape, bytes })
+    };
+    checkpoint.names().filter(|name| !part(name)).map(stored).collect()
+}
+
+fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
+    let config = found.config;
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
+    row("architecture", format!("{:?}", config.architecture).to_lowercase());
+    row("parameters", found.parameters.to_string());
+    row("blocks", config.blocks.to_string());
+    row("hidden", format!("{}, feed-forward {}", config.hidden, config.intermediate));
+    row(
+        "heads",
+        format!("{} of width {}, {} for keys and values", config.heads, config.head_dim, config.kv_heads),
+    );
+    row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", tied" } else { "" }));
+    row("context", config.context.to_string());
+    row("weight files", bytes(found.file_bytes));
+    row("bits per weight", format!("{:.4}", found.bits_per_weight));
+    if !bill.layers.is_empty() {
+        row("compressed", itemised(&bill.storage, bill.weights));
+        row("other tensors", bytes(bill.uncompressed_bytes));
+        row("headers", bytes(bill.container_bytes));
+    }
+    let mut text = table(&rows) + "\n";
+    let mut rows = vec![["tensor", "type", "shape", "bytes"].map(str::to_owned).to_vec()];
+    for tensor in &found.tensors {
+        let (dtype, shape) = (format!("{:?}", tensor.dtype), format!("{:?}", tensor.shape));
+        rows.push(vec![tensor.name.clone(), dtype, shape, tensor.bytes.to_string()]);
+    }
+    text += &table(&rows);
+    if !bill.layers.is_empty() {
+        let header = ["compressed", "tree", "shape", "bits", "parts in bits", "multiply"];
+        let mut rows = vec![header.map(str::to_owned).to_vec()];
+        for layer in &bill.layers {
+            rows.push(vec![
+                layer.name.clone(),
+                tree(&layer.tree),
+                format!("{:?}", layer.shape),
+                format!("{:.3}", layer.bits_per_weight),
+                format!(" {}", itemised(&layer.storage, (layer.shape[0] * layer.shape[1]) as u64)),
+                format!("{:?}", layer.multiply).to_lowercase(),
+            ]);
+        }
+        text += "\n";
+        text += &table(&rows);
+    }
+    text
+}
+
+/// `transformed(grouped_affine)`: the ids of a tree without versions.
+fn tree(json: &serde_json::Value) -> String {
+    let name = json["node"].as_str().unwrap_or("?");
+    let name = name.split('.').next().unwrap_or(name);
+    let children: Vec<String> = match json {
+        serde_json::Value::Object(fields) => {
+            fields.values().filter(|v| v.get("node").is_some()).map(tree).collect()
+        }
+        _ => Vec::new(),
+    };
+    if children.is_empty() { name.to_owned() } else { format!("{name}({})", children.join(", ")) }
+}

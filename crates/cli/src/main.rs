@@ -1,0 +1,32 @@
+//! The `tensorpress` program: a thin layer over the library.
+
+mod args;
+mod compress;
+mod eval;
+mod failure;
+mod inspect;
+mod open;
+mod output;
+mod progress;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    // clap ends the program itself where usage is wrong, with code 2.
+    let args = Args::parse();
+    let done = match &args.command {
+        Command::Inspect(args) => inspect::run(args),
+        Command::Compress(args) => compress::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Run(args) => run::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

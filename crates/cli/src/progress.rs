@@ -1,0 +1,60 @@
+//! What a person sees while a command works; all on standard error.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tensorpress::pipeline::{Event, Progress};
+
+/// A bar over the blocks of a model.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    fallbacks: usize,
+}
+
+impl Bar {
+    pub(crate) fn new() -> Self {
+        Self { bar: ProgressBar::no_length().with_style(style()), fallbacks: 0 }
+    }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{msg:>24} [{bar:30}] {pos}/{len} {elapsed_precise}")
+        .expect("a valid template")
+        .progress_chars("=> ")
+}
+
+impl Progress for Bar {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Begun { blocks, resumed } => {
+                self.bar.set_length(blocks as u64);
+                self.bar.set_position(resumed as u64);
+                if resumed > 0 {
+                    self.bar.suspend(|| eprintln!("resuming: {resumed} of {blocks} blocks are done"));
+                }
+            }
+            Event::Block { block, .. } => {
+                self.bar.set_position(block as u64);
+                self.bar.set_message(format!("block {block}"));
+            }
+            Event::Layer(layer) => {
+                if let Some(reason) = &layer.fallback {
+                    self.fallbacks += 1;
+                    self.bar.suspend(|| eprintln!("{}: {reason}", layer.name));
+                }
+            }
+            Event::Finished => self.bar.finish_and_clear(),
+            _ => {}
+        }
+    }
+}
+
+/// A bar over the sequences of a judgement; can be told from any thread.
+pub(crate) fn judging(what: &str) -> (ProgressBar, impl Fn(usize, usize) + Sync) {
+    let bar = ProgressBar::no_length().with_style(style());
+    bar.set_message(what.to_owned());
+    let inner = bar.clone();
+    let tell = move |done: usize, of: usize| {
+        inner.set_length(of as u64);
+        inner.set_position(done as u64);
+    };
+    (bar, tell)
+}

@@ -1,0 +1,67 @@
+//! `tensorpress run`
+
+use std::time::Instant;
+
+use serde::Serialize;
+use tensorpress::model::{Generation, generate};
+use tensorpress::tensor::linalg::Par;
+
+use crate::args::Run;
+use crate::failure::{Failure, Outcome};
+use crate::open::open;
+use crate::output::{print, print_json};
+
+#[derive(Serialize)]
+struct Generated {
+    text: String,
+    tokens: usize,
+    seconds: f64,
+    tokens_per_second: f64,
+}
+
+pub(crate) fn run(args: &Run) -> Outcome {
+    let opened = open(&args.model)?;
+    let source = &opened.source;
+    let tokenizer = source.tokenizer()?;
+    let model = source.decoder()?.prepack()?;
+    let prompt = tokenizer.encode(&args.prompt)?;
+    let mut stream = tokenizer.stream();
+    // The last tokens of the prompt decide how the first new one is spelt.
+    for id in &prompt[prompt.len().saturating_sub(4)..] {
+        stream.push(*id)?;
+    }
+    let how = Generation {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        seed: args.seed,
+        par: Par::Rayon,
+    };
+    let mut text = String::new();
+    let mut closed = None;
+    let mut show = |piece: &str| {
+        text.push_str(piece);
+        if !args.json && closed.is_none() {
+            closed = print(piece).err();
+        }
+        closed.is_none()
+    };
+    // The first token pays for the prompt: the clock starts after it.
+    let mut first = None;
+    let new = generate(&model, &prompt, how, &mut model.cache(), &mut |token| {
+        first.get_or_insert_with(Instant::now);
+        Ok(show(&stream.push(token)?))
+    })?;
+    let seconds = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
+    show(&stream.finish()?);
+    if let Some(failure) = closed {
+        return Err::<(), Failure>(failure);
+    }
+    let tokens = new.len();
+    let tokens_per_second = if seconds > 0.0 { tokens.saturating_sub(1) as f64 / seconds } else { 0.0 };
+    if args.json {
+        return print_json(&Generated { text, tokens, seconds, tokens_per_second });
+    }
+    print("\n")?;
+    eprintln!("{tokens} tokens, {tokens_per_second:.1} tokens/s");
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! What the tests of the program share.
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The program.
+pub fn tensorpress() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tensorpress"))
+}
+
+/// Runs the program with these arguments.
+pub fn run<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
+    tensorpress().args(args).output().expect("the program starts")
+}
+
+/// The one JSON object on standard output.
+pub fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", stderr(output));
+    let value: Value = serde_json::from_slice(&output.stdout).expect("standard output is JSON");
+    assert!(value.is_object());
+    value
+}
+
+/// Standard error as text.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Fails unless the program ended with this code, and said all of this on standard error, and nothing on the other.
+pub fn assert_fails(output: &Output, code: i32, says: &[&str]) {
+    let said = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(output.stdout.is_empty(), "standard output of a failure");
+    for part in says {
+        assert!(said.contains(part), "`{said}` lacks `{part}`");
+    }
+}
+
+/// A folder with the demo model as anyone could have downloaded it.
+pub fn model_folder(parent: &Path) -> PathBuf {
+    let folder = parent.join("model");
+    std::fs::create_dir(&folder).expect("a new folder");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/demo");
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(name), folder.join(name)).expect("a file of the demo model");
+    }
+    folder
+}
+
+/// A text of the demo model.
+pub fn demo_text(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/demo").join(name)
+}
+
+/// Files of a folder and their contents.
+pub fn contents(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let listing = std::fs::read_dir(folder).expect("a folder");
+    let read = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        (name, std::fs::read(entry.path()).expect("a file"))
+    };
+    listing.map(|entry| read(entry.expect("an entry"))).collect()
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}

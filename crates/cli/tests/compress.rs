@@ -1,0 +1,164 @@
+//! `compress`, `eval`, `inspect` and `run` when all is well.
+
+mod common;
+
+use common::{arg, assert_fails, contents, demo_text, json, model_folder, run, stderr, tensorpress};
+
+#[test]
+fn demo_from_end_to_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("w4");
+    let done = run(&["compress", "demo", "--recipe", "w4", "--out", arg(&out), "--eval", "--json"]);
+    let report = json(&done);
+    let layers = report["layers"].as_array().expect("layers");
+    assert_eq!(layers.len(), 6 * 7);
+    for layer in layers {
+        assert_eq!(layer["method"], "gptq(bits=4, group=128, clip=mse)");
+        assert!(layer["error"].as_f64().expect("a number") < 0.3, "{layer}");
+        assert!(layer["bits_per_weight"].as_f64().expect("a number") < 4.3, "{layer}");
+        assert!(layer["fallback"].is_null(), "{layer}");
+        assert!(layer["name"].as_str().expect("a name").starts_with("model.layers."));
+    }
+    let (before, after) = (&report["before"], &report["after"]);
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    assert!(number(&after["perplexity"]) < 1.2 * number(&before["perplexity"]));
+    assert_eq!(after["reference_perplexity"], before["perplexity"]);
+    assert!(before["kld_mean"].is_null());
+    assert!(number(&after["kld_mean"]) > 0.0);
+    assert!(number(&report["bytes_after"]) < number(&report["bytes_before"]));
+    assert_eq!(report["bytes_after"], after["file_bytes"]);
+    assert!(number(&report["seconds"]) > 0.0);
+    if cfg!(target_os = "linux") {
+        assert!(number(&report["peak_rss_bytes"]) > 1e6);
+    }
+
+    // The same figures, judged on their own.
+    let text = demo_text("heldout.jsonl");
+    let args = ["eval", arg(&out), "--reference", "demo", "--text", arg(&text), "--json"];
+    let judged = json(&run(&args));
+    for key in ["perplexity", "reference_perplexity", "kld_mean", "kld_p99", "top1_agreement", "tokens"] {
+        assert_eq!(judged[key], after[key], "{key}");
+    }
+    assert_eq!(judged["bits_per_weight"], report["bits_per_weight"]);
+
+    let inspected = json(&run(&["inspect", arg(&out), "--json"]));
+    assert_eq!(inspected["compressed"].as_array().expect("weights").len(), layers.len());
+    assert_eq!(inspected["file_bytes"], report["bytes_after"]);
+    let plain = run(&["inspect", arg(&out)]);
+    assert!(String::from_utf8_lossy(&plain.stdout).contains("grouped_affine"));
+
+    let told = json(&run(&["run", arg(&out), "--prompt", "Once upon a time", "--max-tokens", "8", "--json"]));
+    assert_eq!(told["tokens"], 8);
+    let streamed = run(&["run", arg(&out), "--prompt", "Once upon a time", "--max-tokens", "8"]);
+    let text = String::from_utf8_lossy(&streamed.stdout).into_owned();
+    assert_eq!(Some(text.trim_end_matches('\n')), told["text"].as_str());
+    assert!(stderr(&streamed).contains("tokens/s"));
+}
+
+#[test]
+fn a_folder_is_like_the_demo() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = model_folder(folder.path());
+    let outs = ["a", "b"].map(|name| folder.path().join(name));
+    for (model, out) in [("demo", &outs[0]), (arg(&model), &outs[1])] {
+        json(&run(&["compress", model, "--recipe", "rtn(bits=5, group=32)", "--out", arg(out), "--json"]));
+    }
+    let [a, b] = outs.map(|out| contents(&out));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    assert!(a == b);
+    let config: serde_json::Value = serde_json::from_slice(&a["config.json"]).expect("JSON");
+    assert_eq!(config["quantization_config"]["quant_method"], "tensorpress");
+    assert!(a.contains_key("tokenizer.json") && a.contains_key("model.safetensors.index.json"));
+}
+
+#[test]
+fn rules_for_layers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (recipe, out) = (folder.path().join("recipe.toml"), folder.path().join("out"));
+    let text = r#"
+        stage = ["gptq(bits=3, group=64)"]
+        [[layer]]
+        match = "model.layers.0.*"
+        skip = true
+        [[layer]]
+        match = "*.v_proj.weight"
+        stage = [{ method = "rtn", bits = 8, group = 64 }]
+        [[layer]]
+        match = "model.embed_tokens.weight"
+        stage = [{ method = "rtn", bits = 8, group = 0 }]
+    "#;
+    std::fs::write(&recipe, text).expect("written");
+    let args = ["compress", "demo", "--recipe", arg(&recipe), "--out", arg(&out), "--json", "--eval"];
+    let report = json(&run(&args));
+    let layers = report["layers"].as_array().expect("layers");
+    assert_eq!(layers.len(), 1 + 5 * 7);
+    for layer in layers {
+        let (name, method) = (layer["name"].as_str().unwrap(), layer["method"].as_str().unwrap());
+        let expected = match name {
+            "model.embed_tokens.weight" => "rtn(bits=8, group=0)",
+            name if name.ends_with("v_proj.weight") => "rtn(bits=8, group=64)",
+            _ => "gptq(bits=3, group=64)",
+        };
+        assert_eq!(method, expected, "{name}");
+        assert!(!name.starts_with("model.layers.0."), "{name}");
+    }
+    assert!(report["after"]["kld_mean"].as_f64().expect("judged") < 1.0);
+}
+
+#[test]
+fn awq_folds_and_stays_the_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (recipe, out) in [("awq(bits=4, group=64)", "a"), ("awq | gptq(bits=4, group=64)", "b")] {
+        let out = folder.path().join(out);
+        let args = ["compress", "demo", "--recipe", recipe, "--out", arg(&out), "--json", "--eval"];
+        let report = json(&run(&args));
+        assert!(report["after"]["kld_mean"].as_f64().expect("judged") < 0.1, "{recipe}");
+        for layer in report["layers"].as_array().expect("layers") {
+            assert!(layer["error"].as_f64().expect("a number") < 0.3, "{layer}");
+        }
+    }
+}
+
+#[test]
+fn existing_folders() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let compress = |bits: &str, force: bool| {
+        let recipe = format!("rtn(bits={bits})");
+        let mut args = vec!["compress", "demo", "--recipe", &recipe, "--out", arg(&out), "--json"];
+        args.extend(force.then_some("--force"));
+        run(&args)
+    };
+    let first = json(&compress("8", false));
+    assert_fails(&compress("4", false), 1, &[arg(&out), "exists already", "--force"]);
+    let second = json(&compress("4", true));
+    assert!(second["bytes_after"].as_u64() < first["bytes_after"].as_u64());
+    let names: Vec<String> = contents(&out).into_keys().collect();
+    assert!(names.iter().all(|n| !n.contains("state") && !n.contains("lock")), "{names:?}");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
+
+    // Not everything that is there may be replaced.
+    std::fs::create_dir(out.join("inner")).expect("a folder");
+    assert_fails(&compress("4", true), 1, &["inner", "not replaced"]);
+    let model = model_folder(folder.path());
+    let onto_itself = ["compress", arg(&model), "--recipe", "w8", "--out", arg(&model), "--force"];
+    assert_fails(&run(&onto_itself), 1, &["is the model to compress"]);
+    assert!(model.join("model.safetensors").exists());
+}
+
+#[test]
+fn human_output() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let done = run(&["compress", "demo", "--recipe", "w8", "--out", arg(&out), "--eval"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    for part in ["size", "bits per weight", "codes 8.000", "perplexity", "KL divergence", "time"] {
+        assert!(text.contains(part), "`{text}` lacks `{part}`");
+    }
+    let done = run(&["eval", arg(&out), "--reference", "demo", "--text", arg(&demo_text("heldout.jsonl"))]);
+    assert!(String::from_utf8_lossy(&done.stdout).contains("top-1 agreement"));
+    let help = tensorpress().args(["compress", "--help"]).output().expect("the program starts");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.contains("w4") && help.contains("static_groups"), "{help}");
+}

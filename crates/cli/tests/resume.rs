@@ -1,0 +1,108 @@
+//! Work that was stopped: it leaves nothing half done, and resumes to the same bytes.
+
+mod common;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::{arg, assert_fails, contents, json, run, stderr, tensorpress};
+
+const RECIPE: &str = "awq | gptq(bits=3, group=32, clip=mse)";
+
+/// Starts to compress the demo model and kills the program as soon as shard number `shard` is there.
+fn start_and_kill(out: &Path, shard: usize) {
+    let mut child = tensorpress()
+        .args(["compress", "demo", "--recipe", RECIPE, "--out", arg(out)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let name = format!("{}.partial/model-{shard:05}-of-00007.safetensors", arg(out));
+    while !Path::new(&name).exists() {
+        assert!(child.try_wait().expect("a status").is_none(), "ended before it was killed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("a status");
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let whole = folder.path().join("whole");
+    let report = json(&run(&["compress", "demo", "--recipe", RECIPE, "--out", arg(&whole), "--json"]));
+    let out = folder.path().join("out");
+    let partial = folder.path().join("out.partial");
+    for shard in [1, 3, 5] {
+        start_and_kill(&out, shard);
+        assert!(!out.exists() && partial.is_dir());
+    }
+    // Another recipe, seed or calibration is another work.
+    let other = |extra: &[&str]| {
+        let mut args = vec!["compress", "demo", "--out", arg(&out)];
+        args.extend(extra);
+        run(&args)
+    };
+    assert_fails(
+        &other(&["--recipe", "w8"]),
+        1,
+        &["out.partial", "the recipe was `awq(", "is `rtn(bits=8", "the calibration was"],
+    );
+    let seed = other(&["--recipe", RECIPE, "--seed", "7"]);
+    assert_fails(&seed, 1, &["the seed was `0`, is `7`"]);
+    let short = other(&["--recipe", RECIPE, "--calib-windows", "3"]);
+    assert_fails(&short, 1, &["the calibration was `", "is `3 windows"]);
+
+    let done = run(&["compress", "demo", "--recipe", RECIPE, "--out", arg(&out), "--json"]);
+    let resumed = json(&done);
+    assert!(stderr(&done).contains("resuming") || resumed["layers"] == report["layers"]);
+    assert_eq!(resumed["layers"], report["layers"]);
+    assert!(contents(&out) == contents(&whole));
+    assert!(!partial.exists());
+}
+
+#[test]
+fn force_begins_anew() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    start_and_kill(&out, 3);
+    let args = ["compress", "demo", "--recipe", "w8", "--out", arg(&out), "--json", "--force"];
+    let report = json(&run(&args));
+    assert_eq!(report["layers"][0]["method"], "rtn(bits=8, group=128)");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
+}
+
+#[test]
+fn damaged_work_is_done_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let whole = folder.path().join("whole");
+    json(&run(&["compress", "demo", "--recipe", RECIPE, "--out", arg(&whole), "--json"]));
+    let out = folder.path().join("out");
+    start_and_kill(&out, 4);
+    let shard = folder.path().join("out.partial/model-00002-of-00007.safetensors");
+    let bytes = std::fs::read(&shard).expect("a shard");
+    std::fs::write(&shard, &bytes[..bytes.len() / 2]).expect("written");
+    json(&run(&["compress", "demo", "--recipe", RECIPE, "--out", arg(&out), "--json"]));
+    assert!(contents(&out) == contents(&whole));
+}
+
+/// A limit on the size of files stands in for a full disk: writes fail in the same way.
+#[test]
+#[cfg(unix)]
+fn a_full_disk_is_an_error_that_resumes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 64; exec '{}' compress demo --recipe w8 --out '{}'",
+        env!("CARGO_BIN_EXE_tensorpress"),
+        arg(&out)
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).output().expect("a shell");
+    assert_fails(&output, 1, &["model-00001-of-00007.safetensors", "cannot write", "resumes"]);
+    assert!(!out.exists() && folder.path().join("out.partial").is_dir());
+    json(&run(&["compress", "demo", "--recipe", "w8", "--out", arg(&out), "--json"]));
+    let fresh = folder.path().join("fresh");
+    json(&run(&["compress", "demo", "--recipe", "w8", "--out", arg(&fresh), "--json"]));
+    assert!(contents(&out) == contents(&fresh));
+}

@@ -1,0 +1,21 @@
+//! Compress neural networks on CPUs: recipes, a streaming pipeline, and every method of tensorpress under one roof.
+//!
+//! - [`Recipe`](recipe::Recipe) says what to do, as a line (`awq | gptq(bits=3, group=64)`), a preset or a TOML file.
+//! - [`Compressor`](pipeline::Compressor) does it to a model, block by block, in bounded memory, and can be stopped
+//!   and resumed at any moment.
+//! - [`Bill`](bill::Bill) says what the result is made of, to the byte.
+//!
+//! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`] (methods), [`model`] (the
+//! reference transformer that calibrates and judges).
+
+pub mod bill;
+pub mod pipeline;
+pub mod prelude;
+pub mod recipe;
+mod registry;
+
+pub use registry::registry;
+pub use tensorpress_model as model;
+pub use tensorpress_quant as quant;
+pub use tensorpress_tensor as tensor;
+pub use tensorpress_tensor::{Error, ErrorKind, Result};

@@ -1,0 +1,155 @@
+//! The folder of unfinished work.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use tensorpress_tensor::{Checkpoint, Error, Result};
+
+use super::state::{Identity, STATE, State, Unit};
+
+const LOCK: &str = "tensorpress.lock";
+
+/// Where the work on `out` lies until it is done.
+#[must_use]
+pub fn partial_of(out: &Path) -> PathBuf {
+    with_suffix(out, ".partial")
+}
+
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+/// Whether a result may go to `out`.
+pub(super) fn check_target(out: &Path, source: Option<&Path>, force: bool) -> Result<()> {
+    if out.file_name().is_none() {
+        return Err(Error::invalid("is no name for a new folder").in_file(out));
+    }
+    let Ok(found) = fs::symlink_metadata(out) else { return Ok(()) };
+    if !force {
+        return Err(Error::invalid("exists already; --force replaces it").in_file(out));
+    }
+    if !found.is_dir() {
+        return Err(Error::invalid("exists and is no folder").in_file(out));
+    }
+    let real = |path: &Path| path.canonicalize().ok();
+    if source.is_some_and(|source| real(source) == real(out)) {
+        return Err(Error::invalid("is the model to compress; write elsewhere").in_file(out));
+    }
+    // Model folders are flat: whatever has folders inside is not to be removed.
+    let listing = fs::read_dir(out).map_err(|e| Error::io("list the folder", out, e))?;
+    let nested = listing.flatten().find(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
+    if let Some(nested) = nested {
+        let name = nested.file_name().to_string_lossy().into_owned();
+        let message = format!("holds a folder `{name}`, so it is no model; not replaced");
+        return Err(Error::invalid(message).in_file(out));
+    }
+    Ok(())
+}
+
+/// The folder of unfinished work and its state.
+#[derive(Debug)]
+pub(super) struct Work {
+    folder: PathBuf,
+    state: State,
+    shards: usize,
+    /// Held as long as this process works here.
+    lock: File,
+}
+
+impl Work {
+    /// Begins work for `out`, or takes up what an earlier run has left.
+    pub(super) fn open(out: &Path, identity: Identity, blocks: usize, force: bool) -> Result<Self> {
+        let folder = partial_of(out);
+        if folder.exists() && !folder.is_dir() {
+            return Err(Error::invalid("is in the way: it is no folder").in_file(&folder));
+        }
+        fs::create_dir_all(&folder).map_err(|e| Error::io("create the folder", &folder, e))?;
+        let lock = lock(&folder)?;
+        let path = folder.join(STATE);
+        let fresh = |identity| State { identity, units: Vec::new() };
+        let state = match path.exists() {
+            false => fresh(identity),
+            true => match resume(&path, &identity) {
+                Ok(state) => state,
+                Err(_) if force => {
+                    // The old state goes first: no crash may leave it with shards of other work.
+                    fs::remove_file(&path).map_err(|e| Error::io("remove the old state", &path, e))?;
+                    fresh(identity)
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let mut work = Self { folder, state, shards: blocks + 1, lock };
+        work.drop_damaged();
+        work.state.write(&path)?;
+        Ok(work)
+    }
+
+    /// Shards that are not what the state says are made again, and all after them.
+    fn drop_damaged(&mut self) {
+        let whole = |(index, unit): (usize, &Unit)| {
+            Checkpoint::open(self.shard(index)).is_ok_and(|shard| shard.file_bytes() == unit.bytes)
+        };
+        let good = self.state.units.iter().enumerate().take_while(|unit| whole(*unit)).count();
+        self.state.units.truncate(good);
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Finished shards, in order.
+    pub(super) fn units(&self) -> &[Unit] {
+        &self.state.units
+    }
+
+    pub(super) fn shards(&self) -> usize {
+        self.shards
+    }
+
+    /// Path of a shard: number 0 has what lies outside the blocks.
+    pub(super) fn shard(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("model-{:05}-of-{:05}.safetensors", index + 1, self.shards))
+    }
+
+    /// Notes that the next shard is finished.
+    pub(super) fn finished(&mut self, unit: Unit) -> Result<()> {
+        self.state.units.push(unit);
+        self.state.write(&self.folder.join(STATE))
+    }
+
+    /// Gives the folder up: what is left is to remove these files.
+    pub(super) fn close(self) -> [&'static str; 2] {
+        drop(self.lock);
+        [STATE, LOCK]
+    }
+}
+
+fn resume(path: &Path, identity: &Identity) -> Result<State> {
+    let state = State::read(path)?;
+    match state.identity.difference(identity) {
+        None => Ok(state),
+        Some(difference) => {
+            let folder = path.parent().unwrap_or(path);
+            Err(Error::invalid(format!(
+                "holds unfinished work of another kind: {difference}. Run that again to finish it, or remove the \
+                 folder (or use --force) to begin anew"
+            ))
+            .in_file(folder))
+        }
+    }
+}
+
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let file = File::create(&path).map_err(|e| Error::io("create the lock", &path, e))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::invalid("another process is at work here").in_file(folder))
+        }
+        // Some file systems have no locks; work goes on without.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}

@@ -1,0 +1,224 @@
+//! Compressing a model block by block, in bounded memory; stopped at any moment, it can be resumed.
+//!
+//! For each transformer block in turn: where the recipe needs statistics, the calibration's hidden states run through
+//! the source block and are watched; each group of linear layers that share an input is compressed; the block's shard
+//! is written; and the hidden states run through the *compressed* block, so that the next one is calibrated on what it
+//! will really see. Resident at a time are the hidden states and one group of weights, never a model.
+//!
+//! The work lies in `DIR.partial`, with a state file that says for which source, recipe and calibration. `DIR` appears
+//! by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a folder that the same call
+//! resumes, with the same bytes in the end.
+
+mod advance;
+mod block;
+mod calibration;
+mod error;
+mod finish;
+mod folder;
+mod peak;
+mod plan;
+mod progress;
+mod report;
+mod shard;
+mod state;
+mod tables;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tensorpress_model::Source;
+use tensorpress_tensor::{Error, Registry, Result};
+
+pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
+pub use folder::partial_of;
+pub use peak::peak_rss_bytes;
+pub use progress::{Event, Progress};
+pub use report::{LayerReport, Report};
+
+use crate::bill::Bill;
+use crate::recipe::Recipe;
+use advance::Stream;
+use folder::Work;
+use plan::Plan;
+use state::{Identity, Unit};
+
+/// Compresses models by a recipe.
+///
+/// ```no_run
+/// use tensorpress::pipeline::CalibrationText;
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let source = Source::open("model", &registry())?;
+/// let text = std::fs::read_to_string("text.txt").expect("a text");
+/// let report = Compressor::new(Recipe::parse("w4")?)
+///     .with_calibration(CalibrationText::new(text))
+///     .run(&source, "model-w4".as_ref())?;
+/// println!("{:.3} bits per weight", report.bits_per_weight);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Compressor<'a> {
+    recipe: Recipe,
+    calibration: Option<CalibrationText>,
+    seed: u64,
+    force: bool,
+    progress: Option<&'a mut dyn Progress>,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+impl std::fmt::Debug for Compressor<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { recipe, calibration, seed, force, .. } = self;
+        f.debug_struct("Compressor")
+            .field("recipe", recipe)
+            .field("calibration", calibration)
+            .field("seed", seed)
+            .field("force", force)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the parts of a run share.
+struct Context<'r> {
+    source: &'r Source,
+    registry: Registry,
+    plan: Plan,
+    seed: u64,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+impl Context<'_> {
+    /// `Interrupted`, if the caller asked to stop.
+    fn check_cancelled(&self) -> Result<()> {
+        match &self.cancel {
+            Some(cancel) if cancel.load(Ordering::Relaxed) => {
+                Err(Error::interrupted("stopped as asked; the same call resumes"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<'a> Compressor<'a> {
+    /// A compressor by this recipe.
+    #[must_use]
+    pub fn new(recipe: Recipe) -> Self {
+        Self { recipe, calibration: None, seed: 0, force: false, progress: None, cancel: None }
+    }
+
+    /// Sets the text whose activations calibrate; methods that need none ignore it.
+    #[must_use]
+    pub fn with_calibration(mut self, text: CalibrationText) -> Self {
+        self.calibration = Some(text);
+        self
+    }
+
+    /// Sets the seed of everything random. Default 0.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Replaces the folder if it is there, and begins anew where `DIR.partial` belongs to other work. Default false.
+    #[must_use]
+    pub fn with_force(mut self, force: bool) -> Self {
+        self.force = force;
+        self
+    }
+
+    /// Tells `progress` what happens.
+    #[must_use]
+    pub fn with_progress(mut self, progress: &'a mut dyn Progress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Stops with `Interrupted` soon after `cancel` becomes true.
+    #[must_use]
+    pub fn with_cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
+        self.cancel = Some(cancel);
+        self
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        if let Some(progress) = &mut self.progress {
+            progress.event(event);
+        }
+    }
+
+    /// Compresses `source` into the folder `out`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `out` exists and is not to be replaced, if `out.partial` belongs to other work, or if a
+    /// rule of the recipe matches nothing; `MissingCalibration` if the recipe needs a text and there is none;
+    /// `Unsupported` for a model that is compressed already; `Numerical` for NaN in a weight; those of the source and
+    /// of the methods; `Io`. Each names tensor and file where known.
+    pub fn run(mut self, source: &Source, out: &Path) -> Result<Report> {
+        let begun = Instant::now();
+        if let Some(name) = source.trees().keys().next() {
+            let message = "is compressed already: compress the model it was made from";
+            return Err(Error::unsupported(message).in_tensor(name));
+        }
+        folder::check_target(out, source.folder(), self.force)?;
+        let plan = Plan::new(source, &self.recipe)?;
+        // What is wrong with the model is better said before the work than in its middle.
+        (0..source.blocks()).try_for_each(|block| source.block(block).map(drop))?;
+        let windows = match (plan.needs_calibration(), &self.calibration) {
+            (None, _) => Vec::new(),
+            (Some(_), Some(text)) => text.windows(source)?,
+            (Some(stage), None) => {
+                let message = format!("`{stage}` needs a calibration text, and none was given");
+                return Err(Error::missing_calibration(message));
+            }
+        };
+        let identity = Identity::new(source, &self.recipe, &windows, self.seed)?;
+        let cancel = self.cancel.clone();
+        let registry = crate::registry();
+        let context = Context { source, registry, plan, seed: self.seed, cancel };
+        let mut work = Work::open(out, identity, source.blocks(), self.force)?;
+        let resumed = work.units().len();
+        self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
+        if resumed == 0 {
+            let unit = tables::compress(&context, &work.shard(0))?;
+            self.report(&unit);
+            work.finished(unit)?;
+        }
+        let mut stream = None;
+        if !windows.is_empty() && work.units().len() <= source.blocks() {
+            stream = Some(Stream::begin(&context, &work.shard(0), &windows)?);
+        }
+        for index in 0..source.blocks() {
+            context.check_cancelled()?;
+            let shard = work.shard(index + 1);
+            if work.units().len() <= index + 1 {
+                self.tell(Event::Block { block: index, blocks: source.blocks() });
+                let unit = block::compress(&context, index, stream.as_ref(), &shard)?;
+                self.report(&unit);
+                work.finished(unit)?;
+            }
+            if index + 1 < source.blocks() {
+                if let Some(stream) = stream.as_mut().filter(|_| work.units().len() <= source.blocks()) {
+                    context.check_cancelled()?;
+                    stream.advance(&context, index, &shard)?;
+                }
+            }
+            source.checkpoint().release();
+        }
+        drop(stream);
+        let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
+        finish::finish(work, source, out, self.force)?;
+        self.tell(Event::Finished);
+        let bill = Bill::of(&Source::open(out, &context.registry)?)?;
+        Ok(Report::new(source, bill, layers, begun.elapsed(), resumed))
+    }
+
+    fn report(&mut self, unit: &Unit) {
+        for layer in &unit.layers {
+            self.tell(Event::Layer(layer));
+        }
+    }
+}

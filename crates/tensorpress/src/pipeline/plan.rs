@@ -1,0 +1,94 @@
+use std::collections::BTreeMap;
+
+use tensorpress_model::Source;
+use tensorpress_tensor::{DynCompress, Error, Result};
+
+use crate::recipe::{Chain, Recipe};
+
+/// Which method compresses which weight.
+pub(super) struct Plan {
+    methods: Vec<Planned>,
+    /// Index of the method by name of the weight; linear layers and tables.
+    by_name: BTreeMap<String, usize>,
+}
+
+/// A method and its text in reports.
+pub(super) struct Planned {
+    pub(super) text: String,
+    pub(super) method: Box<dyn DynCompress>,
+    /// Stays in use by some weight.
+    used: bool,
+}
+
+impl Plan {
+    pub(super) fn new(source: &Source, recipe: &Recipe) -> Result<Self> {
+        let linears: Vec<String> = (0..source.blocks())
+            .flat_map(|block| source.linears(block))
+            .map(|linear| linear.name)
+            .collect();
+        let tables = super::tables::names(source)?;
+        for rule in recipe.layers() {
+            if !linears.iter().chain(&tables).any(|name| rule.matches(name)) {
+                return Err(Error::invalid(format!(
+                    "layer: match = `{}`: matches no weight; there are {} ...",
+                    rule.pattern(),
+                    linears.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
+                )));
+            }
+        }
+        let mut plan = Self { methods: Vec::new(), by_name: BTreeMap::new() };
+        let mut seen = BTreeMap::new();
+        for name in &linears {
+            if let Some(chain) = recipe.chain_for(name) {
+                let index = plan.index_of(chain, &mut seen)?;
+                plan.by_name.insert(name.clone(), index);
+            }
+        }
+        for name in &tables {
+            // Embeddings and head are compressed only where a rule says so.
+            let Some(chain) = recipe.rule_for(name).and_then(|rule| rule.chain()) else { continue };
+            let index = plan.index_of(chain, &mut seen)?;
+            if !plan.methods[index].method.needs().is_none() {
+                return Err(Error::unsupported(format!(
+                    "`{chain}` needs calibration, which embeddings and heads do not get: give this weight a \
+                     [[layer]] with rtn, or `skip = true`, before the one that matches it"
+                ))
+                .in_tensor(name));
+            }
+            plan.by_name.insert(name.clone(), index);
+        }
+        for index in plan.by_name.values() {
+            plan.methods[*index].used = true;
+        }
+        if plan.by_name.is_empty() {
+            return Err(Error::invalid("the recipe leaves every weight as it is"));
+        }
+        Ok(plan)
+    }
+
+    fn index_of(&mut self, chain: &Chain, seen: &mut BTreeMap<String, usize>) -> Result<usize> {
+        let canonical = chain.canonical();
+        if let Some(index) = seen.get(&canonical) {
+            return Ok(*index);
+        }
+        let planned = Planned { text: chain.to_string(), method: chain.build()?, used: false };
+        self.methods.push(planned);
+        seen.insert(canonical, self.methods.len() - 1);
+        Ok(self.methods.len() - 1)
+    }
+
+    /// Number of the method for a weight; nothing if it stays as it is.
+    pub(super) fn index(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn method(&self, index: usize) -> &Planned {
+        &self.methods[index]
+    }
+
+    /// The first method that needs statistics, if one does.
+    pub(super) fn needs_calibration(&self) -> Option<&str> {
+        let needy = |planned: &&Planned| planned.used && !planned.method.needs().is_none();
+        self.methods.iter().find(needy).map(|planned| planned.text.as_str())
+    }
+}

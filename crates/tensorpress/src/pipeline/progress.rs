@@ -1,0 +1,31 @@
+use super::report::LayerReport;
+
+/// What happens in a run.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The work begins.
+    Begun {
+        /// Blocks of the model.
+        blocks: usize,
+        /// Blocks that an earlier run has finished.
+        resumed: usize,
+    },
+    /// A block begins.
+    Block {
+        /// Its number, from 0.
+        block: usize,
+        /// Blocks of the model.
+        blocks: usize,
+    },
+    /// A layer is compressed and on disk.
+    Layer(&'a LayerReport),
+    /// The folder is there.
+    Finished,
+}
+
+/// Watches a run.
+pub trait Progress {
+    /// Something happened.
+    fn event(&mut self, event: Event<'_>);
+}

@@ -1,0 +1,69 @@
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tensorpress_model::Source;
+
+use super::peak::peak_rss_bytes;
+use crate::bill::Bill;
+
+/// What became of one matrix.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Name of the weight.
+    pub name: String,
+    /// The stages that compressed it.
+    pub method: String,
+    /// 8 x bytes of all its parts over the number of its weights.
+    pub bits_per_weight: f64,
+    /// Relative error. Of a calibrated run: of the output on up to 256 sampled inputs, ‖X(W-Ŵ)ᵀ‖ / ‖XWᵀ‖; else of the
+    /// weight, ‖W-Ŵ‖ / ‖W‖. Nothing where that is not finite.
+    pub error: Option<f64>,
+    /// Why the method did less than asked, if it did.
+    pub fallback: Option<String>,
+}
+
+/// What became of a model.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+#[must_use]
+pub struct Report {
+    /// Length of the weight files before.
+    pub bytes_before: u64,
+    /// Length of the weight files after.
+    pub bytes_after: u64,
+    /// 8 x bytes of all parts of the compressed matrices over the number of their weights.
+    pub bits_per_weight: f64,
+    /// Wall-clock time of this run.
+    pub seconds: f64,
+    /// The largest memory the process had at a time, where the system says so.
+    pub peak_rss_bytes: Option<u64>,
+    /// The compressed matrices.
+    pub layers: Vec<LayerReport>,
+    /// What the result is made of.
+    #[serde(skip)]
+    pub bill: Bill,
+    /// Blocks that an earlier run had finished.
+    #[serde(skip)]
+    pub resumed_blocks: usize,
+}
+
+impl Report {
+    pub(super) fn new(
+        source: &Source,
+        bill: Bill,
+        layers: Vec<LayerReport>,
+        elapsed: Duration,
+        resumed_units: usize,
+    ) -> Self {
+        Self {
+            bytes_before: source.checkpoint().file_bytes(),
+            bytes_after: bill.file_bytes,
+            bits_per_weight: bill.bits_per_weight,
+            seconds: elapsed.as_secs_f64(),
+            peak_rss_bytes: peak_rss_bytes(),
+            layers,
+            bill,
+            resumed_blocks: resumed_units.saturating_sub(1),
+        }
+    }
+}

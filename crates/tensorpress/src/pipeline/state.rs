@@ -1,0 +1,144 @@
+//! What a folder of unfinished work belongs to, and how far it has come.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tensorpress_model::Source;
+use tensorpress_tensor::{Error, Result, Tensor};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::report::LayerReport;
+use crate::recipe::Recipe;
+
+/// Name of the state file.
+pub(super) const STATE: &str = "tensorpress.state.json";
+/// Layout of the state file.
+const FORMAT: u32 = 1;
+/// Contents of checkpoints up to this length are hashed in full.
+const FULL: u64 = 256 << 20;
+/// Of longer ones: the first bytes of each stride of each tensor, and the last of each tensor.
+const STRIDE: usize = 1 << 20;
+const SAMPLE: usize = 4096;
+
+/// What decides the bytes of the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    format: u32,
+    version: String,
+    /// Hash of config, tensor names, types, shapes and contents (sampled beyond 256 MiB).
+    source: String,
+    source_bytes: u64,
+    recipe: String,
+    /// Hash of the token ids.
+    calibration: Option<String>,
+    calibration_windows: usize,
+    calibration_tokens: usize,
+    seed: u64,
+}
+
+impl Identity {
+    pub(super) fn new(
+        source: &Source,
+        recipe: &Recipe,
+        windows: &[Vec<u32>],
+        seed: u64,
+    ) -> Result<Self> {
+        Ok(Self {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: hash_source(source)?,
+            source_bytes: source.checkpoint().file_bytes(),
+            recipe: recipe.canonical(),
+            calibration: (!windows.is_empty()).then(|| hash_windows(windows)),
+            calibration_windows: windows.len(),
+            calibration_tokens: windows.iter().map(Vec::len).sum(),
+            seed,
+        })
+    }
+
+    /// What was and what is, if that differs.
+    pub(super) fn difference(&self, now: &Self) -> Option<String> {
+        let calibration = |id: &Self| match &id.calibration {
+            None => "none".to_owned(),
+            Some(hash) => format!(
+                "{} windows, {} tokens, hash {hash}",
+                id.calibration_windows, id.calibration_tokens
+            ),
+        };
+        let source = |id: &Self| format!("{} bytes, hash {}", id.source_bytes, id.source);
+        let differ = |what: &str, was: String, is: String| {
+            (was != is).then(|| format!("the {what} was `{was}`, is `{is}`"))
+        };
+        let all = [
+            differ("state format", self.format.to_string(), now.format.to_string()),
+            differ("version", self.version.clone(), now.version.clone()),
+            differ("source", source(self), source(now)),
+            differ("recipe", self.recipe.clone(), now.recipe.clone()),
+            differ("calibration", calibration(self), calibration(now)),
+            differ("seed", self.seed.to_string(), now.seed.to_string()),
+        ];
+        let all: Vec<String> = all.into_iter().flatten().collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+}
+
+/// A shard that is finished: the embeddings, norms and head, or a block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Unit {
+    pub(super) bytes: u64,
+    pub(super) layers: Vec<LayerReport>,
+}
+
+/// The state file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) identity: Identity,
+    pub(super) units: Vec<Unit>,
+}
+
+impl State {
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(|e| Error::io("read the state", path, e))?;
+        serde_json::from_slice(&text)
+            .map_err(|e| Error::corruption(format!("not a state of tensorpress: {e}")).in_file(path))
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        use std::io::Write;
+        let text = serde_json::to_vec_pretty(self).expect("a state is JSON");
+        tensorpress_tensor::checkpoint::write_atomically(path, &mut |file| {
+            file.write_all(&text).map_err(|e| Error::io("write the state", path, e))
+        })
+    }
+}
+
+fn hash_windows(windows: &[Vec<u32>]) -> String {
+    let mut hash = Xxh3::new();
+    for window in windows {
+        hash.update(&(window.len() as u64).to_le_bytes());
+        window.iter().for_each(|id| hash.update(&id.to_le_bytes()));
+    }
+    format!("{:032x}", hash.digest128())
+}
+
+fn hash_source(source: &Source) -> Result<String> {
+    let checkpoint = source.checkpoint();
+    let full = checkpoint.file_bytes() <= FULL;
+    let mut hash = Xxh3::new();
+    hash.update(source.raw_config().to_string().as_bytes());
+    for name in checkpoint.names() {
+        let tensor = checkpoint.tensor(name)?;
+        hash.update(name.as_bytes());
+        hash.update(format!("{:?}{:?}", tensor.dtype(), tensor.shape()).as_bytes());
+        let bytes: &[u8] = tensor.bytes();
+        if full {
+            hash.update(bytes);
+        } else {
+            bytes.chunks(STRIDE).for_each(|part| hash.update(&part[..part.len().min(SAMPLE)]));
+            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
+            checkpoint.release();
+        }
+    }
+    checkpoint.release();
+    Ok(format!("{:032x}", hash.digest128()))
+}

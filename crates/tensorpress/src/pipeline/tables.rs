@@ -1,0 +1,72 @@
+//! What lies outside the blocks: embeddings, final norm, head.
+
+use std::path::Path;
+
+use tensorpress_model::Source;
+use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::stats::Calibration;
+use tensorpress_tensor::{Context as _, Error, Group, Result, Target, Tensor};
+
+use super::Context;
+use super::block::{layer_report, prefix};
+use super::error::Around;
+use super::shard::{self, Item};
+use super::state::Unit;
+
+/// Names of the embedding and of the head.
+pub(super) fn names(source: &Source) -> Result<Vec<String>> {
+    if !source.config().architecture.is_decoder() {
+        let words = |name: &String| name.ends_with("embeddings.word_embeddings.weight");
+        return Ok(source.extras().into_iter().filter(words).collect());
+    }
+    let mut names = vec![source.embedding()?.table().name().to_owned()];
+    let head = source.head()?.linear().name().to_owned();
+    if !names.contains(&head) {
+        names.push(head);
+    }
+    Ok(names)
+}
+
+/// Compresses what the recipe says and copies the rest.
+pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
+    let source = context.source;
+    let blocks: Vec<String> = (0..source.blocks()).map(|block| prefix(source, block)).collect();
+    let mut items = Vec::new();
+    let mut layers = Vec::new();
+    for name in source.extras() {
+        if blocks.iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        let Some(index) = context.plan.index(&name) else {
+            items.push(Item::Copied(name));
+            continue;
+        };
+        let planned = context.plan.method(index);
+        let located = |e: Error| match source.checkpoint().file_of(&name) {
+            Some(file) => e.in_tensor(&name).in_file(file),
+            None => e.in_tensor(&name),
+        };
+        let weight = source.checkpoint().tensor(&name)?.to_matrix().map_err(located)?;
+        source.checkpoint().release();
+        let group = Group {
+            seed: context.seed_of(&name),
+            par: Par::Rayon,
+            ..Group::single(Target::new(&name, weight.view()), Calibration::none(weight.ncols()))
+        };
+        let result = planned.method.compress_group_dyn(group).map_err(located)?;
+        let layer = result.layers.into_iter().next();
+        let layer = layer.ok_or_else(|| Error::invalid("no result")).in_tensor(&name)?;
+        layers.push(layer_report(
+            &name,
+            &planned.text,
+            weight.view(),
+            &layer,
+            Around::default(),
+            None,
+            Par::Rayon,
+        )?);
+        items.push(Item::Compressed { name, node: layer.node });
+    }
+    let bytes = shard::write(path, source, &items)?;
+    Ok(Unit { bytes, layers })
+}

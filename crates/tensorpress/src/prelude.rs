@@ -1,0 +1,12 @@
+//! What most programs need: `use tensorpress::prelude::*;`
+
+pub use crate::bill::Bill;
+pub use crate::pipeline::{Compressor, Report};
+pub use crate::recipe::Recipe;
+pub use crate::registry;
+pub use tensorpress_model::Source;
+pub use tensorpress_quant::{Awq, Gptq, GridSpec, Rtn};
+pub use tensorpress_tensor::{
+    Checkpoint, Compress, DType, DynCompress, Error, ErrorKind, Group, Method, Node, Result,
+    Target,
+};

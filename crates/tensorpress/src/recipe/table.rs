@@ -1,0 +1,210 @@
+//! The stages that exist: a row each. A new method is a row here, and a few lines in `build`.
+
+use std::fmt;
+
+use tensorpress_tensor::{Error, Result};
+
+use super::build::{self, Build};
+use super::value::{KeySpec, Type, Value};
+
+/// Where a stage may stand; the order is that of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Changes the space a matrix is compressed in.
+    Transform,
+    /// Chooses which weights are kept.
+    Selector,
+    /// Rounds or factors what is kept.
+    Quantiser,
+    /// Compresses what the stages before left over.
+    Residual,
+    /// Codes the integers without loss.
+    Coded,
+    /// Stands inside a residual or a coder.
+    Inner,
+}
+
+impl Kind {
+    pub(super) const ORDER: &'static str =
+        "transforms, at most one selector, one quantiser, residuals, at most one coder";
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Transform => "transform",
+            Self::Selector => "selector",
+            Self::Quantiser => "quantiser",
+            Self::Residual => "residual",
+            Self::Coded => "coder",
+            Self::Inner => "inner stage",
+        })
+    }
+}
+
+/// A stage that exists.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct StageSpec {
+    /// Its name in recipes.
+    pub name: &'static str,
+    /// Where it may stand.
+    pub kind: Kind,
+    /// What it does.
+    pub about: &'static str,
+    /// Its keys.
+    pub keys: &'static [KeySpec],
+    /// It may end a recipe without a quantiser: it has the keys of a grid and rounds to nearest.
+    pub alone: bool,
+    /// What may stand in its parentheses, if a stage must.
+    pub inner: Option<&'static [Kind]>,
+    pub(super) build: Build,
+}
+
+const BITS: KeySpec = KeySpec::new("bits", Type::Int(2, 8), Value::Int(4), "bits of a code");
+const GROUP: KeySpec = KeySpec::new(
+    "group",
+    Type::Int(0, 1 << 20),
+    Value::Int(128),
+    "consecutive inputs that share a scale; 0: a whole row",
+);
+const SYMMETRIC: KeySpec = KeySpec::new(
+    "symmetric",
+    Type::Bool,
+    Value::Bool(false),
+    "zero point fixed in the middle, not stored",
+);
+const CLIP: KeySpec = KeySpec::new(
+    "clip",
+    Type::Choice(&["minmax", "mse"]),
+    Value::word("minmax"),
+    "range of a group: all of it, or the one with the least error",
+);
+const SCALE: KeySpec = KeySpec::new(
+    "scale",
+    Type::Choice(&["f16", "bf16", "f32"]),
+    Value::word("f16"),
+    "stored type of scales",
+);
+const NEVER: fn(&Value) -> bool = |_| false;
+
+static STAGES: &[StageSpec] = &[
+    StageSpec {
+        name: "rtn",
+        kind: Kind::Quantiser,
+        about: "rounds each weight to the nearest level; needs no calibration",
+        keys: &[BITS, GROUP, SYMMETRIC, CLIP, SCALE],
+        alone: false,
+        inner: None,
+        build: Build::Method(build::rtn),
+    },
+    StageSpec {
+        name: "gptq",
+        kind: Kind::Quantiser,
+        about: "rounds column by column and spreads each error over the columns still to come",
+        keys: &[
+            BITS,
+            GROUP,
+            SYMMETRIC,
+            CLIP,
+            SCALE,
+            KeySpec::new(
+                "act_order",
+                Type::Bool,
+                Value::Bool(false),
+                "columns in the order of falling input energy",
+            ),
+            KeySpec::new(
+                "static_groups",
+                Type::Bool,
+                Value::Bool(false),
+                "all groups are fitted before the first column is rounded",
+            ),
+            KeySpec::new(
+                "damp",
+                Type::Float(0.0, 1e6),
+                Value::Float(0.01),
+                "added to the diagonal, as a fraction of its mean",
+            ),
+            KeySpec::new(
+                "block",
+                Type::Int(1, 1 << 16),
+                Value::Int(128),
+                "columns between two updates of the rest",
+            ),
+        ],
+        alone: false,
+        inner: None,
+        build: Build::Method(build::gptq),
+    },
+    StageSpec {
+        name: "awq",
+        kind: Kind::Transform,
+        about: "scales input channels up by how active they are, before a quantiser (alone: rtn)",
+        keys: &[
+            BITS.before_quantiser(NEVER),
+            GROUP.before_quantiser(NEVER),
+            SYMMETRIC.before_quantiser(NEVER),
+            KeySpec::new(
+                "clip",
+                Type::Choice(&["minmax", "mse", "output"]),
+                Value::word("minmax"),
+                "as of the quantiser; output: weights are clamped by output error",
+            )
+            .before_quantiser(|value| *value == Value::word("output")),
+            SCALE.before_quantiser(NEVER),
+            KeySpec::new("ratios", Type::Int(1, 1000), Value::Int(20), "exponents tried"),
+            KeySpec::new(
+                "samples",
+                Type::Int(1, 1 << 20),
+                Value::Int(1024),
+                "tokens that judge an exponent",
+            ),
+        ],
+        alone: true,
+        inner: None,
+        build: Build::Wrap(build::awq),
+    },
+];
+
+/// Names that later versions will have, so that an error can say so.
+const PLANNED: &[&str] = &[
+    "smoothquant", "hadamard", "quip", "magnitude", "wanda", "sparsegpt", "nf4", "aqlm", "spqr",
+    "svd", "svd_llm", "lord", "residual", "eora", "lqer", "coded", "rans", "huffman",
+];
+
+/// The stages of this version.
+#[must_use]
+pub fn known_stages() -> &'static [StageSpec] {
+    STAGES
+}
+
+/// Names of stages that later versions will have.
+#[must_use]
+pub fn planned_stages() -> &'static [&'static str] {
+    PLANNED
+}
+
+pub(super) fn find(name: &str) -> Result<&'static StageSpec> {
+    if let Some(spec) = STAGES.iter().find(|s| s.name == name) {
+        return Ok(spec);
+    }
+    let known: Vec<&str> = STAGES.iter().map(|s| s.name).collect();
+    let known = known.join(", ");
+    if PLANNED.contains(&name) {
+        return Err(Error::unsupported(format!(
+            "stage `{name}` is planned, but not in this version; allowed are {known}"
+        )));
+    }
+    let presets: Vec<&str> = super::PRESETS.iter().map(|p| p.name).collect();
+    Err(Error::invalid(format!(
+        "unknown stage `{name}`; allowed are {known} (and the presets {})",
+        presets.join(", ")
+    )))
+}
+
+/// Names of the stages of some kinds.
+pub(super) fn names_of(kinds: &[Kind]) -> Vec<&'static str> {
+    STAGES.iter().filter(|s| kinds.contains(&s.kind)).map(|s| s.name).collect()
+}

@@ -1,0 +1,202 @@
+use tensorpress_tensor::ErrorKind;
+
+use super::*;
+
+fn reread(recipe: &Recipe, text: &str) -> Recipe {
+    match recipe.layers().is_empty() {
+        true => Recipe::parse(text).expect("reads its own text"),
+        false => Recipe::from_toml(text).expect("reads its own text"),
+    }
+}
+
+#[test]
+fn good_lines() {
+    let table = [
+        ("w8", "rtn(bits=8, group=128, symmetric=false, clip=minmax, scale=f16)"),
+        (
+            "w4",
+            "gptq(bits=4, group=128, symmetric=false, clip=mse, scale=f16, act_order=false, \
+             static_groups=false, damp=0.01, block=128)",
+        ),
+        ("rtn", "rtn(bits=4, group=128, symmetric=false, clip=minmax, scale=f16)"),
+        ("rtn()", "rtn(bits=4, group=128, symmetric=false, clip=minmax, scale=f16)"),
+        (
+            "  rtn ( scale = \"bf16\" ,bits=2,symmetric=true )",
+            "rtn(bits=2, group=128, symmetric=true, clip=minmax, scale=bf16)",
+        ),
+        (
+            "gptq(damp=1, group=0, act_order=true)",
+            "gptq(bits=4, group=0, symmetric=false, clip=minmax, scale=f16, act_order=true, \
+             static_groups=false, damp=1.0, block=128)",
+        ),
+        (
+            "awq(bits=3, clip=output)",
+            "awq(bits=3, group=128, symmetric=false, clip=output, scale=f16, ratios=20, samples=1024)",
+        ),
+        (
+            "awq(clip=output)|rtn(bits=3)",
+            "awq(clip=output, ratios=20, samples=1024) | rtn(bits=3, group=128, symmetric=false, \
+             clip=minmax, scale=f16)",
+        ),
+        (
+            "awq | rtn",
+            "awq(ratios=20, samples=1024) | rtn(bits=4, group=128, symmetric=false, clip=minmax, \
+             scale=f16)",
+        ),
+    ];
+    for (text, canonical) in table {
+        let recipe = Recipe::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(recipe.canonical(), canonical, "{text}");
+        assert_eq!(reread(&recipe, &recipe.canonical()), recipe, "{text}");
+        assert_eq!(reread(&recipe, &recipe.to_string()), recipe, "{text}");
+        recipe.chain().expect("one chain").build().unwrap_or_else(|e| panic!("{text}: {e}"));
+    }
+    assert_eq!(Recipe::parse("w3").unwrap().to_string(), "gptq(bits=3, group=64, clip=mse)");
+}
+
+#[test]
+fn bad_lines() {
+    // What the message must name: the key, the value, and what is allowed.
+    let table: &[(&str, &[&str])] = &[
+        ("", &["expected the name of a stage", "column 1"]),
+        ("w5", &["`w5`", "rtn, gptq, awq", "w8, w4, w3"]),
+        ("rtm(bits=4)", &["unknown stage `rtm`", "rtn, gptq, awq"]),
+        ("rtn(bits=1)", &["rtn: bits = 1", "from 2 to 8"]),
+        ("rtn(bits=9)", &["rtn: bits = 9", "from 2 to 8"]),
+        ("rtn(bits=4.5)", &["bits = 4.5", "integers"]),
+        ("rtn(bits=four)", &["bits = four", "integers"]),
+        ("rtn(bits=99999999999999999999)", &["bits = ", "from 2 to 8"]),
+        ("rtn(group=-1)", &["group = -1", "from 0"]),
+        ("rtn(bit=4)", &["unknown key `bit` (= 4)", "bits, group, symmetric, clip, scale"]),
+        ("rtn(act_order=true)", &["unknown key `act_order`", "allowed are bits"]),
+        ("rtn(symmetric=yes)", &["symmetric = yes", "true and false"]),
+        ("rtn(symmetric=1)", &["symmetric = 1", "true and false"]),
+        ("rtn(clip=output)", &["clip = output", "minmax, mse"]),
+        ("rtn(scale=f8)", &["scale = f8", "f16, bf16, f32"]),
+        ("gptq(damp=-0.1)", &["gptq: damp = -0.1", "numbers from 0"]),
+        ("gptq(damp=nan)", &["damp = nan", "numbers"]),
+        ("gptq(block=0)", &["block = 0", "from 1"]),
+        ("rtn(bits=4, bits=4)", &["`bits` is given twice"]),
+        ("rtn(bits)", &["`bits` has no value"]),
+        ("rtn(bits=4", &["expected `,` or `)`", "the end"]),
+        ("rtn(bits=)", &["expected a value", "`)`"]),
+        ("rtn(scale=\"f16)", &["closing"]),
+        ("rtn bits=4", &["expected `|` or the end", "column 5"]),
+        ("rtn |", &["expected the name of a stage", "the end"]),
+        ("rtn | gptq", &["`rtn` and `gptq`", "at most one quantiser"]),
+        ("rtn | awq", &["`rtn` (quantiser) cannot come before `awq`", "the order is"]),
+        ("awq(bits=3) | gptq(bits=3)", &["awq: bits = 3", "`gptq`"]),
+        ("awq(clip=mse) | gptq", &["awq: clip = mse", "`gptq`"]),
+    ];
+    for (text, parts) in table {
+        let error = Recipe::parse(text).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}: {error}");
+        for part in *parts {
+            assert!(error.to_string().contains(part), "{text}: `{error}` lacks `{part}`");
+        }
+    }
+}
+
+#[test]
+fn stages_of_later_versions_are_named_as_such() {
+    for text in [
+        "wanda(sparsity=0.5) | gptq(bits=3)",
+        "gptq(bits=3) | residual(eora(rank=16))",
+        "rtn | coded(rans)",
+        "sparsegpt(pattern=\"2:4\")",
+    ] {
+        let error = Recipe::parse(text).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{text}");
+        assert!(error.message().contains("planned"), "{text}: {error}");
+        assert!(error.message().contains("rtn, gptq, awq"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn toml_first_match_wins() {
+    let recipe = Recipe::from_toml(
+        r#"
+        [[stage]]
+        method = "awq"
+        [[stage]]
+        method = "gptq"
+        bits = 3
+        damp = 1
+        [[layer]]
+        match = "model.layers.0.*"
+        skip = true
+        [[layer]]
+        match = "*.down_proj.weight"
+        stage = [{ method = "rtn", bits = 8 }]
+        [[layer]]
+        match = "*.down_proj.*"
+        stage = ["awq | rtn(bits=2)"]
+        "#,
+    )
+    .expect("a recipe");
+    let chain = |name: &str| recipe.chain_for(name).map(ToString::to_string);
+    assert_eq!(chain("model.layers.0.mlp.down_proj.weight"), None);
+    assert_eq!(chain("model.layers.1.mlp.down_proj.weight").unwrap(), "rtn(bits=8)");
+    assert_eq!(chain("model.layers.1.mlp.down_proj.other").unwrap(), "awq | rtn(bits=2)");
+    assert_eq!(chain("model.layers.1.mlp.up_proj.weight").unwrap(), "awq | gptq(bits=3, damp=1.0)");
+    assert_eq!(reread(&recipe, &recipe.canonical()), recipe);
+    assert_eq!(reread(&recipe, &recipe.to_string()), recipe);
+    assert_eq!(reread(&recipe, &recipe.to_string()).canonical(), recipe.canonical());
+    let layered = Recipe::from_toml("stage = ['rtn']\n[[layer.stage]]\n").expect_err("not a list");
+    assert!(layered.message().contains("[[layer]]"), "{layered}");
+}
+
+#[test]
+fn bad_toml() {
+    let table: &[(&str, &[&str])] = &[
+        ("", &["no [[stage]]"]),
+        ("[[stage]]\nmethod = ", &["no valid TOML", "line 2"]),
+        ("[[stage]]\nbits = 4", &["without `method`"]),
+        ("[[stage]]\nmethod = 4", &["method = 4"]),
+        ("[[stage]]\nmethod = 'rtn'\nbits = 1", &["stage: rtn: bits = 1", "from 2 to 8"]),
+        ("[[stage]]\nmethod = 'rtn'\nbits = [4]", &["rtn: bits = [4]"]),
+        ("[[stages]]\nmethod = 'rtn'", &["unknown key `stages`", "stage, layer"]),
+        ("stage = 'rtn'", &["stage = \"rtn\"", "a list of stages"]),
+        ("stage = ['rtn']\nlayer = 3", &["layer = 3"]),
+        ("stage = ['rtn']\n[[layer]]\nskip = true", &["without `match`"]),
+        ("stage = ['rtn']\n[[layer]]\nmatch = '*'", &["layer `*`", "`skip = true`"]),
+        ("stage = ['rtn']\n[[layer]]\nmatch = '*'\nskip = false", &["layer `*`", "`stage`"]),
+        ("stage = ['rtn']\n[[layer]]\nmatch = '*'\nskip = 1", &["skip = 1", "true and false"]),
+        ("stage = ['rtn']\n[[layer]]\nmatch = '[a'\nskip = true", &["match = `[a`"]),
+        ("stage = ['rtn']\n[[layer]]\nmatch = 'x'\nskip = true\nbits = 4", &["unknown key `bits`"]),
+        (
+            "stage = ['rtn']\n[[layer]]\nmatch = '*q*'\nstage = ['rtn(bits=0)']",
+            &["layer `*q*`", "bits = 0"],
+        ),
+        ("[[layer]]\nmatch = '*'\nskip = true", &["nothing would be compressed"]),
+    ];
+    for (text, parts) in table {
+        let error = Recipe::from_toml(text).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}: {error}");
+        for part in *parts {
+            assert!(error.to_string().contains(part), "{text}: `{error}` lacks `{part}`");
+        }
+    }
+}
+
+#[test]
+fn files_end_in_toml() {
+    let missing = Recipe::read("nowhere/recipe.toml").expect_err("no such file");
+    assert_eq!(missing.kind(), ErrorKind::Io);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("recipe.toml");
+    std::fs::write(&file, "[[stage]]\nmethod = 'rtn'\nbits = 12").expect("written");
+    let error = Recipe::read(file.to_str().expect("utf-8")).expect_err("12 bits");
+    assert_eq!(error.file(), Some(file.as_path()));
+    std::fs::write(&file, "[[stage]]\nmethod = 'rtn'\nbits = 5").expect("written");
+    assert_eq!(Recipe::read(file.to_str().expect("utf-8")).unwrap().to_string(), "rtn(bits=5)");
+}
+
+#[test]
+fn hostile_lines_end() {
+    let deep = "rtn(".repeat(10_000);
+    assert!(Recipe::parse(&deep).is_err());
+    for text in ["rtn(é=4)", "|", "((((", "rtn(bits=\"", "rtn(\u{0}=1)", "rtn(bits=1e999)"] {
+        assert!(Recipe::parse(text).is_err(), "{text}");
+    }
+}

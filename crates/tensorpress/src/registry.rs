@@ -1,0 +1,9 @@
+use tensorpress_tensor::Registry;
+
+/// Readers of every node and plane of this version: what opens any compressed folder.
+#[must_use]
+pub fn registry() -> Registry {
+    let mut registry = Registry::default();
+    tensorpress_quant::register(&mut registry);
+    registry
+}
