@@ -158,6 +158,7 @@ mod x86 {
 
     use super::AffineRows;
     use crate::kernels::bitpack::x86::Unpacker;
+    use crate::kernels::simd::prefetch;
 
     #[target_feature(enable = "fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     pub(super) fn rows(
@@ -221,8 +222,7 @@ mod x86 {
                 let n = (end - at).min(64);
                 let bytes = (n * bits).div_ceil(8);
                 let from = packed.as_ptr().wrapping_add(at / 8 * bits);
-                // SAFETY: a prefetch reads nothing; any address is allowed.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast()) };
+                prefetch(from.wrapping_add(AHEAD), true);
                 // SAFETY: the mask keeps the read within the row: `at` is a multiple of eight, so
                 // the `n` codes begin at a byte and end within it.
                 let raw = unsafe { _mm512_maskz_loadu_epi8(!0 >> (64 - bytes), from.cast()) };

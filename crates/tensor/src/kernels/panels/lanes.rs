@@ -111,8 +111,7 @@ unsafe impl PanelLanes for Portable {
     }
     #[inline(always)]
     fn fma(self, a: [f32; ROWS], b: [f32; ROWS], c: [f32; ROWS]) -> [f32; ROWS] {
-        // Once a group only: even a library call is cheap beside the integer work.
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        fma_portable(a, b, c)
     }
     #[inline(always)]
     fn floats(self, v: &[f32; ROWS]) -> [f32; ROWS] {
@@ -128,15 +127,27 @@ unsafe impl PanelLanes for Portable {
     }
     #[inline(always)]
     fn halves(self, line: &Line) -> ([f32; ROWS], [f32; ROWS]) {
-        let halves = line.0.as_chunks::<2>().0;
-        let half = |i: usize| f16::from_le_bytes(halves[i]).to_f32();
-        (std::array::from_fn(half), std::array::from_fn(|i| half(ROWS + i)))
+        halves_portable(line)
     }
     #[inline(always)]
     fn prefetch(self, _: *const Line, _: bool) {}
 }
 
-/// A function of its own: written out at each of its places the portable code would be megabytes.
+// Functions of their own: written out at each of their places they would be megabytes of code.
+
+#[inline(never)]
+fn fma_portable(a: [f32; ROWS], b: [f32; ROWS], c: [f32; ROWS]) -> [f32; ROWS] {
+    // Once a group only: even a library call is cheap beside the integer work.
+    std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+}
+
+#[inline(never)]
+fn halves_portable(line: &Line) -> ([f32; ROWS], [f32; ROWS]) {
+    let halves = line.0.as_chunks::<2>().0;
+    let half = |i: usize| f16::from_le_bytes(halves[i]).to_f32();
+    (std::array::from_fn(half), std::array::from_fn(|i| half(ROWS + i)))
+}
+
 #[inline(never)]
 fn dot_portable(sum: [u32; ROWS], codes: [u32; ROWS], x: [i8; 4]) -> [u32; ROWS] {
     let [x0, x1, x2, x3] = x.map(i32::from);

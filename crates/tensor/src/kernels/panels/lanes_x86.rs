@@ -3,20 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Line, PanelLanes, ROWS};
-use crate::kernels::simd::{Avx2, Avx512};
-
-/// Asks for a line: past the outer caches, unless it is to be kept.
-#[inline(always)]
-fn prefetch_line(line: *const Line, keep: bool) {
-    // SAFETY: a prefetch reads nothing and every x86-64 CPU has it; any address is allowed.
-    unsafe {
-        if keep {
-            _mm_prefetch::<_MM_HINT_T0>(line.cast());
-        } else {
-            _mm_prefetch::<_MM_HINT_NTA>(line.cast());
-        }
-    }
-}
+use crate::kernels::simd::{Avx2, Avx512, prefetch};
 
 // SAFETY: a token exists only where the features do.
 unsafe impl PanelLanes for Avx512 {
@@ -110,7 +97,7 @@ unsafe impl PanelLanes for Avx512 {
     }
     #[inline(always)]
     fn prefetch(self, line: *const Line, keep: bool) {
-        prefetch_line(line, keep);
+        prefetch(line, keep);
     }
 }
 
@@ -243,6 +230,6 @@ unsafe impl PanelLanes for Avx2 {
     }
     #[inline(always)]
     fn prefetch(self, line: *const Line, keep: bool) {
-        prefetch_line(line, keep);
+        prefetch(line, keep);
     }
 }

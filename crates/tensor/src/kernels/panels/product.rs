@@ -4,6 +4,7 @@ use super::ROWS;
 use super::input::{PanelInput, TokenTile};
 use super::lanes::PanelLanes;
 use super::pack::{Line, Shape, Tile};
+use crate::kernels::Isa;
 use crate::kernels::simd::stamp;
 
 /// How many lines ahead of the reading the next ones are asked for: 12 KiB. Only memory gains by
@@ -108,19 +109,18 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
                 s.prefetch(std::ptr::from_ref(line).wrapping_add(ahead), T > 1);
             }
             let lines: [S::I; BITS] = std::array::from_fn(|i| s.line(&lines[i]));
-            // Written out: a loop here may stay a loop, with shifts that are not constant.
+            // Written out: a loop here may stay a loop, with shifts that are not constant. But not
+            // where a vector is an array: that would be half a megabyte of code.
             macro_rules! steps {
-                ($($step:literal)*) => {$(
-                    let codes = codes_of_step::<S, BITS>(s, &lines, $step);
-                    for t in 0..T {
-                        for p in 0..P {
-                            let dot = &mut dots[$step % U][t][p];
-                            *dot = s.dot::<BITS>(*dot, codes, xs[($step * T + t) * P + p]);
-                        }
-                    }
-                )*};
+                ($($step:literal)*) => {
+                    $(add_step::<S, BITS, P, T, U>(s, &mut dots, &lines, xs, $step);)*
+                };
             }
-            steps!(0 1 2 3 4 5 6 7);
+            if S::ISA == Isa::Generic {
+                (0..8).for_each(|step| add_step_portable(s, &mut dots, &lines, xs, step));
+            } else {
+                steps!(0 1 2 3 4 5 6 7);
+            }
         }
 
         let (scales, zeros) = match grid {
@@ -141,6 +141,42 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
     for t in 0..T {
         s.store(&mut sums[t], totals[t]);
     }
+}
+
+/// Adds the products of one step of a block.
+#[inline(always)]
+fn add_step<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const U: usize>(
+    s: S,
+    dots: &mut [[[S::I; P]; T]; U],
+    lines: &[S::I; BITS],
+    xs: &[[i8; 4]],
+    step: usize,
+) {
+    let codes = codes_of_step::<S, BITS>(s, lines, step);
+    for t in 0..T {
+        for p in 0..P {
+            let dot = &mut dots[step % U][t][p];
+            *dot = s.dot::<BITS>(*dot, codes, xs[(step * T + t) * P + p]);
+        }
+    }
+}
+
+/// [`add_step`] as a function of its own.
+#[inline(never)]
+fn add_step_portable<
+    S: PanelLanes,
+    const BITS: usize,
+    const P: usize,
+    const T: usize,
+    const U: usize,
+>(
+    s: S,
+    dots: &mut [[[S::I; P]; T]; U],
+    lines: &[S::I; BITS],
+    xs: &[[i8; 4]],
+    step: usize,
+) {
+    add_step(s, dots, lines, xs, step);
 }
 
 /// The sum of those that ran side by side.

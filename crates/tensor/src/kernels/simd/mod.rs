@@ -15,7 +15,7 @@ mod x86;
 pub(super) use neon::Neon;
 pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+pub(super) use x86::{Avx2, Avx512, prefetch};
 
 use super::Isa;
 

@@ -5,6 +5,19 @@ use std::arch::x86_64::*;
 use super::Simd;
 use crate::kernels::Isa;
 
+/// Asks for the cache line at an address: past the outer caches, unless it is to be kept.
+#[inline(always)]
+pub(in crate::kernels) fn prefetch<T>(at: *const T, keep: bool) {
+    // SAFETY: a prefetch reads nothing and every x86-64 CPU has it; any address is allowed.
+    unsafe {
+        if keep {
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_NTA>(at.cast());
+        }
+    }
+}
+
 /// Proof that code runs with AVX2, FMA, F16C and BMI2.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct Avx2(());
