@@ -97,7 +97,10 @@ impl Isa {
 
     #[cfg(target_arch = "aarch64")]
     fn probe() -> Isa {
-        if std::arch::is_aarch64_feature_detected!("neon") { Isa::Neon } else { Isa::Generic }
+        // The kernels reinterpret bytes as wider lanes, in little-endian order.
+        let little = cfg!(target_endian = "little");
+        let neon = little && std::arch::is_aarch64_feature_detected!("neon");
+        if neon { Isa::Neon } else { Isa::Generic }
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

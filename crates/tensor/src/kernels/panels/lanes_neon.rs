@@ -63,7 +63,7 @@ unsafe impl PanelLanes for Neon {
     ) -> [int32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe {
-            let x = vreinterpretq_s8_s32(vdupq_n_s32(i32::from_ne_bytes(x.map(|x| x as u8))));
+            let x = vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(x.map(|x| x as u8))));
             // Sums of pairs stay within 16 bits for codes of up to 7 bits, which are the same
             // signed as unsigned: those of 8 bits are taken in halves.
             let pairs = |codes: int32x4_t| {
