@@ -46,9 +46,10 @@ pub fn run(work: &Path, folder: &Path) -> Result<()> {
 
     // The texts stay as they are once written: they do not depend on the model.
     if !folder.join("heldout.jsonl").exists() {
-        let calibration = sampled_stories(CALIBRATION_SEED, CALIBRATION_BYTES)?;
+        let teacher = paths::shared_model("stories3m");
+        let calibration = sample_stories(&teacher, CALIBRATION_SEED, CALIBRATION_BYTES)?;
         write("calib.txt", (calibration.join("\n\n") + "\n").as_bytes())?;
-        let held_out = sampled_stories(HELD_OUT_SEED, HELD_OUT_BYTES)?;
+        let held_out = sample_stories(&teacher, HELD_OUT_SEED, HELD_OUT_BYTES)?;
         let lines: String =
             held_out.iter().map(|s| json!({"text": s}).to_string() + "\n").collect();
         write("heldout.jsonl", lines.as_bytes())?;
@@ -120,10 +121,9 @@ fn config_json(c: &Config) -> Value {
     })
 }
 
-/// Stories of together at least `bytes`, from stories3m.
-fn sampled_stories(seed: u64, bytes: usize) -> Result<Vec<String>> {
-    let folder = paths::shared_model("stories3m");
-    let model = Llama::load(&folder)?;
+/// Stories of together at least `bytes` that the model in `folder` makes up.
+pub fn sample_stories(folder: &Path, seed: u64, bytes: usize) -> Result<Vec<String>> {
+    let model = Llama::load(folder)?;
     let tokenizer = tokenizer::load(&std::fs::read(folder.join("tokenizer.json"))?)?;
     let sampling = Sampling { lanes: 16, temperature: 0.8, max_tokens: 480 };
     let (mut stories, mut total, mut failed) = (vec![], 0, None);

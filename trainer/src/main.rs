@@ -4,13 +4,14 @@
 //!
 //! ```sh
 //! cargo run --release -p tensorpress-trainer -- sample              # stories from stories3m
-//! cargo run --release -p tensorpress-trainer -- train --minutes 60  # goes on where it stopped
+//! cargo run --release -p tensorpress-trainer -- train               # goes on where it stopped
 //! cargo run --release -p tensorpress-trainer -- export              # writes crates/model/demo
 //! cargo run --release -p tensorpress-trainer -- eval FOLDER         # judges a model folder
+//! cargo run --release -p tensorpress-trainer -- tell FOLDER         # prints a few of its stories
 //! ```
 //!
 //! The shared models and texts are read from `$TENSORPRESS_SHARED`, or from `../shared` beside the
-//! workspace. `RUSTFLAGS="-C target-cpu=native"` about doubles the speed. Training by
+//! workspace. `RUSTFLAGS="-C target-cpu=native"` makes it faster. Training by
 //! `--steps` instead of `--minutes` gives the same bits on every run of one machine.
 
 mod attention;
@@ -57,6 +58,14 @@ enum Command {
         /// Hugging Face folder of a Llama [default: the demo model]
         folder: Option<PathBuf>,
     },
+    /// Print stories that a model folder makes up
+    Tell {
+        /// Hugging Face folder of a Llama [default: the demo model]
+        folder: Option<PathBuf>,
+        /// Seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Write the demo model's folder from the checkpoint
     Export {
         /// Folder to write [default: crates/model/demo]
@@ -85,6 +94,11 @@ fn main() -> Result<()> {
         Command::Sample(options) => sample(&work, &options),
         Command::Train(options) => train::run(&work, &options),
         Command::Eval { folder } => judge(&folder.unwrap_or_else(paths::demo)),
+        Command::Tell { folder, seed } => {
+            let stories = export::sample_stories(&folder.unwrap_or_else(paths::demo), seed, 3000)?;
+            println!("{}", stories.join("\n\n----\n\n"));
+            Ok(())
+        }
         Command::Export { folder } => export::run(&work, &folder.unwrap_or_else(paths::demo)),
     }
 }

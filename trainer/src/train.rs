@@ -27,19 +27,19 @@ const HELD_OUT: usize = 100;
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Length of the run in minutes of training; the learning rate follows the elapsed fraction
-    #[arg(long, default_value_t = 60.0)]
+    #[arg(long, default_value_t = 70.0)]
     minutes: f64,
     /// Length of the run in steps instead: then the run is reproducible to the bit
     #[arg(long)]
     steps: Option<u64>,
     /// Peak learning rate
-    #[arg(long, default_value_t = 4e-3)]
+    #[arg(long, default_value_t = 3e-3)]
     rate: f32,
     /// Weight decay
     #[arg(long, default_value_t = 0.05)]
     decay: f32,
     /// Predictions per step
-    #[arg(long, default_value_t = 12_288)]
+    #[arg(long, default_value_t = 6144)]
     step_tokens: usize,
     /// Tokens of the vocabulary
     #[arg(long, default_value_t = 1024)]
