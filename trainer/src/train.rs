@@ -16,7 +16,7 @@ use crate::optim::{AdamW, schedule};
 use crate::{eval, paths, tokenizer};
 
 /// Parts of a batch that are computed side by side. Fixed, rather than the number of cores, so
-/// that the sums, and with them the whole run, do not depend on the machine.
+/// that the sums, and with them the whole run, do not depend on how many there are.
 const SHARDS: usize = 2;
 /// Predictions computed at a time: large products that still fit the caches.
 const MICRO_BATCH: usize = 1024;
