@@ -27,7 +27,8 @@ fn main() {
     let small = Layer::new(if test { 128 } else { 1024 });
     let mut group = criterion.benchmark_group("gptq");
     group.throughput(Throughput::Elements((small.n * small.n) as u64));
-    group.bench_function(format!("{0}x{0} group 128", small.n), |b| b.iter(|| small.gptq(Par::Seq)));
+    group
+        .bench_function(format!("{0}x{0} group 128", small.n), |b| b.iter(|| small.gptq(Par::Seq)));
     group.finish();
     criterion.final_summary();
 }

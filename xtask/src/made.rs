@@ -85,7 +85,7 @@ fn write_shard(path: &Path, tensors: &[(String, Vec<usize>)], seed: u64) -> Outc
         count = end;
     }
     let mut header = serde_json::Value::Object(header).to_string();
-    while header.len() % 8 != 0 {
+    while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(fail)?);

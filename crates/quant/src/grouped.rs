@@ -93,10 +93,10 @@ impl GroupedAffine {
         if self.codes.alphabet() > 256 {
             return Err(Error::unsupported("codes of more than 8 bits"));
         }
-        if let Zeros::PerGroup(zeros) = &self.zeros {
-            if zeros.rows() != scale_rows || zeros.len(0..scale_rows) != scale_rows * groups {
-                return Err(Error::shape(format!("zeros do not fill {scale_rows} x {groups}")));
-            }
+        if let Zeros::PerGroup(zeros) = &self.zeros
+            && (zeros.rows() != scale_rows || zeros.len(0..scale_rows) != scale_rows * groups)
+        {
+            return Err(Error::shape(format!("zeros do not fill {scale_rows} x {groups}")));
         }
         if let Some(i) = self.scales.iter().position(|s| !s.is_finite()) {
             return Err(Error::numerical(format!("scale {i} is {}", self.scales[i])));
@@ -287,13 +287,13 @@ impl Node for GroupedAffine {
         scratch: &mut Scratch,
     ) -> Result<()> {
         check_matmul(self.shape, &x, &y);
-        if x.nrows() <= FUSED_TOKENS {
-            if let Some(rows) = self.affine_rows()? {
-                return with_contiguous(x, y, |x, y, tokens| {
-                    let par = scratch.par() != Par::Seq;
-                    kernels::affine_matmul(&rows, x, tokens, y, accum == Accum::Add, par);
-                });
-            }
+        if x.nrows() <= FUSED_TOKENS
+            && let Some(rows) = self.affine_rows()?
+        {
+            let par = scratch.par() != Par::Seq;
+            return with_contiguous(x, y, |x, y, tokens| {
+                kernels::affine_matmul(&rows, x, tokens, y, accum == Accum::Add, par);
+            });
         }
         matmul_by_tiles(self, x, y, accum, scratch)
     }

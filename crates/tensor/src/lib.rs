@@ -22,9 +22,7 @@ pub use checkpoint::Checkpoint;
 pub use dtype::DType;
 pub use error::{Context, Error, ErrorKind, Result};
 pub use half;
-pub use method::{
-    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Target,
-};
+pub use method::{Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Target};
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
 pub use source::{Element, RawTensor, Tensor};

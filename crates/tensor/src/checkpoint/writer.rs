@@ -129,7 +129,7 @@ impl Plan {
             header.insert(name, json);
         }
         let mut text = serde_json::Value::Object(header).to_string();
-        while text.len() % 8 != 0 {
+        while !text.len().is_multiple_of(8) {
             text.push(' ');
         }
         (text, offset)

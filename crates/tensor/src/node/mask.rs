@@ -36,7 +36,7 @@ impl Mask {
         for row in 0..rows {
             starts.push(kept);
             let bytes = &bits[row * stride..(row + 1) * stride];
-            if cols % 8 != 0 && bytes[stride - 1] >> (cols % 8) != 0 {
+            if !cols.is_multiple_of(8) && bytes[stride - 1] >> (cols % 8) != 0 {
                 return Err(Error::corruption(format!("mask row {row} has bits past its end")));
             }
             kept += bytes.iter().map(|b| b.count_ones() as usize).sum::<usize>();

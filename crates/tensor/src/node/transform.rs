@@ -93,7 +93,7 @@ impl Transform {
     /// # Errors
     /// `InvalidArgument` if `block` is no power of two that divides `size`, or the signs have another length.
     pub fn hadamard(size: usize, block: usize, signs: Vec<u8>) -> Result<Self> {
-        if !block.is_power_of_two() || size % block != 0 {
+        if !block.is_power_of_two() || !size.is_multiple_of(block) {
             return Err(Error::invalid(format!("Hadamard block {block} for {size} channels")));
         }
         if !signs.is_empty() && signs.len() != size.div_ceil(8) {

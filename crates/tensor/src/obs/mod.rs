@@ -112,7 +112,15 @@ pub fn sweep<R: ColumnRule>(
         let block_view = Block { start, factor: factor.view() };
         let decide = |tile: usize, mut w: ndarray::ArrayViewMut2<'_, f32>, mut c, mut e| {
             let mut buffers = TileBuffers::<R>::new(end - start);
-            tile::sweep_tile(&*rule, &block_view, tile * LANES, &mut w, &mut c, &mut e, &mut buffers)
+            tile::sweep_tile(
+                &*rule,
+                &block_view,
+                tile * LANES,
+                &mut w,
+                &mut c,
+                &mut e,
+                &mut buffers,
+            )
         };
         let tiles: Vec<f64> = if par == Par::Seq {
             weight

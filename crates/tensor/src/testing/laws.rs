@@ -49,7 +49,8 @@ pub fn check_node(node: Box<dyn Node>, registry: &Registry, tolerance: f32) {
 pub fn written(node: &dyn Node) -> (Vec<u8>, u64) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = folder.path().join("node.safetensors");
-    let length = write_shard(&path, &BTreeMap::new(), &mut |sink| node.parts("w", sink)).expect("writes");
+    let length =
+        write_shard(&path, &BTreeMap::new(), &mut |sink| node.parts("w", sink)).expect("writes");
     let bytes = std::fs::read(&path).expect("reads");
     assert_eq!(bytes.len() as u64, length, "the writer's claim is the file's length");
     let header = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
@@ -57,7 +58,11 @@ pub fn written(node: &dyn Node) -> (Vec<u8>, u64) {
     (bytes, parts)
 }
 
-fn read_back(bytes: Vec<u8>, description: &serde_json::Value, registry: &Registry) -> Box<dyn Node> {
+fn read_back(
+    bytes: Vec<u8>,
+    description: &serde_json::Value,
+    registry: &Registry,
+) -> Box<dyn Node> {
     let checkpoint = Checkpoint::from_bytes("node", Bytes::from(bytes)).expect("valid file");
     let text = description.to_string();
     let description = serde_json::from_str(&text).expect("valid JSON");
@@ -110,7 +115,10 @@ fn check_products(node: &dyn Node, dense: ArrayView2<'_, f32>, tolerance: f32) {
                 let error = (y[[t, r]] - expected[[t, r]]).abs();
                 assert!(error <= bound, "law 3: {tokens} tokens, [{t}, {r}]: {error} > {bound}");
                 let error = (twice[[t, r]] - 2.0 * expected[[t, r]]).abs();
-                assert!(error <= 2.0 * bound, "law 3, adding: {tokens} tokens, [{t}, {r}]: {error}");
+                assert!(
+                    error <= 2.0 * bound,
+                    "law 3, adding: {tokens} tokens, [{t}, {r}]: {error}"
+                );
             }
         }
     }
@@ -125,13 +133,11 @@ pub fn check_damage(node: &dyn Node, registry: &Registry) {
     let (bytes, _) = written(node);
     let description = node.describe();
     let read = |bytes: Vec<u8>, description: &serde_json::Value| {
-        if let Ok(checkpoint) = Checkpoint::from_bytes("node", Bytes::from(bytes)) {
-            if let Ok(node) = registry.read(description, "w", &checkpoint) {
-                let [out, inp] = node.shape();
-                if out.saturating_mul(inp) <= 1 << 20 {
-                    let _ = decode(&*node);
-                }
-            }
+        let Ok(checkpoint) = Checkpoint::from_bytes("node", Bytes::from(bytes)) else { return };
+        let Ok(node) = registry.read(description, "w", &checkpoint) else { return };
+        let [out, inp] = node.shape();
+        if out.saturating_mul(inp) <= 1 << 20 {
+            let _ = decode(&*node);
         }
     };
     let step = (bytes.len() / 200).max(1);
