@@ -6,8 +6,7 @@ use clap::{Parser, Subcommand};
 use tensorpress::pipeline::{DEFAULT_CHARS, DEFAULT_WINDOWS};
 
 /// What MODEL may be; the same for every command.
-const MODEL: &str =
-    "A Hugging Face folder, a compressed folder, hf://owner/name, or `demo`, a small model that is built in";
+const MODEL: &str = "A Hugging Face folder, a compressed folder, hf://owner/name, or `demo`, a small model that is built in";
 
 /// Compress neural networks on CPUs, and judge what is left.
 #[derive(Debug, Parser)]
@@ -107,7 +106,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) max_tokens: usize,
     /// 0 takes the most probable token, more makes it livelier
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Seed of the draws
     #[arg(long, value_name = "S", default_value_t = 0)]

@@ -38,10 +38,8 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         Some(file) => Some(segments(args, file.as_ref(), &opened)?),
     };
     let mut bar = Bar::new();
-    let mut compressor = Compressor::new(recipe)
-        .with_seed(args.seed)
-        .with_force(args.force)
-        .with_progress(&mut bar);
+    let mut compressor =
+        Compressor::new(recipe).with_seed(args.seed).with_force(args.force).with_progress(&mut bar);
     if let Some(calibration) = calibration {
         compressor = compressor.with_calibration(calibration);
     }
@@ -52,7 +50,10 @@ pub(crate) fn run(args: &Compress) -> Outcome {
             return Failure::Usage(format!("{e}: give one with --calib"));
         }
         if !resumable && partial.exists() {
-            eprintln!("unfinished work is kept in {}; the same command resumes it", partial.display());
+            eprintln!(
+                "unfinished work is kept in {}; the same command resumes it",
+                partial.display()
+            );
         }
         Failure::Failed(e)
     })?;
@@ -70,7 +71,8 @@ fn calibration(args: &Compress, opened: &Opened) -> Outcome<Option<CalibrationTe
         (None, Some(texts)) => texts.calibration.to_owned(),
         (None, None) => return Ok(None),
     };
-    let text = CalibrationText::new(text).with_chars(args.calib_chars).with_windows(args.calib_windows);
+    let text =
+        CalibrationText::new(text).with_chars(args.calib_chars).with_windows(args.calib_windows);
     Ok(Some(match args.calib_length {
         Some(length) => text.with_length(length),
         None => text,
@@ -122,7 +124,8 @@ fn show(args: &Compress, result: &Result) -> Outcome {
     text.push('\n');
     let share = report.bytes_after as f64 / report.bytes_before.max(1) as f64;
     let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
+    let mut row =
+        |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
     row(
         "size",
         format!(

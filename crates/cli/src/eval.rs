@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tensorpress::Result;
 use tensorpress::bill::Bill;
 use tensorpress::model::text::{self, Limits};
 use tensorpress::model::{Decoder, Judgement, Source, compare, perplexity};
-use tensorpress::Result;
 
 use crate::args::Eval;
 use crate::failure::{Failure, Outcome};
@@ -51,7 +51,9 @@ pub(crate) fn text_of(
     match (file, &opened.texts) {
         (Some(file), _) => Ok((text::read(file)?, file.to_path_buf())),
         (None, Some(texts)) => Ok((texts.held_out.to_owned(), "demo/heldout.jsonl".into())),
-        (None, None) => Err(Failure::Usage(format!("{flag} FILE is needed: only `demo` brings its own text"))),
+        (None, None) => {
+            Err(Failure::Usage(format!("{flag} FILE is needed: only `demo` brings its own text")))
+        }
     }
 }
 
@@ -72,7 +74,8 @@ pub(crate) fn run(args: &Eval) -> Outcome {
     let (text, file) = text_of("--text", args.text.as_deref(), &opened)?;
     let source = &opened.source;
     let limits = Limits { max_segments: args.max_segments, max_tokens: args.max_tokens };
-    let segments = text::segments(&text, &file, &source.tokenizer()?, source.config().context, limits)?;
+    let segments =
+        text::segments(&text, &file, &source.tokenizer()?, source.config().context, limits)?;
     let model = decoder(source)?;
     let (bar, tell) = judging("judging");
     let judgement = match &args.reference {

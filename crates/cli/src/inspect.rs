@@ -74,14 +74,18 @@ fn stored(source: &Source, bill: &Bill) -> tensorpress::Result<Vec<Stored>> {
 fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
     let config = found.config;
     let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
+    let mut row =
+        |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
     row("architecture", format!("{:?}", config.architecture).to_lowercase());
     row("parameters", found.parameters.to_string());
     row("blocks", config.blocks.to_string());
     row("hidden", format!("{}, feed-forward {}", config.hidden, config.intermediate));
     row(
         "heads",
-        format!("{} of width {}, {} for keys and values", config.heads, config.head_dim, config.kv_heads),
+        format!(
+            "{} of width {}, {} for keys and values",
+            config.heads, config.head_dim, config.kv_heads
+        ),
     );
     row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", tied" } else { "" }));
     row("context", config.context.to_string());

@@ -23,8 +23,7 @@ pub(crate) struct Texts {
 /// Opens what MODEL names.
 pub(crate) fn open(model: &str) -> Result<Opened> {
     if model == DEMO {
-        let texts =
-            Texts { calibration: embedded::CALIBRATION, held_out: embedded::HELD_OUT };
+        let texts = Texts { calibration: embedded::CALIBRATION, held_out: embedded::HELD_OUT };
         return Ok(Opened { source: Source::demo(&registry())?, texts: Some(texts) });
     }
     let source = match model.strip_prefix("hf://") {

@@ -28,7 +28,8 @@ impl Progress for Bar {
                 self.bar.set_length(blocks as u64);
                 self.bar.set_position(resumed as u64);
                 if resumed > 0 {
-                    self.bar.suspend(|| eprintln!("resuming: {resumed} of {blocks} blocks are done"));
+                    self.bar
+                        .suspend(|| eprintln!("resuming: {resumed} of {blocks} blocks are done"));
                 }
             }
             Event::Block { block, .. } => {

@@ -57,7 +57,8 @@ pub(crate) fn run(args: &Run) -> Outcome {
         return Err::<(), Failure>(failure);
     }
     let tokens = new.len();
-    let tokens_per_second = if seconds > 0.0 { tokens.saturating_sub(1) as f64 / seconds } else { 0.0 };
+    let tokens_per_second =
+        if seconds > 0.0 { tokens.saturating_sub(1) as f64 / seconds } else { 0.0 };
     if args.json {
         return print_json(&Generated { text, tokens, seconds, tokens_per_second });
     }

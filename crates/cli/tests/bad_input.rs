@@ -7,7 +7,12 @@ use std::path::Path;
 
 use common::{arg, assert_fails, contents, demo_text, json, model_folder, run};
 
-fn compress(model: &Path, recipe: &str, out: &Path, calibration: Option<&Path>) -> std::process::Output {
+fn compress(
+    model: &Path,
+    recipe: &str,
+    out: &Path,
+    calibration: Option<&Path>,
+) -> std::process::Output {
     let mut args = vec!["compress", arg(model), "--recipe", recipe, "--out", arg(out)];
     if let Some(text) = calibration {
         args.extend(["--calib", arg(text)]);
@@ -91,6 +96,7 @@ fn broken_models() {
     let name = "model.layers.2.mlp.down_proj.weight";
     patch(&weights, name, &[0xc0, 0x7f]);
     fails("w8", &[name, "model.safetensors", "NaN"]);
+    fs::remove_dir_all(folder.path().join("out.partial")).expect("unfinished work");
     fails("w4", &[name, "model.safetensors", "NaN"]);
     fs::write(&weights, &good).expect("written");
     patch(&weights, "model.layers.0.self_attn.q_proj.weight", &[0x80, 0x7f]);
@@ -156,7 +162,11 @@ fn rules_that_cannot_be_followed() {
         let args = ["compress", "demo", "--recipe", arg(&recipe), "--out", arg(&out)];
         assert_fails(&run(&args), code, says);
     };
-    fails("stage = ['rtn']\n[[layer]]\nmatch = '*.nope.*'\nskip = true", 1, &["`*.nope.*`", "matches no"]);
+    fails(
+        "stage = ['rtn']\n[[layer]]\nmatch = '*.nope.*'\nskip = true",
+        1,
+        &["`*.nope.*`", "matches no"],
+    );
     fails(
         "stage = ['rtn']\n[[layer]]\nmatch = '*embed*'\nstage = ['gptq']",
         1,
@@ -185,5 +195,9 @@ fn compressed_models_are_not_compressed_again() {
     fs::write(&shard, &bytes[..bytes.len() - 64]).expect("written");
     assert_fails(&run(&["inspect", arg(&out)]), 1, &["model-00003-of-00007.safetensors"]);
     fs::remove_file(&shard).expect("removed");
-    assert_fails(&run(&["inspect", arg(&out)]), 1, &["model-00003-of-00007.safetensors", "missing"]);
+    assert_fails(
+        &run(&["inspect", arg(&out)]),
+        1,
+        &["model-00003-of-00007.safetensors", "missing"],
+    );
 }

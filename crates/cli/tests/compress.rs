@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{arg, assert_fails, contents, demo_text, json, model_folder, run, stderr, tensorpress};
+use common::{
+    arg, assert_fails, contents, demo_text, json, model_folder, run, stderr, tensorpress,
+};
 
 #[test]
 fn demo_from_end_to_end() {
@@ -36,7 +38,9 @@ fn demo_from_end_to_end() {
     let text = demo_text("heldout.jsonl");
     let args = ["eval", arg(&out), "--reference", "demo", "--text", arg(&text), "--json"];
     let judged = json(&run(&args));
-    for key in ["perplexity", "reference_perplexity", "kld_mean", "kld_p99", "top1_agreement", "tokens"] {
+    for key in
+        ["perplexity", "reference_perplexity", "kld_mean", "kld_p99", "top1_agreement", "tokens"]
+    {
         assert_eq!(judged[key], after[key], "{key}");
     }
     assert_eq!(judged["bits_per_weight"], report["bits_per_weight"]);
@@ -47,7 +51,15 @@ fn demo_from_end_to_end() {
     let plain = run(&["inspect", arg(&out)]);
     assert!(String::from_utf8_lossy(&plain.stdout).contains("grouped_affine"));
 
-    let told = json(&run(&["run", arg(&out), "--prompt", "Once upon a time", "--max-tokens", "8", "--json"]));
+    let told = json(&run(&[
+        "run",
+        arg(&out),
+        "--prompt",
+        "Once upon a time",
+        "--max-tokens",
+        "8",
+        "--json",
+    ]));
     assert_eq!(told["tokens"], 8);
     let streamed = run(&["run", arg(&out), "--prompt", "Once upon a time", "--max-tokens", "8"]);
     let text = String::from_utf8_lossy(&streamed.stdout).into_owned();
@@ -61,7 +73,15 @@ fn a_folder_is_like_the_demo() {
     let model = model_folder(folder.path());
     let outs = ["a", "b"].map(|name| folder.path().join(name));
     for (model, out) in [("demo", &outs[0]), (arg(&model), &outs[1])] {
-        json(&run(&["compress", model, "--recipe", "rtn(bits=5, group=32)", "--out", arg(out), "--json"]));
+        json(&run(&[
+            "compress",
+            model,
+            "--recipe",
+            "rtn(bits=5, group=32)",
+            "--out",
+            arg(out),
+            "--json",
+        ]));
     }
     let [a, b] = outs.map(|out| contents(&out));
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
@@ -88,7 +108,8 @@ fn rules_for_layers() {
         stage = [{ method = "rtn", bits = 8, group = 0 }]
     "#;
     std::fs::write(&recipe, text).expect("written");
-    let args = ["compress", "demo", "--recipe", arg(&recipe), "--out", arg(&out), "--json", "--eval"];
+    let args =
+        ["compress", "demo", "--recipe", arg(&recipe), "--out", arg(&out), "--json", "--eval"];
     let report = json(&run(&args));
     let layers = report["layers"].as_array().expect("layers");
     assert_eq!(layers.len(), 1 + 5 * 7);
@@ -156,7 +177,14 @@ fn human_output() {
     for part in ["size", "bits per weight", "codes 8.000", "perplexity", "KL divergence", "time"] {
         assert!(text.contains(part), "`{text}` lacks `{part}`");
     }
-    let done = run(&["eval", arg(&out), "--reference", "demo", "--text", arg(&demo_text("heldout.jsonl"))]);
+    let done = run(&[
+        "eval",
+        arg(&out),
+        "--reference",
+        "demo",
+        "--text",
+        arg(&demo_text("heldout.jsonl")),
+    ]);
     assert!(String::from_utf8_lossy(&done.stdout).contains("top-1 agreement"));
     let help = tensorpress().args(["compress", "--help"]).output().expect("the program starts");
     let help = String::from_utf8_lossy(&help.stdout).into_owned();

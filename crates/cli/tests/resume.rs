@@ -31,7 +31,8 @@ fn start_and_kill(out: &Path, shard: usize) {
 fn a_killed_run_resumes_to_the_same_bytes() {
     let folder = tempfile::tempdir().expect("a folder");
     let whole = folder.path().join("whole");
-    let report = json(&run(&["compress", "demo", "--recipe", RECIPE, "--out", arg(&whole), "--json"]));
+    let report =
+        json(&run(&["compress", "demo", "--recipe", RECIPE, "--out", arg(&whole), "--json"]));
     let out = folder.path().join("out");
     let partial = folder.path().join("out.partial");
     for shard in [1, 3, 5] {

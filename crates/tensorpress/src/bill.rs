@@ -79,11 +79,8 @@ impl Bill {
             checkpoint.release();
         }
         let tensors: u64 = checkpoint.names().filter_map(|n| checkpoint.stored_bytes(n)).sum();
-        let bits_per_weight = if weights > 0 {
-            storage.bits() as f64 / weights as f64
-        } else {
-            plain_bits(source)
-        };
+        let bits_per_weight =
+            if weights > 0 { storage.bits() as f64 / weights as f64 } else { plain_bits(source) };
         let file_bytes = checkpoint.file_bytes();
         Ok(Self {
             uncompressed_bytes: tensors - storage.bytes(),

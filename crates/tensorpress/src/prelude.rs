@@ -7,6 +7,5 @@ pub use crate::registry;
 pub use tensorpress_model::Source;
 pub use tensorpress_quant::{Awq, Gptq, GridSpec, Rtn};
 pub use tensorpress_tensor::{
-    Checkpoint, Compress, DType, DynCompress, Error, ErrorKind, Group, Method, Node, Result,
-    Target,
+    Checkpoint, Compress, DType, DynCompress, Error, ErrorKind, Group, Method, Node, Result, Target,
 };

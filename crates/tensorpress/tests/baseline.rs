@@ -101,7 +101,9 @@ fn measure(folder: &Path, texts: &Path, group: usize, rows: &[Row], perplexity: 
 /// Prints the table, and gives the rows that miss their figure.
 fn compare(model: &str, group: usize, rows: &[Row], figures: &Figures) -> Vec<String> {
     let mut missed = Vec::new();
-    println!("| model | bits | group | method | bits/weight | mean KLD | table | ratio | perplexity | top-1 |");
+    println!(
+        "| model | bits | group | method | bits/weight | mean KLD | table | ratio | perplexity | top-1 |"
+    );
     for (method, bits, expected) in rows {
         let (judgement, bits_per_weight) = &figures[&(*method, *bits)];
         let kld = judgement.kld_mean.expect("a reference");

@@ -33,7 +33,8 @@ fn dense(rows: usize, cols: usize, seed: u64) -> Box<dyn Node> {
 fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
     let weight = matrix(6, 10, 1);
     let blind = Calibration::none(10);
-    let round = |grid: GridSpec| Rtn::new(grid).compress(weight.view(), &blind).unwrap().node.boxed();
+    let round =
+        |grid: GridSpec| Rtn::new(grid).compress(weight.view(), &blind).unwrap().node.boxed();
     let calibration = Calibration::from_samples(matrix(40, 10, 2), Par::Seq);
     let gptq = Gptq::new(GridSpec::new(3, 4)).with_act_order(true);
     let mask = || Mask::from_bools(matrix(6, 10, 3).mapv(|v| v > 0.0).view());

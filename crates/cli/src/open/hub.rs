@@ -7,7 +7,8 @@ use tensorpress::{Error, ErrorKind, Result};
 
 /// Fetches config, tokenizer and safetensors files of a repository; gives the folder they lie in.
 pub(super) fn fetch(name: &str) -> Result<PathBuf> {
-    if name.split('/').filter(|part| !part.is_empty()).count() != 2 || name.split('/').count() != 2 {
+    if name.split('/').filter(|part| !part.is_empty()).count() != 2 || name.split('/').count() != 2
+    {
         return Err(Error::invalid(format!("hf://{name}: allowed is hf://owner/name")));
     }
     let failed = |what: &str, e: &dyn std::fmt::Display| {
@@ -21,7 +22,9 @@ pub(super) fn fetch(name: &str) -> Result<PathBuf> {
     let files: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
     let wanted = |file: &&String| {
         !file.contains('/')
-            && (file.ends_with(".json") || file.ends_with(".safetensors") || file.ends_with(".model"))
+            && (file.ends_with(".json")
+                || file.ends_with(".safetensors")
+                || file.ends_with(".model"))
     };
     if !files.iter().any(|file| file.ends_with(".safetensors")) {
         return Err(Error::unsupported(format!("hf://{name}: has no .safetensors files")));

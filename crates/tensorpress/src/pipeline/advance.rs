@@ -60,7 +60,12 @@ impl Stream {
 
     /// Runs the hidden states through a compressed block, as it is read from its shard: what is not in the shard as
     /// it was in memory cannot go unnoticed, and a resumed run does the same.
-    pub(super) fn advance(&mut self, context: &Context<'_>, block: usize, path: &Path) -> Result<()> {
+    pub(super) fn advance(
+        &mut self,
+        context: &Context<'_>,
+        block: usize,
+        path: &Path,
+    ) -> Result<()> {
         let source = context.source;
         let shard = Checkpoint::open(path)?;
         let mut loaded = source.block(block)?;
@@ -79,11 +84,11 @@ impl Stream {
             }
         }
         let mut scratch = Scratch::new(Par::Rayon);
-        loaded
-            .forward_sequences(self.hidden.view_mut(), &self.lengths, None, &mut scratch)
-            .map_err(|e| match e.tensor() {
+        loaded.forward_sequences(self.hidden.view_mut(), &self.lengths, None, &mut scratch).map_err(
+            |e| match e.tensor() {
                 Some(_) => e,
                 None => Error::new(e.kind(), format!("compressed block {block}: {}", e.message())),
-            })
+            },
+        )
     }
 }

@@ -222,7 +222,8 @@ pub(super) fn layer_report(
     inputs: Option<ArrayView2<'_, f32>>,
     par: Par,
 ) -> Result<LayerReport> {
-    let error = error::relative(weight, layer.node.as_ref(), around, inputs, par).in_tensor(name)?;
+    let error =
+        error::relative(weight, layer.node.as_ref(), around, inputs, par).in_tensor(name)?;
     let storage = Storage::of(layer.node.as_ref()).in_tensor(name)?;
     Ok(LayerReport {
         name: name.to_owned(),

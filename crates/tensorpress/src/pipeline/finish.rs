@@ -83,9 +83,10 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Tokenizer, generation settings, licence: whatever is small and holds no weights.
 fn copy_others(source: &Source, folder: &Path) -> Result<()> {
     let Some(from) = source.folder() else {
-        return source.tokenizer_files().into_iter().try_for_each(|(name, bytes)| {
-            write_file(&folder.join(name), bytes)
-        });
+        return source
+            .tokenizer_files()
+            .into_iter()
+            .try_for_each(|(name, bytes)| write_file(&folder.join(name), bytes));
     };
     let listing = fs::read_dir(from).map_err(|e| Error::io("list the folder", from, e))?;
     let mut paths: Vec<_> = listing.flatten().map(|entry| entry.path()).collect();

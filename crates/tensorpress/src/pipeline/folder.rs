@@ -75,7 +75,8 @@ impl Work {
                 Ok(state) => state,
                 Err(_) if force => {
                     // The old state goes first: no crash may leave it with shards of other work.
-                    fs::remove_file(&path).map_err(|e| Error::io("remove the old state", &path, e))?;
+                    fs::remove_file(&path)
+                        .map_err(|e| Error::io("remove the old state", &path, e))?;
                     fresh(identity)
                 }
                 Err(error) => return Err(error),

@@ -201,7 +201,9 @@ impl<'a> Compressor<'a> {
                 work.finished(unit)?;
             }
             if index + 1 < source.blocks() {
-                if let Some(stream) = stream.as_mut().filter(|_| work.units().len() <= source.blocks()) {
+                if let Some(stream) =
+                    stream.as_mut().filter(|_| work.units().len() <= source.blocks())
+                {
                     context.check_cancelled()?;
                     stream.advance(&context, index, &shard)?;
                 }

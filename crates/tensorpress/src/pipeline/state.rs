@@ -99,8 +99,9 @@ pub(super) struct State {
 impl State {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(|e| Error::io("read the state", path, e))?;
-        serde_json::from_slice(&text)
-            .map_err(|e| Error::corruption(format!("not a state of tensorpress: {e}")).in_file(path))
+        serde_json::from_slice(&text).map_err(|e| {
+            Error::corruption(format!("not a state of tensorpress: {e}")).in_file(path)
+        })
     }
 
     pub(super) fn write(&self, path: &Path) -> Result<()> {

@@ -9,9 +9,9 @@ use super::line::{self, RawStage};
 use super::value::Value;
 
 pub(super) fn parse(text: &str) -> Result<(Option<Chain>, Vec<LayerRule>)> {
-    let table: toml::Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| Error::invalid(format!("no valid TOML: {}", e.to_string().trim_end())))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        Error::invalid(format!("no valid TOML: {}", e.to_string().trim_end()))
+    })?;
     only_keys(&table, "the recipe", &["stage", "layer"])?;
     let chain = table.get("stage").map(|stages| chain(stages, "stage")).transpose()?;
     let layers = match table.get("layer") {
@@ -97,9 +97,10 @@ fn raw_stage(json: &Toml, of: &str) -> Result<RawStage> {
 fn only_keys(table: &toml::Table, of: &str, known: &[&str]) -> Result<()> {
     match table.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
-        Some(key) => {
-            Err(Error::invalid(format!("{of}: unknown key `{key}`: allowed are {}", known.join(", "))))
-        }
+        Some(key) => Err(Error::invalid(format!(
+            "{of}: unknown key `{key}`: allowed are {}",
+            known.join(", ")
+        ))),
     }
 }
 

@@ -47,12 +47,16 @@ impl Stage {
             }
             (None, _) => {
                 let name = &raw.inner[0].name;
-                let message =
-                    format!("{}: `{name}` has no value: write `{name}=...`{}", spec.name, keys(spec));
+                let message = format!(
+                    "{}: `{name}` has no value: write `{name}=...`{}",
+                    spec.name,
+                    keys(spec)
+                );
                 return Err(Error::invalid(message));
             }
             (Some(kinds), _) => {
-                let message = format!("{}(...): needs one stage inside: {}", spec.name, one_of(kinds));
+                let message =
+                    format!("{}(...): needs one stage inside: {}", spec.name, one_of(kinds));
                 return Err(Error::invalid(message));
             }
         };
@@ -73,7 +77,11 @@ impl Stage {
 
     /// Keys and their values, given or default.
     pub fn values(&self) -> impl Iterator<Item = (&'static KeySpec, &Value)> {
-        self.spec.keys.iter().zip(&self.given).map(|(k, given)| (k, given.as_ref().unwrap_or(&k.default)))
+        self.spec
+            .keys
+            .iter()
+            .zip(&self.given)
+            .map(|(k, given)| (k, given.as_ref().unwrap_or(&k.default)))
     }
 
     /// The value of a key; the table has it.
@@ -87,7 +95,9 @@ impl Stage {
 
     pub(super) fn int(&self, key: &str) -> usize {
         match self.value(key) {
-            Some(Value::Int(value)) => usize::try_from(*value).expect("the table allows no less than 0"),
+            Some(Value::Int(value)) => {
+                usize::try_from(*value).expect("the table allows no less than 0")
+            }
             other => unreachable!("{}: {key} is {other:?}", self.spec.name),
         }
     }

@@ -158,7 +158,7 @@ static STAGES: &[StageSpec] = &[
             KeySpec::new(
                 "samples",
                 Type::Int(1, 1 << 20),
-                Value::Int(1024),
+                Value::Int(4096),
                 "tokens that judge an exponent",
             ),
         ],
@@ -170,8 +170,24 @@ static STAGES: &[StageSpec] = &[
 
 /// Names that later versions will have, so that an error can say so.
 const PLANNED: &[&str] = &[
-    "smoothquant", "hadamard", "quip", "magnitude", "wanda", "sparsegpt", "nf4", "aqlm", "spqr",
-    "svd", "svd_llm", "lord", "residual", "eora", "lqer", "coded", "rans", "huffman",
+    "smoothquant",
+    "hadamard",
+    "quip",
+    "magnitude",
+    "wanda",
+    "sparsegpt",
+    "nf4",
+    "aqlm",
+    "spqr",
+    "svd",
+    "svd_llm",
+    "lord",
+    "residual",
+    "eora",
+    "lqer",
+    "coded",
+    "rans",
+    "huffman",
 ];
 
 /// The stages of this version.

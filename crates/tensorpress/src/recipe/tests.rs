@@ -31,16 +31,16 @@ fn good_lines() {
         ),
         (
             "awq(bits=3, clip=output)",
-            "awq(bits=3, group=128, symmetric=false, clip=output, scale=f16, ratios=20, samples=1024)",
+            "awq(bits=3, group=128, symmetric=false, clip=output, scale=f16, ratios=20, samples=4096)",
         ),
         (
             "awq(clip=output)|rtn(bits=3)",
-            "awq(clip=output, ratios=20, samples=1024) | rtn(bits=3, group=128, symmetric=false, \
+            "awq(clip=output, ratios=20, samples=4096) | rtn(bits=3, group=128, symmetric=false, \
              clip=minmax, scale=f16)",
         ),
         (
             "awq | rtn",
-            "awq(ratios=20, samples=1024) | rtn(bits=4, group=128, symmetric=false, clip=minmax, \
+            "awq(ratios=20, samples=4096) | rtn(bits=4, group=128, symmetric=false, clip=minmax, \
              scale=f16)",
         ),
     ];
