@@ -13,7 +13,9 @@ const MOST_VALUES: usize = 1 << 20;
 
 /// A safetensors file.
 pub fn checkpoint(data: &[u8]) {
-    let Ok(checkpoint) = Checkpoint::from_bytes("fuzzed", Bytes::from(data.to_vec())) else { return };
+    let Ok(checkpoint) = Checkpoint::from_bytes("fuzzed", Bytes::from(data.to_vec())) else {
+        return;
+    };
     for name in checkpoint.names() {
         if let Ok(tensor) = checkpoint.tensor(name) {
             let [rows, cols] = tensor.matrix_shape();
@@ -26,7 +28,9 @@ pub fn checkpoint(data: &[u8]) {
 
 /// A safetensors file with trees of compressed weights in its metadata.
 pub fn node(data: &[u8]) {
-    let Ok(checkpoint) = Checkpoint::from_bytes("fuzzed", Bytes::from(data.to_vec())) else { return };
+    let Ok(checkpoint) = Checkpoint::from_bytes("fuzzed", Bytes::from(data.to_vec())) else {
+        return;
+    };
     let Ok(trees) = checkpoint.trees() else { return };
     for (name, tree) in &trees {
         if let Ok(node) = tensorpress::registry().read(tree, name, &checkpoint) {
