@@ -20,6 +20,8 @@ pub enum Clip {
     MinMax,
     /// The best of 80 shrunken ranges (down to a fifth) by the sum of |error|^2.4, as GPTQ's `mse`.
     Mse,
+    /// The same search by the sum of squares: several times faster, and better at 3 bits and fewer.
+    Square,
 }
 
 /// Scale and zero point of one group.
@@ -136,7 +138,8 @@ impl IntGrid {
         }
         match self.clip {
             Clip::MinMax => self.from_range(low, high),
-            Clip::Mse => self.best_shrink(group, low, high),
+            Clip::Mse => self.best_shrink(group, low, high, ErrorNorm::Power2p4),
+            Clip::Square => self.best_shrink(group, low, high, ErrorNorm::Square),
         }
     }
 
@@ -164,7 +167,7 @@ impl IntGrid {
         rounded.clamp(least, most)
     }
 
-    fn best_shrink(&self, group: &[f32], low: f32, high: f32) -> Affine {
+    fn best_shrink(&self, group: &[f32], low: f32, high: f32, norm: ErrorNorm) -> Affine {
         let mut best = (f32::INFINITY, self.from_range(low, high));
         for step in 0..SHRINK_STEPS {
             let p = 1.0 - step as f32 / SHRINK_GRID;
@@ -174,7 +177,7 @@ impl IntGrid {
                 grid.scale,
                 grid.zero,
                 self.max_code() as u8,
-                ErrorNorm::Power2p4,
+                norm,
             );
             if error < best.0 {
                 best = (error, grid);

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use tensorpress_model::{Calibrations, SharedInput, calibrate};
+use tensorpress_model::{Block, Observer, SharedInput};
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::{Array2, Axis, concatenate};
-use tensorpress_tensor::stats::Needs;
+use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
+use tensorpress_tensor::stats::{Calibration, Collector};
 use tensorpress_tensor::{Checkpoint, Context as _, Error, Result, Scratch, Tensor};
 
 use super::Context;
@@ -14,6 +14,27 @@ use super::Context;
 pub(super) struct Stream {
     hidden: Array2<f32>,
     lengths: Vec<usize>,
+}
+
+/// Tokens watched together: enough for good products, few enough to bound the copies.
+const CHUNK: usize = 2048;
+
+/// Collects from one input, and stops the forward pass there.
+struct Watch {
+    input: SharedInput,
+    collector: Collector,
+    seen: bool,
+}
+
+impl Observer for Watch {
+    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()> {
+        if input != self.input {
+            return Ok(());
+        }
+        self.collector.update(x, Par::Rayon);
+        self.seen = true;
+        Err(Error::interrupted("the input was seen"))
+    }
 }
 
 impl Stream {
@@ -43,19 +64,36 @@ impl Stream {
         Ok(Self { hidden, lengths })
     }
 
-    /// Statistics of the inputs of a block of the source.
+    /// Statistics of one input of a block, which is run no further than needed.
     pub(super) fn calibrate(
         &self,
         context: &Context<'_>,
-        block: usize,
-        needs: &dyn Fn(SharedInput) -> Needs,
-    ) -> Result<Calibrations> {
-        let source = context.source;
-        let loaded = source.block(block)?;
-        let (hidden, seed) = (self.hidden.view(), context.seed);
-        let found = calibrate(&loaded, hidden, &self.lengths, needs, seed, Par::Rayon);
-        source.checkpoint().release();
-        found
+        block: &Block,
+        input: SharedInput,
+        mut collector: Collector,
+    ) -> Result<Calibration> {
+        let mut scratch = Scratch::new(Par::Rayon);
+        let (mut from, mut row) = (0, 0);
+        while from < self.lengths.len() {
+            let (mut to, mut tokens) = (from, 0);
+            while to < self.lengths.len() && tokens < CHUNK {
+                tokens += self.lengths[to];
+                to += 1;
+            }
+            let slice = Slice::from(row..row + tokens);
+            let mut hidden = self.hidden.slice_axis(Axis(0), slice).to_owned();
+            let lengths = &self.lengths[from..to];
+            let mut watch = Watch { input, collector, seen: false };
+            let run =
+                block.forward_sequences(hidden.view_mut(), lengths, Some(&mut watch), &mut scratch);
+            match run {
+                Err(error) if !watch.seen => return Err(error),
+                _ => collector = watch.collector,
+            }
+            (from, row) = (to, row + tokens);
+        }
+        context.source.checkpoint().release();
+        Ok(collector.finish())
     }
 
     /// Runs the hidden states through a compressed block, as it is read from its shard: what is not in the shard as

@@ -15,6 +15,7 @@ mod calibration;
 mod error;
 mod finish;
 mod folder;
+mod job;
 mod peak;
 mod plan;
 mod progress;

@@ -9,16 +9,16 @@ use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::{DType, Node, Part, PartKind, Result, Tensor};
 
 /// One tensor, or the parts of a compressed one.
-pub(super) enum Item {
+pub(super) enum Item<'a> {
     /// As it is in the source.
     Copied(String),
     /// New values of a vector.
     Vector { name: String, dtype: DType, values: Vec<f32> },
     /// A compressed matrix.
-    Compressed { name: String, node: Box<dyn Node> },
+    Compressed { name: String, node: &'a dyn Node },
 }
 
-impl Item {
+impl Item<'_> {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Copied(name) | Self::Vector { name, .. } | Self::Compressed { name, .. } => name,
@@ -27,7 +27,7 @@ impl Item {
 }
 
 /// Writes a shard whole or not at all.
-pub(super) fn write(path: &Path, source: &Source, items: &[Item]) -> Result<u64> {
+pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<u64> {
     let mut trees = serde_json::Map::new();
     for item in items {
         if let Item::Compressed { name, node } = item {

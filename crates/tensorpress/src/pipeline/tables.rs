@@ -5,11 +5,12 @@ use std::path::Path;
 use tensorpress_model::Source;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::stats::Calibration;
-use tensorpress_tensor::{Context as _, Error, Group, Result, Target, Tensor};
+use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Target, Tensor};
 
 use super::Context;
-use super::block::{layer_report, prefix};
+use super::block::prefix;
 use super::error::Around;
+use super::job::report;
 use super::shard::{self, Item};
 use super::state::Unit;
 
@@ -32,6 +33,7 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
     let source = context.source;
     let blocks: Vec<String> = (0..source.blocks()).map(|block| prefix(source, block)).collect();
     let mut items = Vec::new();
+    let mut nodes: Vec<(String, Box<dyn Node>)> = Vec::new();
     let mut layers = Vec::new();
     for name in source.extras() {
         if blocks.iter().any(|prefix| name.starts_with(prefix)) {
@@ -42,10 +44,7 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
             continue;
         };
         let planned = context.plan.method(index);
-        let located = |e: Error| match source.checkpoint().file_of(&name) {
-            Some(file) => e.in_tensor(&name).in_file(file),
-            None => e.in_tensor(&name),
-        };
+        let located = |e| context.located(e, &name);
         let weight = source.checkpoint().tensor(&name)?.to_matrix().map_err(located)?;
         source.checkpoint().release();
         let group = Group {
@@ -56,7 +55,7 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
         let result = planned.method.compress_group_dyn(group).map_err(located)?;
         let layer = result.layers.into_iter().next();
         let layer = layer.ok_or_else(|| Error::invalid("no result")).in_tensor(&name)?;
-        layers.push(layer_report(
+        layers.push(report(
             &name,
             &planned.text,
             weight.view(),
@@ -65,7 +64,10 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
             None,
             Par::Rayon,
         )?);
-        items.push(Item::Compressed { name, node: layer.node });
+        nodes.push((name, layer.node));
+    }
+    for (name, node) in &nodes {
+        items.push(Item::Compressed { name: name.clone(), node: node.as_ref() });
     }
     let bytes = shard::write(path, source, &items)?;
     Ok(Unit { bytes, layers })

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 
 use tensorpress_tensor::{Error, ErrorKind, Result};
@@ -76,17 +77,18 @@ impl Stage {
     }
 
     /// Keys and their values, given or default.
-    pub fn values(&self) -> impl Iterator<Item = (&'static KeySpec, &Value)> {
-        self.spec
-            .keys
-            .iter()
-            .zip(&self.given)
-            .map(|(k, given)| (k, given.as_ref().unwrap_or(&k.default)))
+    pub fn values(&self) -> impl Iterator<Item = (&'static KeySpec, Value)> {
+        let value = |(key, given): (&'static KeySpec, &Option<Value>)| {
+            let default = || key.derived.map_or_else(|| key.default.clone(), |of| of(self));
+            (key, given.clone().unwrap_or_else(default))
+        };
+        self.spec.keys.iter().zip(&self.given).map(value)
     }
 
     /// The value of a key; the table has it.
-    fn value(&self, key: &str) -> Option<&Value> {
-        self.values().find(|(k, _)| k.name == key).map(|(_, value)| value)
+    fn value(&self, name: &str) -> Option<Value> {
+        let at = self.spec.keys.iter().position(|key| key.name == name)?;
+        self.values().nth(at).map(|(_, value)| value)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -96,7 +98,7 @@ impl Stage {
     pub(super) fn int(&self, key: &str) -> usize {
         match self.value(key) {
             Some(Value::Int(value)) => {
-                usize::try_from(*value).expect("the table allows no less than 0")
+                usize::try_from(value).expect("the table allows no less than 0")
             }
             other => unreachable!("{}: {key} is {other:?}", self.spec.name),
         }
@@ -104,16 +106,16 @@ impl Stage {
 
     pub(super) fn float(&self, key: &str) -> f64 {
         match self.value(key) {
-            Some(Value::Float(value)) => *value,
+            Some(Value::Float(value)) => value,
             other => unreachable!("{}: {key} is {other:?}", self.spec.name),
         }
     }
 
     pub(super) fn flag(&self, key: &str) -> bool {
-        self.value(key) == Some(&Value::Bool(true))
+        self.value(key) == Some(Value::Bool(true))
     }
 
-    pub(super) fn word(&self, key: &str) -> &str {
+    pub(super) fn word(&self, key: &str) -> Cow<'static, str> {
         match self.value(key) {
             Some(Value::Word(word)) => word,
             other => unreachable!("{}: {key} is {other:?}", self.spec.name),
@@ -135,7 +137,7 @@ impl Stage {
 
     /// The text with every key that counts spelled out.
     pub(super) fn canonical(&self, before_quantiser: bool) -> String {
-        let counts = |(k, v): &(&KeySpec, &Value)| !before_quantiser || (k.before_quantiser)(v);
+        let counts = |(k, v): &(&KeySpec, Value)| !before_quantiser || (k.before_quantiser)(v);
         let args = self.values().filter(counts).map(|(k, v)| format!("{}={v}", k.name));
         let inner = self.inner().map(|inner| inner.canonical(false));
         written(self.spec.name, inner.into_iter().chain(args).collect())

@@ -5,6 +5,7 @@ use std::fmt;
 use tensorpress_tensor::{Error, Result};
 
 use super::build::{self, Build};
+use super::stage::Stage;
 use super::value::{KeySpec, Type, Value};
 
 /// Where a stage may stand; the order is that of a recipe.
@@ -89,6 +90,12 @@ const SCALE: KeySpec = KeySpec::new(
 );
 const NEVER: fn(&Value) -> bool = |_| false;
 
+/// Groups are fitted when their block begins: no block is longer than a group, unless that would make it tiny.
+fn block_of(stage: &Stage) -> Value {
+    let group = stage.int("group");
+    Value::Int(if (16..128).contains(&group) { group as i64 } else { 128 })
+}
+
 static STAGES: &[StageSpec] = &[
     StageSpec {
         name: "rtn",
@@ -131,8 +138,10 @@ static STAGES: &[StageSpec] = &[
                 "block",
                 Type::Int(1, 1 << 16),
                 Value::Int(128),
-                "columns between two updates of the rest",
-            ),
+                "columns between two updates of the rest; a smaller group, so that its grid is fitted to the \
+                 weights as they stand when it begins",
+            )
+            .derived(block_of),
         ],
         alone: false,
         inner: None,

@@ -30,6 +30,11 @@ fn good_lines() {
              static_groups=false, damp=1.0, block=128)",
         ),
         (
+            "gptq(group=32)",
+            "gptq(bits=4, group=32, symmetric=false, clip=minmax, scale=f16, act_order=false, \
+             static_groups=false, damp=0.01, block=32)",
+        ),
+        (
             "awq(bits=3, clip=output)",
             "awq(bits=3, group=128, symmetric=false, clip=output, scale=f16, ratios=20, samples=4096)",
         ),

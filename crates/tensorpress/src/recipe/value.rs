@@ -3,6 +3,8 @@ use std::fmt;
 
 use tensorpress_tensor::{Error, Result};
 
+use super::stage::Stage;
+
 /// The value of a key.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -97,6 +99,8 @@ pub struct KeySpec {
     pub default: Value,
     /// What it does.
     pub about: &'static str,
+    /// The default where that depends on other keys.
+    pub(super) derived: Option<fn(&Stage) -> Value>,
     /// Whether it may have this value where a quantiser follows, whose own keys then say what this one says alone.
     pub(super) before_quantiser: fn(&Value) -> bool,
 }
@@ -108,7 +112,12 @@ impl KeySpec {
         default: Value,
         about: &'static str,
     ) -> Self {
-        Self { name, takes, default, about, before_quantiser: |_| true }
+        Self { name, takes, default, about, derived: None, before_quantiser: |_| true }
+    }
+
+    pub(super) const fn derived(mut self, derived: fn(&Stage) -> Value) -> Self {
+        self.derived = Some(derived);
+        self
     }
 
     pub(super) const fn before_quantiser(mut self, allowed: fn(&Value) -> bool) -> Self {

@@ -1,0 +1,193 @@
+//! Linear layers that are compressed together.
+
+use tensorpress_model::{LinearSpec, SharedInput, Source};
+use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::stats::{Calibration, Needs};
+use tensorpress_tensor::{
+    Compressed, Context as _, DType, Error, Fold, Group, Node, Result, Storage, Target, Tensor,
+};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::Context;
+use super::error::{self, Around};
+use super::report::LayerReport;
+use crate::bill;
+
+/// Linear layers that share an input and a method.
+pub(super) struct Job {
+    pub(super) specs: Vec<LinearSpec>,
+    method: usize,
+    /// The norm that feeds these layers and no others.
+    norm: Option<String>,
+}
+
+/// What became of a job.
+#[derive(Default)]
+pub(super) struct Output {
+    pub(super) nodes: Vec<(String, Box<dyn Node>)>,
+    /// Norm that scales were folded into, and corrected biases.
+    pub(super) norms: Vec<Vector>,
+    pub(super) biases: Vec<(String, Vector)>,
+    pub(super) layers: Vec<LayerReport>,
+}
+
+/// New values of a stored vector.
+#[derive(Clone)]
+pub(super) struct Vector {
+    pub(super) name: String,
+    pub(super) dtype: DType,
+    /// As the stored type represents them.
+    pub(super) values: Vec<f32>,
+}
+
+impl Vector {
+    fn new(name: &str, dtype: DType, mut values: Vec<f32>) -> Self {
+        values.iter_mut().for_each(|v| *v = dtype.round(*v));
+        Self { name: name.to_owned(), dtype, values }
+    }
+
+    fn read(source: &Source, name: &str) -> Result<Self> {
+        let tensor = source.checkpoint().tensor(name)?;
+        let values = tensor.to_matrix().in_tensor(name)?.into_raw_vec_and_offset().0;
+        Ok(Self { name: name.to_owned(), dtype: tensor.dtype(), values })
+    }
+}
+
+impl Context<'_> {
+    /// Different layers draw different random numbers.
+    pub(super) fn seed_of(&self, name: &str) -> u64 {
+        xxh3_64_with_seed(name.as_bytes(), self.seed)
+    }
+
+    /// Names tensor and file in an error.
+    pub(super) fn located(&self, error: Error, name: &str) -> Error {
+        match self.source.checkpoint().file_of(name) {
+            Some(file) => error.in_tensor(name).in_file(file),
+            None => error.in_tensor(name),
+        }
+    }
+
+    /// The jobs of the layers that read one input.
+    pub(super) fn jobs(&self, readers: &[LinearSpec], calibrated: bool) -> Vec<Job> {
+        let mut jobs: Vec<Job> = Vec::new();
+        for spec in readers {
+            let Some(method) = self.plan.index(&spec.name) else { continue };
+            // What needs no statistics gains nothing from company, and one weight at a time is less memory.
+            let alone = !calibrated || self.plan.method(method).method.needs().is_none();
+            let company = |job: &&mut Job| job.method == method;
+            match jobs.iter_mut().find(company).filter(|_| !alone) {
+                Some(job) => job.specs.push(spec.clone()),
+                None => jobs.push(Job { specs: vec![spec.clone()], method, norm: None }),
+            }
+        }
+        if let [job] = jobs.as_mut_slice() {
+            job.norm = job.specs[0].norm.clone().filter(|_| job.specs.len() == readers.len());
+        }
+        jobs
+    }
+
+    /// What the methods of these jobs need; a few samples too, so that errors can be measured.
+    pub(super) fn needs_of(&self, jobs: &[Job]) -> Needs {
+        let needs = jobs.iter().map(|job| self.plan.method(job.method).method.needs());
+        needs.fold(Needs::samples(error::INPUTS), Needs::union)
+    }
+}
+
+impl Job {
+    /// Compresses the layers of this job.
+    pub(super) fn run(
+        &self,
+        context: &Context<'_>,
+        calibration: Calibration,
+        par: Par,
+    ) -> Result<Output> {
+        let source = context.source;
+        let planned = context.plan.method(self.method);
+        let load = |spec: &LinearSpec| -> Result<Array2<f32>> {
+            let read = || source.checkpoint().tensor(&spec.name)?.to_matrix();
+            read().map_err(|e| context.located(e, &spec.name))
+        };
+        let weights = self.specs.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let inputs = calibration.samples().ok().map(error::spread);
+        let norm = self.norm.as_ref().map(|name| Vector::read(source, name)).transpose()?;
+        let names: Vec<&str> = self.specs.iter().map(|spec| spec.name.as_str()).collect();
+        let targets = names.iter().zip(&weights).map(|(name, w)| Target::new(name, w.view()));
+        let group = Group {
+            targets: targets.collect(),
+            calibration,
+            fold: norm.as_ref().map(|norm| Fold { values: &norm.values, dtype: norm.dtype }),
+            seed: context.seed_of(names[0]),
+            par,
+        };
+        let result = planned.method.compress_group_dyn(group).map_err(|e| {
+            let name = e.tensor().unwrap_or(names[0]).to_owned();
+            context.located(e, &name)
+        })?;
+        let mut output = Output::default();
+        let mut ratio = None;
+        if let (Some(folded), Some(norm)) = (result.folded, norm) {
+            let over = |(new, old): (&f32, &f32)| if *old == 0.0 { 0.0 } else { new / old };
+            ratio = Some(folded.iter().zip(&norm.values).map(over).collect::<Vec<f32>>());
+            output.norms.push(Vector::new(&norm.name, norm.dtype, folded));
+        }
+        for ((spec, weight), layer) in self.specs.iter().zip(&weights).zip(result.layers) {
+            let bias = layer.bias.as_ref().map(|c| corrected_bias(source, spec, c)).transpose()?;
+            let around = Around { ratio: ratio.as_deref(), bias: layer.bias.as_deref() };
+            let inputs = inputs.as_ref().map(|x| x.view());
+            let weight = weight.view();
+            output.layers.push(report(
+                &spec.name,
+                &planned.text,
+                weight,
+                &layer,
+                around,
+                inputs,
+                par,
+            )?);
+            output.biases.extend(bias.map(|bias| (spec.name.clone(), bias)));
+            output.nodes.push((spec.name.clone(), layer.node));
+        }
+        Ok(output)
+    }
+}
+
+fn corrected_bias(source: &Source, spec: &LinearSpec, correction: &[f32]) -> Result<Vector> {
+    let mut bias = if source.checkpoint().contains(&spec.bias) {
+        Vector::read(source, &spec.bias)?
+    } else {
+        let dtype = source.checkpoint().tensor(&spec.name)?.dtype();
+        Vector::new(&spec.bias, dtype, vec![0.0; correction.len()])
+    };
+    bias.values.iter_mut().zip(correction).for_each(|(v, c)| *v += c);
+    Ok(Vector::new(&spec.bias, bias.dtype, bias.values))
+}
+
+/// The line of a report on one matrix.
+pub(super) fn report(
+    name: &str,
+    method: &str,
+    weight: ArrayView2<'_, f32>,
+    layer: &Compressed,
+    around: Around<'_>,
+    inputs: Option<ArrayView2<'_, f32>>,
+    par: Par,
+) -> Result<LayerReport> {
+    let error =
+        error::relative(weight, layer.node.as_ref(), around, inputs, par).in_tensor(name)?;
+    let storage = Storage::of(layer.node.as_ref()).in_tensor(name)?;
+    Ok(LayerReport {
+        name: name.to_owned(),
+        method: method.to_owned(),
+        bits_per_weight: bill::bits_per_weight(&storage, layer.node.shape()),
+        error,
+        fallback: layer.fallback.clone(),
+    })
+}
+
+/// The readers of each input of a block, in the order in which a token meets the inputs.
+pub(super) fn readers(source: &Source, block: usize) -> Vec<(SharedInput, Vec<LinearSpec>)> {
+    let all = source.linears(block);
+    let readers = |input| all.iter().filter(|spec| spec.input == input).cloned().collect();
+    SharedInput::ALL.into_iter().map(|input| (input, readers(input))).collect()
+}
