@@ -19,6 +19,7 @@ const STEPS: &[Step] = &[
     ("demo", demo),
     ("benches", benches),
     ("fuzz", fuzz),
+    ("neon", neon),
 ];
 
 /// Names of the steps, in order.
@@ -194,4 +195,26 @@ fn fuzz() -> Outcome {
         execute(command.args(["-max_total_time=20", "-rss_limit_mb=2048", "-verbosity=0"]))?;
     }
     Ok(())
+}
+
+/// The kernels' tests on AArch64 under emulation, where the target and an emulator can be installed.
+fn neon() -> Outcome {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    let found = |program: &str| output(Command::new(program).arg("--version")).is_ok();
+    let added = execute(Command::new("rustup").args(["target", "add", TARGET]));
+    if !found("qemu-aarch64") || !found("aarch64-linux-gnu-gcc") {
+        let _ = execute(Command::new("apt-get").args(["update", "-qq"]));
+        let packages =
+            ["install", "-y", "-qq", "qemu-user", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+        let _ = execute(Command::new("apt-get").args(packages));
+    }
+    if added.is_err() || !found("qemu-aarch64") || !found("aarch64-linux-gnu-gcc") {
+        println!("SKIPPED: no AArch64 target or emulator can be had here; NEON is not tested");
+        return Ok(());
+    }
+    let mut command =
+        cargo(&["test", "-p", "tensorpress-tensor", "--lib", "--target", TARGET, "kernels"]);
+    command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
+    let runner = "qemu-aarch64 -L /usr/aarch64-linux-gnu";
+    execute(command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", runner))
 }

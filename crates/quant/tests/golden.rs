@@ -112,7 +112,7 @@ impl Golden {
     fn grid(&self, bits: &str, group: &str) -> GridSpec {
         let bits = self.param(bits).as_u64().unwrap() as u8;
         let group = self.param(group).as_i64().unwrap_or(-1).max(0) as usize;
-        let clip = if self.flag("mse") { Clip::Mse } else { Clip::MinMax };
+        let clip = if self.flag("mse") { Clip::Power2p4 } else { Clip::MinMax };
         GridSpec::new(bits, group)
             .with_symmetric(self.flag("sym"))
             .with_clip(clip)

@@ -18,10 +18,11 @@ pub enum Clip {
     /// From the smallest to the largest weight.
     #[default]
     MinMax,
-    /// The best of 80 shrunken ranges (down to a fifth) by the sum of |error|^2.4, as GPTQ's `mse`.
+    /// The best of 80 shrunken ranges (down to a fifth) by the sum of squared errors.
     Mse,
-    /// The same search by the sum of squares: several times faster, and better at 3 bits and fewer.
-    Square,
+    /// The same search by the sum of |error|^2.4, as the official code of GPTQ: slower, and worse by KL divergence at
+    /// 3 bits and fewer.
+    Power2p4,
 }
 
 /// Scale and zero point of one group.
@@ -138,8 +139,8 @@ impl IntGrid {
         }
         match self.clip {
             Clip::MinMax => self.from_range(low, high),
-            Clip::Mse => self.best_shrink(group, low, high, ErrorNorm::Power2p4),
-            Clip::Square => self.best_shrink(group, low, high, ErrorNorm::Square),
+            Clip::Mse => self.best_shrink(group, low, high, ErrorNorm::Square),
+            Clip::Power2p4 => self.best_shrink(group, low, high, ErrorNorm::Power2p4),
         }
     }
 
@@ -172,13 +173,8 @@ impl IntGrid {
         for step in 0..SHRINK_STEPS {
             let p = 1.0 - step as f32 / SHRINK_GRID;
             let grid = self.from_range(p * low, p * high);
-            let error = kernels::grid_error(
-                group,
-                grid.scale,
-                grid.zero,
-                self.max_code() as u8,
-                norm,
-            );
+            let error =
+                kernels::grid_error(group, grid.scale, grid.zero, self.max_code() as u8, norm);
             if error < best.0 {
                 best = (error, grid);
             }

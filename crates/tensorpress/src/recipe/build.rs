@@ -57,8 +57,7 @@ fn method(stage: &Stage) -> Result<Box<dyn DynCompress>> {
 
 /// The grid that the keys of a quantiser describe.
 fn grid(stage: &Stage) -> GridSpec {
-    // Squares are the mean squared error that the key speaks of; GPTQ's own norm (|error|^2.4) loses to them.
-    let clip = if stage.word("clip") == "mse" { Clip::Square } else { Clip::MinMax };
+    let clip = if stage.word("clip") == "mse" { Clip::Mse } else { Clip::MinMax };
     let scale = match stage.word("scale").as_ref() {
         "bf16" => DType::BF16,
         "f32" => DType::F32,
