@@ -19,3 +19,8 @@ pub use tensorpress_model as model;
 pub use tensorpress_quant as quant;
 pub use tensorpress_tensor as tensor;
 pub use tensorpress_tensor::{Error, ErrorKind, Result};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct ReadmeDoctest;
