@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
+use crate::kernels;
 
 /// Element type of a stored tensor. Names and widths are those of safetensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -63,16 +64,8 @@ impl DType {
                     *o = f64::from_le_bytes(*b) as f32;
                 }
             }
-            Self::BF16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-                }
-            }
-            Self::F16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = f16::from_le_bytes(*b).to_f32();
-                }
-            }
+            Self::BF16 => kernels::bf16_bytes_to_f32(bytes, out),
+            Self::F16 => kernels::f16_bytes_to_f32(bytes, out),
             other => {
                 return Err(Error::unsupported(format!(
                     "{other:?} elements cannot be read as floats"
@@ -91,8 +84,15 @@ impl DType {
         match self {
             Self::F32 => values.iter().for_each(|v| out.extend(v.to_le_bytes())),
             Self::F64 => values.iter().for_each(|v| out.extend(f64::from(*v).to_le_bytes())),
-            Self::BF16 => values.iter().for_each(|v| out.extend(bf16::from_f32(*v).to_le_bytes())),
-            Self::F16 => values.iter().for_each(|v| out.extend(f16::from_f32(*v).to_le_bytes())),
+            Self::BF16 | Self::F16 => {
+                let start = out.len();
+                out.resize(start + 2 * values.len(), 0);
+                if self == Self::BF16 {
+                    kernels::f32_to_bf16_bytes(values, &mut out[start..]);
+                } else {
+                    kernels::f32_to_f16_bytes(values, &mut out[start..]);
+                }
+            }
             other => {
                 return Err(Error::unsupported(format!("floats cannot be stored as {other:?}")));
             }

@@ -6,7 +6,7 @@ use tensorpress_model::{Block, Observer, SharedInput};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
 use tensorpress_tensor::stats::{Calibration, Collector};
-use tensorpress_tensor::{Checkpoint, Context as _, Error, Result, Scratch, Tensor};
+use tensorpress_tensor::{Checkpoint, Context as _, Error, ErrorKind, Result, Scratch, Tensor};
 
 use super::Context;
 
@@ -122,11 +122,14 @@ impl Stream {
             }
         }
         let mut scratch = Scratch::new(Par::Rayon);
-        loaded.forward_sequences(self.hidden.view_mut(), &self.lengths, None, &mut scratch).map_err(
-            |e| match e.tensor() {
-                Some(_) => e,
-                None => Error::new(e.kind(), format!("compressed block {block}: {}", e.message())),
-            },
-        )
+        let hidden = self.hidden.view_mut();
+        match loaded.forward_sequences(hidden, &self.lengths, None, &mut scratch) {
+            // No weight is to blame: activations overflow. The layers to come see that, fall back, and say so.
+            Err(e) if e.kind() == ErrorKind::Numerical && e.tensor().is_none() => {
+                self.hidden.fill(f32::NAN);
+                Ok(())
+            }
+            done => done,
+        }
     }
 }

@@ -97,7 +97,9 @@ fn copy_others(source: &Source, folder: &Path) -> Result<()> {
         let wanted = matches!(kind.as_str(), "json" | "txt" | "model" | "jinja" | "tiktoken")
             || name.starts_with("LICENSE")
             || name.starts_with("NOTICE");
-        let ours = name == "config.json" || name.ends_with(".index.json");
+        let ours = name == "config.json"
+            || name.ends_with(".index.json")
+            || name.starts_with("tensorpress.");
         if wanted && !ours && path.is_file() {
             let mut file = File::open(&path).map_err(|e| Error::io("read the file", &path, e))?;
             let to = folder.join(&name);

@@ -68,19 +68,17 @@ impl Work {
         fs::create_dir_all(&folder).map_err(|e| Error::io("create the folder", &folder, e))?;
         let lock = lock(&folder)?;
         let path = folder.join(STATE);
-        let fresh = |identity| State { identity, units: Vec::new() };
-        let state = match path.exists() {
-            false => fresh(identity),
-            true => match resume(&path, &identity) {
-                Ok(state) => state,
-                Err(_) if force => {
-                    // The old state goes first: no crash may leave it with shards of other work.
-                    fs::remove_file(&path)
-                        .map_err(|e| Error::io("remove the old state", &path, e))?;
-                    fresh(identity)
-                }
-                Err(error) => return Err(error),
-            },
+        let found = path.exists().then(|| resume(&path, &identity)).transpose();
+        let state = match found {
+            Ok(Some(state)) => state,
+            Ok(None) if force || is_fresh(&folder)? => fresh(&folder, identity)?,
+            Ok(None) => {
+                let message =
+                    format!("holds files, but no {STATE}: remove the folder (or use --force)");
+                return Err(Error::invalid(message).in_file(&folder));
+            }
+            Err(_) if force => fresh(&folder, identity)?,
+            Err(error) => return Err(error),
         };
         let mut work = Self { folder, state, shards: blocks + 1, lock };
         work.drop_damaged();
@@ -104,6 +102,11 @@ impl Work {
     /// Finished shards, in order.
     pub(super) fn units(&self) -> &[Unit] {
         &self.state.units
+    }
+
+    /// Every shard is finished.
+    pub(super) fn is_complete(&self) -> bool {
+        self.state.units.len() == self.shards
     }
 
     pub(super) fn shards(&self) -> usize {
@@ -141,6 +144,24 @@ fn resume(path: &Path, identity: &Identity) -> Result<State> {
             .in_file(folder))
         }
     }
+}
+
+/// Whether the folder has nothing but what the first moments of a run leave.
+fn is_fresh(folder: &Path) -> Result<bool> {
+    let listing = fs::read_dir(folder).map_err(|e| Error::io("list the folder", folder, e))?;
+    let mut names = listing.flatten().map(|entry| entry.file_name());
+    Ok(names.all(|name| name == LOCK || name.to_string_lossy() == format!("{STATE}.tmp")))
+}
+
+/// A new state, and nothing of old work beside it. The old state goes first: no crash may leave it with less.
+fn fresh(folder: &Path, identity: Identity) -> Result<State> {
+    let listing = fs::read_dir(folder).map_err(|e| Error::io("list the folder", folder, e))?;
+    let mut paths: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).collect();
+    paths.sort_by_key(|path| !path.ends_with(STATE));
+    for path in paths.iter().filter(|path| path.is_file() && !path.ends_with(LOCK)) {
+        fs::remove_file(path).map_err(|e| Error::io("remove old work", path, e))?;
+    }
+    Ok(State { identity, units: Vec::new() })
 }
 
 fn lock(folder: &Path) -> Result<File> {

@@ -189,7 +189,7 @@ impl<'a> Compressor<'a> {
             work.finished(unit)?;
         }
         let mut stream = None;
-        if !windows.is_empty() && work.units().len() <= source.blocks() {
+        if !windows.is_empty() && !work.is_complete() {
             stream = Some(Stream::begin(&context, &work.shard(0), &windows)?);
         }
         for index in 0..source.blocks() {
@@ -201,13 +201,9 @@ impl<'a> Compressor<'a> {
                 self.report(&unit);
                 work.finished(unit)?;
             }
-            if index + 1 < source.blocks() {
-                if let Some(stream) =
-                    stream.as_mut().filter(|_| work.units().len() <= source.blocks())
-                {
-                    context.check_cancelled()?;
-                    stream.advance(&context, index, &shard)?;
-                }
+            if let Some(stream) = stream.as_mut().filter(|_| !work.is_complete()) {
+                context.check_cancelled()?;
+                stream.advance(&context, index, &shard)?;
             }
             source.checkpoint().release();
         }
