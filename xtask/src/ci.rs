@@ -173,7 +173,7 @@ fn demo() -> Outcome {
 
 /// Every benchmark once, on small sizes, with its answer checked.
 fn benches() -> Outcome {
-    execute(&mut cargo(&["test", "-p", "tensorpress-benches", "--benches"]))
+    execute(&mut cargo(&["test", "-p", "tensorpress-benches", "--benches", "--", "--test"]))
 }
 
 /// Every fuzz target for 20 seconds, from its committed corpus.
