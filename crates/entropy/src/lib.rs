@@ -2,8 +2,13 @@
 //!
 //! - [`chunk`] codes a piece of a tensor by whatever makes it smallest, bit for bit.
 
+mod bits;
 pub mod chunk;
+pub mod coder;
+mod kernels;
+pub mod model;
 pub mod value;
+mod varint;
 
 pub use chunk::Effort;
 pub use value::ValueType;
