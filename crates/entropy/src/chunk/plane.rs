@@ -5,7 +5,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::Effort;
 use crate::coder::blocks::{Blocks, Plan, count, histograms};
-use crate::coder::huffman;
+use crate::coder::{classes, huffman};
 use crate::model::Counts;
 use crate::varint::{read_varint, write_varint};
 
@@ -18,11 +18,12 @@ pub(crate) enum Coding {
     Rans = 2,
     Huffman = 3,
     Packed = 4,
+    Classes = 5,
 }
 
 impl Coding {
     fn from_id(id: u8) -> Result<Self> {
-        [Self::Raw, Self::Constant, Self::Rans, Self::Huffman, Self::Packed]
+        [Self::Raw, Self::Constant, Self::Rans, Self::Huffman, Self::Packed, Self::Classes]
             .into_iter()
             .find(|c| *c as u8 == id)
             .ok_or_else(|| Error::version(format!("unknown coding {id} of a plane")))
@@ -35,6 +36,7 @@ impl Coding {
             Self::Rans => "rans",
             Self::Huffman => "huffman",
             Self::Packed => "packed",
+            Self::Classes => "classes",
         }
     }
 }
@@ -108,6 +110,11 @@ fn encode_varying(
             Effort::Best => (&[14, 15, 16, 17, 18, 20], 0.0),
         };
         let plan = Plan::best(grains, sizes, wide_worth);
+        if effort == Effort::Best
+            && classes::encode(Isa::detect(), plane, plan.bytes.min(worth), body)
+        {
+            return Coding::Classes;
+        }
         if plan.bytes < worth {
             plan.encode(plane, body);
             if body.len() < plane.len() {
@@ -208,6 +215,7 @@ impl<'a> Coded<'a> {
                 Ok(())
             }
             (None, Coding::Huffman, body) => huffman::decode(body, out),
+            (None, Coding::Classes, _) => classes::decode(isa, self.from_body, self.len, out),
             (None, Coding::Packed, body) => unpack(body, out),
             _ => Err(Error::corruption("constant plane without its byte")),
         }
