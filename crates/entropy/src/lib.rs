@@ -1,9 +1,12 @@
 //! Lossless coding: byte and bit transforms x probability models x coders x a container that checks everything.
 //!
+//! - [`coder`]s turn symbols and a [`model`] into bits and back.
 //! - [`chunk`] codes a piece of a tensor by whatever makes it smallest, bit for bit.
+//! - [`coded()`] entropy-codes the integers of any compressed node.
 
 mod bits;
 pub mod chunk;
+pub mod coded;
 pub mod coder;
 mod kernels;
 pub mod model;
@@ -11,4 +14,5 @@ pub mod value;
 mod varint;
 
 pub use chunk::Effort;
+pub use coded::{TileCoder, coded, register};
 pub use value::ValueType;

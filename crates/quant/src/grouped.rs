@@ -196,10 +196,15 @@ impl GroupedAffine {
 
     /// The matrix as the fused kernels take it, where its codes are packed and its groups lie along rows.
     fn affine_rows(&self) -> Result<Option<AffineRows<'_>>> {
-        let Some(packed) = self.codes.as_packed().filter(|_| !self.per_tensor) else {
-            return Ok(None);
-        };
-        let Some(bytes) = packed.bytes() else { return Ok(None) };
+        match self.codes.as_packed() {
+            Some(packed) => self.affine_rows_of(packed),
+            None => Ok(None),
+        }
+    }
+
+    /// The same with the codes in `packed`.
+    fn affine_rows_of<'a>(&'a self, packed: &'a Packed) -> Result<Option<AffineRows<'a>>> {
+        let Some(bytes) = packed.bytes().filter(|_| !self.per_tensor) else { return Ok(None) };
         if self.zero_values.get().is_none() {
             let zeros = self.zeros()?;
             let _ = self.zero_values.set(zeros);
@@ -213,6 +218,14 @@ impl GroupedAffine {
             scales: &self.scales,
             zeros: self.zero_values.get().expect("set above"),
         }))
+    }
+
+    /// Codes that are coded, in the form that kernels know: they decode in tiles, so all rows at once.
+    fn repacked(&self, rows: Range<usize>) -> Result<Option<Packed>> {
+        if self.codes.as_packed().is_some() || self.codes.support().is_some() {
+            return Ok(None);
+        }
+        Packed::repack(&*self.codes, rows).map(Some)
     }
 
     /// Codes of one row of a plane that is not packed, dequantised without a kernel.
@@ -251,11 +264,15 @@ impl Node for GroupedAffine {
         let (scales, zeros, group) = self.params(rows.clone())?;
         let groups = if group == usize::MAX { 0 } else { self.scale_shape()[1] };
         let row_groups = self.scale_shape()[1];
+        let repacked = self.repacked(rows.clone())?;
+        let first = rows.start;
         for (i, row) in rows.enumerate() {
             let at = i * groups..i * groups + row_groups;
             let (scales, zeros) = (&scales[at.clone()], &zeros[at]);
             let mut target = out.row_mut(i);
-            let packed = self.codes.as_packed().and_then(|p| Some((p.row_bytes(row)?, p.bits())));
+            let stored = self.codes.as_packed().map(|p| (p, row));
+            let stored = stored.or_else(|| repacked.as_ref().map(|p| (p, row - first)));
+            let packed = stored.and_then(|(p, row)| Some((p.row_bytes(row)?, p.bits())));
             match (packed, target.as_slice_mut()) {
                 (Some((bytes, bits)), Some(target)) => kernels::decode_affine(
                     bytes,

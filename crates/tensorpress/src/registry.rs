@@ -5,5 +5,6 @@ use tensorpress_tensor::Registry;
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     tensorpress_quant::register(&mut registry);
+    tensorpress_entropy::register(&mut registry);
     registry
 }

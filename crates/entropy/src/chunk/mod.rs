@@ -4,7 +4,7 @@
 //! and checks. Decoding the same bytes gives the same values on every machine, whatever coded them.
 
 mod form;
-mod plane;
+pub(crate) mod plane;
 mod split;
 mod window;
 

@@ -5,8 +5,9 @@ use tensorpress_tensor::{Error, Result};
 
 use super::Effort;
 use crate::coder::blocks::{Blocks, Plan, count, histograms};
-use crate::coder::{classes, huffman};
-use crate::model::Counts;
+use crate::bits::{BitReader, BitWriter};
+use crate::coder::{EntropyCoder, Range, classes, huffman};
+use crate::model::{Counts, Model, Table};
 use crate::varint::{read_varint, write_varint};
 
 /// How a plane is coded; ids of the format.
@@ -19,11 +20,12 @@ pub(crate) enum Coding {
     Huffman = 3,
     Packed = 4,
     Classes = 5,
+    Range = 6,
 }
 
 impl Coding {
     fn from_id(id: u8) -> Result<Self> {
-        [Self::Raw, Self::Constant, Self::Rans, Self::Huffman, Self::Packed, Self::Classes]
+        [Self::Raw, Self::Constant, Self::Rans, Self::Huffman, Self::Packed, Self::Classes, Self::Range]
             .into_iter()
             .find(|c| *c as u8 == id)
             .ok_or_else(|| Error::version(format!("unknown coding {id} of a plane")))
@@ -37,6 +39,7 @@ impl Coding {
             Self::Huffman => "huffman",
             Self::Packed => "packed",
             Self::Classes => "classes",
+            Self::Range => "range",
         }
     }
 }
@@ -44,11 +47,32 @@ impl Coding {
 /// Planes shorter than this are not worth 128 states.
 const SHORT: usize = 4096;
 
+/// Planes up to this length are coded by every coder that is allowed, since their headers decide.
+const MEDIUM: usize = 1 << 18;
+
+/// Which coders a plane may be coded by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Allowed {
+    pub(crate) rans: bool,
+    pub(crate) huffman: bool,
+    pub(crate) range: bool,
+}
+
+impl Allowed {
+    /// What chunks use: range coding is too slow for them.
+    pub(crate) const FAST: Self = Self { rans: true, huffman: true, range: false };
+}
+
 /// Appends id, length and body.
 pub(crate) fn encode(plane: &[u8], effort: Effort, out: &mut Vec<u8>) {
     if effort == Effort::Fast && looks_like_noise(plane) {
         return append(Coding::Raw, plane, out);
     }
+    encode_by(plane, effort, Allowed::FAST, out);
+}
+
+/// [`encode`] by some coders only.
+pub(crate) fn encode_by(plane: &[u8], effort: Effort, allowed: Allowed, out: &mut Vec<u8>) {
     let grains = histograms(plane);
     let counts: Counts = std::array::from_fn(|i| grains.iter().map(|g| g[i]).sum());
     let mut body = Vec::new();
@@ -56,7 +80,7 @@ pub(crate) fn encode(plane: &[u8], effort: Effort, out: &mut Vec<u8>) {
         body.push(plane[0]);
         Coding::Constant
     } else {
-        encode_varying(plane, &grains, &counts, effort, &mut body)
+        encode_varying(plane, &grains, &counts, effort, allowed, &mut body)
     };
     append(coding, &body, out);
 }
@@ -93,34 +117,41 @@ fn encode_varying(
     grains: &[Counts],
     counts: &Counts,
     effort: Effort,
+    allowed: Allowed,
     body: &mut Vec<u8>,
 ) -> Coding {
     let worth = plane.len() as f64 * if effort == Effort::Fast { WORTH_FAST } else { WORTH_BEST };
-    if plane.len() < SHORT {
-        if huffman::estimate(counts) < worth {
-            huffman::encode(plane, counts, body);
-        }
-        if !body.is_empty() && body.len() < plane.len() {
-            return Coding::Huffman;
-        }
-    } else if entropy(counts) / 8.0 < worth || grains.len() > 1 {
+    let isa = Isa::detect();
+    // What the coders would take; then the smallest is done.
+    let none = f64::INFINITY;
+    let short = plane.len() < if allowed.rans { SHORT } else { usize::MAX };
+    let medium = plane.len() < MEDIUM || !allowed.rans;
+    let huffman_bytes =
+        if allowed.huffman && (short || medium) { huffman::estimate(counts) } else { none };
+    let range_bytes = if allowed.range && medium { range_estimate(counts) } else { none };
+    if allowed.rans && !short && (entropy(counts) / 8.0 < worth || grains.len() > 1) {
         // Narrow tables decode twice as fast.
         let (sizes, wide_worth): (&[u32], f64) = match effort {
             Effort::Fast => (&[16, 20], 0.005),
             Effort::Best => (&[14, 15, 16, 17, 18, 20], 0.0),
         };
         let plan = Plan::best(grains, sizes, wide_worth);
-        if effort == Effort::Best
-            && classes::encode(Isa::detect(), plane, plan.bytes.min(worth), body)
-        {
+        let others = worth.min(huffman_bytes).min(range_bytes);
+        if effort == Effort::Best && classes::encode(isa, plane, plan.bytes.min(others), body) {
             return Coding::Classes;
         }
-        if plan.bytes < worth {
+        if plan.bytes < others {
             plan.encode(plane, body);
-            if body.len() < plane.len() {
-                return Coding::Rans;
-            }
+            return Coding::Rans;
         }
+    }
+    if range_bytes < huffman_bytes.min(worth) {
+        encode_range(plane, counts, body);
+        return Coding::Range;
+    }
+    if huffman_bytes < worth {
+        huffman::encode(plane, counts, body);
+        return Coding::Huffman;
     }
     body.clear();
     // Bits that are 0 in every symbol.
@@ -135,6 +166,34 @@ fn encode_varying(
     }
     body.extend_from_slice(plane);
     Coding::Raw
+}
+
+fn range_estimate(counts: &Counts) -> f64 {
+    let table = Table::wide(counts);
+    let mut written = BitWriter::default();
+    table.write(&Table::default(), &mut written);
+    table.cost(counts) / 8.0 + written.finish().len() as f64 + 8.0
+}
+
+/// Length of the table, table, range code.
+fn encode_range(plane: &[u8], counts: &Counts, body: &mut Vec<u8>) {
+    let table = Table::wide(counts);
+    let mut written = BitWriter::default();
+    table.write(&Table::default(), &mut written);
+    let written = written.finish();
+    write_varint(written.len() as u64, body);
+    body.extend_from_slice(&written);
+    let coded = Range.encode(plane, Model::Static(&table), body);
+    coded.expect("the table has every symbol");
+}
+
+fn decode_range(body: &[u8], out: &mut [u8]) -> Result<()> {
+    let mut rest = body;
+    let len = usize::try_from(read_varint(&mut rest)?).unwrap_or(usize::MAX);
+    let (table, code) =
+        rest.split_at_checked(len).ok_or_else(|| Error::insufficient("table ends early"))?;
+    let table = Table::read(&Table::default(), &mut BitReader::new(table))?;
+    Range.decode(code, Model::Static(&table), out)
 }
 
 /// Bits of symbols with these counts, without any overhead.
@@ -216,6 +275,7 @@ impl<'a> Coded<'a> {
             }
             (None, Coding::Huffman, body) => huffman::decode(body, out),
             (None, Coding::Classes, _) => classes::decode(isa, self.from_body, self.len, out),
+            (None, Coding::Range, body) => decode_range(body, out),
             (None, Coding::Packed, body) => unpack(body, out),
             _ => Err(Error::corruption("constant plane without its byte")),
         }

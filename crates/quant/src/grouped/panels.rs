@@ -21,7 +21,12 @@ pub(super) struct PanelAffine {
 impl PanelAffine {
     /// Repacks where the kernels support it, else hands the node back.
     pub(super) fn prepack(original: GroupedAffine) -> Result<Box<dyn Node>> {
-        let panels = original.affine_rows()?.and_then(|rows| AffinePanels::new(&rows, false));
+        let repacked = original.repacked(0..original.shape[0])?;
+        let rows = match &repacked {
+            Some(packed) => original.affine_rows_of(packed)?,
+            None => original.affine_rows()?,
+        };
+        let panels = rows.and_then(|rows| AffinePanels::new(&rows, false));
         Ok(match panels {
             Some(panels) => Box::new(Self { original, panels }),
             None => Box::new(original),

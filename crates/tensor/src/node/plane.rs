@@ -52,6 +52,10 @@ pub trait Plane: Debug + Send + Sync {
     fn as_packed(&self) -> Option<&Packed> {
         None
     }
+    /// The support whose kept entries are the symbols, where rows are ragged.
+    fn support(&self) -> Option<&Arc<Mask>> {
+        None
+    }
 }
 
 /// Lengths of the rows of a plane.
@@ -105,6 +109,22 @@ impl Packed {
         let mut bytes = vec![0u8; kernels::packed_len(kept, u32::from(bits))];
         kernels::pack_bits(codes, u32::from(bits), &mut bytes);
         Ok(Self { bits, rows: Rows::Ragged(mask.clone()), bytes: bytes.into() })
+    }
+
+    /// Some rows of a plane of at most 256 symbols and even rows, packed: what kernels can work on.
+    ///
+    /// # Errors
+    /// As [`Plane::read`]; `Unsupported` for wider alphabets and for ragged rows.
+    pub fn repack(plane: &dyn Plane, rows: Range<usize>) -> Result<Self> {
+        let (count, len) = (rows.len(), plane.len(rows.clone()));
+        if plane.alphabet() > 256 || plane.support().is_some() || len % count.max(1) != 0 {
+            return Err(Error::unsupported("packing wide or ragged planes"));
+        }
+        let mut symbols = vec![0u16; len];
+        plane.read(rows, &mut symbols)?;
+        let codes: Vec<u8> = symbols.into_iter().map(|s| s as u8).collect();
+        let bits = (plane.alphabet().max(2) - 1).ilog2() as u8 + 1;
+        Self::pack(&codes, count, len / count.max(1), bits)
     }
 
     /// Bits of a code.
@@ -260,6 +280,13 @@ impl Plane for Packed {
 
     fn as_packed(&self) -> Option<&Packed> {
         Some(self)
+    }
+
+    fn support(&self) -> Option<&Arc<Mask>> {
+        match &self.rows {
+            Rows::Even { .. } => None,
+            Rows::Ragged(mask) => Some(mask),
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! From stages to methods.
 
+use tensorpress_entropy::{TileCoder, coded as coded_node};
 use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
-    Compress, CompressedGroup, DType, DynCompress, Error, Group, Method, Node, Result,
+    Compress, Compressed, CompressedGroup, DType, DynCompress, Error, Group, Method, Node, Result,
 };
 
 use super::chain::Chain;
@@ -93,6 +94,48 @@ pub(super) fn awq(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>> {
         .with_ratios(stage.int("ratios"))
         .with_samples(stage.int("samples"));
     Ok(Box::new(method))
+}
+
+pub(super) fn coded(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>> {
+    let coder = match stage.inner().map(|s| s.spec().name) {
+        Some("huffman") => TileCoder::Huffman,
+        Some("range") => TileCoder::Range,
+        _ => TileCoder::Rans,
+    };
+    Ok(Box::new(Coded { method: inner.method, coder }))
+}
+
+pub(super) fn inner_only(stage: &Stage) -> Result<Box<dyn DynCompress>> {
+    unreachable!("`{}` stands inside another stage only", stage.spec().name)
+}
+
+/// What a method returns, entropy-coded.
+#[derive(Debug)]
+struct Coded {
+    method: Box<dyn DynCompress>,
+    coder: TileCoder,
+}
+
+impl Method for Coded {
+    fn id(&self) -> &'static str {
+        self.method.id()
+    }
+
+    fn needs(&self) -> Needs {
+        self.method.needs()
+    }
+}
+
+impl Compress for Coded {
+    type Node = Box<dyn Node>;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
+        let CompressedGroup { layers, folded } = self.method.compress_group_dyn(group)?;
+        let code = |layer: Compressed| {
+            Ok(Compressed { node: coded_node(layer.node, self.coder)?, ..layer })
+        };
+        Ok(CompressedGroup { layers: layers.into_iter().map(code).collect::<Result<_>>()?, folded })
+    }
 }
 
 /// A boxed method as the part of another.

@@ -175,6 +175,42 @@ static STAGES: &[StageSpec] = &[
         inner: None,
         build: Build::Wrap(build::awq),
     },
+    StageSpec {
+        name: "coded",
+        kind: Kind::Coded,
+        about: "entropy-codes the integers without loss; matrices are decoded tile by tile, or once for generation",
+        keys: &[],
+        alone: false,
+        inner: Some(&[Kind::Inner]),
+        build: Build::Wrap(build::coded),
+    },
+    StageSpec {
+        name: "rans",
+        kind: Kind::Inner,
+        about: "in `coded`: interleaved rANS, fastest; range coding where a matrix is too small for it",
+        keys: &[],
+        alone: false,
+        inner: None,
+        build: Build::Method(build::inner_only),
+    },
+    StageSpec {
+        name: "huffman",
+        kind: Kind::Inner,
+        about: "in `coded`: Huffman codes",
+        keys: &[],
+        alone: false,
+        inner: None,
+        build: Build::Method(build::inner_only),
+    },
+    StageSpec {
+        name: "range",
+        kind: Kind::Inner,
+        about: "in `coded`: range coding, nearest to the entropy and slowest",
+        keys: &[],
+        alone: false,
+        inner: None,
+        build: Build::Method(build::inner_only),
+    },
 ];
 
 /// Names that later versions will have, so that an error can say so.
@@ -194,9 +230,6 @@ const PLANNED: &[&str] = &[
     "residual",
     "eora",
     "lqer",
-    "coded",
-    "rans",
-    "huffman",
 ];
 
 /// The stages of this version.

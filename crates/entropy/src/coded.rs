@@ -1,0 +1,260 @@
+//! Coded nodes: the integer planes of any node, entropy-coded in tiles of whole rows. Nothing else about the node
+//! changes, and no bit of what it decodes to.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde_json::json;
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::node::registry::field;
+use tensorpress_tensor::node::{Json, Mask, NodeReader, Plane, PlaneMap};
+use tensorpress_tensor::{
+    Bytes, DType, Error, Node, Part, PartKind, PartSink, Registry, Result,
+};
+
+use crate::chunk::Effort;
+use crate::chunk::plane::{self, Allowed};
+use crate::varint::{read_varint, write_varint};
+
+/// The coder of a [`coded`] node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum TileCoder {
+    /// Interleaved rANS; range coding for planes too short for its states.
+    #[default]
+    Rans,
+    /// Canonical Huffman codes.
+    Huffman,
+    /// Range coding: nearest to the entropy, slowest to decode.
+    Range,
+}
+
+impl TileCoder {
+    fn allowed(self) -> Allowed {
+        let none = Allowed { rans: false, huffman: false, range: false };
+        match self {
+            Self::Rans => Allowed { rans: true, range: true, ..none },
+            Self::Huffman => Allowed { huffman: true, ..none },
+            Self::Range => Allowed { range: true, ..none },
+        }
+    }
+}
+
+/// Entropy-codes every integer plane of `node` that becomes smaller by it; bit-exact.
+///
+/// # Errors
+/// `Corruption` if a plane turns out to be invalid.
+pub fn coded(node: Box<dyn Node>, coder: TileCoder) -> Result<Box<dyn Node>> {
+    node.map_planes(&mut |plane| {
+        let Some(tiled) = Tiled::encode(&*plane, coder)? else { return Ok(plane) };
+        let smaller = part_bytes(&tiled)? < part_bytes(&*plane)?;
+        Ok(if smaller { Box::new(tiled) } else { plane })
+    })
+}
+
+/// Bytes of a plane's parts.
+fn part_bytes(plane: &dyn Plane) -> Result<u64> {
+    let mut storage = tensorpress_tensor::Storage::default();
+    plane.parts("", PartKind::Codes, &mut storage)?;
+    Ok(storage.bytes())
+}
+
+/// Adds the readers of this crate's planes.
+pub fn register(registry: &mut Registry) {
+    registry.add_plane("tiled.v1", Tiled::read_from);
+}
+
+/// Symbols of a tile, at least, unless the plane ends: the headers of a tile are small beside them, and a tile is small
+/// beside the matrix.
+const TILE: usize = 1 << 17;
+
+/// Row lengths.
+#[derive(Debug, Clone)]
+enum Rows {
+    Even { rows: usize, cols: usize },
+    Ragged(Arc<Mask>),
+}
+
+/// A plane in tiles of whole rows, each coded by itself.
+#[derive(Debug)]
+struct Tiled {
+    alphabet: u32,
+    rows: Rows,
+    /// Rows of a tile; the last one may have fewer.
+    tile: usize,
+    /// Lengths of the tiles (varints), then the tiles.
+    bytes: Bytes,
+    /// Where each tile begins, and the end of the last.
+    starts: Vec<usize>,
+}
+
+impl Tiled {
+    /// Codes a plane of at most 256 symbols; `None` for others.
+    fn encode(plane: &dyn Plane, coder: TileCoder) -> Result<Option<Self>> {
+        let (count, len) = (plane.rows(), plane.len(0..plane.rows()));
+        if plane.alphabet() > 256 || len == 0 {
+            return Ok(None);
+        }
+        let rows = match plane.support() {
+            Some(mask) => Rows::Ragged(mask.clone()),
+            None => Rows::Even { rows: count, cols: len / count },
+        };
+        let tile = TILE.div_ceil((len / count).max(1)).min(count);
+        let (mut lengths, mut bodies) = (Vec::new(), Vec::new());
+        let mut symbols = Vec::new();
+        for first in (0..count).step_by(tile) {
+            let range = first..(first + tile).min(count);
+            symbols.resize(plane.len(range.clone()), 0u16);
+            plane.read(range, &mut symbols)?;
+            let symbols: Vec<u8> = symbols.iter().map(|s| *s as u8).collect();
+            let before = bodies.len();
+            if !symbols.is_empty() {
+                plane::encode_by(&symbols, Effort::Best, coder.allowed(), &mut bodies);
+            }
+            write_varint((bodies.len() - before) as u64, &mut lengths);
+        }
+        lengths.extend_from_slice(&bodies);
+        Self::open(plane.alphabet(), rows, tile, lengths.into()).map(Some)
+    }
+
+    /// Reads the lengths.
+    fn open(alphabet: u32, rows: Rows, tile: usize, bytes: Bytes) -> Result<Self> {
+        let count = match &rows {
+            Rows::Even { rows, .. } => *rows,
+            Rows::Ragged(mask) => mask.shape()[0],
+        };
+        if tile == 0 || !(1..=256).contains(&alphabet) {
+            return Err(Error::corruption(format!("tiles of {tile} rows, {alphabet} symbols")));
+        }
+        let tiles = count.div_ceil(tile);
+        let mut rest = &bytes[..];
+        // Each length takes a byte at least: no more are read, nor is more memory taken, than bytes are there.
+        let mut lengths = Vec::new();
+        for _ in 0..tiles {
+            lengths.push(usize::try_from(read_varint(&mut rest)?).unwrap_or(usize::MAX));
+        }
+        let mut at = bytes.len() - rest.len();
+        let mut starts = vec![at];
+        for length in lengths {
+            let next = at.checked_add(length).filter(|end| *end <= bytes.len());
+            at = next.ok_or_else(|| Error::insufficient("tile ends early"))?;
+            starts.push(at);
+        }
+        if at != bytes.len() {
+            return Err(Error::corruption("bytes behind the last tile"));
+        }
+        Ok(Self { alphabet, rows, tile, bytes, starts })
+    }
+
+    fn read_from(reader: &NodeReader<'_>, json: &Json, prefix: &str) -> Result<Box<dyn Plane>> {
+        let bytes = reader.bytes(prefix, DType::U8)?;
+        let rows = if json.get("ragged").and_then(Json::as_bool) == Some(true) {
+            let mask = reader.mask();
+            let mask = mask.ok_or_else(|| Error::corruption("a ragged plane outside a masked node"))?;
+            Rows::Ragged(mask.clone())
+        } else {
+            let [rows, cols] = field::<[usize; 2]>(json, "shape")?;
+            let symbols = rows.checked_mul(cols);
+            // A tile holds at most what its reader may ask for at once; sizes beyond memory are hostile.
+            if symbols.is_none_or(|n| n > isize::MAX as usize / 2) {
+                return Err(Error::corruption(format!("declared shape [{rows}, {cols}]")));
+            }
+            Rows::Even { rows, cols }
+        };
+        Ok(Box::new(Self::open(field(json, "alphabet")?, rows, field(json, "tile")?, bytes)?))
+    }
+
+    /// The symbols of a whole tile.
+    fn tile(&self, tile: usize, out: &mut Vec<u8>) -> Result<()> {
+        let first = tile * self.tile;
+        let len = self.len(first..(first + self.tile).min(self.rows()));
+        out.clear();
+        if len == 0 {
+            return Ok(());
+        }
+        // From the tile to the end: coders may read ahead.
+        let mut from = &self.bytes[self.starts[tile]..self.starts[tile + 1]];
+        let coded = plane::Coded::take(&mut from, len)?;
+        if !from.is_empty() {
+            return Err(Error::corruption(format!("bytes behind tile {tile}")));
+        }
+        // A few bytes can stand for many symbols, but no more than the caller has room for.
+        out.resize(len, 0);
+        coded.decode(Isa::detect(), out)?;
+        match out.iter().find(|s| u32::from(**s) >= self.alphabet) {
+            Some(s) => Err(Error::corruption(format!("symbol {s} of {} in tile {tile}", self.alphabet))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Plane for Tiled {
+    fn alphabet(&self) -> u32 {
+        self.alphabet
+    }
+
+    fn rows(&self) -> usize {
+        match &self.rows {
+            Rows::Even { rows, .. } => *rows,
+            Rows::Ragged(mask) => mask.shape()[0],
+        }
+    }
+
+    fn len(&self, rows: Range<usize>) -> usize {
+        match &self.rows {
+            Rows::Even { cols, .. } => rows.len() * cols,
+            Rows::Ragged(mask) => mask.kept(rows),
+        }
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut [u16]) -> Result<()> {
+        assert_eq!(out.len(), self.len(rows.clone()), "output length");
+        let mut symbols = Vec::new();
+        let mut done = 0;
+        let mut row = rows.start;
+        while row < rows.end {
+            let tile = row / self.tile;
+            let first = tile * self.tile;
+            let end = (first + self.tile).min(rows.end);
+            self.tile(tile, &mut symbols)?;
+            let wanted = self.len(first..row)..self.len(first..end);
+            for (out, symbol) in out[done..].iter_mut().zip(&symbols[wanted.clone()]) {
+                *out = u16::from(*symbol);
+            }
+            done += wanted.len();
+            row = end;
+        }
+        Ok(())
+    }
+
+    fn describe(&self) -> Json {
+        let mut json = json!({"plane": "tiled.v1", "alphabet": self.alphabet, "tile": self.tile});
+        match &self.rows {
+            Rows::Even { rows, cols } => json["shape"] = json!([rows, cols]),
+            Rows::Ragged(_) => json["ragged"] = true.into(),
+        }
+        json
+    }
+
+    fn parts(&self, prefix: &str, kind: PartKind, sink: &mut dyn PartSink) -> Result<()> {
+        sink.part(Part {
+            name: prefix.to_owned(),
+            kind,
+            dtype: DType::U8,
+            shape: vec![self.bytes.len()],
+            bytes: Cow::Borrowed(&self.bytes),
+        })
+    }
+
+    fn map_inner(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Plane>> {
+        f(self)
+    }
+
+    fn support(&self) -> Option<&Arc<Mask>> {
+        match &self.rows {
+            Rows::Even { .. } => None,
+            Rows::Ragged(mask) => Some(mask),
+        }
+    }
+}
