@@ -3,9 +3,15 @@
 //! A stored chunk begins with the id of its scheme; chunks do not know their own length, which the container keeps
 //! and checks. Decoding the same bytes gives the same values on every machine, whatever coded them.
 
+mod form;
+mod plane;
+
+use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::{Error, Result};
 
 use crate::value::ValueType;
+use form::Form;
+use plane::Coded;
 
 /// Bytes of a chunk before coding; only a tensor's last chunk is shorter.
 pub const CHUNK_BYTES: usize = 1 << 20;
@@ -21,7 +27,11 @@ pub enum Effort {
     Best,
 }
 
+/// Schemes of chunks; ids of the format.
 const RAW: u8 = 0;
+const CONSTANT: u8 = 1;
+const PALETTE: u8 = 2;
+const PLANES: u8 = 3;
 
 /// Codes `data`, which need not be a whole number of values. With `base` (as long as `data`), what is coded is the
 /// difference from it. Equal inputs give equal bytes.
@@ -29,13 +39,71 @@ const RAW: u8 = 0;
 /// # Panics
 /// If `base` has another length, or `data` is longer than [`CHUNK_BYTES`].
 #[must_use]
-pub fn encode(_values: ValueType, data: &[u8], base: Option<&[u8]>, _effort: Effort) -> Vec<u8> {
+pub fn encode(values: ValueType, data: &[u8], base: Option<&[u8]>, effort: Effort) -> Vec<u8> {
     assert!(data.len() <= CHUNK_BYTES, "chunk of {} bytes", data.len());
     assert!(base.is_none_or(|b| b.len() == data.len()), "base of another length");
-    let mut stored = Vec::with_capacity(1 + data.len());
-    stored.push(RAW);
-    stored.extend_from_slice(data);
+    let width = values.width();
+    let whole = data.len() / width * width;
+    let (body, tail) = data.split_at(whole);
+    let mut stored = Vec::new();
+    if whole > 0 {
+        if base.is_none() && body.chunks_exact(width).all(|v| v == &body[..width]) {
+            stored.push(CONSTANT);
+            stored.extend_from_slice(&body[..width]);
+        } else {
+            stored = encode_varying(values, body, base.map(|b| &b[..whole]), effort);
+        }
+        stored.extend_from_slice(tail);
+    }
+    if whole == 0 || stored.len() > data.len() {
+        stored.clear();
+        stored.push(RAW);
+        stored.extend_from_slice(data);
+    }
     stored
+}
+
+fn encode_varying(values: ValueType, body: &[u8], base: Option<&[u8]>, effort: Effort) -> Vec<u8> {
+    let candidates = Form::candidates(values, base.is_some(), effort);
+    let by_planes = candidates.into_iter().map(|form| {
+        let mut stored = vec![PLANES, form.id()];
+        let planes = form.planes(values, body, base);
+        planes.iter().for_each(|p| plane::encode(p, effort, &mut stored));
+        stored
+    });
+    let palette = if base.is_none() { encode_palette(values, body, effort) } else { None };
+    by_planes.chain(palette).min_by_key(Vec::len).expect("at least one form")
+}
+
+/// At most this many values have a palette.
+const PALETTE_VALUES: usize = 256;
+
+/// Values as indices, where there are few different ones: number of values less 1, the values ascending, the plane of
+/// indices.
+fn encode_palette(values: ValueType, body: &[u8], effort: Effort) -> Option<Vec<u8>> {
+    let width = values.width();
+    if width == 1 {
+        return None;
+    }
+    let mut index = std::collections::BTreeMap::new();
+    let mut last: &[u8] = &[];
+    for value in body.chunks_exact(width) {
+        if value != last {
+            index.insert(value, 0u8);
+            if index.len() > PALETTE_VALUES {
+                return None;
+            }
+            last = value;
+        }
+    }
+    let mut stored = vec![PALETTE, (index.len() - 1) as u8];
+    for (i, (value, number)) in index.iter_mut().enumerate() {
+        *number = i as u8;
+        stored.extend_from_slice(value);
+    }
+    let indices: Vec<u8> = body.chunks_exact(width).map(|value| index[value]).collect();
+    plane::encode(&indices, effort, &mut stored);
+    Some(stored)
 }
 
 /// Decodes a chunk into `out`, whose length the container knows.
@@ -47,21 +115,105 @@ pub fn encode(_values: ValueType, data: &[u8], base: Option<&[u8]>, _effort: Eff
 /// # Panics
 /// If `base` has another length than `out`.
 pub fn decode(
-    _values: ValueType,
+    values: ValueType,
+    stored: &[u8],
+    base: Option<&[u8]>,
+    out: &mut [u8],
+) -> Result<()> {
+    decode_on(Isa::detect(), values, stored, base, out)
+}
+
+/// [`decode`] on a given instruction set.
+///
+/// # Errors
+/// As [`decode`].
+///
+/// # Panics
+/// As [`decode`].
+pub fn decode_on(
+    isa: Isa,
+    values: ValueType,
     stored: &[u8],
     base: Option<&[u8]>,
     out: &mut [u8],
 ) -> Result<()> {
     assert!(base.is_none_or(|b| b.len() == out.len()), "base of another length");
-    match stored.split_first() {
-        Some((&RAW, body)) if body.len() == out.len() => {
-            out.copy_from_slice(body);
-            Ok(())
+    let (scheme, mut rest) = stored.split_first().ok_or_else(|| early("chunk"))?;
+    let width = values.width();
+    let (body, tail) = out.split_at_mut(if *scheme == RAW { 0 } else { out.len() / width * width });
+    match *scheme {
+        RAW => {}
+        CONSTANT => {
+            let (value, after) = rest.split_at_checked(width).ok_or_else(|| early("value"))?;
+            body.chunks_exact_mut(width).for_each(|out| out.copy_from_slice(value));
+            rest = after;
         }
-        Some((&RAW, body)) => {
-            Err(Error::corruption(format!("{} bytes stored, {} expected", body.len(), out.len())))
+        PALETTE => decode_palette(isa, width, &mut rest, body)?,
+        PLANES => {
+            let (form, after) = rest.split_first().ok_or_else(|| early("form"))?;
+            let form = Form::from_id(*form)?;
+            rest = after;
+            let base = base.map(|b| &b[..body.len()]);
+            decode_planes(isa, values, form, &mut rest, base, body)?;
         }
-        Some((scheme, _)) => Err(Error::version(format!("unknown chunk scheme {scheme}"))),
-        None => Err(Error::insufficient("empty chunk")),
+        scheme => return Err(Error::version(format!("unknown chunk scheme {scheme}"))),
     }
+    if rest.len() != tail.len() {
+        let expected = tail.len();
+        return Err(Error::corruption(format!("{} bytes at the end, {expected} expected", rest.len())));
+    }
+    tail.copy_from_slice(rest);
+    Ok(())
+}
+
+fn decode_palette(isa: Isa, width: usize, rest: &mut &[u8], out: &mut [u8]) -> Result<()> {
+    let (count, after) = rest.split_first().ok_or_else(|| early("palette"))?;
+    let size = (usize::from(*count) + 1) * width;
+    let (palette, after) = after.split_at_checked(size).ok_or_else(|| early("palette"))?;
+    *rest = after;
+    let mut indices = vec![0; out.len() / width];
+    Coded::take(rest, indices.len())?.decode(isa, &mut indices)?;
+    for (out, index) in out.chunks_exact_mut(width).zip(indices) {
+        let at = usize::from(index) * width;
+        let value = palette.get(at..at + width);
+        out.copy_from_slice(value.ok_or_else(|| Error::corruption("index beyond the palette"))?);
+    }
+    Ok(())
+}
+
+fn decode_planes(
+    isa: Isa,
+    values: ValueType,
+    form: Form,
+    rest: &mut &[u8],
+    base: Option<&[u8]>,
+    out: &mut [u8],
+) -> Result<()> {
+    let width = values.width();
+    let planes: Vec<Coded<'_>> =
+        (0..width).map(|_| Coded::take(rest, out.len() / width)).collect::<Result<_>>()?;
+    if let ([low, high], true) = (&planes[..], form.is_plain_float()) {
+        // The common case in one pass: exponents by rANS, signs and mantissas as they are.
+        if let (Some(raw), Some(blocks)) = (low.raw()?, high.blocks()?) {
+            return blocks.decode_bf16(isa, raw, out);
+        }
+    }
+    let mut buffers: Vec<Vec<u8>> = Vec::with_capacity(width);
+    for plane in &planes {
+        let mut buffer = Vec::new();
+        if plane.raw()?.is_none() {
+            buffer.resize(plane.count, 0);
+            plane.decode(isa, &mut buffer)?;
+        }
+        buffers.push(buffer);
+    }
+    let mut whole: Vec<&[u8]> = Vec::with_capacity(width);
+    for (plane, buffer) in planes.iter().zip(&buffers) {
+        whole.push(plane.raw()?.unwrap_or(buffer));
+    }
+    form.join(values, &whole, base, out)
+}
+
+fn early(what: &str) -> Error {
+    Error::insufficient(format!("{what} ends early"))
 }

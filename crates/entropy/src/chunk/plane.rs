@@ -1,0 +1,173 @@
+//! A byte plane, coded by whichever coder makes it smallest.
+
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::{Error, Result};
+
+use super::Effort;
+use crate::coder::blocks::{Blocks, Plan, histograms};
+use crate::coder::huffman;
+use crate::model::Counts;
+use crate::varint::{read_varint, write_varint};
+
+/// How a plane is coded; ids of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coding {
+    Raw = 0,
+    Constant = 1,
+    Rans = 2,
+    Huffman = 3,
+}
+
+impl Coding {
+    fn from_id(id: u8) -> Result<Self> {
+        [Self::Raw, Self::Constant, Self::Rans, Self::Huffman]
+            .into_iter()
+            .find(|c| *c as u8 == id)
+            .ok_or_else(|| Error::version(format!("unknown coding {id} of a plane")))
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Constant => "constant",
+            Self::Rans => "rans",
+            Self::Huffman => "huffman",
+        }
+    }
+}
+
+/// Planes shorter than this are not worth 128 states.
+const SHORT: usize = 4096;
+
+/// Appends id, length and body.
+pub(crate) fn encode(plane: &[u8], effort: Effort, out: &mut Vec<u8>) {
+    let grains = histograms(plane);
+    let counts: Counts = std::array::from_fn(|i| grains.iter().map(|g| g[i]).sum());
+    let mut body = Vec::new();
+    let coding = if counts.iter().filter(|n| **n > 0).count() == 1 {
+        body.push(plane[0]);
+        Coding::Constant
+    } else {
+        encode_varying(plane, &grains, &counts, effort, &mut body)
+    };
+    out.push(coding as u8);
+    write_varint(body.len() as u64, out);
+    out.extend_from_slice(&body);
+}
+
+fn encode_varying(
+    plane: &[u8],
+    grains: &[Counts],
+    counts: &Counts,
+    effort: Effort,
+    body: &mut Vec<u8>,
+) -> Coding {
+    // Coding that saves less than this is not worth decoding.
+    let worth = plane.len() as f64 * 0.998;
+    if plane.len() < SHORT {
+        if huffman::estimate(counts) < worth {
+            huffman::encode(plane, counts, body);
+        }
+        if !body.is_empty() && body.len() < plane.len() {
+            return Coding::Huffman;
+        }
+    } else if entropy(counts) / 8.0 < worth || grains.len() > 1 {
+        let sizes: &[u32] = match effort {
+            Effort::Fast => &[16, 20],
+            Effort::Best => &[14, 15, 16, 17, 18, 20],
+        };
+        let plan = Plan::best(grains, sizes);
+        if plan.bytes < worth {
+            plan.encode(plane, body);
+            if body.len() < plane.len() {
+                return Coding::Rans;
+            }
+        }
+    }
+    body.clear();
+    body.extend_from_slice(plane);
+    Coding::Raw
+}
+
+/// Bits of symbols with these counts, without any overhead.
+pub(crate) fn entropy(counts: &Counts) -> f64 {
+    let total: f64 = counts.iter().map(|n| f64::from(*n)).sum();
+    counts.iter().filter(|n| **n > 0).map(|n| f64::from(*n) * (total / f64::from(*n)).log2()).sum()
+}
+
+/// A coded plane of `count` symbols within a chunk.
+#[derive(Debug)]
+pub(crate) struct Coded<'a> {
+    pub(crate) coding: Coding,
+    pub(crate) count: usize,
+    /// The body, and everything behind it in the chunk.
+    from_body: &'a [u8],
+    pub(crate) len: usize,
+}
+
+impl<'a> Coded<'a> {
+    /// Takes a plane from the front of `bytes`.
+    ///
+    /// # Errors
+    /// `Corruption`, `InsufficientData`, or `Version` for unknown codings.
+    pub(crate) fn take(bytes: &mut &'a [u8], count: usize) -> Result<Self> {
+        let early = || Error::insufficient("plane ends early");
+        let (id, rest) = bytes.split_first().ok_or_else(early)?;
+        let coding = Coding::from_id(*id)?;
+        let mut rest = rest;
+        let len = usize::try_from(read_varint(&mut rest)?).unwrap_or(usize::MAX);
+        let plane = Self { coding, count, from_body: rest, len };
+        *bytes = rest.get(len..).ok_or_else(early)?;
+        Ok(plane)
+    }
+
+    fn body(&self) -> &'a [u8] {
+        &self.from_body[..self.len]
+    }
+
+    /// The symbols themselves, where they are stored so.
+    ///
+    /// # Errors
+    /// `Corruption` if there are more or fewer than there should be.
+    pub(crate) fn raw(&self) -> Result<Option<&'a [u8]>> {
+        match self.coding {
+            Coding::Raw if self.len == self.count => Ok(Some(self.body())),
+            Coding::Raw => {
+                Err(Error::corruption(format!("{} raw symbols, {} expected", self.len, self.count)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The rANS blocks, where it is coded so.
+    ///
+    /// # Errors
+    /// `Corruption` or `InsufficientData`.
+    pub(crate) fn blocks(&self) -> Result<Option<Blocks<'a>>> {
+        match self.coding {
+            Coding::Rans => Blocks::open(self.from_body, self.len, self.count).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Decodes into `out`, `count` long.
+    ///
+    /// # Errors
+    /// `Corruption` or `InsufficientData`.
+    pub(crate) fn decode(&self, isa: Isa, out: &mut [u8]) -> Result<()> {
+        assert_eq!(out.len(), self.count, "output length");
+        if let Some(raw) = self.raw()? {
+            out.copy_from_slice(raw);
+            return Ok(());
+        }
+        match (self.blocks()?, self.coding, self.body()) {
+            (Some(blocks), ..) => blocks.decode(isa, out),
+            (None, Coding::Constant, [byte]) => {
+                out.fill(*byte);
+                Ok(())
+            }
+            (None, Coding::Huffman, body) => huffman::decode(body, out),
+            _ => Err(Error::corruption("constant plane without its byte")),
+        }
+    }
+}

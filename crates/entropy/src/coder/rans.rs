@@ -1,0 +1,157 @@
+//! Interleaved range asymmetric numeral systems (Duda, "Asymmetric numeral systems", 2013; the streaming form and
+//! the alias layout after Giesen, "Interleaved entropy coders", 2014): 128 states of 32 bits, 16-bit words.
+
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::{Error, Result};
+
+use super::slots::Slots;
+use crate::kernels::{self, Cursor, LANES, LOWEST, SLACK};
+use crate::model::Table;
+
+/// Bytes of the states in a stream.
+pub(crate) const STATE_BYTES: usize = 4 * LANES;
+
+/// Encodes runs of symbols, last run first.
+#[derive(Debug)]
+pub(crate) struct Encoder {
+    states: [u32; LANES],
+    words: Vec<u8>,
+    at: usize,
+}
+
+impl Encoder {
+    /// Room for `count` symbols in all.
+    pub(crate) fn new(count: usize) -> Self {
+        let room = 2 * count.next_multiple_of(LANES) + 2 * LANES;
+        Self { states: [LOWEST; LANES], words: vec![0; room], at: room }
+    }
+
+    /// Puts `symbols` before all that was encoded so far. Only the very last run (the first one encoded) may be
+    /// shorter than a whole number of steps; it is filled up with its own last symbol.
+    pub(crate) fn prepend(&mut self, slots: &Slots, symbols: &[u8]) {
+        let whole = symbols.len() / LANES * LANES;
+        let rest = &symbols[whole..];
+        if let Some(last) = rest.last() {
+            let mut step = [*last; LANES];
+            step[..rest.len()].copy_from_slice(rest);
+            self.at = kernels::encode(slots, &mut self.states, &step, &mut self.words, self.at);
+        }
+        let whole = &symbols[..whole];
+        self.at = kernels::encode(slots, &mut self.states, whole, &mut self.words, self.at);
+    }
+
+    /// Appends states and words.
+    pub(crate) fn finish(self, out: &mut Vec<u8>) {
+        self.states.iter().for_each(|x| out.extend(x.to_le_bytes()));
+        out.extend_from_slice(&self.words[self.at..]);
+    }
+}
+
+/// Decodes runs of symbols, first run first.
+#[derive(Debug)]
+pub(crate) struct Decoder<'a> {
+    isa: Isa,
+    cursor: Cursor<'a>,
+}
+
+impl<'a> Decoder<'a> {
+    /// Starts on `len` bytes of states and words at the start of `bytes`. What lies behind them is read ahead and
+    /// ignored; where that is too short, `padded` holds a copy.
+    ///
+    /// # Errors
+    /// `InsufficientData` if `bytes` ends before them.
+    pub(crate) fn new(isa: Isa, bytes: &'a [u8], len: usize, padded: &'a mut Vec<u8>) -> Result<Self> {
+        if len < STATE_BYTES || bytes.len() < len {
+            return Err(Error::insufficient("rANS stream ends early"));
+        }
+        let (states, words) = bytes.split_at(STATE_BYTES);
+        let states: [[u8; 4]; LANES] =
+            states.as_chunks::<4>().0.try_into().expect("128 states of 4 bytes");
+        let len = len - STATE_BYTES;
+        let words = if words.len() >= len + SLACK {
+            words
+        } else {
+            padded.clear();
+            padded.extend_from_slice(&words[..len]);
+            padded.resize(len + SLACK, 0);
+            padded
+        };
+        let states = states.map(u32::from_le_bytes);
+        Ok(Self { isa, cursor: Cursor { states, words, at: 0, len } })
+    }
+
+    /// Decodes the next `out.len()` symbols; only the last run may be no whole number of steps.
+    ///
+    /// # Errors
+    /// `InsufficientData` if the words end early.
+    pub(crate) fn decode(&mut self, slots: &Slots, out: &mut [u8]) -> Result<()> {
+        let whole = out.len() / LANES * LANES;
+        let (whole, rest) = out.split_at_mut(whole);
+        let mut done = kernels::decode(self.isa, slots, &mut self.cursor, whole);
+        if !rest.is_empty() {
+            let mut step = [0; LANES];
+            done = done && kernels::decode(self.isa, slots, &mut self.cursor, &mut step);
+            rest.copy_from_slice(&step[..rest.len()]);
+        }
+        if done { Ok(()) } else { Err(early()) }
+    }
+
+    /// Decodes bf16 values straight from exponents and `raw` signs and mantissas, where the CPU has a kernel for it.
+    pub(crate) fn decode_bf16(
+        &mut self,
+        slots: &Slots,
+        escapes: &mut &[u8],
+        raw: &[u8],
+        out: &mut [u8],
+    ) -> Option<Result<()>> {
+        let done = kernels::decode_bf16(self.isa, slots, &mut self.cursor, escapes, raw, out)?;
+        Some(if done { Ok(()) } else { Err(early()) })
+    }
+
+    /// Checks that all words were used and that the states are back where encoding began.
+    ///
+    /// # Errors
+    /// `Corruption`.
+    pub(crate) fn finish(self) -> Result<()> {
+        if self.cursor.at == self.cursor.len && self.cursor.states.iter().all(|x| *x == LOWEST) {
+            return Ok(());
+        }
+        Err(Error::corruption("rANS stream does not end where it began"))
+    }
+}
+
+fn early() -> Error {
+    Error::insufficient("rANS stream ends early")
+}
+
+/// Maps bytes to symbols of a narrow table, collecting those that escape; bytes of a wide one are symbols already.
+pub(crate) fn to_symbols(table: &Table, slots: &Slots, bytes: &[u8], out: &mut Vec<u8>, escapes: &mut Vec<u8>) {
+    out.clear();
+    let Some(alias) = slots.alias() else { return out.extend_from_slice(bytes) };
+    let map: [u8; 256] = std::array::from_fn(|b| match (table.freq(b as u8), alias.escape) {
+        (0, Some(escape)) => escape,
+        _ => slots.symbol_of(b as u8),
+    });
+    out.extend(bytes.iter().map(|b| map[usize::from(*b)]));
+    if table.escape() > 0 {
+        escapes.extend(bytes.iter().filter(|b| table.freq(**b) == 0));
+    }
+}
+
+/// Maps symbols of a narrow table to bytes in place, taking escaped ones from `escapes`.
+///
+/// # Errors
+/// `InsufficientData` if they end early.
+pub(crate) fn to_bytes(slots: &Slots, symbols: &mut [u8], escapes: &mut &[u8]) -> Result<()> {
+    let Some(alias) = slots.alias() else { return Ok(()) };
+    for symbol in symbols.iter_mut() {
+        if alias.escape == Some(*symbol) {
+            let (first, rest) =
+                escapes.split_first().ok_or_else(|| Error::insufficient("escapes end early"))?;
+            (*symbol, *escapes) = (*first, rest);
+        } else {
+            *symbol = alias.bytes[usize::from(*symbol & 15)];
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! Where the frequencies of a table lie among the 4096 slots of a rANS state.
+
+use crate::model::{PROB_TOTAL, Table};
+
+/// Buckets of the alias layout, and slots of one.
+const BUCKETS: usize = 16;
+const BUCKET: u32 = PROB_TOTAL / BUCKETS as u32;
+
+/// The slots of a table with at least two entries.
+///
+/// Entries are numbered in the table's order; a *symbol* below is such a number where the table is narrow, so that
+/// escapes have one too, and the byte itself where it is wide. Wide tables lay their entries out one after another.
+/// Narrow ones use Vose's alias method with integer thresholds: each of 16 buckets of 256 slots holds at most two
+/// entries, so that a vector register of 16 lanes is a whole table.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    entries: Vec<Entry>,
+    /// Slot of the r-th occurrence of the entry that starts at `start`: `slot_of[start + r]`.
+    slot_of: Vec<u16>,
+    narrow: Option<Alias>,
+    wide: [u8; 256],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    byte: Option<u8>,
+    freq: u32,
+    start: u32,
+}
+
+/// The alias layout, as kernels hold it in registers: entries by bucket.
+#[derive(Debug, Clone)]
+pub(crate) struct Alias {
+    /// Positions below this in a bucket belong to the bucket's own entry.
+    pub(crate) threshold: [u32; BUCKETS],
+    /// Own entry: `frequency | symbol << 13`.
+    pub(crate) own: [u32; BUCKETS],
+    /// The other entry: `frequency | symbol << 13 | shift << 17`, where position + (signed) shift is the
+    /// occurrence's number.
+    pub(crate) other: [u32; BUCKETS],
+    /// Byte of each symbol; that of the escape is 0.
+    pub(crate) bytes: [u8; BUCKETS],
+    /// The escape's symbol, if there is one.
+    pub(crate) escape: Option<u8>,
+}
+
+/// What encoding needs to know of a symbol.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Code {
+    /// floor((2^64 - 1) / frequency): division by multiplication.
+    pub(crate) reciprocal: u64,
+    pub(crate) freq: u32,
+    pub(crate) start: u32,
+}
+
+impl Slots {
+    pub(crate) fn new(table: &Table) -> Self {
+        let mut start = 0;
+        let mut entries = Vec::with_capacity(BUCKETS);
+        for (byte, freq) in table.entries() {
+            entries.push(Entry { byte, freq: u32::from(freq), start });
+            start += u32::from(freq);
+        }
+        let mut wide = [0; 256];
+        for (i, entry) in entries.iter().enumerate() {
+            if let Some(byte) = entry.byte {
+                wide[usize::from(byte)] = i as u8;
+            }
+        }
+        let mut slots = Self { entries, slot_of: (0..PROB_TOTAL as u16).collect(), narrow: None, wide };
+        if slots.entries.len() <= BUCKETS {
+            slots.lay_out_alias();
+        }
+        slots
+    }
+
+    /// Vose's method in integers: buckets with too little take from those with too much, in the order of a stack, so
+    /// that every machine finds the same layout.
+    fn lay_out_alias(&mut self) {
+        let count = self.entries.len();
+        let mut left: [u32; BUCKETS] =
+            std::array::from_fn(|i| self.entries.get(i).map_or(0, |e| e.freq));
+        let mut threshold = [BUCKET; BUCKETS];
+        let mut other = [0usize; BUCKETS];
+        let mut poor: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] < BUCKET).collect();
+        let mut rich: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] >= BUCKET).collect();
+        while let Some(bucket) = poor.pop() {
+            let giver = *rich.last().expect("what one bucket lacks another has");
+            threshold[bucket] = left[bucket];
+            other[bucket] = giver;
+            left[giver] -= BUCKET - left[bucket];
+            if left[giver] < BUCKET {
+                rich.pop();
+                poor.push(giver);
+            }
+        }
+        // A rich bucket keeps BUCKET of its own; what it gave is numbered after that, by bucket.
+        let own = |bucket: usize| threshold[bucket].min(self.entries.get(bucket).map_or(0, |e| e.freq));
+        let mut next: [u32; BUCKETS] = std::array::from_fn(own);
+        let mut alias = Alias {
+            threshold,
+            own: [0; BUCKETS],
+            other: [0; BUCKETS],
+            bytes: [0; BUCKETS],
+            escape: None,
+        };
+        for bucket in 0..BUCKETS {
+            let first = bucket as u32 * BUCKET;
+            if let Some(entry) = self.entries.get(bucket) {
+                alias.own[bucket] = entry.freq | (bucket as u32) << 13;
+                alias.bytes[bucket] = entry.byte.unwrap_or(0);
+                for r in 0..threshold[bucket] {
+                    self.slot_of[(entry.start + r) as usize] = (first + r) as u16;
+                }
+            }
+            if threshold[bucket] < BUCKET {
+                let giver = other[bucket];
+                let entry = self.entries[giver];
+                let shift = next[giver] as i32 - threshold[bucket] as i32;
+                alias.other[bucket] = entry.freq | (giver as u32) << 13 | (shift as u32) << 17;
+                for position in threshold[bucket]..BUCKET {
+                    self.slot_of[(entry.start + next[giver]) as usize] = (first + position) as u16;
+                    next[giver] += 1;
+                }
+            }
+        }
+        if self.entries[count - 1].byte.is_none() {
+            alias.escape = Some(count as u8 - 1);
+        }
+        self.narrow = Some(alias);
+    }
+
+    /// The layout in registers, of a narrow table.
+    pub(crate) fn alias(&self) -> Option<&Alias> {
+        self.narrow.as_ref()
+    }
+
+    /// What a kernel decodes for each byte value that it puts out: `Some` maps symbols to bytes.
+    pub(crate) fn symbol_of(&self, byte: u8) -> u8 {
+        match self.narrow {
+            Some(_) => self.wide[usize::from(byte)],
+            None => byte,
+        }
+    }
+
+    /// By symbol.
+    pub(crate) fn codes(&self) -> [Code; 256] {
+        let mut codes = [Code::default(); 256];
+        for (i, entry) in self.entries.iter().enumerate() {
+            let symbol = match (&self.narrow, entry.byte) {
+                (None, Some(byte)) => usize::from(byte),
+                _ => i,
+            };
+            codes[symbol] = Code {
+                reciprocal: u64::MAX / u64::from(entry.freq),
+                freq: entry.freq,
+                start: entry.start,
+            };
+        }
+        codes
+    }
+
+    /// Slots by start + occurrence.
+    pub(crate) fn slot_of(&self) -> &[u16] {
+        &self.slot_of
+    }
+
+    /// By slot: `symbol | frequency << 8 | occurrence << 20`.
+    pub(crate) fn by_slot(&self, out: &mut [u32; PROB_TOTAL as usize]) {
+        for (i, entry) in self.entries.iter().enumerate() {
+            let symbol = match (&self.narrow, entry.byte) {
+                (None, Some(byte)) => u32::from(byte),
+                _ => i as u32,
+            };
+            for r in 0..entry.freq {
+                let slot = self.slot_of[(entry.start + r) as usize];
+                out[usize::from(slot)] = symbol | entry.freq << 8 | r << 20;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both layouts: every slot belongs to one occurrence of one entry, and the registers say the same as the list.
+    #[test]
+    fn layouts_are_permutations() {
+        for (n, skew) in [(2, 1), (3, 9), (15, 3), (16, 2), (17, 2), (40, 5), (256, 1)] {
+            let counts = std::array::from_fn(|i| if i < n { 1 + (n - i).pow(skew.min(4)) as u32 } else { 0 });
+            for table in [Table::wide(&counts), Table::narrow(&counts)] {
+                let slots = Slots::new(&table);
+                let mut seen = slots.slot_of().to_vec();
+                seen.sort_unstable();
+                assert!(seen.iter().enumerate().all(|(i, s)| i == usize::from(*s)), "{n} {skew}");
+                let Some(alias) = slots.alias() else { continue };
+                let mut list = [0; 4096];
+                slots.by_slot(&mut list);
+                for (slot, entry) in list.iter().enumerate() {
+                    let (bucket, position) = (slot / 256, (slot % 256) as u32);
+                    let own = position < alias.threshold[bucket];
+                    let found = if own { alias.own[bucket] } else { alias.other[bucket] };
+                    let occurrence = position as i32 + if own { 0 } else { found as i32 >> 17 };
+                    assert_eq!(found & 0x1fff, entry >> 8 & 0xfff);
+                    assert_eq!(found >> 13 & 0xf, entry & 0xff);
+                    assert_eq!(occurrence, (entry >> 20) as i32);
+                }
+            }
+        }
+    }
+}
