@@ -154,7 +154,8 @@ impl Base {
                 other => seen.push(format!("{other:032x}")),
             }
         }
-        let has = if seen.is_empty() { "none of its type and shape".into() } else { seen.join(", ") };
+        let has =
+            if seen.is_empty() { "none of its type and shape".into() } else { seen.join(", ") };
         Err(Error::invalid(format!(
             "this is not the base it was packed against: wanted is a tensor with xxh3-128 {hash:032x}, {} has {has}",
             self.given.display()

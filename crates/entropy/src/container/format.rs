@@ -222,7 +222,7 @@ impl Index {
         if flag(&mut take)? {
             index.base = Some(take.text()?);
         }
-        let mut offset = PREAMBLE as u64;
+        let (mut offset, mut total) = (PREAMBLE as u64, 0u64);
         for _ in 0..take.count(LEAST[0])? {
             let path = take.text()?;
             let hash = take.sum128()?;
@@ -231,9 +231,11 @@ impl Index {
             for _ in 0..take.count(LEAST[1])? {
                 let mut segment = take_segment(&mut take, &index, &mut offset)?;
                 segment.offset = len;
-                len = len
+                // No file is longer than all of them.
+                total = total
                     .checked_add(segment.len)
-                    .ok_or_else(|| Error::corruption("index: a file is too long"))?;
+                    .ok_or_else(|| Error::corruption("index: the files are too long"))?;
+                len += segment.len;
                 index.segments.push(segment);
             }
             let segments = first..index.segments.len();

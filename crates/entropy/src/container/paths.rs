@@ -113,8 +113,25 @@ mod tests {
     #[test]
     fn escapes_are_refused() {
         let bad = [
-            "", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/..", "a/../b", "./a", "a\\b", "..\\a", "C:", "C:a",
-            "c:/a", "a/D:b", "a\0", "\\\\server\\x",
+            "",
+            "/",
+            "/a",
+            "a/",
+            "a//b",
+            ".",
+            "..",
+            "../a",
+            "a/..",
+            "a/../b",
+            "./a",
+            "a\\b",
+            "..\\a",
+            "C:",
+            "C:a",
+            "c:/a",
+            "a/D:b",
+            "a\0",
+            "\\\\server\\x",
         ];
         for path in bad {
             assert!(!is_safe(path), "{path:?}");

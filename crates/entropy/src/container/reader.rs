@@ -259,9 +259,8 @@ impl Packed {
                 true => Some(self.base_of(owner)?.read(from..from + out.len() as u64)?),
                 false => None,
             };
-            chunk::decode(owner.values, &stored, base.as_deref(), out).map_err(|e| {
-                Error::new(e.kind(), format!("chunk {chunk}: {}", e.message()))
-            })
+            chunk::decode(owner.values, &stored, base.as_deref(), out)
+                .map_err(|e| Error::new(e.kind(), format!("chunk {chunk}: {}", e.message())))
         };
         decode().map_err(|e| self.at(e, number))
     }
@@ -269,7 +268,8 @@ impl Packed {
     /// The tensor of the base that a segment with chunks is the difference from.
     pub(super) fn base_of(&self, owner: &Segment) -> Result<&BaseTensor> {
         let index = &self.inner.index;
-        let (Some(tensor), Stored::Chunks { base: Some(hash), .. }) = (&owner.tensor, &owner.stored)
+        let (Some(tensor), Stored::Chunks { base: Some(hash), .. }) =
+            (&owner.tensor, &owner.stored)
         else {
             return Err(Error::corruption("a difference, but from nothing"));
         };
@@ -289,8 +289,7 @@ impl Packed {
             Some(tensor) => error.in_tensor(&tensor.name),
             None => {
                 let end = segment.offset + segment.len;
-                let message =
-                    format!("bytes {}..{end}: {}", segment.offset, error.message());
+                let message = format!("bytes {}..{end}: {}", segment.offset, error.message());
                 Error::new(error.kind(), message)
             }
         };
@@ -318,9 +317,7 @@ impl Packed {
         let files = &self.inner.index.files;
         match files.binary_search_by(|file| file.path.as_str().cmp(path)) {
             Ok(number) => Ok(self.file_at(number)),
-            Err(_) => {
-                Err(Error::insufficient("no such file").in_file(self.inner.path.join(path)))
-            }
+            Err(_) => Err(Error::insufficient("no such file").in_file(self.inner.path.join(path))),
         }
     }
 
@@ -330,7 +327,8 @@ impl Packed {
 }
 
 /// What an error says of bytes that decode to something else than was packed.
-pub(super) const WRONG_HASH: &str = "decoded to other bytes than were packed: its hash does not match";
+pub(super) const WRONG_HASH: &str =
+    "decoded to other bytes than were packed: its hash does not match";
 
 /// A file inside a packed one.
 #[derive(Debug, Clone)]

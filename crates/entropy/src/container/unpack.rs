@@ -51,9 +51,8 @@ impl Packed {
     fn write_file(&self, number: usize, out: &mut Out<'_, '_>) -> Result<()> {
         walk(self, number, out)?;
         let Some((file, path)) = out.file.take() else { return Ok(()) };
-        let file = file
-            .into_inner()
-            .map_err(|e| Error::io("write the file", &path, e.into_error()))?;
+        let file =
+            file.into_inner().map_err(|e| Error::io("write the file", &path, e.into_error()))?;
         file.sync_all().map_err(|e| Error::io("sync the file", &path, e))
     }
 
@@ -65,7 +64,8 @@ impl Packed {
             let parent = path.parent().unwrap_or(&files);
             fs::create_dir_all(parent).map_err(|e| Error::io("create the folder", parent, e))?;
             // Not `create`: names that are one to this file system must not become one file.
-            let new = File::create_new(&path).map_err(|e| Error::io("create the file", &path, e))?;
+            let new =
+                File::create_new(&path).map_err(|e| Error::io("create the file", &path, e))?;
             out.file = Some((BufWriter::with_capacity(CHUNK_BYTES, new), path));
             self.write_file(number, out)?;
         }

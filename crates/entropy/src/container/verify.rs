@@ -47,8 +47,7 @@ impl Packed {
 
     /// `InvalidArgument` if this is a delta and there is no base, or one without the first tensor that is needed.
     pub(super) fn need_base(&self) -> Result<()> {
-        let delta =
-            |stored: &Stored| matches!(stored, Stored::Chunks { base: Some(_), .. });
+        let delta = |stored: &Stored| matches!(stored, Stored::Chunks { base: Some(_), .. });
         let segments = self.index().segments.iter().enumerate();
         for (number, segment) in segments {
             if delta(&segment.stored) {

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn numbers() {
-        for value in [0, 1, 127, 128, 300, 1 << 20, (1 << 35) - 1, 1 << 63, u64::MAX - 1, u64::MAX] {
+        for value in [0, 1, 127, 128, 300, 1 << 20, (1 << 35) - 1, 1 << 63, u64::MAX - 1, u64::MAX]
+        {
             let mut put = Put::default();
             put.number(value);
             let mut take = Take::new(&put.bytes);
@@ -130,7 +131,9 @@ mod tests {
         }
         // Too many bits, and a number that has a shorter form.
         assert!(Take::new(&[0xff; 11]).number().is_err());
-        assert!(Take::new(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]).number().is_err());
+        assert!(
+            Take::new(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]).number().is_err()
+        );
         assert!(Take::new(&[0x80, 0]).number().is_err());
         assert!(Take::new(&[0xff, 0xff, 0xff, 0xff, 0x0f]).count(1).is_err());
     }
