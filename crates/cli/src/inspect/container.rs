@@ -58,6 +58,7 @@ pub(super) fn run(args: &Inspect, packed: &Packed) -> Outcome {
     let (model, no_model) = match (&opened, &bill) {
         (Ok(source), Some(bill)) => (Some(inspect(source, bill)?), None),
         (Ok(_), None) => (None, None),
+        (Err(_), _) if !packed.index().is_folder => (None, Some("is one file".to_owned())),
         (Err(error), _) => (None, Some(error.to_string())),
     };
     let index = packed.index();

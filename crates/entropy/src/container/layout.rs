@@ -48,14 +48,14 @@ const MAX_HEADER: u64 = 100_000_000;
 /// order of offset, and whatever lies between and behind them; of any other file, one segment of bytes. An empty file
 /// has none.
 pub(super) fn parts(source: &dyn ByteSource) -> Result<Vec<Part>> {
-    let len = source.len();
+    let len = source.size();
     let whole = if len == 0 { Vec::new() } else { vec![Part::bytes(0..len)] };
     Ok(safetensors(source)?.unwrap_or(whole))
 }
 
 /// The segments of a safetensors file; nothing if it is none.
 fn safetensors(source: &dyn ByteSource) -> Result<Option<Vec<Part>>> {
-    let len = source.len();
+    let len = source.size();
     if len < 8 {
         return Ok(None);
     }
@@ -156,7 +156,7 @@ mod tests {
             vec![1; 7].into(),
         ];
         for bytes in bad {
-            assert_eq!(shape_of(&bytes), [("-".to_owned(), 0..ByteSource::len(&bytes))]);
+            assert_eq!(shape_of(&bytes), [("-".to_owned(), 0..bytes.size())]);
         }
         assert!(shape_of(&Vec::new().into()).is_empty());
     }

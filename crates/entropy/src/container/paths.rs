@@ -13,14 +13,13 @@ fn is_safe(path: &str) -> bool {
         let bytes = part.as_bytes();
         bytes.len() >= 2 && bytes[0].is_ascii_alphabetic() && bytes[1] == b':'
     };
-    path.split('/').all(|part| {
-        !part.is_empty()
-            && part != "."
-            && part != ".."
-            && !part.contains(['\\', '\0'])
-            && !drive(part)
-            && !(cfg!(windows) && part.contains(':'))
-    })
+    let unsafe_part = |part: &str| {
+        matches!(part, "" | "." | "..")
+            || part.contains(['\\', '\0'])
+            || drive(part)
+            || (cfg!(windows) && part.contains(':'))
+    };
+    !path.split('/').any(unsafe_part)
 }
 
 /// Checks the paths of a container: safe, sorted, none twice, none a folder of another.

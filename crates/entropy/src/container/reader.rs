@@ -63,7 +63,7 @@ impl Packed {
     }
 
     fn new(path: PathBuf, source: Arc<dyn ByteSource>) -> Result<Self> {
-        let len = source.len();
+        let len = source.size();
         let preamble = Preamble::parse(&source.read(0..len.min(PREAMBLE as u64))?, len)?;
         let end = preamble.index_offset + preamble.index_bytes;
         let index = read_index(&source.read(preamble.index_offset..end)?, &preamble)?;
@@ -97,7 +97,7 @@ impl Packed {
     /// Length of the packed file.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
-        self.inner.source.len()
+        self.inner.source.size()
     }
 
     /// Length of all files in it.
@@ -344,12 +344,12 @@ impl PackedFile {
 }
 
 impl ByteSource for PackedFile {
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.entry().len
     }
 
     fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        assert!(range.start <= range.end && range.end <= self.len(), "range out of bounds");
+        assert!(range.start <= range.end && range.end <= self.size(), "range out of bounds");
         let first = self.entry().segments.start;
         let segments = &self.packed.inner.index.segments[self.entry().segments.clone()];
         let end = |s: &Segment| s.offset + s.len;

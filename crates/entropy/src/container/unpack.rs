@@ -35,7 +35,7 @@ impl Packed {
         let mut out = Out { progress, watch, file: None };
         if self.index().is_folder {
             let partial = with_suffix(to, ".partial");
-            prepare(&partial, force)?;
+            prepare(&partial)?;
             let done = self.unpack_folder(to, &partial, &mut out);
             // The error that matters is the first one.
             let _ = fs::remove_dir_all(&partial);
@@ -120,11 +120,11 @@ impl Packed {
 }
 
 /// An empty folder for unfinished work.
-fn prepare(partial: &Path, force: bool) -> Result<()> {
+fn prepare(partial: &Path) -> Result<()> {
     if let Ok(found) = fs::symlink_metadata(partial) {
-        let ours = found.is_dir() && (force || partial.join(MARKER).is_file());
+        let ours = found.is_dir() && partial.join(MARKER).is_file();
         if !ours {
-            let what = "is in the way, and is not what an interrupted unpack left; --force removes a folder";
+            let what = "is in the way, and is not what an interrupted unpack left: remove it";
             return Err(Error::invalid(what).in_file(partial));
         }
         fs::remove_dir_all(partial)

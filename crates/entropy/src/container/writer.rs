@@ -86,10 +86,10 @@ impl Input {
         }
     }
 
-    fn len(&self) -> Result<u64> {
+    fn size(&self) -> Result<u64> {
         match self {
             Self::Disk(_) => Ok(self.metadata()?.map_or(0, |m| m.len())),
-            Self::Memory(bytes) => Ok(ByteSource::len(bytes)),
+            Self::Memory(bytes) => Ok(bytes.size()),
         }
     }
 }
@@ -195,7 +195,7 @@ impl<'a> Packer<'a> {
         let begin = sink.stream_position().map_err(io)?;
         sink.write_all(&[0; PREAMBLE]).map_err(io)?;
         let base = self.base.take();
-        let total = inputs.iter().map(|(_, input)| input.len()).sum::<Result<u64>>()?;
+        let total = inputs.iter().map(|(_, input)| input.size()).sum::<Result<u64>>()?;
         let mut work = Work {
             batches: Batches::new(&mut *sink, to, self.effort),
             base: base.as_ref(),
@@ -274,7 +274,7 @@ impl<W: Write + Send> Work<'_, '_, W> {
             self.segment(part, path, source, &mut whole)?;
         }
         let segments = first..self.index.segments.len();
-        let (path, len, hash) = (path.to_owned(), source.len(), whole.digest128());
+        let (path, len, hash) = (path.to_owned(), source.size(), whole.digest128());
         self.index.files.push(FileEntry { path, len, hash, segments });
         self.report.files += 1;
         Ok(())

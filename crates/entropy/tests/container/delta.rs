@@ -38,7 +38,7 @@ fn pack(bytes: &[u8], base: Base) -> Vec<u8> {
 
 fn all(packed: &Packed) -> tensorpress_tensor::Result<Bytes> {
     let file = packed.file("tuned.safetensors")?;
-    file.read(0..file.len())
+    file.read(0..file.size())
 }
 
 #[test]

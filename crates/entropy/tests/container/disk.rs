@@ -120,7 +120,8 @@ fn links_and_odd_names_are_refused() {
     let to = parent.path().join("m.tpk");
     let outside = parent.path().join("outside");
     fs::write(&outside, "secret").unwrap();
-    let odd: [(&str, &dyn Fn(&Path)); 5] = [
+    type Make<'a> = (&'a str, &'a dyn Fn(&Path));
+    let odd: [Make<'_>; 5] = [
         ("link", &|f| std::os::unix::fs::symlink(&outside, f.join("link")).unwrap()),
         ("loop", &|f| std::os::unix::fs::symlink(f, f.join("loop")).unwrap()),
         ("back\\slash", &|f| fs::write(f.join("back\\slash"), "x").unwrap()),

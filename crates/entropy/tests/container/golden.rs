@@ -12,9 +12,6 @@ use tensorpress_entropy::container::{Base, Packed, Packer};
 
 use crate::made::{bf16, f32s, safetensors};
 
-/// Golden files there must be at least: 0 until the format is first released, when they are made and this is raised.
-const LEAST: usize = 0;
-
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
@@ -83,7 +80,12 @@ fn golden_files_unpack() {
         write_golden();
     }
     let mut count = 0;
-    for path in std::fs::read_dir(golden()).into_iter().flatten().map(|e| e.unwrap().path()) {
+    if !golden().is_dir() {
+        // Once they are committed, they are there.
+        println!("no golden files: the format was not released yet");
+        return;
+    }
+    for path in std::fs::read_dir(golden()).unwrap().map(|e| e.unwrap().path()) {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         let Some(stem) = name.strip_suffix(".tpk") else { continue };
         assert!(std::fs::metadata(&path).unwrap().len() < 5000, "{name} is large");
@@ -100,5 +102,5 @@ fn golden_files_unpack() {
         count += 1;
     }
     println!("{count} golden files");
-    assert!(count >= LEAST, "{count} golden files");
+    assert!(count >= 4, "{count} golden files");
 }

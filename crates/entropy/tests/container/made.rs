@@ -56,7 +56,7 @@ pub fn open(bytes: &[u8]) -> Packed {
 pub fn unpack(packed: &Packed, path: &str) -> Vec<u8> {
     use tensorpress_tensor::checkpoint::ByteSource;
     let file = packed.file(path).expect("is there");
-    let all = file.read(0..file.len()).expect("reads");
+    let all = file.read(0..file.size()).expect("reads");
     let folder = tempfile::tempdir().expect("a folder");
     let to = folder.path().join("out");
     packed.unpack(&to, false, None).expect("unpacks");

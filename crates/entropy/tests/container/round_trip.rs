@@ -217,7 +217,7 @@ proptest! {
                 prop_assert!(packed.verify(None).unwrap().damages.is_empty());
                 for (name, bytes) in &files {
                     let file = packed.file(name).unwrap();
-                    prop_assert!(file.read(0..file.len()).unwrap()[..] == bytes[..]);
+                    prop_assert!(file.read(0..file.size()).unwrap()[..] == bytes[..]);
                 }
             }
         }

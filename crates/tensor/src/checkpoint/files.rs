@@ -11,13 +11,8 @@ use crate::error::{Error, Result};
 
 /// The bytes of a file, wherever they come from.
 pub trait ByteSource: Debug + Send + Sync {
-    /// Length in bytes.
-    fn len(&self) -> u64;
-
-    /// Whether there are no bytes.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+    /// Length in bytes. (Not `len`, which slices have as well.)
+    fn size(&self) -> u64;
 
     /// The bytes of a range: a view where they are in memory, made on demand where they are not.
     ///
@@ -37,13 +32,13 @@ pub trait ByteSource: Debug + Send + Sync {
 /// # Panics
 /// If it is out of bounds.
 pub(super) fn window(source: &dyn ByteSource, range: &Range<u64>) -> Range<usize> {
-    assert!(range.start <= range.end && range.end <= source.len(), "range out of bounds");
+    assert!(range.start <= range.end && range.end <= source.size(), "range out of bounds");
     range.start as usize..range.end as usize
 }
 
 impl ByteSource for Bytes {
-    fn len(&self) -> u64 {
-        <[u8]>::len(self) as u64
+    fn size(&self) -> u64 {
+        self.len() as u64
     }
 
     fn read(&self, range: Range<u64>) -> Result<Bytes> {
@@ -74,7 +69,7 @@ pub trait Files: Debug + Send + Sync {
     /// As [`Files::open`] and [`ByteSource::read`]; names the file.
     fn read(&self, name: &str) -> Result<Bytes> {
         let file = self.open(name)?;
-        file.read(0..file.len()).map_err(|e| e.in_file(self.path(name)))
+        file.read(0..file.size()).map_err(|e| e.in_file(self.path(name)))
     }
 
     /// What errors call a file.

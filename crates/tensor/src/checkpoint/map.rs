@@ -39,7 +39,7 @@ impl MappedFile {
 }
 
 impl ByteSource for MappedFile {
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.map.len() as u64
     }
 

@@ -149,10 +149,10 @@ impl Checkpoint {
     fn add(&mut self, path: PathBuf, bytes: Arc<dyn ByteSource>) -> Result<()> {
         let (start, metadata) = read_header(&*bytes)?;
         let end = start.saturating_add(metadata.data_len() as u64);
-        if end != bytes.len() {
+        if end != bytes.size() {
             return Err(Error::insufficient(format!(
                 "invalid safetensors file: {} bytes long, its header describes {end}",
-                bytes.len(),
+                bytes.size(),
             )));
         }
         for (name, info) in metadata.tensors() {
@@ -242,7 +242,7 @@ impl Checkpoint {
     /// Length of all files together.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.files.iter().map(|f| f.bytes.len()).sum()
+        self.files.iter().map(|f| f.bytes.size()).sum()
     }
 
     /// Files, in the order they were opened.
@@ -287,12 +287,12 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Parses the header; also gives the offset of the data behind it.
 fn read_header(bytes: &dyn ByteSource) -> Result<(u64, safetensors::tensor::Metadata)> {
     let invalid = |why: &str| Error::corruption(format!("invalid safetensors file: {why}"));
-    if bytes.len() < 8 {
+    if bytes.size() < 8 {
         return Err(invalid("too short for a header"));
     }
     let length = bytes.read(0..8)?;
     let length = u64::from_le_bytes(length[..].try_into().expect("8 bytes"));
-    if length > MAX_HEADER || 8 + length > bytes.len() {
+    if length > MAX_HEADER || 8 + length > bytes.size() {
         return Err(invalid(&format!("a header of {length} bytes")));
     }
     let text = bytes.read(8..8 + length)?;

@@ -103,8 +103,8 @@ fn copy_others(source: &Source, folder: &Path) -> Result<()> {
             let file = from.open(&name)?;
             let to = folder.join(&name);
             write_atomically(&to, &mut |out| {
-                for at in (0..file.len()).step_by(PIECE) {
-                    let piece = file.read(at..file.len().min(at + PIECE as u64));
+                for at in (0..file.size()).step_by(PIECE) {
+                    let piece = file.read(at..file.size().min(at + PIECE as u64));
                     let piece = piece.in_file(&from.path(&name))?;
                     out.write_all(&piece).map_err(|e| Error::io("copy the file", &to, e))?;
                 }
