@@ -63,6 +63,11 @@ impl<'a> BitReader<'a> {
         Ok(value as u32)
     }
 
+    /// Bytes that no bit was taken from.
+    pub(crate) fn remaining(&self) -> usize {
+        self.bytes.len() + self.count as usize / 8
+    }
+
     /// Whether nothing but the padding of the last byte is left.
     pub(crate) fn is_finished(&self) -> bool {
         self.bytes.is_empty() && self.count < 8 && self.pending == 0

@@ -53,7 +53,8 @@ fn floats(values: ValueType, count: usize, seed: u64) -> Vec<u8> {
 fn every_type_and_many_lengths() {
     for values in ValueType::ALL {
         let data = floats(values, 70_000, 3);
-        let lengths = [0, 1, 2, 3, 5, 7, 8, 9, 127, 128, 129, 255, 256, 257, 1000, 4095, 4096, 4097, 20_000];
+        let lengths =
+            [0, 1, 2, 3, 5, 7, 8, 9, 127, 128, 129, 255, 256, 257, 1000, 4095, 4096, 4097, 20_000];
         for effort in EFFORTS {
             for n in lengths.into_iter().chain([65_535, 65_536, 65_537, 70_000]) {
                 round_trip(values, &data[..n.min(data.len())], None, effort);
@@ -71,7 +72,17 @@ fn special_values_keep_their_bits() {
             round_trip(values, &all, None, effort);
         }
     }
-    let f32s = [f32::NAN.to_bits(), 0x7f80_0001, 0xffff_ffff, 0x7f80_0000, 0xff80_0000, 1, 0x8000_0001, 0x8000_0000, 0];
+    let f32s = [
+        f32::NAN.to_bits(),
+        0x7f80_0001,
+        0xffff_ffff,
+        0x7f80_0000,
+        0xff80_0000,
+        1,
+        0x8000_0001,
+        0x8000_0000,
+        0,
+    ];
     let data: Vec<u8> = f32s.iter().cycle().take(9999).flat_map(|b| b.to_le_bytes()).collect();
     assert!(round_trip(ValueType::F32, &data, None, Effort::Fast) < data.len() / 7, "a palette");
 }
@@ -83,12 +94,15 @@ fn what_is_regular_becomes_small() {
     assert_eq!(round_trip(ValueType::F32, &constant, None, Effort::Fast), 5);
     let positions: Vec<u8> = (0..n as u64).flat_map(u64::to_le_bytes).collect();
     assert!(round_trip(ValueType::I64, &positions, None, Effort::Fast) < 4000);
-    let levels: Vec<u8> = noise(9).take(n).flat_map(|x| ((x % 16) as f32 * 0.37).to_le_bytes()).collect();
+    let levels: Vec<u8> =
+        noise(9).take(n).flat_map(|x| ((x % 16) as f32 * 0.37).to_le_bytes()).collect();
     let stored = round_trip(ValueType::F32, &levels, None, Effort::Fast);
     assert!(stored < n / 2 + n / 100, "4 bits a value: {stored}");
     // Values rounded to bf16 and stored as f32.
-    let rounded: Vec<u8> = normal(5).take(n).flat_map(|v| half::bf16::from_f32(v).to_f32().to_le_bytes()).collect();
-    let narrow: Vec<u8> = normal(5).take(n).flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect();
+    let rounded: Vec<u8> =
+        normal(5).take(n).flat_map(|v| half::bf16::from_f32(v).to_f32().to_le_bytes()).collect();
+    let narrow: Vec<u8> =
+        normal(5).take(n).flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect();
     let [wide, narrow] = [(ValueType::F32, &rounded), (ValueType::BF16, &narrow)]
         .map(|(values, data)| round_trip(values, data, None, Effort::Fast));
     assert!(wide < narrow + narrow / 50, "{wide} against {narrow}");

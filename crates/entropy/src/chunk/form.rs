@@ -49,7 +49,9 @@ impl Form {
             (true, Effort::Fast) => vec![plain(FromBase)],
             (true, Effort::Best) => vec![plain(FromBase), plain(XorBase)],
             // Sorted or slowly changing integers: positions, offsets.
-            (false, _) if !values.is_float() && values.width() > 1 => vec![own, plain(FromPrevious)],
+            (false, _) if !values.is_float() && values.width() > 1 => {
+                vec![own, plain(FromPrevious)]
+            }
             (false, _) => vec![own],
         }
     }
@@ -60,7 +62,12 @@ impl Form {
     }
 
     /// Planes of `body`, a whole number of values; plane k holds byte k.
-    pub(crate) fn planes(self, values: ValueType, body: &[u8], base: Option<&[u8]>) -> Vec<Vec<u8>> {
+    pub(crate) fn planes(
+        self,
+        values: ValueType,
+        body: &[u8],
+        base: Option<&[u8]>,
+    ) -> Vec<Vec<u8>> {
         let mut planes = vec![Vec::new(); values.width()];
         match self.difference {
             Difference::None => split_planes(body, self.rotate, &mut planes),

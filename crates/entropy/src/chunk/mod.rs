@@ -114,12 +114,7 @@ fn encode_palette(values: ValueType, body: &[u8], effort: Effort) -> Option<Vec<
 ///
 /// # Panics
 /// If `base` has another length than `out`.
-pub fn decode(
-    values: ValueType,
-    stored: &[u8],
-    base: Option<&[u8]>,
-    out: &mut [u8],
-) -> Result<()> {
+pub fn decode(values: ValueType, stored: &[u8], base: Option<&[u8]>, out: &mut [u8]) -> Result<()> {
     decode_on(Isa::detect(), values, stored, base, out)
 }
 
@@ -160,7 +155,10 @@ pub fn decode_on(
     }
     if rest.len() != tail.len() {
         let expected = tail.len();
-        return Err(Error::corruption(format!("{} bytes at the end, {expected} expected", rest.len())));
+        return Err(Error::corruption(format!(
+            "{} bytes at the end, {expected} expected",
+            rest.len()
+        )));
     }
     tail.copy_from_slice(rest);
     Ok(())

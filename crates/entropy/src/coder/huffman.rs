@@ -62,6 +62,11 @@ impl Lengths {
         counts.iter().zip(self.0).map(|(n, l)| u64::from(*n) * u64::from(l)).sum()
     }
 
+    /// Whether a symbol has a code word.
+    pub(crate) fn contains(&self, symbol: u8) -> bool {
+        self.0[usize::from(symbol)] > 0
+    }
+
     fn write(&self, out: &mut BitWriter) {
         let first = self.0.iter().position(|l| *l > 0).unwrap_or(0);
         let last = self.0.iter().rposition(|l| *l > 0).unwrap_or(0);
@@ -114,29 +119,37 @@ pub(crate) fn estimate(counts: &Counts) -> f64 {
     Lengths::new(counts).cost(counts) as f64 / 8.0 + 40.0
 }
 
-/// Appends code lengths, the lengths of three streams (varints), and four streams of a quarter of the symbols each.
+/// Appends code lengths and what [`encode_with`] appends.
 pub(crate) fn encode(symbols: &[u8], counts: &Counts, out: &mut Vec<u8>) {
     let lengths = Lengths::new(counts);
     let mut head = BitWriter::default();
     lengths.write(&mut head);
-    let head = head.finish();
-    let words = lengths.words().unwrap_or([0; 256]);
-    let streams: Vec<Vec<u8>> = symbols
-        .chunks(symbols.len().div_ceil(STREAMS).max(1))
-        .map(|part| {
-            let mut bits = BitWriter::default();
-            for symbol in part {
-                let symbol = usize::from(*symbol);
-                bits.write(u32::from(words[symbol]), u32::from(lengths.0[symbol]));
-            }
-            bits.finish()
-        })
-        .collect();
-    out.extend_from_slice(&head);
+    out.extend_from_slice(&head.finish());
+    let coded = encode_with(&lengths, symbols, out);
+    debug_assert!(coded.is_ok() || symbols.is_empty());
+}
+
+/// Appends the lengths of three streams (varints) and four streams of a quarter of the symbols each.
+pub(crate) fn encode_with(lengths: &Lengths, symbols: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    if symbols.is_empty() {
+        return Ok(());
+    }
+    let words = lengths.words()?;
+    let encode = |part: &[u8]| {
+        let mut bits = BitWriter::default();
+        for symbol in part {
+            let symbol = usize::from(*symbol);
+            bits.write(u32::from(words[symbol]), u32::from(lengths.0[symbol]));
+        }
+        bits.finish()
+    };
+    let streams: Vec<Vec<u8>> =
+        symbols.chunks(symbols.len().div_ceil(STREAMS)).map(encode).collect();
     for i in 0..STREAMS - 1 {
         write_varint(streams.get(i).map_or(0, |s| s.len() as u64), out);
     }
     streams.iter().for_each(|s| out.extend_from_slice(s));
+    Ok(())
 }
 
 /// What 12 bits of a stream begin with: up to four symbols, how many, and the bits they take.
@@ -183,27 +196,35 @@ fn lookups(lengths: &Lengths) -> Result<Vec<Lookup>> {
 /// # Errors
 /// `Corruption` or `InsufficientData`.
 pub(crate) fn decode(bytes: &[u8], out: &mut [u8]) -> Result<()> {
-    if out.is_empty() {
-        return Ok(());
-    }
+    let early = || Error::insufficient("code lengths end early");
     let (Some(&first), Some(&last)) = (bytes.first(), bytes.get(1)) else {
-        return Err(Error::insufficient("code lengths end early"));
+        return if out.is_empty() { Ok(()) } else { Err(early()) };
     };
     let head = 2 + (usize::from(last).saturating_sub(first.into()) + 1).div_ceil(2);
-    let (head, mut rest) =
-        bytes.split_at_checked(head).ok_or_else(|| Error::insufficient("code lengths end early"))?;
-    let table = lookups(&Lengths::read(&mut BitReader::new(head))?)?;
-    let mut ends = [0usize; STREAMS];
-    for end in &mut ends[..STREAMS - 1] {
-        *end = usize::try_from(read_varint(&mut rest)?).unwrap_or(usize::MAX);
-    }
-    let quarter = out.len().div_ceil(STREAMS).max(1);
-    for (i, part) in out.chunks_mut(quarter).enumerate() {
-        let len = if i < STREAMS - 1 { ends[i] } else { rest.len() };
-        let (stream, after) =
-            rest.split_at_checked(len).ok_or_else(|| Error::insufficient("code ends early"))?;
-        rest = after;
-        decode_stream(&table, stream, part)?;
+    let (head, rest) = bytes.split_at_checked(head).ok_or_else(early)?;
+    decode_with(&Lengths::read(&mut BitReader::new(head))?, rest, out)
+}
+
+/// Decodes what [`encode_with`] wrote.
+///
+/// # Errors
+/// `Corruption` or `InsufficientData`.
+pub(crate) fn decode_with(lengths: &Lengths, bytes: &[u8], out: &mut [u8]) -> Result<()> {
+    let mut rest = bytes;
+    if !out.is_empty() {
+        let table = lookups(lengths)?;
+        let mut ends = [0usize; STREAMS];
+        for end in &mut ends[..STREAMS - 1] {
+            *end = usize::try_from(read_varint(&mut rest)?).unwrap_or(usize::MAX);
+        }
+        let quarter = out.len().div_ceil(STREAMS);
+        for (i, part) in out.chunks_mut(quarter).enumerate() {
+            let len = if i < STREAMS - 1 { ends[i] } else { rest.len() };
+            let (stream, after) =
+                rest.split_at_checked(len).ok_or_else(|| Error::insufficient("code ends early"))?;
+            rest = after;
+            decode_stream(&table, stream, part)?;
+        }
     }
     if rest.is_empty() { Ok(()) } else { Err(Error::corruption("bytes behind the code")) }
 }
@@ -265,8 +286,11 @@ mod tests {
 
     #[test]
     fn codes_round_trip_and_cost_what_their_lengths_say() {
-        let skewed: Vec<u8> = (0..5000u32).map(|i| (i.wrapping_mul(2654435761) >> 16).leading_zeros() as u8).collect();
-        let uniform: Vec<u8> = (0..3001u32).map(|i| (i.wrapping_mul(2654435761) >> 24) as u8).collect();
+        let skewed: Vec<u8> = (0..5000u32)
+            .map(|i| (i.wrapping_mul(2654435761) >> 16).leading_zeros() as u8)
+            .collect();
+        let uniform: Vec<u8> =
+            (0..3001u32).map(|i| (i.wrapping_mul(2654435761) >> 24) as u8).collect();
         for symbols in [&skewed[..], &uniform, &[], &[7], &[7, 7, 7, 7, 7], &[1, 2], &skewed[..9]] {
             let bytes = round_trip(symbols);
             let exact = Lengths::new(&count(symbols)).cost(&count(symbols)) as usize / 8;
@@ -289,7 +313,8 @@ mod tests {
         // Against plain Huffman by repeated merging: the cost is the sum of all inner weights.
         let mut counts = [0u32; 256];
         (0..30).for_each(|i| counts[i * 8] = 50 + (i as u32 * 37) % 101);
-        let mut weights: Vec<u64> = counts.iter().filter(|n| **n > 0).map(|n| u64::from(*n)).collect();
+        let mut weights: Vec<u64> =
+            counts.iter().filter(|n| **n > 0).map(|n| u64::from(*n)).collect();
         let mut cost = 0;
         while weights.len() > 1 {
             weights.sort_unstable_by(|a, b| b.cmp(a));

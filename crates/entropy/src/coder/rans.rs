@@ -5,11 +5,12 @@ use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::{Error, Result};
 
 use super::slots::Slots;
+use crate::bits::{BitReader, BitWriter};
 use crate::kernels::{self, Cursor, LANES, LOWEST, SLACK};
 use crate::model::Table;
 
-/// Bytes of the states in a stream.
-pub(crate) const STATE_BYTES: usize = 4 * LANES;
+/// Bytes of the states in a stream, on average: states are spread evenly over the octaves.
+pub(crate) const STATE_BYTES: usize = 440;
 
 /// Encodes runs of symbols, last run first.
 #[derive(Debug)]
@@ -42,7 +43,15 @@ impl Encoder {
 
     /// Appends states and words.
     pub(crate) fn finish(self, out: &mut Vec<u8>) {
-        self.states.iter().for_each(|x| out.extend(x.to_le_bytes()));
+        // Each state as the number of its bits below the leading one, from 16, and those bits: 4.5 bits shorter than
+        // 32 on average.
+        let mut bits = BitWriter::default();
+        for state in self.states {
+            let length = state.ilog2();
+            bits.write(length - LOWEST.ilog2(), 4);
+            bits.write(state ^ 1 << length, length);
+        }
+        out.extend_from_slice(&bits.finish());
         out.extend_from_slice(&self.words[self.at..]);
     }
 }
@@ -60,14 +69,21 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// `InsufficientData` if `bytes` ends before them.
-    pub(crate) fn new(isa: Isa, bytes: &'a [u8], len: usize, padded: &'a mut Vec<u8>) -> Result<Self> {
-        if len < STATE_BYTES || bytes.len() < len {
-            return Err(Error::insufficient("rANS stream ends early"));
+    pub(crate) fn new(
+        isa: Isa,
+        bytes: &'a [u8],
+        len: usize,
+        padded: &'a mut Vec<u8>,
+    ) -> Result<Self> {
+        let early = || Error::insufficient("rANS stream ends early");
+        let mut from = BitReader::new(bytes.get(..len).ok_or_else(early)?);
+        let mut states = [LOWEST; LANES];
+        for state in &mut states {
+            let length = LOWEST.ilog2() + from.read(4)?;
+            *state = 1 << length | from.read(length)?;
         }
-        let (states, words) = bytes.split_at(STATE_BYTES);
-        let states: [[u8; 4]; LANES] =
-            states.as_chunks::<4>().0.try_into().expect("128 states of 4 bytes");
-        let len = len - STATE_BYTES;
+        let words = &bytes[len - from.remaining()..];
+        let len = from.remaining();
         let words = if words.len() >= len + SLACK {
             words
         } else {
@@ -76,7 +92,6 @@ impl<'a> Decoder<'a> {
             padded.resize(len + SLACK, 0);
             padded
         };
-        let states = states.map(u32::from_le_bytes);
         Ok(Self { isa, cursor: Cursor { states, words, at: 0, len } })
     }
 
@@ -125,7 +140,13 @@ fn early() -> Error {
 }
 
 /// Maps bytes to symbols of a narrow table, collecting those that escape; bytes of a wide one are symbols already.
-pub(crate) fn to_symbols(table: &Table, slots: &Slots, bytes: &[u8], out: &mut Vec<u8>, escapes: &mut Vec<u8>) {
+pub(crate) fn to_symbols(
+    table: &Table,
+    slots: &Slots,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+    escapes: &mut Vec<u8>,
+) {
     out.clear();
     let Some(alias) = slots.alias() else { return out.extend_from_slice(bytes) };
     let map: [u8; 256] = std::array::from_fn(|b| match (table.freq(b as u8), alias.escape) {

@@ -67,7 +67,8 @@ impl Slots {
                 wide[usize::from(byte)] = i as u8;
             }
         }
-        let mut slots = Self { entries, slot_of: (0..PROB_TOTAL as u16).collect(), narrow: None, wide };
+        let mut slots =
+            Self { entries, slot_of: (0..PROB_TOTAL as u16).collect(), narrow: None, wide };
         if slots.entries.len() <= BUCKETS {
             slots.lay_out_alias();
         }
@@ -95,7 +96,8 @@ impl Slots {
             }
         }
         // A rich bucket keeps BUCKET of its own; what it gave is numbered after that, by bucket.
-        let own = |bucket: usize| threshold[bucket].min(self.entries.get(bucket).map_or(0, |e| e.freq));
+        let own =
+            |bucket: usize| threshold[bucket].min(self.entries.get(bucket).map_or(0, |e| e.freq));
         let mut next: [u32; BUCKETS] = std::array::from_fn(own);
         let mut alias = Alias {
             threshold,
@@ -188,7 +190,10 @@ mod tests {
     #[test]
     fn layouts_are_permutations() {
         for (n, skew) in [(2, 1), (3, 9), (15, 3), (16, 2), (17, 2), (40, 5), (256, 1)] {
-            let counts = std::array::from_fn(|i| if i < n { 1 + (n - i).pow(skew.min(4)) as u32 } else { 0 });
+            let counts =
+                std::array::from_fn(
+                    |i| if i < n { 1 + (n - i).pow(skew.min(4)) as u32 } else { 0 },
+                );
             for table in [Table::wide(&counts), Table::narrow(&counts)] {
                 let slots = Slots::new(&table);
                 let mut seen = slots.slot_of().to_vec();

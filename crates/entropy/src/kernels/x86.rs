@@ -138,7 +138,8 @@ fn decode_bf16_avx512(
     let mut x = load_states(&cursor.states);
     let words = cursor.words.as_ptr();
     let mut at = cursor.at;
-    for (raw, out) in raw.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<{ 2 * LANES }>().0) {
+    for (raw, out) in raw.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<{ 2 * LANES }>().0)
+    {
         if at > cursor.len {
             return false;
         }
@@ -206,7 +207,8 @@ fn decode_by_slot_avx512(
                 let symbol = _mm512_and_si512(entry, _mm512_set1_epi32(0xff));
                 let byte = _mm512_sllv_epi32(symbol, _mm512_set1_epi32(8 * g as i32));
                 acc = _mm512_or_si512(acc, byte);
-                let freq = _mm512_and_si512(_mm512_srli_epi32::<8>(entry), _mm512_set1_epi32(0xfff));
+                let freq =
+                    _mm512_and_si512(_mm512_srli_epi32::<8>(entry), _mm512_set1_epi32(0xfff));
                 let product = _mm512_mullo_epi32(freq, _mm512_srli_epi32::<12>(*x));
                 let sum = _mm512_add_epi32(product, _mm512_srli_epi32::<20>(entry));
                 *x = refill!(sum, words, at);

@@ -151,7 +151,8 @@ impl Table {
             return Err(Error::corruption("frequencies of an empty range"));
         }
         let mut table = previous.clone();
-        let [symbols, escape] = [&mut table.freqs[first..=last], std::slice::from_mut(&mut table.escape)];
+        let [symbols, escape] =
+            [&mut table.freqs[first..=last], std::slice::from_mut(&mut table.escape)];
         for freq in symbols.iter_mut().chain(escape) {
             let value = i32::from(*freq) + unzigzag(read_rice(k, from)?);
             if !(0..=PROB_TOTAL as i32).contains(&value) {
@@ -262,7 +263,13 @@ mod tests {
     #[test]
     fn written_tables_read_back() {
         let c: Counts = std::array::from_fn(|i| (i as u32).pow(2) % 513);
-        let chain = [Table::wide(&c), Table::narrow(&c), Table::default(), Table::narrow(&c), Table::wide(&c)];
+        let chain = [
+            Table::wide(&c),
+            Table::narrow(&c),
+            Table::default(),
+            Table::narrow(&c),
+            Table::wide(&c),
+        ];
         let mut out = BitWriter::default();
         let mut previous = Table::default();
         for table in &chain {
