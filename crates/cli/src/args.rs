@@ -74,6 +74,10 @@ pub(crate) enum Effort {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "With --json: bytes_before (packed), bytes_after (unpacked), ratio (packed over unpacked length), seconds, \
+                        peak_rss_bytes, files, tensors"
+)]
 pub(crate) struct Unpack {
     /// A packed file
     #[arg(value_name = "PACKED")]
@@ -93,6 +97,10 @@ pub(crate) struct Unpack {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "With --json: ok, bytes_before (unpacked), bytes_after (packed), ratio, seconds, peak_rss_bytes, files, tensors, \
+                        damages: [{file, tensor, message}]"
+)]
 pub(crate) struct Verify {
     /// A packed file
     #[arg(value_name = "PACKED")]

@@ -209,7 +209,9 @@ impl Packed {
     /// Decodes whole chunks of a segment.
     fn decode(&self, number: usize, range: Range<u64>) -> Result<Vec<u8>> {
         let first = (range.start / CHUNK) as usize;
-        let mut out = vec![0; (range.end - range.start) as usize];
+        let len = usize::try_from(range.end - range.start)
+            .map_err(|_| self.at(Error::unsupported("too long for this machine"), number))?;
+        let mut out = vec![0; len];
         let pieces = out.par_chunks_mut(CHUNK_BYTES).enumerate();
         pieces.try_for_each(|(i, piece)| self.chunk_into(number, first + i, piece))?;
         Ok(out)
