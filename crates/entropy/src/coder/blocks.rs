@@ -3,7 +3,7 @@
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::{Error, Result};
 
-use super::rans::{Decoder, Encoder, STATE_BYTES, to_bytes, to_symbols};
+use super::rans::{Decoder, Encoder, STATE_BYTES, to_symbols};
 use super::slots::Slots;
 use crate::bits::{BitReader, BitWriter};
 use crate::kernels::{LANES, join_planes};
@@ -45,11 +45,17 @@ pub(crate) fn count(bytes: &[u8]) -> Counts {
 }
 
 impl Plan {
-    /// The best of the given block sizes (log2, at least 14) and of narrow and wide tables.
-    pub(crate) fn best(histograms: &[Counts], sizes: &[u32]) -> Self {
-        let candidates = sizes.iter().flat_map(|size| [(*size, true), (*size, false)]);
-        let plans = candidates.map(|(size, narrow)| Self::new(histograms, size, narrow));
-        plans.min_by(|a, b| a.bytes.total_cmp(&b.bytes)).expect("some size")
+    /// The best of the given block sizes (log2, at least 14); narrow tables unless wide ones save more than `worth`
+    /// of what narrow ones take.
+    pub(crate) fn best(histograms: &[Counts], sizes: &[u32], worth: f64) -> Self {
+        let best = |narrow: bool| {
+            let plans = sizes.iter().map(|size| Self::new(histograms, *size, narrow));
+            plans.min_by(|a, b| a.bytes.total_cmp(&b.bytes)).expect("some size")
+        };
+        let narrow = best(true);
+        // Many escapes: the plane is no plane of exponents.
+        let wide = best(false);
+        if wide.bytes < narrow.bytes * (1.0 - worth) { wide } else { narrow }
     }
 
     fn new(histograms: &[Counts], block_log2: u32, narrow: bool) -> Self {
@@ -79,7 +85,7 @@ impl Plan {
         }
         let tables = tables.finish();
         let mut escapes = Vec::new();
-        let mut encoder = Encoder::new(plane.len());
+        let mut encoder = Encoder::new(Isa::detect(), plane.len());
         let mut symbols = Vec::with_capacity(1 << self.block_log2);
         let blocks: Vec<&[u8]> = plane.chunks(1 << self.block_log2).collect();
         for (table, block) in self.tables.iter().zip(&blocks).rev() {
@@ -89,7 +95,7 @@ impl Plan {
                 Some(None) => escapes.extend_from_slice(block),
                 None => {
                     let slots = Slots::new(table);
-                    to_symbols(table, &slots, block, &mut symbols, &mut escapes);
+                    to_symbols(Isa::detect(), table, &slots, block, &mut symbols, &mut escapes);
                     encoder.prepend(&slots, &symbols);
                 }
             }
@@ -208,8 +214,7 @@ impl Stream<'_> {
             }
             None => {
                 let slots = Slots::new(table);
-                self.decoder.decode(&slots, out)?;
-                to_bytes(&slots, out, &mut self.escapes)?;
+                self.decoder.decode(&slots, &mut self.escapes, out)?;
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::huffman;
 use super::range::{Interval, RangeDecoder, RangeEncoder};
-use super::rans::{Decoder, Encoder, to_bytes, to_symbols};
+use super::rans::{Decoder, Encoder, to_symbols};
 use super::slots::Slots;
 use crate::model::{AdaptiveModel, Model, PROB_TOTAL, Table};
 use crate::varint::{read_varint, write_varint};
@@ -71,8 +71,8 @@ impl EntropyCoder for Rans {
             None => {
                 let slots = Slots::new(table);
                 let mut coded = Vec::with_capacity(symbols.len());
-                to_symbols(table, &slots, symbols, &mut coded, &mut escapes);
-                let encoder = encoder.insert(Encoder::new(coded.len()));
+                to_symbols(Isa::detect(), table, &slots, symbols, &mut coded, &mut escapes);
+                let encoder = encoder.insert(Encoder::new(Isa::detect(), coded.len()));
                 encoder.prepend(&slots, &coded);
             }
         }
@@ -109,8 +109,7 @@ impl EntropyCoder for Rans {
                 let slots = Slots::new(table);
                 let mut padded = Vec::new();
                 let mut decoder = Decoder::new(Isa::detect(), stream, stream.len(), &mut padded)?;
-                decoder.decode(&slots, out)?;
-                to_bytes(&slots, out, &mut escapes)?;
+                decoder.decode(&slots, &mut escapes, out)?;
                 decoder.finish()?;
             }
         }

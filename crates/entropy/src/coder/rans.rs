@@ -15,6 +15,7 @@ pub(crate) const STATE_BYTES: usize = 440;
 /// Encodes runs of symbols, last run first.
 #[derive(Debug)]
 pub(crate) struct Encoder {
+    isa: Isa,
     states: [u32; LANES],
     words: Vec<u8>,
     at: usize,
@@ -22,23 +23,26 @@ pub(crate) struct Encoder {
 
 impl Encoder {
     /// Room for `count` symbols in all.
-    pub(crate) fn new(count: usize) -> Self {
+    pub(crate) fn new(isa: Isa, count: usize) -> Self {
         let room = 2 * count.next_multiple_of(LANES) + 2 * LANES;
-        Self { states: [LOWEST; LANES], words: vec![0; room], at: room }
+        Self { isa, states: [LOWEST; LANES], words: vec![0; room], at: room }
     }
 
     /// Puts `symbols` before all that was encoded so far. Only the very last run (the first one encoded) may be
-    /// shorter than a whole number of steps; it is filled up with its own last symbol.
+    /// shorter than a whole number of steps; it is filled up with the likeliest symbol that does not
+    /// escape.
     pub(crate) fn prepend(&mut self, slots: &Slots, symbols: &[u8]) {
         let whole = symbols.len() / LANES * LANES;
         let rest = &symbols[whole..];
-        if let Some(last) = rest.last() {
-            let mut step = [*last; LANES];
+        if !rest.is_empty() {
+            let mut step = [slots.likeliest(); LANES];
             step[..rest.len()].copy_from_slice(rest);
-            self.at = kernels::encode(slots, &mut self.states, &step, &mut self.words, self.at);
+            self.at =
+                kernels::encode(self.isa, slots, &mut self.states, &step, &mut self.words, self.at);
         }
         let whole = &symbols[..whole];
-        self.at = kernels::encode(slots, &mut self.states, whole, &mut self.words, self.at);
+        self.at =
+            kernels::encode(self.isa, slots, &mut self.states, whole, &mut self.words, self.at);
     }
 
     /// Appends states and words.
@@ -95,17 +99,23 @@ impl<'a> Decoder<'a> {
         Ok(Self { isa, cursor: Cursor { states, words, at: 0, len } })
     }
 
-    /// Decodes the next `out.len()` symbols; only the last run may be no whole number of steps.
+    /// Decodes the next `out.len()` bytes, those that escape from `escapes`; only the last run may be no whole number
+    /// of steps.
     ///
     /// # Errors
-    /// `InsufficientData` if the words end early.
-    pub(crate) fn decode(&mut self, slots: &Slots, out: &mut [u8]) -> Result<()> {
+    /// `InsufficientData` if words or escapes end early.
+    pub(crate) fn decode(
+        &mut self,
+        slots: &Slots,
+        escapes: &mut &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
         let whole = out.len() / LANES * LANES;
         let (whole, rest) = out.split_at_mut(whole);
-        let mut done = kernels::decode(self.isa, slots, &mut self.cursor, whole);
+        let mut done = kernels::decode(self.isa, slots, &mut self.cursor, escapes, whole);
         if !rest.is_empty() {
             let mut step = [0; LANES];
-            done = done && kernels::decode(self.isa, slots, &mut self.cursor, &mut step);
+            done = done && kernels::decode(self.isa, slots, &mut self.cursor, escapes, &mut step);
             rest.copy_from_slice(&step[..rest.len()]);
         }
         if done { Ok(()) } else { Err(early()) }
@@ -141,6 +151,7 @@ fn early() -> Error {
 
 /// Maps bytes to symbols of a narrow table, collecting those that escape; bytes of a wide one are symbols already.
 pub(crate) fn to_symbols(
+    isa: Isa,
     table: &Table,
     slots: &Slots,
     bytes: &[u8],
@@ -153,26 +164,5 @@ pub(crate) fn to_symbols(
         (0, Some(escape)) => escape,
         _ => slots.symbol_of(b as u8),
     });
-    out.extend(bytes.iter().map(|b| map[usize::from(*b)]));
-    if table.escape() > 0 {
-        escapes.extend(bytes.iter().filter(|b| table.freq(**b) == 0));
-    }
-}
-
-/// Maps symbols of a narrow table to bytes in place, taking escaped ones from `escapes`.
-///
-/// # Errors
-/// `InsufficientData` if they end early.
-pub(crate) fn to_bytes(slots: &Slots, symbols: &mut [u8], escapes: &mut &[u8]) -> Result<()> {
-    let Some(alias) = slots.alias() else { return Ok(()) };
-    for symbol in symbols.iter_mut() {
-        if alias.escape == Some(*symbol) {
-            let (first, rest) =
-                escapes.split_first().ok_or_else(|| Error::insufficient("escapes end early"))?;
-            (*symbol, *escapes) = (*first, rest);
-        } else {
-            *symbol = alias.bytes[usize::from(*symbol & 15)];
-        }
-    }
-    Ok(())
+    kernels::map_bytes(isa, &map, alias.escape, bytes, out, escapes);
 }

@@ -145,6 +145,12 @@ impl Slots {
         }
     }
 
+    /// The symbol of the likeliest byte.
+    pub(crate) fn likeliest(&self) -> u8 {
+        let bytes = self.entries.iter().filter_map(|e| Some((e.freq, e.byte?)));
+        bytes.max().map_or(0, |(_, byte)| self.symbol_of(byte))
+    }
+
     /// By symbol.
     pub(crate) fn codes(&self) -> [Code; 256] {
         let mut codes = [Code::default(); 256];

@@ -1,7 +1,7 @@
 //! The portable path, which defines what the others compute.
 
 use super::{Cursor, LANES, LOWEST, state_of};
-use crate::coder::slots::Slots;
+use crate::coder::slots::{Alias, Slots};
 use crate::model::{PROB_BITS, PROB_TOTAL};
 
 /// Symbol of each state, in the order of states.
@@ -43,6 +43,24 @@ pub(super) fn decode(
     cursor.states = states;
     cursor.at = at;
     at <= cursor.len
+}
+
+/// Maps symbols of a narrow table to bytes in place, taking escaped ones from `escapes`; false if those end early.
+pub(super) fn to_bytes(alias: &Alias, symbols: &mut [u8], escapes: &mut &[u8]) -> bool {
+    let escape = alias.escape.unwrap_or(u8::MAX);
+    let mut escaped = false;
+    for symbol in symbols.iter() {
+        escaped |= *symbol == escape;
+    }
+    for symbol in symbols {
+        if escaped && *symbol == escape {
+            let Some((first, rest)) = escapes.split_first() else { return false };
+            (*symbol, *escapes) = (*first, rest);
+        } else {
+            *symbol = alias.bytes[usize::from(*symbol & 15)];
+        }
+    }
+    true
 }
 
 pub(super) fn encode(

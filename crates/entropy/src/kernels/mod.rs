@@ -42,29 +42,46 @@ pub(crate) struct Cursor<'a> {
     pub(crate) len: usize,
 }
 
-/// Decodes `out.len()` symbols, a multiple of 128; false if the words end early.
-pub(crate) fn decode(isa: Isa, slots: &Slots, cursor: &mut Cursor<'_>, out: &mut [u8]) -> bool {
+/// Decodes `out.len()` bytes, a multiple of 128, those that escape from `escapes`; false if words or escapes end early.
+pub(crate) fn decode(
+    isa: Isa,
+    slots: &Slots,
+    cursor: &mut Cursor<'_>,
+    escapes: &mut &[u8],
+    out: &mut [u8],
+) -> bool {
     assert!(out.len().is_multiple_of(LANES), "whole steps");
     assert!(cursor.words.len() >= cursor.len + SLACK, "slack behind the words");
     #[cfg(target_arch = "x86_64")]
-    if x86::available(isa) {
-        return match slots.alias() {
-            Some(alias) => x86::decode_narrow(alias, cursor, out),
-            None => {
-                let mut by_slot = [0; PROB_TOTAL as usize];
-                slots.by_slot(&mut by_slot);
-                x86::decode_by_slot(&by_slot, cursor, out)
-            }
-        };
+    if let (true, Some(alias)) = (x86::available(isa), slots.alias()) {
+        return x86::decode_narrow(alias, cursor, escapes, out);
     }
     let mut by_slot = [0; PROB_TOTAL as usize];
     slots.by_slot(&mut by_slot);
+    // By pieces that stay in the nearest cache until their symbols are bytes.
+    out.chunks_mut(32 * LANES).all(|out| {
+        decode_by_slot(isa, &by_slot, cursor, out)
+            && slots.alias().is_none_or(|alias| generic::to_bytes(alias, out, escapes))
+    })
+}
+
+fn decode_by_slot(
+    isa: Isa,
+    by_slot: &[u32; PROB_TOTAL as usize],
+    cursor: &mut Cursor<'_>,
+    out: &mut [u8],
+) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if isa != Isa::Generic && Isa::Avx2.is_available() {
-        return x86::decode_by_slot_avx2(&by_slot, cursor, out);
+    {
+        if x86::available(isa) {
+            return x86::decode_by_slot(by_slot, cursor, out);
+        }
+        if isa != Isa::Generic && Isa::Avx2.is_available() {
+            return x86::decode_by_slot_avx2(by_slot, cursor, out);
+        }
     }
     let _ = isa;
-    generic::decode(&by_slot, cursor, out)
+    generic::decode(by_slot, cursor, out)
 }
 
 /// Decodes bf16 values whose exponents are the symbols of a narrow table and whose signs and mantissas are `raw`
@@ -93,11 +110,44 @@ pub(crate) fn decode_bf16(
 /// # Panics
 /// If there is no room: 2 bytes a symbol always suffice.
 pub(crate) fn encode(
+    isa: Isa,
     slots: &Slots,
     states: &mut [u32; LANES],
     symbols: &[u8],
     words: &mut [u8],
     at: usize,
 ) -> usize {
+    assert!(symbols.len().is_multiple_of(LANES), "whole steps");
+    assert!(2 * symbols.len() <= at && at <= words.len(), "room for the words");
+    #[cfg(target_arch = "x86_64")]
+    if x86::available(isa) {
+        return x86::encode(slots, states, symbols, words, at);
+    }
+    let _ = isa;
     generic::encode(slots, states, symbols, words, at)
+}
+
+/// Appends `map[b]` of every byte to `out`, and the bytes that map to `escape` to `escapes`.
+pub(crate) fn map_bytes(
+    isa: Isa,
+    map: &[u8; 256],
+    escape: Option<u8>,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+    escapes: &mut Vec<u8>,
+) {
+    let start = out.len();
+    out.resize(start + bytes.len(), 0);
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if x86::available(isa) {
+        done = x86::map_bytes(map, escape, bytes, &mut out[start..], escapes);
+    }
+    let _ = isa;
+    for (out, byte) in out[start + done..].iter_mut().zip(&bytes[done..]) {
+        *out = map[usize::from(*byte)];
+        if Some(*out) == escape {
+            escapes.push(*byte);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use tensorpress_tensor::kernels::Isa;
 
 use super::{Cursor, LANES};
-use crate::coder::slots::Alias;
+use crate::coder::slots::{Alias, Slots};
 use crate::model::PROB_TOTAL;
 
 /// Whether the AVX-512 kernels run: the set, and VBMI2 beside it.
@@ -29,32 +29,35 @@ macro_rules! refill {
     }};
 }
 
-/// One symbol of 16 states from a table in three registers.
-macro_rules! narrow {
-    ($x:expr, $t:expr, $mask:expr, $acc:expr, $shift:ident, $by:literal, $words:expr, $at:expr) => {{
-        let bucket = _mm512_srli_epi32::<8>($x);
-        let position = _mm512_and_si512($x, _mm512_set1_epi32(0xff));
-        let threshold = _mm512_permutexvar_epi32(bucket, $t.0);
-        let other = _mm512_cmpge_epu32_mask(position, threshold);
-        let entry = _mm512_permutexvar_epi32(bucket, $t.1);
-        let entry = _mm512_mask_permutexvar_epi32(entry, other, bucket, $t.2);
-        let freq = _mm512_and_si512(entry, _mm512_set1_epi32(0x1fff));
-        let occurrence = _mm512_add_epi32(position, _mm512_srai_epi32::<17>(entry));
-        let product = _mm512_mullo_epi32(freq, _mm512_srli_epi32::<12>($x));
-        $acc = _mm512_ternarylogic_epi32::<0xf8>($acc, $shift::<$by>(entry), $mask);
-        $x = refill!(_mm512_add_epi32(product, occurrence), $words, $at);
-    }};
-}
-
-/// 64 symbols of four groups of states, in order.
+/// 64 symbols of four groups of states from a table in three registers, in order. The groups go through each stage
+/// together: a scheduler sees as far as its window is wide, and the steps of one group all wait for each other.
 macro_rules! narrow_64 {
     ($x:expr, $first:expr, $t:expr, $words:expr, $at:expr) => {{
-        let mut acc = _mm512_setzero_si512();
+        let x: [__m512i; 4] = [$x[$first], $x[$first + 1], $x[$first + 2], $x[$first + 3]];
+        let bucket = x.map(|x| _mm512_srli_epi32::<8>(x));
+        let position = x.map(|x| _mm512_and_si512(x, _mm512_set1_epi32(0xff)));
+        let threshold = bucket.map(|b| _mm512_permutexvar_epi32(b, $t.0));
+        let own = bucket.map(|b| _mm512_permutexvar_epi32(b, $t.1));
+        let mut entry = own;
+        let mut sum = x;
+        for g in 0..4 {
+            let other = _mm512_cmpge_epu32_mask(position[g], threshold[g]);
+            entry[g] = _mm512_mask_permutexvar_epi32(own[g], other, bucket[g], $t.2);
+        }
+        for g in 0..4 {
+            let freq = _mm512_and_si512(entry[g], _mm512_set1_epi32(0x1fff));
+            let occurrence = _mm512_add_epi32(position[g], _mm512_srai_epi32::<17>(entry[g]));
+            let product = _mm512_mullo_epi32(freq, _mm512_srli_epi32::<12>(x[g]));
+            sum[g] = _mm512_add_epi32(product, occurrence);
+        }
         let m = |byte: i32| _mm512_set1_epi32(0xf << (8 * byte));
-        narrow!($x[$first], $t, m(0), acc, _mm512_srli_epi32, 13, $words, $at);
-        narrow!($x[$first + 1], $t, m(1), acc, _mm512_srli_epi32, 5, $words, $at);
-        narrow!($x[$first + 2], $t, m(2), acc, _mm512_slli_epi32, 3, $words, $at);
-        narrow!($x[$first + 3], $t, m(3), acc, _mm512_slli_epi32, 11, $words, $at);
+        let acc = _mm512_and_si512(_mm512_srli_epi32::<13>(entry[0]), m(0));
+        let acc = _mm512_ternarylogic_epi32::<0xf8>(acc, _mm512_srli_epi32::<5>(entry[1]), m(1));
+        let acc = _mm512_ternarylogic_epi32::<0xf8>(acc, _mm512_slli_epi32::<3>(entry[2]), m(2));
+        let acc = _mm512_ternarylogic_epi32::<0xf8>(acc, _mm512_slli_epi32::<11>(entry[3]), m(3));
+        for g in 0..4 {
+            $x[$first + g] = refill!(sum[g], $words, $at);
+        }
         acc
     }};
 }
@@ -80,14 +83,53 @@ fn load_table(alias: &Alias) -> (__m512i, __m512i, __m512i) {
     (load(&alias.threshold), load(&alias.own), load(&alias.other))
 }
 
-pub(super) fn decode_narrow(alias: &Alias, cursor: &mut Cursor<'_>, out: &mut [u8]) -> bool {
-    // SAFETY: `available` was asked.
-    unsafe { decode_narrow_avx512(alias, cursor, out) }
+/// Bytes of 64 symbols of a narrow table; ends the function with false where escapes end early.
+macro_rules! to_bytes {
+    ($symbols:expr, $bytes:expr, $escape:expr, $escapes:expr) => {{
+        let mut bytes = _mm512_shuffle_epi8($bytes, $symbols);
+        let escaped = _mm512_cmpeq_epi8_mask($symbols, $escape);
+        if escaped != 0 {
+            let count = escaped.count_ones() as usize;
+            let Some((now, rest)) = $escapes.split_at_checked(count) else { return false };
+            *$escapes = rest;
+            let mut padded = [0u8; 64];
+            padded[..count].copy_from_slice(now);
+            // SAFETY: 64 bytes.
+            let now = unsafe { _mm512_loadu_si512(padded.as_ptr().cast()) };
+            bytes = _mm512_mask_expand_epi8(bytes, escaped, now);
+        }
+        bytes
+    }};
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn decode_narrow_avx512(alias: &Alias, cursor: &mut Cursor<'_>, out: &mut [u8]) -> bool {
+fn load_bytes(alias: &Alias) -> (__m512i, __m512i) {
+    // SAFETY: 16 bytes.
+    let bytes = unsafe { _mm_loadu_si128(alias.bytes.as_ptr().cast()) };
+    // No symbol is 255: without an escape nothing matches.
+    let escape = _mm512_set1_epi8(alias.escape.map_or(-1, |e| e as i8));
+    (_mm512_broadcast_i32x4(bytes), escape)
+}
+
+pub(super) fn decode_narrow(
+    alias: &Alias,
+    cursor: &mut Cursor<'_>,
+    escapes: &mut &[u8],
+    out: &mut [u8],
+) -> bool {
+    // SAFETY: `available` was asked.
+    unsafe { decode_narrow_avx512(alias, cursor, escapes, out) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+fn decode_narrow_avx512(
+    alias: &Alias,
+    cursor: &mut Cursor<'_>,
+    escapes: &mut &[u8],
+    out: &mut [u8],
+) -> bool {
     let table = load_table(alias);
+    let (bytes, escape) = load_bytes(alias);
     let mut x = load_states(&cursor.states);
     let words = cursor.words.as_ptr();
     let mut at = cursor.at;
@@ -95,12 +137,11 @@ fn decode_narrow_avx512(alias: &Alias, cursor: &mut Cursor<'_>, out: &mut [u8]) 
         if at > cursor.len {
             return false;
         }
-        let first = narrow_64!(x, 0, table, words, at);
-        let second = narrow_64!(x, 4, table, words, at);
-        // SAFETY: a step is 128 bytes.
-        unsafe {
-            _mm512_storeu_si512(step.as_mut_ptr().cast(), first);
-            _mm512_storeu_si512(step.as_mut_ptr().add(64).cast(), second);
+        let halves = [narrow_64!(x, 0, table, words, at), narrow_64!(x, 4, table, words, at)];
+        for (half, symbols) in halves.into_iter().enumerate() {
+            let bytes = to_bytes!(symbols, bytes, escape, escapes);
+            // SAFETY: half of a step is 64 bytes.
+            unsafe { _mm512_storeu_si512(step.as_mut_ptr().add(64 * half).cast(), bytes) };
         }
     }
     store_states(&x, &mut cursor.states);
@@ -128,11 +169,7 @@ fn decode_bf16_avx512(
     out: &mut [u8],
 ) -> bool {
     let table = load_table(alias);
-    // SAFETY: 16 bytes.
-    let bytes = unsafe { _mm_loadu_si128(alias.bytes.as_ptr().cast()) };
-    let bytes = _mm512_broadcast_i32x4(bytes);
-    // No symbol is 255: without an escape nothing matches.
-    let escape = _mm512_set1_epi8(alias.escape.map_or(-1, |e| e as i8));
+    let (bytes, escape) = load_bytes(alias);
     // Unpacking works within 128-bit lanes: the first halves of the lanes go to the first half of the values.
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     let mut x = load_states(&cursor.states);
@@ -145,18 +182,7 @@ fn decode_bf16_avx512(
         }
         let halves = [narrow_64!(x, 0, table, words, at), narrow_64!(x, 4, table, words, at)];
         for (half, symbols) in halves.into_iter().enumerate() {
-            let mut exponents = _mm512_shuffle_epi8(bytes, symbols);
-            let escaped = _mm512_cmpeq_epi8_mask(symbols, escape);
-            if escaped != 0 {
-                let count = escaped.count_ones() as usize;
-                let Some((now, rest)) = escapes.split_at_checked(count) else { return false };
-                *escapes = rest;
-                let mut padded = [0u8; 64];
-                padded[..count].copy_from_slice(now);
-                // SAFETY: 64 bytes.
-                let now = unsafe { _mm512_loadu_si512(padded.as_ptr().cast()) };
-                exponents = _mm512_mask_expand_epi8(exponents, escaped, now);
-            }
+            let exponents = to_bytes!(symbols, bytes, escape, escapes);
             // SAFETY: half of a step of each.
             unsafe {
                 let raw = _mm512_loadu_si512(raw.as_ptr().add(64 * half).cast());
@@ -220,6 +246,181 @@ fn decode_by_slot_avx512(
     store_states(&x, &mut cursor.states);
     cursor.at = at;
     at <= cursor.len
+}
+
+/// `out[i] = map[bytes[i]]`, and the bytes that map to `escape` one after another behind what `escapes` holds; whole
+/// vectors only: returns how many bytes were done.
+pub(super) fn map_bytes(
+    map: &[u8; 256],
+    escape: Option<u8>,
+    bytes: &[u8],
+    out: &mut [u8],
+    escapes: &mut Vec<u8>,
+) -> usize {
+    // SAFETY: `available` was asked.
+    unsafe { map_bytes_avx512(map, escape, bytes, out, escapes) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+fn map_bytes_avx512(
+    map: &[u8; 256],
+    escape: Option<u8>,
+    bytes: &[u8],
+    out: &mut [u8],
+    escapes: &mut Vec<u8>,
+) -> usize {
+    // SAFETY: four times 64 are the 256 bytes of the map.
+    let map: [__m512i; 4] =
+        std::array::from_fn(|i| unsafe { _mm512_loadu_si512(map.as_ptr().add(64 * i).cast()) });
+    // Symbols are below 16.
+    let escape = _mm512_set1_epi8(escape.map_or(-1, |e| e as i8));
+    let pairs = bytes.as_chunks::<64>().0.iter().zip(out.as_chunks_mut::<64>().0);
+    let done = 64 * pairs.len();
+    for (bytes, out) in pairs {
+        // SAFETY: 64 bytes.
+        let from = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+        let low = _mm512_permutex2var_epi8(map[0], from, map[1]);
+        let high = _mm512_permutex2var_epi8(map[2], from, map[3]);
+        let to = _mm512_mask_blend_epi8(_mm512_movepi8_mask(from), low, high);
+        let mut escaped = _mm512_cmpeq_epi8_mask(to, escape);
+        while escaped != 0 {
+            escapes.push(bytes[escaped.trailing_zeros() as usize]);
+            escaped &= escaped - 1;
+        }
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), to) };
+    }
+    done
+}
+
+/// What encoding needs of 16 symbols: their frequencies, starts, and how to divide by a frequency f: multiply by
+/// 2^(31 + b) / f, rounded up, with b the bits of f - 1, and shift.
+trait Symbols {
+    fn look_up(&self, symbols: __m512i) -> (__m512i, __m512i);
+}
+
+/// By symbol: `frequency | start << 12 | b << 24` (a frequency is below 4096), and the multiplier.
+struct ByGather {
+    shares: [u32; 256],
+    multipliers: [u32; 256],
+}
+
+struct InRegisters {
+    shares: __m512i,
+    multipliers: __m512i,
+}
+
+impl Symbols for ByGather {
+    #[inline(always)]
+    fn look_up(&self, symbols: __m512i) -> (__m512i, __m512i) {
+        // SAFETY: symbols are below 256, the length of both tables; the caller has AVX-512.
+        unsafe {
+            (
+                _mm512_i32gather_epi32::<4>(symbols, self.shares.as_ptr().cast()),
+                _mm512_i32gather_epi32::<4>(symbols, self.multipliers.as_ptr().cast()),
+            )
+        }
+    }
+}
+
+impl Symbols for InRegisters {
+    #[inline(always)]
+    fn look_up(&self, symbols: __m512i) -> (__m512i, __m512i) {
+        // SAFETY: the caller has AVX-512.
+        unsafe {
+            (
+                _mm512_permutexvar_epi32(symbols, self.shares),
+                _mm512_permutexvar_epi32(symbols, self.multipliers),
+            )
+        }
+    }
+}
+
+pub(super) fn encode(
+    slots: &Slots,
+    states: &mut [u32; LANES],
+    symbols: &[u8],
+    words: &mut [u8],
+    at: usize,
+) -> usize {
+    let mut table = ByGather { shares: [1; 256], multipliers: [0; 256] };
+    for (symbol, code) in slots.codes().into_iter().enumerate().filter(|(_, c)| c.freq > 0) {
+        let bits = u32::BITS - (code.freq - 1).leading_zeros();
+        table.shares[symbol] = code.freq | code.start << 12 | bits << 24;
+        table.multipliers[symbol] = (1u64 << (31 + bits)).div_ceil(u64::from(code.freq)) as u32;
+    }
+    // A gather of 32 bits reads two slots.
+    let mut slot_of = [0u16; PROB_TOTAL as usize + 1];
+    slot_of[..PROB_TOTAL as usize].copy_from_slice(slots.slot_of());
+    // SAFETY: `available` was asked.
+    unsafe {
+        if slots.alias().is_some() {
+            let load = |table: &[u32; 256]| _mm512_loadu_si512(table.as_ptr().cast());
+            let table =
+                InRegisters { shares: load(&table.shares), multipliers: load(&table.multipliers) };
+            encode_avx512(&table, &slot_of, states, symbols, words, at)
+        } else {
+            encode_avx512(&table, &slot_of, states, symbols, words, at)
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+fn encode_avx512<S: Symbols>(
+    table: &S,
+    slot_of: &[u16; PROB_TOTAL as usize + 1],
+    states: &mut [u32; LANES],
+    symbols: &[u8],
+    words: &mut [u8],
+    mut at: usize,
+) -> usize {
+    let mut x = load_states(states);
+    let low_bits = _mm512_set1_epi32(PROB_TOTAL as i32 - 1);
+    for step in symbols.as_chunks::<LANES>().0.iter().rev() {
+        for g in (0..8).rev() {
+            // SAFETY: half of a step is 64 bytes.
+            let half = unsafe { _mm512_loadu_si512(step.as_ptr().add(64 * (g / 4)).cast()) };
+            let symbol = _mm512_srlv_epi32(half, _mm512_set1_epi32(8 * (g % 4) as i32));
+            let symbol = _mm512_and_si512(symbol, _mm512_set1_epi32(0xff));
+            let (share, multiplier) = table.look_up(symbol);
+            let freq = _mm512_and_si512(share, low_bits);
+            // States that would overflow give up 16 bits first.
+            let full = _mm512_cmpge_epu32_mask(x[g], _mm512_slli_epi32::<20>(freq));
+            let count = full.count_ones();
+            let out = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, x[g]));
+            at -= 2 * count as usize;
+            // SAFETY: there are `count` words of room behind `at`: the caller checked for a word a symbol.
+            unsafe {
+                let words = words.as_mut_ptr().add(at).cast();
+                _mm256_mask_storeu_epi16(words, ((1u32 << count) - 1) as u16, out);
+            }
+            let state = _mm512_mask_srli_epi32::<16>(x[g], full, x[g]);
+            // Even and odd lanes multiply apart, to 64 bits.
+            let bits = _mm512_add_epi32(_mm512_srli_epi32::<24>(share), _mm512_set1_epi32(31));
+            let even = _mm512_mul_epu32(state, multiplier);
+            let odd = _mm512_mul_epu32(
+                _mm512_srli_epi64::<32>(state),
+                _mm512_srli_epi64::<32>(multiplier),
+            );
+            let even_bits = _mm512_and_si512(bits, _mm512_set1_epi64(0xff));
+            let even = _mm512_srlv_epi64(even, even_bits);
+            let odd = _mm512_srlv_epi64(odd, _mm512_srli_epi64::<32>(bits));
+            let quotient = _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64::<32>(odd));
+            // The multiplier was rounded up: the quotient may be too large by one where f exceeds 2^11.5.
+            let rest = _mm512_sub_epi32(state, _mm512_mullo_epi32(quotient, freq));
+            let over = _mm512_cmplt_epi32_mask(rest, _mm512_setzero_si512());
+            let quotient = _mm512_mask_sub_epi32(quotient, over, quotient, _mm512_set1_epi32(1));
+            let rest = _mm512_mask_add_epi32(rest, over, rest, freq);
+            let start = _mm512_and_si512(_mm512_srli_epi32::<12>(share), low_bits);
+            let at_slot = _mm512_and_si512(_mm512_add_epi32(rest, start), low_bits);
+            // SAFETY: below 4096; the table has one entry more, so that two can be read.
+            let slot = unsafe { _mm512_i32gather_epi32::<2>(at_slot, slot_of.as_ptr().cast()) };
+            let slot = _mm512_and_si512(slot, _mm512_set1_epi32(0xffff));
+            x[g] = _mm512_or_si512(_mm512_slli_epi32::<12>(quotient), slot);
+        }
+    }
+    store_states(&x, states);
+    at
 }
 
 /// For each mask of lanes that take a word, the word each lane takes.
