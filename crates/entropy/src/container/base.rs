@@ -9,9 +9,10 @@ use tensorpress_tensor::checkpoint::{ByteSource, MappedFile};
 use tensorpress_tensor::{Bytes, Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::format::{MAGIC, TensorInfo};
+use super::format::TensorInfo;
 use super::layout;
 use super::paths::{self, Links};
+use super::preamble::MAGIC;
 use super::reader::Packed;
 
 /// A checkpoint that others are packed against: a safetensors file, a folder of such files, or a packed file.

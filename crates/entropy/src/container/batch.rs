@@ -11,7 +11,8 @@ use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::base::BaseTensor;
-use super::format::{Chunk, PREAMBLE, Segment, Stored};
+use super::format::{Chunk, Segment, Stored};
+use super::preamble::PREAMBLE;
 use crate::chunk::{self, CHUNK_BYTES, Effort};
 use crate::value::ValueType;
 

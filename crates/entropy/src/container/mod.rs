@@ -26,9 +26,13 @@
 
 mod base;
 mod batch;
+mod file;
 mod format;
+mod index;
+mod input;
 mod layout;
 mod paths;
+mod preamble;
 mod progress;
 mod reader;
 mod unpack;
@@ -38,8 +42,10 @@ mod wire;
 mod writer;
 
 pub use base::Base;
-pub use format::{Chunk, FileEntry, Index, MAGIC, Segment, Stored, TensorInfo, VERSION};
+pub use file::PackedFile;
+pub use format::{Chunk, FileEntry, Index, Segment, Stored, TensorInfo};
+pub use preamble::{MAGIC, VERSION};
 pub use progress::{Progress, Watch};
-pub use reader::{Packed, PackedFile};
+pub use reader::Packed;
 pub use verify::Verified;
 pub use writer::{PackReport, Packer};

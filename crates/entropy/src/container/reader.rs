@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use rayon::prelude::*;
-use tensorpress_tensor::checkpoint::{ByteSource, Files, MappedFile};
+use tensorpress_tensor::checkpoint::{ByteSource, MappedFile};
 use tensorpress_tensor::{Bytes, Context, Error, Result};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::base::{Base, BaseTensor};
-use super::format::{Chunk, FileEntry, Index, PREAMBLE, Preamble, Segment, Stored, read_index};
+use super::file::PackedFile;
+use super::format::{Chunk, FileEntry, Index, Segment, Stored};
+use super::index::read_index;
+use super::preamble::{PREAMBLE, Preamble};
 use crate::chunk::{self, CHUNK_BYTES};
 
 /// A packed file. Opening reads its header and index; chunks are decoded when asked for, and checked always.
@@ -324,75 +327,10 @@ impl Packed {
     }
 
     pub(super) fn file_at(&self, number: usize) -> PackedFile {
-        PackedFile { packed: self.clone(), number }
+        PackedFile::new(self.clone(), number)
     }
 }
 
 /// What an error says of bytes that decode to something else than was packed.
 pub(super) const WRONG_HASH: &str =
     "decoded to other bytes than were packed: its hash does not match";
-
-/// A file inside a packed one.
-#[derive(Debug, Clone)]
-pub struct PackedFile {
-    packed: Packed,
-    number: usize,
-}
-
-impl PackedFile {
-    fn entry(&self) -> &FileEntry {
-        &self.packed.inner.index.files[self.number]
-    }
-}
-
-impl ByteSource for PackedFile {
-    fn size(&self) -> u64 {
-        self.entry().len
-    }
-
-    fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        assert!(range.start <= range.end && range.end <= self.size(), "range out of bounds");
-        let first = self.entry().segments.start;
-        let segments = &self.packed.inner.index.segments[self.entry().segments.clone()];
-        let end = |s: &Segment| s.offset + s.len;
-        let from = segments.partition_point(|s| end(s) <= range.start);
-        let mut joined = Vec::new();
-        for (i, segment) in segments.iter().enumerate().skip(from) {
-            if segment.offset >= range.end {
-                break;
-            }
-            let part = range.start.max(segment.offset)..range.end.min(end(segment));
-            let inside = part.start - segment.offset..part.end - segment.offset;
-            let bytes = self.packed.range(first + i, inside)?;
-            if part == range {
-                return Ok(bytes);
-            }
-            joined.extend_from_slice(&bytes);
-        }
-        Ok(joined.into())
-    }
-
-    fn release(&self) {
-        self.packed.release();
-    }
-}
-
-/// The files at the top of the packed folder, or the packed file.
-impl Files for Packed {
-    fn names(&self) -> Result<Vec<String>> {
-        let paths = self.inner.index.files.iter().map(|file| &file.path);
-        Ok(paths.filter(|path| !path.contains('/')).cloned().collect())
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.file(name).is_ok()
-    }
-
-    fn open(&self, name: &str) -> Result<Arc<dyn ByteSource>> {
-        Ok(Arc::new(self.file(name)?))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.inner.path.join(name)
-    }
-}

@@ -1,22 +1,24 @@
 //! Packing.
 
 use std::collections::HashMap;
-use std::fs::{self, Metadata};
+use std::fs::Metadata;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tensorpress_tensor::checkpoint::{ByteSource, MappedFile, write_atomically};
+use tensorpress_tensor::checkpoint::{ByteSource, write_atomically};
 use tensorpress_tensor::{Bytes, Context, Error, Result};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::base::{Base, BaseTensor};
 use super::batch::{Batches, Job};
-use super::format::{FileEntry, Index, PREAMBLE, Preamble, Segment, Stored};
+use super::format::{FileEntry, Index, Segment, Stored};
+use super::input::{Input, check_target, inputs};
 use super::layout::{self, Part};
-use super::paths::{self, Links};
+use super::paths;
+use super::preamble::{PREAMBLE, Preamble};
 use super::progress::{Progress, Watch, tell};
 use crate::chunk::{CHUNK_BYTES, Effort};
 use crate::value::ValueType;
@@ -60,38 +62,6 @@ pub struct PackReport {
     pub delta_tensors: usize,
     /// Bytes of the header and the index.
     pub index_bytes: u64,
-}
-
-/// A file that is to be packed.
-enum Input {
-    Disk(PathBuf),
-    Memory(Bytes),
-}
-
-impl Input {
-    fn open(&self) -> Result<Arc<dyn ByteSource>> {
-        Ok(match self {
-            Self::Disk(path) => Arc::new(MappedFile::open(path)?),
-            Self::Memory(bytes) => Arc::new(bytes.clone()),
-        })
-    }
-
-    /// What tells whether a file was changed.
-    fn metadata(&self) -> Result<Option<Metadata>> {
-        match self {
-            Self::Disk(path) => {
-                fs::metadata(path).map(Some).map_err(|e| Error::io("look at the file", path, e))
-            }
-            Self::Memory(_) => Ok(None),
-        }
-    }
-
-    fn size(&self) -> Result<u64> {
-        match self {
-            Self::Disk(_) => Ok(self.metadata()?.map_or(0, |m| m.len())),
-            Self::Memory(bytes) => Ok(bytes.size()),
-        }
-    }
 }
 
 impl<'a> Packer<'a> {
@@ -339,45 +309,4 @@ fn hash(source: &dyn ByteSource, range: &Range<u64>, whole: &mut Xxh3) -> Result
         at = to;
     }
     Ok(part.digest128())
-}
-
-/// The files to pack, sorted, and whether they are those of a folder.
-fn inputs(from: &Path) -> Result<(Vec<(String, Input)>, bool)> {
-    let found = fs::metadata(from).map_err(|e| Error::io("look at the file", from, e))?;
-    if found.is_dir() {
-        let files = paths::list(from, Links::Refuse)?;
-        let disk = |(relative, path)| (relative, Input::Disk(path));
-        return Ok((files.into_iter().map(disk).collect(), true));
-    }
-    if !found.is_file() {
-        return Err(Error::unsupported("is neither a file nor a folder").in_file(from));
-    }
-    let name = from.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| Error::unsupported("its name is no UTF-8").in_file(from))?;
-    paths::check([name]).map_err(|_| {
-        Error::unsupported("its name has a meaning on other systems and cannot be stored")
-            .in_file(from)
-    })?;
-    Ok((vec![(name.to_owned(), Input::Disk(from.to_path_buf()))], false))
-}
-
-/// Whether the packed file may go to `to`.
-fn check_target(from: &Path, to: &Path, force: bool) -> Result<()> {
-    if to.file_name().is_none() {
-        return Err(Error::invalid("is no name for a new file").in_file(to));
-    }
-    let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let (Ok(from), Ok(folder)) = (from.canonicalize(), folder.canonicalize()) {
-        let to = folder.join(to.file_name().unwrap_or_default());
-        if to == from || (from.is_dir() && to.starts_with(&from)) {
-            let what = "is what is packed, or lies in it; write elsewhere";
-            return Err(Error::invalid(what).in_file(to));
-        }
-    }
-    match fs::symlink_metadata(to) {
-        Err(_) => Ok(()),
-        Ok(_) if !force => Err(Error::invalid("exists already; --force replaces it").in_file(to)),
-        Ok(found) if found.is_file() => Ok(()),
-        Ok(_) => Err(Error::invalid("exists and is no regular file").in_file(to)),
-    }
 }
