@@ -5,11 +5,14 @@
 
 mod form;
 mod plane;
+mod split;
+mod window;
 
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::{Error, Result};
 
 use crate::value::ValueType;
+use crate::varint::{read_varint, write_varint};
 use form::Form;
 use plane::Coded;
 
@@ -32,6 +35,7 @@ const RAW: u8 = 0;
 const CONSTANT: u8 = 1;
 const PALETTE: u8 = 2;
 const PLANES: u8 = 3;
+const SPLIT: u8 = 4;
 
 /// Codes `data`, which need not be a whole number of values. With `base` (as long as `data`), what is coded is the
 /// difference from it. Equal inputs give equal bytes.
@@ -52,6 +56,10 @@ pub fn encode(values: ValueType, data: &[u8], base: Option<&[u8]>, effort: Effor
             stored.extend_from_slice(&body[..width]);
         } else {
             stored = encode_varying(values, body, base.map(|b| &b[..whole]), effort);
+            if let (None, Some(flags)) = (base, split::flags(values, body)) {
+                let parted = encode_split(values, &flags, body, effort);
+                stored = if parted.len() < stored.len() { parted } else { stored };
+            }
         }
         stored.extend_from_slice(tail);
     }
@@ -65,14 +73,26 @@ pub fn encode(values: ValueType, data: &[u8], base: Option<&[u8]>, effort: Effor
 
 fn encode_varying(values: ValueType, body: &[u8], base: Option<&[u8]>, effort: Effort) -> Vec<u8> {
     let candidates = Form::candidates(values, base.is_some(), effort);
-    let by_planes = candidates.into_iter().map(|form| {
+    let by_planes = candidates.into_iter().filter_map(|form| {
         let mut stored = vec![PLANES, form.id()];
-        let planes = form.planes(values, body, base);
+        let planes = form.planes(values, body, base, &mut stored)?;
         planes.iter().for_each(|p| plane::encode(p, effort, &mut stored));
-        stored
+        Some(stored)
     });
     let palette = if base.is_none() { encode_palette(values, body, effort) } else { None };
     by_planes.chain(palette).min_by_key(Vec::len).expect("at least one form")
+}
+
+/// Two parts, each coded as a chunk of its own: flags as a plane, the length of the first part's code, both codes.
+fn encode_split(values: ValueType, flags: &[u8], body: &[u8], effort: Effort) -> Vec<u8> {
+    let mut stored = vec![SPLIT];
+    plane::encode(flags, Effort::Best, &mut stored);
+    let [first, second] =
+        split::part(values, flags, body).map(|part| encode_varying(values, &part, None, effort));
+    write_varint(first.len() as u64, &mut stored);
+    stored.extend_from_slice(&first);
+    stored.extend_from_slice(&second);
+    stored
 }
 
 /// At most this many values have a palette.
@@ -135,7 +155,8 @@ pub fn decode_on(
     assert!(base.is_none_or(|b| b.len() == out.len()), "base of another length");
     let (scheme, mut rest) = stored.split_first().ok_or_else(|| early("chunk"))?;
     let width = values.width();
-    let (body, tail) = out.split_at_mut(if *scheme == RAW { 0 } else { out.len() / width * width });
+    let whole = if *scheme == RAW { 0 } else { out.len() / width * width };
+    let (body, tail) = out.split_at_mut(whole);
     match *scheme {
         RAW => {}
         CONSTANT => {
@@ -143,15 +164,8 @@ pub fn decode_on(
             body.chunks_exact_mut(width).for_each(|out| out.copy_from_slice(value));
             rest = after;
         }
-        PALETTE => decode_palette(isa, width, &mut rest, body)?,
-        PLANES => {
-            let (form, after) = rest.split_first().ok_or_else(|| early("form"))?;
-            let form = Form::from_id(*form)?;
-            rest = after;
-            let base = base.map(|b| &b[..body.len()]);
-            decode_planes(isa, values, form, &mut rest, base, body)?;
-        }
-        scheme => return Err(Error::version(format!("unknown chunk scheme {scheme}"))),
+        SPLIT => decode_split(isa, values, &mut rest, body)?,
+        scheme => decode_varying(isa, values, scheme, &mut rest, base.map(|b| &b[..whole]), body)?,
     }
     if rest.len() != tail.len() {
         let expected = tail.len();
@@ -162,6 +176,41 @@ pub fn decode_on(
     }
     tail.copy_from_slice(rest);
     Ok(())
+}
+
+fn decode_varying(
+    isa: Isa,
+    values: ValueType,
+    scheme: u8,
+    rest: &mut &[u8],
+    base: Option<&[u8]>,
+    out: &mut [u8],
+) -> Result<()> {
+    match scheme {
+        PALETTE => decode_palette(isa, values.width(), rest, out),
+        PLANES => {
+            let (form, after) = rest.split_first().ok_or_else(|| early("form"))?;
+            *rest = after;
+            decode_planes(isa, values, Form::from_id(*form)?, rest, base, out)
+        }
+        scheme => Err(Error::version(format!("unknown chunk scheme {scheme}"))),
+    }
+}
+
+fn decode_split(isa: Isa, values: ValueType, rest: &mut &[u8], out: &mut [u8]) -> Result<()> {
+    let mut flags = vec![0; split::flag_bytes(values, out.len())];
+    Coded::take(rest, flags.len())?.decode(isa, &mut flags)?;
+    let first = usize::try_from(read_varint(rest)?).unwrap_or(usize::MAX);
+    let (first, second) = rest.split_at_checked(first).ok_or_else(|| early("first part"))?;
+    let mut parts = split::lengths(values, &flags, out.len()).map(|len| vec![0; len]);
+    let mut after = &[][..];
+    for (part, coded) in parts.iter_mut().zip([first, second]) {
+        let (scheme, body) = coded.split_first().ok_or_else(|| early("part"))?;
+        after = body;
+        decode_varying(isa, values, *scheme, &mut after, None, part)?;
+    }
+    *rest = after;
+    split::unite(values, &flags, [&parts[0], &parts[1]], out)
 }
 
 fn decode_palette(isa: Isa, width: usize, rest: &mut &[u8], out: &mut [u8]) -> Result<()> {
@@ -188,6 +237,7 @@ fn decode_planes(
     out: &mut [u8],
 ) -> Result<()> {
     let width = values.width();
+    let window = form.take_window(rest, width, out.len() / width)?;
     let planes: Vec<Coded<'_>> =
         (0..width).map(|_| Coded::take(rest, out.len() / width)).collect::<Result<_>>()?;
     if let ([low, high], true) = (&planes[..], form.is_plain_float()) {
@@ -209,7 +259,7 @@ fn decode_planes(
     for (plane, buffer) in planes.iter().zip(&buffers) {
         whole.push(plane.raw()?.unwrap_or(buffer));
     }
-    form.join(values, &whole, base, out)
+    form.join(values, &whole, base, window.as_ref(), out)
 }
 
 fn early(what: &str) -> Error {

@@ -1,11 +1,11 @@
 //! A byte plane, coded by whichever coder makes it smallest.
 
-use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::{Isa, pack_bits, packed_len, unpack_bits};
 use tensorpress_tensor::{Error, Result};
 
 use super::Effort;
 use crate::coder::blocks::{Blocks, Plan, count, histograms};
-use crate::coder::huffman;
+use crate::coder::{classes, huffman};
 use crate::model::Counts;
 use crate::varint::{read_varint, write_varint};
 
@@ -17,11 +17,13 @@ pub(crate) enum Coding {
     Constant = 1,
     Rans = 2,
     Huffman = 3,
+    Packed = 4,
+    Classes = 5,
 }
 
 impl Coding {
     fn from_id(id: u8) -> Result<Self> {
-        [Self::Raw, Self::Constant, Self::Rans, Self::Huffman]
+        [Self::Raw, Self::Constant, Self::Rans, Self::Huffman, Self::Packed, Self::Classes]
             .into_iter()
             .find(|c| *c as u8 == id)
             .ok_or_else(|| Error::version(format!("unknown coding {id} of a plane")))
@@ -33,6 +35,8 @@ impl Coding {
             Self::Constant => "constant",
             Self::Rans => "rans",
             Self::Huffman => "huffman",
+            Self::Packed => "packed",
+            Self::Classes => "classes",
         }
     }
 }
@@ -106,6 +110,11 @@ fn encode_varying(
             Effort::Best => (&[14, 15, 16, 17, 18, 20], 0.0),
         };
         let plan = Plan::best(grains, sizes, wide_worth);
+        if effort == Effort::Best
+            && classes::encode(Isa::detect(), plane, plan.bytes.min(worth), body)
+        {
+            return Coding::Classes;
+        }
         if plan.bytes < worth {
             plan.encode(plane, body);
             if body.len() < plane.len() {
@@ -114,6 +123,16 @@ fn encode_varying(
         }
     }
     body.clear();
+    // Bits that are 0 in every symbol.
+    let used = (0..=255u8).filter(|s| counts[usize::from(*s)] > 0).fold(0, |or, s| or | s);
+    let (shift, bits) = (used.trailing_zeros(), 8 - used.leading_zeros() - used.trailing_zeros());
+    if bits < 8 {
+        let shifted: Vec<u8> = plane.iter().map(|s| s >> shift).collect();
+        body.resize(2 + packed_len(plane.len(), bits), 0);
+        body[..2].copy_from_slice(&[shift as u8, bits as u8]);
+        pack_bits(&shifted, bits, &mut body[2..]);
+        return Coding::Packed;
+    }
     body.extend_from_slice(plane);
     Coding::Raw
 }
@@ -196,7 +215,25 @@ impl<'a> Coded<'a> {
                 Ok(())
             }
             (None, Coding::Huffman, body) => huffman::decode(body, out),
+            (None, Coding::Classes, _) => classes::decode(isa, self.from_body, self.len, out),
+            (None, Coding::Packed, body) => unpack(body, out),
             _ => Err(Error::corruption("constant plane without its byte")),
         }
     }
+}
+
+fn unpack(body: &[u8], out: &mut [u8]) -> Result<()> {
+    let Some(([shift, bits], packed)) = body.split_first_chunk::<2>() else {
+        return Err(Error::insufficient("packed plane ends early"));
+    };
+    let bits = u32::from(*bits);
+    if !(1..8).contains(&bits)
+        || u32::from(*shift) + bits > 8
+        || packed.len() != packed_len(out.len(), bits)
+    {
+        return Err(Error::corruption(format!("{} bytes packed at {bits} bits", packed.len())));
+    }
+    unpack_bits(packed, bits, 0, out);
+    out.iter_mut().for_each(|s| *s <<= shift);
+    Ok(())
 }

@@ -3,6 +3,7 @@
 //! Every coder works on whole slices, so that nobody meets the order in which it works inside.
 
 pub(crate) mod blocks;
+pub(crate) mod classes;
 pub(crate) mod huffman;
 mod interface;
 pub mod range;

@@ -1,5 +1,7 @@
 //! Where the frequencies of a table lie among the 4096 slots of a rANS state.
 
+use std::sync::OnceLock;
+
 use crate::model::{PROB_TOTAL, Table};
 
 /// Buckets of the alias layout, and slots of one.
@@ -15,11 +17,15 @@ const BUCKET: u32 = PROB_TOTAL / BUCKETS as u32;
 #[derive(Debug)]
 pub(crate) struct Slots {
     entries: Vec<Entry>,
-    /// Slot of the r-th occurrence of the entry that starts at `start`: `slot_of[start + r]`.
-    slot_of: Vec<u16>,
     narrow: Option<Alias>,
-    wide: [u8; 256],
+    /// Entry of each byte.
+    entry_of: [u8; 256],
+    slot_of: OnceLock<Vec<u16>>,
+    by_slot: OnceLock<Box<BySlot>>,
 }
+
+/// By slot: `symbol | frequency << 8 | occurrence << 20`.
+pub(crate) type BySlot = [u32; PROB_TOTAL as usize];
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
@@ -61,75 +67,14 @@ impl Slots {
             entries.push(Entry { byte, freq: u32::from(freq), start });
             start += u32::from(freq);
         }
-        let mut wide = [0; 256];
+        let mut entry_of = [0; 256];
         for (i, entry) in entries.iter().enumerate() {
             if let Some(byte) = entry.byte {
-                wide[usize::from(byte)] = i as u8;
+                entry_of[usize::from(byte)] = i as u8;
             }
         }
-        let mut slots =
-            Self { entries, slot_of: (0..PROB_TOTAL as u16).collect(), narrow: None, wide };
-        if slots.entries.len() <= BUCKETS {
-            slots.lay_out_alias();
-        }
-        slots
-    }
-
-    /// Vose's method in integers: buckets with too little take from those with too much, in the order of a stack, so
-    /// that every machine finds the same layout.
-    fn lay_out_alias(&mut self) {
-        let count = self.entries.len();
-        let mut left: [u32; BUCKETS] =
-            std::array::from_fn(|i| self.entries.get(i).map_or(0, |e| e.freq));
-        let mut threshold = [BUCKET; BUCKETS];
-        let mut other = [0usize; BUCKETS];
-        let mut poor: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] < BUCKET).collect();
-        let mut rich: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] >= BUCKET).collect();
-        while let Some(bucket) = poor.pop() {
-            let giver = *rich.last().expect("what one bucket lacks another has");
-            threshold[bucket] = left[bucket];
-            other[bucket] = giver;
-            left[giver] -= BUCKET - left[bucket];
-            if left[giver] < BUCKET {
-                rich.pop();
-                poor.push(giver);
-            }
-        }
-        // A rich bucket keeps BUCKET of its own; what it gave is numbered after that, by bucket.
-        let own =
-            |bucket: usize| threshold[bucket].min(self.entries.get(bucket).map_or(0, |e| e.freq));
-        let mut next: [u32; BUCKETS] = std::array::from_fn(own);
-        let mut alias = Alias {
-            threshold,
-            own: [0; BUCKETS],
-            other: [0; BUCKETS],
-            bytes: [0; BUCKETS],
-            escape: None,
-        };
-        for bucket in 0..BUCKETS {
-            let first = bucket as u32 * BUCKET;
-            if let Some(entry) = self.entries.get(bucket) {
-                alias.own[bucket] = entry.freq | (bucket as u32) << 13;
-                alias.bytes[bucket] = entry.byte.unwrap_or(0);
-                for r in 0..threshold[bucket] {
-                    self.slot_of[(entry.start + r) as usize] = (first + r) as u16;
-                }
-            }
-            if threshold[bucket] < BUCKET {
-                let giver = other[bucket];
-                let entry = self.entries[giver];
-                let shift = next[giver] as i32 - threshold[bucket] as i32;
-                alias.other[bucket] = entry.freq | (giver as u32) << 13 | (shift as u32) << 17;
-                for position in threshold[bucket]..BUCKET {
-                    self.slot_of[(entry.start + next[giver]) as usize] = (first + position) as u16;
-                    next[giver] += 1;
-                }
-            }
-        }
-        if self.entries[count - 1].byte.is_none() {
-            alias.escape = Some(count as u8 - 1);
-        }
-        self.narrow = Some(alias);
+        let narrow = (entries.len() <= BUCKETS).then(|| Alias::lay_out(&entries));
+        Self { entries, narrow, entry_of, slot_of: OnceLock::new(), by_slot: OnceLock::new() }
     }
 
     /// The layout in registers, of a narrow table.
@@ -140,7 +85,7 @@ impl Slots {
     /// What a kernel decodes for each byte value that it puts out: `Some` maps symbols to bytes.
     pub(crate) fn symbol_of(&self, byte: u8) -> u8 {
         match self.narrow {
-            Some(_) => self.wide[usize::from(byte)],
+            Some(_) => self.entry_of[usize::from(byte)],
             None => byte,
         }
     }
@@ -168,23 +113,94 @@ impl Slots {
         codes
     }
 
-    /// Slots by start + occurrence.
+    /// Slot of the r-th occurrence of the entry that starts at `start`: `slot_of[start + r]`.
     pub(crate) fn slot_of(&self) -> &[u16] {
-        &self.slot_of
+        self.slot_of.get_or_init(|| match &self.narrow {
+            None => (0..PROB_TOTAL as u16).collect(),
+            Some(alias) => {
+                let mut slots = vec![0; PROB_TOTAL as usize];
+                for slot in 0..PROB_TOTAL {
+                    let (symbol, occurrence) = alias.occurrence(slot);
+                    let start = self.entries[symbol].start;
+                    slots[(start + occurrence) as usize] = slot as u16;
+                }
+                slots
+            }
+        })
     }
 
-    /// By slot: `symbol | frequency << 8 | occurrence << 20`.
-    pub(crate) fn by_slot(&self, out: &mut [u32; PROB_TOTAL as usize]) {
-        for (i, entry) in self.entries.iter().enumerate() {
-            let symbol = match (&self.narrow, entry.byte) {
-                (None, Some(byte)) => u32::from(byte),
-                _ => i as u32,
-            };
-            for r in 0..entry.freq {
-                let slot = self.slot_of[(entry.start + r) as usize];
-                out[usize::from(slot)] = symbol | entry.freq << 8 | r << 20;
+    /// The table by slot, for kernels that look it up in memory.
+    pub(crate) fn by_slot(&self) -> &BySlot {
+        self.by_slot.get_or_init(|| {
+            let mut table = Box::new([0; PROB_TOTAL as usize]);
+            for (i, entry) in self.entries.iter().enumerate() {
+                let symbol = match (&self.narrow, entry.byte) {
+                    (None, Some(byte)) => u32::from(byte),
+                    _ => i as u32,
+                };
+                for r in 0..entry.freq {
+                    let slot = self.slot_of()[(entry.start + r) as usize];
+                    table[usize::from(slot)] = symbol | entry.freq << 8 | r << 20;
+                }
+            }
+            table
+        })
+    }
+}
+
+impl Alias {
+    /// Vose's method in integers: buckets with too little take from those with too much, in the order of a stack, so
+    /// that every machine finds the same layout.
+    fn lay_out(entries: &[Entry]) -> Self {
+        let freq = |bucket: usize| entries.get(bucket).map_or(0, |e| e.freq);
+        let mut left: [u32; BUCKETS] = std::array::from_fn(freq);
+        let mut threshold = [BUCKET; BUCKETS];
+        let mut giver_of = [0usize; BUCKETS];
+        let mut poor: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] < BUCKET).collect();
+        let mut rich: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] >= BUCKET).collect();
+        while let Some(bucket) = poor.pop() {
+            let giver = *rich.last().expect("what one bucket lacks another has");
+            threshold[bucket] = left[bucket];
+            giver_of[bucket] = giver;
+            left[giver] -= BUCKET - left[bucket];
+            if left[giver] < BUCKET {
+                rich.pop();
+                poor.push(giver);
             }
         }
+        // Occurrences in an entry's own bucket come first, those in others' after them, by bucket.
+        let mut next: [u32; BUCKETS] = std::array::from_fn(|i| threshold[i].min(freq(i)));
+        let mut alias = Self {
+            threshold,
+            own: [0; BUCKETS],
+            other: [0; BUCKETS],
+            bytes: [0; BUCKETS],
+            escape: entries.iter().position(|e| e.byte.is_none()).map(|i| i as u8),
+        };
+        for bucket in 0..BUCKETS {
+            if let Some(entry) = entries.get(bucket) {
+                alias.own[bucket] = entry.freq | (bucket as u32) << 13;
+                alias.bytes[bucket] = entry.byte.unwrap_or(0);
+            }
+            if threshold[bucket] < BUCKET {
+                let giver = giver_of[bucket];
+                let shift = next[giver] as i32 - threshold[bucket] as i32;
+                let freq = entries[giver].freq;
+                alias.other[bucket] = freq | (giver as u32) << 13 | (shift as u32) << 17;
+                next[giver] += BUCKET - threshold[bucket];
+            }
+        }
+        alias
+    }
+
+    /// Symbol and number of the occurrence that a slot holds.
+    fn occurrence(&self, slot: u32) -> (usize, u32) {
+        let (bucket, position) = ((slot / BUCKET) as usize, slot % BUCKET);
+        if position < self.threshold[bucket] {
+            return (bucket, position);
+        }
+        let other = self.other[bucket];
+        ((other >> 13 & 0xf) as usize, (position as i32 + (other as i32 >> 17)) as u32)
     }
 }
 
@@ -206,9 +222,7 @@ mod tests {
                 seen.sort_unstable();
                 assert!(seen.iter().enumerate().all(|(i, s)| i == usize::from(*s)), "{n} {skew}");
                 let Some(alias) = slots.alias() else { continue };
-                let mut list = [0; 4096];
-                slots.by_slot(&mut list);
-                for (slot, entry) in list.iter().enumerate() {
+                for (slot, entry) in slots.by_slot().iter().enumerate() {
                     let (bucket, position) = (slot / 256, (slot % 256) as u32);
                     let own = position < alias.threshold[bucket];
                     let found = if own { alias.own[bucket] } else { alias.other[bucket] };

@@ -9,8 +9,7 @@ mod x86;
 
 use tensorpress_tensor::kernels::Isa;
 
-use crate::coder::slots::Slots;
-use crate::model::PROB_TOTAL;
+use crate::coder::slots::{BySlot, Slots};
 
 pub(crate) use merge::{join_planes, split_planes};
 
@@ -56,21 +55,15 @@ pub(crate) fn decode(
     if let (true, Some(alias)) = (x86::available(isa), slots.alias()) {
         return x86::decode_narrow(alias, cursor, escapes, out);
     }
-    let mut by_slot = [0; PROB_TOTAL as usize];
-    slots.by_slot(&mut by_slot);
+    let by_slot = slots.by_slot();
     // By pieces that stay in the nearest cache until their symbols are bytes.
     out.chunks_mut(32 * LANES).all(|out| {
-        decode_by_slot(isa, &by_slot, cursor, out)
+        decode_by_slot(isa, by_slot, cursor, out)
             && slots.alias().is_none_or(|alias| generic::to_bytes(alias, out, escapes))
     })
 }
 
-fn decode_by_slot(
-    isa: Isa,
-    by_slot: &[u32; PROB_TOTAL as usize],
-    cursor: &mut Cursor<'_>,
-    out: &mut [u8],
-) -> bool {
+fn decode_by_slot(isa: Isa, by_slot: &BySlot, cursor: &mut Cursor<'_>, out: &mut [u8]) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         if x86::available(isa) {
