@@ -1,4 +1,4 @@
-//! Peak resident memory of compressing a billion parameters, measured by `/usr/bin/time -v`.
+//! Peak resident memory of compressing and packing a billion parameters, measured by `/usr/bin/time -v`.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,10 @@ const RUNS: [(&str, &[&str], u64); 2] = [
     ("gptq(bits=4, group=128)", &["--calib-windows", "8", "--calib-length", "256"], 1_500_000_000),
 ];
 
-/// Compresses the made checkpoint in `folder` (written first if it is not there) by each recipe.
+/// The bound of packing, verifying and unpacking, in bytes.
+const PACKING: u64 = 300_000_000;
+
+/// Compresses and packs the made checkpoint in `folder` (written first if it is not there) by each recipe, and packs it.
 pub fn run(folder: &Path) -> Outcome {
     if !folder.join("model.safetensors.index.json").is_file() {
         made::write(folder)?;
@@ -23,29 +26,51 @@ pub fn run(folder: &Path) -> Outcome {
     let mut failures = Vec::new();
     for (recipe, arguments, bound) in RUNS {
         let out = folder.with_extension("compressed");
-        let mut command = Command::new("/usr/bin/time");
-        command.arg("-v").arg(&program).arg("compress").arg(folder);
+        let mut command = timed(&program);
+        command.arg("compress").arg(folder);
         command.args(["--recipe", recipe, "--force", "--json", "--out"]).arg(&out).args(arguments);
         command.arg("--calib").arg(root().join("crates/model/demo/calib.txt"));
-        let output =
-            command.output().map_err(|e| format!("{command:?}: {e} (Debian package `time`)"))?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            return Err(format!("{command:?}: {}\n{errors}", output.status));
-        }
-        let line = errors.lines().find(|l| l.contains("Maximum resident set size"));
-        let kib = line.and_then(|l| l.rsplit(' ').next()?.parse::<u64>().ok());
-        let peak = 1024 * kib.ok_or("no peak memory in the output of time")?;
-        let elapsed = errors.lines().find(|l| l.contains("Elapsed")).unwrap_or_default().trim();
-        println!(
-            "{recipe}: peak {:.3} GB (bound {:.1} GB), {elapsed}",
-            peak as f64 / 1e9,
-            bound as f64 / 1e9
-        );
-        if peak > bound {
+        if measure(recipe, &mut command)? > bound {
             failures.push(recipe);
         }
         std::fs::remove_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
     }
+    let [packed, unpacked] = ["tpk", "unpacked"].map(|name| folder.with_extension(name));
+    let mut pack = timed(&program);
+    pack.arg("pack").arg(folder).args(["--force", "--json", "--out"]).arg(&packed);
+    let mut verify = timed(&program);
+    verify.arg("verify").arg(&packed).arg("--json");
+    let mut unpack = timed(&program);
+    unpack.arg("unpack").arg(&packed).args(["--force", "--json", "--out"]).arg(&unpacked);
+    for (name, mut command) in [("pack", pack), ("verify", verify), ("unpack", unpack)] {
+        if measure(name, &mut command)? > PACKING {
+            failures.push(name);
+        }
+    }
+    execute(Command::new("diff").arg("-r").args([folder, &unpacked]))?;
+    std::fs::remove_dir_all(&unpacked).map_err(|e| format!("{}: {e}", unpacked.display()))?;
+    std::fs::remove_file(&packed).map_err(|e| format!("{}: {e}", packed.display()))?;
     if failures.is_empty() { Ok(()) } else { Err(format!("over the bound: {failures:?}")) }
+}
+
+fn timed(program: &Path) -> Command {
+    let mut command = Command::new("/usr/bin/time");
+    command.arg("-v").arg(program);
+    command
+}
+
+/// Runs a command under `time`; prints and gives its peak resident memory in bytes.
+fn measure(name: &str, command: &mut Command) -> Outcome<u64> {
+    let output =
+        command.output().map_err(|e| format!("{command:?}: {e} (Debian package `time`)"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("{command:?}: {}\n{errors}", output.status));
+    }
+    let line = errors.lines().find(|l| l.contains("Maximum resident set size"));
+    let kib = line.and_then(|l| l.rsplit(' ').next()?.parse::<u64>().ok());
+    let peak = 1024 * kib.ok_or("no peak memory in the output of time")?;
+    let elapsed = errors.lines().find(|l| l.contains("Elapsed")).unwrap_or_default().trim();
+    println!("{name}: peak {:.3} GB, {elapsed}", peak as f64 / 1e9);
+    Ok(peak)
 }

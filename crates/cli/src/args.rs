@@ -6,7 +6,11 @@ use clap::{Parser, Subcommand};
 use tensorpress::pipeline::{DEFAULT_CHARS, DEFAULT_WINDOWS};
 
 /// What MODEL may be; the same for every command.
-const MODEL: &str = "A Hugging Face folder, a compressed folder, hf://owner/name, or `demo`, a small model that is built in";
+const MODEL: &str = "A Hugging Face folder, a compressed folder, a packed file (.tpk), hf://owner/name, or `demo`, a small \
+                     model that is built in";
+
+/// What goes with a MODEL that is a packed difference.
+const BASE: &str = "What a MODEL that is packed against a base was packed against";
 
 /// Compress neural networks on CPUs, and judge what is left.
 #[derive(Debug, Parser)]
@@ -26,12 +30,95 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Continue a text
     Run(Run),
+    /// Make a file or folder smaller without losing a bit
+    Pack(Pack),
+    /// Restore what was packed, byte for byte
+    Unpack(Unpack),
+    /// Check every bit of a packed file; exit code 1 on any damage
+    Verify(Verify),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Folders are packed with every regular file below them. Symbolic links are refused; permissions and times are \
+                        not kept.\nWith --json: bytes_before, bytes_after, ratio (packed over unpacked length), seconds, \
+                        peak_rss_bytes, files, tensors, duplicate_bytes, delta_tensors, index_bytes"
+)]
+pub(crate) struct Pack {
+    /// A file or folder; safetensors are coded tensor by tensor
+    #[arg(value_name = "FILE_OR_FOLDER")]
+    pub(crate) from: PathBuf,
+    /// The packed file
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Store tensors as differences from those of this file, folder or packed file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) base: Option<PathBuf>,
+    /// How hard to try
+    #[arg(long, value_enum, default_value_t = Effort::Fast)]
+    pub(crate) effort: Effort,
+    /// Replace the packed file if it is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Effort {
+    /// Decodes at a good part of the speed of copying
+    Fast,
+    /// Smaller, but slow both ways
+    Best,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "With --json: bytes_before (packed), bytes_after (unpacked), ratio (packed over unpacked length), seconds, \
+                        peak_rss_bytes, files, tensors"
+)]
+pub(crate) struct Unpack {
+    /// A packed file
+    #[arg(value_name = "PACKED")]
+    pub(crate) packed: PathBuf,
+    /// The file or folder to restore
+    #[arg(long, short, value_name = "FILE_OR_FOLDER")]
+    pub(crate) out: PathBuf,
+    /// What it was packed against
+    #[arg(long, value_name = "FILE")]
+    pub(crate) base: Option<PathBuf>,
+    /// Replace what is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "With --json: ok, bytes_before (unpacked), bytes_after (packed), ratio, seconds, peak_rss_bytes, files, tensors, \
+                        damages: [{file, tensor, message}]"
+)]
+pub(crate) struct Verify {
+    /// A packed file
+    #[arg(value_name = "PACKED")]
+    pub(crate) packed: PathBuf,
+    /// What it was packed against
+    #[arg(long, value_name = "FILE")]
+    pub(crate) base: Option<PathBuf>,
+    /// Print one JSON object, also about damage
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Inspect {
     #[arg(help = MODEL)]
     pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -42,6 +129,8 @@ pub(crate) struct Inspect {
 pub(crate) struct Compress {
     #[arg(help = MODEL)]
     pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
     /// A preset, a line of stages, or a .toml file
     #[arg(long, short)]
     pub(crate) recipe: String,
@@ -78,6 +167,8 @@ pub(crate) struct Compress {
 pub(crate) struct Eval {
     #[arg(help = MODEL)]
     pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
     /// The model whose predictions are the measure, usually the uncompressed one
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<String>,
@@ -99,6 +190,8 @@ pub(crate) struct Eval {
 pub(crate) struct Run {
     #[arg(help = MODEL)]
     pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
     /// The text to continue
     #[arg(long, short)]
     pub(crate) prompt: String,

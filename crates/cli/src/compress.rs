@@ -30,7 +30,7 @@ struct Result {
 
 pub(crate) fn run(args: &Compress) -> Outcome {
     let recipe = Recipe::read(&args.recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
-    let opened = open(&args.model)?;
+    let opened = open(&args.model, args.base.as_deref())?;
     let calibration = calibration(args, &opened)?;
     // A text that cannot be read or encoded is better found before the work.
     let judged = match &args.eval {

@@ -70,7 +70,7 @@ pub(crate) fn decoder(source: &Source) -> Result<Decoder> {
 }
 
 pub(crate) fn run(args: &Eval) -> Outcome {
-    let opened = open(&args.model)?;
+    let opened = open(&args.model, args.base.as_deref())?;
     let (text, file) = text_of("--text", args.text.as_deref(), &opened)?;
     let source = &opened.source;
     let limits = Limits { max_segments: args.max_segments, max_tokens: args.max_tokens };
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Eval) -> Outcome {
     let judgement = match &args.reference {
         None => perplexity(&model, &segments, &tell)?,
         Some(reference) => {
-            let reference = open(reference)?;
+            let reference = open(reference, args.base.as_deref())?;
             compare(&decoder(&reference.source)?, &model, &segments, &tell)?
         }
     };

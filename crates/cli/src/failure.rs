@@ -9,6 +9,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// The work failed: exit code 1.
     Failed(Error),
+    /// What is wrong was said already: exit code 1.
+    Told,
     /// Nobody reads standard output any more: not worth a word.
     Closed,
 }
@@ -42,7 +44,7 @@ impl Failure {
                 eprintln!("error: {error}");
                 ExitCode::from(1)
             }
-            Self::Closed => ExitCode::from(1),
+            Self::Told | Self::Closed => ExitCode::from(1),
         }
     }
 }

@@ -3,12 +3,14 @@
 use serde::Serialize;
 use tensorpress::bill::{Bill, LayerBill};
 use tensorpress::model::{Config, Source};
-use tensorpress::tensor::{DType, Storage, Tensor};
+use tensorpress::tensor::{DType, Storage};
 
 use crate::args::Inspect;
 use crate::failure::Outcome;
-use crate::open::open;
+use crate::open::{open, packed};
 use crate::output::{bytes, itemised, print, print_json, table};
+
+mod container;
 
 #[derive(Serialize)]
 struct Inspection<'a> {
@@ -33,13 +35,20 @@ struct Stored {
 }
 
 pub(crate) fn run(args: &Inspect) -> Outcome {
-    let opened = open(&args.model)?;
-    let source = &opened.source;
-    let bill = Bill::of(source)?;
-    let tensors = stored(source, &bill)?;
+    if let Some(packed) = packed(&args.model, args.base.as_deref())? {
+        return container::run(args, &packed);
+    }
+    let opened = open(&args.model, None)?;
+    let bill = Bill::of(&opened.source)?;
+    let found = inspect(&opened.source, &bill)?;
+    if args.json { print_json(&found) } else { print(&describe(&found, &bill)) }
+}
+
+fn inspect<'a>(source: &'a Source, bill: &'a Bill) -> tensorpress::Result<Inspection<'a>> {
+    let tensors = stored(source, bill)?;
     let parameters = bill.weights
         + tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum::<u64>();
-    let found = Inspection {
+    Ok(Inspection {
         config: source.config(),
         parameters,
         file_bytes: bill.file_bytes,
@@ -49,8 +58,7 @@ pub(crate) fn run(args: &Inspect) -> Outcome {
         container_bytes: bill.container_bytes,
         tensors,
         compressed: &bill.layers,
-    };
-    if args.json { print_json(&found) } else { print(&describe(&found, &bill)) }
+    })
 }
 
 /// Tensors that are no parts of compressed weights.
@@ -63,9 +71,9 @@ fn stored(source: &Source, bill: &Bill) -> tensorpress::Result<Vec<Stored>> {
         bill.layers.iter().any(of)
     };
     let stored = |name: &str| {
-        let tensor = checkpoint.tensor(name)?;
-        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
-        let bytes = tensor.bytes().len() as u64;
+        let dtype = checkpoint.dtype(name)?;
+        let shape = checkpoint.shape(name).unwrap_or_default().to_vec();
+        let bytes = checkpoint.stored_bytes(name).unwrap_or(0);
         Ok(Stored { name: name.to_owned(), dtype, shape, bytes })
     };
     checkpoint.names().filter(|name| !part(name)).map(stored).collect()

@@ -7,8 +7,11 @@ mod failure;
 mod inspect;
 mod open;
 mod output;
+mod pack;
 mod progress;
 mod run;
+mod unpack;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,9 @@ fn main() -> ExitCode {
         Command::Compress(args) => compress::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Run(args) => run::run(args),
+        Command::Pack(args) => pack::run(args),
+        Command::Unpack(args) => unpack::run(args),
+        Command::Verify(args) => verify::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

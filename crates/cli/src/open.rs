@@ -1,9 +1,13 @@
 //! From MODEL on the command line to an opened model.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
+use tensorpress::entropy::container::MAGIC;
+use tensorpress::entropy::{Base, Packed};
 use tensorpress::model::{Source, embedded};
-use tensorpress::{Error, Result, registry};
+use tensorpress::{Error, Result, open_model, open_packed_model, registry};
 
 /// The name of the built-in model.
 pub(crate) const DEMO: &str = "demo";
@@ -20,32 +24,55 @@ pub(crate) struct Texts {
     pub(crate) held_out: &'static str,
 }
 
-/// Opens what MODEL names.
-pub(crate) fn open(model: &str) -> Result<Opened> {
+/// Opens what MODEL names; `base` is what it was packed against, if it is a packed difference.
+pub(crate) fn open(model: &str, base: Option<&Path>) -> Result<Opened> {
     if model == DEMO {
         let texts = Texts { calibration: embedded::CALIBRATION, held_out: embedded::HELD_OUT };
         return Ok(Opened { source: Source::demo(&registry())?, texts: Some(texts) });
     }
-    let source = match model.strip_prefix("hf://") {
-        Some(name) => Source::open(hub::fetch(name)?, &registry())?,
-        None => open_path(Path::new(model))?,
+    let source = match (packed(model, base)?, model.strip_prefix("hf://")) {
+        (Some(packed), _) => open_packed_model(packed)?,
+        (None, Some(name)) => open_model(hub::fetch(name)?)?,
+        (None, None) => open_path(Path::new(model))?,
     };
     Ok(Opened { source, texts: None })
 }
 
-fn open_path(path: &Path) -> Result<Source> {
-    if path.extension().is_some_and(|e| e == "tpk") {
-        return Err(Error::unsupported("packed files come in a later version").in_file(path));
+/// The packed file that MODEL names, if it names one.
+pub(crate) fn packed(model: &str, base: Option<&Path>) -> Result<Option<Packed>> {
+    let path = Path::new(model);
+    let named = path.extension().is_some_and(|e| e == "tpk");
+    if model == DEMO || !path.is_file() || !(named || begins_like_one(path)) {
+        return Ok(None);
     }
+    open_packed(path, base).map(Some)
+}
+
+/// Opens a packed file and its base.
+pub(crate) fn open_packed(path: &Path, base: Option<&Path>) -> Result<Packed> {
+    let packed = Packed::open(path)?;
+    Ok(match base {
+        Some(base) => packed.with_base(Base::open(base)?),
+        None => packed,
+    })
+}
+
+fn begins_like_one(path: &Path) -> bool {
+    let mut bytes = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
+    read.is_ok() && bytes == MAGIC
+}
+
+fn open_path(path: &Path) -> Result<Source> {
     if !path.exists() {
-        let what = "no such model: give a folder, hf://owner/name, or `demo`";
+        let what = "no such model: give a folder, a packed file, hf://owner/name, or `demo`";
         return Err(Error::new(tensorpress::ErrorKind::Io, what).in_file(path));
     }
     if !path.is_dir() {
-        let what = "is no folder: a model is a folder with config.json and .safetensors files";
+        let what = "is no model: a model is a folder with config.json and .safetensors files, or such a folder packed";
         return Err(Error::unsupported(what).in_file(path));
     }
-    Source::open(path, &registry())
+    open_model(path)
 }
 
 #[cfg(not(feature = "hub"))]

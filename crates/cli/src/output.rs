@@ -32,6 +32,11 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// Packed over unpacked length.
+pub(crate) fn ratio(packed: u64, unpacked: u64) -> f64 {
+    packed as f64 / unpacked.max(1) as f64
+}
+
 /// `codes 4.000, scales 0.125` bits per weight.
 pub(crate) fn itemised(storage: &Storage, weights: u64) -> String {
     let items = storage.items().map(|(kind, bytes)| {

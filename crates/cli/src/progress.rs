@@ -1,6 +1,9 @@
 //! What a person sees while a command works; all on standard error.
 
+use std::ops::ControlFlow;
+
 use indicatif::{ProgressBar, ProgressStyle};
+use tensorpress::entropy::container::Progress as Progressed;
 use tensorpress::pipeline::{Event, Progress};
 
 /// A bar over the blocks of a model.
@@ -46,6 +49,26 @@ impl Progress for Bar {
             _ => {}
         }
     }
+}
+
+/// A bar over bytes, with the ratio so far and the time left, and what to tell it.
+pub(crate) fn packing(
+    what: &str,
+) -> (ProgressBar, impl FnMut(Progressed) -> ControlFlow<()> + Send) {
+    let style = ProgressStyle::with_template(
+        "{prefix:>10} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {msg}, {eta} left",
+    );
+    let style = style.expect("a valid template").progress_chars("=> ");
+    let bar = ProgressBar::no_length().with_style(style).with_prefix(what.to_owned());
+    let inner = bar.clone();
+    let tell = move |progress: Progressed| {
+        inner.set_length(progress.total);
+        inner.set_position(progress.done);
+        let ratio = 100.0 * progress.stored as f64 / progress.done.max(1) as f64;
+        inner.set_message(format!("{ratio:.2} %"));
+        ControlFlow::Continue(())
+    };
+    (bar, tell)
 }
 
 /// A bar over the sequences of a judgement; can be told from any thread.

@@ -20,7 +20,7 @@ struct Generated {
 }
 
 pub(crate) fn run(args: &Run) -> Outcome {
-    let opened = open(&args.model)?;
+    let opened = open(&args.model, args.base.as_deref())?;
     let source = &opened.source;
     let tokenizer = source.tokenizer()?;
     let model = source.decoder()?.prepack()?;

@@ -2,12 +2,14 @@
 //!
 //! - [`coder`]s turn symbols and a [`model`] into bits and back.
 //! - [`chunk`] codes a piece of a tensor by whatever makes it smallest, bit for bit.
+//! - [`container`] is the packed file (`.tpk`): tensors in chunks, an index, checksums over everything.
 //! - [`coded()`] entropy-codes the integers of any compressed node.
 
 mod bits;
 pub mod chunk;
 pub mod coded;
 pub mod coder;
+pub mod container;
 mod kernels;
 pub mod model;
 pub mod value;
@@ -15,4 +17,5 @@ mod varint;
 
 pub use chunk::Effort;
 pub use coded::{TileCoder, coded, register};
+pub use container::{Base, Packed, Packer};
 pub use value::ValueType;

@@ -1,9 +1,10 @@
 //! Text to token ids and back.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::Value;
+use tensorpress_tensor::checkpoint::Files;
 use tensorpress_tensor::{Error, Result};
 use tokenizers::utils::truncation::TruncationDirection;
 use tokenizers::{PostProcessor, TokenizerImpl};
@@ -13,7 +14,7 @@ use crate::config::Config;
 /// Where a tokenizer's files are.
 #[derive(Debug)]
 pub(crate) enum TokenizerFiles {
-    Folder(PathBuf),
+    Files(Arc<dyn Files>),
     Memory { tokenizer: Option<Vec<u8>>, config: Option<Vec<u8>> },
 }
 
@@ -32,12 +33,14 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 impl Tokenizer {
     pub(crate) fn load(files: &TokenizerFiles, config: &Config) -> Result<Self> {
         match files {
-            TokenizerFiles::Folder(folder) => {
-                let file = folder.join(TOKENIZER);
-                let text =
-                    std::fs::read(&file).map_err(|e| Error::io("read the tokenizer", &file, e))?;
-                let extra = std::fs::read(folder.join(TOKENIZER_CONFIG)).ok();
-                Self::new(&text, extra.as_deref(), config).map_err(|e| e.in_file(&file))
+            TokenizerFiles::Files(files) => {
+                let text = files.read(TOKENIZER)?;
+                let extra = match files.contains(TOKENIZER_CONFIG) {
+                    true => Some(files.read(TOKENIZER_CONFIG)?),
+                    false => None,
+                };
+                Self::new(&text, extra.as_deref(), config)
+                    .map_err(|e| e.in_file(files.path(TOKENIZER)))
             }
             TokenizerFiles::Memory { tokenizer: Some(text), config: extra } => {
                 Self::new(text, extra.as_deref(), config).map_err(|e| e.in_file(TOKENIZER))

@@ -5,16 +5,21 @@
 //!   and resumed at any moment.
 //! - [`Bill`](bill::Bill) says what the result is made of, to the byte.
 //!
-//! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`] (methods), [`model`] (the
-//! reference transformer that calibrates and judges).
+//! - [`open_model`] opens a model: a folder, or a packed file (`.tpk`), out of which weights are decoded when asked for.
+//!
+//! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`] (methods), [`entropy`]
+//! (lossless coding and packed files), [`model`] (the reference transformer that calibrates and judges).
 
 pub mod bill;
+mod open;
 pub mod pipeline;
 pub mod prelude;
 pub mod recipe;
 mod registry;
 
+pub use open::{open_model, open_packed_model};
 pub use registry::registry;
+pub use tensorpress_entropy as entropy;
 pub use tensorpress_model as model;
 pub use tensorpress_quant as quant;
 pub use tensorpress_tensor as tensor;

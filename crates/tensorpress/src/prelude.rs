@@ -3,7 +3,8 @@
 pub use crate::bill::Bill;
 pub use crate::pipeline::{Compressor, Report};
 pub use crate::recipe::Recipe;
-pub use crate::registry;
+pub use crate::{open_model, registry};
+pub use tensorpress_entropy::{Packed, Packer};
 pub use tensorpress_model::Source;
 pub use tensorpress_quant::{Awq, Gptq, GridSpec, Rtn};
 pub use tensorpress_tensor::{

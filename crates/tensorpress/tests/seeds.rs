@@ -1,7 +1,7 @@
 //! The fuzz targets on their committed seeds, and on every prefix and many flipped bits of them: what the fuzzer
 //! knows, plain `cargo test` checks.
 //!
-//! `TENSORPRESS_WRITE_SEEDS=1` writes the seeds of nodes and checkpoints anew.
+//! `TENSORPRESS_WRITE_SEEDS=1` writes the seeds of nodes, checkpoints and packed files anew.
 
 #[path = "../../../fuzz/src/targets.rs"]
 mod targets;
@@ -9,6 +9,7 @@ mod targets;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use tensorpress::entropy::{Effort, Packer};
 use tensorpress::quant::{Gptq, GridSpec, Rtn};
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
@@ -65,6 +66,46 @@ fn write_seeds() {
     }
 }
 
+/// Packed files: one file, a folder with everything, a difference.
+fn write_packed() {
+    let weights = matrix(8, 20, 11);
+    let mut bf16 = Vec::new();
+    DType::BF16.write_f32(weights.as_slice().unwrap(), &mut bf16).unwrap();
+    let header =
+        format!(r#"{{"w":{{"dtype":"BF16","shape":[8,20],"data_offsets":[0,{}]}}}}"#, bf16.len());
+    let length = (header.len() as u64).to_le_bytes();
+    let file = [&length, header.as_bytes(), &bf16].concat();
+    // Near the base of the target, which is packed as a difference.
+    let mut near = [&length, header.as_bytes()].concat();
+    near.extend((0..320u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8));
+    *near.last_mut().unwrap() ^= 1;
+    let text = b"Once upon a time".repeat(9);
+    let named = |files: &[(&str, &[u8])]| {
+        files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec().into())).collect()
+    };
+    let all = named(&[
+        ("a/m.safetensors", &file),
+        ("again", &file),
+        ("empty", &[]),
+        ("text", &text),
+        ("zeros", &[0; 999]),
+    ]);
+    let packed = [
+        ("single", Packer::new().pack_bytes(named(&[("m.safetensors", &file)]), false)),
+        ("folder", Packer::new().with_effort(Effort::Best).pack_bytes(all, true)),
+        (
+            "delta",
+            Packer::new()
+                .with_base(targets::tpk_base())
+                .pack_bytes(named(&[("m.safetensors", &near)]), false),
+        ),
+    ];
+    std::fs::create_dir_all(seeds("tpk")).unwrap();
+    for (name, bytes) in packed {
+        std::fs::write(seeds("tpk").join(name), bytes.unwrap()).unwrap();
+    }
+}
+
 /// Runs a target on each seed, its prefixes, and its flipped bits; returns how many inputs that were.
 fn run(target: &str, f: fn(&[u8])) -> usize {
     let folder = seeds(target);
@@ -94,10 +135,12 @@ fn run(target: &str, f: fn(&[u8])) -> usize {
 fn fuzz_targets_survive_their_seeds() {
     if std::env::var_os("TENSORPRESS_WRITE_SEEDS").is_some() {
         write_seeds();
+        write_packed();
     }
     let inputs = run("node", targets::node)
         + run("checkpoint", targets::checkpoint)
         + run("recipe", targets::recipe)
-        + run("config", targets::config);
+        + run("config", targets::config)
+        + run("tpk", targets::tpk);
     assert!(inputs > 1000);
 }

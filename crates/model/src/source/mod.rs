@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
+use tensorpress_tensor::checkpoint::{Files, Folder};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Checkpoint, Context, Error, Registry, Result};
 
@@ -19,13 +20,14 @@ use names::Names;
 
 pub use names::LinearSpec;
 
-/// An opened model. Weights are mapped, not read, until they are asked for.
+/// An opened model. Weights are mapped, or lie coded in a packed file, until they are asked for.
 #[derive(Debug)]
 pub struct Source {
     config: Config,
     raw: Value,
     checkpoint: Checkpoint,
     folder: Option<PathBuf>,
+    files: Option<Arc<dyn Files>>,
     trees: BTreeMap<String, Json>,
     registry: Registry,
     tokenizer: TokenizerFiles,
@@ -41,17 +43,25 @@ impl Source {
     /// # Errors
     /// `Io` where `config.json` cannot be read; those of [`Config::from_json`] and [`Checkpoint::open`].
     pub fn open(path: impl AsRef<Path>, registry: &Registry) -> Result<Self> {
-        let folder = path.as_ref();
-        let file = folder.join(CONFIG);
-        let text = std::fs::read(&file).map_err(|e| Error::io("read the config", &file, e))?;
+        let mut source = Self::open_in(Arc::new(Folder::new(&path)), registry)?;
+        source.folder = Some(path.as_ref().to_path_buf());
+        Ok(source)
+    }
+
+    /// [`Source::open`] of a folder that lies anywhere, such as inside a packed file.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn open_in(files: Arc<dyn Files>, registry: &Registry) -> Result<Self> {
+        let file = files.path(CONFIG);
+        let text = files.read(CONFIG)?;
         let raw = serde_json::from_slice(&text)
             .map_err(|e| Error::corruption(format!("invalid JSON: {e}")).in_file(&file))?;
-        let tokenizer = TokenizerFiles::Folder(folder.to_path_buf());
-        let folder = Some(folder.to_path_buf());
         // The config is judged before a weight is touched.
         Config::from_json(&raw, &file)?;
-        let checkpoint = Checkpoint::open(path.as_ref())?;
-        Self::new(raw, checkpoint, folder, tokenizer, registry)
+        let checkpoint = Checkpoint::open_in(&*files)?;
+        let tokenizer = TokenizerFiles::Files(files.clone());
+        Self::new(raw, checkpoint, Some(files), tokenizer, registry)
     }
 
     /// A model from its pieces: a parsed `config.json`, a checkpoint, and where there is one the text of
@@ -73,18 +83,19 @@ impl Source {
     fn new(
         raw: Value,
         checkpoint: Checkpoint,
-        folder: Option<PathBuf>,
+        files: Option<Arc<dyn Files>>,
         tokenizer: TokenizerFiles,
         registry: &Registry,
     ) -> Result<Self> {
-        let file = folder.as_ref().map_or_else(|| CONFIG.into(), |f| f.join(CONFIG));
+        let file = files.as_ref().map_or_else(|| CONFIG.into(), |f| f.path(CONFIG));
         let config = Config::from_json(&raw, &file)?;
         let trees = checkpoint.trees()?;
         let names = Names::new(config.architecture, |name| {
             checkpoint.contains(name) || trees.contains_key(name)
         });
         let (registry, rope) = (registry.clone(), OnceLock::new());
-        Ok(Self { config, raw, checkpoint, folder, trees, registry, tokenizer, names, rope })
+        let folder = None;
+        Ok(Self { config, raw, checkpoint, folder, files, trees, registry, tokenizer, names, rope })
     }
 
     /// The validated configuration.
@@ -105,10 +116,16 @@ impl Source {
         &self.checkpoint
     }
 
-    /// Where the model lies, if it is a folder.
+    /// Where the model lies, if it is a folder on disk.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
+    }
+
+    /// The files the model lies among, if it was not made from pieces.
+    #[must_use]
+    pub fn files(&self) -> Option<&dyn Files> {
+        self.files.as_deref()
     }
 
     /// Number of transformer blocks.
@@ -132,7 +149,7 @@ impl Source {
     }
 
     fn config_file(&self) -> PathBuf {
-        self.folder.as_ref().map_or_else(|| CONFIG.into(), |f| f.join(CONFIG))
+        self.files.as_ref().map_or_else(|| CONFIG.into(), |f| f.path(CONFIG))
     }
 }
 

@@ -2,20 +2,27 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::files::{ByteSource, window};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 
-/// A read-only memory map of a whole file.
+/// A read-only memory map of a whole file, which must not be truncated while it is mapped.
 #[derive(Debug)]
-pub(super) struct Map {
+pub struct MappedFile {
     map: Arc<memmap2::Mmap>,
 }
 
-impl Map {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+impl MappedFile {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::io("open the file", path, e))?;
         // SAFETY: the map is read-only and private to this process. As with every memory map, truncating the
         // file while it is mapped ends the process; the public documentation says so.
@@ -24,12 +31,24 @@ impl Map {
         Ok(Self { map: Arc::new(map) })
     }
 
-    pub(super) fn bytes(&self) -> Bytes {
+    /// All of the file; nothing is copied.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
         Bytes::new(self.map.clone())
+    }
+}
+
+impl ByteSource for MappedFile {
+    fn size(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        Ok(self.bytes().slice(window(self, &range)))
     }
 
     /// Gives the resident pages back to the operating system; they are read again from the file when touched.
-    pub(super) fn release(&self) {
+    fn release(&self) {
         #[cfg(unix)]
         if !self.map.is_empty() {
             // SAFETY: the map is a shared, read-only map of a file, so pages dropped here hold nothing that the

@@ -1,18 +1,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::map::Map;
+use super::files::{ByteSource, Files, Folder};
+use super::map::MappedFile;
 use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::node::{Json, PartSource};
 use crate::source::RawTensor;
 
-/// One or more safetensors files seen as one set of named tensors, mapped rather than read.
+/// One or more safetensors files seen as one set of named tensors, mapped or decoded when asked for rather than read.
 ///
 /// The files must not be truncated while they are mapped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Checkpoint {
     files: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
@@ -21,8 +23,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    bytes: Bytes,
-    map: Option<Map>,
+    bytes: Arc<dyn ByteSource>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -31,7 +32,7 @@ struct Entry {
     file: usize,
     dtype: safetensors::Dtype,
     shape: Vec<usize>,
-    range: Range<usize>,
+    range: Range<u64>,
 }
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -48,65 +49,77 @@ impl Checkpoint {
         if !path.is_dir() {
             return Self::open_files(&[path.to_path_buf()]);
         }
-        let index = path.join(INDEX);
-        if index.is_file() {
-            return Self::open_sharded(path, &index);
+        Self::open_in(&Folder::new(path))
+    }
+
+    /// [`Checkpoint::open`] of a folder, wherever it is.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_in(folder: &dyn Files) -> Result<Self> {
+        if folder.contains(INDEX) {
+            return Self::open_sharded(folder);
         }
-        if path.join(SINGLE).is_file() {
-            return Self::open_files(&[path.join(SINGLE)]);
+        if folder.contains(SINGLE) {
+            return Self::open_named(folder, &[SINGLE]);
         }
-        let listing = std::fs::read_dir(path).map_err(|e| Error::io("list the folder", path, e))?;
-        let mut found: Vec<PathBuf> = listing
-            .filter_map(|entry| entry.ok().map(|e| e.path()))
-            .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
-            .collect();
-        found.sort();
+        let names = folder.names()?;
+        let found: Vec<&str> =
+            names.iter().map(String::as_str).filter(|n| n.ends_with(".safetensors")).collect();
+        // The folder itself, for errors.
+        let whole = folder.path(SINGLE).parent().map(Path::to_path_buf).unwrap_or_default();
         match found.len() {
-            1 => Self::open_files(&found),
+            1 => Self::open_named(folder, &found),
             0 => {
                 Err(Error::insufficient(format!("no {INDEX}, {SINGLE} or other .safetensors file"))
-                    .in_file(path))
+                    .in_file(whole))
             }
             n => Err(Error::insufficient(format!(
                 "{n} .safetensors files but no {INDEX} that says which belong together"
             ))
-            .in_file(path)),
+            .in_file(whole)),
         }
     }
 
-    fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
+    fn open_sharded(folder: &dyn Files) -> Result<Self> {
         #[derive(serde::Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read(index).map_err(|e| Error::io("read the index", index, e))?;
+        let index = folder.path(INDEX);
+        let text = folder.read(INDEX)?;
         let parsed: Index = serde_json::from_slice(&text)
-            .map_err(|e| Error::corruption(format!("not a shard index: {e}")).in_file(index))?;
-        let names: BTreeSet<&String> = parsed.weight_map.values().collect();
-        let mut paths = Vec::new();
-        for name in names {
-            let plain = Path::new(name).file_name().is_some_and(|f| f == name.as_str());
+            .map_err(|e| Error::corruption(format!("not a shard index: {e}")).in_file(&index))?;
+        let names: BTreeSet<&str> = parsed.weight_map.values().map(String::as_str).collect();
+        for name in &names {
+            let plain = Path::new(name).file_name().is_some_and(|f| f == *name);
             if !plain {
                 return Err(Error::corruption(format!(
                     "shard `{name}` is not in the index's folder"
                 ))
                 .in_file(index));
             }
-            let shard = folder.join(name);
-            if !shard.is_file() {
-                return Err(
-                    Error::insufficient("missing shard, named in the index").in_file(&shard)
-                );
+            if !folder.contains(name) {
+                return Err(Error::insufficient("missing shard, named in the index")
+                    .in_file(folder.path(name)));
             }
-            paths.push(shard);
         }
-        let checkpoint = Self::open_files(&paths)?;
+        let checkpoint = Self::open_named(folder, &names.into_iter().collect::<Vec<_>>())?;
         for (tensor, file) in &parsed.weight_map {
             if !checkpoint.contains(tensor) {
                 return Err(Error::insufficient("in the index, but not in its shard")
                     .in_tensor(tensor)
-                    .in_file(folder.join(file)));
+                    .in_file(folder.path(file)));
             }
+        }
+        Ok(checkpoint)
+    }
+
+    fn open_named(folder: &dyn Files, names: &[&str]) -> Result<Self> {
+        let mut checkpoint = Self::default();
+        for name in names {
+            let path = folder.path(name);
+            checkpoint.add(path.clone(), folder.open(name)?).in_file(&path)?;
         }
         Ok(checkpoint)
     }
@@ -116,10 +129,9 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`]; `Corruption` if two files hold the same tensor.
     pub fn open_files(paths: &[PathBuf]) -> Result<Self> {
-        let mut checkpoint = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::default();
         for path in paths {
-            let map = Map::open(path)?;
-            checkpoint.add(path.clone(), map.bytes(), Some(map)).in_file(path)?;
+            checkpoint.add(path.clone(), Arc::new(MappedFile::open(path)?)).in_file(path)?;
         }
         Ok(checkpoint)
     }
@@ -129,45 +141,34 @@ impl Checkpoint {
     /// # Errors
     /// `Corruption` for invalid bytes.
     pub fn from_bytes(name: &str, bytes: impl Into<Bytes>) -> Result<Self> {
-        let mut checkpoint = Self { files: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add(name.into(), bytes.into(), None).in_file(Path::new(name))?;
+        let mut checkpoint = Self::default();
+        checkpoint.add(name.into(), Arc::new(bytes.into())).in_file(Path::new(name))?;
         Ok(checkpoint)
     }
 
-    fn add(&mut self, path: PathBuf, bytes: Bytes, map: Option<Map>) -> Result<()> {
-        let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes)
-            .map_err(|e| Error::corruption(format!("invalid safetensors file: {e}")))?;
-        let start = 8 + header;
+    fn add(&mut self, path: PathBuf, bytes: Arc<dyn ByteSource>) -> Result<()> {
+        let (start, metadata) = read_header(&*bytes)?;
+        let end = start.saturating_add(metadata.data_len() as u64);
+        if end != bytes.size() {
+            return Err(Error::insufficient(format!(
+                "invalid safetensors file: {} bytes long, its header describes {end}",
+                bytes.size(),
+            )));
+        }
         for (name, info) in metadata.tensors() {
             let (from, to) = info.data_offsets;
-            let range = start + from..start + to;
-            if range.end > bytes.len() {
-                return Err(Error::insufficient(format!(
-                    "file ends at byte {}, the tensor at {}",
-                    bytes.len(),
-                    range.end
-                ))
-                .in_tensor(name));
-            }
             let entry = Entry {
                 file: self.files.len(),
                 dtype: info.dtype,
                 shape: info.shape.clone(),
-                range,
+                range: start + from as u64..start + to as u64,
             };
             if self.tensors.insert(name.clone(), entry).is_some() {
                 return Err(Error::corruption("stored in two files").in_tensor(name));
             }
         }
-        if start + metadata.data_len() != bytes.len() {
-            return Err(Error::insufficient(format!(
-                "file is {} bytes long, its header describes {}",
-                bytes.len(),
-                start + metadata.data_len()
-            )));
-        }
         let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
-        self.files.push(Shard { path, bytes, map, metadata });
+        self.files.push(Shard { path, bytes, metadata });
         Ok(())
     }
 
@@ -191,29 +192,43 @@ impl Checkpoint {
     /// Bytes of a tensor as stored, where there is one.
     #[must_use]
     pub fn stored_bytes(&self, name: &str) -> Option<u64> {
-        self.tensors.get(name).map(|e| e.range.len() as u64)
+        self.tensors.get(name).map(|e| e.range.end - e.range.start)
     }
 
-    /// The tensor of this name; nothing is copied.
-    ///
-    /// # Errors
-    /// `InsufficientData` if there is none, `Unsupported` if its element type is unknown here.
-    pub fn tensor(&self, name: &str) -> Result<RawTensor> {
-        let Some(entry) = self.tensors.get(name) else {
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.tensors.get(name).ok_or_else(|| {
             let error = Error::insufficient("no such tensor").in_tensor(name);
-            return Err(match self.files.as_slice() {
+            match self.files.as_slice() {
                 [only] => error.in_file(&only.path),
                 [first, ..] => error.in_file(first.path.parent().unwrap_or(&first.path)),
                 [] => error,
-            });
-        };
-        let shard = &self.files[entry.file];
-        let dtype = DType::from_safetensors(entry.dtype).ok_or_else(|| {
+            }
+        })
+    }
+
+    /// Element type of a tensor; its bytes are not touched.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        let entry = self.entry(name)?;
+        DType::from_safetensors(entry.dtype).ok_or_else(|| {
             Error::unsupported(format!("element type {:?}", entry.dtype))
                 .in_tensor(name)
-                .in_file(&shard.path)
-        })?;
-        RawTensor::new(dtype, entry.shape.clone(), shard.bytes.slice(entry.range.clone()))
+                .in_file(&self.files[entry.file].path)
+        })
+    }
+
+    /// The tensor of this name; nothing is copied out of a mapped file, and what a container holds is decoded.
+    ///
+    /// # Errors
+    /// `InsufficientData` if there is none, `Unsupported` if its element type is unknown here; those of decoding.
+    pub fn tensor(&self, name: &str) -> Result<RawTensor> {
+        let (dtype, entry) = (self.dtype(name)?, self.entry(name)?);
+        let shard = &self.files[entry.file];
+        let bytes = shard.bytes.read(entry.range.clone());
+        bytes
+            .and_then(|bytes| RawTensor::new(dtype, entry.shape.clone(), bytes))
             .in_tensor(name)
             .in_file(&shard.path)
     }
@@ -227,7 +242,7 @@ impl Checkpoint {
     /// Length of all files together.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.files.iter().map(|f| f.bytes.len() as u64).sum()
+        self.files.iter().map(|f| f.bytes.size()).sum()
     }
 
     /// Files, in the order they were opened.
@@ -260,10 +275,29 @@ impl Checkpoint {
     /// Gives mapped pages back to the operating system, which bounds resident memory on a stream through a
     /// checkpoint. Tensors stay valid: pages are read again when touched.
     pub fn release(&self) {
-        for map in self.files.iter().filter_map(|f| f.map.as_ref()) {
-            map.release();
+        for file in &self.files {
+            file.bytes.release();
         }
     }
+}
+
+/// Longest header of a safetensors file that is read.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Parses the header; also gives the offset of the data behind it.
+fn read_header(bytes: &dyn ByteSource) -> Result<(u64, safetensors::tensor::Metadata)> {
+    let invalid = |why: &str| Error::corruption(format!("invalid safetensors file: {why}"));
+    if bytes.size() < 8 {
+        return Err(invalid("too short for a header"));
+    }
+    let length = bytes.read(0..8)?;
+    let length = u64::from_le_bytes(length[..].try_into().expect("8 bytes"));
+    if length > MAX_HEADER || 8 + length > bytes.size() {
+        return Err(invalid(&format!("a header of {length} bytes")));
+    }
+    let text = bytes.read(8..8 + length)?;
+    let metadata = serde_json::from_slice(&text).map_err(|e| invalid(&e.to_string()))?;
+    Ok((8 + length, metadata))
 }
 
 impl PartSource for Checkpoint {

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::json;
 use tensorpress_model::Source;
 use tensorpress_tensor::checkpoint::write_atomically;
-use tensorpress_tensor::{Checkpoint, Error, Result};
+use tensorpress_tensor::{Checkpoint, Context, Error, Result};
 
 use super::folder::{Work, with_suffix};
 
@@ -80,32 +80,35 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Bytes copied at a time.
+const PIECE: usize = 1 << 20;
+
 /// Tokenizer, generation settings, licence: whatever is small and holds no weights.
 fn copy_others(source: &Source, folder: &Path) -> Result<()> {
-    let Some(from) = source.folder() else {
+    let Some(from) = source.files() else {
         return source
             .tokenizer_files()
             .into_iter()
             .try_for_each(|(name, bytes)| write_file(&folder.join(name), bytes));
     };
-    let listing = fs::read_dir(from).map_err(|e| Error::io("list the folder", from, e))?;
-    let mut paths: Vec<_> = listing.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    for path in paths {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let kind = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+    for name in from.names()? {
+        let kind = Path::new(&name).extension().unwrap_or_default().to_string_lossy().into_owned();
         let wanted = matches!(kind.as_str(), "json" | "txt" | "model" | "jinja" | "tiktoken")
             || name.starts_with("LICENSE")
             || name.starts_with("NOTICE");
         let ours = name == "config.json"
             || name.ends_with(".index.json")
             || name.starts_with("tensorpress.");
-        if wanted && !ours && path.is_file() {
-            let mut file = File::open(&path).map_err(|e| Error::io("read the file", &path, e))?;
+        if wanted && !ours {
+            let file = from.open(&name)?;
             let to = folder.join(&name);
             write_atomically(&to, &mut |out| {
-                let copied = std::io::copy(&mut file, out);
-                copied.map(drop).map_err(|e| Error::io("copy the file", &to, e))
+                for at in (0..file.size()).step_by(PIECE) {
+                    let piece = file.read(at..file.size().min(at + PIECE as u64));
+                    let piece = piece.in_file(&from.path(&name))?;
+                    out.write_all(&piece).map_err(|e| Error::io("copy the file", &to, e))?;
+                }
+                Ok(())
             })?;
         }
     }

@@ -1,0 +1,183 @@
+//! `tensorpress inspect` of a packed file: what each tensor takes, and the model inside if there is one.
+
+use serde::Serialize;
+use tensorpress::bill::Bill;
+use tensorpress::entropy::Packed;
+use tensorpress::entropy::container::{FileEntry, Stored, VERSION};
+use tensorpress::open_packed_model;
+
+use super::{Inspection, describe, inspect};
+use crate::args::Inspect;
+use crate::failure::Outcome;
+use crate::output::{bytes, print, print_json, ratio, table};
+
+#[derive(Serialize)]
+struct Container<'a> {
+    format_version: u32,
+    bytes_before: u64,
+    bytes_after: u64,
+    ratio: f64,
+    /// Where the base was when the file was packed.
+    base: Option<&'a str>,
+    files: Vec<File<'a>>,
+    tensors: Vec<Tensor<'a>>,
+    /// What `inspect` says of the model inside.
+    model: Option<Inspection<'a>>,
+    /// Why there is none.
+    no_model: Option<String>,
+}
+
+#[derive(Serialize)]
+struct File<'a> {
+    path: &'a str,
+    bytes: u64,
+    stored_bytes: u64,
+    xxh3_128: String,
+}
+
+/// A tensor in a packed file.
+#[derive(Serialize)]
+struct Tensor<'a> {
+    name: &'a str,
+    file: &'a str,
+    dtype: &'a str,
+    shape: &'a [u64],
+    bytes: u64,
+    stored_bytes: u64,
+    /// 8 x stored bytes over the number of values; null where that is 0.
+    bits_per_value: Option<f64>,
+    /// Some of it is stored as the difference from the base.
+    delta: bool,
+    /// The earlier tensor that it is equal to, and stored as.
+    same_as: Option<&'a str>,
+}
+
+pub(super) fn run(args: &Inspect, packed: &Packed) -> Outcome {
+    let opened = open_packed_model(packed.clone());
+    let bill = opened.as_ref().ok().map(Bill::of).transpose()?;
+    let (model, no_model) = match (&opened, &bill) {
+        (Ok(source), Some(bill)) => (Some(inspect(source, bill)?), None),
+        (Ok(_), None) => (None, None),
+        (Err(_), _) if !packed.index().is_folder => (None, Some("is one file".to_owned())),
+        (Err(error), _) => (None, Some(error.to_string())),
+    };
+    let index = packed.index();
+    let (before, after) = (packed.unpacked_bytes(), packed.stored_bytes());
+    let found = Container {
+        format_version: VERSION,
+        bytes_before: before,
+        bytes_after: after,
+        ratio: ratio(after, before),
+        base: index.base.as_deref(),
+        files: files(packed),
+        tensors: tensors(packed),
+        model,
+        no_model,
+    };
+    if args.json {
+        return print_json(&found);
+    }
+    let mut text = show(&found);
+    if let (Some(model), Some(bill)) = (&found.model, &bill) {
+        text += "\n";
+        text += &describe(model, bill);
+    }
+    print(&text)
+}
+
+fn files(packed: &Packed) -> Vec<File<'_>> {
+    let stored =
+        |file: &FileEntry| file.segments.clone().map(|number| packed.stored_bytes_of(number)).sum();
+    let files = packed.index().files.iter();
+    files
+        .map(|entry| File {
+            path: &entry.path,
+            bytes: entry.len,
+            stored_bytes: stored(entry),
+            xxh3_128: format!("{:032x}", entry.hash),
+        })
+        .collect()
+}
+
+fn tensors(packed: &Packed) -> Vec<Tensor<'_>> {
+    let index = packed.index();
+    let segments = index.segments.iter().enumerate();
+    segments
+        .filter_map(|(number, segment)| {
+            let tensor = segment.tensor.as_ref()?;
+            let stored_bytes = packed.stored_bytes_of(number);
+            let values = tensor.shape.iter().try_fold(1, |n: u64, d| n.checked_mul(*d));
+            let (delta, same_as) = match &segment.stored {
+                Stored::SameAs(earlier) => {
+                    (false, Some(index.segments[*earlier].tensor.as_ref()?.name.as_str()))
+                }
+                Stored::Chunks { base, .. } => (base.is_some(), None),
+                _ => (false, None),
+            };
+            Some(Tensor {
+                name: &tensor.name,
+                file: &index.file_of(number).path,
+                dtype: &tensor.dtype,
+                shape: &tensor.shape,
+                bytes: segment.len,
+                stored_bytes,
+                bits_per_value: values
+                    .filter(|n| *n > 0)
+                    .map(|n| 8.0 * stored_bytes as f64 / n as f64),
+                delta,
+                same_as,
+            })
+        })
+        .collect()
+}
+
+fn show(found: &Container<'_>) -> String {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut row =
+        |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
+    let (before, after) = (bytes(found.bytes_before), bytes(found.bytes_after));
+    row("packed", format!("{before} in {after} ({:.2} %)", 100.0 * found.ratio));
+    row("files", found.files.len().to_string());
+    row("tensors", found.tensors.len().to_string());
+    if let Some(base) = found.base {
+        row("packed against", base.to_owned());
+    }
+    if let Some(reason) = &found.no_model {
+        row("no model", reason.clone());
+    }
+    let mut text = table(&rows) + "\n";
+    let header = ["file", "bytes", "stored"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for file in &found.files {
+        rows.push(vec![
+            file.path.to_owned(),
+            file.bytes.to_string(),
+            file.stored_bytes.to_string(),
+        ]);
+    }
+    text += &table(&rows);
+    if found.tensors.is_empty() {
+        return text;
+    }
+    let header = ["tensor", "type", "shape", "bytes", "stored", "bits per value", ""];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for tensor in &found.tensors {
+        let note = match (tensor.same_as, tensor.delta) {
+            (Some(earlier), _) => format!("as {earlier}"),
+            (None, true) => "difference".to_owned(),
+            (None, false) => String::new(),
+        };
+        rows.push(vec![
+            tensor.name.to_owned(),
+            tensor.dtype.to_owned(),
+            format!("{:?}", tensor.shape),
+            tensor.bytes.to_string(),
+            tensor.stored_bytes.to_string(),
+            tensor.bits_per_value.map_or("-".to_owned(), |bits| format!("{bits:.3}")),
+            note,
+        ]);
+    }
+    text += "\n";
+    text += &table(&rows);
+    text
+}

@@ -1,0 +1,80 @@
+//! Packed files in the place of files and folders.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tensorpress_tensor::checkpoint::{ByteSource, Files};
+use tensorpress_tensor::{Bytes, Result};
+
+use super::format::{FileEntry, Segment};
+use super::reader::Packed;
+
+/// A file inside a packed one.
+#[derive(Debug, Clone)]
+pub struct PackedFile {
+    packed: Packed,
+    number: usize,
+}
+
+impl PackedFile {
+    pub(super) fn new(packed: Packed, number: usize) -> Self {
+        Self { packed, number }
+    }
+
+    fn entry(&self) -> &FileEntry {
+        &self.packed.index().files[self.number]
+    }
+}
+
+impl ByteSource for PackedFile {
+    fn size(&self) -> u64 {
+        self.entry().len
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        assert!(range.start <= range.end && range.end <= self.size(), "range out of bounds");
+        let first = self.entry().segments.start;
+        let segments = &self.packed.index().segments[self.entry().segments.clone()];
+        let end = |s: &Segment| s.offset + s.len;
+        let from = segments.partition_point(|s| end(s) <= range.start);
+        let mut joined = Vec::new();
+        for (i, segment) in segments.iter().enumerate().skip(from) {
+            if segment.offset >= range.end {
+                break;
+            }
+            let part = range.start.max(segment.offset)..range.end.min(end(segment));
+            let inside = part.start - segment.offset..part.end - segment.offset;
+            let bytes = self.packed.range(first + i, inside)?;
+            if part == range {
+                return Ok(bytes);
+            }
+            joined.extend_from_slice(&bytes);
+        }
+        Ok(joined.into())
+    }
+
+    fn release(&self) {
+        self.packed.release();
+    }
+}
+
+/// The files at the top of the packed folder, or the packed file.
+impl Files for Packed {
+    fn names(&self) -> Result<Vec<String>> {
+        let paths = self.index().files.iter().map(|file| &file.path);
+        Ok(paths.filter(|path| !path.contains('/')).cloned().collect())
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.file(name).is_ok()
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn ByteSource>> {
+        Ok(Arc::new(self.file(name)?))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        Packed::path(self).join(name)
+    }
+}

@@ -1,0 +1,126 @@
+//! Files wherever they are: on disk, in memory, or inside another file.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::map::MappedFile;
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+
+/// The bytes of a file, wherever they come from.
+pub trait ByteSource: Debug + Send + Sync {
+    /// Length in bytes. (Not `len`, which slices have as well.)
+    fn size(&self) -> u64;
+
+    /// The bytes of a range: a view where they are in memory, made on demand where they are not.
+    ///
+    /// # Errors
+    /// `Corruption` if the bytes have to be decoded and cannot be, `Io`.
+    ///
+    /// # Panics
+    /// If the range is out of bounds.
+    fn read(&self, range: Range<u64>) -> Result<Bytes>;
+
+    /// Gives memory that can be had again back to the operating system; bytes handed out stay valid.
+    fn release(&self) {}
+}
+
+/// A range of bytes as indices.
+///
+/// # Panics
+/// If it is out of bounds.
+pub(super) fn window(source: &dyn ByteSource, range: &Range<u64>) -> Range<usize> {
+    assert!(range.start <= range.end && range.end <= source.size(), "range out of bounds");
+    range.start as usize..range.end as usize
+}
+
+impl ByteSource for Bytes {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        Ok(self.slice(window(self, &range)))
+    }
+}
+
+/// The files of a folder, without those of folders in it.
+pub trait Files: Debug + Send + Sync {
+    /// Names of the files, sorted.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn names(&self) -> Result<Vec<String>>;
+
+    /// Whether there is a file of this name.
+    fn contains(&self, name: &str) -> bool;
+
+    /// Opens a file, to read parts of it.
+    ///
+    /// # Errors
+    /// `Io` or `InsufficientData` if it cannot be had; names the file.
+    fn open(&self, name: &str) -> Result<Arc<dyn ByteSource>>;
+
+    /// All bytes of a file, for small ones.
+    ///
+    /// # Errors
+    /// As [`Files::open`] and [`ByteSource::read`]; names the file.
+    fn read(&self, name: &str) -> Result<Bytes> {
+        let file = self.open(name)?;
+        file.read(0..file.size()).map_err(|e| e.in_file(self.path(name)))
+    }
+
+    /// What errors call a file.
+    fn path(&self, name: &str) -> PathBuf;
+}
+
+/// A folder on disk.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// The folder at a path, which need not be there yet.
+    #[must_use]
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self { path: path.as_ref().to_path_buf() }
+    }
+}
+
+impl Files for Folder {
+    /// Names that are no UTF-8 are left out.
+    fn names(&self) -> Result<Vec<String>> {
+        let fail = |e| Error::io("list the folder", &self.path, e);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            // Through symbolic links, of which the hub's cache consists.
+            if entry.path().is_file() {
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.path(name).is_file()
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn ByteSource>> {
+        Ok(Arc::new(MappedFile::open(self.path(name))?))
+    }
+
+    fn read(&self, name: &str) -> Result<Bytes> {
+        let path = self.path(name);
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("read the file", &path, e))?;
+        Ok(bytes.into())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
