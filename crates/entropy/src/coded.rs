@@ -9,9 +9,7 @@ use serde_json::json;
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::node::registry::field;
 use tensorpress_tensor::node::{Json, Mask, NodeReader, Plane, PlaneMap};
-use tensorpress_tensor::{
-    Bytes, DType, Error, Node, Part, PartKind, PartSink, Registry, Result,
-};
+use tensorpress_tensor::{Bytes, DType, Error, Node, Part, PartKind, PartSink, Registry, Result};
 
 use crate::chunk::Effort;
 use crate::chunk::plane::{self, Allowed};
@@ -151,7 +149,8 @@ impl Tiled {
         let bytes = reader.bytes(prefix, DType::U8)?;
         let rows = if json.get("ragged").and_then(Json::as_bool) == Some(true) {
             let mask = reader.mask();
-            let mask = mask.ok_or_else(|| Error::corruption("a ragged plane outside a masked node"))?;
+            let mask =
+                mask.ok_or_else(|| Error::corruption("a ragged plane outside a masked node"))?;
             Rows::Ragged(mask.clone())
         } else {
             let [rows, cols] = field::<[usize; 2]>(json, "shape")?;
@@ -183,7 +182,9 @@ impl Tiled {
         out.resize(len, 0);
         coded.decode(Isa::detect(), out)?;
         match out.iter().find(|s| u32::from(**s) >= self.alphabet) {
-            Some(s) => Err(Error::corruption(format!("symbol {s} of {} in tile {tile}", self.alphabet))),
+            Some(s) => {
+                Err(Error::corruption(format!("symbol {s} of {} in tile {tile}", self.alphabet)))
+            }
             None => Ok(()),
         }
     }

@@ -79,8 +79,6 @@ fn static_models_cost_their_cross_entropy() {
     // Counts that are powers of two: then the two models are one.
     let dyadic: Vec<u8> =
         noise(5).take(SIZE).map(|x| (x | 1 << 9).trailing_zeros() as u8).collect();
-    let mut exact = [0; 256];
-    (0..10).for_each(|i| exact[i] = 512 >> i.min(9).max(1) << usize::from(i == 0));
     let bytes = code(&Huffman, &dyadic, &Table::wide(&counts(&dyadic))) as f64;
     let lengths: f64 = dyadic.iter().map(|s| f64::from((s + 1).min(9))).sum();
     assert!(bytes <= lengths / 8.0 * 1.001, "{bytes} for {}", lengths / 8.0);

@@ -1,8 +1,12 @@
 //! `tensorpress inspect` of a packed file: what each tensor takes, and the model inside if there is one.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
+use tensorpress::Result;
 use tensorpress::bill::Bill;
 use tensorpress::entropy::Packed;
+use tensorpress::entropy::chunk::{CHUNK_BYTES, describe as describe_chunk};
 use tensorpress::entropy::container::{FileEntry, Stored, VERSION};
 use tensorpress::open_packed_model;
 
@@ -50,6 +54,49 @@ struct Tensor<'a> {
     delta: bool,
     /// The earlier tensor that it is equal to, and stored as.
     same_as: Option<&'a str>,
+    /// Its byte planes; those of the difference, where it is stored as one.
+    planes: Vec<Plane>,
+    /// Bytes that the order-0 entropies of the planes of each chunk add up to.
+    bound_bytes: f64,
+}
+
+/// A byte plane of a tensor, over all its chunks.
+#[derive(Serialize)]
+struct Plane {
+    plane: String,
+    /// Each coding that some chunk uses.
+    codings: BTreeSet<&'static str>,
+    symbols: u64,
+    stored_bytes: u64,
+    /// Bits a symbol, of the entropy in each chunk.
+    entropy: f64,
+}
+
+/// Planes of a segment's chunks, added up.
+fn planes(packed: &Packed, number: usize) -> Result<Vec<Plane>> {
+    let segment = &packed.index().segments[number];
+    let Stored::Chunks { chunks, .. } = &segment.stored else { return Ok(Vec::new()) };
+    let mut planes: BTreeMap<String, Plane> = BTreeMap::new();
+    for chunk in 0..chunks.len() {
+        let (_, stored) = packed.stored_chunk(number, chunk)?;
+        let len = (segment.len - (chunk * CHUNK_BYTES) as u64).min(CHUNK_BYTES as u64);
+        for found in describe_chunk(segment.values, &stored, len as usize)? {
+            let plane = planes.entry(found.plane.clone().into_owned()).or_insert_with(|| Plane {
+                plane: found.plane.into_owned(),
+                codings: BTreeSet::new(),
+                symbols: 0,
+                stored_bytes: 0,
+                entropy: 0.0,
+            });
+            plane.codings.insert(found.coding);
+            plane.symbols += found.symbols as u64;
+            plane.stored_bytes += found.stored as u64;
+            plane.entropy += found.entropy_bits;
+        }
+    }
+    let mut planes: Vec<Plane> = planes.into_values().rev().collect();
+    planes.iter_mut().for_each(|plane| plane.entropy /= plane.symbols.max(1) as f64);
+    Ok(planes)
 }
 
 pub(super) fn run(args: &Inspect, packed: &Packed) -> Outcome {
@@ -70,7 +117,7 @@ pub(super) fn run(args: &Inspect, packed: &Packed) -> Outcome {
         ratio: ratio(after, before),
         base: index.base.as_deref(),
         files: files(packed),
-        tensors: tensors(packed),
+        tensors: tensors(packed)?,
         model,
         no_model,
     };
@@ -99,23 +146,28 @@ fn files(packed: &Packed) -> Vec<File<'_>> {
         .collect()
 }
 
-fn tensors(packed: &Packed) -> Vec<Tensor<'_>> {
+fn tensors(packed: &Packed) -> Result<Vec<Tensor<'_>>> {
     let index = packed.index();
     let segments = index.segments.iter().enumerate();
     segments
-        .filter_map(|(number, segment)| {
-            let tensor = segment.tensor.as_ref()?;
+        .filter_map(|(number, segment)| Some((number, segment, segment.tensor.as_ref()?)))
+        .map(|(number, segment, tensor)| {
             let stored_bytes = packed.stored_bytes_of(number);
             let values = tensor.shape.iter().try_fold(1, |n: u64, d| n.checked_mul(*d));
             let (delta, same_as) = match &segment.stored {
                 Stored::SameAs(earlier) => {
-                    (false, Some(index.segments[*earlier].tensor.as_ref()?.name.as_str()))
+                    let earlier = index.segments[*earlier].tensor.as_ref();
+                    (false, earlier.map(|t| t.name.as_str()))
                 }
                 Stored::Chunks { base, .. } => (base.is_some(), None),
                 _ => (false, None),
             };
-            Some(Tensor {
+            let planes = planes(packed, number)?;
+            let bits = planes.iter().map(|plane| plane.entropy * plane.symbols as f64);
+            Ok(Tensor {
                 name: &tensor.name,
+                bound_bytes: bits.sum::<f64>() / 8.0,
+                planes,
                 file: &index.file_of(number).path,
                 dtype: &tensor.dtype,
                 shape: &tensor.shape,
@@ -129,6 +181,12 @@ fn tensors(packed: &Packed) -> Vec<Tensor<'_>> {
             })
         })
         .collect()
+}
+
+/// `byte 1 2.588 rans`
+fn show_plane(plane: &Plane) -> String {
+    let codings: Vec<&str> = plane.codings.iter().copied().collect();
+    format!("{} {:.3} {}", plane.plane, plane.entropy, codings.join("/"))
 }
 
 fn show(found: &Container<'_>) -> String {
@@ -159,7 +217,17 @@ fn show(found: &Container<'_>) -> String {
     if found.tensors.is_empty() {
         return text;
     }
-    let header = ["tensor", "type", "shape", "bytes", "stored", "bits per value", ""];
+    let header = [
+        "tensor",
+        "type",
+        "shape",
+        "bytes",
+        "stored",
+        "bits per value",
+        "over entropy",
+        "entropy of planes",
+        "",
+    ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for tensor in &found.tensors {
         let note = match (tensor.same_as, tensor.delta) {
@@ -174,6 +242,13 @@ fn show(found: &Container<'_>) -> String {
             tensor.bytes.to_string(),
             tensor.stored_bytes.to_string(),
             tensor.bits_per_value.map_or("-".to_owned(), |bits| format!("{bits:.3}")),
+            match tensor.bound_bytes {
+                bound if bound > 0.0 => {
+                    format!("{:+.2} %", 100.0 * (tensor.stored_bytes as f64 / bound - 1.0))
+                }
+                _ => "-".to_owned(),
+            },
+            format!(" {}", tensor.planes.iter().map(show_plane).collect::<Vec<_>>().join(", ")),
             note,
         ]);
     }

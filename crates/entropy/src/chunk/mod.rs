@@ -5,6 +5,7 @@
 
 mod form;
 pub(crate) mod plane;
+mod report;
 mod split;
 mod window;
 
@@ -15,6 +16,8 @@ use crate::value::ValueType;
 use crate::varint::{read_varint, write_varint};
 use form::Form;
 use plane::Coded;
+
+pub use report::{PlaneReport, describe};
 
 /// Bytes of a chunk before coding; only a tensor's last chunk is shorter.
 pub const CHUNK_BYTES: usize = 1 << 20;

@@ -4,8 +4,8 @@ use tensorpress_tensor::kernels::{Isa, pack_bits, packed_len, unpack_bits};
 use tensorpress_tensor::{Error, Result};
 
 use super::Effort;
-use crate::coder::blocks::{Blocks, Plan, count, histograms};
 use crate::bits::{BitReader, BitWriter};
+use crate::coder::blocks::{Blocks, Plan, count, histograms};
 use crate::coder::{EntropyCoder, Range, classes, huffman};
 use crate::model::{Counts, Model, Table};
 use crate::varint::{read_varint, write_varint};
@@ -25,10 +25,18 @@ pub(crate) enum Coding {
 
 impl Coding {
     fn from_id(id: u8) -> Result<Self> {
-        [Self::Raw, Self::Constant, Self::Rans, Self::Huffman, Self::Packed, Self::Classes, Self::Range]
-            .into_iter()
-            .find(|c| *c as u8 == id)
-            .ok_or_else(|| Error::version(format!("unknown coding {id} of a plane")))
+        [
+            Self::Raw,
+            Self::Constant,
+            Self::Rans,
+            Self::Huffman,
+            Self::Packed,
+            Self::Classes,
+            Self::Range,
+        ]
+        .into_iter()
+        .find(|c| *c as u8 == id)
+        .ok_or_else(|| Error::version(format!("unknown coding {id} of a plane")))
     }
 
     pub(crate) fn name(self) -> &'static str {

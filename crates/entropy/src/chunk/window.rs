@@ -72,7 +72,7 @@ impl Window {
                 if inside >> (Unsigned::BITS - SHIFT) == 0 {
                     *value = (inside << SHIFT).to_le_bytes();
                 } else {
-                    outside.push((i, u64::from(whole)));
+                    outside.push((i, whole as u64));
                     *value = [0; _];
                 }
             }

@@ -84,7 +84,7 @@ pub(super) fn encode(
             free -= 2 * usize::from(full);
             x = if full { x >> 16 } else { x };
             let quotient =
-                (u128::from(u64::from(x) + 1) * u128::from(code.reciprocal) >> 64) as u32;
+                ((u128::from(u64::from(x) + 1) * u128::from(code.reciprocal)) >> 64) as u32;
             let rest = x - quotient * code.freq;
             let slot = slot_of[((code.start + rest) % PROB_TOTAL) as usize];
             *state = quotient << PROB_BITS | u32::from(slot);

@@ -118,13 +118,22 @@ fn stages_of_later_versions_are_named_as_such() {
 
 #[test]
 fn coders_stand_inside_coded() {
-    for (text, canonical_end) in [("gptq | coded(rans)", "coded(rans)"), ("rtn|coded( huffman )", "coded(huffman)")] {
+    for (text, canonical_end) in
+        [("gptq | coded(rans)", "coded(rans)"), ("rtn|coded( huffman )", "coded(huffman)")]
+    {
         let recipe = Recipe::parse(text).unwrap();
         assert!(recipe.canonical().ends_with(canonical_end), "{}", recipe.canonical());
         assert_eq!(Recipe::parse(&recipe.canonical()).unwrap(), recipe);
         recipe.chain().unwrap().build().unwrap();
     }
-    for text in ["coded(rans)", "rtn | rans", "rtn | coded", "rtn | coded(gptq)", "coded(rans) | rtn", "rtn | coded(rans) | coded(range)"] {
+    for text in [
+        "coded(rans)",
+        "rtn | rans",
+        "rtn | coded",
+        "rtn | coded(gptq)",
+        "coded(rans) | rtn",
+        "rtn | coded(rans) | coded(range)",
+    ] {
         let error = Recipe::parse(text).expect_err(text);
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}: {error}");
     }

@@ -1,0 +1,162 @@
+//! Coded nodes: the laws, and what coding saves on real models.
+
+use tensorpress::entropy::{TileCoder, coded};
+use tensorpress::model::text;
+use tensorpress::pipeline::CalibrationText;
+use tensorpress::prelude::*;
+use tensorpress::quant::{GridSpec, Rtn};
+use tensorpress::tensor::linalg::SplitMix;
+use tensorpress::tensor::ndarray::Array2;
+use tensorpress::tensor::node::{Mask, Masked, Plane, Sum, decode};
+use tensorpress::tensor::stats::Calibration;
+use tensorpress::tensor::{Compress, DType, Node, Storage};
+use tensorpress_tensor::testing::data;
+use tensorpress_tensor::testing::laws::{check_damage, check_node};
+
+const CODERS: [TileCoder; 3] = [TileCoder::Rans, TileCoder::Huffman, TileCoder::Range];
+
+/// A nearly normal matrix.
+fn normal(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+    let mut random = SplitMix::new(seed);
+    Array2::from_shape_fn((rows, cols), |_| {
+        (0..6).map(|_| random.next_f64() as f32 - 0.5).sum::<f32>()
+    })
+}
+
+fn rounded(weight: &Array2<f32>, bits: u8, group: usize) -> Box<dyn Node> {
+    let grid = GridSpec::new(bits, group).with_scale(DType::F16);
+    let calibration = Calibration::none(weight.ncols());
+    Rtn::new(grid).compress(weight.view(), &calibration).unwrap().node.boxed()
+}
+
+fn uses_tiles(node: &dyn Node) -> bool {
+    node.describe().to_string().contains("tiled.v1")
+}
+
+#[test]
+fn coded_nodes_obey_the_laws() {
+    for coder in CODERS {
+        for (rows, cols, bits) in [(1, 1, 4), (3, 7, 2), (40, 300, 4), (64, 4000, 3), (33, 512, 8)]
+        {
+            let weight = normal(rows, cols, u64::from(bits));
+            let plain = rounded(&weight, bits, 128);
+            let dense = decode(&*plain).unwrap();
+            let before = Storage::of(&*plain).unwrap().bytes();
+            let node = coded(plain, coder).unwrap();
+            let after = Storage::of(&*node).unwrap().bytes();
+            assert!(after <= before, "{coder:?} {rows} x {cols}: {after} from {before}");
+            assert_eq!(uses_tiles(&*node), after < before);
+            assert!(rows * cols < 10_000 || after < before, "{coder:?} {rows} x {cols}");
+            assert_eq!(decode(&*node).unwrap(), dense, "no bit changes");
+            check_node(node, &registry(), 1e-4);
+        }
+    }
+}
+
+#[test]
+fn masked_codes_and_sums_can_be_coded() {
+    let weight = normal(96, 700, 5);
+    let mut random = SplitMix::new(6);
+    let keep = Array2::from_shape_fn((96, 700), |(r, _)| r != 7 && random.next_f64() < 0.4);
+    let mask = Mask::from_bools(keep.view());
+    let masked = Masked::new(mask, rounded(&weight, 4, 64)).unwrap().boxed();
+    let rest = rounded(&(&weight - &decode(&*masked).unwrap()), 3, 128);
+    let node = Sum::new(vec![masked, rest]).unwrap().boxed();
+    let dense = decode(&*node).unwrap();
+    for coder in CODERS {
+        let again = rounded(&weight, 4, 64);
+        let masked = Masked::new(Mask::from_bools(keep.view()), again).unwrap().boxed();
+        let rest = rounded(&(&weight - &decode(&*masked).unwrap()), 3, 128);
+        let node = coded(Sum::new(vec![masked, rest]).unwrap().boxed(), coder).unwrap();
+        assert_eq!(
+            node.describe().to_string().matches("tiled.v1").count(),
+            4,
+            "{}",
+            node.describe()
+        );
+        assert_eq!(decode(&*node).unwrap(), dense);
+        check_node(node, &registry(), 1e-4);
+    }
+}
+
+#[test]
+fn damage_is_an_error_or_another_value() {
+    for coder in CODERS {
+        let node = coded(rounded(&normal(12, 600, 3), 4, 64), coder).unwrap();
+        assert!(uses_tiles(&*node));
+        check_damage(&*node, &registry());
+    }
+}
+
+/// Bits of the planes' symbols under one table for each plane (order-0 entropy), and the number of planes.
+fn entropy_bits(node: Box<dyn Node>) -> (f64, u32) {
+    let (mut bits, mut planes) = (0.0, 0);
+    let mut count = |plane: Box<dyn Plane>| {
+        let mut symbols = vec![0u16; plane.len(0..plane.rows())];
+        plane.read(0..plane.rows(), &mut symbols)?;
+        planes += 1;
+        let mut counts = [0f64; 256];
+        symbols.iter().for_each(|s| counts[usize::from(*s)] += 1.0);
+        let total = symbols.len() as f64;
+        bits += counts.iter().filter(|n| **n > 0.0).map(|n| n * (total / n).log2()).sum::<f64>();
+        Ok(plane)
+    };
+    node.map_planes(&mut count).expect("planes can be read");
+    (bits, planes)
+}
+
+#[test]
+fn what_coding_saves_on_real_models() {
+    let Some(texts) = data::find("data/text") else { return };
+    let calibration = text::read(&texts.join("tinystories_train_2MB_calib.txt")).expect("a text");
+    println!(
+        "| model | recipe | bits/weight | coded | codes and zeros, bytes | coded | order-0 entropy | KB saved |"
+    );
+    for (model, group) in [("stories260k", 32), ("stories3m", 64)] {
+        let Some(folder) = data::find(&format!("data/models/{model}")) else { return };
+        let source = Source::open(&folder, &registry()).expect("a model");
+        for bits in [4, 3] {
+            let line = format!("gptq(bits={bits}, group={group}, clip=mse)");
+            let run = |line: &str| {
+                let out = tempfile::tempdir().expect("a folder");
+                let report = Compressor::new(Recipe::parse(line).expect("a recipe"))
+                    .with_calibration(CalibrationText::new(calibration.clone()))
+                    .run(&source, &out.path().join("out"))
+                    .expect("compresses");
+                let made = Source::open(out.path().join("out"), &registry()).expect("a model");
+                (out, report, made)
+            };
+            let (_plain_folder, plain_report, plain) = run(&line);
+            let (_coded_folder, coded_report, made) = run(&format!("{line} | coded(rans)"));
+            let (mut before, mut after, mut bound, mut planes) = (0, 0, 0.0, 0);
+            let integers = |node: &dyn Node| {
+                let storage = Storage::of(node).expect("counts");
+                let kinds =
+                    [tensorpress::tensor::PartKind::Codes, tensorpress::tensor::PartKind::Zeros];
+                kinds.map(|kind| storage.bytes_of(kind)).iter().sum::<u64>()
+            };
+            for name in plain.trees().keys() {
+                let [a, b] = [&plain, &made].map(|s| s.weight(name).expect("a weight"));
+                assert_eq!(decode(&*a).unwrap(), decode(&*b).unwrap(), "{model} {line} {name}");
+                before += integers(&*a);
+                after += integers(&*b);
+                let (bits, count) = entropy_bits(a);
+                bound += bits / 8.0;
+                planes += count;
+            }
+            println!(
+                "| {model} | {line} | {:.3} | {:.3} | {before} | {after} | {bound:.0} | {:.1} |",
+                plain_report.bits_per_weight,
+                coded_report.bits_per_weight,
+                (before - after) as f64 / 1e3
+            );
+            assert!(after < before, "{model} {line}");
+            // The entropy, a header and a table for each of many small planes, and no more.
+            let allowed = bound * 1.002 + 32.0 * f64::from(planes);
+            assert!(
+                (after as f64) < allowed,
+                "{model} {line}: {after} for {bound}, {planes} planes"
+            );
+        }
+    }
+}
