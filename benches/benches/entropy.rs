@@ -55,8 +55,11 @@ fn values(bytes: usize) -> Vec<u8> {
     data
 }
 
+/// Something to time, and its name.
+type Racer<'a> = (&'static str, Box<dyn FnMut() + 'a>);
+
 /// Shortest of the times of several runs, taking turns.
-fn race(turns: usize, racers: &mut [(&str, Box<dyn FnMut() + '_>)]) -> Vec<Duration> {
+fn race(turns: usize, racers: &mut [Racer<'_>]) -> Vec<Duration> {
     let mut best = vec![Duration::MAX; racers.len()];
     for _ in 0..turns {
         for ((_, racer), best) in racers.iter_mut().zip(&mut best) {
@@ -121,7 +124,7 @@ fn side_by_side(data: &[u8], test: bool) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("two threads");
     let mut zcoder = zstd::bulk::Compressor::new(3).expect("zstd");
     let mut zdecoder = zstd::bulk::Decompressor::new().expect("zstd");
-    let mut racers: Vec<(&str, Box<dyn FnMut()>)> = vec![
+    let mut racers: Vec<Racer<'_>> = vec![
         ("memcpy", Box::new(|| copy.copy_from_slice(black_box(data)))),
         (
             "decode",

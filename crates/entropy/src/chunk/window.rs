@@ -59,6 +59,7 @@ impl Window {
     }
 
     /// Moves rotated values of `width` bytes into a window, in place; `None` (and nothing changed) if there is none.
+    #[allow(clippy::unnecessary_cast)] // needed for all widths but one
     pub(crate) fn apply(width: usize, values: &mut [u8]) -> Option<Self> {
         let mut counts = [0; 256];
         values.iter().skip(width - 1).step_by(width).for_each(|top| counts[usize::from(*top)] += 1);

@@ -68,17 +68,16 @@ impl Node for Masked {
     ) -> Result<()> {
         let inp = self.shape()[1];
         assert_eq!(out.dim(), (rows.len(), inp), "output shape");
-        let mut buffer = scratch.take(rows.len() * inp);
-        let mut dense = ArrayViewMut2::from_shape((rows.len(), inp), &mut buffer).expect("length");
-        self.inner.decode_rows(rows.clone(), dense.view_mut(), Accum::Replace, scratch)?;
-        if accum == Accum::Replace {
-            out.fill(0.0);
-        }
-        for (i, row) in rows.enumerate() {
-            self.mask.for_each_kept(row, |c| out[[i, c]] += dense[[i, c]]);
-        }
-        scratch.put(buffer);
-        Ok(())
+        scratch.with_matrix((rows.len(), inp), |mut dense, scratch| {
+            self.inner.decode_rows(rows.clone(), dense.view_mut(), Accum::Replace, scratch)?;
+            if accum == Accum::Replace {
+                out.fill(0.0);
+            }
+            for (i, row) in rows.enumerate() {
+                self.mask.for_each_kept(row, |c| out[[i, c]] += dense[[i, c]]);
+            }
+            Ok(())
+        })
     }
 
     fn describe(&self) -> Json {

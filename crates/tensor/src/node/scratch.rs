@@ -1,3 +1,5 @@
+use ndarray::ArrayViewMut2;
+
 use crate::linalg::Par;
 
 /// Buffers reused between calls, and the parallelism a call may use.
@@ -26,6 +28,19 @@ impl Scratch {
         let mut buffer = self.pool.pop().unwrap_or_default();
         buffer.resize(len, 0.0);
         buffer
+    }
+
+    /// Calls `f` with a matrix whose contents are unspecified, and this workspace for what `f` calls in turn.
+    pub fn with_matrix<R>(
+        &mut self,
+        shape: (usize, usize),
+        f: impl FnOnce(ArrayViewMut2<'_, f32>, &mut Self) -> R,
+    ) -> R {
+        let mut buffer = self.take(shape.0 * shape.1);
+        let view = ArrayViewMut2::from_shape(shape, &mut buffer).expect("taken with this length");
+        let result = f(view, self);
+        self.put(buffer);
+        result
     }
 
     /// Gives a buffer back.

@@ -68,13 +68,11 @@ impl Transformed {
         scratch: &mut Scratch,
         then: impl FnOnce(ArrayView2<'_, f32>, &mut Scratch),
     ) -> Result<()> {
-        let shape = (rows.len(), self.inner.shape()[1]);
-        let mut buffer = scratch.take(shape.0 * shape.1);
-        let mut view = ArrayViewMut2::from_shape(shape, &mut buffer).expect("length");
-        self.inner.decode_rows(rows, view.view_mut(), Accum::Replace, scratch)?;
-        then(view.view(), scratch);
-        scratch.put(buffer);
-        Ok(())
+        scratch.with_matrix((rows.len(), self.inner.shape()[1]), |mut inner, scratch| {
+            self.inner.decode_rows(rows, inner.view_mut(), Accum::Replace, scratch)?;
+            then(inner.view(), scratch);
+            Ok(())
+        })
     }
 
     /// Rows of W for an output transform: each outer row is a combination of inner rows.
@@ -133,27 +131,25 @@ impl Node for Transformed {
     ) -> Result<()> {
         let inp = self.shape()[1];
         assert_eq!(out.dim(), (rows.len(), inp), "output shape");
-        let mut buffer = scratch.take(rows.len() * inp);
-        let mut decoded =
-            ArrayViewMut2::from_shape((rows.len(), inp), &mut buffer).expect("length");
-        match self.side {
-            Side::In => self.with_inner_rows(rows, scratch, |inner, _| {
-                self.transform.apply(inner, decoded.view_mut());
-            })?,
-            Side::Out => {
-                for (i, row) in rows.enumerate() {
-                    let one = decoded.slice_mut(ndarray::s![i..=i, ..]);
-                    self.decode_out_row(row, one, scratch)?;
+        scratch.with_matrix((rows.len(), inp), |mut decoded, scratch| {
+            match self.side {
+                Side::In => self.with_inner_rows(rows, scratch, |inner, _| {
+                    self.transform.apply(inner, decoded.view_mut());
+                })?,
+                Side::Out => {
+                    for (i, row) in rows.enumerate() {
+                        let one = decoded.slice_mut(ndarray::s![i..=i, ..]);
+                        self.decode_out_row(row, one, scratch)?;
+                    }
                 }
             }
-        }
-        if accum == Accum::Add {
-            out += &decoded;
-        } else {
-            out.assign(&decoded);
-        }
-        scratch.put(buffer);
-        Ok(())
+            if accum == Accum::Add {
+                out += &decoded;
+            } else {
+                out.assign(&decoded);
+            }
+            Ok(())
+        })
     }
 
     fn matmul(
@@ -164,15 +160,11 @@ impl Node for Transformed {
         scratch: &mut Scratch,
     ) -> Result<()> {
         check_matmul(self.shape(), &x, &y);
-        let tokens = x.nrows();
-        let inner_channels = self.transform.inner();
-        let mut buffer = scratch.take(tokens * inner_channels);
-        let mut inner =
-            ArrayViewMut2::from_shape((tokens, inner_channels), &mut buffer).expect("length");
-        match self.side {
+        let shape = (x.nrows(), self.transform.inner());
+        scratch.with_matrix(shape, |mut inner, scratch| match self.side {
             Side::In => {
                 self.transform.apply_transposed(x, inner.view_mut());
-                self.inner.matmul(inner.view(), y, accum, scratch)?;
+                self.inner.matmul(inner.view(), y, accum, scratch)
             }
             Side::Out => {
                 self.inner.matmul(x, inner.view_mut(), Accum::Replace, scratch)?;
@@ -183,10 +175,9 @@ impl Node for Transformed {
                     self.transform.apply(inner.view(), outer.view_mut());
                     y += &outer;
                 }
+                Ok(())
             }
-        }
-        scratch.put(buffer);
-        Ok(())
+        })
     }
 
     fn multiply(&self) -> Multiply {
