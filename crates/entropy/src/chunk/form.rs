@@ -191,3 +191,74 @@ fn change(width: usize, difference: Difference, base: Option<&[u8]>, data: &mut 
     }
     by_width! { 1 u8, i8; 2 u16, i16; 4 u32, i32; 8 u64, i64; }
 }
+
+#[cfg(test)]
+mod tests {
+    use tensorpress_tensor::ndarray::{Array1, Array2};
+    use tensorpress_tensor::testing::data;
+    use tensorpress_tensor::{Checkpoint, DType, Tensor};
+
+    use super::super::plane;
+    use super::*;
+
+    fn coded(difference: Difference, values: ValueType, data: &[u8], base: &[u8]) -> usize {
+        let form = Form { difference, rotate: false, window: false };
+        let mut stored = Vec::new();
+        let planes = form.planes(values, data, Some(base), &mut stored).expect("no window");
+        planes.iter().for_each(|p| plane::encode(p, Effort::Fast, &mut stored));
+        stored.len()
+    }
+
+    /// 300 steps of gradient descent from real weights towards near ones, on inputs whose channels differ in scale.
+    fn tuned(weight: &Array2<f32>, seed: f32) -> Array2<f32> {
+        let [rows, cols] = [weight.nrows(), weight.ncols()];
+        let wave = |i: usize, k: f32| (i as f32 * k + seed).sin();
+        let size = (weight.iter().map(|w| w * w).sum::<f32>() / weight.len() as f32).sqrt();
+        let shift = Array2::from_shape_fn((rows, cols), |(r, c)| {
+            0.03 * size * (wave(r, 1.3) * wave(c, 2.1) + wave(r, 0.7) * wave(c, 5.3))
+        });
+        let target = weight + &shift;
+        let inputs = Array2::from_shape_fn((2 * cols, cols), |(t, c)| {
+            wave(t * cols + c, 12.9898) / (1.0 + c as f32).sqrt()
+        });
+        let gram = inputs.t().dot(&inputs);
+        let rate = 1.0 / gram.diag().sum();
+        let mut current = weight.clone();
+        for _ in 0..300 {
+            let step = (&current - &target).dot(&gram) * rate;
+            current -= &step;
+        }
+        current
+    }
+
+    /// Bit patterns differ by little where values do, whatever carries run through them; exclusive or sees the carries.
+    #[test]
+    fn integer_differences_beat_exclusive_or_on_fine_tunes() {
+        let Some(file) = data::find("data/models/stories260k/model.safetensors") else { return };
+        let checkpoint = Checkpoint::open(file).expect("a model");
+        for (dtype, values) in [(DType::BF16, ValueType::BF16), (DType::F32, ValueType::F32)] {
+            let (mut base, mut data) = (Vec::new(), Vec::new());
+            for (i, name) in checkpoint.names().enumerate() {
+                let tensor = checkpoint.tensor(name).expect("a tensor");
+                if tensor.shape().len() == 2 {
+                    let weight = tensor.to_matrix().expect("floats");
+                    let after: Array1<f32> = tuned(&weight, i as f32).into_iter().collect();
+                    let before: Array1<f32> = weight.into_iter().collect();
+                    dtype
+                        .write_f32(before.as_slice().expect("one row"), &mut base)
+                        .expect("floats");
+                    dtype.write_f32(after.as_slice().expect("one row"), &mut data).expect("floats");
+                }
+            }
+            let mut sizes = [0; 2];
+            for (data, base) in data.chunks(1 << 20).zip(base.chunks(1 << 20)) {
+                sizes[0] += coded(Difference::FromBase, values, data, base);
+                sizes[1] += coded(Difference::XorBase, values, data, base);
+            }
+            let percent = sizes.map(|n| 100.0 * n as f64 / data.len() as f64);
+            println!("{values:?}: difference {:.2}%, exclusive or {:.2}%", percent[0], percent[1]);
+            assert!(sizes[0] < sizes[1], "{values:?}: {percent:?}");
+            assert!(percent[0] < 60.0, "{values:?}: {percent:?}");
+        }
+    }
+}
