@@ -18,25 +18,23 @@ const STEPS: &[Step] = &[
     ("msrv", msrv),
     ("demo", demo),
     ("benches", benches),
+    ("fuzz", fuzz),
+    ("neon", neon),
 ];
-
-/// Steps that run when named: they build everything once more, for another toolchain or processor.
-const BY_NAME: &[Step] = &[("fuzz", fuzz), ("neon", neon)];
 
 /// Names of the steps, in order.
 pub fn names() -> Vec<&'static str> {
-    STEPS.iter().chain(BY_NAME).map(|(name, _)| *name).collect()
+    STEPS.iter().map(|(name, _)| *name).collect()
 }
 
-/// Runs the named steps, or all that run by default; stops at the first that fails.
+/// Runs the named steps, or all of them; stops at the first that fails.
 pub fn run(wanted: &[&str]) -> Outcome {
     if let Some(unknown) = wanted.iter().find(|w| !names().contains(w)) {
         return Err(format!("no step `{unknown}`; there are {}", names().join(" ")));
     }
     let begun = Instant::now();
-    let chosen = |name: &&str| wanted.contains(name);
-    let by_default = STEPS.iter().filter(|(name, _)| wanted.is_empty() || chosen(name));
-    for (name, step) in by_default.chain(BY_NAME.iter().filter(|(name, _)| chosen(name))) {
+    let chosen = |name: &str| wanted.is_empty() || wanted.contains(&name);
+    for (name, step) in STEPS.iter().filter(|(name, _)| chosen(name)) {
         println!("== {name}");
         let start = Instant::now();
         step().map_err(|e| format!("step {name}: {e}"))?;
@@ -185,19 +183,33 @@ fn fuzz() -> Outcome {
     if output(Command::new("cargo").args(["fuzz", "--version"])).is_err() {
         execute(Command::new("cargo").args(["install", "--locked", "cargo-fuzz"]))?;
     }
+    execute(Command::new("cargo").current_dir(root()).args(["+nightly", "fuzz", "build"]))?;
     let list =
         output(Command::new("cargo").current_dir(root()).args(["+nightly", "fuzz", "list"]))?;
-    for target in list.lines() {
-        let corpus = format!("fuzz/corpus/{target}");
-        let seeds = format!("fuzz/seeds/{target}");
-        std::fs::create_dir_all(root().join(&corpus)).map_err(|e| format!("{corpus}: {e}"))?;
-        let mut command = Command::new("cargo");
-        command
-            .current_dir(root())
-            .args(["+nightly", "fuzz", "run", target, &corpus, &seeds, "--"]);
-        execute(command.args(["-max_total_time=20", "-rss_limit_mb=2048", "-verbosity=0"]))?;
+    let targets: Vec<&str> = list.lines().collect();
+    // Two at a time: a target uses one core.
+    for pair in targets.chunks(2) {
+        let runs: Vec<Outcome> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                pair.iter().map(|target| scope.spawn(move || fuzz_target(target))).collect();
+            threads.into_iter().map(|t| t.join().map_err(|_| "a panic".to_owned())?).collect()
+        });
+        runs.into_iter().collect::<Outcome>()?;
     }
     Ok(())
+}
+
+fn fuzz_target(target: &str) -> Outcome {
+    let (corpus, seeds) = (format!("fuzz/corpus/{target}"), format!("fuzz/seeds/{target}"));
+    let artifacts = format!("fuzz/artifacts/{target}/");
+    for folder in [&corpus, &artifacts] {
+        std::fs::create_dir_all(root().join(folder)).map_err(|e| format!("{folder}: {e}"))?;
+    }
+    let built =
+        format!("fuzz/target/{}-unknown-linux-gnu/release/{target}", std::env::consts::ARCH);
+    let mut command = Command::new(root().join(built));
+    command.current_dir(root()).args([&corpus, &seeds, &format!("-artifact_prefix={artifacts}")]);
+    execute(command.args(["-max_total_time=20", "-rss_limit_mb=2048", "-verbosity=0"]))
 }
 
 /// The kernels' tests on AArch64 under emulation, where the target and an emulator can be installed.
@@ -215,9 +227,16 @@ fn neon() -> Outcome {
         println!("SKIPPED: no AArch64 target or emulator can be had here; NEON is not tested");
         return Ok(());
     }
-    let mut command =
-        cargo(&["test", "-p", "tensorpress-tensor", "--lib", "--target", TARGET, "kernels"]);
-    command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
-    let runner = "qemu-aarch64 -L /usr/aarch64-linux-gnu";
-    execute(command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", runner))
+    // Kernels against the portable ones; the entropy coders, portable there, against their own files.
+    for package in [
+        &["-p", "tensorpress-tensor", "--lib", "kernels"][..],
+        &["-p", "tensorpress-entropy", "--lib"],
+    ] {
+        let mut command = cargo(&["test", "--target", TARGET]);
+        command.args(package);
+        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
+        let runner = "qemu-aarch64 -L /usr/aarch64-linux-gnu";
+        execute(command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", runner))?;
+    }
+    Ok(())
 }

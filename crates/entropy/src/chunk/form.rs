@@ -40,7 +40,11 @@ impl Form {
             .into_iter()
             .find(|d| *d as u8 == id & 0x3f)
             .ok_or_else(|| Error::version(format!("unknown form {id} of planes")))?;
-        Ok(Self { difference, rotate: id & 0x80 != 0, window: id & 0x40 != 0 })
+        let form = Self { difference, rotate: id & 0x80 != 0, window: id & 0x40 != 0 };
+        if form.window && (!form.rotate || difference != None) {
+            return Err(Error::corruption(format!("form {id}: a window of what is no exponent")));
+        }
+        Ok(form)
     }
 
     /// Forms worth a try, the likeliest first.
