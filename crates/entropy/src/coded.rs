@@ -67,6 +67,10 @@ pub fn register(registry: &mut Registry) {
 /// beside the matrix.
 const TILE: usize = 1 << 17;
 
+/// Symbols that a byte may stand for: a constant plane takes a few bytes whatever its size, and readers allocate what
+/// a plane declares.
+const MOST_PER_BYTE: usize = 4096;
+
 /// Row lengths.
 #[derive(Debug, Clone)]
 enum Rows {
@@ -113,6 +117,9 @@ impl Tiled {
             write_varint((bodies.len() - before) as u64, &mut lengths);
         }
         lengths.extend_from_slice(&bodies);
+        if len / MOST_PER_BYTE > lengths.len() {
+            return Ok(None);
+        }
         Self::open(plane.alphabet(), rows, tile, lengths.into()).map(Some)
     }
 
@@ -155,8 +162,7 @@ impl Tiled {
         } else {
             let [rows, cols] = field::<[usize; 2]>(json, "shape")?;
             let symbols = rows.checked_mul(cols);
-            // A tile holds at most what its reader may ask for at once; sizes beyond memory are hostile.
-            if symbols.is_none_or(|n| n > isize::MAX as usize / 2) {
+            if symbols.is_none_or(|n| n / MOST_PER_BYTE > bytes.len()) {
                 return Err(Error::corruption(format!("declared shape [{rows}, {cols}]")));
             }
             Rows::Even { rows, cols }

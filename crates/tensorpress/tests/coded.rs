@@ -1,5 +1,9 @@
 //! Coded nodes: the laws, and what coding saves on real models.
 
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tensorpress::ErrorKind;
 use tensorpress::entropy::{TileCoder, coded};
 use tensorpress::model::text;
 use tensorpress::pipeline::CalibrationText;
@@ -9,7 +13,7 @@ use tensorpress::tensor::linalg::SplitMix;
 use tensorpress::tensor::ndarray::Array2;
 use tensorpress::tensor::node::{Mask, Masked, Plane, Sum, decode};
 use tensorpress::tensor::stats::Calibration;
-use tensorpress::tensor::{Compress, DType, Node, Storage};
+use tensorpress::tensor::{Compress, DType, Node, RawTensor, Storage};
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 
@@ -85,6 +89,24 @@ fn damage_is_an_error_or_another_value() {
         let node = coded(rounded(&normal(12, 600, 3), 4, 64), coder).unwrap();
         assert!(uses_tiles(&*node));
         check_damage(&*node, &registry());
+    }
+}
+
+#[test]
+fn declared_sizes_need_bytes_behind_them() {
+    let part = |dtype, shape, bytes: Vec<u8>| RawTensor::new(dtype, shape, bytes.into()).unwrap();
+    // A constant plane: lengths of one tile, coding, length, symbol.
+    let codes = part(DType::U8, vec![4], vec![3, 1, 1, 5]);
+    let scales = part(DType::F32, vec![1, 1], 1f32.to_le_bytes().to_vec());
+    let parts = BTreeMap::from([("w.codes".to_owned(), codes), ("w.scales".to_owned(), scales)]);
+    let read = |cols: u64| {
+        let codes = json!({"plane": "tiled.v1", "alphabet": 16, "tile": 1, "shape": [1, cols]});
+        let node = json!({"node": "grouped_affine.v1", "shape": [1, cols], "group": cols, "zero": 8, "codes": codes});
+        registry().read(&node, "w", &parts)
+    };
+    assert_eq!(decode(&*read(5000).unwrap()).unwrap().sum(), -15_000.0);
+    for cols in [1 << 15, 1 << 40, u64::MAX >> 1] {
+        assert_eq!(read(cols).unwrap_err().kind(), ErrorKind::Corruption);
     }
 }
 
