@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::json;
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::node::registry::field;
-use tensorpress_tensor::node::{Json, Mask, NodeReader, Plane, PlaneMap};
+use tensorpress_tensor::node::{Json, Mask, NodeReader, Plane, PlaneMap, Rows};
 use tensorpress_tensor::{Bytes, DType, Error, Node, Part, PartKind, PartSink, Registry, Result};
 
 use crate::chunk::Effort;
@@ -71,13 +71,6 @@ const TILE: usize = 1 << 17;
 /// a plane declares.
 const MOST_PER_BYTE: usize = 4096;
 
-/// Row lengths.
-#[derive(Debug, Clone)]
-enum Rows {
-    Even { rows: usize, cols: usize },
-    Ragged(Arc<Mask>),
-}
-
 /// A plane in tiles of whole rows, each coded by itself.
 #[derive(Debug)]
 struct Tiled {
@@ -125,10 +118,7 @@ impl Tiled {
 
     /// Reads the lengths.
     fn open(alphabet: u32, rows: Rows, tile: usize, bytes: Bytes) -> Result<Self> {
-        let count = match &rows {
-            Rows::Even { rows, .. } => *rows,
-            Rows::Ragged(mask) => mask.shape()[0],
-        };
+        let count = rows.count();
         if tile == 0 || !(1..=256).contains(&alphabet) {
             return Err(Error::corruption(format!("tiles of {tile} rows, {alphabet} symbols")));
         }
@@ -154,19 +144,10 @@ impl Tiled {
 
     fn read_from(reader: &NodeReader<'_>, json: &Json, prefix: &str) -> Result<Box<dyn Plane>> {
         let bytes = reader.bytes(prefix, DType::U8)?;
-        let rows = if json.get("ragged").and_then(Json::as_bool) == Some(true) {
-            let mask = reader.mask();
-            let mask =
-                mask.ok_or_else(|| Error::corruption("a ragged plane outside a masked node"))?;
-            Rows::Ragged(mask.clone())
-        } else {
-            let [rows, cols] = field::<[usize; 2]>(json, "shape")?;
-            let symbols = rows.checked_mul(cols);
-            if symbols.is_none_or(|n| n / MOST_PER_BYTE > bytes.len()) {
-                return Err(Error::corruption(format!("declared shape [{rows}, {cols}]")));
-            }
-            Rows::Even { rows, cols }
-        };
+        let rows = Rows::read_from(reader, json)?;
+        if rows.len(0..rows.count()) / MOST_PER_BYTE > bytes.len() {
+            return Err(Error::corruption(format!("{} bytes for {json}", bytes.len())));
+        }
         Ok(Box::new(Self::open(field(json, "alphabet")?, rows, field(json, "tile")?, bytes)?))
     }
 
@@ -202,17 +183,11 @@ impl Plane for Tiled {
     }
 
     fn rows(&self) -> usize {
-        match &self.rows {
-            Rows::Even { rows, .. } => *rows,
-            Rows::Ragged(mask) => mask.shape()[0],
-        }
+        self.rows.count()
     }
 
     fn len(&self, rows: Range<usize>) -> usize {
-        match &self.rows {
-            Rows::Even { cols, .. } => rows.len() * cols,
-            Rows::Ragged(mask) => mask.kept(rows),
-        }
+        self.rows.len(rows)
     }
 
     fn read(&self, rows: Range<usize>, out: &mut [u16]) -> Result<()> {
@@ -237,10 +212,7 @@ impl Plane for Tiled {
 
     fn describe(&self) -> Json {
         let mut json = json!({"plane": "tiled.v1", "alphabet": self.alphabet, "tile": self.tile});
-        match &self.rows {
-            Rows::Even { rows, cols } => json["shape"] = json!([rows, cols]),
-            Rows::Ragged(_) => json["ragged"] = true.into(),
-        }
+        self.rows.describe(&mut json);
         json
     }
 
@@ -259,9 +231,6 @@ impl Plane for Tiled {
     }
 
     fn support(&self) -> Option<&Arc<Mask>> {
-        match &self.rows {
-            Rows::Even { .. } => None,
-            Rows::Ragged(mask) => Some(mask),
-        }
+        self.rows.support()
     }
 }

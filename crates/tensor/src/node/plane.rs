@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::registry::field;
-use super::{Json, Mask, NodeReader, PlaneMap, join};
+use super::{Json, Mask, NodeReader, PlaneMap, Rows, join};
 use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -56,15 +56,6 @@ pub trait Plane: Debug + Send + Sync {
     fn support(&self) -> Option<&Arc<Mask>> {
         None
     }
-}
-
-/// Lengths of the rows of a plane.
-#[derive(Debug, Clone)]
-enum Rows {
-    /// All rows equally long; each starts at a byte boundary.
-    Even { rows: usize, cols: usize },
-    /// Row lengths are those of a mask; one continuous bit stream.
-    Ragged(Arc<Mask>),
 }
 
 /// Codes packed at a fixed width, least significant bit first.
@@ -183,16 +174,12 @@ impl Packed {
         let bits = field::<u8>(json, "bits")?;
         check_bits(bits)?;
         let bytes = reader.bytes(prefix, DType::U8)?;
-        let (rows, len) = if json.get("ragged").and_then(Json::as_bool) == Some(true) {
-            let mask = reader
-                .mask()
-                .ok_or_else(|| Error::corruption("a ragged plane outside a masked node"))?;
-            let len = kernels::packed_len(mask.kept_before(mask.shape()[0]), u32::from(bits));
-            (Rows::Ragged(mask.clone()), Some(len))
-        } else {
-            let [rows, cols] = field::<[usize; 2]>(json, "shape")?;
-            let stride = cols.checked_mul(usize::from(bits)).map(|n| n.div_ceil(8));
-            (Rows::Even { rows, cols }, stride.and_then(|s| s.checked_mul(rows)))
+        let rows = Rows::read_from(reader, json)?;
+        let packed = |symbols: usize| symbols.checked_mul(usize::from(bits)).map(|n| n.div_ceil(8));
+        let len = match &rows {
+            // Each row starts at a byte boundary.
+            Rows::Even { rows, cols } => packed(*cols).and_then(|stride| stride.checked_mul(*rows)),
+            Rows::Ragged(_) => packed(rows.len(0..rows.count())),
         };
         if len != Some(bytes.len()) {
             return Err(Error::corruption(format!(
@@ -226,17 +213,11 @@ impl Plane for Packed {
     }
 
     fn rows(&self) -> usize {
-        match &self.rows {
-            Rows::Even { rows, .. } => *rows,
-            Rows::Ragged(mask) => mask.shape()[0],
-        }
+        self.rows.count()
     }
 
     fn len(&self, rows: Range<usize>) -> usize {
-        match &self.rows {
-            Rows::Even { cols, .. } => rows.len() * cols,
-            Rows::Ragged(mask) => mask.kept(rows),
-        }
+        self.rows.len(rows)
     }
 
     fn read(&self, rows: Range<usize>, out: &mut [u16]) -> Result<()> {
@@ -256,12 +237,9 @@ impl Plane for Packed {
     }
 
     fn describe(&self) -> Json {
-        match &self.rows {
-            Rows::Even { rows, cols } => {
-                json!({"plane": "packed.v1", "bits": self.bits, "shape": [rows, cols]})
-            }
-            Rows::Ragged(_) => json!({"plane": "packed.v1", "bits": self.bits, "ragged": true}),
-        }
+        let mut json = json!({"plane": "packed.v1", "bits": self.bits});
+        self.rows.describe(&mut json);
+        json
     }
 
     fn parts(&self, prefix: &str, kind: PartKind, sink: &mut dyn PartSink) -> Result<()> {
@@ -283,10 +261,7 @@ impl Plane for Packed {
     }
 
     fn support(&self) -> Option<&Arc<Mask>> {
-        match &self.rows {
-            Rows::Even { .. } => None,
-            Rows::Ragged(mask) => Some(mask),
-        }
+        self.rows.support()
     }
 }
 
