@@ -218,6 +218,16 @@ fn criterion_figures(data: &[u8], test: bool) {
     group.throughput(Throughput::Bytes(some.len() as u64));
     let mut out = vec![0; some.len()];
     for values in [ValueType::BF16, ValueType::F16, ValueType::F32, ValueType::Bytes] {
+        let best = |c: &[u8]| chunk::encode(values, c, None, Effort::Best);
+        let coded: Vec<Vec<u8>> = some.chunks(CHUNK_BYTES).map(best).collect();
+        let mut decode = || {
+            for (c, o) in coded.iter().zip(out.chunks_mut(CHUNK_BYTES)) {
+                chunk::decode(values, c, None, o).expect("own chunk");
+            }
+        };
+        decode();
+        group.bench_function(format!("decode {}, best", values.name()), |b| b.iter(&mut decode));
+        assert!(out == some, "decoded from the best effort");
         let encode = |c: &[u8]| chunk::encode(values, c, None, Effort::Fast);
         let coded: Vec<Vec<u8>> = some.chunks(CHUNK_BYTES).map(encode).collect();
         for isa in Isa::available() {
