@@ -133,7 +133,7 @@ fn encode_palette(values: ValueType, body: &[u8], effort: Effort) -> Option<Vec<
 ///
 /// # Errors
 /// `Corruption` or `InsufficientData` if the bytes contradict themselves or that length, `Version` for a scheme
-/// that this version does not know. Whatever the bytes, memory stays within a few times `out` plus 16 MiB.
+/// that this version does not know. Whatever the bytes, memory stays within a few times `out` plus 2 MiB.
 ///
 /// # Panics
 /// If `base` has another length than `out`.

@@ -34,21 +34,21 @@ macro_rules! refill {
 macro_rules! narrow_64 {
     ($x:expr, $first:expr, $t:expr, $words:expr, $at:expr) => {{
         let x: [__m512i; 4] = [$x[$first], $x[$first + 1], $x[$first + 2], $x[$first + 3]];
-        let bucket = x.map(|x| _mm512_srli_epi32::<8>(x));
-        let position = x.map(|x| _mm512_and_si512(x, _mm512_set1_epi32(0xff)));
-        let threshold = bucket.map(|b| _mm512_permutexvar_epi32(b, $t.0));
-        let own = bucket.map(|b| _mm512_permutexvar_epi32(b, $t.1));
+        // The bucket in the lowest bits, where permutations look, and the position in the highest, where comparing does.
+        let turned = x.map(|x| _mm512_ror_epi32::<8>(x));
+        let threshold = turned.map(|t| _mm512_permutexvar_epi32(t, $t.0));
+        let own = turned.map(|t| _mm512_permutexvar_epi32(t, $t.1));
         let mut entry = own;
         let mut sum = x;
         for g in 0..4 {
-            let other = _mm512_cmpge_epu32_mask(position[g], threshold[g]);
-            entry[g] = _mm512_mask_permutexvar_epi32(own[g], other, bucket[g], $t.2);
+            let other = _mm512_cmpge_epu32_mask(turned[g], threshold[g]);
+            entry[g] = _mm512_mask_permutexvar_epi32(own[g], other, turned[g], $t.2);
         }
         for g in 0..4 {
-            let freq = _mm512_and_si512(entry[g], _mm512_set1_epi32(0x1fff));
-            let occurrence = _mm512_add_epi32(position[g], _mm512_srai_epi32::<17>(entry[g]));
-            let product = _mm512_mullo_epi32(freq, _mm512_srli_epi32::<12>(x[g]));
-            sum[g] = _mm512_add_epi32(product, occurrence);
+            let rest = _mm512_and_si512(entry[g], _mm512_set1_epi32(0x1fff));
+            let product = _mm512_mullo_epi32(rest, _mm512_srli_epi32::<12>(x[g]));
+            let difference = _mm512_sub_epi32(x[g], product);
+            sum[g] = _mm512_add_epi32(difference, _mm512_srai_epi32::<17>(entry[g]));
         }
         let m = |byte: i32| _mm512_set1_epi32(0xf << (8 * byte));
         let acc = _mm512_and_si512(_mm512_srli_epi32::<13>(entry[0]), m(0));
@@ -78,9 +78,24 @@ fn store_states(x: &[__m512i; 8], states: &mut [u32; LANES]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
 fn load_table(alias: &Alias) -> (__m512i, __m512i, __m512i) {
+    // freq * (x >> 12) + occurrence = x - (4096 - freq) * (x >> 12) + (occurrence - slot), and the last term is the
+    // same all over one half of a bucket: nothing need be masked out of x.
+    let entry = |found: u32, bucket: usize, shift: i32| {
+        let rest = PROB_TOTAL - (found & 0x1fff);
+        rest | (found & 0xf << 13) | ((shift - 256 * bucket as i32) as u32) << 17
+    };
+    let own: [u32; 16] = std::array::from_fn(|b| entry(alias.own[b], b, 0));
+    let shift = |b: usize| alias.other[b] as i32 >> 17;
+    let whole = |b: usize| alias.threshold[b] == 256;
+    let other: [u32; 16] = std::array::from_fn(|b| match whole(b) {
+        true => own[b],
+        false => entry(alias.other[b], b, shift(b)),
+    });
+    let threshold: [u32; 16] =
+        std::array::from_fn(|b| if whole(b) { u32::MAX } else { alias.threshold[b] << 24 });
     // SAFETY: each array is 64 bytes long.
     let load = |lanes: &[u32; 16]| unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
-    (load(&alias.threshold), load(&alias.own), load(&alias.other))
+    (load(&threshold), load(&own), load(&other))
 }
 
 /// Bytes of 64 symbols of a narrow table; ends the function with false where escapes end early.
