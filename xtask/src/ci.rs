@@ -209,7 +209,12 @@ fn fuzz_target(target: &str) -> Outcome {
         format!("fuzz/target/{}-unknown-linux-gnu/release/{target}", std::env::consts::ARCH);
     let mut command = Command::new(root().join(built));
     command.current_dir(root()).args([&corpus, &seeds, &format!("-artifact_prefix={artifacts}")]);
-    execute(command.args(["-max_total_time=20", "-rss_limit_mb=2048", "-verbosity=0"]))
+    execute(command.args([
+        "-max_total_time=20",
+        "-rss_limit_mb=2048",
+        "-verbosity=0",
+        "-print_funcs=0",
+    ]))
 }
 
 /// The kernels' tests on AArch64 under emulation, where the target and an emulator can be installed.
