@@ -68,6 +68,11 @@ impl<'a> BitReader<'a> {
         self.bytes.len() + self.count as usize / 8
     }
 
+    /// Whether the bits up to the next byte are all 0.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.pending & ((1 << (self.count % 8)) - 1) == 0
+    }
+
     /// Whether nothing but the padding of the last byte is left.
     pub(crate) fn is_finished(&self) -> bool {
         self.bytes.is_empty() && self.count < 8 && self.pending == 0

@@ -159,13 +159,12 @@ impl Tiled {
         if len == 0 {
             return Ok(());
         }
-        // From the tile to the end: coders may read ahead.
-        let mut from = &self.bytes[self.starts[tile]..self.starts[tile + 1]];
+        // From the tile to the end of the plane: coders read ahead.
+        let mut from = &self.bytes[self.starts[tile]..];
         let coded = plane::Coded::take(&mut from, len)?;
-        if !from.is_empty() {
-            return Err(Error::corruption(format!("bytes behind tile {tile}")));
+        if from.len() != self.bytes.len() - self.starts[tile + 1] {
+            return Err(Error::corruption(format!("tile {tile} has another length than declared")));
         }
-        // A few bytes can stand for many symbols, but no more than the caller has room for.
         out.resize(len, 0);
         coded.decode(Isa::detect(), out)?;
         match out.iter().find(|s| u32::from(**s) >= self.alphabet) {

@@ -83,10 +83,11 @@ impl ValueType {
     pub fn of_safetensors(dtype: &str) -> Self {
         match dtype {
             "F64" => Self::F64,
-            "F32" => Self::F32,
+            // Complex numbers are pairs of floats.
+            "F32" | "C64" => Self::F32,
             "F16" => Self::F16,
             "BF16" => Self::BF16,
-            "I64" | "U64" | "C64" => Self::I64,
+            "I64" | "U64" => Self::I64,
             "I32" | "U32" => Self::I32,
             "I16" | "U16" => Self::I16,
             name if name.starts_with("F8_E4M3") || name.starts_with("F8_E5M2") => Self::F8,

@@ -20,6 +20,10 @@ pub(crate) fn read_varint(bytes: &mut &[u8]) -> Result<u64> {
         }
         value |= part << (7 * i);
         if byte & 0x80 == 0 {
+            if i > 0 && *byte == 0 {
+                // Longer than it need be: one number, one form.
+                break;
+            }
             *bytes = &bytes[i + 1..];
             return Ok(value);
         }

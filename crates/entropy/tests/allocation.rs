@@ -68,7 +68,7 @@ fn damage_allocates_no_more_than_is_stated() {
                 let mut damaged = stored.clone();
                 for _ in 0..1 + noise(&mut seed) % 4 {
                     // Mostly headers, where lengths are.
-                    let within = if noise(&mut seed) % 4 == 0 { stored.len() } else { 64 };
+                    let within = if noise(&mut seed).is_multiple_of(4) { stored.len() } else { 64 };
                     let at = noise(&mut seed) % within.min(stored.len());
                     damaged[at] = noise(&mut seed) as u8;
                 }
@@ -85,7 +85,7 @@ fn damage_allocates_no_more_than_is_stated() {
         let mut damaged = file.clone();
         for _ in 0..1 + noise(&mut seed) % 4 {
             let tail = damaged.len() - 1 - noise(&mut seed) % 200;
-            let at = if noise(&mut seed) % 2 == 0 { noise(&mut seed) % 64 } else { tail };
+            let at = if noise(&mut seed).is_multiple_of(2) { noise(&mut seed) % 64 } else { tail };
             damaged[at] = noise(&mut seed) as u8;
         }
         // The header's checksums made good, so that what is declared is believed.

@@ -1,6 +1,6 @@
 //! all-MiniLM-L6-v2 as bf16, f16 and f32: the sizes that are promised.
 
-use tensorpress_entropy::chunk::{CHUNK_BYTES, Effort, encode};
+use tensorpress_entropy::chunk::{CHUNK_BYTES, Effort, decode, encode};
 use tensorpress_entropy::value::ValueType;
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, DType, Tensor};
@@ -35,7 +35,15 @@ fn sizes_are_as_promised() {
         let total: usize = tensors.iter().map(Vec::len).sum();
         for (effort, bar) in [Effort::Fast, Effort::Best].into_iter().zip(bars) {
             let chunks = tensors.iter().flat_map(|t| t.chunks(CHUNK_BYTES));
-            let stored: usize = chunks.map(|c| encode(values, c, None, effort).len()).sum();
+            let stored: usize = chunks
+                .map(|chunk| {
+                    let stored = encode(values, chunk, None, effort);
+                    let mut out = vec![0; chunk.len()];
+                    decode(values, &stored, None, &mut out).expect("own chunk");
+                    assert!(out == chunk, "{dtype:?} {effort:?}");
+                    stored.len()
+                })
+                .sum();
             let percent = 100.0 * stored as f64 / total as f64;
             println!("{dtype:?} {effort:?}: {percent:.3}% of {total} bytes (bar {bar}%)");
             if percent > bar {

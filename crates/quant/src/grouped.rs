@@ -39,7 +39,7 @@ pub struct GroupedAffine {
     scales: Vec<f32>,
     scale_dtype: DType,
     zeros: Zeros,
-    /// `zeros` as the kernels want them, filled by the first product.
+    /// `zeros` as the kernels want them, filled by the first use.
     zero_values: OnceLock<Vec<f32>>,
 }
 
@@ -143,21 +143,22 @@ impl GroupedAffine {
     }
 
     /// Scales and zeros of some rows, with the group size they apply to.
-    fn params(&self, rows: Range<usize>) -> Result<(&[f32], Vec<f32>, usize)> {
-        let groups = self.scale_shape()[1];
+    fn params(&self, rows: Range<usize>) -> Result<(&[f32], &[f32], usize)> {
+        let zeros = self.zero_values()?;
         if self.per_tensor {
-            return Ok((&self.scales, self.zeros()?, usize::MAX));
+            return Ok((&self.scales, zeros, usize::MAX));
         }
-        let scales = &self.scales[rows.start * groups..rows.end * groups];
-        let zeros = match &self.zeros {
-            Zeros::Fixed(zero) => vec![f32::from(*zero); scales.len()],
-            Zeros::PerGroup(plane) => {
-                let mut codes = vec![0u16; scales.len()];
-                plane.read(rows, &mut codes)?;
-                codes.into_iter().map(f32::from).collect()
-            }
-        };
-        Ok((scales, zeros, self.group))
+        let groups = self.scale_shape()[1];
+        let range = rows.start * groups..rows.end * groups;
+        Ok((&self.scales[range.clone()], &zeros[range], self.group))
+    }
+
+    /// All zero points, read once.
+    fn zero_values(&self) -> Result<&[f32]> {
+        if self.zero_values.get().is_none() {
+            let _ = self.zero_values.set(self.zeros()?);
+        }
+        Ok(self.zero_values.get().expect("set above"))
     }
 
     pub(crate) fn read_from(
@@ -205,10 +206,6 @@ impl GroupedAffine {
     /// The same with the codes in `packed`.
     fn affine_rows_of<'a>(&'a self, packed: &'a Packed) -> Result<Option<AffineRows<'a>>> {
         let Some(bytes) = packed.bytes().filter(|_| !self.per_tensor) else { return Ok(None) };
-        if self.zero_values.get().is_none() {
-            let zeros = self.zeros()?;
-            let _ = self.zero_values.set(zeros);
-        }
         Ok(Some(AffineRows {
             packed: bytes,
             bits: u32::from(packed.bits()),
@@ -216,7 +213,7 @@ impl GroupedAffine {
             cols: self.shape[1],
             group: self.group,
             scales: &self.scales,
-            zeros: self.zero_values.get().expect("set above"),
+            zeros: self.zero_values()?,
         }))
     }
 

@@ -10,7 +10,7 @@ mod split;
 mod window;
 
 use tensorpress_tensor::kernels::Isa;
-use tensorpress_tensor::{Error, Result};
+use tensorpress_tensor::{Error, ErrorKind, Result};
 
 use crate::value::ValueType;
 use crate::varint::{read_varint, write_varint};
@@ -29,7 +29,8 @@ pub enum Effort {
     /// Static tables per block: decodes at a good part of the speed of copying.
     #[default]
     Fast,
-    /// Adaptive models in context as well: smaller, but slow both ways.
+    /// Exponents together with the first bits of mantissas, and tables for classes of rows as well: smaller, slow to
+    /// encode, a quarter of the speed to decode.
     Best,
 }
 
@@ -133,7 +134,7 @@ fn encode_palette(values: ValueType, body: &[u8], effort: Effort) -> Option<Vec<
 ///
 /// # Errors
 /// `Corruption` or `InsufficientData` if the bytes contradict themselves or that length, `Version` for a scheme
-/// that this version does not know. Whatever the bytes, memory stays within a few times `out` plus 2 MiB.
+/// that this version does not know, `InvalidArgument` if it is a difference and there is no base. Whatever the bytes, memory stays within a few times `out` plus 2 MiB.
 ///
 /// # Panics
 /// If `base` has another length than `out`.
@@ -209,8 +210,14 @@ fn decode_split(isa: Isa, values: ValueType, rest: &mut &[u8], out: &mut [u8]) -
     let mut after = &[][..];
     for (part, coded) in parts.iter_mut().zip([first, second]) {
         let (scheme, body) = coded.split_first().ok_or_else(|| early("part"))?;
+        if !after.is_empty() {
+            return Err(Error::corruption("bytes behind the first part"));
+        }
         after = body;
-        decode_varying(isa, values, *scheme, &mut after, None, part)?;
+        // No part is a difference from a base.
+        decode_varying(isa, values, *scheme, &mut after, None, part).map_err(|e| {
+            if e.kind() == ErrorKind::InvalidArgument { Error::corruption(e.message()) } else { e }
+        })?;
     }
     *rest = after;
     split::unite(values, &flags, [&parts[0], &parts[1]], out)

@@ -4,7 +4,6 @@ use tensorpress_tensor::kernels::{Isa, pack_bits, packed_len, unpack_bits};
 use tensorpress_tensor::{Error, Result};
 
 use super::Effort;
-use crate::bits::{BitReader, BitWriter};
 use crate::coder::blocks::{Blocks, Plan, count, histograms};
 use crate::coder::{EntropyCoder, Range, classes, huffman};
 use crate::model::{Counts, Model, Table};
@@ -12,7 +11,6 @@ use crate::varint::{read_varint, write_varint};
 
 /// How a plane is coded; ids of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code)]
 pub(crate) enum Coding {
     Raw = 0,
     Constant = 1,
@@ -128,14 +126,17 @@ fn encode_varying(
     allowed: Allowed,
     body: &mut Vec<u8>,
 ) -> Coding {
-    let worth = plane.len() as f64 * if effort == Effort::Fast { WORTH_FAST } else { WORTH_BEST };
+    // Bits that are 0 in every symbol need not be stored: that is what coding must beat.
+    let used = (0..=255u8).filter(|s| counts[usize::from(*s)] > 0).fold(0, |or, s| or | s);
+    let (shift, bits) = (used.trailing_zeros(), 8 - used.leading_zeros() - used.trailing_zeros());
+    let worth = if effort == Effort::Fast { WORTH_FAST } else { WORTH_BEST };
+    let worth = packed_len(plane.len(), bits) as f64 * worth;
     let isa = Isa::detect();
     // What the coders would take; then the smallest is done.
     let none = f64::INFINITY;
     let short = plane.len() < if allowed.rans { SHORT } else { usize::MAX };
     let medium = plane.len() < MEDIUM || !allowed.rans;
-    let huffman_bytes =
-        if allowed.huffman && (short || medium) { huffman::estimate(counts) } else { none };
+    let huffman_bytes = if allowed.huffman && medium { huffman::estimate(counts) } else { none };
     let range_bytes = if allowed.range && medium { range_estimate(counts) } else { none };
     if allowed.rans && !short && (entropy(counts) / 8.0 < worth || grains.len() > 1) {
         // Narrow tables decode twice as fast.
@@ -162,9 +163,6 @@ fn encode_varying(
         return Coding::Huffman;
     }
     body.clear();
-    // Bits that are 0 in every symbol.
-    let used = (0..=255u8).filter(|s| counts[usize::from(*s)] > 0).fold(0, |or, s| or | s);
-    let (shift, bits) = (used.trailing_zeros(), 8 - used.leading_zeros() - used.trailing_zeros());
     if bits < 8 {
         let shifted: Vec<u8> = plane.iter().map(|s| s >> shift).collect();
         body.resize(2 + packed_len(plane.len(), bits), 0);
@@ -178,17 +176,14 @@ fn encode_varying(
 
 fn range_estimate(counts: &Counts) -> f64 {
     let table = Table::wide(counts);
-    let mut written = BitWriter::default();
-    table.write(&Table::default(), &mut written);
-    table.cost(counts) / 8.0 + written.finish().len() as f64 + 8.0
+    let head = Table::write_all(std::slice::from_ref(&table)).len();
+    table.cost(counts) / 8.0 + head as f64 + 8.0
 }
 
 /// Length of the table, table, range code.
 fn encode_range(plane: &[u8], counts: &Counts, body: &mut Vec<u8>) {
     let table = Table::wide(counts);
-    let mut written = BitWriter::default();
-    table.write(&Table::default(), &mut written);
-    let written = written.finish();
+    let written = Table::write_all(std::slice::from_ref(&table));
     write_varint(written.len() as u64, body);
     body.extend_from_slice(&written);
     let coded = Range.encode(plane, Model::Static(&table), body);
@@ -200,8 +195,8 @@ fn decode_range(body: &[u8], out: &mut [u8]) -> Result<()> {
     let len = usize::try_from(read_varint(&mut rest)?).unwrap_or(usize::MAX);
     let (table, code) =
         rest.split_at_checked(len).ok_or_else(|| Error::insufficient("table ends early"))?;
-    let table = Table::read(&Table::default(), &mut BitReader::new(table))?;
-    Range.decode(code, Model::Static(&table), out)
+    let table = Table::read_all(table, 1)?;
+    Range.decode(code, Model::Static(&table[0]), out)
 }
 
 /// Bits of symbols with these counts, without any overhead.

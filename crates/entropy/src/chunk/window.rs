@@ -116,6 +116,9 @@ impl Window {
         let (first, rest) = bytes.split_first().ok_or_else(early)?;
         *bytes = rest;
         let number = read_varint(bytes)?;
+        if number > (count / RARE) as u64 {
+            return Err(Error::corruption(format!("{number} of {count} values outside a window")));
+        }
         let mut window = Self { first: *first, outside: Vec::new() };
         let mut next = 0u64;
         for _ in 0..number {

@@ -5,7 +5,6 @@ use tensorpress_tensor::{Error, Result};
 
 use super::rans::{Decoder, Encoder, STATE_BYTES, to_symbols};
 use super::slots::Slots;
-use crate::bits::{BitReader, BitWriter};
 use crate::kernels::{LANES, join_planes};
 use crate::model::{Counts, Table};
 use crate::varint::{read_varint, write_varint};
@@ -62,28 +61,20 @@ impl Plan {
         let grains = (1usize << block_log2) / GRAIN;
         let mut cost = 0.0;
         let mut tables: Vec<Table> = Vec::new();
-        let mut written = BitWriter::default();
         for block in histograms.chunks(grains.max(1)) {
             let counts: Counts = std::array::from_fn(|i| block.iter().map(|h| h[i]).sum());
             let table = if narrow { Table::narrow(&counts) } else { Table::wide(&counts) };
-            table.write(tables.last().unwrap_or(&Table::default()), &mut written);
             cost += table.cost(&counts);
             tables.push(table);
         }
-        let bytes = cost / 8.0 + written.finish().len() as f64 + STATE_BYTES as f64 + 8.0;
+        let bytes = cost / 8.0 + Table::write_all(&tables).len() as f64 + STATE_BYTES as f64 + 8.0;
         Self { block_log2, tables, bytes }
     }
 
     /// Appends the coded plane:
     /// log2 of the block, lengths of tables and escapes (varints), tables, escapes, states, words.
     pub(crate) fn encode(&self, plane: &[u8], out: &mut Vec<u8>) {
-        let mut tables = BitWriter::default();
-        let mut previous = &Table::default();
-        for table in &self.tables {
-            table.write(previous, &mut tables);
-            previous = table;
-        }
-        let tables = tables.finish();
+        let tables = Table::write_all(&self.tables);
         let mut escapes = Vec::new();
         let mut encoder = Encoder::new(Isa::detect(), plane.len());
         let mut symbols = Vec::with_capacity(1 << self.block_log2);
@@ -146,15 +137,7 @@ impl<'a> Blocks<'a> {
             Ok::<_, Error>(taken)
         };
         let (table_bytes, escapes) = (take(tables_len)?, take(escapes_len)?);
-        let mut from = BitReader::new(table_bytes);
-        let mut tables: Vec<Table> = Vec::new();
-        for _ in 0..count.div_ceil(1 << block_log2) {
-            let table = Table::read(tables.last().unwrap_or(&Table::default()), &mut from)?;
-            tables.push(table);
-        }
-        if !from.is_finished() {
-            return Err(Error::corruption("more tables than blocks"));
-        }
+        let tables = Table::read_all(table_bytes, count.div_ceil(1 << block_log2))?;
         let stream_len = head.len();
         Ok(Self { block_log2, tables, escapes, stream: &bytes[len - stream_len..], stream_len })
     }

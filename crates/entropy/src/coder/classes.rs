@@ -8,7 +8,6 @@ use super::blocks::count;
 use super::huffman;
 use super::rans::{Decoder, Encoder};
 use super::slots::Slots;
-use crate::bits::{BitReader, BitWriter};
 use crate::kernels::LANES;
 use crate::model::{Counts, Table};
 use crate::varint::{read_varint, write_varint};
@@ -84,13 +83,7 @@ fn lengths(counts: &Counts) -> [u32; 256] {
 pub(crate) fn encode(isa: Isa, plane: &[u8], bytes: f64, out: &mut Vec<u8>) -> bool {
     let runs: Vec<Counts> = plane.chunks(RUN).map(count).collect();
     let classes = Classes::fit(&runs);
-    let mut tables = BitWriter::default();
-    let mut previous = &Table::default();
-    for table in &classes.tables {
-        table.write(previous, &mut tables);
-        previous = table;
-    }
-    let tables = tables.finish();
+    let tables = Table::write_all(&classes.tables);
     let mut of_run = Vec::new();
     huffman::encode(&classes.of_run, &count(&classes.of_run), &mut of_run);
     let cost = |(class, run): (&u8, &Counts)| classes.tables[usize::from(*class)].cost(run);
@@ -131,11 +124,11 @@ pub(crate) fn decode(isa: Isa, bytes: &[u8], len: usize, out: &mut [u8]) -> Resu
         Ok(part)
     };
     let (table_bytes, class_bytes) = (part()?, part()?);
-    let mut from = BitReader::new(table_bytes);
-    let mut tables: Vec<Table> = Vec::new();
-    for _ in 0..usize::from(*number).min(MOST) {
-        tables.push(Table::read(tables.last().unwrap_or(&Table::default()), &mut from)?);
+    let number = usize::from(*number);
+    if number > MOST {
+        return Err(Error::corruption(format!("{number} tables, at most {MOST}")));
     }
+    let tables = Table::read_all(table_bytes, number)?;
     if tables.iter().any(|t| t.only().is_some() || t.escape() > 0) {
         return Err(Error::corruption("a table of classes with one entry or an escape"));
     }

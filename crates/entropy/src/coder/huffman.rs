@@ -87,6 +87,9 @@ impl Lengths {
                 return Err(Error::corruption(format!("code of {length} bits")));
             }
         }
+        if !from.is_finished() {
+            return Err(Error::corruption("bits behind the code lengths"));
+        }
         Ok(Self(lengths))
     }
 
@@ -218,6 +221,10 @@ pub(crate) fn decode_with(lengths: &Lengths, bytes: &[u8], out: &mut [u8]) -> Re
             *end = usize::try_from(read_varint(&mut rest)?).unwrap_or(usize::MAX);
         }
         let quarter = out.len().div_ceil(STREAMS);
+        let streams = out.len().div_ceil(quarter);
+        if ends[streams.min(STREAMS - 1)..].iter().any(|end| *end > 0) {
+            return Err(Error::corruption("a stream without symbols has bytes"));
+        }
         for (i, part) in out.chunks_mut(quarter).enumerate() {
             let len = if i < STREAMS - 1 { ends[i] } else { rest.len() };
             let (stream, after) =

@@ -86,6 +86,9 @@ impl<'a> Decoder<'a> {
             let length = LOWEST.ilog2() + from.read(4)?;
             *state = 1 << length | from.read(length)?;
         }
+        if !from.is_aligned() {
+            return Err(Error::corruption("bits behind the rANS states"));
+        }
         let words = &bytes[len - from.remaining()..];
         let len = from.remaining();
         let words = if words.len() >= len + SLACK {

@@ -82,7 +82,7 @@ impl Slots {
         self.narrow.as_ref()
     }
 
-    /// What a kernel decodes for each byte value that it puts out: `Some` maps symbols to bytes.
+    /// The symbol that stands for a byte: its entry's number where the table is narrow, else the byte.
     pub(crate) fn symbol_of(&self, byte: u8) -> u8 {
         match self.narrow {
             Some(_) => self.entry_of[usize::from(byte)],

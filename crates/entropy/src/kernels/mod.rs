@@ -10,6 +10,8 @@ mod x86;
 use tensorpress_tensor::kernels::Isa;
 
 use crate::coder::slots::{BySlot, Slots};
+#[cfg(test)]
+use crate::model::PROB_TOTAL;
 
 pub(crate) use merge::{join_planes, split_planes};
 
@@ -141,6 +143,67 @@ pub(crate) fn map_bytes(
         *out = map[usize::from(*byte)];
         if Some(*out) == escape {
             escapes.push(*byte);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coder::blocks::count;
+    use crate::model::Table;
+
+    /// Symbols of a table with these frequencies, likelier ones more often.
+    fn symbols(slots: &Slots, counts: &[u32; 256], len: usize) -> Vec<u8> {
+        let total: u64 = counts.iter().map(|n| u64::from(*n)).sum();
+        let mut x = 0x9e37_79b9_7f4a_7c15u64;
+        let draw = |x: &mut u64| {
+            *x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let mut left = (*x >> 33) % total;
+            let byte = counts.iter().position(|n| {
+                let inside = left < u64::from(*n);
+                left = left.saturating_sub(if inside { 0 } else { u64::from(*n) });
+                inside
+            });
+            slots.symbol_of(byte.expect("below the total") as u8)
+        };
+        (0..len).map(|_| draw(&mut x)).collect()
+    }
+
+    fn check(counts: &[u32; 256], len: usize) {
+        let slots = Slots::new(&Table::wide(counts));
+        let symbols = symbols(&slots, counts, len);
+        let mut expected = ([LOWEST; LANES], vec![0; 2 * len + 2 * LANES + SLACK]);
+        let room = 2 * len + 2 * LANES;
+        let at = generic::encode(&slots, &mut expected.0, &symbols, &mut expected.1, room);
+        for isa in Isa::available() {
+            let (mut states, mut words) = ([LOWEST; LANES], vec![0; expected.1.len()]);
+            let start = encode(isa, &slots, &mut states, &symbols, &mut words, room);
+            assert_eq!(start, at, "{isa:?}");
+            assert_eq!(states, expected.0, "{isa:?}");
+            assert_eq!(words[at..room], expected.1[at..room], "{isa:?}");
+            let mut cursor = Cursor { states, words: &words[at..], at: 0, len: room - at };
+            let mut out = vec![0; len];
+            assert!(decode(isa, &slots, &mut cursor, &mut &[][..], &mut out), "{isa:?}");
+            let coded: Vec<u8> = out.iter().map(|byte| slots.symbol_of(*byte)).collect();
+            assert_eq!(coded, symbols, "{isa:?}");
+            assert!(cursor.states.iter().all(|x| *x == LOWEST) && cursor.at == cursor.len);
+        }
+        assert_eq!(count(&symbols).iter().sum::<u32>() as usize, len);
+    }
+
+    /// Every frequency: division by multiplication must be exact on every path.
+    #[test]
+    fn every_path_writes_the_same_words() {
+        for freq in 1..PROB_TOTAL {
+            let mut counts = [0; 256];
+            (counts[3], counts[200]) = (freq, PROB_TOTAL - freq);
+            check(&counts, if freq % 64 < 2 || freq > 4000 { 20 * LANES } else { 2 * LANES });
+        }
+        for entries in [3, 15, 16, 17, 40, 256] {
+            let counts =
+                std::array::from_fn(|i| if i < entries { 1 + (i as u32 * 37) % 101 } else { 0 });
+            check(&counts, 40 * LANES);
         }
     }
 }

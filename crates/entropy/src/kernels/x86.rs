@@ -14,7 +14,9 @@ pub(super) fn available(isa: Isa) -> bool {
     static VBMI2: OnceLock<bool> = OnceLock::new();
     isa == Isa::Avx512
         && Isa::Avx512.is_available()
-        && *VBMI2.get_or_init(|| is_x86_feature_detected!("avx512vbmi2"))
+        && *VBMI2.get_or_init(|| {
+            is_x86_feature_detected!("avx512vbmi2") && is_x86_feature_detected!("popcnt")
+        })
 }
 
 /// Takes in 16 bits where a state is below 2^16: `$words.add($at)` is the next word.

@@ -10,7 +10,7 @@ pub struct Buckets {
 }
 
 impl Buckets {
-    /// Buckets that keep `precision` bits after the leading one, 0 to 3: at most 33, 64, 124 or 240 buckets for
+    /// Buckets that keep `precision` bits after the leading one, 0 to 3: at most 33, 63, 121 or 233 buckets for
     /// values of 32 bits.
     ///
     /// # Errors

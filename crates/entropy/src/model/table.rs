@@ -121,8 +121,35 @@ impl Table {
         counts.iter().zip(&self.freqs).map(one).sum()
     }
 
+    /// Tables one after another, each as its differences from the one before.
+    pub(crate) fn write_all(tables: &[Self]) -> Vec<u8> {
+        let mut out = BitWriter::default();
+        let mut previous = &Self::default();
+        for table in tables {
+            table.write(previous, &mut out);
+            previous = table;
+        }
+        out.finish()
+    }
+
+    /// Reads `count` tables that are all of `bytes`.
+    ///
+    /// # Errors
+    /// `Corruption` or `InsufficientData`.
+    pub(crate) fn read_all(bytes: &[u8], count: usize) -> Result<Vec<Self>> {
+        let mut from = BitReader::new(bytes);
+        let mut tables: Vec<Self> = Vec::new();
+        for _ in 0..count {
+            tables.push(Self::read(tables.last().unwrap_or(&Self::default()), &mut from)?);
+        }
+        if !from.is_finished() {
+            return Err(Error::corruption("bits behind the last table"));
+        }
+        Ok(tables)
+    }
+
     /// Writes the frequencies as differences from those of `previous` (Rice codes).
-    pub(crate) fn write(&self, previous: &Self, out: &mut BitWriter) {
+    fn write(&self, previous: &Self, out: &mut BitWriter) {
         let used = |s: &usize| self.freqs[*s] != previous.freqs[*s];
         let (first, last) = match ((0..256).find(used), (0..256).rfind(used)) {
             (Some(first), Some(last)) => (first, last),
@@ -144,7 +171,7 @@ impl Table {
     }
 
     /// Reads what [`Table::write`] wrote.
-    pub(crate) fn read(previous: &Self, from: &mut BitReader<'_>) -> Result<Self> {
+    fn read(previous: &Self, from: &mut BitReader<'_>) -> Result<Self> {
         let (first, last) = (from.read(8)? as usize, from.read(8)? as usize);
         let k = from.read(3)?;
         if first > last {
@@ -163,6 +190,9 @@ impl Table {
         let total: u32 = table.entries().map(|(_, f)| u32::from(f)).sum();
         if total != PROB_TOTAL {
             return Err(Error::corruption(format!("frequencies add to {total}")));
+        }
+        if table.escape > 0 && !table.is_narrow() {
+            return Err(Error::corruption("an escape among more than 16 entries"));
         }
         Ok(table)
     }
@@ -270,18 +300,9 @@ mod tests {
             Table::narrow(&c),
             Table::wide(&c),
         ];
-        let mut out = BitWriter::default();
-        let mut previous = Table::default();
-        for table in &chain {
-            table.write(&previous, &mut out);
-            previous = table.clone();
-        }
-        let bytes = out.finish();
-        let mut from = BitReader::new(&bytes);
-        let mut previous = Table::default();
-        for table in &chain {
-            previous = Table::read(&previous, &mut from).unwrap();
-            assert_eq!(&previous, table);
-        }
+        let bytes = Table::write_all(&chain);
+        assert_eq!(Table::read_all(&bytes, chain.len()).unwrap(), chain);
+        assert!(Table::read_all(&bytes, chain.len() - 1).is_err());
+        assert!(Table::read_all(&bytes[..bytes.len() - 1], chain.len()).is_err());
     }
 }

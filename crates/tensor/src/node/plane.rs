@@ -290,10 +290,16 @@ impl Kept {
         }
         let bits = (plane.alphabet().max(2) - 1).ilog2() as u8 + 1;
         let mut codes = Vec::with_capacity(mask.kept_before(rows));
-        let mut row_codes = vec![0u16; cols];
-        for row in 0..rows {
-            plane.read(row..row + 1, &mut row_codes)?;
-            mask.for_each_kept(row, |c| codes.push(row_codes[c] as u8));
+        // Bands of rows: coded planes decode many at once.
+        let band = ((1 << 17) / cols.max(1)).max(1);
+        let mut band_codes = Vec::new();
+        for first in (0..rows).step_by(band) {
+            let range = first..(first + band).min(rows);
+            band_codes.resize(range.len() * cols, 0u16);
+            plane.read(range.clone(), &mut band_codes)?;
+            for (row, row_codes) in range.zip(band_codes.chunks_exact(cols.max(1))) {
+                mask.for_each_kept(row, |c| codes.push(row_codes[c] as u8));
+            }
         }
         Ok(Self { mask: mask.clone(), inner: Box::new(Packed::pack_kept(&codes, mask, bits)?) })
     }
