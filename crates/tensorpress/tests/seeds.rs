@@ -9,7 +9,7 @@ mod targets;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tensorpress::entropy::{Effort, Packer};
+use tensorpress::entropy::{Effort, Packer, TileCoder, coded};
 use tensorpress::quant::{Gptq, GridSpec, Rtn};
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
@@ -42,7 +42,21 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
     let hadamard = Transform::hadamard(6, 2, vec![0b10_1101]).unwrap();
     let scale = Transform::scale(vec![0.5; 10], DType::F16).unwrap();
     let product = Product::new(dense(6, 2, 4), dense(2, 10, 5)).unwrap().boxed();
+    // Large enough to shrink: a row of codes for each coder, most of them alike for rANS.
+    let rows = matrix(12, 200, 12);
+    let rare = matrix(64, 96, 13).mapv(|v| if v.abs() < 1.6 { 0.0 } else { v });
+    let code = |weight: &Array2<f32>, coder: TileCoder| {
+        let blind = Calibration::none(weight.ncols());
+        let grid = GridSpec::new(4, 0);
+        let rounded = Rtn::new(grid).compress(weight.view(), &blind).unwrap().node.boxed();
+        let node = coded(rounded, coder).unwrap();
+        assert!(node.describe().to_string().contains("tiled.v1"), "{coder:?}");
+        node
+    };
     vec![
+        ("coded_range", code(&rows, TileCoder::Range)),
+        ("coded_huffman", code(&rows, TileCoder::Huffman)),
+        ("coded_rans", code(&rare, TileCoder::Rans)),
         ("rounded", round(GridSpec::new(4, 4))),
         ("symmetric", round(GridSpec::new(2, 0).with_symmetric(true))),
         ("gptq", gptq.compress(weight.view(), &calibration).unwrap().node),
