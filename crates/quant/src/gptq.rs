@@ -3,9 +3,10 @@ mod rule;
 use std::ops::Range;
 
 use tensorpress_tensor::grid::Affine;
-use tensorpress_tensor::linalg::{self, Par};
+use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis};
 use tensorpress_tensor::node::{Side, Transform, Transformed};
+use tensorpress_tensor::obs::Prepared;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
@@ -154,71 +155,6 @@ fn in_original_order(codes: ArrayView2<'_, u8>, order: &[usize]) -> Array2<u8> {
     original
 }
 
-/// What all matrices with one input share.
-struct Prepared {
-    /// U with H⁻¹ = UᵀU, columns in the order of decision.
-    factor: Array2<f32>,
-    /// Stored column of each decided column.
-    order: Option<Vec<usize>>,
-    /// Decided columns whose input was always 0.
-    dead: Vec<usize>,
-    /// News about the statistics.
-    note: Option<String>,
-}
-
-impl Gptq {
-    /// Orders, damps and factors the Gram matrix; `Err(reason)` inside if there is nothing to calibrate on.
-    fn prepare(&self, group: &mut Group<'_>) -> Result<std::result::Result<Prepared, String>> {
-        if group.calibration.tokens() == 0 {
-            return Ok(Err("saw no calibration token".into()));
-        }
-        let mut gram = match group.calibration.take_gram() {
-            Ok(gram) => gram,
-            Err(e) if e.kind() == tensorpress_tensor::ErrorKind::Numerical => {
-                return Ok(Err(e.message().to_owned()));
-            }
-            Err(e) => return Err(e),
-        };
-        let cols = group.channels()?;
-        if gram.dim() != (cols, cols) {
-            return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
-        }
-        if gram.iter().any(|v| !v.is_finite()) {
-            return Ok(Err("its Gram matrix is not finite".into()));
-        }
-        let mut dead: Vec<usize> = (0..cols).filter(|j| gram[[*j, *j]] <= 0.0).collect();
-        if dead.len() == cols {
-            return Ok(Err("all its inputs were zero".into()));
-        }
-        for &j in &dead {
-            gram.row_mut(j).fill(0.0);
-            gram.column_mut(j).fill(0.0);
-            gram[[j, j]] = 1.0;
-        }
-        let order = self.act_order.then(|| {
-            let mut order: Vec<usize> = (0..cols).collect();
-            order.sort_by(|a, b| gram[[*b, *b]].total_cmp(&gram[[*a, *a]]));
-            order
-        });
-        if let Some(order) = &order {
-            gram = gram.select(Axis(0), order).select(Axis(1), order);
-            dead = (0..cols).filter(|j| dead.contains(&order[*j])).collect();
-        }
-        let damped = match linalg::damped_inverse_factor(gram, f64::from(self.damp), group.par) {
-            Ok(damped) => damped,
-            Err(e) if e.kind() == tensorpress_tensor::ErrorKind::Numerical => {
-                return Ok(Err(e.message().to_owned()));
-            }
-            Err(e) => return Err(e),
-        };
-        let note = (damped.retries > 0).then(|| {
-            let (damp, retries) = (damped.damp, damped.retries);
-            format!("damping raised {retries} times, to {damp}, to factor the Gram matrix")
-        });
-        Ok(Ok(Prepared { factor: damped.factor, order, dead, note }))
-    }
-}
-
 impl Method for Gptq {
     fn id(&self) -> &'static str {
         "gptq"
@@ -238,7 +174,7 @@ impl Compress for Gptq {
         for target in &group.targets {
             target.check_finite()?;
         }
-        let prepared = self.prepare(&mut group)?;
+        let prepared = Prepared::new(&mut group, f64::from(self.damp), self.act_order)?;
         let par = group.par;
         let layers = group.targets.iter().map(|target| {
             let (node, note): (Box<dyn Node>, _) = match &prepared {

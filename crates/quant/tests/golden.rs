@@ -1,95 +1,29 @@
 //! Vectors made by the official implementations: codes and output errors must agree.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
 use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn, Span};
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Side, Transform, Transformed, decode};
 use tensorpress_tensor::stats::Calibration;
-use tensorpress_tensor::testing::data;
-use tensorpress_tensor::{
-    Checkpoint, Compress, DType, Fold, Group, Node, RawTensor, Target, Tensor,
-};
+use tensorpress_tensor::testing::golden::{Golden, Layer};
+use tensorpress_tensor::{Checkpoint, Compress, DType, Fold, Group, Node, Target};
 
-/// One golden file with the layer it belongs to.
-struct Golden {
-    name: String,
-    file: Checkpoint,
-    layer: Layer,
-}
-
-#[derive(Clone)]
-struct Layer {
-    weight: Array2<f32>,
-    x: Array2<f32>,
-    gram: Array2<f32>,
-}
-
-impl Layer {
-    fn read(folder: &Path, name: &str) -> Self {
-        let file = Checkpoint::open(folder.join(format!("layer_{name}.safetensors"))).unwrap();
-        let matrix = |name: &str| file.tensor(name).unwrap().to_matrix().unwrap();
-        let x = matrix("X");
-        let gram = if file.contains("H") { matrix("H") } else { exact_gram(x.view()) };
-        Self { weight: matrix("W"), x, gram }
-    }
-
-    /// ||X (W - Q)ᵀ|| / ||X Wᵀ|| in f64.
-    fn output_error(&self, quantised: ArrayView2<'_, f32>) -> f64 {
-        let x = self.x.mapv(f64::from);
-        let w = self.weight.mapv(f64::from);
-        let d = &w - &quantised.mapv(f64::from);
-        let norm = |m: &Array2<f64>| m.iter().map(|v| v * v).sum::<f64>().sqrt();
-        norm(&x.dot(&d.t())) / norm(&x.dot(&w.t()))
-    }
-}
-
-fn exact_gram(x: ArrayView2<'_, f32>) -> Array2<f32> {
-    let x = x.mapv(f64::from);
-    x.t().dot(&x).mapv(|v| v as f32)
-}
-
-impl Golden {
-    fn all(method: &str) -> Option<Vec<Self>> {
-        let files = data::golden_weights(method)?;
-        let read = |path: &std::path::PathBuf| {
-            let file = Checkpoint::open(path).unwrap();
-            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-            let layer = file.metadata().next().unwrap()["layer"].clone();
-            Self { name, layer: Layer::read(path.parent().unwrap(), &layer), file }
-        };
-        Some(files.iter().map(read).collect())
-    }
-
-    fn meta(&self) -> &BTreeMap<String, String> {
-        self.file.metadata().next().unwrap()
-    }
-
-    fn figure(&self, key: &str) -> Option<f64> {
-        self.meta().get(key).map(|v| v.parse().unwrap())
-    }
-
-    fn param(&self, key: &str) -> serde_json::Value {
-        let params: serde_json::Value = serde_json::from_str(&self.meta()["params"]).unwrap();
-        params.get(key).cloned().unwrap_or(serde_json::Value::Null)
-    }
-
-    fn flag(&self, key: &str) -> bool {
-        self.param(key).as_bool().unwrap_or(false)
-    }
-
-    fn floats(&self, name: &str) -> Array2<f32> {
-        let tensor = self.file.tensor(name).unwrap();
-        if tensor.dtype().is_float() { tensor.to_matrix().unwrap() } else { ints(&tensor) }
-    }
-
-    fn codes(&self) -> Array2<f32> {
-        ints(&self.file.tensor("codes").unwrap())
-    }
-
+/// What the files of quantisers have.
+trait Quantised {
+    fn codes(&self) -> Array2<f32>;
     /// The group of each column.
+    fn g_idx(&self) -> Vec<usize>;
+    /// The official result, rebuilt from its stored tensors.
+    fn official(&self) -> Array2<f32>;
+    fn grid(&self, bits: &str, group: &str) -> GridSpec;
+    fn check(&self, node: &dyn Node, agreement: f64);
+}
+
+impl Quantised for Golden {
+    fn codes(&self) -> Array2<f32> {
+        self.floats("codes")
+    }
+
     fn g_idx(&self) -> Vec<usize> {
         if self.file.contains("g_idx") {
             return self.floats("g_idx").iter().map(|g| *g as usize).collect();
@@ -98,7 +32,6 @@ impl Golden {
         (0..cols).map(|c| c / cols.div_ceil(groups)).collect()
     }
 
-    /// The official result, rebuilt from its stored tensors.
     fn official(&self) -> Array2<f32> {
         let (codes, scale, zero) = (self.codes(), self.floats("scale"), self.floats("zero"));
         let g_idx = self.g_idx();
@@ -152,20 +85,6 @@ impl Golden {
             self.name
         );
     }
-}
-
-fn ints(tensor: &RawTensor) -> Array2<f32> {
-    let [rows, cols] = tensor.matrix_shape();
-    let values = match tensor.dtype() {
-        DType::I8 => tensor.bytes().iter().map(|b| f32::from(*b as i8)).collect(),
-        DType::I32 => tensor
-            .bytes()
-            .chunks_exact(4)
-            .map(|b| i32::from_le_bytes(b.try_into().unwrap()) as f32)
-            .collect(),
-        other => panic!("{other:?}"),
-    };
-    Array2::from_shape_vec((rows, cols), values).unwrap()
 }
 
 #[test]

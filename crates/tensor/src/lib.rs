@@ -22,7 +22,10 @@ pub use checkpoint::Checkpoint;
 pub use dtype::DType;
 pub use error::{Context, Error, ErrorKind, Result};
 pub use half;
-pub use method::{Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Target};
+pub use method::{
+    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Select, Selection,
+    Target,
+};
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
 pub use source::{Element, RawTensor, Tensor};

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use ndarray::{ArrayView2, CowArray, Ix2};
+use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
@@ -29,12 +29,20 @@ pub struct Target<'a> {
     /// Entries that may be kept, if a selector ran before. A method treats the others as 0 and may decode to
     /// anything there: the caller wraps the node in [`crate::node::Masked`].
     pub mask: Option<&'a Mask>,
+    /// Type the weights are stored in: what is kept as it is, is kept in it.
+    pub dtype: DType,
 }
 
 impl<'a> Target<'a> {
     /// A target without a mask.
     pub fn new(name: &'a str, weight: ArrayView2<'a, f32>) -> Self {
-        Self { name, weight, mask: None }
+        Self { name, weight, mask: None, dtype: DType::F32 }
+    }
+
+    /// Says what type the weights are stored in.
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
     }
 
     /// W in standard layout with everything outside the mask set to 0.
@@ -191,6 +199,27 @@ impl<N> CompressedGroup<N> {
     pub fn new(layers: Vec<Compressed<N>>) -> Self {
         Self { layers, folded: None }
     }
+}
+
+/// What a selector keeps of one target.
+#[derive(Debug)]
+#[must_use]
+pub struct Selection {
+    /// The entries that stay.
+    pub mask: Mask,
+    /// The weights that stay, where the method changed them to make good for those that go; 0 outside the mask.
+    pub weight: Option<Array2<f32>>,
+    /// Why the method did less than asked, if it did.
+    pub fallback: Option<String>,
+}
+
+/// A method that chooses which weights are kept (a pruner).
+pub trait Select: Method {
+    /// Selects for matrices that share an input; may use the group's statistics up.
+    ///
+    /// # Errors
+    /// As [`Compress::compress_group`].
+    fn select_group(&self, group: &mut Group<'_>) -> Result<Vec<Selection>>;
 }
 
 /// A method that returns nodes of one type: what researchers use.

@@ -1,0 +1,14 @@
+//! Pruning: which weights are kept.
+//!
+//! A method is a saliency ([`saliency`]) x a support pattern ([`Pattern`]) x what is done to the weights that stay:
+//! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once.
+
+mod pattern;
+mod pruner;
+pub mod saliency;
+mod sparsegpt;
+
+pub use pattern::{Pattern, Scope};
+pub use pruner::{Pruner, magnitude, prune_group, wanda};
+pub use saliency::{InputNorm, Magnitude, Saliency};
+pub use sparsegpt::{Pruned, SparseGpt};

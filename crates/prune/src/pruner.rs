@@ -1,0 +1,93 @@
+use tensorpress_tensor::node::{Dense, Masked};
+use tensorpress_tensor::stats::Needs;
+use tensorpress_tensor::{
+    Compress, Compressed, CompressedGroup, Context, Group, Method, Node, Result, Select, Selection,
+};
+
+use crate::pattern::Pattern;
+use crate::saliency::{InputNorm, Magnitude, Saliency};
+
+/// Keeps the most salient weights as they are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Pruner<S> {
+    /// What matters.
+    pub saliency: S,
+    /// The shape of what stays.
+    pub pattern: Pattern,
+}
+
+impl<S: Saliency> Pruner<S> {
+    /// Prunes by this saliency to this pattern.
+    #[must_use]
+    pub fn new(saliency: S, pattern: Pattern) -> Self {
+        Self { saliency, pattern }
+    }
+}
+
+/// Magnitude pruning.
+#[must_use]
+pub fn magnitude(pattern: Pattern) -> Pruner<Magnitude> {
+    Pruner::new(Magnitude, pattern)
+}
+
+/// Wanda (Sun et al., 2024): magnitude times input norm.
+#[must_use]
+pub fn wanda(pattern: Pattern) -> Pruner<InputNorm> {
+    Pruner::new(InputNorm, pattern)
+}
+
+impl<S: Saliency> Method for Pruner<S> {
+    fn id(&self) -> &'static str {
+        self.saliency.id()
+    }
+
+    fn needs(&self) -> Needs {
+        self.saliency.needs()
+    }
+}
+
+impl<S: Saliency> Select for Pruner<S> {
+    fn select_group(&self, group: &mut Group<'_>) -> Result<Vec<Selection>> {
+        self.pattern.check(group.channels()?)?;
+        let select = |target: &tensorpress_tensor::Target<'_>| {
+            target.check_finite()?;
+            let weight = target.kept_weight();
+            let scores = self.saliency.scores(weight.view(), &group.calibration)?;
+            let (scores, fallback) = match scores {
+                Ok(scores) => (scores, None),
+                Err(reason) => {
+                    (weight.mapv(f32::abs), Some(format!("{reason}: pruned by magnitude instead")))
+                }
+            };
+            Ok(Selection { mask: self.pattern.select(scores.view())?, weight: None, fallback })
+        };
+        group.targets.iter().map(|t| select(t).in_tensor(t.name)).collect()
+    }
+}
+
+impl<S: Saliency> Compress for Pruner<S> {
+    type Node = Masked;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Masked>> {
+        prune_group(self, group)
+    }
+}
+
+/// What a selector keeps, in the stored type of the weights: the entries of the support alone.
+///
+/// # Errors
+/// Those of the selector.
+pub fn prune_group(selector: &dyn Select, mut group: Group<'_>) -> Result<CompressedGroup<Masked>> {
+    let selections = selector.select_group(&mut group)?;
+    let layers = group.targets.iter().zip(selections).map(|(target, selection)| {
+        let Selection { mask, weight, fallback } = selection;
+        let dense = match &weight {
+            Some(weight) => Dense::from_f32(weight.view(), target.dtype),
+            None => Dense::from_f32(target.weight, target.dtype),
+        };
+        let node = Masked::new(mask, dense?.boxed()).in_tensor(target.name)?;
+        Ok(Compressed::new(node).with_fallback(fallback))
+    });
+    Ok(CompressedGroup::new(layers.collect::<Result<_>>()?))
+}

@@ -1,0 +1,300 @@
+use std::ops::Range;
+
+use tensorpress_tensor::grid::{Affine, IntGrid};
+use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
+use tensorpress_tensor::node::{Mask, Masked};
+use tensorpress_tensor::obs::{self, ColumnRule, Decision, LANES, Lanes, Prepared};
+use tensorpress_tensor::stats::Needs;
+use tensorpress_tensor::{
+    Compress, CompressedGroup, Context, Error, Group, Method, Result, Select, Selection, Target,
+};
+
+use crate::pattern::{Pattern, count};
+use crate::pruner::{magnitude, prune_group};
+
+/// SparseGPT (Frantar and Alistarh, 2023): columns are pruned one after another by w² / U_jj², and what each pruned
+/// weight contributed is spread over the columns still to come.
+///
+/// Unstructured patterns are chosen for a block of columns over all rows at once, when the block begins; n of m for each
+/// group of m columns when it begins. Never fails on singular or missing statistics, as GPTQ does not: a layer that
+/// saw no token is pruned by magnitude, and says so.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct SparseGpt {
+    /// The shape of what stays. The scope of an unstructured one is the block of columns.
+    pub pattern: Pattern,
+    /// Damping as a fraction of the mean diagonal. Default 0.01.
+    pub damp: f32,
+    /// Columns between two updates of the rest of the matrix. Default 128; rounded up to whole groups of m.
+    pub block: usize,
+}
+
+/// What a sweep made of one matrix.
+#[derive(Debug)]
+#[must_use]
+pub struct Pruned {
+    /// The repaired weights, 0 where they were pruned.
+    pub weight: Array2<f32>,
+    /// Codes of the weights where a grid was given (those of pruned ones mean nothing).
+    pub codes: Array2<u8>,
+    /// The grid of each row, where one was given.
+    pub grids: Vec<Affine>,
+    /// Entries that are not 0.
+    pub mask: Mask,
+    /// Sum of the squared errors over all decisions.
+    pub loss: f64,
+}
+
+impl SparseGpt {
+    /// SparseGPT to this pattern.
+    #[must_use]
+    pub fn new(pattern: Pattern) -> Self {
+        Self { pattern, damp: 0.01, block: 128 }
+    }
+
+    /// Sets the damping, a fraction of the mean diagonal.
+    #[must_use]
+    pub fn with_damp(mut self, damp: f32) -> Self {
+        self.damp = damp;
+        self
+    }
+
+    /// Sets the columns between two updates of the rest.
+    #[must_use]
+    pub fn with_block(mut self, block: usize) -> Self {
+        self.block = block;
+        self
+    }
+
+    fn check(&self, cols: usize) -> Result<()> {
+        self.pattern.check(cols)?;
+        if !self.damp.is_finite() || self.damp < 0.0 {
+            return Err(Error::invalid(format!("damp = {}: allowed are 0 and more", self.damp)));
+        }
+        if self.block == 0 {
+            return Err(Error::invalid("block = 0: allowed are 1 and more"));
+        }
+        Ok(())
+    }
+
+    /// Prunes one matrix with the prepared inverse factor of its inputs, in the order of its columns; with a grid, what
+    /// stays is rounded in the same sweep, each row on the grid of its dense weights.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `Numerical` for weights that are not finite, `ShapeMismatch`.
+    pub fn sweep(
+        &self,
+        target: &Target<'_>,
+        prepared: &Prepared,
+        grid: Option<&IntGrid>,
+        par: Par,
+    ) -> Result<Pruned> {
+        target.check_finite()?;
+        let mut weight = target.kept_weight().into_owned();
+        let (rows, cols) = weight.dim();
+        self.check(cols)?;
+        let fit = |grid: &IntGrid| {
+            let rows = weight.rows().into_iter();
+            rows.map(|row| grid.fit(row.as_slice().expect("standard layout"))).collect()
+        };
+        let grids: Vec<Affine> = grid.map(fit).unwrap_or_default();
+        for &dead in &prepared.dead {
+            weight.column_mut(dead).fill(0.0);
+        }
+        let block = match self.pattern {
+            Pattern::NM { m, .. } => self.block.next_multiple_of(m),
+            _ => self.block,
+        };
+        let mut rule = Rule {
+            pattern: self.pattern,
+            max_code: grid.map_or(0.0, IntGrid::max_code),
+            grids: &grids,
+            padded: rows.next_multiple_of(LANES),
+            columns: 0..0,
+            diagonal: Vec::new(),
+            pruned: Vec::new(),
+        };
+        let swept = obs::sweep(weight, prepared.factor.view(), block, &mut rule, par)?;
+        let mask = Mask::from_bools(swept.weight.mapv(|w| w != 0.0).view());
+        Ok(Pruned { weight: swept.weight, codes: swept.codes, grids, mask, loss: swept.loss })
+    }
+}
+
+struct Rule<'a> {
+    pattern: Pattern,
+    max_code: f32,
+    /// By row; none if nothing is rounded.
+    grids: &'a [Affine],
+    /// Rows, filled up to whole tiles.
+    padded: usize,
+    columns: Range<usize>,
+    /// U_jj of the block's columns.
+    diagonal: Vec<f32>,
+    /// Of the block, column by column, where that is decided when it begins.
+    pruned: Vec<bool>,
+}
+
+/// For n of m: what goes of the group that is being swept, by column.
+#[derive(Default)]
+struct Tile {
+    group: Vec<[bool; LANES]>,
+}
+
+fn score(weight: f32, diagonal: f32) -> f32 {
+    weight * weight / (diagonal * diagonal)
+}
+
+impl Rule<'_> {
+    /// Marks everything up to the threshold of the official code: the value at that place in the sorted scores.
+    fn mark(&mut self, weight: ArrayView2<'_, f32>, sparsity: f64) {
+        let mut sorted: Vec<f32> = Vec::with_capacity(weight.len());
+        for (column, diagonal) in weight.columns().into_iter().zip(&self.diagonal) {
+            sorted.extend(column.iter().map(|w| score(*w, *diagonal)));
+        }
+        let place = count(sorted.len(), sparsity);
+        if place == 0 {
+            return;
+        }
+        let threshold = if place < sorted.len() {
+            *sorted.select_nth_unstable_by(place, f32::total_cmp).1
+        } else {
+            f32::INFINITY
+        };
+        for (c, (column, diagonal)) in weight.columns().into_iter().zip(&self.diagonal).enumerate()
+        {
+            for (r, w) in column.iter().enumerate() {
+                self.pruned[c * self.padded + r] = score(*w, *diagonal) <= threshold;
+            }
+        }
+    }
+
+    fn mark_blocks(&mut self, weight: ArrayView2<'_, f32>) -> Result<()> {
+        let mut scores = weight.to_owned();
+        for (mut column, diagonal) in scores.columns_mut().into_iter().zip(&self.diagonal) {
+            column.mapv_inplace(|w| score(w, *diagonal));
+        }
+        let mask = self.pattern.select(scores.view())?;
+        for row in 0..weight.nrows() {
+            let padded = self.padded;
+            for column in 0..weight.ncols() {
+                self.pruned[column * padded + row] = true;
+            }
+            mask.for_each_kept(row, |column| self.pruned[column * padded + row] = false);
+        }
+        Ok(())
+    }
+}
+
+impl ColumnRule for Rule<'_> {
+    type Tile = Tile;
+
+    fn begin_block(
+        &mut self,
+        weight: ArrayView2<'_, f32>,
+        columns: Range<usize>,
+        diagonal: &[f32],
+        _: Par,
+    ) -> Result<()> {
+        self.diagonal = diagonal.to_vec();
+        self.pruned.clear();
+        self.pruned.resize(columns.len() * self.padded, false);
+        let block = weight.slice(s![.., columns.clone()]);
+        self.columns = columns;
+        match self.pattern {
+            Pattern::Unstructured { sparsity, .. } => self.mark(block, sparsity),
+            Pattern::Block { .. } => self.mark_blocks(block)?,
+            Pattern::NM { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn decide(
+        &self,
+        tile: &mut Tile,
+        row: usize,
+        column: usize,
+        ahead: &[Lanes],
+        decision: &mut Decision,
+    ) {
+        let at = column - self.columns.start;
+        let mut goes = [false; LANES];
+        match self.pattern {
+            Pattern::NM { n, m } => {
+                if column.is_multiple_of(m) {
+                    tile.group = group_of(ahead, &self.diagonal[at..], n, m);
+                }
+                goes = tile.group[column % m];
+            }
+            _ => goes.copy_from_slice(&self.pruned[at * self.padded + row..][..LANES]),
+        }
+        for lane in 0..LANES {
+            let (weight, grid) = (ahead[0][lane], self.grids.get(row + lane));
+            (decision.value[lane], decision.code[lane]) = match (goes[lane], grid) {
+                (true, _) => (0.0, 0),
+                (false, None) => (weight, 1),
+                (false, Some(grid)) => {
+                    let code = grid.code(weight, self.max_code);
+                    (grid.level(code), code as u8)
+                }
+            };
+        }
+    }
+}
+
+/// Which of the next m columns go, in each lane: all but the n largest scores; of equal ones those that come first.
+fn group_of(ahead: &[Lanes], diagonal: &[f32], n: usize, m: usize) -> Vec<[bool; LANES]> {
+    let mut goes = vec![[false; LANES]; m];
+    let mut order: Vec<usize> = Vec::with_capacity(m);
+    for lane in 0..LANES {
+        let scores = |c: usize| score(ahead[c][lane], diagonal[c]);
+        order.clear();
+        order.extend(0..m);
+        order.sort_by(|a, b| scores(*a).total_cmp(&scores(*b)));
+        order[..m - n].iter().for_each(|c| goes[*c][lane] = true);
+    }
+    goes
+}
+
+impl Method for SparseGpt {
+    fn id(&self) -> &'static str {
+        "sparsegpt"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::GRAM
+    }
+}
+
+impl Select for SparseGpt {
+    fn select_group(&self, group: &mut Group<'_>) -> Result<Vec<Selection>> {
+        self.check(group.channels()?)?;
+        for target in &group.targets {
+            target.check_finite()?;
+        }
+        let prepared = match Prepared::new(group, f64::from(self.damp), false)? {
+            Ok(prepared) => prepared,
+            Err(reason) => {
+                let mut selections = magnitude(self.pattern).select_group(group)?;
+                for selection in &mut selections {
+                    selection.fallback = Some(format!("{reason}: pruned by magnitude instead"));
+                }
+                return Ok(selections);
+            }
+        };
+        let select = |target: &Target<'_>| {
+            let pruned = self.sweep(target, &prepared, None, group.par).in_tensor(target.name)?;
+            let fallback = prepared.note.clone();
+            Ok(Selection { mask: pruned.mask, weight: Some(pruned.weight), fallback })
+        };
+        group.targets.iter().map(select).collect()
+    }
+}
+
+impl Compress for SparseGpt {
+    type Node = Masked;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Masked>> {
+        prune_group(self, group)
+    }
+}

@@ -1,0 +1,76 @@
+use ndarray::{Array2, Axis};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::linalg;
+use crate::method::Group;
+
+/// The inverse factor of a Gram matrix, as a sweep takes it: what all matrices with one input share.
+#[derive(Debug)]
+pub struct Prepared {
+    /// U with H⁻¹ = UᵀU, columns in the order of decision.
+    pub factor: Array2<f32>,
+    /// Stored column of each decided column, where the order is not that of storing.
+    pub order: Option<Vec<usize>>,
+    /// Decided columns whose input was always 0; their weights must be 0 before the sweep.
+    pub dead: Vec<usize>,
+    /// News about the statistics, for `fallback`.
+    pub note: Option<String>,
+}
+
+impl Prepared {
+    /// Takes the group's Gram matrix, orders it by falling input energy if asked, damps it (a fraction of the mean
+    /// diagonal, raised until the matrix can be factored) and factors it in its own memory. `Err(reason)` inside if
+    /// there is nothing to calibrate on: the method falls back, and says so.
+    ///
+    /// # Errors
+    /// `MissingCalibration` if no Gram matrix was collected, `ShapeMismatch`, `InvalidArgument` for the damping.
+    pub fn new(
+        group: &mut Group<'_>,
+        damp: f64,
+        act_order: bool,
+    ) -> Result<std::result::Result<Self, String>> {
+        if group.calibration.tokens() == 0 {
+            return Ok(Err("saw no calibration token".into()));
+        }
+        let mut gram = match group.calibration.take_gram() {
+            Ok(gram) => gram,
+            Err(e) if e.kind() == ErrorKind::Numerical => return Ok(Err(e.message().to_owned())),
+            Err(e) => return Err(e),
+        };
+        let cols = group.channels()?;
+        if gram.dim() != (cols, cols) {
+            return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
+        }
+        if gram.iter().any(|v| !v.is_finite()) {
+            return Ok(Err("its Gram matrix is not finite".into()));
+        }
+        let mut dead: Vec<usize> = (0..cols).filter(|j| gram[[*j, *j]] <= 0.0).collect();
+        if dead.len() == cols {
+            return Ok(Err("all its inputs were zero".into()));
+        }
+        for &j in &dead {
+            gram.row_mut(j).fill(0.0);
+            gram.column_mut(j).fill(0.0);
+            gram[[j, j]] = 1.0;
+        }
+        let order = act_order.then(|| {
+            let mut order: Vec<usize> = (0..cols).collect();
+            order.sort_by(|a, b| gram[[*b, *b]].total_cmp(&gram[[*a, *a]]));
+            order
+        });
+        if let Some(order) = &order {
+            gram = gram.select(Axis(0), order).select(Axis(1), order);
+            dead = (0..cols).filter(|j| dead.contains(&order[*j])).collect();
+        }
+        let damped = match linalg::damped_inverse_factor(gram, damp, group.par) {
+            Ok(damped) => damped,
+            Err(e) if e.kind() == ErrorKind::Numerical => return Ok(Err(e.message().to_owned())),
+            Err(e) => return Err(e),
+        };
+        let note = (damped.retries > 0).then(|| {
+            let (damp, retries) = (damped.damp, damped.retries);
+            format!("damping raised {retries} times, to {damp}, to factor the Gram matrix")
+        });
+        Ok(Ok(Self { factor: damped.factor, order, dead, note }))
+    }
+}
