@@ -21,6 +21,7 @@ pub use open::{open_model, open_packed_model};
 pub use registry::registry;
 pub use tensorpress_entropy as entropy;
 pub use tensorpress_model as model;
+pub use tensorpress_prune as prune;
 pub use tensorpress_quant as quant;
 pub use tensorpress_tensor as tensor;
 pub use tensorpress_tensor::{Error, ErrorKind, Result};

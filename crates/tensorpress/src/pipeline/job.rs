@@ -112,7 +112,10 @@ impl Job {
         let inputs = calibration.samples().ok().map(error::spread);
         let norm = self.norm.as_ref().map(|name| Vector::read(source, name)).transpose()?;
         let names: Vec<&str> = self.specs.iter().map(|spec| spec.name.as_str()).collect();
-        let targets = names.iter().zip(&weights).map(|(name, w)| Target::new(name, w.view()));
+        let targets = names.iter().zip(&weights).map(|(name, w)| {
+            let dtype = source.checkpoint().dtype(name).unwrap_or(DType::F32);
+            Target::new(name, w.view()).with_dtype(dtype)
+        });
         let group = Group {
             targets: targets.collect(),
             calibration,

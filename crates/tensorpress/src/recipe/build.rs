@@ -1,15 +1,19 @@
 //! From stages to methods.
 
 use tensorpress_entropy::{TileCoder, coded as coded_node};
+use tensorpress_prune::{Pattern, Scope, SparseGpt, magnitude, prune_group, wanda};
 use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn};
+use tensorpress_tensor::node::Masked;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, DType, DynCompress, Error, Group, Method, Node, Result,
+    Compress, Compressed, CompressedGroup, Context, DType, DynCompress, Error, Group, Method, Node,
+    Result, Select, Target,
 };
 
 use super::chain::Chain;
 use super::stage::Stage;
 use super::table::Kind;
+use super::value::n_of_m;
 
 /// How a stage becomes a method.
 #[derive(Debug)]
@@ -30,15 +34,20 @@ pub(super) struct Inner {
 
 /// Transforms and the selector wrap the quantiser, the last one first; residuals and the coder wrap all of that.
 pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
-    let (quantiser, method) = match (chain.quantiser(), chain.alone()) {
-        (Some(stage), _) => (stage, method(stage)?),
-        (None, Some(stage)) => (stage, rtn(stage)?),
-        (None, None) => unreachable!("a chain without a quantiser is refused when it is read"),
+    let (quantiser, method) = match (chain.quantiser(), chain.alone(), chain.selector()) {
+        (Some(stage), ..) => (stage, method(stage)?),
+        (None, Some(stage), _) => (stage, rtn(stage)?),
+        (None, None, Some(stage)) => {
+            (stage, Box::new(Kept(select(stage)?)) as Box<dyn DynCompress>)
+        }
+        (None, None, None) => unreachable!("a chain with neither is refused when it is read"),
     };
     let grid = quantiser.has("bits").then(|| grid(quantiser));
     let mut inner = Inner { method, name: quantiser.spec().name, grid };
     let stages = chain.stages();
     let before = stages.iter().rev().filter(|s| s.spec().kind < Kind::Quantiser);
+    // A selector by itself is the method already.
+    let before = before.filter(|s| s.spec().kind != Kind::Selector || !std::ptr::eq(*s, quantiser));
     let after = stages.iter().filter(|s| s.spec().kind > Kind::Quantiser);
     for stage in before.chain(after) {
         let Build::Wrap(wrap) = stage.spec().build else {
@@ -103,6 +112,112 @@ pub(super) fn coded(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>>
         _ => TileCoder::Rans,
     };
     Ok(Box::new(Coded { method: inner.method, coder }))
+}
+
+/// The support that the keys of a selector describe.
+pub(super) fn pattern(stage: &Stage) -> Result<Pattern> {
+    let Some((n, m)) = n_of_m(&stage.word("pattern")) else {
+        // The official magnitude pruning looks at a whole matrix, Wanda at rows; SparseGPT at blocks of columns.
+        let whole = stage.spec().name == "magnitude";
+        let scope = if whole { Scope::Matrix } else { Scope::Row };
+        return Ok(Pattern::Unstructured { sparsity: stage.float("sparsity"), scope });
+    };
+    if stage.is_given("sparsity") {
+        let name = stage.spec().name;
+        let message = format!("{name}: sparsity and pattern = {n}:{m}: allowed is one of them");
+        return Err(Error::invalid(message));
+    }
+    Ok(Pattern::nm(n, m))
+}
+
+fn select(stage: &Stage) -> Result<Box<dyn Select>> {
+    let pattern = pattern(stage)?;
+    Ok(match stage.spec().name {
+        "magnitude" => Box::new(magnitude(pattern)),
+        "wanda" => Box::new(wanda(pattern)),
+        _ => Box::new(
+            SparseGpt::new(pattern)
+                .with_damp(stage.float("damp") as f32)
+                .with_block(stage.int("block")),
+        ),
+    })
+}
+
+pub(super) fn selector(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>> {
+    Ok(Box::new(Selected { select: select(stage)?, method: inner.method }))
+}
+
+/// What a selector keeps, in its stored type.
+#[derive(Debug)]
+struct Kept(Box<dyn Select>);
+
+impl Method for Kept {
+    fn id(&self) -> &'static str {
+        self.0.id()
+    }
+
+    fn needs(&self) -> Needs {
+        self.0.needs()
+    }
+}
+
+impl Compress for Kept {
+    type Node = Masked;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Masked>> {
+        prune_group(&*self.0, group)
+    }
+}
+
+/// A support fixed first, then a method for what stays.
+#[derive(Debug)]
+struct Selected {
+    select: Box<dyn Select>,
+    method: Box<dyn DynCompress>,
+}
+
+impl Method for Selected {
+    fn id(&self) -> &'static str {
+        self.method.id()
+    }
+
+    fn needs(&self) -> Needs {
+        self.select.needs().union(self.method.needs())
+    }
+}
+
+impl Compress for Selected {
+    type Node = Box<dyn Node>;
+
+    fn compress_group(&self, mut group: Group<'_>) -> Result<CompressedGroup> {
+        // A sweep factors the Gram matrix in its own memory; the method after it needs one too.
+        let both = self.select.needs().gram && self.method.needs().gram;
+        let spare = both.then(|| group.calibration.clone());
+        let selections = self.select.select_group(&mut group)?;
+        let Group { targets, calibration, fold, seed, par } = group;
+        let chosen = targets.iter().zip(&selections).map(|(target, selection)| Target {
+            weight: selection.weight.as_ref().map_or(target.weight, |w| w.view()),
+            mask: Some(&selection.mask),
+            ..target.clone()
+        });
+        let group = Group {
+            targets: chosen.collect(),
+            calibration: spare.unwrap_or(calibration),
+            fold,
+            seed,
+            par,
+        };
+        let CompressedGroup { layers, folded } = self.method.compress_group_dyn(group)?;
+        let pairs = layers.into_iter().zip(&selections).zip(&targets);
+        let layers = pairs.map(|((layer, selection), target)| {
+            let node = Masked::new(selection.mask.clone(), layer.node).in_tensor(target.name)?;
+            let notes = [selection.fallback.clone(), layer.fallback];
+            let notes: Vec<String> = notes.into_iter().flatten().collect();
+            let fallback = (!notes.is_empty()).then(|| notes.join("; "));
+            Ok(Compressed { bias: layer.bias, fallback, node: node.boxed() })
+        });
+        Ok(CompressedGroup { layers: layers.collect::<Result<_>>()?, folded })
+    }
 }
 
 pub(super) fn inner_only(stage: &Stage) -> Result<Box<dyn DynCompress>> {

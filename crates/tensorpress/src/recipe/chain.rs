@@ -56,12 +56,15 @@ impl Chain {
             let name = outside.spec().name;
             return Err(Error::invalid(format!("`{name}` stands inside another stage only")));
         }
+        if let Some(selector) = self.selector() {
+            build::pattern(selector)?;
+        }
         match self.quantiser() {
             Some(quantiser) => self.before(quantiser).try_for_each(|s| s.check_before(quantiser)),
-            None if self.alone().is_some() => Ok(()),
+            None if self.alone().or(self.selector()).is_some() => Ok(()),
             None => Err(Error::invalid(format!(
-                "`{self}` has no quantiser: add one of {}",
-                super::table::names_of(&[Kind::Quantiser]).join(", ")
+                "`{self}` has no quantiser or selector: add one of {}",
+                super::table::names_of(&[Kind::Quantiser, Kind::Selector]).join(", ")
             ))),
         }
     }
@@ -75,6 +78,11 @@ impl Chain {
     /// The stage that rounds, if one is named.
     pub(super) fn quantiser(&self) -> Option<&Stage> {
         self.stages.iter().find(|s| s.spec().kind == Kind::Quantiser)
+    }
+
+    /// The stage that chooses what stays, if there is one.
+    pub(super) fn selector(&self) -> Option<&Stage> {
+        self.stages.iter().find(|s| s.spec().kind == Kind::Selector)
     }
 
     /// The last transform, if it brings its own quantiser along.

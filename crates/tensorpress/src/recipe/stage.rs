@@ -91,6 +91,12 @@ impl Stage {
         self.values().nth(at).map(|(_, value)| value)
     }
 
+    /// Whether a key has been given a value.
+    pub(super) fn is_given(&self, key: &str) -> bool {
+        let mut keys = self.spec.keys.iter().zip(&self.given);
+        keys.any(|(spec, given)| spec.name == key && given.is_some())
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.value(key).is_some()
     }

@@ -88,6 +88,26 @@ const SCALE: KeySpec = KeySpec::new(
     Value::word("f16"),
     "stored type of scales",
 );
+const DAMP: KeySpec = KeySpec::new(
+    "damp",
+    Type::Float(0.0, 1e6),
+    Value::Float(0.01),
+    "added to the diagonal, as a fraction of its mean",
+);
+const SPARSITY: KeySpec =
+    KeySpec::new("sparsity", Type::Float(0.0, 1.0), Value::Float(0.5), "fraction that goes");
+const PATTERN: KeySpec = KeySpec::new(
+    "pattern",
+    Type::Support,
+    Value::word("any"),
+    "n:m: n of every m inputs stay, in the place of a sparsity",
+);
+const BLOCK: KeySpec = KeySpec::new(
+    "block",
+    Type::Int(1, 1 << 16),
+    Value::Int(128),
+    "columns between two updates of the rest",
+);
 const NEVER: fn(&Value) -> bool = |_| false;
 
 /// Groups are fitted when their block begins: no block is longer than a group, unless that would make it tiny.
@@ -128,12 +148,7 @@ static STAGES: &[StageSpec] = &[
                 Value::Bool(false),
                 "all groups are fitted before the first column is rounded",
             ),
-            KeySpec::new(
-                "damp",
-                Type::Float(0.0, 1e6),
-                Value::Float(0.01),
-                "added to the diagonal, as a fraction of its mean",
-            ),
+            DAMP,
             KeySpec::new(
                 "block",
                 Type::Int(1, 1 << 16),
@@ -174,6 +189,33 @@ static STAGES: &[StageSpec] = &[
         alone: true,
         inner: None,
         build: Build::Wrap(build::awq),
+    },
+    StageSpec {
+        name: "magnitude",
+        kind: Kind::Selector,
+        about: "keeps the largest weights of each matrix; needs no calibration",
+        keys: &[SPARSITY, PATTERN],
+        alone: false,
+        inner: None,
+        build: Build::Wrap(build::selector),
+    },
+    StageSpec {
+        name: "wanda",
+        kind: Kind::Selector,
+        about: "keeps the weights that are largest times the norm of their input",
+        keys: &[SPARSITY, PATTERN],
+        alone: false,
+        inner: None,
+        build: Build::Wrap(build::selector),
+    },
+    StageSpec {
+        name: "sparsegpt",
+        kind: Kind::Selector,
+        about: "prunes column by column and spreads each error over the columns still to come",
+        keys: &[SPARSITY, PATTERN, DAMP, BLOCK],
+        alone: false,
+        inner: None,
+        build: Build::Wrap(build::selector),
     },
     StageSpec {
         name: "coded",
@@ -218,9 +260,6 @@ const PLANNED: &[&str] = &[
     "smoothquant",
     "hadamard",
     "quip",
-    "magnitude",
-    "wanda",
-    "sparsegpt",
     "nf4",
     "aqlm",
     "spqr",

@@ -53,6 +53,8 @@ pub enum Type {
     Bool,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// `any`, or `n:m`: n of every m consecutive inputs stay.
+    Support,
 }
 
 impl Type {
@@ -70,9 +72,19 @@ impl Type {
             (Self::Choice(words), Value::Word(word)) => {
                 words.contains(&word.as_ref()).then(|| value.clone())
             }
+            (Self::Support, Value::Word(word)) => {
+                (word == "any" || n_of_m(word).is_some()).then(|| value.clone())
+            }
             _ => None,
         }
     }
+}
+
+/// The numbers of `n:m`.
+pub(super) fn n_of_m(word: &str) -> Option<(usize, usize)> {
+    let (n, m) = word.split_once(':')?;
+    let (n, m) = (n.parse().ok()?, m.parse().ok()?);
+    (n <= m && m > 0).then_some((n, m))
 }
 
 /// What is allowed, for errors and documentation.
@@ -83,6 +95,7 @@ impl fmt::Display for Type {
             Self::Float(least, most) => write!(f, "numbers from {least} to {most}"),
             Self::Bool => f.write_str("true and false"),
             Self::Choice(words) => f.write_str(&words.join(", ")),
+            Self::Support => f.write_str("any, and n:m with n <= m"),
         }
     }
 }

@@ -1,0 +1,109 @@
+//! Pruning on the small story models, by the protocol of the baseline table: rows reproduced or beaten, and the order
+//! the papers claim.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tensorpress::model::text::{self, Limits};
+use tensorpress::model::{Judgement, Reference};
+use tensorpress::pipeline::CalibrationText;
+use tensorpress::prelude::*;
+use tensorpress_tensor::testing::data;
+
+/// Recipe and the mean KL divergence to reach on stories260k and stories3m.
+const ROWS: &[(&str, [f64; 2])] = &[
+    ("magnitude(sparsity=0.5)", [2.1852, 3.1421]),
+    ("wanda(sparsity=0.5)", [1.5951, 1.7839]),
+    ("sparsegpt(sparsity=0.5)", [1.5891, 1.2559]),
+    ("magnitude(pattern=2:4)", [3.4659, 5.1939]),
+    ("wanda(pattern=2:4)", [2.8923, 3.1666]),
+    ("sparsegpt(pattern=2:4)", [2.2534, 2.0779]),
+];
+
+/// Compositions without a row of their own in the table.
+const COMPOSED: &[&str] = &[
+    "wanda(pattern=2:4) | gptq(bits=4, group=GROUP)",
+    "sparsegpt(pattern=2:4) | gptq(bits=4, group=GROUP)",
+    "sparsegpt(pattern=2:4) | gptq(bits=4, group=GROUP) | coded(rans)",
+];
+
+const TOLERANCE: f64 = 1.03;
+
+struct Row {
+    judgement: Judgement,
+    bits: f64,
+}
+
+fn measure(folder: &Path, texts: &Path, recipes: &[String]) -> BTreeMap<String, Row> {
+    let source = Source::open(folder, &registry()).expect("a model");
+    let read = |name: &str| text::read(&texts.join(name)).expect("a text");
+    let stories = "tinystories_val_250stories.jsonl";
+    let limits = Limits { max_segments: Some(60), max_tokens: Some(400) };
+    let tokenizer = source.tokenizer().expect("a tokenizer");
+    let context = source.config().context;
+    let segments = text::segments(&read(stories), stories.as_ref(), &tokenizer, context, limits)
+        .expect("stories");
+    let exact = source.decoder().and_then(|d| d.materialise()).expect("a decoder");
+    let reference = Reference::new(&exact, &segments, &|_, _| ()).expect("a reference");
+    let calibration = CalibrationText::new(read("tinystories_train_2MB_calib.txt"));
+    let one = |line: &String| {
+        let out = tempfile::tempdir().expect("a folder");
+        let out = out.path().join("out");
+        let report = Compressor::new(Recipe::parse(line).expect("a recipe"))
+            .with_calibration(calibration.clone())
+            .run(&source, &out)
+            .expect("compresses");
+        assert!(report.layers.iter().all(|l| l.fallback.is_none()), "{:?}", report.layers);
+        let model = Source::open(&out, &registry()).and_then(|s| s.decoder()?.materialise());
+        let judgement = reference.judge(&model.expect("a model"), &|_, _| ()).expect("judged");
+        (line.clone(), Row { judgement, bits: report.bits_per_weight })
+    };
+    recipes.iter().map(one).collect()
+}
+
+fn check(model: &str, which: usize, group: usize) {
+    let Some(folder) = data::find(&format!("data/models/{model}")) else { return };
+    let Some(texts) = data::find("data/text") else { return };
+    let composed = COMPOSED.iter().map(|line| line.replace("GROUP", &group.to_string()));
+    let recipes: Vec<String> =
+        ROWS.iter().map(|(line, _)| (*line).to_owned()).chain(composed).collect();
+    let rows = measure(&folder, &texts, &recipes);
+    let kld = |line: &str| rows[line].judgement.kld_mean.expect("a reference");
+    println!("| model | recipe | bits/weight | mean KLD | table | ratio | perplexity |");
+    let mut missed = Vec::new();
+    for line in &recipes {
+        let row = &rows[line];
+        let table = ROWS.iter().find(|(l, _)| l == line).map(|(_, table)| table[which]);
+        let ratio = table.map(|table| kld(line) / table);
+        let shown = |value: Option<f64>| value.map_or("".into(), |v| format!("{v:.4}"));
+        println!(
+            "| {model} | `{line}` | {:.3} | {:.4} | {} | {} | {:.3} |",
+            row.bits,
+            kld(line),
+            shown(table),
+            shown(ratio),
+            row.judgement.perplexity
+        );
+        missed.extend(ratio.filter(|r| *r > TOLERANCE).map(|r| format!("{line}: {r:.3}")));
+    }
+    assert!(missed.is_empty(), "{model}: rows that miss the table: {missed:?}");
+    // Ties within 2% count on the smallest model.
+    for shape in ["sparsity=0.5", "pattern=2:4"] {
+        let [magnitude, wanda, sparsegpt] =
+            ["magnitude", "wanda", "sparsegpt"].map(|name| kld(&format!("{name}({shape})")));
+        assert!(wanda < magnitude && sparsegpt < wanda * 1.02, "{model}, {shape}");
+    }
+    let [plain, coded] = [1, 2].map(|i| &rows[&COMPOSED[i].replace("GROUP", &group.to_string())]);
+    assert!(coded.bits < plain.bits, "{model}: coding saves");
+    assert_eq!(coded.judgement.kld_mean, plain.judgement.kld_mean, "{model}: and changes nothing");
+}
+
+#[test]
+fn stories260k() {
+    check("stories260k", 0, 32);
+}
+
+#[test]
+fn stories3m() {
+    check("stories3m", 1, 64);
+}
