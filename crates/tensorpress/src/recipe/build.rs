@@ -1,7 +1,7 @@
 //! From stages to methods.
 
 use tensorpress_entropy::{TileCoder, coded as coded_node};
-use tensorpress_prune::{Pattern, Scope, SparseGpt, magnitude, prune_group, wanda};
+use tensorpress_prune::{Pattern, SparseGpt, magnitude, prune_group, wanda};
 use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn};
 use tensorpress_tensor::node::Masked;
 use tensorpress_tensor::stats::Needs;
@@ -117,10 +117,7 @@ pub(super) fn coded(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>>
 /// The support that the keys of a selector describe.
 pub(super) fn pattern(stage: &Stage) -> Result<Pattern> {
     let Some((n, m)) = n_of_m(&stage.word("pattern")) else {
-        // The official magnitude pruning looks at a whole matrix, Wanda at rows; SparseGPT at blocks of columns.
-        let whole = stage.spec().name == "magnitude";
-        let scope = if whole { Scope::Matrix } else { Scope::Row };
-        return Ok(Pattern::Unstructured { sparsity: stage.float("sparsity"), scope });
+        return Ok(Pattern::unstructured(stage.float("sparsity")));
     };
     if stage.is_given("sparsity") {
         let name = stage.spec().name;

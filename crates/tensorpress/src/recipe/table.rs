@@ -193,7 +193,7 @@ static STAGES: &[StageSpec] = &[
     StageSpec {
         name: "magnitude",
         kind: Kind::Selector,
-        about: "keeps the largest weights of each matrix; needs no calibration",
+        about: "keeps the largest weights of each row; needs no calibration",
         keys: &[SPARSITY, PATTERN],
         alone: false,
         inner: None,
