@@ -133,11 +133,13 @@ pub(crate) fn map_bytes(
 ) {
     let start = out.len();
     out.resize(start + bytes.len(), 0);
-    let mut done = 0;
     #[cfg(target_arch = "x86_64")]
-    if x86::available(isa) {
-        done = x86::map_bytes(map, escape, bytes, &mut out[start..], escapes);
-    }
+    let done = match x86::available(isa) {
+        true => x86::map_bytes(map, escape, bytes, &mut out[start..], escapes),
+        false => 0,
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
     let _ = isa;
     for (out, byte) in out[start + done..].iter_mut().zip(&bytes[done..]) {
         *out = map[usize::from(*byte)];

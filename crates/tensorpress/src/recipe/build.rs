@@ -119,9 +119,11 @@ pub(super) fn pattern(stage: &Stage) -> Result<Pattern> {
     let Some((n, m)) = n_of_m(&stage.word("pattern")) else {
         return Ok(Pattern::unstructured(stage.float("sparsity")));
     };
-    if stage.is_given("sparsity") {
+    let sparsity = stage.float("sparsity");
+    if sparsity != 1.0 - n as f64 / m as f64 {
         let name = stage.spec().name;
-        let message = format!("{name}: sparsity and pattern = {n}:{m}: allowed is one of them");
+        let message =
+            format!("{name}: sparsity = {sparsity} with pattern = {n}:{m}: allowed is one of them");
         return Err(Error::invalid(message));
     }
     Ok(Pattern::nm(n, m))

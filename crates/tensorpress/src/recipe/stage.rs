@@ -78,23 +78,19 @@ impl Stage {
 
     /// Keys and their values, given or default.
     pub fn values(&self) -> impl Iterator<Item = (&'static KeySpec, Value)> {
-        let value = |(key, given): (&'static KeySpec, &Option<Value>)| {
-            let default = || key.derived.map_or_else(|| key.default.clone(), |of| of(self));
-            (key, given.clone().unwrap_or_else(default))
-        };
-        self.spec.keys.iter().zip(&self.given).map(value)
+        self.spec.keys.iter().enumerate().map(|(at, key)| (key, self.value_at(at)))
     }
 
     /// The value of a key; the table has it.
     fn value(&self, name: &str) -> Option<Value> {
-        let at = self.spec.keys.iter().position(|key| key.name == name)?;
-        self.values().nth(at).map(|(_, value)| value)
+        self.spec.keys.iter().position(|key| key.name == name).map(|at| self.value_at(at))
     }
 
-    /// Whether a key has been given a value.
-    pub(super) fn is_given(&self, key: &str) -> bool {
-        let mut keys = self.spec.keys.iter().zip(&self.given);
-        keys.any(|(spec, given)| spec.name == key && given.is_some())
+    /// One key's value alone: a default may be derived from the other keys.
+    fn value_at(&self, at: usize) -> Value {
+        let key = &self.spec.keys[at];
+        let default = || key.derived.map_or_else(|| key.default.clone(), |of| of(self));
+        self.given[at].clone().unwrap_or_else(default)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {

@@ -6,7 +6,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::build::{self, Build};
 use super::stage::Stage;
-use super::value::{KeySpec, Type, Value};
+use super::value::{KeySpec, Type, Value, n_of_m};
 
 /// Where a stage may stand; the order is that of a recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,7 +95,14 @@ const DAMP: KeySpec = KeySpec::new(
     "added to the diagonal, as a fraction of its mean",
 );
 const SPARSITY: KeySpec =
-    KeySpec::new("sparsity", Type::Float(0.0, 1.0), Value::Float(0.5), "fraction that goes");
+    KeySpec::new("sparsity", Type::Float(0.0, 1.0), Value::Float(0.5), "fraction that goes")
+        .derived(sparsity_of);
+
+/// What a pattern n:m leaves no choice about.
+fn sparsity_of(stage: &Stage) -> Value {
+    let pattern = n_of_m(&stage.word("pattern"));
+    Value::Float(pattern.map_or(0.5, |(n, m)| 1.0 - n as f64 / m as f64))
+}
 const PATTERN: KeySpec = KeySpec::new(
     "pattern",
     Type::Support,

@@ -104,15 +104,38 @@ fn bad_lines() {
 
 #[test]
 fn stages_of_later_versions_are_named_as_such() {
-    for text in [
-        "wanda(sparsity=0.5) | gptq(bits=3)",
-        "gptq(bits=3) | residual(eora(rank=16))",
-        "sparsegpt(pattern=\"2:4\")",
-    ] {
+    for text in
+        ["quip | gptq(bits=3)", "gptq(bits=3) | residual(eora(rank=16))", "svd_llm(ratio=0.2)"]
+    {
         let error = Recipe::parse(text).expect_err(text);
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{text}");
         assert!(error.message().contains("planned"), "{text}: {error}");
         assert!(error.message().contains("rtn, gptq, awq"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn selectors_stand_alone_or_before_a_quantiser() {
+    for text in [
+        "wanda(sparsity=0.3)",
+        "magnitude(pattern=\"2:4\") | rtn",
+        "awq | sparsegpt(pattern=4:8, damp=0.1) | gptq(bits=3) | coded(rans)",
+    ] {
+        let recipe = Recipe::parse(text).expect(text);
+        assert_eq!(Recipe::parse(&recipe.canonical()).unwrap(), recipe, "{text}");
+        recipe.chain().unwrap().build().expect(text);
+    }
+    for (text, part) in [
+        ("wanda(sparsity=1.5)", "sparsity = 1.5"),
+        ("wanda(pattern=5:4)", "pattern = 5:4"),
+        ("wanda(pattern=half)", "n:m"),
+        ("wanda(pattern=2:4, sparsity=0.7)", "one of them"),
+        ("gptq | wanda", "order"),
+        ("wanda | magnitude | rtn", "at most one selector"),
+    ] {
+        let error = Recipe::parse(text).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}: {error}");
+        assert!(error.to_string().contains(part), "{text}: `{error}` lacks `{part}`");
     }
 }
 
