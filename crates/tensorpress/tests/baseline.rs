@@ -4,14 +4,12 @@
 //! first 60 stories, each alone after BOS, its first 400 tokens. Figures of the table are an independent
 //! implementation's; each must be met within 3 %.
 
+mod protocol;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rayon::prelude::*;
-use tensorpress::model::text::{self, Limits};
-use tensorpress::model::{Judgement, Reference};
-use tensorpress::pipeline::CalibrationText;
-use tensorpress::prelude::*;
+use tensorpress::model::Judgement;
 use tensorpress_tensor::testing::data;
 
 /// Method, bits, and the mean KL divergence to reach.
@@ -58,44 +56,26 @@ const STORIES3M: &[Row] = &[
 /// The figures of the table may be missed by this factor.
 const TOLERANCE: f64 = 1.03;
 
-fn recipe(method: &str, bits: usize, group: usize) -> Recipe {
-    let line = match method.strip_suffix("-mse") {
+fn recipe(method: &str, bits: usize, group: usize) -> String {
+    match method.strip_suffix("-mse") {
         Some(method) => format!("{method}(bits={bits}, group={group}, clip=mse)"),
         None => format!("{method}(bits={bits}, group={group})"),
-    };
-    Recipe::parse(&line).expect("a recipe")
+    }
 }
 
 type Figures = BTreeMap<(&'static str, usize), (Judgement, f64)>;
 
 /// Compresses and judges every row; the figures of the unchanged model are checked on the way.
 fn measure(folder: &Path, texts: &Path, group: usize, rows: &[Row], perplexity: f64) -> Figures {
-    let source = Source::open(folder, &registry()).expect("a model");
-    let read = |name: &str| text::read(&texts.join(name)).expect("a text");
-    let stories = "tinystories_val_250stories.jsonl";
-    let limits = Limits { max_segments: Some(60), max_tokens: Some(400) };
-    let tokenizer = source.tokenizer().expect("a tokenizer");
-    let context = source.config().context;
-    let segments = text::segments(&read(stories), stories.as_ref(), &tokenizer, context, limits)
-        .expect("stories");
-    let exact = source.decoder().and_then(|d| d.materialise()).expect("a decoder");
-    let reference = Reference::new(&exact, &segments, &|_, _| ()).expect("a reference");
-    let calibration = CalibrationText::new(read("tinystories_train_2MB_calib.txt"));
-    let one = |&(method, bits, _): &Row| {
-        let out = tempfile::tempdir().expect("a folder");
-        let out = out.path().join("out");
-        let report = Compressor::new(recipe(method, bits, group))
-            .with_calibration(calibration.clone())
-            .run(&source, &out)
-            .expect("compresses");
-        assert!(report.layers.iter().all(|l| l.fallback.is_none()), "{:?}", report.layers);
-        let model = Source::open(&out, &registry()).and_then(|s| s.decoder()?.materialise());
-        let judgement = reference.judge(&model.expect("a model"), &|_, _| ()).expect("judged");
-        let unchanged = judgement.reference_perplexity.expect("a reference");
+    let lines: Vec<String> = rows.iter().map(|(m, bits, _)| recipe(m, *bits, group)).collect();
+    let mut measured = protocol::measure(folder, texts, &lines);
+    let one = |((method, bits, _), line): (&Row, &String)| {
+        let row = measured.remove(line).expect("measured");
+        let unchanged = row.judgement.reference_perplexity.expect("a reference");
         assert!((unchanged - perplexity).abs() < 2e-3, "unchanged perplexity {unchanged}");
-        ((method, bits), (judgement, report.bits_per_weight))
+        ((*method, *bits), (row.judgement, row.bits_per_weight))
     };
-    rows.par_iter().map(one).collect()
+    rows.iter().zip(&lines).map(one).collect()
 }
 
 /// Prints the table, and gives the rows that miss their figure.

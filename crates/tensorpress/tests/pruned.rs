@@ -1,13 +1,9 @@
 //! Pruning on the small story models, by the protocol of the baseline table: rows reproduced or beaten, and the order
 //! the papers claim.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+mod protocol;
 
-use tensorpress::model::text::{self, Limits};
-use tensorpress::model::{Judgement, Reference};
-use tensorpress::pipeline::CalibrationText;
-use tensorpress::prelude::*;
+use protocol::measure;
 use tensorpress_tensor::testing::data;
 
 /// Recipe and the mean KL divergence to reach on stories260k and stories3m.
@@ -29,38 +25,6 @@ const COMPOSED: &[&str] = &[
 
 const TOLERANCE: f64 = 1.03;
 
-struct Row {
-    judgement: Judgement,
-    bits: f64,
-}
-
-fn measure(folder: &Path, texts: &Path, recipes: &[String]) -> BTreeMap<String, Row> {
-    let source = Source::open(folder, &registry()).expect("a model");
-    let read = |name: &str| text::read(&texts.join(name)).expect("a text");
-    let stories = "tinystories_val_250stories.jsonl";
-    let limits = Limits { max_segments: Some(60), max_tokens: Some(400) };
-    let tokenizer = source.tokenizer().expect("a tokenizer");
-    let context = source.config().context;
-    let segments = text::segments(&read(stories), stories.as_ref(), &tokenizer, context, limits)
-        .expect("stories");
-    let exact = source.decoder().and_then(|d| d.materialise()).expect("a decoder");
-    let reference = Reference::new(&exact, &segments, &|_, _| ()).expect("a reference");
-    let calibration = CalibrationText::new(read("tinystories_train_2MB_calib.txt"));
-    let one = |line: &String| {
-        let out = tempfile::tempdir().expect("a folder");
-        let out = out.path().join("out");
-        let report = Compressor::new(Recipe::parse(line).expect("a recipe"))
-            .with_calibration(calibration.clone())
-            .run(&source, &out)
-            .expect("compresses");
-        assert!(report.layers.iter().all(|l| l.fallback.is_none()), "{:?}", report.layers);
-        let model = Source::open(&out, &registry()).and_then(|s| s.decoder()?.materialise());
-        let judgement = reference.judge(&model.expect("a model"), &|_, _| ()).expect("judged");
-        (line.clone(), Row { judgement, bits: report.bits_per_weight })
-    };
-    recipes.iter().map(one).collect()
-}
-
 fn check(model: &str, which: usize, group: usize) {
     let Some(folder) = data::find(&format!("data/models/{model}")) else { return };
     let Some(texts) = data::find("data/text") else { return };
@@ -79,7 +43,7 @@ fn check(model: &str, which: usize, group: usize) {
         let shown = |value: Option<f64>| value.map_or("".into(), |v| format!("{v:.4}"));
         println!(
             "| {model} | `{line}` | {:.3} | {:.4} | {} | {} | {:.3} |",
-            row.bits,
+            row.bits_per_weight,
             kld(line),
             shown(table),
             shown(ratio),
@@ -98,7 +62,7 @@ fn check(model: &str, which: usize, group: usize) {
         return;
     }
     let [plain, coded] = [1, 2].map(|i| &rows[&COMPOSED[i].replace("GROUP", &group.to_string())]);
-    assert!(coded.bits < plain.bits, "{model}: coding saves");
+    assert!(coded.bits_per_weight < plain.bits_per_weight, "{model}: coding saves");
     assert_eq!(coded.judgement.kld_mean, plain.judgement.kld_mean, "{model}: and changes nothing");
 }
 
