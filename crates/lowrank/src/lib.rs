@@ -1,0 +1,20 @@
+//! Low-rank factorisation: W is kept as U V, U `[out, rank]` and V `[rank, in]`.
+//!
+//! A method is a metric ([`metric`]: what an error costs) x a factorisation ([`Solver`]) x a choice of rank ([`Rank`]) x
+//! how the factors are stored ([`Factors`]). Whatever the metric, the best factors are one projection: with H the second
+//! moments of the inputs and S any root of it (H = S Sᵀ), ‖(W - U V) S‖ is least for U = P, V = Pᵀ W, where P are the
+//! leading left singular vectors of W S (Eckart and Young: the best W S of that rank is P Pᵀ W S). Nothing is ever
+//! inverted, so nothing fails where H is singular, and inputs that calibration never saw are projected like all others.
+//! [`svd`], [`asvd`], [`svd_llm`], [`lord`] and [`eora`] are this projection with another metric or another W.
+
+mod factors;
+mod lowrank;
+pub mod metric;
+mod project;
+mod rank;
+
+pub use factors::Factors;
+pub use lowrank::{LowRank, asvd, eora, lord, svd, svd_llm};
+pub use metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Root};
+pub use project::{Projection, Solver, project};
+pub use rank::Rank;

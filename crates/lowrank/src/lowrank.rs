@@ -1,0 +1,195 @@
+use tensorpress_tensor::linalg;
+use tensorpress_tensor::ndarray::{Array1, Array2, ArrayView1};
+use tensorpress_tensor::node::Dense;
+use tensorpress_tensor::stats::Needs;
+use tensorpress_tensor::{
+    Compress, Compressed, CompressedGroup, Context, DType, Group, Method, Node, Result, Storage,
+    Target,
+};
+
+use crate::factors::{Around, Factors};
+use crate::metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Weighing};
+use crate::project::{Projection, Solver, project};
+use crate::rank::Rank;
+
+/// W ~ U V with the factors that lose least by a metric.
+///
+/// Never fails on singular or missing statistics: a layer that saw no token is factored by the plain metric, and says so.
+/// A matrix whose factors would take as many bytes as itself, in its stored type, stays dense, and says so, unless
+/// [`LowRank::always`] is set.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LowRank<M> {
+    id: &'static str,
+    /// What an error costs.
+    pub metric: M,
+    /// How the rank is chosen.
+    pub rank: Rank,
+    /// How singular vectors are found. Default [`Solver::Auto`].
+    pub solver: Solver,
+    /// How factors are stored. Default as the weights.
+    pub factors: Factors,
+    /// Factors even where they are larger than the matrix: what corrections are. Default false.
+    pub always: bool,
+}
+
+impl<M: Metric> LowRank<M> {
+    /// Factors by this metric, of this rank.
+    #[must_use]
+    pub fn new(metric: M, rank: Rank) -> Self {
+        let (solver, factors) = (Solver::default(), Factors::default());
+        Self { id: metric.id(), metric, rank, solver, factors, always: false }
+    }
+
+    /// Sets how singular vectors are found.
+    #[must_use]
+    pub fn with_solver(mut self, solver: Solver) -> Self {
+        self.solver = solver;
+        self
+    }
+
+    /// Sets how factors are stored.
+    #[must_use]
+    pub fn with_factors(mut self, factors: Factors) -> Self {
+        self.factors = factors;
+        self
+    }
+
+    /// Sets whether factors are kept where they are larger than the matrix.
+    #[must_use]
+    pub fn with_always(mut self, always: bool) -> Self {
+        self.always = always;
+        self
+    }
+
+    fn factor(
+        &self,
+        target: &Target<'_>,
+        weighing: &Weighing,
+        group: &Group<'_>,
+    ) -> Result<Compressed> {
+        target.check_finite()?;
+        let weight = target.kept_weight().into_owned();
+        let shape = [weight.nrows(), weight.ncols()];
+        let dense_bytes = weight.len() * target.dtype.size();
+        let dense = |rank: usize, bytes: usize| {
+            let node = Dense::from_f32(weight.view(), target.dtype)?;
+            let reason = format!(
+                "factors of rank {rank} would take {bytes} bytes, the matrix {dense_bytes}: kept dense"
+            );
+            Ok(Compressed::new(node).boxed().with_fallback(Some(reason)))
+        };
+        let size_of = |rank: usize| {
+            self.factors.value_bytes(target.dtype).map(|size| rank * (shape[0] + shape[1]) * size)
+        };
+        if weight.is_empty() {
+            return dense(0, 0);
+        }
+        // What the shape alone decides is known before the work.
+        if let Some(rank) = self.rank.of_shape(shape).filter(|_| !self.always)
+            && let Some(bytes) = size_of(rank).filter(|bytes| *bytes >= dense_bytes)
+        {
+            return dense(rank, bytes);
+        }
+        let (solver, par) = (self.solver, group.par);
+        let factors = project(weight.view(), &weighing.root, self.rank, solver, group.seed, par)?;
+        let rank = factors.left.ncols();
+        let around = Around {
+            name: target.name,
+            dtype: target.dtype,
+            root: &weighing.root,
+            calibration: &group.calibration,
+            seed: group.seed,
+            par,
+        };
+        let bias = weighing.mean.as_ref().map(|mean| lost_mean(&weight, &factors, mean));
+        let node = self.factors.store(&weight, factors, &around)?;
+        let bytes = Storage::of(&node)?.bytes() as usize;
+        if !self.always && bytes >= dense_bytes {
+            return dense(rank, bytes);
+        }
+        Ok(Compressed { bias, ..Compressed::new(node).boxed() })
+    }
+}
+
+/// (W - U V) μ: what the factors lose of the mean output.
+fn lost_mean(weight: &Array2<f32>, factors: &Projection, mean: &[f32]) -> Vec<f32> {
+    let product = |m: &Array2<f32>, x: ArrayView1<'_, f32>| -> Array1<f32> {
+        let mut y = Array2::zeros((1, m.nrows()));
+        let x = x.insert_axis(tensorpress_tensor::ndarray::Axis(0));
+        linalg::matmul_nt(x, m.view(), y.view_mut(), false, linalg::Par::Seq);
+        y.row(0).to_owned()
+    };
+    let inner = product(&factors.right, mean.into());
+    (product(weight, mean.into()) - product(&factors.left, inner.view())).to_vec()
+}
+
+impl<M: Metric> Method for LowRank<M> {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn needs(&self) -> Needs {
+        let factors = if self.factors.need_gram() { Needs::GRAM } else { Needs::default() };
+        self.metric.needs().union(factors)
+    }
+}
+
+impl<M: Metric> Compress for LowRank<M> {
+    type Node = Box<dyn Node>;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
+        self.rank.check()?;
+        group.channels()?;
+        let (weighing, note) = match self.metric.weighing(&group.calibration, group.par)? {
+            Ok(weighing) => (weighing, None),
+            Err(reason) => {
+                let plain = Plain.weighing(&group.calibration, group.par)?;
+                let plain = plain.map_err(tensorpress_tensor::Error::invalid)?;
+                (plain, Some(format!("{reason}: factored by the error of the weights instead")))
+            }
+        };
+        let factor = |target: &Target<'_>| {
+            let layer = self.factor(target, &weighing, &group).in_tensor(target.name)?;
+            let notes = [note.clone(), layer.fallback.clone()].into_iter().flatten();
+            let notes = notes.collect::<Vec<_>>().join("; ");
+            Ok(layer.with_fallback((!notes.is_empty()).then_some(notes)))
+        };
+        let layers = group.targets.iter().map(factor).collect::<Result<_>>()?;
+        Ok(CompressedGroup::new(layers))
+    }
+}
+
+/// Truncated SVD: the closest matrix of this rank.
+#[must_use]
+pub fn svd(rank: Rank) -> LowRank<Plain> {
+    LowRank::new(Plain, rank)
+}
+
+/// ASVD (Yuan et al., *Activation-aware Singular Value Decomposition*, 2023): inputs scaled by how active they are.
+#[must_use]
+pub fn asvd(rank: Rank, alpha: f32) -> LowRank<InputScale> {
+    LowRank::new(InputScale { alpha }, rank)
+}
+
+/// SVD-LLM (Wang et al., *Truncation-aware Singular Value Decomposition*, 2024): whitened inputs, so that each singular
+/// value is the output error of dropping it.
+#[must_use]
+pub fn svd_llm(rank: Rank) -> LowRank<InputGram> {
+    LowRank::new(InputGram, rank)
+}
+
+/// LoRD (Kaushal et al., 2023) on centred outputs, with the bias that this frees: also known as feature mimicking. Without
+/// the centring it is [`svd_llm`], by the identity in this crate's notes.
+#[must_use]
+pub fn lord(rank: Rank) -> LowRank<InputCovariance> {
+    LowRank::new(InputCovariance, rank)
+}
+
+/// EoRA (Liu et al., *Training-free Compensation for Compressed LLM with Eigenspace Low-Rank Approximation*, 2024):
+/// [`svd_llm`] of what a compressed matrix left over, in f32 factors, whatever they cost.
+#[must_use]
+pub fn eora(rank: usize) -> LowRank<InputGram> {
+    let correction = svd_llm(Rank::Number(rank)).with_always(true);
+    LowRank { id: "eora", ..correction.with_factors(Factors::Float(DType::F32)) }
+}

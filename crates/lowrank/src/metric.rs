@@ -1,0 +1,233 @@
+//! What an error of a weight costs: roots S of the second moments of the inputs, so that the cost is ‖(W - Ŵ) S‖².
+
+use std::fmt::Debug;
+
+use tensorpress_tensor::linalg::{self, Par};
+use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::stats::{Calibration, Needs};
+use tensorpress_tensor::{Error, ErrorKind, Result};
+
+/// A root of the inputs' second moments.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Root {
+    /// Every weight counts alike.
+    Identity,
+    /// diag(s).
+    Diagonal(Vec<f32>),
+    /// S `[in, in]`.
+    Full(Array2<f32>),
+}
+
+impl Root {
+    /// M S for M `[rows, in]`.
+    ///
+    /// # Errors
+    /// `ShapeMismatch`.
+    pub fn apply(&self, m: ArrayView2<'_, f32>, par: Par) -> Result<Array2<f32>> {
+        let fits = |inputs: usize| match inputs == m.ncols() {
+            true => Ok(()),
+            false => Err(Error::shape(format!("statistics of {inputs} inputs for {}", m.ncols()))),
+        };
+        match self {
+            Self::Identity => Ok(m.to_owned()),
+            Self::Diagonal(s) => {
+                fits(s.len())?;
+                let mut scaled = m.to_owned();
+                for mut row in scaled.rows_mut() {
+                    row.iter_mut().zip(s).for_each(|(w, s)| *w *= s);
+                }
+                Ok(scaled)
+            }
+            Self::Full(s) => {
+                fits(s.nrows())?;
+                let mut product = Array2::zeros((m.nrows(), s.ncols()));
+                linalg::matmul(m, s.view(), product.view_mut(), false, par);
+                Ok(product)
+            }
+        }
+    }
+}
+
+/// What is known of the inputs: a root, and their mean where the metric is about deviations from it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weighing {
+    /// S.
+    pub root: Root,
+    /// The mean input; what a factorisation loses of its output becomes a bias.
+    pub mean: Option<Vec<f32>>,
+}
+
+/// What an error costs.
+pub trait Metric: Debug + Send + Sync {
+    /// Name of the method that factors by it.
+    fn id(&self) -> &'static str;
+    /// Statistics it uses.
+    fn needs(&self) -> Needs;
+    /// The weighing of a shared input; `Err(reason)` inside if the statistics cannot be used.
+    ///
+    /// # Errors
+    /// `MissingCalibration`, `ShapeMismatch`.
+    fn weighing(
+        &self,
+        calibration: &Calibration,
+        par: Par,
+    ) -> Result<std::result::Result<Weighing, String>>;
+}
+
+/// S = I: the error of the weights themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Plain;
+
+impl Metric for Plain {
+    fn id(&self) -> &'static str {
+        "svd"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn weighing(&self, _: &Calibration, _: Par) -> Result<std::result::Result<Weighing, String>> {
+        Ok(Ok(Weighing { root: Root::Identity, mean: None }))
+    }
+}
+
+/// S = diag(mean |x_j|^alpha + 1e-6) (ASVD: Yuan et al., 2023, section 3.2).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct InputScale {
+    /// How much activity counts, 0 (not at all) to 1. The paper's choice is 0.5.
+    pub alpha: f32,
+}
+
+impl Default for InputScale {
+    fn default() -> Self {
+        Self { alpha: 0.5 }
+    }
+}
+
+impl Metric for InputScale {
+    fn id(&self) -> &'static str {
+        "asvd"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::MOMENTS
+    }
+
+    fn weighing(
+        &self,
+        calibration: &Calibration,
+        _: Par,
+    ) -> Result<std::result::Result<Weighing, String>> {
+        if !(self.alpha.is_finite() && self.alpha >= 0.0) {
+            return Err(Error::invalid(format!("alpha = {}: allowed are 0 and more", self.alpha)));
+        }
+        let moments = match usable(calibration, Calibration::moments)? {
+            Ok(moments) => moments,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let scale = |mean: f64| (mean.powf(f64::from(self.alpha)) + 1e-6) as f32;
+        let root = Root::Diagonal(moments.mean_abs().iter().map(|mean| scale(*mean)).collect());
+        Ok(Ok(Weighing { root, mean: None }))
+    }
+}
+
+/// S Sᵀ = XᵀX: the error of the outputs over the calibration (SVD-LLM: Wang et al., 2024, section 3.1; EoRA: Liu et
+/// al., 2024, eq. 4; uncentred LoRD: Kaushal et al., 2023, whose eigenvectors of the outputs' second moments are the
+/// same P).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InputGram;
+
+impl Metric for InputGram {
+    fn id(&self) -> &'static str {
+        "svd_llm"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::GRAM
+    }
+
+    fn weighing(
+        &self,
+        calibration: &Calibration,
+        par: Par,
+    ) -> Result<std::result::Result<Weighing, String>> {
+        let gram = match usable(calibration, Calibration::gram)? {
+            Ok(gram) => gram,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        Ok(root_of(gram.clone(), par).map(|root| Weighing { root, mean: None }))
+    }
+}
+
+/// S Sᵀ = XᵀX - n μ μᵀ: the error of the outputs' deviations from their mean, which a bias carries (LoRD on centred
+/// outputs; Yu and Wu, *Unified low-rank compression framework for click-through rate prediction*, 2024, call it
+/// feature mimicking).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InputCovariance;
+
+impl Metric for InputCovariance {
+    fn id(&self) -> &'static str {
+        "lord"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::GRAM.union(Needs::MOMENTS)
+    }
+
+    fn weighing(
+        &self,
+        calibration: &Calibration,
+        par: Par,
+    ) -> Result<std::result::Result<Weighing, String>> {
+        let (gram, moments) = (usable(calibration, Calibration::gram)?, calibration.moments());
+        let (gram, moments) = match (gram, moments) {
+            (Ok(gram), Ok(moments)) => (gram, moments),
+            (Err(reason), _) => return Ok(Err(reason)),
+            (_, Err(e)) if e.kind() == ErrorKind::Numerical => {
+                return Ok(Err(e.message().to_owned()));
+            }
+            (_, Err(e)) => return Err(e),
+        };
+        let (mean, tokens) = (moments.mean(), calibration.tokens() as f64);
+        let mut covariance = gram.clone();
+        for ((i, j), g) in covariance.indexed_iter_mut() {
+            *g = (f64::from(*g) - tokens * mean[i] * mean[j]) as f32;
+        }
+        let mean = Some(mean.iter().map(|m| *m as f32).collect());
+        Ok(root_of(covariance, par).map(|root| Weighing { root, mean }))
+    }
+}
+
+/// A statistic, or why it cannot be used.
+fn usable<'a, T>(
+    calibration: &'a Calibration,
+    get: impl FnOnce(&'a Calibration) -> Result<&'a T>,
+) -> Result<std::result::Result<&'a T, String>> {
+    match get(calibration) {
+        Ok(_) if calibration.tokens() == 0 => Ok(Err("saw no calibration token".into())),
+        Ok(value) => Ok(Ok(value)),
+        Err(e) if e.kind() == ErrorKind::Numerical => Ok(Err(e.message().to_owned())),
+        Err(e) => Err(e),
+    }
+}
+
+/// A root of a symmetric matrix without negative eigenvalues: the Cholesky factor, or from eigenvalues where it is
+/// singular (those below 0 by rounding count as 0).
+fn root_of(moments: Array2<f32>, par: Par) -> std::result::Result<Root, String> {
+    if moments.iter().any(|v| !v.is_finite()) {
+        return Err("its second moments are not finite".into());
+    }
+    if moments.diag().iter().all(|v| *v <= 0.0) {
+        return Err("all its inputs were zero or constant".into());
+    }
+    if let Ok(lower) = linalg::cholesky(moments.clone(), par) {
+        return Ok(Root::Full(lower));
+    }
+    // In double precision: a root is as wrong as the root of the error.
+    let eigen = linalg::symmetric_eigen(moments.mapv(f64::from).view())
+        .map_err(|e| e.message().to_owned())?;
+    let scale = eigen.values.mapv(|value| value.max(0.0).sqrt());
+    Ok(Root::Full((eigen.vectors * scale).mapv(|v| v as f32)))
+}
