@@ -151,9 +151,7 @@ impl<M: Metric> Compress for LowRank<M> {
         };
         let factor = |target: &Target<'_>| {
             let layer = self.factor(target, &weighing, &group).in_tensor(target.name)?;
-            let notes = [note.clone(), layer.fallback.clone()].into_iter().flatten();
-            let notes = notes.collect::<Vec<_>>().join("; ");
-            Ok(layer.with_fallback((!notes.is_empty()).then_some(notes)))
+            Ok(layer.with_note(note.clone()))
         };
         let layers = group.targets.iter().map(factor).collect::<Result<_>>()?;
         Ok(CompressedGroup::new(layers))
@@ -179,10 +177,18 @@ pub fn svd_llm(rank: Rank) -> LowRank<InputGram> {
     LowRank::new(InputGram, rank)
 }
 
-/// LoRD (Kaushal et al., 2023) on centred outputs, with the bias that this frees: also known as feature mimicking. Without
-/// the centring it is [`svd_llm`], by the identity in this crate's notes.
+/// LoRD (Kaushal et al., *Low Rank Decomposition of Monolingual Code LLMs for One-Shot Compression*, 2023): outputs
+/// projected on the leading eigenvectors of their second moments. The same product as [`svd_llm`], whose whitening cancels
+/// out, by the identity in this crate's notes.
 #[must_use]
-pub fn lord(rank: Rank) -> LowRank<InputCovariance> {
+pub fn lord(rank: Rank) -> LowRank<InputGram> {
+    LowRank { id: "lord", ..svd_llm(rank) }
+}
+
+/// Feature mimicking (Yu and Wu, *Unified Low-rank Compression Framework for Click-through Rate Prediction*, 2024):
+/// [`lord`] on outputs less their mean, which a bias carries.
+#[must_use]
+pub fn feature_mimicking(rank: Rank) -> LowRank<InputCovariance> {
     LowRank::new(InputCovariance, rank)
 }
 

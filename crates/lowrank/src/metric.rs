@@ -134,8 +134,7 @@ impl Metric for InputScale {
 }
 
 /// S Sᵀ = XᵀX: the error of the outputs over the calibration (SVD-LLM: Wang et al., 2024, section 3.1; EoRA: Liu et
-/// al., 2024, eq. 4; uncentred LoRD: Kaushal et al., 2023, whose eigenvectors of the outputs' second moments are the
-/// same P).
+/// al., 2024; LoRD: Kaushal et al., 2023, whose eigenvectors of the outputs' second moments are the same P).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct InputGram;
 
@@ -161,15 +160,14 @@ impl Metric for InputGram {
     }
 }
 
-/// S Sᵀ = XᵀX - n μ μᵀ: the error of the outputs' deviations from their mean, which a bias carries (LoRD on centred
-/// outputs; Yu and Wu, *Unified low-rank compression framework for click-through rate prediction*, 2024, call it
-/// feature mimicking).
+/// S Sᵀ = XᵀX - n μ μᵀ: the error of the outputs' deviations from their mean, which a bias carries (feature
+/// mimicking: Yu and Wu, 2024).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct InputCovariance;
 
 impl Metric for InputCovariance {
     fn id(&self) -> &'static str {
-        "lord"
+        "feature_mimicking"
     }
 
     fn needs(&self) -> Needs {

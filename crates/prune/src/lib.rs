@@ -11,4 +11,4 @@ mod sparsegpt;
 pub use pattern::{Pattern, Scope};
 pub use pruner::{Pruner, magnitude, prune_group, wanda};
 pub use saliency::{InputNorm, Magnitude, Saliency};
-pub use sparsegpt::{Pruned, SparseGpt};
+pub use sparsegpt::{Grid, Pruned, SparseGpt};

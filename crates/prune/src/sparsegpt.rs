@@ -36,11 +36,11 @@ pub struct SparseGpt {
 pub struct Pruned {
     /// The repaired weights, 0 where they were pruned.
     pub weight: Array2<f32>,
-    /// Codes of the weights where a grid was given (those of pruned ones mean nothing).
+    /// Codes of the weights where a grid was given; pruned ones have the code of 0.
     pub codes: Array2<u8>,
-    /// The grid of each row, where one was given.
+    /// Grids `[rows, groups]`, where one was given.
     pub grids: Vec<Affine>,
-    /// Entries that are not 0.
+    /// The entries that stay.
     pub mask: Mask,
     /// Sum of the squared errors over all decisions.
     pub loss: f64,
@@ -79,7 +79,8 @@ impl SparseGpt {
     }
 
     /// Prunes one matrix with the prepared inverse factor of its inputs, in the order of its columns; with a grid, what
-    /// stays is rounded in the same sweep, each row on the grid of its dense weights.
+    /// stays is rounded in the same sweep, each group of a row on a grid fitted to its weights as they stand when the
+    /// block with its first column begins.
     ///
     /// # Errors
     /// `InvalidArgument`, `Numerical` for weights that are not finite, `ShapeMismatch`.
@@ -87,18 +88,13 @@ impl SparseGpt {
         &self,
         target: &Target<'_>,
         prepared: &Prepared,
-        grid: Option<&IntGrid>,
+        grid: Option<Grid>,
         par: Par,
     ) -> Result<Pruned> {
         target.check_finite()?;
         let mut weight = target.kept_weight().into_owned();
         let (rows, cols) = weight.dim();
         self.check(cols)?;
-        let fit = |grid: &IntGrid| {
-            let rows = weight.rows().into_iter();
-            rows.map(|row| grid.fit(row.as_slice().expect("standard layout"))).collect()
-        };
-        let grids: Vec<Affine> = grid.map(fit).unwrap_or_default();
         for &dead in &prepared.dead {
             weight.column_mut(dead).fill(0.0);
         }
@@ -108,24 +104,81 @@ impl SparseGpt {
         };
         let mut rule = Rule {
             pattern: self.pattern,
-            max_code: grid.map_or(0.0, IntGrid::max_code),
-            grids: &grids,
+            fits: grid.map(|grid| Fits::new(grid, rows, cols)),
+            rows,
             padded: rows.next_multiple_of(LANES),
             columns: 0..0,
             diagonal: Vec::new(),
             pruned: Vec::new(),
         };
         let swept = obs::sweep(weight, prepared.factor.view(), block, &mut rule, par)?;
-        let mask = Mask::from_bools(swept.weight.mapv(|w| w != 0.0).view());
-        Ok(Pruned { weight: swept.weight, codes: swept.codes, grids, mask, loss: swept.loss })
+        let (weight, mut codes) = (swept.weight, swept.codes);
+        let mut kept = Array2::from_elem((rows, cols), true);
+        for (((r, c), code), kept) in codes.indexed_iter_mut().zip(&mut kept) {
+            let zero = rule.fits.as_ref().map_or(0, |fits| fits.at(r, c).zero as u8);
+            *kept = weight[[r, c]] != 0.0 || *code != gone(zero);
+            if !*kept {
+                *code = zero;
+            }
+        }
+        let grids = rule.fits.map_or_else(Vec::new, |fits| fits.grids);
+        let mask = Mask::from_bools(kept.view());
+        Ok(Pruned { weight, codes, grids, mask, loss: swept.loss })
     }
 }
 
-struct Rule<'a> {
+/// Integer grids for groups of consecutive inputs of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid {
+    /// The family they are fitted in.
+    pub family: IntGrid,
+    /// Inputs that share one.
+    pub group: usize,
+}
+
+/// The grids of a matrix.
+struct Fits {
+    grid: Grid,
+    groups: usize,
+    cols: usize,
+    grids: Vec<Affine>,
+}
+
+impl Fits {
+    fn new(grid: Grid, rows: usize, cols: usize) -> Self {
+        let groups = cols.div_ceil(grid.group);
+        let neutral = Affine { scale: 1.0, zero: 0.0 };
+        Self { grid, groups, cols, grids: vec![neutral; rows * groups] }
+    }
+
+    fn at(&self, row: usize, col: usize) -> Affine {
+        self.grids[row * self.groups + col / self.grid.group]
+    }
+
+    /// Fits the groups that begin in these columns.
+    fn fit(&mut self, weight: ArrayView2<'_, f32>, columns: &Range<usize>) {
+        let size = self.grid.group;
+        for group in columns.start.div_ceil(size)..columns.end.div_ceil(size) {
+            let of_group = s![.., group * size..((group + 1) * size).min(self.cols)];
+            for (r, row) in weight.slice(of_group).rows().into_iter().enumerate() {
+                let fitted = self.grid.family.fit(row.as_slice().expect("standard layout"));
+                self.grids[r * self.groups + group] = fitted;
+            }
+        }
+    }
+}
+
+/// The code that, with the value 0, says that a weight was pruned: not that of 0 itself, which a weight that stays may
+/// have.
+fn gone(zero: u8) -> u8 {
+    u8::from(zero == 0)
+}
+
+struct Rule {
     pattern: Pattern,
-    max_code: f32,
-    /// By row; none if nothing is rounded.
-    grids: &'a [Affine],
+    /// None if nothing is rounded.
+    fits: Option<Fits>,
+    rows: usize,
     /// Rows, filled up to whole tiles.
     padded: usize,
     columns: Range<usize>,
@@ -145,7 +198,7 @@ fn score(weight: f32, diagonal: f32) -> f32 {
     weight * weight / (diagonal * diagonal)
 }
 
-impl Rule<'_> {
+impl Rule {
     /// Marks everything up to the threshold of the official code: the value at that place in the sorted scores.
     fn mark(&mut self, weight: ArrayView2<'_, f32>, sparsity: f64) {
         let mut sorted: Vec<f32> = Vec::with_capacity(weight.len());
@@ -186,7 +239,7 @@ impl Rule<'_> {
     }
 }
 
-impl ColumnRule for Rule<'_> {
+impl ColumnRule for Rule {
     type Tile = Tile;
 
     fn begin_block(
@@ -199,6 +252,9 @@ impl ColumnRule for Rule<'_> {
         self.diagonal = diagonal.to_vec();
         self.pruned.clear();
         self.pruned.resize(columns.len() * self.padded, false);
+        if let Some(fits) = &mut self.fits {
+            fits.fit(weight, &columns);
+        }
         let block = weight.slice(s![.., columns.clone()]);
         self.columns = columns;
         match self.pattern {
@@ -229,14 +285,17 @@ impl ColumnRule for Rule<'_> {
             _ => goes.copy_from_slice(&self.pruned[at * self.padded + row..][..LANES]),
         }
         for lane in 0..LANES {
-            let (weight, grid) = (ahead[0][lane], self.grids.get(row + lane));
-            (decision.value[lane], decision.code[lane]) = match (goes[lane], grid) {
-                (true, _) => (0.0, 0),
-                (false, None) => (weight, 1),
-                (false, Some(grid)) => {
-                    let code = grid.code(weight, self.max_code);
-                    (grid.level(code), code as u8)
+            let weight = ahead[0][lane];
+            (decision.value[lane], decision.code[lane]) = match (&self.fits, goes[lane]) {
+                // Lanes past the last row are ignored.
+                (Some(_), _) if row + lane >= self.rows => (0.0, 0),
+                (Some(fits), goes) => {
+                    let grid = fits.at(row + lane, column);
+                    let code = grid.code(weight, fits.grid.family.max_code());
+                    if goes { (0.0, gone(grid.zero as u8)) } else { (grid.level(code), code as u8) }
                 }
+                (None, true) => (0.0, gone(0)),
+                (None, false) => (weight, 0),
             };
         }
     }

@@ -1,8 +1,8 @@
 //! Vectors made by the official implementations: masks and output errors must agree.
 
-use tensorpress_prune::{Pattern, Scope, SparseGpt, wanda};
+use tensorpress_prune::{Grid, Pattern, Pruned, Scope, SparseGpt, wanda};
 use tensorpress_tensor::grid::{Clip, IntGrid};
-use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::node::{Mask, decode};
 use tensorpress_tensor::obs::Prepared;
@@ -54,6 +54,40 @@ fn wanda_matches_official_masks() {
     assert!(files.len() >= 9, "golden vectors are missing");
 }
 
+fn sweep(method: &SparseGpt, golden: &Golden, gram: &Array2<f32>, grid: Option<Grid>) -> Pruned {
+    let calibration = Calibration::from_gram(gram.clone(), 1024).unwrap();
+    let target = Target::new("w", golden.layer.weight.view());
+    let mut group = Group::single(target.clone(), calibration);
+    let prepared = Prepared::new(&mut group, f64::from(method.damp), false).unwrap().unwrap();
+    method.sweep(&target, &prepared, grid, Par::Seq).unwrap()
+}
+
+/// The entries that are decided alike whatever the last bits of the Gram matrix: all others are ties, which rounding
+/// breaks.
+fn away_from_ties(method: &SparseGpt, golden: &Golden, grid: Option<Grid>) -> Array2<bool> {
+    let decided = |seed: u64| {
+        let mut random = SplitMix::new(seed);
+        let mut gram = golden.layer.gram.clone();
+        for i in 0..gram.nrows() {
+            for j in 0..=i {
+                let factor = 1.0 + 2e-6 * (random.next_f64() as f32 - 0.5);
+                gram[[i, j]] *= factor;
+                gram[[j, i]] = gram[[i, j]];
+            }
+        }
+        sweep(method, golden, &gram, grid).weight.mapv(|w| w != 0.0)
+    };
+    let first = decided(1);
+    let mut stable = Array2::from_elem(first.dim(), true);
+    for seed in 2..6 {
+        let other = decided(seed);
+        for ((stable, a), b) in stable.iter_mut().zip(&first).zip(&other) {
+            *stable &= a == b;
+        }
+    }
+    stable
+}
+
 #[test]
 fn sparsegpt_matches_official_masks() {
     let Some(files) = Golden::all("sparsegpt") else { return };
@@ -68,16 +102,27 @@ fn sparsegpt_matches_official_masks() {
             .with_block(number(golden, "blocksize") as usize);
         let grid = (golden.param("wbits").as_u64())
             .filter(|bits| (2..=8).contains(bits) && golden.file.contains("codes"))
-            .map(|bits| IntGrid::new(bits as u8, false, Clip::MinMax, DType::F32).unwrap());
+            .map(|bits| IntGrid::new(bits as u8, false, Clip::MinMax, DType::F32).unwrap())
+            .map(|family| Grid { family, group: golden.layer.weight.ncols() });
         let calibration = Calibration::from_gram(golden.layer.gram.clone(), 1024).unwrap();
-        let target = Target::new("w", golden.layer.weight.view());
-        let mut group = Group::single(target.clone(), calibration.clone());
-        let prepared = Prepared::new(&mut group, f64::from(method.damp), false).unwrap().unwrap();
-        let pruned = method.sweep(&target, &prepared, grid.as_ref(), Par::Seq).unwrap();
-        let same = agreement(&pruned.mask, &golden.floats("zero_mask"));
+        let pruned = sweep(&method, golden, &golden.layer.gram, grid);
+        // The official mask is that of the zeros, those of codes that mean 0 included.
+        let zeros = pruned.weight.mapv(|w| w != 0.0);
+        let official = golden.floats("zero_mask");
+        let same = agreement(&Mask::from_bools(zeros.view()), &official);
+        let stable = away_from_ties(&method, golden, grid);
+        let (mut equal, mut count) = (0, 0);
+        for (((r, c), kept), stable) in zeros.indexed_iter().zip(&stable) {
+            equal += usize::from(*stable && *kept == (official[[r, c]] == 0.0));
+            count += usize::from(*stable);
+        }
+        let (clear, ties) = (equal as f64 / count as f64, stable.len() - count);
+        let name = &golden.name;
+        println!("{name}: masks equal on {same:.6}; away from {ties} ties on {clear:.6}");
+        assert!(clear >= 0.999, "{name}: {clear}");
+        assert!(ties as f64 <= 0.01 * stable.len() as f64, "{name}: {ties} ties");
         let asked = golden.figure("f64_mask_agreement").unwrap_or(1.0).min(1.0) - 0.001;
-        println!("{}: masks equal on {same:.6} (asked {asked:.6})", golden.name);
-        assert!(same >= asked, "{}: {same}", golden.name);
+        assert!(same >= asked, "{name}: {same}");
         check_error(golden, pruned.weight.view());
         if grid.is_some() {
             let (codes, scale, zero) =
@@ -87,6 +132,7 @@ fn sparsegpt_matches_official_masks() {
             for ((r, c), code) in codes.indexed_iter().filter(kept) {
                 count += 1;
                 equal += usize::from(f32::from(pruned.codes[[r, c]]) == *code);
+                // One grid a row: the whole row is a group.
                 assert!((pruned.grids[r].scale / scale[[r, 0]] - 1.0).abs() < 1e-6);
                 assert_eq!(pruned.grids[r].zero, zero[[r, 0]]);
             }

@@ -178,10 +178,22 @@ impl<N: Node + 'static> Compressed<N> {
         self
     }
 
+    /// Adds to why the method did less than asked.
+    pub fn with_note(mut self, note: Option<String>) -> Self {
+        self.fallback = join_notes([self.fallback, note]);
+        self
+    }
+
     /// Forgets the concrete type of the node.
     pub fn boxed(self) -> Compressed {
         Compressed { bias: self.bias, fallback: self.fallback, node: self.node.boxed() }
     }
+}
+
+/// Several reasons as one.
+fn join_notes(notes: [Option<String>; 2]) -> Option<String> {
+    let notes: Vec<String> = notes.into_iter().flatten().collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
 }
 
 /// The compressed targets of a group, in their order.
@@ -262,5 +274,40 @@ impl<T: Compress> DynCompress for T {
     fn compress_group_dyn(&self, group: Group<'_>) -> Result<CompressedGroup> {
         let CompressedGroup { layers, folded } = self.compress_group(group)?;
         Ok(CompressedGroup { layers: layers.into_iter().map(Compressed::boxed).collect(), folded })
+    }
+}
+
+/// A boxed method is a method: what recipes compose.
+impl Method for Box<dyn DynCompress> {
+    fn id(&self) -> &'static str {
+        (**self).id()
+    }
+
+    fn needs(&self) -> Needs {
+        (**self).needs()
+    }
+}
+
+impl Compress for Box<dyn DynCompress> {
+    type Node = Box<dyn Node>;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
+        (**self).compress_group_dyn(group)
+    }
+}
+
+impl Method for Box<dyn Select> {
+    fn id(&self) -> &'static str {
+        (**self).id()
+    }
+
+    fn needs(&self) -> Needs {
+        (**self).needs()
+    }
+}
+
+impl Select for Box<dyn Select> {
+    fn select_group(&self, group: &mut Group<'_>) -> Result<Vec<Selection>> {
+        (**self).select_group(group)
     }
 }
