@@ -13,7 +13,8 @@ use tensorpress_tensor::{
     kernels, obs,
 };
 
-use crate::rtn::{Rtn, node_from};
+use crate::grouped::GroupedAffine;
+use crate::rtn::Rtn;
 use crate::spec::{Granularity, GridSpec};
 use rule::GptqRule;
 
@@ -106,7 +107,8 @@ impl Gptq {
         target.check_finite()?;
         let dense = target.kept_weight();
         let (rows, cols) = dense.dim();
-        let grid = self.grid.grid(kernels::abs_max(dense.as_slice().expect("standard layout")))?;
+        let grid =
+            self.grid.family(kernels::abs_max(dense.as_slice().expect("standard layout")))?;
         let group = self.grid.group_of(cols);
         let mut rule =
             GptqRule::new(grid, group, rows, cols, target.mask, prepared.order.as_deref());
@@ -130,7 +132,7 @@ impl Gptq {
         match &prepared.order {
             Some(order) if grouped_in_order => {
                 let codes = swept.codes.as_slice().expect("standard layout");
-                let node = node_from(&grid, [rows, cols], group, codes, &params)?;
+                let node = GroupedAffine::on_grids(&grid, [rows, cols], group, codes, &params)?;
                 let index = order.iter().map(|c| *c as u32).collect();
                 let permutation = Transform::index(index, cols)?;
                 Ok(Box::new(Transformed::new(Side::In, permutation, Box::new(node))?))
@@ -141,7 +143,7 @@ impl Gptq {
                     None => swept.codes,
                 };
                 let codes = codes.as_slice().expect("standard layout");
-                Ok(Box::new(node_from(&grid, [rows, cols], group, codes, &params)?))
+                Ok(Box::new(GroupedAffine::on_grids(&grid, [rows, cols], group, codes, &params)?))
             }
         }
     }

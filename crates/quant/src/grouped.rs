@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
+use tensorpress_tensor::grid::{Affine, IntGrid};
 use tensorpress_tensor::kernels::AffineRows;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{ArrayView2, ArrayViewMut2};
@@ -76,6 +77,27 @@ impl GroupedAffine {
         let scales = scales.into_iter().map(|s| scale_dtype.round(s)).collect();
         let zero_values = OnceLock::new();
         Self { shape, group, per_tensor, codes, scales, scale_dtype, zeros, zero_values }.check()
+    }
+
+    /// A node from unpacked codes (row-major) on fitted grids of one family: `[rows, groups]`, or one for the whole
+    /// matrix.
+    ///
+    /// # Errors
+    /// As [`GroupedAffine::new`].
+    pub fn on_grids(
+        family: &IntGrid,
+        shape: [usize; 2],
+        group: usize,
+        codes: &[u8],
+        grids: &[Affine],
+    ) -> Result<Self> {
+        let scales = grids.iter().map(|p| p.scale).collect();
+        let zeros: Vec<u8> = if family.symmetric && grids.len() != 1 {
+            vec![1 << (family.bits - 1)]
+        } else {
+            grids.iter().map(|p| p.zero as u8).collect()
+        };
+        Self::new(shape, family.bits, group, codes, scales, family.scale_dtype, &zeros)
     }
 
     fn check(self) -> Result<Self> {

@@ -7,7 +7,7 @@ use tensorpress_tensor::{
 
 use crate::grouped::GroupedAffine;
 use crate::spec::GridSpec;
-use tensorpress_tensor::grid::{Affine, IntGrid};
+use tensorpress_tensor::grid::Affine;
 
 /// Round to nearest: each weight becomes the nearest level of its group's grid. Needs no calibration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,7 +33,7 @@ impl Rtn {
         let weight = target.kept_weight();
         let (rows, cols) = weight.dim();
         let all = weight.as_slice().expect("standard layout");
-        let grid = self.grid.grid(kernels::abs_max(all))?;
+        let grid = self.grid.family(kernels::abs_max(all))?;
         let group = self.grid.group_of(cols);
         let groups = cols.div_ceil(group);
         let whole = self.grid.per_tensor().then(|| grid.fit(all));
@@ -62,25 +62,8 @@ impl Rtn {
         if let Some(whole) = whole {
             params = vec![whole];
         }
-        node_from(&grid, [rows, cols], group, &codes, &params)
+        GroupedAffine::on_grids(&grid, [rows, cols], group, &codes, &params)
     }
-}
-
-/// Packs codes and grids (`[rows, groups]`) into a node.
-pub(crate) fn node_from(
-    grid: &IntGrid,
-    shape: [usize; 2],
-    group: usize,
-    codes: &[u8],
-    params: &[Affine],
-) -> Result<GroupedAffine> {
-    let scales = params.iter().map(|p| p.scale).collect();
-    let zeros: Vec<u8> = if grid.symmetric && params.len() != 1 {
-        vec![1 << (grid.bits - 1)]
-    } else {
-        params.iter().map(|p| p.zero as u8).collect()
-    };
-    GroupedAffine::new(shape, grid.bits, group, codes, scales, grid.scale_dtype, &zeros)
 }
 
 impl Method for Rtn {

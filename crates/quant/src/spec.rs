@@ -103,7 +103,10 @@ impl GridSpec {
     }
 
     /// The grid family, its scale type wide enough for weights up to `abs_max`.
-    pub(crate) fn grid(&self, abs_max: f32) -> Result<IntGrid> {
+    ///
+    /// # Errors
+    /// `InvalidArgument` for impossible bits, groups or scale types.
+    pub fn family(&self, abs_max: f32) -> Result<IntGrid> {
         if self.granularity == Granularity::Group(0) {
             return Err(Error::invalid("group = 0 as a group size: use Granularity::Channel"));
         }
@@ -113,7 +116,8 @@ impl GridSpec {
     }
 
     /// Columns that share a scale in a matrix of `cols` columns; at least 1.
-    pub(crate) fn group_of(&self, cols: usize) -> usize {
+    #[must_use]
+    pub fn group_of(&self, cols: usize) -> usize {
         match self.granularity {
             Granularity::Tensor | Granularity::Channel => cols.max(1),
             Granularity::Group(group) => group.min(cols.max(1)),

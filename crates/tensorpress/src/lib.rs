@@ -7,10 +7,14 @@
 //!
 //! - [`open_model`] opens a model: a folder, or a packed file (`.tpk`), out of which weights are decoded when asked for.
 //!
-//! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`] (methods), [`entropy`]
-//! (lossless coding and packed files), [`model`] (the reference transformer that calibrates and judges).
+//! - [`Compose`](compose::Compose) makes methods of methods: prune, then quantise what stays, then correct, then code.
+//!
+//! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`], [`prune`] and [`lowrank`]
+//! (methods), [`entropy`] (lossless coding and packed files), [`model`] (the reference transformer that calibrates and
+//! judges).
 
 pub mod bill;
+pub mod compose;
 mod open;
 pub mod pipeline;
 pub mod prelude;
@@ -20,6 +24,7 @@ mod registry;
 pub use open::{open_model, open_packed_model};
 pub use registry::registry;
 pub use tensorpress_entropy as entropy;
+pub use tensorpress_lowrank as lowrank;
 pub use tensorpress_model as model;
 pub use tensorpress_prune as prune;
 pub use tensorpress_quant as quant;

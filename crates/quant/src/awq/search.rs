@@ -98,7 +98,7 @@ fn rounding_error(
         };
         error.rows().into_iter().map(largest).fold(0.0, f32::max)
     };
-    let grid = spec.grid(abs_max)?;
+    let grid = spec.family(abs_max)?;
     let group = spec.group_of(cols);
     let whole = spec.per_tensor().then(|| {
         let scaled: Vec<f32> = error
@@ -151,7 +151,7 @@ pub(super) fn clip_to_outputs(
     par: Par,
 ) -> Result<()> {
     let abs_max = kernels::abs_max(weight.as_slice().expect("owned in standard layout"));
-    let grid = spec.grid(abs_max)?;
+    let grid = spec.family(abs_max)?;
     let cols = weight.ncols();
     let group = spec.group_of(cols);
     let stride = (samples.nrows() / CLIP_TOKENS).max(1);

@@ -1,19 +1,20 @@
 //! From stages to methods.
 
-use tensorpress_entropy::{TileCoder, coded as coded_node};
-use tensorpress_prune::{Pattern, SparseGpt, magnitude, prune_group, wanda};
-use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn};
-use tensorpress_tensor::node::Masked;
-use tensorpress_tensor::stats::Needs;
-use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, DType, DynCompress, Error, Group, Method, Node,
-    Result, Select, Target,
+use std::sync::Arc;
+
+use tensorpress_entropy::TileCoder;
+use tensorpress_lowrank::{
+    Factors, LowRank, Metric, Rank, asvd, eora, feature_mimicking, lord, svd, svd_llm,
 };
+use tensorpress_prune::{Pattern, SparseGpt, magnitude, wanda};
+use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn};
+use tensorpress_tensor::{DType, DynCompress, Error, Result, Select};
 
 use super::chain::Chain;
 use super::stage::Stage;
 use super::table::Kind;
 use super::value::n_of_m;
+use crate::compose::{Compose, JointSparseGpt, Kept};
 
 /// How a stage becomes a method.
 #[derive(Debug)]
@@ -32,22 +33,20 @@ pub(super) struct Inner {
     grid: Option<GridSpec>,
 }
 
-/// Transforms and the selector wrap the quantiser, the last one first; residuals and the coder wrap all of that.
+/// Transforms and the selector wrap the quantiser, the last one first; residuals and the coding wrap all of that.
 pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
-    let (quantiser, method) = match (chain.quantiser(), chain.alone(), chain.selector()) {
+    let (core, method) = match (chain.quantiser(), chain.alone(), chain.selector()) {
         (Some(stage), ..) => (stage, method(stage)?),
         (None, Some(stage), _) => (stage, rtn(stage)?),
-        (None, None, Some(stage)) => {
-            (stage, Box::new(Kept(select(stage)?)) as Box<dyn DynCompress>)
-        }
+        (None, None, Some(stage)) => (stage, selector_alone(stage)?),
         (None, None, None) => unreachable!("a chain with neither is refused when it is read"),
     };
-    let grid = quantiser.has("bits").then(|| grid(quantiser));
-    let mut inner = Inner { method, name: quantiser.spec().name, grid };
+    let grid = rounds(core).then(|| grid(core));
+    let mut inner = Inner { method, name: core.spec().name, grid };
     let stages = chain.stages();
     let before = stages.iter().rev().filter(|s| s.spec().kind < Kind::Quantiser);
     // A selector by itself is the method already.
-    let before = before.filter(|s| s.spec().kind != Kind::Selector || !std::ptr::eq(*s, quantiser));
+    let before = before.filter(|s| s.spec().kind != Kind::Selector || !std::ptr::eq(*s, core));
     let after = stages.iter().filter(|s| s.spec().kind > Kind::Quantiser);
     for stage in before.chain(after) {
         let Build::Wrap(wrap) = stage.spec().build else {
@@ -56,6 +55,11 @@ pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
         inner = Inner { method: wrap(stage, inner)?, name: stage.spec().name, grid };
     }
     Ok(inner.method)
+}
+
+/// Whether a stage has a grid.
+fn rounds(stage: &Stage) -> bool {
+    stage.has("bits") && stage.int("bits") > 0
 }
 
 fn method(stage: &Stage) -> Result<Box<dyn DynCompress>> {
@@ -98,7 +102,7 @@ pub(super) fn awq(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>> {
         return Err(Error::unsupported(message));
     };
     let clip = if stage.word("clip") == "output" { AwqClip::Output } else { AwqClip::Off };
-    let method = Awq::with_solver(grid, Boxed(inner.method))
+    let method = Awq::with_solver(grid, inner.method)
         .with_clip(clip)
         .with_ratios(stage.int("ratios"))
         .with_samples(stage.int("samples"));
@@ -111,7 +115,7 @@ pub(super) fn coded(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>>
         Some("range") => TileCoder::Range,
         _ => TileCoder::Rans,
     };
-    Ok(Box::new(Coded { method: inner.method, coder }))
+    Ok(Box::new(inner.method.coded(coder)))
 }
 
 /// The support that the keys of a selector describe.
@@ -129,147 +133,114 @@ pub(super) fn pattern(stage: &Stage) -> Result<Pattern> {
     Ok(Pattern::nm(n, m))
 }
 
+/// Refuses keys of a selector that contradict each other.
+pub(super) fn check_selector(stage: &Stage) -> Result<()> {
+    pattern(stage)?;
+    if stage.has("bits") && stage.int("bits") == 1 {
+        let name = stage.spec().name;
+        return Err(Error::invalid(format!("{name}: bits = 1: allowed are 0, and 2 to 8")));
+    }
+    Ok(())
+}
+
+fn sparse_gpt(stage: &Stage, pattern: Pattern) -> SparseGpt {
+    SparseGpt::new(pattern).with_damp(stage.float("damp") as f32).with_block(stage.int("block"))
+}
+
 fn select(stage: &Stage) -> Result<Box<dyn Select>> {
     let pattern = pattern(stage)?;
     Ok(match stage.spec().name {
         "magnitude" => Box::new(magnitude(pattern)),
         "wanda" => Box::new(wanda(pattern)),
-        _ => Box::new(
-            SparseGpt::new(pattern)
-                .with_damp(stage.float("damp") as f32)
-                .with_block(stage.int("block")),
-        ),
+        _ => Box::new(sparse_gpt(stage, pattern)),
     })
 }
 
+/// With bits, mask and codes are chosen in one sweep.
+fn selector_alone(stage: &Stage) -> Result<Box<dyn DynCompress>> {
+    if rounds(stage) {
+        let prune = sparse_gpt(stage, pattern(stage)?);
+        return Ok(Box::new(JointSparseGpt::new(prune, grid(stage))));
+    }
+    Ok(Box::new(Kept(select(stage)?)))
+}
+
 pub(super) fn selector(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>> {
-    Ok(Box::new(Selected { select: select(stage)?, method: inner.method }))
+    Ok(Box::new(select(stage)?.then(inner.method)))
 }
 
-/// What a selector keeps, in its stored type.
-#[derive(Debug)]
-struct Kept(Box<dyn Select>);
-
-impl Method for Kept {
-    fn id(&self) -> &'static str {
-        self.0.id()
-    }
-
-    fn needs(&self) -> Needs {
-        self.0.needs()
-    }
-}
-
-impl Compress for Kept {
-    type Node = Masked;
-
-    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Masked>> {
-        prune_group(&*self.0, group)
+/// The rank that the keys of a factoriser describe.
+fn rank(stage: &Stage) -> Result<Rank> {
+    let energy = if stage.has("energy") { stage.float("energy") } else { 0.0 };
+    let ratio = if stage.has("ratio") { stage.float("ratio") } else { 0.0 };
+    match (stage.int("rank"), energy > 0.0, ratio > 0.0) {
+        (0, false, _) => Ok(Rank::Ratio(ratio)),
+        (0, true, false) => Ok(Rank::Energy(energy)),
+        (rank, false, false) => Ok(Rank::Number(rank)),
+        (rank, ..) => Err(Error::invalid(format!(
+            "{}: rank = {rank}, energy = {energy} and ratio = {ratio}: allowed is one of them",
+            stage.spec().name
+        ))),
     }
 }
 
-/// A support fixed first, then a method for what stays.
-#[derive(Debug)]
-struct Selected {
-    select: Box<dyn Select>,
-    method: Box<dyn DynCompress>,
-}
-
-impl Method for Selected {
-    fn id(&self) -> &'static str {
-        self.method.id()
-    }
-
-    fn needs(&self) -> Needs {
-        self.select.needs().union(self.method.needs())
+/// Refuses keys of a factoriser that contradict each other.
+pub(super) fn check_factoriser(stage: &Stage) -> Result<()> {
+    rank(stage)?;
+    let default = if stage.spec().kind == Kind::Correction { "f32" } else { "source" };
+    match (stage.inner(), stage.word("factors")) {
+        (Some(inner), factors) if factors != default => Err(Error::invalid(format!(
+            "{}: factors = {factors} with `{inner}`, which decides how they are stored",
+            stage.spec().name
+        ))),
+        _ => Ok(()),
     }
 }
 
-impl Compress for Selected {
-    type Node = Box<dyn Node>;
+pub(super) fn factoriser(stage: &Stage) -> Result<Box<dyn DynCompress>> {
+    low_rank(stage, stage.spec().kind == Kind::Correction)
+}
 
-    fn compress_group(&self, mut group: Group<'_>) -> Result<CompressedGroup> {
-        // A sweep factors the Gram matrix in its own memory; the method after it needs one too.
-        let both = self.select.needs().gram && self.method.needs().gram;
-        let spare = both.then(|| group.calibration.clone());
-        let selections = self.select.select_group(&mut group)?;
-        let Group { targets, calibration, fold, seed, par } = group;
-        let chosen = targets.iter().zip(&selections).map(|(target, selection)| Target {
-            weight: selection.weight.as_ref().map_or(target.weight, |w| w.view()),
-            mask: Some(&selection.mask),
-            ..target.clone()
-        });
-        let group = Group {
-            targets: chosen.collect(),
-            calibration: spare.unwrap_or(calibration),
-            fold,
-            seed,
-            par,
-        };
-        let CompressedGroup { layers, folded } = self.method.compress_group_dyn(group)?;
-        let pairs = layers.into_iter().zip(&selections).zip(&targets);
-        let layers = pairs.map(|((layer, selection), target)| {
-            let node = Masked::new(selection.mask.clone(), layer.node).in_tensor(target.name)?;
-            let notes = [selection.fallback.clone(), layer.fallback];
-            let notes: Vec<String> = notes.into_iter().flatten().collect();
-            let fallback = (!notes.is_empty()).then(|| notes.join("; "));
-            Ok(Compressed { bias: layer.bias, fallback, node: node.boxed() })
-        });
-        Ok(CompressedGroup { layers: layers.collect::<Result<_>>()?, folded })
+fn low_rank(stage: &Stage, always: bool) -> Result<Box<dyn DynCompress>> {
+    let factors = match (stage.inner(), stage.word("factors").as_ref()) {
+        (Some(inner), _) => Factors::By(Arc::from(method(inner)?)),
+        (None, "f16") => Factors::Float(DType::F16),
+        (None, "bf16") => Factors::Float(DType::BF16),
+        (None, "f32") => Factors::Float(DType::F32),
+        (None, _) => Factors::Source,
+    };
+    fn boxed<M: Metric + 'static>(method: LowRank<M>) -> Box<dyn DynCompress> {
+        Box::new(method)
     }
+    let rank = rank(stage)?;
+    Ok(match stage.spec().name {
+        "svd" => boxed(svd(rank).with_factors(factors).with_always(always)),
+        "asvd" => {
+            let method = asvd(rank, stage.float("alpha") as f32);
+            boxed(method.with_factors(factors).with_always(always))
+        }
+        "lord" => boxed(lord(rank).with_factors(factors).with_always(always)),
+        "feature_mimicking" => {
+            boxed(feature_mimicking(rank).with_factors(factors).with_always(always))
+        }
+        "eora" => boxed(eora(stage.int("rank")).with_factors(factors)),
+        _ => boxed(svd_llm(rank).with_factors(factors).with_always(always)),
+    })
+}
+
+pub(super) fn residual(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>> {
+    if inner.name == "feature_mimicking" {
+        let message =
+            "`residual` after `feature_mimicking`: its bias makes good for the mean already";
+        return Err(Error::unsupported(message));
+    }
+    let correction = stage.inner().expect("read with one inside");
+    // A correction is asked for: it is never left out to save bytes.
+    let factors = correction.has("rank");
+    let correction = if factors { low_rank(correction, true)? } else { method(correction)? };
+    Ok(Box::new(inner.method.residual(correction)))
 }
 
 pub(super) fn inner_only(stage: &Stage) -> Result<Box<dyn DynCompress>> {
     unreachable!("`{}` stands inside another stage only", stage.spec().name)
-}
-
-/// What a method returns, entropy-coded.
-#[derive(Debug)]
-struct Coded {
-    method: Box<dyn DynCompress>,
-    coder: TileCoder,
-}
-
-impl Method for Coded {
-    fn id(&self) -> &'static str {
-        self.method.id()
-    }
-
-    fn needs(&self) -> Needs {
-        self.method.needs()
-    }
-}
-
-impl Compress for Coded {
-    type Node = Box<dyn Node>;
-
-    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
-        let CompressedGroup { layers, folded } = self.method.compress_group_dyn(group)?;
-        let code = |layer: Compressed| {
-            Ok(Compressed { node: coded_node(layer.node, self.coder)?, ..layer })
-        };
-        Ok(CompressedGroup { layers: layers.into_iter().map(code).collect::<Result<_>>()?, folded })
-    }
-}
-
-/// A boxed method as the part of another.
-#[derive(Debug)]
-struct Boxed(Box<dyn DynCompress>);
-
-impl Method for Boxed {
-    fn id(&self) -> &'static str {
-        self.0.id()
-    }
-
-    fn needs(&self) -> Needs {
-        self.0.needs()
-    }
-}
-
-impl Compress for Boxed {
-    type Node = Box<dyn Node>;
-
-    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
-        self.0.compress_group_dyn(group)
-    }
 }

@@ -7,7 +7,7 @@ use super::line::{self, RawStage};
 use super::stage::Stage;
 use super::table::Kind;
 
-/// Stages in order: transforms, at most one selector, one quantiser, residuals, at most one coder.
+/// Stages in order: transforms, at most one selector, one quantiser or factoriser, residuals, at most one coding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chain {
     stages: Vec<Stage>,
@@ -52,18 +52,25 @@ impl Chain {
                 return Err(Error::invalid(message));
             }
         }
-        if let Some(outside) = self.stages.iter().find(|s| s.spec().kind == Kind::Inner) {
+        let inner = |s: &&Stage| matches!(s.spec().kind, Kind::Correction | Kind::Coder);
+        if let Some(outside) = self.stages.iter().find(inner) {
             let name = outside.spec().name;
             return Err(Error::invalid(format!("`{name}` stands inside another stage only")));
         }
-        if let Some(selector) = self.selector() {
-            build::pattern(selector)?;
+        if let (Some(selector), Some(method)) = (self.selector(), self.quantiser())
+            && !method.has("bits")
+        {
+            let [first, second] = [selector.spec().name, method.spec().name];
+            let message = format!(
+                "`{first}` before `{second}`: a support restricts codes, not factors; allowed are quantisers"
+            );
+            return Err(Error::invalid(message));
         }
         match self.quantiser() {
             Some(quantiser) => self.before(quantiser).try_for_each(|s| s.check_before(quantiser)),
             None if self.alone().or(self.selector()).is_some() => Ok(()),
             None => Err(Error::invalid(format!(
-                "`{self}` has no quantiser or selector: add one of {}",
+                "`{self}` has no quantiser, factoriser or selector: add one of {}",
                 super::table::names_of(&[Kind::Quantiser, Kind::Selector]).join(", ")
             ))),
         }
@@ -75,7 +82,7 @@ impl Chain {
         &self.stages
     }
 
-    /// The stage that rounds, if one is named.
+    /// The stage that rounds or factors, if one is named.
     pub(super) fn quantiser(&self) -> Option<&Stage> {
         self.stages.iter().find(|s| s.spec().kind == Kind::Quantiser)
     }

@@ -3,10 +3,11 @@
 //! A recipe is a line of stages, `stage ('|' stage)*` with `stage = name` or `name(key=value, ...)`:
 //!
 //! ```text
-//! awq | gptq(bits=3, group=64, clip=mse)
+//! wanda(pattern=2:4) | gptq(bits=4, group=64) | residual(eora(rank=16)) | coded(rans)
 //! ```
 //!
-//! The order is fixed: transforms, at most one selector, one quantiser, any number of residuals, at most one coder.
+//! The order is fixed: transforms, at most one selector, one quantiser or factoriser, any number of residuals, at most
+//! one coding. Factorisers take a quantiser for their factors: `svd_llm(ratio=0.3, rtn(bits=8))`.
 //! A TOML file says the same with a `[[stage]]` each, and may treat some weights differently; the first match wins:
 //!
 //! ```toml
@@ -44,7 +45,7 @@ use tensorpress_tensor::{Context, Error, Result};
 pub use chain::Chain;
 pub use presets::{PRESETS, Preset};
 pub use stage::Stage;
-pub use table::{Kind, StageSpec, known_stages, planned_stages};
+pub use table::{Inside, Kind, StageSpec, known_stages, planned_stages};
 pub use value::{KeySpec, Type, Value};
 
 /// What to do to which weights.

@@ -4,7 +4,7 @@ use std::fmt;
 use tensorpress_tensor::{Error, ErrorKind, Result};
 
 use super::line::RawStage;
-use super::table::{self, Kind, StageSpec};
+use super::table::{self, Inside, Kind, StageSpec};
 use super::value::{KeySpec, Value};
 
 /// One step of a recipe: a name from the table, with values for its keys.
@@ -36,18 +36,11 @@ impl Stage {
             }
             given[at] = Some(spec.keys[at].check(spec.name, value)?);
         }
-        let inner = match (spec.inner, raw.inner.len()) {
-            (None, 0) => None,
-            (Some(kinds), 1) => {
-                let inner = Self::resolve(raw.inner.into_iter().next().expect("there is one"))?;
-                if !kinds.contains(&inner.spec.kind) {
-                    let message = format!("{}({}): needs {}", spec.name, inner, one_of(kinds));
-                    return Err(Error::invalid(message));
-                }
-                Some(Box::new(inner))
-            }
-            (None, _) => {
-                let name = &raw.inner[0].name;
+        let mut inside = raw.inner.into_iter();
+        let inner = match (spec.inside, inside.next()) {
+            (Inside::Nothing | Inside::Maybe(_), None) => None,
+            (Inside::Nothing, Some(inner)) => {
+                let name = inner.name;
                 let message = format!(
                     "{}: `{name}` has no value: write `{name}=...`{}",
                     spec.name,
@@ -55,13 +48,23 @@ impl Stage {
                 );
                 return Err(Error::invalid(message));
             }
-            (Some(kinds), _) => {
+            (Inside::One(kinds) | Inside::Maybe(kinds), Some(inner)) if inside.len() == 0 => {
+                let inner = Self::resolve(inner)?;
+                if !kinds.contains(&inner.spec.kind) {
+                    let message = format!("{}({}): needs {}", spec.name, inner, one_of(kinds));
+                    return Err(Error::invalid(message));
+                }
+                Some(Box::new(inner))
+            }
+            (Inside::One(kinds) | Inside::Maybe(kinds), _) => {
                 let message =
                     format!("{}(...): needs one stage inside: {}", spec.name, one_of(kinds));
                 return Err(Error::invalid(message));
             }
         };
-        Ok(Self { spec, given, inner })
+        let stage = Self { spec, given, inner };
+        (spec.check)(&stage)?;
+        Ok(stage)
     }
 
     /// The row of the table.
@@ -70,7 +73,7 @@ impl Stage {
         self.spec
     }
 
-    /// The stage inside the parentheses of `residual(...)` or `coded(...)`.
+    /// The stage inside the parentheses, as of `residual(...)` or `coded(...)`.
     #[must_use]
     pub fn inner(&self) -> Option<&Stage> {
         self.inner.as_deref()

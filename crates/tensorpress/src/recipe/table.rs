@@ -22,13 +22,14 @@ pub enum Kind {
     Residual,
     /// Codes the integers without loss.
     Coded,
-    /// Stands inside a residual or a coder.
-    Inner,
+    /// Stands inside a residual: compresses what is left over.
+    Correction,
+    /// Stands inside `coded`.
+    Coder,
 }
 
 impl Kind {
-    pub(super) const ORDER: &'static str =
-        "transforms, at most one selector, one quantiser, residuals, at most one coder";
+    pub(super) const ORDER: &'static str = "transforms, at most one selector, one quantiser or factoriser, residuals, at most one coding";
 }
 
 impl fmt::Display for Kind {
@@ -36,10 +37,11 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Transform => "transform",
             Self::Selector => "selector",
-            Self::Quantiser => "quantiser",
+            Self::Quantiser => "quantiser or factoriser",
             Self::Residual => "residual",
-            Self::Coded => "coder",
-            Self::Inner => "inner stage",
+            Self::Coded => "coding",
+            Self::Correction => "correction",
+            Self::Coder => "entropy coder",
         })
     }
 }
@@ -58,9 +60,23 @@ pub struct StageSpec {
     pub keys: &'static [KeySpec],
     /// It may end a recipe without a quantiser: it has the keys of a grid and rounds to nearest.
     pub alone: bool,
-    /// What may stand in its parentheses, if a stage must.
-    pub inner: Option<&'static [Kind]>,
+    /// What may stand in its parentheses.
+    pub inside: Inside,
     pub(super) build: Build,
+    /// Whether the values of its keys go together.
+    pub(super) check: fn(&Stage) -> Result<()>,
+}
+
+/// Stages in the parentheses of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Inside {
+    /// None.
+    Nothing,
+    /// One of these kinds.
+    One(&'static [Kind]),
+    /// One of these kinds, or none.
+    Maybe(&'static [Kind]),
 }
 
 const BITS: KeySpec = KeySpec::new("bits", Type::Int(2, 8), Value::Int(4), "bits of a code");
@@ -113,14 +129,76 @@ const BLOCK: KeySpec = KeySpec::new(
     "block",
     Type::Int(1, 1 << 16),
     Value::Int(128),
-    "columns between two updates of the rest",
-);
+    "columns between two updates of the rest; where codes are chosen a smaller group, so that its grid is fitted to the \
+     weights as they stand when it begins",
+)
+.derived(block_of);
 const NEVER: fn(&Value) -> bool = |_| false;
 
 /// Groups are fitted when their block begins: no block is longer than a group, unless that would make it tiny.
 fn block_of(stage: &Stage) -> Value {
     let group = stage.int("group");
-    Value::Int(if (16..128).contains(&group) { group as i64 } else { 128 })
+    let rounds = stage.int("bits") > 0;
+    Value::Int(if rounds && (16..128).contains(&group) { group as i64 } else { 128 })
+}
+
+const RATIO: KeySpec = KeySpec::new(
+    "ratio",
+    Type::Float(0.0, 0.999),
+    Value::Float(0.2),
+    "fraction of the parameters that goes",
+)
+.derived(ratio_of);
+const RANK: KeySpec = KeySpec::new(
+    "rank",
+    Type::Int(0, 1 << 20),
+    Value::Int(0),
+    "inner size, in the place of a ratio; 0: by ratio",
+);
+const ENERGY: KeySpec = KeySpec::new(
+    "energy",
+    Type::Float(0.0, 1.0),
+    Value::Float(0.0),
+    "fraction of the squared singular values that stays, in the place of a ratio; 0: by ratio",
+);
+const FACTORS: KeySpec = KeySpec::new(
+    "factors",
+    Type::Choice(&["source", "f16", "bf16", "f32"]),
+    Value::word("source"),
+    "stored type of the factors, where no quantiser stands inside",
+);
+
+/// What another choice of the rank leaves no choice about.
+fn ratio_of(stage: &Stage) -> Value {
+    let other = stage.int("rank") > 0 || stage.float("energy") > 0.0;
+    Value::Float(if other { 0.0 } else { 0.2 })
+}
+
+const BY_RANK: &[KeySpec] = &[RATIO, RANK, ENERGY, FACTORS];
+const SCALED_BY_RANK: &[KeySpec] = &[
+    RATIO,
+    RANK,
+    ENERGY,
+    FACTORS,
+    KeySpec::new("alpha", Type::Float(0.0, 4.0), Value::Float(0.5), "how much activity counts"),
+];
+
+/// A factoriser: a row of the table.
+const fn factoriser(
+    name: &'static str,
+    about: &'static str,
+    keys: &'static [KeySpec],
+) -> StageSpec {
+    StageSpec {
+        name,
+        kind: Kind::Quantiser,
+        about,
+        keys,
+        alone: false,
+        inside: Inside::Maybe(&[Kind::Quantiser]),
+        build: Build::Method(build::factoriser),
+        check: build::check_factoriser,
+    }
 }
 
 static STAGES: &[StageSpec] = &[
@@ -130,8 +208,9 @@ static STAGES: &[StageSpec] = &[
         about: "rounds each weight to the nearest level; needs no calibration",
         keys: &[BITS, GROUP, SYMMETRIC, CLIP, SCALE],
         alone: false,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Method(build::rtn),
+        check: |_| Ok(()),
     },
     StageSpec {
         name: "gptq",
@@ -156,18 +235,12 @@ static STAGES: &[StageSpec] = &[
                 "all groups are fitted before the first column is rounded",
             ),
             DAMP,
-            KeySpec::new(
-                "block",
-                Type::Int(1, 1 << 16),
-                Value::Int(128),
-                "columns between two updates of the rest; a smaller group, so that its grid is fitted to the \
-                 weights as they stand when it begins",
-            )
-            .derived(block_of),
+            BLOCK,
         ],
         alone: false,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Method(build::gptq),
+        check: |_| Ok(()),
     },
     StageSpec {
         name: "awq",
@@ -194,8 +267,9 @@ static STAGES: &[StageSpec] = &[
             ),
         ],
         alone: true,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Wrap(build::awq),
+        check: |_| Ok(()),
     },
     StageSpec {
         name: "magnitude",
@@ -203,8 +277,9 @@ static STAGES: &[StageSpec] = &[
         about: "keeps the largest weights of each row; needs no calibration",
         keys: &[SPARSITY, PATTERN],
         alone: false,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Wrap(build::selector),
+        check: build::check_selector,
     },
     StageSpec {
         name: "wanda",
@@ -212,17 +287,88 @@ static STAGES: &[StageSpec] = &[
         about: "keeps the weights that are largest times the norm of their input",
         keys: &[SPARSITY, PATTERN],
         alone: false,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Wrap(build::selector),
+        check: build::check_selector,
     },
     StageSpec {
         name: "sparsegpt",
         kind: Kind::Selector,
         about: "prunes column by column and spreads each error over the columns still to come",
-        keys: &[SPARSITY, PATTERN, DAMP, BLOCK],
+        keys: &[
+            SPARSITY,
+            PATTERN,
+            KeySpec::new(
+                "bits",
+                Type::Int(0, 8),
+                Value::Int(0),
+                "bits of a code, rounded to in the same sweep; 0: weights that stay are not rounded",
+            )
+            .before_quantiser(NEVER),
+            GROUP.before_quantiser(NEVER),
+            SYMMETRIC.before_quantiser(NEVER),
+            CLIP.before_quantiser(NEVER),
+            SCALE.before_quantiser(NEVER),
+            DAMP,
+            BLOCK,
+        ],
         alone: false,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Wrap(build::selector),
+        check: build::check_selector,
+    },
+    factoriser(
+        "svd",
+        "factors of the closest matrix of a rank; needs no calibration",
+        BY_RANK,
+    ),
+    factoriser(
+        "asvd",
+        "factors after inputs were scaled by how active they are",
+        SCALED_BY_RANK,
+    ),
+    factoriser(
+        "svd_llm",
+        "factors that lose least of the outputs",
+        BY_RANK,
+    ),
+    factoriser(
+        "lord",
+        "projects outputs on their leading directions: the product of svd_llm",
+        BY_RANK,
+    ),
+    factoriser(
+        "feature_mimicking",
+        "projects outputs less their mean, which a bias carries",
+        BY_RANK,
+    ),
+    StageSpec {
+        name: "residual",
+        kind: Kind::Residual,
+        about: "compresses what the stages before left over; the result is the sum",
+        keys: &[],
+        alone: false,
+        inside: Inside::One(&[Kind::Correction, Kind::Quantiser]),
+        build: Build::Wrap(build::residual),
+        check: |_| Ok(()),
+    },
+    StageSpec {
+        name: "eora",
+        kind: Kind::Correction,
+        about: "in `residual`: the factors of a rank that make good most of the outputs",
+        keys: &[
+            KeySpec::new("rank", Type::Int(1, 1 << 20), Value::Int(16), "inner size"),
+            KeySpec::new(
+                "factors",
+                Type::Choice(&["source", "f16", "bf16", "f32"]),
+                Value::word("f32"),
+                "stored type of the factors, where no quantiser stands inside",
+            ),
+        ],
+        alone: false,
+        inside: Inside::Maybe(&[Kind::Quantiser]),
+        build: Build::Method(build::factoriser),
+        check: build::check_factoriser,
     },
     StageSpec {
         name: "coded",
@@ -230,53 +376,44 @@ static STAGES: &[StageSpec] = &[
         about: "entropy-codes the integers without loss; matrices are decoded tile by tile, or once for generation",
         keys: &[],
         alone: false,
-        inner: Some(&[Kind::Inner]),
+        inside: Inside::One(&[Kind::Coder]),
         build: Build::Wrap(build::coded),
+        check: |_| Ok(()),
     },
     StageSpec {
         name: "rans",
-        kind: Kind::Inner,
+        kind: Kind::Coder,
         about: "in `coded`: interleaved rANS, fastest; range coding where a matrix is too small for it",
         keys: &[],
         alone: false,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Method(build::inner_only),
+        check: |_| Ok(()),
     },
     StageSpec {
         name: "huffman",
-        kind: Kind::Inner,
+        kind: Kind::Coder,
         about: "in `coded`: Huffman codes",
         keys: &[],
         alone: false,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Method(build::inner_only),
+        check: |_| Ok(()),
     },
     StageSpec {
         name: "range",
-        kind: Kind::Inner,
+        kind: Kind::Coder,
         about: "in `coded`: range coding, nearest to the entropy and slowest",
         keys: &[],
         alone: false,
-        inner: None,
+        inside: Inside::Nothing,
         build: Build::Method(build::inner_only),
+        check: |_| Ok(()),
     },
 ];
 
 /// Names that later versions will have, so that an error can say so.
-const PLANNED: &[&str] = &[
-    "smoothquant",
-    "hadamard",
-    "quip",
-    "nf4",
-    "aqlm",
-    "spqr",
-    "svd",
-    "svd_llm",
-    "lord",
-    "residual",
-    "eora",
-    "lqer",
-];
+const PLANNED: &[&str] = &["smoothquant", "hadamard", "quip", "nf4", "aqlm", "spqr", "lqer"];
 
 /// The stages of this version.
 #[must_use]

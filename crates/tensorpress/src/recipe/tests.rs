@@ -88,8 +88,11 @@ fn bad_lines() {
         ("rtn(scale=\"f16)", &["closing"]),
         ("rtn bits=4", &["expected `|` or the end", "column 5"]),
         ("rtn |", &["expected the name of a stage", "the end"]),
-        ("rtn | gptq", &["`rtn` and `gptq`", "at most one quantiser"]),
-        ("rtn | awq", &["`rtn` (quantiser) cannot come before `awq`", "the order is"]),
+        ("rtn | gptq", &["`rtn` and `gptq`", "at most one quantiser or factoriser"]),
+        (
+            "rtn | awq",
+            &["`rtn` (quantiser or factoriser) cannot come before `awq`", "the order is"],
+        ),
         ("awq(bits=3) | gptq(bits=3)", &["awq: bits = 3", "`gptq`"]),
         ("awq(clip=mse) | gptq", &["awq: clip = mse", "`gptq`"]),
     ];
@@ -104,9 +107,7 @@ fn bad_lines() {
 
 #[test]
 fn stages_of_later_versions_are_named_as_such() {
-    for text in
-        ["quip | gptq(bits=3)", "gptq(bits=3) | residual(eora(rank=16))", "svd_llm(ratio=0.2)"]
-    {
+    for text in ["quip | gptq(bits=3)", "spqr(bits=3)"] {
         let error = Recipe::parse(text).expect_err(text);
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{text}");
         assert!(error.message().contains("planned"), "{text}: {error}");
@@ -132,6 +133,77 @@ fn selectors_stand_alone_or_before_a_quantiser() {
         ("wanda(pattern=2:4, sparsity=0.7)", "one of them"),
         ("gptq | wanda", "order"),
         ("wanda | magnitude | rtn", "at most one selector"),
+    ] {
+        let error = Recipe::parse(text).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}: {error}");
+        assert!(error.to_string().contains(part), "{text}: `{error}` lacks `{part}`");
+    }
+}
+
+#[test]
+fn factorisers_and_residuals() {
+    for (text, canonical) in [
+        ("svd", "svd(ratio=0.2, rank=0, energy=0.0, factors=source)"),
+        ("lord(rank=8)", "lord(ratio=0.0, rank=8, energy=0.0, factors=source)"),
+        ("asvd(energy=0.9)", "asvd(ratio=0.0, rank=0, energy=0.9, factors=source, alpha=0.5)"),
+        (
+            "svd_llm(rtn(bits=8), ratio=0.4)",
+            "svd_llm(rtn(bits=8, group=128, symmetric=false, clip=minmax, scale=f16), ratio=0.4, rank=0, \
+             energy=0.0, factors=source)",
+        ),
+        (
+            "rtn | residual(eora) | residual(svd(rank=2)) | coded(rans)",
+            "rtn(bits=4, group=128, symmetric=false, clip=minmax, scale=f16) | residual(eora(rank=16, \
+             factors=f32)) | residual(svd(ratio=0.0, rank=2, energy=0.0, factors=source)) | coded(rans)",
+        ),
+    ] {
+        let recipe = Recipe::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(recipe.canonical(), canonical, "{text}");
+        assert_eq!(reread(&recipe, &recipe.canonical()), recipe, "{text}");
+        assert_eq!(reread(&recipe, &recipe.to_string()), recipe, "{text}");
+        recipe.chain().unwrap().build().unwrap_or_else(|e| panic!("{text}: {e}"));
+    }
+    for (text, part) in [
+        ("svd(rank=3, ratio=0.2)", "one of them"),
+        ("svd(rank=3, energy=0.2)", "one of them"),
+        ("svd(ratio=1.0)", "ratio = 1.0"),
+        ("svd(rtn, factors=f16)", "factors = f16"),
+        ("svd(wanda)", "needs rtn, gptq"),
+        ("svd(rtn, rtn)", "needs one stage inside"),
+        ("wanda | svd", "not factors"),
+        ("rtn | residual", "needs one stage inside"),
+        ("rtn | residual(rank=4)", "unknown key `rank`"),
+        ("rtn | residual(awq)", "needs rtn, gptq"),
+        ("rtn | eora", "inside another stage"),
+        ("rtn | residual(eora(rank=0))", "rank = 0"),
+        ("residual(eora)", "no quantiser"),
+        ("rtn | coded(rans) | residual(eora)", "order"),
+        ("rtn | svd", "at most one"),
+    ] {
+        let error = Recipe::parse(text).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}: {error}");
+        assert!(error.to_string().contains(part), "{text}: `{error}` lacks `{part}`");
+    }
+    let twice = Recipe::parse("feature_mimicking | residual(eora)").unwrap();
+    assert_eq!(twice.chain().unwrap().build().unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn sparsegpt_with_bits_is_one_joint_stage() {
+    let recipe = Recipe::parse("sparsegpt(pattern=2:4, bits=4, group=32)").unwrap();
+    assert_eq!(
+        recipe.canonical(),
+        "sparsegpt(sparsity=0.5, pattern=2:4, bits=4, group=32, symmetric=false, clip=minmax, scale=f16, \
+         damp=0.01, block=32)"
+    );
+    assert_eq!(Recipe::parse(&recipe.canonical()).unwrap(), recipe);
+    for text in ["sparsegpt(bits=4)", "awq | sparsegpt(bits=4) | coded(rans)"] {
+        Recipe::parse(text).unwrap().chain().unwrap().build().unwrap();
+    }
+    for (text, part) in [
+        ("sparsegpt(bits=4) | rtn", "bits = 4: allowed only in `rtn`"),
+        ("sparsegpt(bits=1)", "bits = 1"),
+        ("sparsegpt(bits=9)", "bits = 9"),
     ] {
         let error = Recipe::parse(text).expect_err(text);
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}: {error}");

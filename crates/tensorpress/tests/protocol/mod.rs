@@ -13,7 +13,9 @@ use tensorpress::prelude::*;
 /// What a recipe makes of a model.
 pub struct Row {
     pub judgement: Judgement,
-    pub bits_per_weight: f64,
+    pub bill: Bill,
+    /// The error of every layer.
+    pub errors: Vec<Option<f64>>,
 }
 
 /// Compresses a model by each recipe, and judges it; nothing may fall back.
@@ -37,9 +39,12 @@ pub fn measure(folder: &Path, texts: &Path, recipes: &[String]) -> BTreeMap<Stri
             .run(&source, &out)
             .expect("compresses");
         assert!(report.layers.iter().all(|l| l.fallback.is_none()), "{:?}", report.layers);
-        let model = Source::open(&out, &registry()).and_then(|s| s.decoder()?.materialise());
-        let judgement = reference.judge(&model.expect("a model"), &|_, _| ()).expect("judged");
-        (line.clone(), Row { judgement, bits_per_weight: report.bits_per_weight })
+        let made = Source::open(&out, &registry()).expect("a model");
+        let bill = Bill::of(&made).expect("counts");
+        let model = made.decoder().and_then(|d| d.materialise()).expect("a decoder");
+        let judgement = reference.judge(&model, &|_, _| ()).expect("judged");
+        let errors = report.layers.iter().map(|layer| layer.error).collect();
+        (line.clone(), Row { judgement, bill, errors })
     };
     recipes.par_iter().map(one).collect()
 }

@@ -1,0 +1,59 @@
+//! Methods made of methods, in a line of Rust:
+//!
+//! ```
+//! use tensorpress::prelude::*;
+//! use tensorpress::{lowrank::eora, prune::{Pattern, wanda}};
+//!
+//! let method = wanda(Pattern::nm(2, 4))
+//!     .then(Gptq::new(GridSpec::new(3, 64)))
+//!     .residual(eora(16))
+//!     .coded(TileCoder::Rans);
+//! # let _: &dyn DynCompress = &method;
+//! ```
+//!
+//! Each result is a [`Compress`] of its own, so they nest; [`crate::recipe`] says the same in text.
+
+mod coded;
+mod joint;
+mod residual;
+mod then;
+
+pub use coded::Coded;
+pub use joint::JointSparseGpt;
+pub use residual::Residual;
+pub use then::{Kept, Then};
+
+use tensorpress_entropy::TileCoder;
+use tensorpress_tensor::{Compress, Method, Select};
+
+/// Composition of methods; implemented for all of them.
+pub trait Compose: Method + Sized {
+    /// The support this selector chooses is fixed, then `method` compresses what stays.
+    #[must_use]
+    fn then<C: Compress>(self, method: C) -> Then<Self, C>
+    where
+        Self: Select,
+    {
+        Then::new(self, method)
+    }
+
+    /// `correction` compresses what this method leaves over; the result is their sum.
+    #[must_use]
+    fn residual<C: Compress>(self, correction: C) -> Residual<Self, C>
+    where
+        Self: Compress,
+    {
+        Residual::new(self, correction)
+    }
+
+    /// Entropy-codes the integers of what this method returns, without loss.
+    #[must_use]
+    fn coded(self, coder: TileCoder) -> Coded<Self>
+    where
+        Self: Compress,
+    {
+        Coded::new(self, coder)
+    }
+}
+
+impl<M: Method> Compose for M {}
