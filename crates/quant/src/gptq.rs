@@ -163,7 +163,7 @@ impl Method for Gptq {
     }
 
     fn needs(&self) -> Needs {
-        Needs::GRAM
+        Needs::GRAM.true_sequentially()
     }
 }
 

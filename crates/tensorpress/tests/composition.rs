@@ -5,11 +5,14 @@
 
 mod protocol;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use protocol::{Row, measure};
+use protocol::{Row, compress, measure};
+use rayon::prelude::*;
 use tensorpress::prelude::*;
+use tensorpress_tensor::node::decode;
 use tensorpress_tensor::testing::data;
 
 /// Recipe (G stands for the group) and the mean KL divergence to reach on stories260k and stories3m, if the table has it.
@@ -67,9 +70,9 @@ struct Table {
 
 fn table(model: &str, which: usize, group: usize, folder: &Path, texts: &Path) -> Table {
     let named = |line: &str| line.replace("=G", &format!("={group}"));
-    let plain = ROWS.iter().map(|(line, _)| named(line));
-    let coded = ROWS.iter().map(|(line, _)| with_coding(&named(line)));
-    let rows = measure(folder, texts, &plain.chain(coded).collect::<Vec<_>>());
+    let lines: Vec<String> = ROWS.iter().map(|(line, _)| named(line)).collect();
+    let rows = measure(folder, texts, &lines);
+    let codings = coded(folder, texts, &lines);
     let mut table = Table { text: String::new(), missed: Vec::new() };
     let text = &mut table.text;
     writeln!(text, "\n## {model}, groups of {group}\n").unwrap();
@@ -78,22 +81,21 @@ fn table(model: &str, which: usize, group: usize, folder: &Path, texts: &Path) -
     text.push_str(&dense(folder));
     for (line, wanted) in ROWS {
         let line = named(line);
-        let (row, coded) = (&rows[&line], &rows[&with_coding(&line)]);
+        let (row, coded) = (&rows[&line], &codings[&line]);
         let kld = kld(row);
         let ratio = wanted.map(|table| kld / table[which]);
         let shown = |value: Option<f64>, digits: usize| match value {
             Some(value) => format!("{value:.digits$}"),
             None => String::new(),
         };
-        let sizes = |row: &Row| {
-            let bill = &row.bill;
+        let sizes = |bill: &Bill| {
             format!("{:.3} | {} | {}", bill.bits_per_weight, bill.storage.bytes(), bill.file_bytes)
         };
         writeln!(
             text,
             "| `{}` | {} | {} | {kld:.4} | {} | {} | {:.3} | {:.3} |",
             line.replace('|', "\\|"),
-            sizes(row),
+            sizes(&row.bill),
             sizes(coded),
             shown(wanted.map(|table| table[which]), 4),
             shown(ratio, 3),
@@ -103,10 +105,7 @@ fn table(model: &str, which: usize, group: usize, folder: &Path, texts: &Path) -
         .unwrap();
         let missed = ratio.filter(|ratio| *ratio > TOLERANCE);
         table.missed.extend(missed.map(|ratio| format!("{model}, {line}: {ratio:.3}")));
-        if (coded.errors != row.errors) || kld_of(coded) != kld_of(row) {
-            table.missed.push(format!("{model}, {line}: coding changes what is decoded"));
-        }
-        if coded.bill.storage.bytes() > row.bill.storage.bytes() {
+        if coded.storage.bytes() > row.bill.storage.bytes() {
             table.missed.push(format!("{model}, {line}: coding makes it larger"));
         }
     }
@@ -119,16 +118,26 @@ fn table(model: &str, which: usize, group: usize, folder: &Path, texts: &Path) -
     table
 }
 
-fn with_coding(line: &str) -> String {
-    format!("{line} | coded(rans)")
-}
-
-fn kld_of(row: &Row) -> Option<f64> {
-    row.judgement.kld_mean
-}
-
 fn kld(row: &Row) -> f64 {
-    kld_of(row).expect("a reference")
+    row.judgement.kld_mean.expect("a reference")
+}
+
+/// What each recipe's result is made of once it is coded, which must not change a bit of any matrix.
+fn coded(folder: &Path, texts: &Path, lines: &[String]) -> BTreeMap<String, Bill> {
+    let source = Source::open(folder, &registry()).expect("a model");
+    let calibration = protocol::calibration(texts);
+    let one = |line: &String| {
+        let out = tempfile::tempdir().expect("a folder");
+        let plain = compress(&source, line, &calibration, &out.path().join("plain"));
+        let coded = format!("{line} | coded(rans)");
+        let coded = compress(&source, &coded, &calibration, &out.path().join("coded"));
+        for name in plain.trees().keys() {
+            let [a, b] = [&plain, &coded].map(|m| decode(&*m.weight(name).unwrap()).unwrap());
+            assert!(a == b, "{line}: coding changes {name}");
+        }
+        (line.clone(), Bill::of(&coded).expect("counts"))
+    };
+    lines.par_iter().map(one).collect()
 }
 
 /// The row of the model as it is; coded, it is a packed file.

@@ -15,20 +15,30 @@ pub struct Needs {
     pub moments: bool,
     /// Up to this many sampled rows of X.
     pub samples: usize,
+    /// X as the layers before it in its own transformer block will make it, once they are compressed ("true sequential"
+    /// in the official code of GPTQ); else as they made it, behind blocks that are compressed. Small errors are made
+    /// good one after another; what removes much does better on inputs that are not yet far off.
+    pub true_sequential: bool,
 }
 
 impl Needs {
     /// Nothing: the method looks at the weight alone.
-    pub const NONE: Self = Self { gram: false, moments: false, samples: 0 };
+    pub const NONE: Self = Self { gram: false, moments: false, samples: 0, true_sequential: false };
     /// The Gram matrix.
-    pub const GRAM: Self = Self { gram: true, moments: false, samples: 0 };
+    pub const GRAM: Self = Self { gram: true, ..Self::NONE };
     /// Moments of every channel.
-    pub const MOMENTS: Self = Self { gram: false, moments: true, samples: 0 };
+    pub const MOMENTS: Self = Self { moments: true, ..Self::NONE };
 
     /// Up to `rows` sampled rows.
     #[must_use]
     pub const fn samples(rows: usize) -> Self {
-        Self { gram: false, moments: false, samples: rows }
+        Self { samples: rows, ..Self::NONE }
+    }
+
+    /// The same, of inputs as compressed layers make them.
+    #[must_use]
+    pub const fn true_sequentially(self) -> Self {
+        Self { true_sequential: true, ..self }
     }
 
     /// What serves both.
@@ -38,6 +48,7 @@ impl Needs {
             gram: self.gram || other.gram,
             moments: self.moments || other.moments,
             samples: if self.samples > other.samples { self.samples } else { other.samples },
+            true_sequential: self.true_sequential || other.true_sequential,
         }
     }
 

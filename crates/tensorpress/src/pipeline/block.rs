@@ -30,8 +30,8 @@ pub(super) fn prefix(source: &Source, block: usize) -> String {
 /// Compresses a block and writes its shard.
 ///
 /// Input after input, in the order in which a token meets them, so that only one input's statistics are there at a
-/// time. A method that makes good for errors (it asks for the Gram matrix) is calibrated on what the layers before it
-/// have become, those of this block included; one that only looks for active channels sees this block as it was.
+/// time. A method that asks for it ([`Needs::true_sequential`](tensorpress_tensor::stats::Needs)) is calibrated on what the
+/// layers before it have become, those of this block included; all others see this block as it was.
 pub(super) fn compress(
     context: &Context<'_>,
     index: usize,
@@ -54,7 +54,7 @@ pub(super) fn compress(
             Some(stream) => {
                 let needs = context.needs_of(&jobs);
                 let collector = Collector::new(channels, needs, context.seed);
-                let block = if needs.gram { &block } else { &original };
+                let block = if needs.true_sequential { &block } else { &original };
                 stream.calibrate(context, block, input, collector)?
             }
         };

@@ -14,8 +14,6 @@ use tensorpress::prelude::*;
 pub struct Row {
     pub judgement: Judgement,
     pub bill: Bill,
-    /// The error of every layer.
-    pub errors: Vec<Option<f64>>,
 }
 
 /// Compresses a model by each recipe, and judges it; nothing may fall back.
@@ -30,21 +28,31 @@ pub fn measure(folder: &Path, texts: &Path, recipes: &[String]) -> BTreeMap<Stri
         .expect("stories");
     let exact = source.decoder().and_then(|d| d.materialise()).expect("a decoder");
     let reference = Reference::new(&exact, &segments, &|_, _| ()).expect("a reference");
-    let calibration = CalibrationText::new(read("tinystories_train_2MB_calib.txt"));
+    let calibration = calibration(texts);
     let one = |line: &String| {
         let out = tempfile::tempdir().expect("a folder");
         let out = out.path().join("out");
-        let report = Compressor::new(Recipe::parse(line).expect("a recipe"))
-            .with_calibration(calibration.clone())
-            .run(&source, &out)
-            .expect("compresses");
-        assert!(report.layers.iter().all(|l| l.fallback.is_none()), "{:?}", report.layers);
-        let made = Source::open(&out, &registry()).expect("a model");
+        let made = compress(&source, line, &calibration, &out);
         let bill = Bill::of(&made).expect("counts");
         let model = made.decoder().and_then(|d| d.materialise()).expect("a decoder");
         let judgement = reference.judge(&model, &|_, _| ()).expect("judged");
-        let errors = report.layers.iter().map(|layer| layer.error).collect();
-        (line.clone(), Row { judgement, bill, errors })
+        (line.clone(), Row { judgement, bill })
     };
     recipes.par_iter().map(one).collect()
+}
+
+/// The text of the protocol.
+pub fn calibration(texts: &Path) -> CalibrationText {
+    let text = text::read(&texts.join("tinystories_train_2MB_calib.txt")).expect("a text");
+    CalibrationText::new(text)
+}
+
+/// Compresses a model; nothing may fall back.
+pub fn compress(source: &Source, line: &str, text: &CalibrationText, out: &Path) -> Source {
+    let report = Compressor::new(Recipe::parse(line).expect("a recipe"))
+        .with_calibration(text.clone())
+        .run(source, out)
+        .expect("compresses");
+    assert!(report.layers.iter().all(|l| l.fallback.is_none()), "{:?}", report.layers);
+    Source::open(out, &registry()).expect("a model")
 }
