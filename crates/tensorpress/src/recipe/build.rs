@@ -13,7 +13,7 @@ use tensorpress_tensor::{DType, DynCompress, Error, Result, Select};
 use super::chain::Chain;
 use super::stage::Stage;
 use super::table::Kind;
-use super::value::n_of_m;
+use super::value::{block, n_of_m};
 use crate::compose::{Compose, JointSparseGpt, Kept};
 
 /// How a stage becomes a method.
@@ -120,10 +120,11 @@ pub(super) fn coded(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>>
 
 /// The support that the keys of a selector describe.
 pub(super) fn pattern(stage: &Stage) -> Result<Pattern> {
-    let Some((n, m)) = n_of_m(&stage.word("pattern")) else {
-        return Ok(Pattern::unstructured(stage.float("sparsity")));
-    };
-    let sparsity = stage.float("sparsity");
+    let (word, sparsity) = (stage.word("pattern"), stage.float("sparsity"));
+    if let Some((rows, cols)) = block(&word) {
+        return Ok(Pattern::Block { rows, cols, sparsity });
+    }
+    let Some((n, m)) = n_of_m(&word) else { return Ok(Pattern::unstructured(sparsity)) };
     if sparsity != 1.0 - n as f64 / m as f64 {
         let name = stage.spec().name;
         let message =

@@ -123,7 +123,7 @@ const PATTERN: KeySpec = KeySpec::new(
     "pattern",
     Type::Support,
     Value::word("any"),
-    "n:m: n of every m inputs stay, in the place of a sparsity",
+    "n:m: n of every m inputs stay, in the place of a sparsity; RxC: blocks of outputs x inputs",
 );
 const BLOCK: KeySpec = KeySpec::new(
     "block",

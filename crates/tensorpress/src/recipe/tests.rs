@@ -120,6 +120,8 @@ fn selectors_stand_alone_or_before_a_quantiser() {
     for text in [
         "wanda(sparsity=0.3)",
         "magnitude(pattern=\"2:4\") | rtn",
+        "wanda(pattern=16x1, sparsity=0.9)",
+        "sparsegpt(pattern=4x4) | gptq",
         "awq | sparsegpt(pattern=4:8, damp=0.1) | gptq(bits=3) | coded(rans)",
     ] {
         let recipe = Recipe::parse(text).expect(text);
@@ -130,6 +132,8 @@ fn selectors_stand_alone_or_before_a_quantiser() {
         ("wanda(sparsity=1.5)", "sparsity = 1.5"),
         ("wanda(pattern=5:4)", "pattern = 5:4"),
         ("wanda(pattern=half)", "n:m"),
+        ("wanda(pattern=0x4)", "blocks like 16x1"),
+        ("wanda(pattern=4x)", "blocks like 16x1"),
         ("wanda(pattern=2:4, sparsity=0.7)", "one of them"),
         ("gptq | wanda", "order"),
         ("wanda | magnitude | rtn", "at most one selector"),

@@ -53,7 +53,7 @@ pub enum Type {
     Bool,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// `any`, or `n:m`: n of every m consecutive inputs stay.
+    /// `any`; `n:m`: n of every m consecutive inputs stay; or `RxC`: blocks of R outputs and C inputs.
     Support,
 }
 
@@ -73,7 +73,8 @@ impl Type {
                 words.contains(&word.as_ref()).then(|| value.clone())
             }
             (Self::Support, Value::Word(word)) => {
-                (word == "any" || n_of_m(word).is_some()).then(|| value.clone())
+                let known = word == "any" || n_of_m(word).is_some() || block(word).is_some();
+                known.then(|| value.clone())
             }
             _ => None,
         }
@@ -87,6 +88,13 @@ pub(super) fn n_of_m(word: &str) -> Option<(usize, usize)> {
     (n <= m && m > 0).then_some((n, m))
 }
 
+/// The sides of a block `RxC`: outputs, inputs.
+pub(super) fn block(word: &str) -> Option<(usize, usize)> {
+    let (rows, cols) = word.split_once('x')?;
+    let (rows, cols) = (rows.parse().ok()?, cols.parse().ok()?);
+    (rows > 0 && cols > 0).then_some((rows, cols))
+}
+
 /// What is allowed, for errors and documentation.
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,7 +103,7 @@ impl fmt::Display for Type {
             Self::Float(least, most) => write!(f, "numbers from {least} to {most}"),
             Self::Bool => f.write_str("true and false"),
             Self::Choice(words) => f.write_str(&words.join(", ")),
-            Self::Support => f.write_str("any, and n:m with n <= m"),
+            Self::Support => f.write_str("any, n:m with n <= m, and blocks like 16x1 or 4x4"),
         }
     }
 }
