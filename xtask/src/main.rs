@@ -1,4 +1,5 @@
-//! What a maintainer runs: `cargo xtask ci`, `cargo xtask made-checkpoint DIR`, `cargo xtask memory [DIR]`.
+//! What a maintainer runs: `cargo xtask ci`, `cargo xtask tables`, `cargo xtask made-checkpoint DIR`, `cargo xtask memory
+//! [DIR]`.
 
 mod ci;
 mod made;
@@ -16,11 +17,12 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["ci"] => ci::run(&[]),
         ["ci", steps @ ..] => ci::run(steps),
+        ["tables"] => tables(),
         ["made-checkpoint", folder] => made::write(Path::new(folder)),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | made-checkpoint DIR | memory [DIR]\nsteps: {}",
+            "usage: cargo xtask ci [STEP ...] | tables | made-checkpoint DIR | memory [DIR]\nsteps: {}",
             ci::names().join(" ")
         )),
     };
@@ -31,6 +33,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Measures compositions on real models, and writes their page in docs/benchmarks anew.
+fn tables() -> Outcome {
+    let test = ["test", "-p", "tensorpress", "--test", "composition", "--", "--nocapture"];
+    let mut command = cargo(&test);
+    command.env("TENSORPRESS_WRITE_TABLES", "1").env("TENSORPRESS_REQUIRE_DATA", "1");
+    execute(&mut command)
 }
 
 /// Root of the workspace.
