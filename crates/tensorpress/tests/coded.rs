@@ -11,7 +11,7 @@ use tensorpress::prelude::*;
 use tensorpress::quant::{GridSpec, Rtn};
 use tensorpress::tensor::linalg::SplitMix;
 use tensorpress::tensor::ndarray::Array2;
-use tensorpress::tensor::node::{Mask, Masked, Plane, Sum, decode};
+use tensorpress::tensor::node::{Dense, Mask, Masked, Plane, Product, Sum, decode};
 use tensorpress::tensor::stats::Calibration;
 use tensorpress::tensor::{Compress, DType, Node, RawTensor, Storage};
 use tensorpress_tensor::testing::data;
@@ -81,6 +81,47 @@ fn masked_codes_and_sums_can_be_coded() {
         assert_eq!(decode(&*node).unwrap(), dense);
         check_node(node, &registry(), 1e-4);
     }
+}
+
+/// Float leaves: every type, whole and masked, in products, with values that only bits tell apart.
+#[test]
+fn floats_are_coded_to_the_last_bit() {
+    let mut weight = normal(80, 700, 8);
+    let odd = [-0.0, 0.0, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -1e-40, f32::MAX];
+    weight.iter_mut().step_by(997).zip(odd.iter().cycle()).for_each(|(w, odd)| *w = *odd);
+    let keep = Array2::from_shape_fn((80, 700), |(r, c)| r != 3 && (r * 7 + c * 5) % 3 != 0);
+    let finite = normal(80, 90, 9);
+    for coder in CODERS {
+        for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+            let dense = |w: &Array2<f32>| Dense::from_f32(w.view(), dtype).unwrap().boxed();
+            let mask = || Mask::from_bools(keep.view());
+            let masked = || Masked::new(mask(), dense(&weight)).unwrap().boxed();
+            for make in [&(|| dense(&weight)) as &dyn Fn() -> Box<dyn Node>, &masked] {
+                let (plain, node) = (make(), coded(make(), coder).unwrap());
+                let (before, after) = (Storage::of(&*plain).unwrap(), Storage::of(&*node).unwrap());
+                // An f32 has 8 bits of exponent, of which about 2.6 are news.
+                assert!(after.bytes() < before.bytes(), "{coder:?} {dtype:?}: {after} of {before}");
+                let bits = |node: &dyn Node| decode(node).unwrap().mapv(f32::to_bits);
+                assert_eq!(bits(&*plain), bits(&*node), "{coder:?} {dtype:?}");
+                let packed = node.prepack().unwrap();
+                assert_eq!(bits(&*plain), bits(&*packed), "{coder:?} {dtype:?}");
+            }
+            // Without infinities, products too.
+            let right = dense(&normal(90, 300, 10));
+            let product = Product::new(dense(&finite), right).unwrap().boxed();
+            let node = coded(product, coder).unwrap();
+            assert!(node.describe().to_string().contains("split_floats.v1"));
+            check_node(node, &registry(), 1e-4);
+        }
+    }
+    let small = || Dense::from_f32(normal(4, 500, 11).view(), DType::BF16).unwrap().boxed();
+    check_damage(&*coded(small(), TileCoder::Range).unwrap(), &registry());
+    // Bytes without a pattern stay where they are.
+    let mut random = SplitMix::new(12);
+    let noise: Vec<u8> = (0..4000).map(|_| (random.next_u64() >> 40) as u8).collect();
+    let noise = RawTensor::new(DType::F16, vec![10, 200], noise.into()).unwrap();
+    let node = coded(Dense::new(&noise).unwrap().boxed(), TileCoder::Rans).unwrap();
+    assert_eq!(node.describe()["node"], "dense.v1");
 }
 
 #[test]

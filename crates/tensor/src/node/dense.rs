@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::plane::part_name;
 use super::registry::{field, shape_field};
-use super::{Accum, Json, Mask, Node, NodeReader, PlaneMap, Scratch, check_same_shape};
+use super::{
+    Accum, Json, Mask, Node, NodeReader, PlaneMap, Scratch, SplitFloats, check_same_shape,
+};
 use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -47,6 +49,26 @@ impl Dense {
     /// `Unsupported` if `dtype` is no float type.
     pub fn from_f32(values: ArrayView2<'_, f32>, dtype: DType) -> Result<Self> {
         Self::new(&RawTensor::from_f32(values.into_dyn(), dtype)?)
+    }
+
+    /// A matrix over stored bytes; with a support, of the kept entries alone.
+    pub(super) fn from_parts(
+        dtype: DType,
+        shape: [usize; 2],
+        values: Bytes,
+        support: Option<Arc<Mask>>,
+    ) -> Self {
+        Self { dtype, shape, values, support }
+    }
+
+    /// The bytes of the values.
+    pub(super) fn stored(&self) -> &[u8] {
+        &self.values
+    }
+
+    /// The entries that are stored, if not all are.
+    pub(super) fn support(&self) -> Option<&Arc<Mask>> {
+        self.support.as_ref()
     }
 
     /// Stored type of the values.
@@ -163,8 +185,13 @@ impl Node for Dense {
         })
     }
 
-    fn map_planes(self: Box<Self>, _: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
-        Ok(self)
+    /// Hands over the bytes of the values, plane by plane; stays as it is where none of them changes.
+    fn map_planes(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
+        if self.values.is_empty() {
+            return Ok(self);
+        }
+        let split = SplitFloats::of(&self)?.map(f)?;
+        if split.is_plain() { Ok(self) } else { Ok(Box::new(split)) }
     }
 
     fn keep(self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {

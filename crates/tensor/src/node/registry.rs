@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Dense, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, Sum, Transformed, join,
+    Dense, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, SplitFloats, Sum, Transformed,
+    join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -41,6 +42,7 @@ impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self { nodes: BTreeMap::new(), planes: BTreeMap::new() };
         registry.add_node("dense.v1", Dense::read_from);
+        registry.add_node("split_floats.v1", SplitFloats::read_from);
         registry.add_node("sum.v1", Sum::read_from);
         registry.add_node("product.v1", Product::read_from);
         registry.add_node("masked.v1", Masked::read_from);
