@@ -83,7 +83,7 @@ impl Content {
             Self::Rows(rows) => {
                 let tensor = of.tensor(name)?;
                 let [_, columns] = tensor.matrix_shape();
-                cut(&tensor, rows.iter().copied(), &[0..columns])
+                cut(&tensor, rows.iter().copied(), std::slice::from_ref(&(0..columns)))
             }
             Self::Columns(columns) => {
                 let tensor = of.tensor(name)?;

@@ -1,7 +1,7 @@
 //! From stages to methods.
 
 use tensorpress_entropy::{TileCoder, coded as coded_node};
-use tensorpress_prune::{Pattern, SparseGpt, magnitude, prune_group, wanda};
+use tensorpress_prune::{ChannelMetric, Flap, Pattern, SparseGpt, magnitude, prune_group, wanda};
 use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn};
 use tensorpress_tensor::node::Masked;
 use tensorpress_tensor::stats::Needs;
@@ -22,6 +22,8 @@ pub(super) enum Build {
     Method(fn(&Stage) -> Result<Box<dyn DynCompress>>),
     /// Around the method of the stages after it (or before it, for residuals and coders).
     Wrap(fn(&Stage, Inner) -> Result<Box<dyn DynCompress>>),
+    /// Before all of them, on the model as a whole.
+    Structure(fn(&Stage) -> Flap),
 }
 
 /// What a stage wraps.
@@ -40,7 +42,10 @@ pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
         (None, None, Some(stage)) => {
             (stage, Box::new(Kept(select(stage)?)) as Box<dyn DynCompress>)
         }
-        (None, None, None) => unreachable!("a chain with neither is refused when it is read"),
+        (None, None, None) => {
+            let message = format!("`{chain}` removes heads and channels, and compresses no matrix");
+            return Err(Error::unsupported(message));
+        }
     };
     let grid = quantiser.has("bits").then(|| grid(quantiser));
     let mut inner = Inner { method, name: quantiser.spec().name, grid };
@@ -48,6 +53,7 @@ pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
     let before = stages.iter().rev().filter(|s| s.spec().kind < Kind::Quantiser);
     // A selector by itself is the method already.
     let before = before.filter(|s| s.spec().kind != Kind::Selector || !std::ptr::eq(*s, quantiser));
+    let before = before.filter(|s| s.spec().kind != Kind::Structured);
     let after = stages.iter().filter(|s| s.spec().kind > Kind::Quantiser);
     for stage in before.chain(after) {
         let Build::Wrap(wrap) = stage.spec().build else {
@@ -61,8 +67,25 @@ pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
 fn method(stage: &Stage) -> Result<Box<dyn DynCompress>> {
     match stage.spec().build {
         Build::Method(build) => build(stage),
-        Build::Wrap(_) => unreachable!("quantisers stand by themselves"),
+        Build::Wrap(_) | Build::Structure(_) => unreachable!("quantisers stand by themselves"),
     }
+}
+
+/// The structured pruner of a chain.
+pub(super) fn structured(stage: &Stage) -> Flap {
+    match stage.spec().build {
+        Build::Structure(build) => build(stage),
+        _ => unreachable!("a structured pruner"),
+    }
+}
+
+pub(super) fn flap(stage: &Stage) -> Flap {
+    let metric = match stage.word("metric").as_ref() {
+        "ifv" => ChannelMetric::Ifv,
+        "wifn" => ChannelMetric::Wifn,
+        _ => ChannelMetric::Wifv,
+    };
+    Flap::new(stage.float("sparsity")).with_metric(metric).with_uniform(stage.flag("uniform"))
 }
 
 /// The grid that the keys of a quantiser describe.
