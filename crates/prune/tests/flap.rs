@@ -308,7 +308,7 @@ fn impossible_parameters_are_refused() {
     let mut uneven = good.clone();
     uneven[1].channels.pop();
     assert!(Flap::new(0.2).select(&uneven).is_ok());
-    assert_eq!(kind(&uneven, Flap::new(0.2).with_uniform(true)), ErrorKind::ShapeMismatch);
+    assert_eq!(kind(&uneven, Flap::new(0.2).with_uniform(true)), ErrorKind::Unsupported);
     assert_eq!(Flap::new(0.2).select(&[]).unwrap(), []);
 
     let inputs = |n: usize| InputStatistics::new(Array1::ones(n), Array1::ones(n), Array1::ones(n));

@@ -114,7 +114,7 @@ impl Flap {
     /// go first.
     ///
     /// # Errors
-    /// As [`Flap::check`]; `ShapeMismatch` for scores of other numbers, and if `uniform` for blocks of different
+    /// As [`Flap::check`]; `ShapeMismatch` for scores of other numbers; if `uniform`, `Unsupported` for blocks of different
     /// shapes; `Numerical` for scores that are not finite or negative.
     pub fn select(&self, blocks: &[BlockScores]) -> Result<Vec<BlockSupport>> {
         self.check()?;
@@ -128,10 +128,10 @@ impl Flap {
             |b: &&BlockScores| b.layout == first.layout && b.channels.len() == first.channels.len();
         if let Some(other) = blocks.iter().position(|b| !alike(&b)) {
             let message = format!(
-                "block {other} has another shape than block 0: blocks that differ already can be pruned with \
-                 uniform = false only"
+                "uniform = true: block {other} has another shape than block 0; blocks that differ can be pruned \
+                 with uniform = false only"
             );
-            return Err(Error::shape(message));
+            return Err(Error::unsupported(message));
         }
         let heads: Vec<Vec<f64>> = blocks.iter().map(BlockScores::head_scores).collect();
         let views: Vec<&[f64]> = heads.iter().map(Vec::as_slice).collect();

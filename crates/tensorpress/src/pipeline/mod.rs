@@ -166,7 +166,8 @@ impl<'a> Compressor<'a> {
     /// # Errors
     /// `InvalidArgument` if `out` exists and is not to be replaced, if `out.partial` belongs to other work, or if a
     /// rule of the recipe matches nothing; `MissingCalibration` if the recipe needs a text and there is none;
-    /// `Unsupported` for a model that is compressed already; `Numerical` for NaN in a weight; those of the source and
+    /// `Unsupported` for a model that is compressed already, or whose blocks differ and are to lose heads and channels
+    /// uniformly; `Numerical` for NaN in a weight; those of the source and
     /// of the methods; `Io`. Each names tensor and file where known.
     pub fn run(mut self, source: &Source, out: &Path) -> Result<Report> {
         let begun = Instant::now();
