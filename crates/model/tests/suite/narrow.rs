@@ -186,7 +186,8 @@ fn impossible_cuts_are_refused() {
         [0, 1].map(|_| cut(&tiny, [2, 2, 30], [false; 2], &mut random)).to_vec()
     };
     assert!(narrowed(&tiny, &good(), true).is_ok());
-    let cases: [(&str, fn(&mut Vec<BlockCut>), ErrorKind); 10] = [
+    type Change = fn(&mut Vec<BlockCut>);
+    let cases: [(&str, Change, ErrorKind); 10] = [
         ("cuts of 1 blocks for 2", |c| drop(c.pop()), ErrorKind::InvalidArgument),
         ("heads that stay", |c| c[0].heads.clear(), ErrorKind::InvalidArgument),
         ("key and value heads", |c| c[1].kv_heads.clear(), ErrorKind::InvalidArgument),

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use tensorpress_model::{BlockCut, LinearSpec, SharedInput, Source};
-use tensorpress_prune::flap::{BlockScores, HeadLayout, InputStatistics, compensation};
+use tensorpress_model::{BlockCut, Calibrations, LinearSpec, SharedInput, Source};
+use tensorpress_prune::flap::{
+    BlockScores, BlockSupport, HeadLayout, InputStatistics, compensation,
+};
 use tensorpress_prune::{ChannelMetric, Flap};
 use tensorpress_tensor::ndarray::{Array1, Array2};
-use tensorpress_tensor::stats::{Calibration, Needs};
+use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Context as _, ErrorKind, Method, Result, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -63,8 +65,9 @@ struct Judged {
     mean: Option<Array1<f64>>,
 }
 
-/// Removes heads and channels as the stage `text` says. `windows` calibrate: their hidden states run through the blocks as they are. `plain`: the
-/// result is to be written with a config that others read. `begins` is told of every block and may stop the work.
+/// Removes heads and channels as the stage `text` says. `windows` calibrate: their hidden states run through the blocks
+/// as they are. `plain`: the result is to be written with a config that others read. `begins` is told of every block
+/// and may stop the work.
 pub(super) fn prune(
     source: &Source,
     (text, flap): (&str, &Flap),
@@ -72,128 +75,158 @@ pub(super) fn prune(
     plain: bool,
     begins: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Structure> {
-    let config = source.config();
-    let kind = config.architecture;
-    let mut notes = BTreeMap::new();
+    let mut pruning = Pruning { source, flap, plain, notes: BTreeMap::new() };
     let mut stream = Stream::begin(source, windows, None)?;
-    let mut judged = Vec::with_capacity(source.blocks());
-    let mut scores = Vec::with_capacity(source.blocks());
+    let (mut judged, mut scores) = (Vec::new(), Vec::new());
     for index in 0..source.blocks() {
         begins(index)?;
-        let block = source.block(index)?;
         let needs = |input| if JUDGED.contains(&input) { flap.needs() } else { Needs::NONE };
-        let calibrations = stream.watch(&block, &needs)?;
-        let shape = config.shape(index);
-        let linears = source.linears(index);
-        let mut judge = |input: SharedInput| {
-            let spec =
-                linears.iter().find(|spec| spec.input == input).expect("each is read").clone();
-            judge(source, flap.metric, spec, &calibrations[&input], &mut notes)
-        };
-        let [attention, mlp] = [judge(JUDGED[0])?, judge(JUDGED[1])?];
-        let mlp_inputs = [SharedInput::Mlp, SharedInput::MlpOutput];
-        let matrices = linears.iter().filter(|spec| mlp_inputs.contains(&spec.input));
-        let layout = HeadLayout::new(shape.heads, shape.kv_heads, config.head_dim)?;
-        scores.push(
-            BlockScores::new(layout, attention.scores.clone(), mlp.scores.clone())
-                .with_mlp_matrices(matrices.count())
-                .with_whole_attention(plain && !kind.has_head_dim()),
-        );
-        judged.push([attention, mlp]);
+        let calibrations = stream.watch(&source.block(index)?, &needs)?;
+        let [attention, mlp] = JUDGED.map(|input| pruning.judge(index, input, &calibrations));
+        let (attention, mlp) = (attention?, mlp?);
+        scores.push(pruning.scores(index, &attention, &mlp)?);
+        judged.push((attention, mlp));
         source.checkpoint().release();
     }
     drop(stream);
-
-    let mut cuts = Vec::with_capacity(judged.len());
-    for (index, (kept, [attention, mlp])) in
-        flap.select(&scores)?.into_iter().zip(&judged).enumerate()
-    {
-        let (shape, dim) = (config.shape(index), config.head_dim);
-        if kept.heads.len() == shape.heads && flap.uniform && flap.sparsity > 0.0 {
-            let why = match plain && !kind.has_head_dim() {
-                true => format!("config.json of {kind:?} has no key for the width of a head"),
-                false => format!(
-                    "{} of {} heads in {} groups is none that can go",
-                    flap.sparsity, shape.heads, shape.kv_heads
-                ),
-            };
-            note(&mut notes, &attention.spec.name, format!("all heads stay: {why}"));
-        }
-        let heads = flags(shape.heads, &kept.heads);
-        let heads: Vec<bool> = heads.into_iter().flat_map(|keep| vec![keep; dim]).collect();
-        let channels = flags(shape.intermediate, &kept.channels);
-        let mut repair = |judged: &Judged, keep: &[bool], sayable: bool| {
-            let Some(mean) = judged.mean.as_ref().filter(|_| keep.contains(&false)) else {
-                return Ok(None);
-            };
-            if plain && !sayable {
-                let why = format!(
-                    "no bias makes good for what goes: config.json of {kind:?} has no key for one (uniform = false \
-                     keeps it)"
-                );
-                note(&mut notes, &judged.spec.name, why);
-                return Ok(None);
-            }
-            let weight = matrix(source, &judged.spec)?;
-            Ok(Some(compensation(weight.view(), mean.view(), keep).to_vec()))
-        };
-        let attention_bias = repair(attention, &heads, kind.has_output_bias())?;
-        let mlp_bias = repair(mlp, &channels, kind.has_mlp_bias())?;
+    let mut cuts = Vec::new();
+    for (index, kept) in flap.select(&scores)?.into_iter().enumerate() {
+        let (attention, mlp) = &judged[index];
+        cuts.push(pruning.cut(index, kept, attention, mlp)?);
         source.checkpoint().release();
-        cuts.push(BlockCut {
-            heads: kept.heads,
-            kv_heads: kept.kv_heads,
-            channels: kept.channels,
-            attention_bias,
-            mlp_bias,
-        });
     }
     let narrowed = source.narrowed(&cuts, plain)?;
     let report = |block| {
-        let (before, after) = (config.shape(block), narrowed.config().shape(block));
+        let (before, after) = (source.config().shape(block), narrowed.config().shape(block));
         BlockReport { block, before, after }
     };
     let blocks = (0..source.blocks()).map(report).collect();
-    Ok(Structure { text: text.to_owned(), source: narrowed, blocks, notes, hash: hash(&cuts) })
+    let (text, notes) = (text.to_owned(), pruning.notes);
+    Ok(Structure { text, source: narrowed, blocks, notes, hash: hash(&cuts) })
 }
 
-/// Judges the inputs of a matrix; by the weights alone where nothing is known of the inputs.
-fn judge(
-    source: &Source,
-    metric: ChannelMetric,
-    spec: LinearSpec,
-    calibration: &Calibration,
-    notes: &mut BTreeMap<String, String>,
-) -> Result<Judged> {
-    let weight = matrix(source, &spec)?;
-    let inputs = match calibration.moments() {
-        _ if calibration.tokens() == 0 => Err("saw no calibration token".to_owned()),
-        Ok(moments) => Ok(InputStatistics::from(moments)),
-        Err(e) if e.kind() == ErrorKind::Numerical => Err(e.message().to_owned()),
-        Err(e) => return Err(e).in_tensor(&spec.name),
-    };
-    let scores = match &inputs {
-        Ok(inputs) => metric.scores(weight.view(), inputs),
-        Err(reason) => {
-            let why = format!("{reason}: judged by the norms of its columns, and no bias added");
-            note(notes, &spec.name, why);
-            ChannelMetric::by_weight(weight.view())
+/// What the steps of a run share.
+struct Pruning<'a> {
+    source: &'a Source,
+    flap: &'a Flap,
+    plain: bool,
+    notes: BTreeMap<String, String>,
+}
+
+impl Pruning<'_> {
+    /// Judges the channels of an input; by the weights alone where nothing is known of them.
+    fn judge(
+        &mut self,
+        block: usize,
+        input: SharedInput,
+        calibrations: &Calibrations,
+    ) -> Result<Judged> {
+        let mut specs = self.source.linears(block).into_iter();
+        let spec = specs.find(|spec| spec.input == input).expect("every input is read");
+        let weight = matrix(self.source, &spec)?;
+        let calibration = &calibrations[&input];
+        let inputs = match calibration.moments() {
+            _ if calibration.tokens() == 0 => Err("saw no calibration token".to_owned()),
+            Ok(moments) => Ok(InputStatistics::from(moments)),
+            Err(e) if e.kind() == ErrorKind::Numerical => Err(e.message().to_owned()),
+            Err(e) => return Err(e).in_tensor(&spec.name),
+        };
+        let scores = match &inputs {
+            Ok(inputs) => self.flap.metric.scores(weight.view(), inputs),
+            Err(reason) => {
+                let why =
+                    format!("{reason}: judged by the norms of its columns, and no bias added");
+                self.note(&spec.name, why);
+                ChannelMetric::by_weight(weight.view())
+            }
+        };
+        let scores = scores.in_tensor(&spec.name)?.to_vec();
+        Ok(Judged { scores, mean: inputs.ok().map(|inputs| inputs.mean), spec })
+    }
+
+    /// The scores of a block, as heads and channels.
+    fn scores(&self, block: usize, attention: &Judged, mlp: &Judged) -> Result<BlockScores> {
+        let config = self.source.config();
+        let shape = config.shape(block);
+        let layout = HeadLayout::new(shape.heads, shape.kv_heads, config.head_dim)?;
+        let of_mlp =
+            |spec: &LinearSpec| [SharedInput::Mlp, SharedInput::MlpOutput].contains(&spec.input);
+        let matrices = self.source.linears(block).iter().filter(|spec| of_mlp(spec)).count();
+        Ok(BlockScores::new(layout, attention.scores.clone(), mlp.scores.clone())
+            .with_mlp_matrices(matrices)
+            .with_whole_attention(self.heads_cannot_be_said()))
+    }
+
+    /// The config of the result has no key for the width of a head, so that all heads stay.
+    fn heads_cannot_be_said(&self) -> bool {
+        self.plain && !self.source.config().architecture.has_head_dim()
+    }
+
+    /// What stays, with the biases that make good for the rest.
+    fn cut(
+        &mut self,
+        block: usize,
+        kept: BlockSupport,
+        attention: &Judged,
+        mlp: &Judged,
+    ) -> Result<BlockCut> {
+        let config = self.source.config();
+        let (shape, kind) = (config.shape(block), config.architecture);
+        if self.flap.uniform && self.flap.sparsity > 0.0 && kept.heads.len() == shape.heads {
+            let why = match self.heads_cannot_be_said() {
+                true => format!("config.json of {kind:?} has no key for the width of a head"),
+                false => format!(
+                    "{} of {} heads in {} groups is none that can go",
+                    self.flap.sparsity, shape.heads, shape.kv_heads
+                ),
+            };
+            self.note(&attention.spec.name, format!("all heads stay: {why}"));
         }
-    };
-    let scores = scores.in_tensor(&spec.name)?.to_vec();
-    Ok(Judged { scores, mean: inputs.ok().map(|inputs| inputs.mean), spec })
+        let wide = |keep: bool| vec![keep; config.head_dim];
+        let heads: Vec<bool> = flags(shape.heads, &kept.heads).into_iter().flat_map(wide).collect();
+        let channels = flags(shape.intermediate, &kept.channels);
+        Ok(BlockCut {
+            attention_bias: self.bias(attention, &heads, kind.has_output_bias())?,
+            mlp_bias: self.bias(mlp, &channels, kind.has_mlp_bias())?,
+            heads: kept.heads,
+            kv_heads: kept.kv_heads,
+            channels: kept.channels,
+        })
+    }
+
+    /// What is added for the inputs that go; nothing if none go, none are known, or a plain config cannot say it.
+    fn bias(
+        &mut self,
+        judged: &Judged,
+        keep: &[bool],
+        can_be_said: bool,
+    ) -> Result<Option<Vec<f32>>> {
+        let Some(mean) = judged.mean.as_ref().filter(|_| keep.contains(&false)) else {
+            return Ok(None);
+        };
+        if self.plain && !can_be_said {
+            let kind = self.source.config().architecture;
+            let why = format!(
+                "no bias makes good for what goes: config.json of {kind:?} has no key for one (uniform = false keeps it)"
+            );
+            self.note(&judged.spec.name, why);
+            return Ok(None);
+        }
+        let weight = matrix(self.source, &judged.spec)?;
+        Ok(Some(compensation(weight.view(), mean.view(), keep).to_vec()))
+    }
+
+    fn note(&mut self, weight: &str, text: String) {
+        let all = self.notes.entry(weight.to_owned()).or_default();
+        if !all.is_empty() {
+            all.push_str("; ");
+        }
+        all.push_str(&text);
+    }
 }
 
 fn matrix(source: &Source, spec: &LinearSpec) -> Result<Array2<f32>> {
     source.checkpoint().tensor(&spec.name)?.to_matrix().in_tensor(&spec.name)
-}
-
-fn note(notes: &mut BTreeMap<String, String>, weight: &str, text: String) {
-    let all = notes.entry(weight.to_owned()).or_default();
-    if !all.is_empty() {
-        all.push_str("; ");
-    }
-    all.push_str(&text);
 }
 
 fn flags(all: usize, kept: &[usize]) -> Vec<bool> {
