@@ -122,6 +122,22 @@ fn show(args: &Compress, result: &Result) -> Outcome {
     }
     let mut text = table(&rows);
     text.push('\n');
+    if !report.blocks.is_empty() {
+        let head = ["block", "heads", "for keys and values", "feed-forward"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(report.blocks.iter().map(|block| {
+            let (was, is) = (block.before, block.after);
+            let change = |was: usize, is: usize| format!("{was} -> {is}");
+            vec![
+                block.block.to_string(),
+                change(was.heads, is.heads),
+                change(was.kv_heads, is.kv_heads),
+                change(was.intermediate, is.intermediate),
+            ]
+        }));
+        text += &table(&rows);
+        text.push('\n');
+    }
     let share = report.bytes_after as f64 / report.bytes_before.max(1) as f64;
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row =

@@ -87,14 +87,12 @@ fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
     row("architecture", format!("{:?}", config.architecture).to_lowercase());
     row("parameters", found.parameters.to_string());
     row("blocks", config.blocks.to_string());
-    row("hidden", format!("{}, feed-forward {}", config.hidden, config.intermediate));
-    row(
-        "heads",
-        format!(
-            "{} of width {}, {} for keys and values",
-            config.heads, config.head_dim, config.kv_heads
-        ),
-    );
+    let shapes = || (0..config.blocks).map(|block| config.shape(block));
+    let inner = range(shapes().map(|shape| shape.intermediate));
+    row("hidden", format!("{}, feed-forward {inner}", config.hidden));
+    let heads = range(shapes().map(|shape| shape.heads));
+    let kv_heads = range(shapes().map(|shape| shape.kv_heads));
+    row("heads", format!("{heads} of width {}, {kv_heads} for keys and values", config.head_dim));
     row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", tied" } else { "" }));
     row("context", config.context.to_string());
     row("weight files", bytes(found.file_bytes));
@@ -128,6 +126,12 @@ fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
         text += &table(&rows);
     }
     text
+}
+
+/// The one value that all blocks have, or the least and the greatest.
+fn range(values: impl Iterator<Item = usize> + Clone) -> String {
+    let (least, most) = (values.clone().min().unwrap_or(0), values.max().unwrap_or(0));
+    if least == most { least.to_string() } else { format!("{least} to {most}") }
 }
 
 /// `transformed(grouped_affine)`: the ids of a tree without versions.

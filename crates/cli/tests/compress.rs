@@ -140,6 +140,77 @@ fn awq_folds_and_stays_the_model() {
     }
 }
 
+/// Heads and channels that are gone: a plain folder, one with blocks of different shapes, and one compressed besides.
+#[test]
+fn smaller_shapes_are_reported_inspected_and_judged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    for (i, (recipe, uneven, bits)) in [
+        ("flap(sparsity=0.5, uniform=true)", false, 16.0),
+        ("flap(sparsity=0.3)", true, 16.0),
+        ("flap(sparsity=0.3) | rtn(bits=8)", true, 8.25),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(i.to_string());
+        let args = ["compress", "demo", "--recipe", recipe, "--out", arg(&out), "--json"];
+        let report = json(&run(&args));
+        let blocks = report["blocks"].as_array().expect("blocks");
+        assert_eq!(blocks.len(), 6);
+        for (number, block) in blocks.iter().enumerate() {
+            assert_eq!(block["block"], number);
+            assert_eq!(block["before"]["intermediate"], 384);
+            assert!(block["after"]["heads"].as_u64() <= block["before"]["heads"].as_u64());
+        }
+        let layers = report["layers"].as_array().expect("layers");
+        assert_eq!(layers.len(), 6 * 7);
+        assert!(layers.iter().all(|l| l["method"] == recipe), "{recipe}");
+        assert!((number(&report["bits_per_weight"]) - bits).abs() < 0.3, "{recipe}");
+        assert!(number(&report["bytes_after"]) < number(&report["bytes_before"]));
+
+        let inspected = json(&run(&["inspect", arg(&out), "--json"]));
+        let shapes = &inspected["config"]["shapes"];
+        assert_eq!(shapes.as_array().map(Vec::len), uneven.then_some(6), "{recipe}");
+        for (block, shape) in blocks.iter().zip(shapes.as_array().into_iter().flatten()) {
+            assert_eq!(block["after"], *shape, "{recipe}");
+        }
+        let plain = run(&["inspect", arg(&out)]);
+        let text = String::from_utf8_lossy(&plain.stdout).into_owned();
+        assert_eq!(
+            text.lines().any(|l| l.starts_with("hidden") && l.contains(" to ")),
+            uneven,
+            "{text}"
+        );
+        let judged = json(&run(&[
+            "eval",
+            arg(&out),
+            "--reference",
+            "demo",
+            "--text",
+            arg(&demo_text("heldout.jsonl")),
+            "--json",
+        ]));
+        assert!(number(&judged["kld_mean"]) > 0.0 && number(&judged["kld_mean"]) < 5.0, "{judged}");
+        assert_eq!(judged["file_bytes"], report["bytes_after"]);
+        assert_eq!(
+            json(&run(&["run", arg(&out), "--prompt", "Once", "--max-tokens", "5", "--json"]))["tokens"],
+            5
+        );
+        // Packed and back.
+        let packed = folder.path().join(format!("{i}.tpk"));
+        assert!(run(&["pack", arg(&out), "--out", arg(&packed)]).status.success());
+        let again = json(&run(&["inspect", arg(&packed), "--json"]));
+        assert!(again.is_object());
+    }
+    let out = folder.path().join("table");
+    let done = run(&["compress", "demo", "--recipe", "flap(uniform=true)", "--out", arg(&out)]);
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(text.contains("384 -> 308") && text.contains("feed-forward"), "{text}");
+    let refused = run(&["compress", "demo", "--recipe", "flap(sparsity=1)", "--out", arg(&out)]);
+    assert_fails(&refused, 2, &["sparsity = 1", "below 1"]);
+}
+
 #[test]
 fn existing_folders() {
     let folder = tempfile::tempdir().expect("a folder");

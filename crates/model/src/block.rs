@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{Error, Node, Result, Scratch, kernels};
 
-use crate::cache::KvCache;
+use crate::cache::{DenseCache, KvCache};
 use crate::layers::{Attention, Linear, Mlp, Norm, as_matrix, buffer};
 
 /// The inputs that the linear layers of a block read; layers that read the same one share its statistics.
@@ -94,6 +94,13 @@ impl Block {
             SharedInput::MlpOutput => &self.mlp.down,
         };
         reader.shape()[1]
+    }
+
+    /// An empty cache for the heads of this block.
+    #[must_use]
+    pub fn cache(&self) -> DenseCache {
+        let dim = self.attention.head_dim;
+        DenseCache::new(self.attention.k.shape()[0] / dim, dim)
     }
 
     /// Continues one sequence: replaces `hidden` `[tokens, hidden]` of its next tokens by the block's output.

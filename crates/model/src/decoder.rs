@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use tensorpress_tensor::{Error, Result, Scratch};
 
 use crate::block::Block;
-use crate::cache::{DenseCache, KvCache};
+use crate::cache::KvCache;
 use crate::config::Config;
 use crate::layers::{Linear, Norm};
 
@@ -173,8 +173,8 @@ impl Decoder {
     /// An empty cache for every block.
     #[must_use]
     pub fn cache(&self) -> Vec<Box<dyn KvCache>> {
-        let one = || DenseCache::new(self.config.kv_heads, self.config.head_dim);
-        self.blocks.iter().map(|_| Box::new(one()) as Box<dyn KvCache>).collect()
+        let one = |block: &Block| Box::new(block.cache()) as Box<dyn KvCache>;
+        self.blocks.iter().map(one).collect()
     }
 
     /// Logits `[tokens, vocabulary]` of the next tokens of a sequence; `cache` has one object a block.

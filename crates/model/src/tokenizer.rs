@@ -12,7 +12,7 @@ use tokenizers::{PostProcessor, TokenizerImpl};
 use crate::config::Config;
 
 /// Where a tokenizer's files are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum TokenizerFiles {
     Files(Arc<dyn Files>),
     Memory { tokenizer: Option<Vec<u8>>, config: Option<Vec<u8>> },

@@ -1,13 +1,16 @@
 //! Pruning: which weights are kept.
 //!
 //! A method is a saliency ([`saliency`]) x a support pattern ([`Pattern`]) x what is done to the weights that stay:
-//! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once.
+//! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once. [`flap`] has the
+//! same axes for what a model is built of: whole heads and channels.
 
+pub mod flap;
 mod pattern;
 mod pruner;
 pub mod saliency;
 mod sparsegpt;
 
+pub use flap::{ChannelMetric, Flap};
 pub use pattern::{Pattern, Scope};
 pub use pruner::{Pruner, magnitude, prune_group, wanda};
 pub use saliency::{InputNorm, Magnitude, Saliency};

@@ -178,7 +178,11 @@ fn overflowing_activations_fall_back() {
     }
     fs::write(model.join("model.safetensors"), bytes).expect("written");
     let source = Source::open(&model, &registry()).expect("a model");
-    for line in ["gptq(bits=4, group=32)", "awq(bits=4, group=32)"] {
+    for line in [
+        "gptq(bits=4, group=32)",
+        "awq(bits=4, group=32)",
+        "flap(sparsity=0.5, uniform=true) | gptq(bits=4, group=32)",
+    ] {
         let compressor = Compressor::new(recipe(line)).with_calibration(calibration());
         let report = compressor.with_force(true).run(&source, &folder.path().join("out"));
         for layer in &report.expect("compresses").layers {

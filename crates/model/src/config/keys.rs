@@ -30,6 +30,24 @@ impl<'a> Keys<'a> {
         Ok(Some(Self { json, path, file: self.file.clone() }))
     }
 
+    /// The objects in the list under `key`, if it is there and not null.
+    pub(crate) fn children(&self, key: &str) -> Result<Option<Vec<Self>>> {
+        let Some(json) = self.present(key) else { return Ok(None) };
+        let Some(list) = json.as_array().filter(|list| list.iter().all(Value::is_object)) else {
+            return Err(self.bad(format!("`{}{key}` is no list of objects", self.path)));
+        };
+        let child = |(i, json)| {
+            let path = format!("{}{key}[{i}].", self.path);
+            Self { json, path, file: self.file.clone() }
+        };
+        Ok(Some(list.iter().enumerate().map(child).collect()))
+    }
+
+    /// A key with its path, for errors.
+    pub(crate) fn name(&self, key: &str) -> String {
+        format!("`{}{key}`", self.path)
+    }
+
     /// The value of `key`; null counts as absent.
     pub(crate) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let Some(value) = self.present(key) else { return Ok(None) };

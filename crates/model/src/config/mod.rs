@@ -2,6 +2,7 @@
 
 pub(crate) mod keys;
 mod rope;
+mod shape;
 
 use std::path::Path;
 
@@ -10,6 +11,7 @@ use tensorpress_tensor::Result;
 
 use keys::Keys;
 pub use rope::{RopeConfig, RopeScaling};
+pub use shape::BlockShape;
 
 /// Kinds of transformers known here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -59,13 +61,13 @@ pub struct Config {
     pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width inside the feed-forward network.
+    /// Width inside the feed-forward network, unless `shapes` says otherwise.
     pub intermediate: usize,
     /// Transformer blocks.
     pub blocks: usize,
-    /// Query heads.
+    /// Query heads, unless `shapes` says otherwise.
     pub heads: usize,
-    /// Key and value heads; divides `heads`.
+    /// Key and value heads, unless `shapes` says otherwise; divides `heads`.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
@@ -87,6 +89,9 @@ pub struct Config {
     pub mlp_bias: bool,
     /// For each block, how many tokens back attention sees (the token itself included), if that is limited.
     pub windows: Vec<Option<usize>>,
+    /// What each block has, where heads or channels were removed from single blocks; see [`Config::shape`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shapes: Option<Vec<BlockShape>>,
     /// The head over the vocabulary is the embedding.
     pub tied: bool,
     /// Kinds of tokens an encoder distinguishes.
@@ -114,17 +119,8 @@ impl Config {
         let decoder = architecture.is_decoder();
         let hidden = keys.size("hidden_size", MAX_SIZE)?;
         let blocks = keys.size("num_hidden_layers", MAX_BLOCKS)?;
-        let heads = keys.size("num_attention_heads", MAX_SIZE)?;
-        let kv_heads = keys.check_size(
-            "num_key_value_heads",
-            keys.or("num_key_value_heads", heads)?,
-            MAX_SIZE,
-        )?;
-        if heads % kv_heads != 0 {
-            return Err(keys.bad(format!(
-                "`num_attention_heads` = {heads} is no multiple of `num_key_value_heads` = {kv_heads}"
-            )));
-        }
+        let BlockShape { heads, kv_heads, intermediate } = BlockShape::read(&keys)?;
+        let shapes = BlockShape::read_all(&keys, blocks)?;
         let head_dim = match keys.get::<usize>("head_dim")?.filter(|_| decoder) {
             Some(dim) => keys.check_size("head_dim", dim, MAX_SIZE)?,
             // Qwen 3 fixes the default, whatever the width.
@@ -137,9 +133,10 @@ impl Config {
                 )));
             }
         };
-        if heads.checked_mul(head_dim).is_none_or(|n| n > MAX_SIZE) {
+        let most = shapes.iter().flatten().map(|shape| shape.heads).fold(heads, usize::max);
+        if most.checked_mul(head_dim).is_none_or(|n| n > MAX_SIZE) {
             return Err(
-                keys.bad(format!("`num_attention_heads` x `head_dim` = {heads} x {head_dim}"))
+                keys.bad(format!("`num_attention_heads` x `head_dim` = {most} x {head_dim}"))
             );
         }
         let context = keys.size("max_position_embeddings", MAX_SIZE)?;
@@ -171,7 +168,7 @@ impl Config {
         Ok(Self {
             architecture,
             hidden,
-            intermediate: keys.size("intermediate_size", MAX_SIZE)?,
+            intermediate,
             blocks,
             heads,
             kv_heads,
@@ -185,6 +182,7 @@ impl Config {
             output_bias,
             mlp_bias,
             windows: windows(&keys, architecture, blocks)?,
+            shapes,
             tied: keys.or("tie_word_embeddings", false)?,
             token_types: if decoder { 0 } else { keys.size("type_vocab_size", MAX_SIZE)? },
             bos: tokens(&keys, "bos_token_id")?.first().copied(),
@@ -192,16 +190,16 @@ impl Config {
         })
     }
 
-    /// Width of all query heads together: what the attention's output matrix reads.
+    /// Heads and width of a block.
+    ///
+    /// # Panics
+    /// If there is no such block.
     #[must_use]
-    pub fn attention_width(&self) -> usize {
-        self.heads * self.head_dim
-    }
-
-    /// Width of all key heads together, and of all value heads.
-    #[must_use]
-    pub fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_dim
+    pub fn shape(&self, block: usize) -> BlockShape {
+        assert!(block < self.blocks, "block {block} of {}", self.blocks);
+        let Self { heads, kv_heads, intermediate, .. } = *self;
+        let all = BlockShape { heads, kv_heads, intermediate };
+        self.shapes.as_ref().map_or(all, |shapes| shapes[block])
     }
 
     /// Query and key heads are normalised.

@@ -3,6 +3,8 @@
 mod files;
 mod load;
 mod names;
+mod narrow;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use names::Names;
 
 pub use names::LinearSpec;
+pub use narrow::BlockCut;
 
 /// An opened model. Weights are mapped, or lie coded in a packed file, until they are asked for.
 #[derive(Debug)]

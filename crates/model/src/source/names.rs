@@ -1,7 +1,7 @@
 //! Names of the weights in a checkpoint.
 
 use crate::block::SharedInput;
-use crate::config::{Architecture, Config};
+use crate::config::{Architecture, BlockShape, Config};
 
 /// A linear layer of a block: what a compression pipeline needs to know about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,8 +123,9 @@ impl Names {
 
     /// The linear layer of a role.
     pub(crate) fn linear(&self, config: &Config, block: usize, role: Role) -> LinearSpec {
-        let (hidden, inner) = (config.hidden, config.intermediate);
-        let (width, kv) = (config.attention_width(), config.kv_width());
+        let (hidden, dim) = (config.hidden, config.head_dim);
+        let BlockShape { heads, kv_heads, intermediate: inner } = config.shape(block);
+        let (width, kv) = (heads * dim, kv_heads * dim);
         let (shape, input, needs_bias) = match role {
             Role::Q => ([width, hidden], SharedInput::Attention, config.qkv_bias),
             Role::K | Role::V => ([kv, hidden], SharedInput::Attention, config.qkv_bias),

@@ -4,5 +4,6 @@ mod bad_input;
 mod common;
 mod golden;
 mod judging;
+mod narrow;
 mod properties;
 mod streaming;

@@ -14,13 +14,13 @@ use crate::source::RawTensor;
 /// One or more safetensors files seen as one set of named tensors, mapped or decoded when asked for rather than read.
 ///
 /// The files must not be truncated while they are mapped.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Checkpoint {
     files: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Shard {
     path: PathBuf,
     bytes: Arc<dyn ByteSource>,
@@ -141,8 +141,16 @@ impl Checkpoint {
     /// # Errors
     /// `Corruption` for invalid bytes.
     pub fn from_bytes(name: &str, bytes: impl Into<Bytes>) -> Result<Self> {
+        Self::from_source(name.into(), Arc::new(bytes.into()))
+    }
+
+    /// A checkpoint over one safetensors file, wherever its bytes come from; `path` stands for the file in errors.
+    ///
+    /// # Errors
+    /// `Corruption` for invalid bytes, and those of reading the header.
+    pub fn from_source(path: PathBuf, bytes: Arc<dyn ByteSource>) -> Result<Self> {
         let mut checkpoint = Self::default();
-        checkpoint.add(name.into(), Arc::new(bytes.into())).in_file(Path::new(name))?;
+        checkpoint.add(path.clone(), bytes).in_file(&path)?;
         Ok(checkpoint)
     }
 

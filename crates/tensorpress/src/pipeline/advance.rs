@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use tensorpress_model::{Block, Observer, SharedInput};
+use tensorpress_model::{Block, Calibrations, Collecting, Observer, SharedInput, Source};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
-use tensorpress_tensor::stats::{Calibration, Collector};
-use tensorpress_tensor::{Checkpoint, Context as _, Error, ErrorKind, Result, Scratch, Tensor};
+use tensorpress_tensor::stats::{Calibration, Collector, Needs};
+use tensorpress_tensor::{
+    Checkpoint, Context as _, Error, ErrorKind, Node, Result, Scratch, Tensor,
+};
 
 use super::Context;
 
@@ -37,20 +39,35 @@ impl Observer for Watch {
     }
 }
 
+impl Context<'_> {
+    /// The table of embeddings as it was compressed; `outer` is the shard that has it.
+    pub(super) fn compressed_table(&self, outer: &Path) -> Result<Option<Box<dyn Node>>> {
+        if !self.source.config().architecture.is_decoder() {
+            return Ok(None);
+        }
+        let name = self.source.embedding()?.table().name().to_owned();
+        if self.plan.index(&name).is_none() {
+            return Ok(None);
+        }
+        let shard = Checkpoint::open(outer)?;
+        let trees = shard.trees()?;
+        trees.get(&name).map(|tree| self.registry.read(tree, &name, &shard)).transpose()
+    }
+}
+
 impl Stream {
-    /// The embeddings of the windows; `outer` is the shard that has the table, if it is compressed.
-    pub(super) fn begin(context: &Context<'_>, outer: &Path, windows: &[Vec<u32>]) -> Result<Self> {
-        let source = context.source;
+    /// The embeddings of the windows, out of another table if one is given.
+    pub(super) fn begin(
+        source: &Source,
+        windows: &[Vec<u32>],
+        table: Option<Box<dyn Node>>,
+    ) -> Result<Self> {
         let mut scratch = Scratch::new(Par::Rayon);
         let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
         let hidden = if source.config().architecture.is_decoder() {
             let mut embedding = source.embedding()?;
-            let name = embedding.table().name().to_owned();
-            if context.plan.index(&name).is_some() {
-                let shard = Checkpoint::open(outer)?;
-                if let Some(tree) = shard.trees()?.get(&name) {
-                    embedding.replace(context.registry.read(tree, &name, &shard)?)?;
-                }
+            if let Some(table) = table {
+                embedding.replace(table)?;
             }
             embedding.embed(&windows.concat(), &mut scratch)?
         } else {
@@ -121,9 +138,24 @@ impl Stream {
                 loaded.norm_mut(norm)?.set_weight(vector(norm)?)?;
             }
         }
+        self.forward(&loaded, None)
+    }
+
+    /// Runs the hidden states through a block as it is, and gives the statistics of its inputs.
+    pub(super) fn watch(
+        &mut self,
+        block: &Block,
+        needs: &dyn Fn(SharedInput) -> Needs,
+    ) -> Result<Calibrations> {
+        let mut collecting = Collecting::new(block, needs, 0, Par::Rayon);
+        self.forward(block, Some(&mut collecting))?;
+        Ok(collecting.finish())
+    }
+
+    fn forward(&mut self, block: &Block, observer: Option<&mut dyn Observer>) -> Result<()> {
         let mut scratch = Scratch::new(Par::Rayon);
         let hidden = self.hidden.view_mut();
-        match loaded.forward_sequences(hidden, &self.lengths, None, &mut scratch) {
+        match block.forward_sequences(hidden, &self.lengths, observer, &mut scratch) {
             // No weight is to blame: activations overflow. The layers to come see that, fall back, and say so.
             Err(e) if e.kind() == ErrorKind::Numerical && e.tensor().is_none() => {
                 self.hidden.fill(f32::NAN);

@@ -75,6 +75,9 @@ pub(super) fn compress(
             }
         }
     }
+    if let Some(structure) = context.structure {
+        structure.report(index, &mut layers);
+    }
     let items = items(source, index, &block, &compressed, vectors);
     Ok(Unit { bytes: shard::write(path, source, &items)?, layers })
 }

@@ -14,11 +14,19 @@ use super::folder::{Work, with_suffix};
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Writes what makes the shards a model, and gives the folder its name.
-pub(super) fn finish(work: Work, source: &Source, out: &Path, force: bool) -> Result<()> {
+/// Writes what makes the shards a model, and gives the folder its name. `plain`: nothing is compressed, and the source's
+/// config is that of the result.
+pub(super) fn finish(
+    work: Work,
+    source: &Source,
+    out: &Path,
+    plain: bool,
+    force: bool,
+) -> Result<()> {
     let folder = work.folder().to_path_buf();
     write_index(&work, &folder)?;
-    write_json(&folder.join("config.json"), &config(source))?;
+    let config = if plain { source.raw_config().clone() } else { config(source) };
+    write_json(&folder.join("config.json"), &config)?;
     copy_others(source, &folder)?;
     let leftovers = work.close();
     let old = with_suffix(out, ".replaced");
@@ -64,8 +72,9 @@ fn write_index(work: &Work, folder: &Path) -> Result<()> {
 /// The source's config, and the note that weights are ours.
 fn config(source: &Source) -> serde_json::Value {
     let mut config = source.raw_config().clone();
-    config["quantization_config"] =
-        json!({ "quant_method": "tensorpress", "version": env!("CARGO_PKG_VERSION") });
+    // The shapes of blocks may stand there already.
+    config["quantization_config"]["quant_method"] = json!("tensorpress");
+    config["quantization_config"]["version"] = json!(env!("CARGO_PKG_VERSION"));
     config
 }
 

@@ -3,7 +3,8 @@
 //! For each transformer block in turn: where the recipe needs statistics, the calibration's hidden states run through
 //! the source block and are watched; each group of linear layers that share an input is compressed; the block's shard
 //! is written; and the hidden states run through the *compressed* block, so that the next one is calibrated on what it
-//! will really see. Resident at a time are the hidden states and one group of weights, never a model.
+//! will really see. (A structured pruner decides before that, in a pass of its own over the model as it is; the rest
+//! then works on the smaller model.) Resident at a time are the hidden states and one group of weights, never a model.
 //!
 //! The work lies in `DIR.partial`, with a state file that says for which source, recipe and calibration. `DIR` appears
 //! by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a folder that the same call
@@ -22,6 +23,7 @@ mod progress;
 mod report;
 mod shard;
 mod state;
+mod structure;
 mod tables;
 
 use std::path::Path;
@@ -30,13 +32,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tensorpress_model::Source;
+use tensorpress_prune::Flap;
 use tensorpress_tensor::{Error, Registry, Result};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
 pub use folder::partial_of;
 pub use peak::peak_rss_bytes;
 pub use progress::{Event, Progress};
-pub use report::{LayerReport, Report};
+pub use report::{BlockReport, LayerReport, Report};
 
 use crate::bill::Bill;
 use crate::recipe::Recipe;
@@ -44,6 +47,7 @@ use advance::Stream;
 use folder::Work;
 use plan::Plan;
 use state::{Identity, Unit};
+use structure::Structure;
 
 /// Compresses models by a recipe.
 ///
@@ -84,7 +88,9 @@ impl std::fmt::Debug for Compressor<'_> {
 
 /// What the parts of a run share.
 struct Context<'r> {
+    /// The model to compress: the source, or what a structured pruner left of it.
     source: &'r Source,
+    structure: Option<&'r Structure>,
     registry: Registry,
     plan: Plan,
     seed: u64,
@@ -94,12 +100,16 @@ struct Context<'r> {
 impl Context<'_> {
     /// `Interrupted`, if the caller asked to stop.
     fn check_cancelled(&self) -> Result<()> {
-        match &self.cancel {
-            Some(cancel) if cancel.load(Ordering::Relaxed) => {
-                Err(Error::interrupted("stopped as asked; the same call resumes"))
-            }
-            _ => Ok(()),
+        check_cancelled(self.cancel.as_deref())
+    }
+}
+
+fn check_cancelled(cancel: Option<&AtomicBool>) -> Result<()> {
+    match cancel {
+        Some(cancel) if cancel.load(Ordering::Relaxed) => {
+            Err(Error::interrupted("stopped as asked; the same call resumes"))
         }
+        _ => Ok(()),
     }
 }
 
@@ -156,7 +166,8 @@ impl<'a> Compressor<'a> {
     /// # Errors
     /// `InvalidArgument` if `out` exists and is not to be replaced, if `out.partial` belongs to other work, or if a
     /// rule of the recipe matches nothing; `MissingCalibration` if the recipe needs a text and there is none;
-    /// `Unsupported` for a model that is compressed already; `Numerical` for NaN in a weight; those of the source and
+    /// `Unsupported` for a model that is compressed already, or whose blocks differ and are to lose heads and channels
+    /// uniformly; `Numerical` for NaN in a weight; those of the source and
     /// of the methods; `Io`. Each names tensor and file where known.
     pub fn run(mut self, source: &Source, out: &Path) -> Result<Report> {
         let begun = Instant::now();
@@ -168,7 +179,10 @@ impl<'a> Compressor<'a> {
         let plan = Plan::new(source, &self.recipe)?;
         // What is wrong with the model is better said before the work than in its middle.
         (0..source.blocks()).try_for_each(|block| source.block(block).map(drop))?;
-        let windows = match (plan.needs_calibration(), &self.calibration) {
+        let first = self.recipe.chain().and_then(|chain| chain.stages().first());
+        let flap = self.recipe.structured().zip(first.map(ToString::to_string));
+        let needy = flap.as_ref().map(|(_, stage)| stage.as_str());
+        let windows = match (needy.or(plan.needs_calibration()), &self.calibration) {
             (None, _) => Vec::new(),
             (Some(_), Some(text)) => text.windows(source)?,
             (Some(stage), None) => {
@@ -176,10 +190,19 @@ impl<'a> Compressor<'a> {
                 return Err(Error::missing_calibration(message));
             }
         };
-        let identity = Identity::new(source, &self.recipe, &windows, self.seed)?;
+        let plain = flap.as_ref().is_some_and(|(flap, _)| flap.uniform) && plan.is_empty();
+        let structure = match &flap {
+            Some((flap, stage)) => Some(self.structure(source, (stage, flap), &windows, plain)?),
+            None => None,
+        };
+        let hash = structure.as_ref().map(|structure| structure.hash.clone());
+        let identity = Identity::new(source, &self.recipe, &windows, self.seed, hash)?;
+        let original = source;
+        let source = structure.as_ref().map_or(original, |structure| &structure.source);
         let cancel = self.cancel.clone();
         let registry = crate::registry();
-        let context = Context { source, registry, plan, seed: self.seed, cancel };
+        let structure = structure.as_ref();
+        let context = Context { source, structure, registry, plan, seed: self.seed, cancel };
         let mut work = Work::open(out, identity, source.blocks(), self.force)?;
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
@@ -189,8 +212,9 @@ impl<'a> Compressor<'a> {
             work.finished(unit)?;
         }
         let mut stream = None;
-        if !windows.is_empty() && !work.is_complete() {
-            stream = Some(Stream::begin(&context, &work.shard(0), &windows)?);
+        if context.plan.needs_calibration().is_some() && !work.is_complete() {
+            let table = context.compressed_table(&work.shard(0))?;
+            stream = Some(Stream::begin(source, &windows, table)?);
         }
         for index in 0..source.blocks() {
             context.check_cancelled()?;
@@ -209,10 +233,27 @@ impl<'a> Compressor<'a> {
         }
         drop(stream);
         let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
-        finish::finish(work, source, out, self.force)?;
+        finish::finish(work, source, out, plain, self.force)?;
         self.tell(Event::Finished);
         let bill = Bill::of(&Source::open(out, &context.registry)?)?;
-        Ok(Report::new(source, bill, layers, begun.elapsed(), resumed))
+        let mut report = Report::new(original, bill, layers, begun.elapsed(), resumed);
+        report.blocks = structure.map(|structure| structure.blocks.clone()).unwrap_or_default();
+        Ok(report)
+    }
+
+    /// What a structured pruner leaves.
+    fn structure(
+        &mut self,
+        source: &Source,
+        flap: (&str, &Flap),
+        windows: &[Vec<u32>],
+        plain: bool,
+    ) -> Result<Structure> {
+        let cancel = self.cancel.clone();
+        structure::prune(source, flap, windows, plain, &mut |block| {
+            self.tell(Event::Judged { block, blocks: source.blocks() });
+            check_cancelled(cancel.as_deref())
+        })
     }
 
     fn report(&mut self, unit: &Unit) {

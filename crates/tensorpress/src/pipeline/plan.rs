@@ -60,7 +60,7 @@ impl Plan {
         for index in plan.by_name.values() {
             plan.methods[*index].used = true;
         }
-        if plan.by_name.is_empty() {
+        if plan.by_name.is_empty() && recipe.structured().is_none() {
             return Err(Error::invalid("the recipe leaves every weight as it is"));
         }
         Ok(plan)
@@ -80,6 +80,11 @@ impl Plan {
     /// Number of the method for a weight; nothing if it stays as it is.
     pub(super) fn index(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
+    }
+
+    /// No weight is compressed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
     }
 
     pub(super) fn method(&self, index: usize) -> &Planned {

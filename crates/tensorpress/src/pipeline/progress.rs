@@ -11,6 +11,14 @@ pub enum Event<'a> {
         /// Blocks that an earlier run has finished.
         resumed: usize,
     },
+    /// A block of the model as it is runs, so that its heads and channels can be judged; all of them do before the
+    /// work begins.
+    Judged {
+        /// Its number, from 0.
+        block: usize,
+        /// Blocks of the model.
+        blocks: usize,
+    },
     /// A block begins.
     Block {
         /// Its number, from 0.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tensorpress_model::Source;
+use tensorpress_model::{BlockShape, Source};
 
 use super::peak::peak_rss_bytes;
 use crate::bill::Bill;
@@ -16,10 +16,22 @@ pub struct LayerReport {
     /// 8 x bytes of all its parts over the number of its weights.
     pub bits_per_weight: f64,
     /// Relative error. Of a calibrated run: of the output on up to 256 sampled inputs, ‖X(W-Ŵ)ᵀ‖ / ‖XWᵀ‖; else of the
-    /// weight, ‖W-Ŵ‖ / ‖W‖. Nothing where that is not finite.
+    /// weight, ‖W-Ŵ‖ / ‖W‖. Nothing where that is not finite, and for a matrix that only lost rows or columns.
     pub error: Option<f64>,
     /// Why the method did less than asked, if it did.
     pub fallback: Option<String>,
+}
+
+/// What is left of a block that lost heads and channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct BlockReport {
+    /// Its number, from 0.
+    pub block: usize,
+    /// Heads and channels it had.
+    pub before: BlockShape,
+    /// Heads and channels it has.
+    pub after: BlockShape,
 }
 
 /// What became of a model.
@@ -37,8 +49,11 @@ pub struct Report {
     pub seconds: f64,
     /// The largest memory the process had at a time, where the system says so.
     pub peak_rss_bytes: Option<u64>,
-    /// The compressed matrices.
+    /// The compressed matrices; if heads and channels were removed, all matrices of the blocks.
     pub layers: Vec<LayerReport>,
+    /// What is left of the blocks, if heads and channels were removed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<BlockReport>,
     /// What the result is made of.
     #[serde(skip)]
     pub bill: Bill,
@@ -62,6 +77,7 @@ impl Report {
             seconds: elapsed.as_secs_f64(),
             peak_rss_bytes: peak_rss_bytes(),
             layers,
+            blocks: Vec::new(),
             bill,
             resumed_blocks: resumed_units.saturating_sub(1),
         }

@@ -34,6 +34,9 @@ pub(super) struct Identity {
     calibration_windows: usize,
     calibration_tokens: usize,
     seed: u64,
+    /// Hash of what was removed before, if anything was.
+    #[serde(default)]
+    structure: Option<String>,
 }
 
 impl Identity {
@@ -42,6 +45,7 @@ impl Identity {
         recipe: &Recipe,
         windows: &[Vec<u32>],
         seed: u64,
+        structure: Option<String>,
     ) -> Result<Self> {
         Ok(Self {
             format: FORMAT,
@@ -53,6 +57,7 @@ impl Identity {
             calibration_windows: windows.len(),
             calibration_tokens: windows.iter().map(Vec::len).sum(),
             seed,
+            structure,
         })
     }
 
@@ -76,6 +81,7 @@ impl Identity {
             differ("recipe", self.recipe.clone(), now.recipe.clone()),
             differ("calibration", calibration(self), calibration(now)),
             differ("seed", self.seed.to_string(), now.seed.to_string()),
+            differ("structure", format!("{:?}", self.structure), format!("{:?}", now.structure)),
         ];
         let all: Vec<String> = all.into_iter().flatten().collect();
         (!all.is_empty()).then(|| all.join("; "))

@@ -6,7 +6,7 @@ use tensorpress_entropy::TileCoder;
 use tensorpress_lowrank::{
     Factors, LowRank, Metric, Rank, asvd, eora, feature_mimicking, lord, svd, svd_llm,
 };
-use tensorpress_prune::{Pattern, SparseGpt, magnitude, wanda};
+use tensorpress_prune::{ChannelMetric, Flap, Pattern, SparseGpt, magnitude, wanda};
 use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn};
 use tensorpress_tensor::{DType, DynCompress, Error, Result, Select};
 
@@ -23,6 +23,8 @@ pub(super) enum Build {
     Method(fn(&Stage) -> Result<Box<dyn DynCompress>>),
     /// Around the method of the stages after it (or before it, for residuals and coders).
     Wrap(fn(&Stage, Inner) -> Result<Box<dyn DynCompress>>),
+    /// Before all of them, on the model as a whole.
+    Structure(fn(&Stage) -> Flap),
 }
 
 /// What a stage wraps.
@@ -39,7 +41,10 @@ pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
         (Some(stage), ..) => (stage, method(stage)?),
         (None, Some(stage), _) => (stage, rtn(stage)?),
         (None, None, Some(stage)) => (stage, selector_alone(stage)?),
-        (None, None, None) => unreachable!("a chain with neither is refused when it is read"),
+        (None, None, None) => {
+            let message = format!("`{chain}` removes heads and channels, and compresses no matrix");
+            return Err(Error::unsupported(message));
+        }
     };
     let grid = rounds(core).then(|| grid(core));
     let mut inner = Inner { method, name: core.spec().name, grid };
@@ -47,6 +52,7 @@ pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
     let before = stages.iter().rev().filter(|s| s.spec().kind < Kind::Quantiser);
     // A selector by itself is the method already.
     let before = before.filter(|s| s.spec().kind != Kind::Selector || !std::ptr::eq(*s, core));
+    let before = before.filter(|s| s.spec().kind != Kind::Structured);
     let after = stages.iter().filter(|s| s.spec().kind > Kind::Quantiser);
     for stage in before.chain(after) {
         let Build::Wrap(wrap) = stage.spec().build else {
@@ -65,8 +71,25 @@ fn rounds(stage: &Stage) -> bool {
 fn method(stage: &Stage) -> Result<Box<dyn DynCompress>> {
     match stage.spec().build {
         Build::Method(build) => build(stage),
-        Build::Wrap(_) => unreachable!("quantisers stand by themselves"),
+        Build::Wrap(_) | Build::Structure(_) => unreachable!("quantisers stand by themselves"),
     }
+}
+
+/// The structured pruner of a chain.
+pub(super) fn structured(stage: &Stage) -> Flap {
+    match stage.spec().build {
+        Build::Structure(build) => build(stage),
+        _ => unreachable!("a structured pruner"),
+    }
+}
+
+pub(super) fn flap(stage: &Stage) -> Flap {
+    let metric = match stage.word("metric").as_ref() {
+        "ifv" => ChannelMetric::Ifv,
+        "wifn" => ChannelMetric::Wifn,
+        _ => ChannelMetric::Wifv,
+    };
+    Flap::new(stage.float("sparsity")).with_metric(metric).with_uniform(stage.flag("uniform"))
 }
 
 /// The grid that the keys of a quantiser describe.
@@ -116,6 +139,12 @@ pub(super) fn coded(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>>
         _ => TileCoder::Rans,
     };
     Ok(Box::new(inner.method.coded(coder)))
+}
+
+/// Refuses keys of a structured pruner that leave nothing.
+pub(super) fn check_structured(stage: &Stage) -> Result<()> {
+    let name = stage.spec().name;
+    structured(stage).check().map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))
 }
 
 /// The support that the keys of a selector describe.

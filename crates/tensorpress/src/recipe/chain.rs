@@ -1,5 +1,6 @@
 use std::fmt;
 
+use tensorpress_prune::Flap;
 use tensorpress_tensor::{DynCompress, Error, Result};
 
 use super::build;
@@ -7,7 +8,8 @@ use super::line::{self, RawStage};
 use super::stage::Stage;
 use super::table::Kind;
 
-/// Stages in order: transforms, at most one selector, one quantiser or factoriser, residuals, at most one coding.
+/// Stages in order: at most one structured pruner, transforms, at most one selector, one quantiser or factoriser,
+/// residuals, at most one coding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chain {
     stages: Vec<Stage>,
@@ -43,7 +45,8 @@ impl Chain {
                 );
                 return Err(Error::invalid(message));
             }
-            if a == b && matches!(a, Kind::Selector | Kind::Quantiser | Kind::Coded) {
+            let once = [Kind::Structured, Kind::Selector, Kind::Quantiser, Kind::Coded];
+            if a == b && once.contains(&a) {
                 let message = format!(
                     "`{}` and `{}`: a recipe has at most one {a}",
                     first.spec().name,
@@ -69,6 +72,7 @@ impl Chain {
         match self.quantiser() {
             Some(quantiser) => self.before(quantiser).try_for_each(|s| s.check_before(quantiser)),
             None if self.alone().or(self.selector()).is_some() => Ok(()),
+            None if !self.compresses() => Ok(()),
             None => Err(Error::invalid(format!(
                 "`{self}` has no quantiser, factoriser or selector: add one of {}",
                 super::table::names_of(&[Kind::Quantiser, Kind::Selector]).join(", ")
@@ -80,6 +84,19 @@ impl Chain {
     #[must_use]
     pub fn stages(&self) -> &[Stage] {
         &self.stages
+    }
+
+    /// What removes heads and channels before the other stages, if there is such a stage.
+    #[must_use]
+    pub fn structured(&self) -> Option<Flap> {
+        let first = self.stages.first().filter(|s| s.spec().kind == Kind::Structured);
+        first.map(build::structured)
+    }
+
+    /// There are stages that compress matrices.
+    #[must_use]
+    pub fn compresses(&self) -> bool {
+        self.stages.iter().any(|s| s.spec().kind != Kind::Structured)
     }
 
     /// The stage that rounds or factors, if one is named.
@@ -105,7 +122,8 @@ impl Chain {
     /// The method that this chain stands for.
     ///
     /// # Errors
-    /// `Unsupported` for a combination that does not exist, naming both.
+    /// `Unsupported` for a combination that does not exist, naming both, and for a chain that
+    /// [compresses no matrix](Chain::compresses).
     pub fn build(&self) -> Result<Box<dyn DynCompress>> {
         build::chain(self)
     }

@@ -6,8 +6,9 @@
 //! wanda(pattern=2:4) | gptq(bits=4, group=64) | residual(eora(rank=16)) | coded(rans)
 //! ```
 //!
-//! The order is fixed: transforms, at most one selector, one quantiser or factoriser, any number of residuals, at most
-//! one coding. Factorisers take a quantiser for their factors: `svd_llm(ratio=0.3, rtn(bits=8))`.
+//! The order is fixed: at most one structured pruner, transforms, at most one selector, one quantiser or factoriser,
+//! any number of residuals, at most one coding. Factorisers take a quantiser for their factors:
+//! `svd_llm(ratio=0.3, rtn(bits=8))`.
 //! A TOML file says the same with a `[[stage]]` each, and may treat some weights differently; the first match wins:
 //!
 //! ```toml
@@ -40,6 +41,7 @@ use std::fmt;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
+use tensorpress_prune::Flap;
 use tensorpress_tensor::{Context, Error, Result};
 
 pub use chain::Chain;
@@ -74,8 +76,14 @@ impl LayerRule {
     /// chain the weights stay as they are.
     ///
     /// # Errors
-    /// `InvalidArgument` for an invalid pattern.
+    /// `InvalidArgument` for an invalid pattern, or a chain with a structured pruner, which works on whole blocks.
     pub fn new(pattern: &str, chain: Option<Chain>) -> Result<Self> {
+        if let Some(chain) = chain.as_ref().filter(|chain| chain.structured().is_some()) {
+            return Err(Error::invalid(format!(
+                "layer `{pattern}`: `{chain}`: heads and channels are removed from whole blocks: allowed only in the \
+                 stages of the recipe itself"
+            )));
+        }
         let glob = GlobBuilder::new(pattern).build().map_err(|e| {
             Error::invalid(format!("layer: match = `{pattern}`: no valid pattern: {}", e.kind()))
         })?;
@@ -166,13 +174,20 @@ impl Recipe {
         &self.layers
     }
 
+    /// What removes heads and channels before anything else, if the recipe has such a stage.
+    #[must_use]
+    pub fn structured(&self) -> Option<Flap> {
+        self.chain.as_ref().and_then(Chain::structured)
+    }
+
     /// What to do to the linear layer of this name; nothing if it stays as it is.
     #[must_use]
     pub fn chain_for(&self, name: &str) -> Option<&Chain> {
-        match self.rule_for(name) {
+        let chain = match self.rule_for(name) {
             Some(rule) => rule.chain(),
             None => self.chain.as_ref(),
-        }
+        };
+        chain.filter(|chain| chain.compresses())
     }
 
     /// The first rule that matches this name.

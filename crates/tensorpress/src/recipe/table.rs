@@ -12,6 +12,8 @@ use super::value::{KeySpec, Type, Value, n_of_m};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Kind {
+    /// Removes whole heads and channels: what comes after works on a smaller model.
+    Structured,
     /// Changes the space a matrix is compressed in.
     Transform,
     /// Chooses which weights are kept.
@@ -29,12 +31,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub(super) const ORDER: &'static str = "transforms, at most one selector, one quantiser or factoriser, residuals, at most one coding";
+    pub(super) const ORDER: &'static str = "at most one structured pruner, transforms, at most one selector, one quantiser or factoriser, residuals, at most one coding";
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Structured => "structured pruner",
             Self::Transform => "transform",
             Self::Selector => "selector",
             Self::Quantiser => "quantiser or factoriser",
@@ -202,6 +205,35 @@ const fn factoriser(
 }
 
 static STAGES: &[StageSpec] = &[
+    StageSpec {
+        name: "flap",
+        kind: Kind::Structured,
+        about: "removes the attention heads and feed-forward channels that fluctuate least; their mean goes into biases",
+        keys: &[
+            KeySpec::new(
+                "sparsity",
+                Type::Float(0.0, 1.0),
+                Value::Float(0.2),
+                "fraction that goes, below 1",
+            ),
+            KeySpec::new(
+                "uniform",
+                Type::Bool,
+                Value::Bool(false),
+                "every block loses as much: alone, it gives a plain folder; else one threshold for the whole model",
+            ),
+            KeySpec::new(
+                "metric",
+                Type::Choice(&["wifv", "ifv", "wifn"]),
+                Value::word("wifv"),
+                "a channel's score: weighted variance, variance, weighted norm",
+            ),
+        ],
+        alone: false,
+        inside: Inside::Nothing,
+        build: Build::Structure(build::flap),
+        check: build::check_structured,
+    },
     StageSpec {
         name: "rtn",
         kind: Kind::Quantiser,

@@ -216,6 +216,62 @@ fn sparsegpt_with_bits_is_one_joint_stage() {
 }
 
 #[test]
+fn structured_pruners_come_first_and_once() {
+    for (text, canonical) in [
+        ("flap", "flap(sparsity=0.2, uniform=false, metric=wifv)"),
+        (
+            "flap(sparsity=0, uniform=true, metric=ifv)",
+            "flap(sparsity=0.0, uniform=true, metric=ifv)",
+        ),
+        (
+            "flap(metric=wifn) | wanda | rtn",
+            "flap(sparsity=0.2, uniform=false, metric=wifn) | wanda(sparsity=0.5, pattern=any) | rtn(bits=4, \
+             group=128, symmetric=false, clip=minmax, scale=f16)",
+        ),
+    ] {
+        let recipe = Recipe::parse(text).expect(text);
+        assert_eq!(recipe.canonical(), canonical, "{text}");
+        assert_eq!(Recipe::parse(&recipe.canonical()).unwrap(), recipe, "{text}");
+        assert!(recipe.structured().is_some());
+        let chain = recipe.chain().unwrap();
+        assert_eq!(chain.compresses(), chain.build().is_ok(), "{text}");
+        assert_eq!(chain.compresses(), recipe.chain_for("any").is_some(), "{text}");
+    }
+    let alone = Recipe::parse("flap").unwrap().chain().unwrap().build().unwrap_err();
+    assert_eq!(alone.kind(), ErrorKind::Unsupported, "{alone}");
+    for (text, part) in [
+        ("flap(sparsity=1)", "flap: sparsity = 1: allowed are 0 to below 1"),
+        ("flap(sparsity=1.5)", "sparsity = 1.5"),
+        ("flap(sparsity=-0.1)", "sparsity = -0.1"),
+        ("flap(sparsity=nan)", "sparsity = nan"),
+        ("flap(uniform=0.5)", "uniform = 0.5"),
+        ("flap(metric=norm)", "wifv, ifv, wifn"),
+        ("flap(bits=4)", "unknown key `bits`"),
+        ("flap | flap", "at most one structured pruner"),
+        ("rtn | flap", "the order is at most one structured pruner"),
+        ("awq | flap", "cannot come before `flap`"),
+        ("flap | coded(rans)", "no quantiser, factoriser or selector"),
+    ] {
+        let error = Recipe::parse(text).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}: {error}");
+        assert!(error.to_string().contains(part), "{text}: `{error}` lacks `{part}`");
+    }
+    let rule = "stage = ['flap']\n[[layer]]\nmatch = '*q_proj*'\nstage = ['rtn']";
+    let recipe = Recipe::from_toml(rule).unwrap();
+    assert_eq!(reread(&recipe, &recipe.canonical()), recipe);
+    assert!(
+        recipe.chain_for("x.q_proj.weight").is_some()
+            && recipe.chain_for("x.v_proj.weight").is_none()
+    );
+    let error = Recipe::from_toml("[[layer]]\nmatch = '*q*'\nstage = ['flap | rtn']").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    assert!(
+        error.message().contains("layer `*q*`") && error.message().contains("whole blocks"),
+        "{error}"
+    );
+}
+
+#[test]
 fn coders_stand_inside_coded() {
     for (text, canonical_end) in
         [("gptq | coded(rans)", "coded(rans)"), ("rtn|coded( huffman )", "coded(huffman)")]
