@@ -42,7 +42,7 @@ fn wrong_usage_is_code_2() {
         (&["compress", "demo", "--recipe", "w8"], &["--out"]),
         (&["compress", "demo", "--recipe", "rtn(bits=12)", "--out", out], &["bits = 12", "2 to 8"]),
         (&["compress", "demo", "--recipe", "rtn(bit=4)", "--out", out], &["`bit`", "bits, group"]),
-        (&["compress", "demo", "--recipe", "svd_llm(ratio=0.2)", "--out", out], &["planned"]),
+        (&["compress", "demo", "--recipe", "quip | gptq", "--out", out], &["planned"]),
         (&["compress", model, "--recipe", "w4", "--out", out], &["calibration", "--calib"]),
         (&["compress", model, "--recipe", "w8", "--out", out, "--eval"], &["--eval FILE"]),
         (&["compress", "demo", "--recipe", "w8", "--out", out, "--calib-windows", "x"], &["'x'"]),

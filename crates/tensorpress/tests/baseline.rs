@@ -73,7 +73,7 @@ fn measure(folder: &Path, texts: &Path, group: usize, rows: &[Row], perplexity: 
         let row = measured.remove(line).expect("measured");
         let unchanged = row.judgement.reference_perplexity.expect("a reference");
         assert!((unchanged - perplexity).abs() < 2e-3, "unchanged perplexity {unchanged}");
-        ((*method, *bits), (row.judgement, row.bill.bits_per_weight))
+        ((*method, *bits), (row.judgement, row.size.bits_per_weight))
     };
     rows.iter().zip(&lines).map(one).collect()
 }
