@@ -37,7 +37,8 @@ fn main() -> ExitCode {
 
 /// Measures compositions on real models, and writes their page in docs/benchmarks anew.
 fn tables() -> Outcome {
-    let test = ["test", "-p", "tensorpress", "--test", "composition", "--", "--nocapture"];
+    let test =
+        ["test", "-p", "tensorpress", "--test", "tables", "compositions", "--", "--nocapture"];
     let mut command = cargo(&test);
     command.env("TENSORPRESS_WRITE_TABLES", "1").env("TENSORPRESS_REQUIRE_DATA", "1");
     execute(&mut command)

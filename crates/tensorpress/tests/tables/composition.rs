@@ -3,13 +3,11 @@
 //!
 //! `TENSORPRESS_WRITE_TABLES=1` (as `cargo xtask tables` sets it) writes docs/benchmarks/composition.md anew.
 
-mod protocol;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use protocol::{Row, Size, compress, measure};
+use crate::protocol::{Row, Size, compress, measure};
 use rayon::prelude::*;
 use tensorpress::prelude::*;
 use tensorpress_tensor::node::decode;
@@ -136,7 +134,7 @@ fn kld(row: &Row) -> f64 {
 /// matrices is packed.
 fn coded(folder: &Path, texts: &Path, lines: &[String]) -> BTreeMap<String, Size> {
     let source = Source::open(folder, &registry()).expect("a model");
-    let calibration = protocol::calibration(texts);
+    let calibration = crate::protocol::calibration(texts);
     let one = |line: &String| {
         let out = tempfile::tempdir().expect("a folder");
         let plain = compress(&source, line, &calibration, &out.path().join("plain"));

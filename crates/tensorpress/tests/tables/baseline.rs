@@ -4,8 +4,6 @@
 //! first 60 stories, each alone after BOS, its first 400 tokens. Figures of the table are an independent
 //! implementation's; each must be met within 3 %.
 
-mod protocol;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -68,7 +66,7 @@ type Figures = BTreeMap<(&'static str, usize), (Judgement, f64)>;
 /// Compresses and judges every row; the figures of the unchanged model are checked on the way.
 fn measure(folder: &Path, texts: &Path, group: usize, rows: &[Row], perplexity: f64) -> Figures {
     let lines: Vec<String> = rows.iter().map(|(m, bits, _)| recipe(m, *bits, group)).collect();
-    let mut measured = protocol::measure(folder, texts, &lines);
+    let mut measured = crate::protocol::measure(folder, texts, &lines);
     let one = |((method, bits, _), line): (&Row, &String)| {
         let row = measured.remove(line).expect("measured");
         let unchanged = row.judgement.reference_perplexity.expect("a reference");

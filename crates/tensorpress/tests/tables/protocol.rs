@@ -11,13 +11,13 @@ use tensorpress::pipeline::CalibrationText;
 use tensorpress::prelude::*;
 
 /// What a recipe makes of a model.
-pub struct Row {
+pub(crate) struct Row {
     pub judgement: Judgement,
     pub size: Size,
 }
 
 /// Exact bytes.
-pub struct Size {
+pub(crate) struct Size {
     /// Of the linear layers: all parts of the compressed ones, all others as they are stored.
     pub matrices: u64,
     /// Of the files of weights.
@@ -44,7 +44,7 @@ impl Size {
 }
 
 /// Compresses a model by each recipe, and judges it; nothing may fall back.
-pub fn measure(folder: &Path, texts: &Path, recipes: &[String]) -> BTreeMap<String, Row> {
+pub(crate) fn measure(folder: &Path, texts: &Path, recipes: &[String]) -> BTreeMap<String, Row> {
     let source = Source::open(folder, &registry()).expect("a model");
     let read = |name: &str| text::read(&texts.join(name)).expect("a text");
     let stories = "tinystories_val_250stories.jsonl";
@@ -69,13 +69,13 @@ pub fn measure(folder: &Path, texts: &Path, recipes: &[String]) -> BTreeMap<Stri
 }
 
 /// The text of the protocol.
-pub fn calibration(texts: &Path) -> CalibrationText {
+pub(crate) fn calibration(texts: &Path) -> CalibrationText {
     let text = text::read(&texts.join("tinystories_train_2MB_calib.txt")).expect("a text");
     CalibrationText::new(text)
 }
 
 /// Compresses a model; nothing may fall back.
-pub fn compress(source: &Source, line: &str, text: &CalibrationText, out: &Path) -> Source {
+pub(crate) fn compress(source: &Source, line: &str, text: &CalibrationText, out: &Path) -> Source {
     let report = Compressor::new(Recipe::parse(line).expect("a recipe"))
         .with_calibration(text.clone())
         .run(source, out)

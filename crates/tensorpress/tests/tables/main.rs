@@ -1,0 +1,5 @@
+//! The tables of docs/benchmarks on real models, and what must hold between their rows.
+
+mod baseline;
+mod composition;
+mod protocol;
