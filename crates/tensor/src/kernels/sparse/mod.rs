@@ -5,6 +5,7 @@
 //! never see the others. Nothing is repacked, so memory is read once and in order.
 
 mod blocks;
+mod codes;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod lanes_neon;
@@ -16,6 +17,10 @@ mod stream;
 use rayon::prelude::*;
 
 pub use blocks::{block_matmul, block_matmul_on};
+pub use codes::{
+    KeptAffine, kept_affine_decode, kept_affine_decode_on, kept_affine_matmul,
+    kept_affine_matmul_on,
+};
 
 use super::Isa;
 use product::{decode_on, product_on};
@@ -33,6 +38,14 @@ pub struct Support<'a> {
     pub(crate) every: [usize; 2],
     /// So many consecutive rows are alike, from each multiple of the number on.
     pub(crate) alike: usize,
+}
+
+impl<'a> Support<'a> {
+    /// The bits of a row.
+    fn row(&self, row: usize) -> &'a [u8] {
+        let stride = self.cols.div_ceil(8);
+        &self.bits[row * stride..(row + 1) * stride]
+    }
 }
 
 /// The type of stored numbers, little-endian.

@@ -45,12 +45,12 @@ fn even([n, m]: [usize; 2], lanes: usize) -> bool {
 /// All entries are stored.
 const DENSE: u8 = 0;
 /// Those of a support.
-const SPARSE: u8 = 1;
+pub(super) const SPARSE: u8 = 1;
 /// Those of a support that keeps the same number in each vector of columns, at most half of them.
 const EVEN: u8 = 2;
 
 /// Rows that share one reading of the activations.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
 #[inline(always)]
 fn rows<S: Lanes, const FORMAT: u8, const MODE: u8>(

@@ -99,12 +99,6 @@ impl<'a> StoredRows<'a> {
 
     /// The mask bits of a row.
     pub(super) fn bits(&self, row: usize) -> &'a [u8] {
-        match self.support {
-            Some(support) => {
-                let stride = support.cols.div_ceil(8);
-                &support.bits[row * stride..(row + 1) * stride]
-            }
-            None => &[],
-        }
+        self.support.map_or(&[], |support| support.row(row))
     }
 }

@@ -139,3 +139,53 @@ fn entries_outside_touch_nothing() {
         assert!(y[0] == 40.0 && y[1].is_nan(), "{y:?}");
     });
 }
+
+#[test]
+fn kept_codes_multiply_and_decode() {
+    on_every_isa(|isa| {
+        let mut random = Random(3);
+        for mask in supports() {
+            let [rows, cols] = mask.shape();
+            for (bits, group) in [(4, 16), (4, 128), (3, 64), (8, 300), (1, 32)] {
+                let codes = random.codes(mask.kept(0..rows), bits);
+                let mut packed = vec![0; packed_len(codes.len(), bits)];
+                pack_bits(&codes, bits, &mut packed);
+                let groups = cols.div_ceil(group);
+                let scales = random.normals(rows * groups);
+                let zeros: Vec<f32> =
+                    (0..rows * groups).map(|_| f32::from(random.byte())).collect();
+                let w = KeptAffine {
+                    support: mask.support(),
+                    packed: &packed,
+                    bits,
+                    group,
+                    scales: &scales,
+                    zeros: &zeros,
+                };
+                let mut dense = vec![0.0; rows * cols];
+                let mut codes = codes.iter();
+                for row in 0..rows {
+                    mask.for_each_kept(row, |c| {
+                        let (grid, code) = (row * groups + c / group, codes.next().unwrap());
+                        dense[row * cols + c] = scales[grid] * (f32::from(*code) - zeros[grid]);
+                    });
+                    let mut out = vec![f32::NAN; cols];
+                    kept_affine_decode_on(isa, &w, row, &mut out, false);
+                    assert_same_bits(&out, &dense[row * cols..(row + 1) * cols], "decoded");
+                }
+                for t in [1, 3, 4] {
+                    let x = random.normals(t * cols);
+                    let mut y = vec![f32::NAN; t * rows];
+                    kept_affine_matmul_on(isa, &w, &x, t, &mut y, false, t == 3);
+                    let exact: Vec<f64> = (0..t * rows)
+                        .map(|i| {
+                            let (x, w) = (&x[i / rows * cols..], &dense[i % rows * cols..]);
+                            (0..cols).map(|c| f64::from(x[c]) * f64::from(w[c])).sum()
+                        })
+                        .collect();
+                    assert_near(&y, &exact, 1e-4 * (1.0 + cols as f64), "product");
+                }
+            }
+        }
+    });
+}
