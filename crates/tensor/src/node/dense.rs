@@ -14,7 +14,7 @@ use super::{
 use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Format, StoredRows};
+use crate::kernels::{self, BlockInputs, Format, StoredRows};
 use crate::linalg::Par;
 use crate::source::{RawTensor, Tensor};
 use crate::storage::{Part, PartKind, PartSink};
@@ -27,6 +27,8 @@ pub struct Dense {
     values: Bytes,
     /// If set, `values` holds only the kept entries, in order.
     support: Option<Arc<Mask>>,
+    /// Of a support in blocks, once prepacked.
+    inputs: Option<Arc<BlockInputs>>,
 }
 
 impl Dense {
@@ -43,6 +45,7 @@ impl Dense {
             shape: tensor.matrix_shape(),
             values: tensor.bytes().clone(),
             support: None,
+            inputs: None,
         })
     }
 
@@ -93,7 +96,7 @@ impl Dense {
                 values.len()
             )));
         }
-        Ok(Box::new(Self { dtype, shape, values, support }))
+        Ok(Box::new(Self { dtype, shape, values, support, inputs: None }))
     }
 
     /// The matrix as the kernels take it; they know no f64.
@@ -179,7 +182,15 @@ impl Node for Dense {
         if x.nrows() <= FUSED_TOKENS {
             with_slices(x, y, |x, y, t| kernels::stored_matmul(&stored, x, t, y, add, par));
         } else if stored.in_blocks() {
-            with_slices(x, y, |x, y, t| kernels::block_matmul(&stored, x, t, y, add, par));
+            let made;
+            let inputs = match &self.inputs {
+                Some(inputs) => inputs,
+                None => {
+                    made = BlockInputs::new(&stored);
+                    &made
+                }
+            };
+            with_slices(x, y, |x, y, t| kernels::block_matmul(&stored, inputs, x, t, y, add, par));
         } else {
             matmul_by_tiles(self, x, y, accum, scratch)?;
         }
@@ -233,10 +244,17 @@ impl Node for Dense {
                 values.extend_from_slice(&self.values[at..at + size]);
             });
         }
-        Ok(Box::new(Self { values: values.into(), support: Some(mask.clone()), ..*self }))
+        Ok(Box::new(Self {
+            values: values.into(),
+            support: Some(mask.clone()),
+            inputs: None,
+            ..*self
+        }))
     }
 
-    fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
+    fn prepack(mut self: Box<Self>) -> Result<Box<dyn Node>> {
+        let blocks = self.stored_rows().filter(StoredRows::in_blocks);
+        self.inputs = blocks.map(|stored| Arc::new(BlockInputs::new(&stored)));
         Ok(self)
     }
 }

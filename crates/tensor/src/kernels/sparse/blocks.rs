@@ -29,19 +29,21 @@ impl StoredRows<'_> {
 /// If a size does not fit.
 pub fn block_matmul(
     w: &StoredRows<'_>,
+    groups: &BlockInputs,
     x: &[f32],
     t: usize,
     y: &mut [f32],
     accumulate: bool,
     par: bool,
 ) {
-    block_matmul_on(Isa::detect(), w, x, t, y, accumulate, par);
+    block_matmul_on(Isa::detect(), w, groups, x, t, y, accumulate, par);
 }
 
 /// [`block_matmul`] on a chosen instruction set; the portable code where this CPU lacks it.
 pub fn block_matmul_on(
     isa: Isa,
     w: &StoredRows<'_>,
+    groups: &BlockInputs,
     x: &[f32],
     t: usize,
     y: &mut [f32],
@@ -57,40 +59,52 @@ pub fn block_matmul_on(
     if y.is_empty() || w.cols == 0 {
         return;
     }
-    let groups = Groups::new(w);
+    let count = w.rows.div_ceil(groups.tall);
+    assert_eq!(groups.starts.len(), count + 1, "block_matmul: inputs of another matrix");
     let mut panel = vec![0.0f32; w.cols * PANEL];
     let mut out = vec![0.0f32; w.rows * PANEL];
     for first in (0..t).step_by(PANEL) {
         let tokens = (t - first).min(PANEL);
         turn(&x[first * w.cols..(first + tokens) * w.cols], w.cols, &mut panel);
-        let block = |(i, out): (usize, &mut [f32])| panel_on(isa, w, &groups, &panel, i, out);
+        let block = |(i, out): (usize, &mut [f32])| panel_on(isa, w, groups, &panel, i, out);
         if par {
             out.par_chunks_mut(groups.tall * PANEL).enumerate().for_each(block);
         } else {
             out.chunks_mut(groups.tall * PANEL).enumerate().for_each(block);
         }
-        for (token, y) in y[first * w.rows..].chunks_mut(w.rows).take(tokens).enumerate() {
-            for (y, out) in y.iter_mut().zip(out.chunks_exact(PANEL)) {
-                *y += out[token];
+        // A few rows at a time, which stay in the nearest cache.
+        for row in (0..w.rows).step_by(CHUNK) {
+            let out = &out[row * PANEL..(row + CHUNK).min(w.rows) * PANEL];
+            for token in 0..tokens {
+                let y = &mut y[(first + token) * w.rows + row..];
+                for (y, out) in y.iter_mut().zip(out.chunks_exact(PANEL)) {
+                    *y += out[token];
+                }
             }
         }
     }
 }
+
+/// Inputs or rows that are turned together.
+const CHUNK: usize = 16;
 
 /// Tokens that lie side by side.
 const PANEL: usize = 32;
 
 /// Puts the tokens of each input side by side.
 fn turn(x: &[f32], cols: usize, panel: &mut [f32]) {
-    for (token, x) in x.chunks_exact(cols).enumerate() {
-        for (x, to) in x.iter().zip(panel.chunks_exact_mut(PANEL)) {
-            to[token] = *x;
+    for (i, panel) in panel.chunks_mut(CHUNK * PANEL).enumerate() {
+        for (token, x) in x.chunks_exact(cols).enumerate() {
+            for (x, to) in x[i * CHUNK..].iter().zip(panel.chunks_exact_mut(PANEL)) {
+                to[token] = *x;
+            }
         }
     }
 }
 
-/// The stored inputs of every group of rows.
-struct Groups {
+/// The stored inputs of every group of rows that share a support: made once for a matrix.
+#[derive(Debug)]
+pub struct BlockInputs {
     /// Rows of a group.
     tall: usize,
     inputs: Vec<u32>,
@@ -98,11 +112,18 @@ struct Groups {
     starts: Vec<usize>,
 }
 
-impl Groups {
-    fn new(w: &StoredRows<'_>) -> Self {
+impl BlockInputs {
+    /// The lists for a matrix.
+    ///
+    /// # Panics
+    ///
+    /// If it has no support.
+    #[must_use]
+    pub fn new(w: &StoredRows<'_>) -> Self {
         // Large groups are cut, so that threads share them.
-        let tall = w.support.map_or(w.rows, |support| support.alike);
-        let tall = if tall % 16 == 0 { 16 } else { tall.min(w.rows) };
+        w.check();
+        let alike = w.support.expect("block inputs: a matrix with a support").alike;
+        let tall = if alike.is_multiple_of(16) { 16 } else { alike };
         let (mut inputs, mut starts) = (Vec::new(), vec![0]);
         for row in (0..w.rows).step_by(tall) {
             for (i, byte) in w.bits(row).iter().enumerate() {
@@ -121,7 +142,7 @@ impl Groups {
 stamp! {
     /// The products of the rows of a group with the tokens of a panel: `out` is `[rows, PANEL]`.
     fn panel_on(
-        w: &StoredRows<'_>, groups: &Groups, panel: &[f32], group: usize, out: &mut [f32],
+        w: &StoredRows<'_>, groups: &BlockInputs, panel: &[f32], group: usize, out: &mut [f32],
     ) = panel_body
 }
 
@@ -129,14 +150,14 @@ stamp! {
 fn panel_body<S: Lanes>(
     s: S,
     w: &StoredRows<'_>,
-    groups: &Groups,
+    groups: &BlockInputs,
     panel: &[f32],
     group: usize,
     out: &mut [f32],
 ) {
     let inputs = &groups.inputs[groups.starts[group]..groups.starts[group + 1]];
     let first = group * groups.tall;
-    let mut values = Vec::new();
+    let mut place = Vec::new();
     let mut rows = 0;
     let count = out.len() / PANEL;
     while rows < count {
@@ -145,27 +166,37 @@ fn panel_body<S: Lanes>(
         let n = if n < 4 { 1 } else { n };
         let bytes =
             w.start(first + rows) * w.format.size()..w.start(first + rows + n) * w.format.size();
-        values.resize(n * inputs.len(), 0.0);
-        widen(w.format, &w.values[bytes], &mut values);
+        let values = numbers(w.format, &w.values[bytes], &mut place);
+        assert_eq!(values.len(), n * inputs.len(), "block_matmul: inputs of another matrix");
         match n {
-            8 => tiles::<S, 8>(s, &values, inputs, panel, out),
-            4 => tiles::<S, 4>(s, &values, inputs, panel, out),
-            _ => tiles::<S, 1>(s, &values, inputs, panel, out),
+            8 => tiles::<S, 8>(s, values, inputs, panel, out),
+            4 => tiles::<S, 4>(s, values, inputs, panel, out),
+            _ => tiles::<S, 1>(s, values, inputs, panel, out),
         }
         rows += n;
     }
 }
 
-fn widen(format: Format, bytes: &[u8], values: &mut [f32]) {
+/// Stored numbers as f32: where they lie, or widened into `place`.
+fn numbers<'a>(format: Format, bytes: &'a [u8], place: &'a mut Vec<f32>) -> &'a [f32] {
+    if format == Format::F32 && cfg!(target_endian = "little") {
+        // SAFETY: any bytes are an f32, stored in the order of this machine.
+        let (before, numbers, after) = unsafe { bytes.align_to::<f32>() };
+        if before.is_empty() && after.is_empty() {
+            return numbers;
+        }
+    }
+    place.resize(bytes.len() / format.size(), 0.0);
     match format {
         Format::F32 => {
-            for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
-                *value = f32::from_le_bytes(*bytes);
+            for (number, bytes) in place.iter_mut().zip(bytes.as_chunks().0) {
+                *number = f32::from_le_bytes(*bytes);
             }
         }
-        Format::F16 => f16_bytes_to_f32(bytes, values),
-        Format::Bf16 => bf16_bytes_to_f32(bytes, values),
+        Format::F16 => f16_bytes_to_f32(bytes, place),
+        Format::Bf16 => bf16_bytes_to_f32(bytes, place),
     }
+    place
 }
 
 /// The products of `R` rows, whose numbers are `values [R, inputs]`, with a panel, two vectors of tokens at a time.

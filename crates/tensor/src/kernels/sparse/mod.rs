@@ -16,7 +16,7 @@ mod stream;
 
 use rayon::prelude::*;
 
-pub use blocks::{block_matmul, block_matmul_on};
+pub use blocks::{BlockInputs, block_matmul, block_matmul_on};
 pub use codes::{
     KeptAffine, kept_affine_decode, kept_affine_decode_on, kept_affine_matmul,
     kept_affine_matmul_on,

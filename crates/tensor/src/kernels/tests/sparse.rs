@@ -98,7 +98,8 @@ fn check_stored(isa: Isa, w: &StoredRows<'_>, dense: &[f32], random: &mut Random
         stored_matmul_on(isa, w, &x, t, &mut y, false, false);
         if w.support.is_some() {
             let mut blocks = vec![f32::NAN; t * rows];
-            block_matmul_on(isa, w, &x, t, &mut blocks, false, t % 2 == 1);
+            let inputs = BlockInputs::new(w);
+            block_matmul_on(isa, w, &inputs, &x, t, &mut blocks, false, t % 2 == 1);
             let y: Vec<f64> = y.iter().map(|y| f64::from(*y)).collect();
             assert_near(&blocks, &y, 1e-6 * (1.0 + cols as f64), "product in blocks");
         }
