@@ -137,10 +137,11 @@ unsafe fn tile<S: Lanes, W: Stream<S>, const T: usize, const R: usize, const MOD
     let starts = bits.map(<[u8]>::as_ptr);
     for col in (0..whole).step_by(WORD) {
         for r in 0..R {
-            // SAFETY: a row of a mask has a bit for every column.
-            let word = match MODE {
-                DENSE => 0,
-                _ => u64::from_le_bytes(unsafe { starts[r].add(col / 8).cast::<[u8; 8]>().read() }),
+            let word = if MODE == DENSE {
+                0
+            } else {
+                // SAFETY: a row of a mask has a bit for every column.
+                u64::from_le_bytes(unsafe { starts[r].add(col / 8).cast::<[u8; 8]>().read() })
             };
             rows[r].prefetch(s, MODE == DENSE);
             for lane in (0..WORD).step_by(S::LANES) {
