@@ -6,13 +6,13 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
 use tensorpress_tensor::grid::{Affine, IntGrid};
-use tensorpress_tensor::kernels::AffineRows;
+use tensorpress_tensor::kernels::{AffineRows, KeptAffine};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{ArrayView2, ArrayViewMut2};
 use tensorpress_tensor::node::registry::{field, shape_field};
 use tensorpress_tensor::node::{
-    Json, Kept, Mask, Multiply, NodeReader, Packed, Plane, PlaneMap, check_matmul, join,
-    matmul_by_tiles,
+    FUSED_TOKENS, Json, Kept, Mask, Multiply, NodeReader, Packed, Plane, PlaneMap, check_matmul,
+    join, matmul_by_tiles, with_slices,
 };
 use tensorpress_tensor::{
     Accum, DType, Error, Node, Part, PartKind, PartSink, Result, Scratch, Tensor, kernels,
@@ -43,9 +43,6 @@ pub struct GroupedAffine {
     /// `zeros` as the kernels want them, filled by the first use.
     zero_values: OnceLock<Vec<f32>>,
 }
-
-/// Up to this many tokens the fused kernels win over decoding tiles for a matrix product.
-const FUSED_TOKENS: usize = 8;
 
 impl GroupedAffine {
     /// A node from unpacked codes (row-major), scales (`[rows, groups]`, or one for the whole matrix) rounded to
@@ -220,19 +217,38 @@ impl GroupedAffine {
     /// The matrix as the fused kernels take it, where its codes are packed and its groups lie along rows.
     fn affine_rows(&self) -> Result<Option<AffineRows<'_>>> {
         match self.codes.as_packed() {
-            Some(packed) => self.affine_rows_of(packed),
+            Some(packed) => self.affine_rows_of(packed, &self.scales),
             None => Ok(None),
         }
     }
 
-    /// The same with the codes in `packed`.
-    fn affine_rows_of<'a>(&'a self, packed: &'a Packed) -> Result<Option<AffineRows<'a>>> {
+    /// The same with the codes in `packed`, and other scales.
+    fn affine_rows_of<'a>(
+        &'a self,
+        packed: &'a Packed,
+        scales: &'a [f32],
+    ) -> Result<Option<AffineRows<'a>>> {
         let Some(bytes) = packed.bytes().filter(|_| !self.per_tensor) else { return Ok(None) };
         Ok(Some(AffineRows {
             packed: bytes,
             bits: u32::from(packed.bits()),
             rows: self.shape[0],
             cols: self.shape[1],
+            group: self.group,
+            scales,
+            zeros: self.zero_values()?,
+        }))
+    }
+
+    /// The matrix as the fused kernels take it, where its codes are those of a support, packed.
+    fn kept_affine(&self) -> Result<Option<KeptAffine<'_>>> {
+        let Some(kept) = self.codes.as_kept().filter(|_| !self.per_tensor) else { return Ok(None) };
+        let fits = KeptAffine::fits(self.group, self.shape[1]);
+        let Some((packed, bits)) = kept.packed().filter(|_| fits) else { return Ok(None) };
+        Ok(Some(KeptAffine {
+            support: kept.mask().support(),
+            packed,
+            bits,
             group: self.group,
             scales: &self.scales,
             zeros: self.zero_values()?,
@@ -241,27 +257,65 @@ impl GroupedAffine {
 
     /// Codes that are coded, in the form that kernels know: they decode in tiles, so all rows at once.
     fn repacked(&self, rows: Range<usize>) -> Result<Option<Packed>> {
-        if self.codes.as_packed().is_some() || self.codes.support().is_some() {
+        if self.codes.as_packed().is_some() || self.codes.as_kept().is_some() {
             return Ok(None);
         }
         Packed::repack(&*self.codes, rows).map(Some)
     }
 
-    /// Codes of one row of a plane that is not packed, dequantised without a kernel.
+    /// The codes of kept entries among all, where those of the others are the zero point of their group; and scales, 0
+    /// for groups that are all 0, so that their products are too.
+    fn filled(&self) -> Result<Option<(Packed, Vec<f32>)>> {
+        let Some(kept) = self.codes.as_kept().filter(|_| !self.per_tensor) else { return Ok(None) };
+        let bits = (self.codes.alphabet().max(2) - 1).ilog2() as u8 + 1;
+        let zeros = self.zero_values()?;
+        if zeros.iter().any(|zero| *zero >= f32::from(1u16 << bits)) {
+            return Ok(None);
+        }
+        let [rows, cols] = self.shape;
+        let groups = self.scale_shape()[1];
+        let mut codes = vec![0u8; rows * cols];
+        let mut scales = self.scales.clone();
+        let band = ((1 << 17) / cols.max(1)).max(1);
+        let mut read = Vec::new();
+        for first in (0..rows).step_by(band) {
+            let range = first..(first + band).min(rows);
+            read.resize(range.len() * cols, 0u16);
+            self.codes.read(range.clone(), &mut read)?;
+            for (row, read) in range.zip(read.chunks_exact(cols.max(1))) {
+                let codes = &mut codes[row * cols..(row + 1) * cols];
+                let grids = row * groups..(row + 1) * groups;
+                for (codes, zero) in codes.chunks_mut(self.group).zip(&zeros[grids.clone()]) {
+                    codes.fill(*zero as u8);
+                }
+                kept.mask().for_each_kept(row, |c| codes[c] = read[c] as u8);
+                for (codes, grid) in codes.chunks(self.group).zip(grids) {
+                    if codes.iter().all(|code| f32::from(*code) == zeros[grid]) {
+                        scales[grid] = 0.0;
+                    }
+                }
+            }
+        }
+        Ok(Some((Packed::pack(&codes, rows, cols, bits)?, scales)))
+    }
+
+    /// Hands over the codes of one row, read one by one if they are not at hand.
     fn decode_plane_row(
         &self,
         row: usize,
-        scales: &[f32],
-        zeros: &[f32],
-        group: usize,
-        mut write: impl FnMut(usize, f32),
+        codes: Option<&[u16]>,
+        mut write: impl FnMut(usize, u16),
     ) -> Result<()> {
-        let mut codes = vec![0u16; self.shape[1]];
-        self.codes.read(row..row + 1, &mut codes)?;
-        for (c, code) in codes.into_iter().enumerate() {
-            let g = if group == usize::MAX { 0 } else { c / group };
-            write(c, scales[g] * (f32::from(code) - zeros[g]));
-        }
+        let mut read = Vec::new();
+        let codes = match codes {
+            Some(codes) => codes,
+            None => {
+                read.resize(self.shape[1], 0u16);
+                self.codes.read(row..row + 1, &mut read)?;
+                &read
+            }
+        };
+        codes.iter().enumerate().for_each(|(c, code)| write(c, *code));
         Ok(())
     }
 }
@@ -284,11 +338,22 @@ impl Node for GroupedAffine {
         let groups = if group == usize::MAX { 0 } else { self.scale_shape()[1] };
         let row_groups = self.scale_shape()[1];
         let repacked = self.repacked(rows.clone())?;
+        let kept = self.kept_affine()?;
         let first = rows.start;
+        let mut codes = Vec::new();
+        if kept.is_none() && self.codes.as_kept().is_some() {
+            // All rows at once: coded planes decode in tiles.
+            codes.resize(rows.len() * cols, 0u16);
+            self.codes.read(rows.clone(), &mut codes)?;
+        }
         for (i, row) in rows.enumerate() {
             let at = i * groups..i * groups + row_groups;
             let (scales, zeros) = (&scales[at.clone()], &zeros[at]);
             let mut target = out.row_mut(i);
+            if let (Some(kept), Some(target)) = (&kept, target.as_slice_mut()) {
+                kernels::kept_affine_decode(kept, row, target, accum == Accum::Add);
+                continue;
+            }
             let stored = self.codes.as_packed().map(|p| (p, row));
             let stored = stored.or_else(|| repacked.as_ref().map(|p| (p, row - first)));
             let packed = stored.and_then(|(p, row)| Some((p.row_bytes(row)?, p.bits())));
@@ -303,13 +368,20 @@ impl Node for GroupedAffine {
                     target,
                     accum == Accum::Add,
                 ),
-                _ => self.decode_plane_row(row, scales, zeros, group, |c, value| {
-                    if accum == Accum::Add {
-                        target[c] += value;
-                    } else {
-                        target[c] = value;
-                    }
-                })?,
+                _ => {
+                    self.decode_plane_row(row, codes.get(i * cols..(i + 1) * cols), |c, code| {
+                        let g = if group == usize::MAX { 0 } else { c / group };
+                        let kept =
+                            self.codes.as_kept().is_none_or(|kept| kept.mask().keeps(row, c));
+                        let value =
+                            if kept { scales[g] * (f32::from(code) - zeros[g]) } else { 0.0 };
+                        if accum == Accum::Add {
+                            target[c] += value;
+                        } else {
+                            target[c] = value;
+                        }
+                    })?
+                }
             }
         }
         Ok(())
@@ -323,22 +395,29 @@ impl Node for GroupedAffine {
         scratch: &mut Scratch,
     ) -> Result<()> {
         check_matmul(self.shape, &x, &y);
-        if x.nrows() <= FUSED_TOKENS
-            && let Some(rows) = self.affine_rows()?
-        {
-            let par = scratch.par() != Par::Seq;
-            return with_contiguous(x, y, |x, y, tokens| {
-                kernels::affine_matmul(&rows, x, tokens, y, accum == Accum::Add, par);
-            });
+        if x.nrows() <= FUSED_TOKENS {
+            let (add, par) = (accum == Accum::Add, scratch.par() != Par::Seq);
+            if let Some(rows) = self.affine_rows()? {
+                with_slices(x, y, |x, y, t| kernels::affine_matmul(&rows, x, t, y, add, par));
+                return Ok(());
+            }
+            if let Some(kept) = self.kept_affine()? {
+                with_slices(x, y, |x, y, t| kernels::kept_affine_matmul(&kept, x, t, y, add, par));
+                return Ok(());
+            }
         }
         matmul_by_tiles(self, x, y, accum, scratch)
     }
 
     fn multiply(&self) -> Multiply {
-        match self.affine_rows() {
-            Ok(Some(_)) => Multiply::Fused,
+        match (self.affine_rows(), self.kept_affine()) {
+            (Ok(Some(_)), _) | (_, Ok(Some(_))) => Multiply::Fused,
             _ => Multiply::Decode,
         }
+    }
+
+    fn zero_outside(&self) -> bool {
+        self.codes.as_kept().is_some()
     }
 
     fn describe(&self) -> Json {
@@ -391,22 +470,4 @@ impl Node for GroupedAffine {
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
         panels::PanelAffine::prepack(*self)
     }
-}
-
-/// Calls `f(x, y, tokens)` with contiguous slices, copying where the views are not.
-fn with_contiguous(
-    x: ArrayView2<'_, f32>,
-    mut y: ArrayViewMut2<'_, f32>,
-    f: impl FnOnce(&[f32], &mut [f32], usize),
-) -> Result<()> {
-    let x = x.as_standard_layout();
-    let x_slice = x.as_slice().expect("standard layout");
-    if let Some(y) = y.as_slice_mut() {
-        f(x_slice, y, x.nrows());
-    } else {
-        let mut owned = y.as_standard_layout().into_owned();
-        f(x_slice, owned.as_slice_mut().expect("standard layout"), x.nrows());
-        y.assign(&owned);
-    }
-    Ok(())
 }

@@ -76,6 +76,37 @@ fn masked_codes_are_stored_alone_and_decode_to_zero() {
 }
 
 #[test]
+fn masked_codes_of_every_form_obey_the_laws() {
+    for (rows, cols) in [(1, 1), (17, 33), (16, 64), (9, 208)] {
+        let weight = random(rows, cols, 4);
+        let supports: [&dyn Fn(usize, usize) -> bool; 6] = [
+            &|r, c| (r * 7 + c * 13) % 5 < 2,
+            &|_, _| false,
+            &|_, _| true,
+            &|r, c| (c + r + c / 4) % 4 < 2,
+            &|r, c| (r / 16 + c * 5) % 7 < 2,
+            &|r, c| (r / 4 + c / 4 * 5) % 7 < 2,
+        ];
+        for (bits, group, symmetric) in
+            [(4, 16, false), (4, 0, false), (3, 64, true), (8, 32, false), (2, 5, false)]
+        {
+            for keep in supports {
+                let keep = Array2::from_shape_fn((rows, cols), |(r, c)| keep(r, c));
+                let grid = GridSpec::new(bits, group).with_symmetric(symmetric);
+                let whole = round(grid, &weight);
+                let expected = decode(&whole).unwrap();
+                let node = Masked::new(Mask::from_bools(keep.view()), whole.boxed()).unwrap();
+                for ((at, w), e) in decode(&node).unwrap().indexed_iter().zip(&expected) {
+                    let expected = if keep[at] { *e } else { 0.0 };
+                    assert_eq!(w.to_bits(), expected.to_bits(), "law 5 at {at:?}");
+                }
+                check_node(node.boxed(), &registry(), 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
 fn gptq_with_act_order_obeys_the_laws() {
     let weight = random(20, 48, 3);
     let calibration = Calibration::from_samples(random(100, 48, 4), Par::Seq);

@@ -2,13 +2,16 @@
 
 #![cfg(feature = "testing")]
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use ndarray::Array2;
+use serde_json::json;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::node::{
     Dense, Mask, Masked, Product, Side, Sum, Transform, Transformed, decode,
 };
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
-use tensorpress_tensor::{DType, ErrorKind, Node, Registry, ndarray};
+use tensorpress_tensor::{DType, ErrorKind, Node, PartKind, RawTensor, Registry, Storage, ndarray};
 
 const SIZES: [[usize; 2]; 7] = [[0, 0], [1, 1], [3, 7], [16, 16], [17, 33], [64, 65], [5, 128]];
 
@@ -55,6 +58,135 @@ fn sums_products_and_masks() {
         }
         check(masked.boxed());
     }
+}
+
+/// A support of every form that a shape allows, and whether it keeps entry (row, column).
+fn supports([rows, cols]: [usize; 2]) -> Vec<(&'static str, Mask)> {
+    let from = |keep: &dyn Fn(usize, usize) -> bool| {
+        Mask::from_bools(Array2::from_shape_fn((rows, cols), |(r, c)| keep(r, c)).view())
+    };
+    vec![
+        ("random", mask([rows, cols], 5)),
+        ("none", from(&|_, _| false)),
+        ("all", from(&|_, _| true)),
+        ("empty rows", from(&|r, c| r % 3 == 1 && (r + c) % 2 == 0)),
+        ("whole rows", from(&|r, _| r % 3 == 1)),
+        ("whole columns", from(&|_, c| c % 5 == 2)),
+        ("2:4", from(&|r, c| (c + r + c / 4) % 4 < 2)),
+        ("5:8", from(&|r, c| (c * 3 + r + c / 8) % 8 < 5)),
+        ("2:16", from(&|r, c| (c * 5 + r + c / 16) % 16 < 2)),
+        ("blocks of 16 x 1", from(&|r, c| (r / 16 * 7 + c * 5) % 11 < 3)),
+        ("blocks of 4 x 4", from(&|r, c| (r / 4 * 3 + c / 4 * 5) % 7 < 2)),
+        ("blocks of 2 x 8", from(&|r, c| (r / 2 * 3 + c / 8 * 5) % 7 < 2)),
+    ]
+}
+
+#[test]
+fn supports_of_every_form_and_type() {
+    let mut forms = BTreeSet::new();
+    for shape in SIZES {
+        for (name, support) in supports(shape) {
+            for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+                println!("{name}, {shape:?}, {dtype:?}");
+                let dense = dense(shape, dtype, 6);
+                let expected = decode(&*dense).unwrap();
+                let node = Masked::new(support.clone(), dense).unwrap();
+                for ((r, c), w) in decode(&node).unwrap().indexed_iter() {
+                    let expected = if support.keeps(r, c) { expected[[r, c]] } else { 0.0 };
+                    assert_eq!(w.to_bits(), expected.to_bits(), "law 5 at {r}, {c}");
+                }
+                let json = node.describe();
+                let form = json.get("mask").map_or("bitmap".to_owned(), |m| m["form"].to_string());
+                forms.insert(form);
+                if shape == [17, 33] {
+                    check_damage(&node, &Registry::default());
+                }
+                check(node.boxed());
+            }
+        }
+    }
+    let forms: Vec<_> = forms.iter().map(String::as_str).collect();
+    assert_eq!(forms, ["\"blocks\"", "\"n_of_m\"", "bitmap"]);
+}
+
+/// Bits a weight that a mask takes in the form it is stored in.
+fn mask_bits(support: Mask) -> f64 {
+    let [rows, cols] = support.shape();
+    let node = Masked::new(support, dense([rows, cols], DType::BF16, 1)).unwrap();
+    let bytes = Storage::of(&node).unwrap().bytes_of(PartKind::Masks);
+    8.0 * bytes as f64 / (rows * cols) as f64
+}
+
+#[test]
+fn a_mask_takes_the_bits_of_its_smallest_form() {
+    let bits = |name| {
+        let support = supports([64, 128]).into_iter().find(|(other, _)| *other == name);
+        mask_bits(support.expect("named above").1)
+    };
+    assert_eq!(bits("random"), 1.0);
+    assert_eq!(bits("2:4"), 3.0 / 4.0);
+    assert_eq!(bits("5:8"), 6.0 / 8.0);
+    assert_eq!(bits("2:16"), 7.0 / 16.0);
+    assert_eq!(bits("blocks of 16 x 1"), 1.0 / 16.0);
+    assert_eq!(bits("blocks of 4 x 4"), 1.0 / 16.0);
+}
+
+#[test]
+fn a_group_that_keeps_fewer_is_filled() {
+    let keep = ndarray::arr2(&[[true, true, false, false, false, false, false, true]]);
+    let mask = Mask::from_bools(keep.view());
+    assert_eq!(mask.every(), Some([3, 8]));
+    let filled = mask.to_n_of_m(2, 4).unwrap();
+    assert_eq!(filled.every(), Some([2, 4]));
+    let kept: Vec<_> = (0..8).filter(|c| filled.keeps(0, *c)).collect();
+    assert_eq!(kept, [0, 1, 4, 7]);
+    for (n, m) in [(1, 4), (5, 4), (2, 3), (2, 16)] {
+        assert_eq!(mask.to_n_of_m(n, m).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+}
+
+/// Reads a masked node of 2 x 8 values, of which `kept` are stored, with this mask.
+fn read_masked(mask: serde_json::Value, bytes: &[u8], kept: usize) -> Result<(), ErrorKind> {
+    let part = |dtype, bytes: &[u8], shape| {
+        RawTensor::new(dtype, shape, bytes.to_vec().into()).expect("a part")
+    };
+    let parts = BTreeMap::from([
+        ("w.mask".to_owned(), part(DType::U8, bytes, vec![bytes.len()])),
+        ("w.inner.values".to_owned(), part(DType::F16, &vec![0; 2 * kept], vec![kept])),
+    ]);
+    let tree = json!({
+        "node": "masked.v2", "shape": [2, 8], "mask": mask,
+        "inner": {"node": "dense.v1", "dtype": "F16", "shape": [2, 8], "kept": true},
+    });
+    Registry::default().read(&tree, "w", &parts).map(drop).map_err(|e| e.kind())
+}
+
+#[test]
+fn hostile_masks_are_refused() {
+    let packed = |rows: usize, cols: usize, bits: u8| json!({"plane": "packed.v1", "bits": bits, "shape": [rows, cols]});
+    let pairs = |n: u64, m: u64, plane| json!({"form": "n_of_m", "n": n, "m": m, "plane": plane});
+    let blocks = |r: u64, c: u64, plane| json!({"form": "blocks", "block": [r, c], "plane": plane});
+    let corrupt = Err(ErrorKind::Corruption);
+    // Ranks 5 and 0, 2 and 3.
+    assert_eq!(read_masked(pairs(2, 4, packed(2, 2, 3)), &[5, 2 | 3 << 3], 8), Ok(()));
+    assert_eq!(read_masked(pairs(2, 4, packed(2, 2, 3)), &[6, 2 | 3 << 3], 8), corrupt);
+    assert_eq!(read_masked(pairs(2, 4, packed(2, 2, 3)), &[5, 2 | 3 << 3], 7), corrupt);
+    assert_eq!(read_masked(pairs(2, 4, packed(2, 3, 3)), &[0; 4], 8), corrupt);
+    assert_eq!(read_masked(pairs(2, 4, packed(4, 1, 3)), &[0; 4], 8), corrupt);
+    for (n, m) in [(3, 2), (1, 3), (0, 0), (8, 16), (1, 1 << 40)] {
+        assert_eq!(read_masked(pairs(n, m, packed(2, 2, 3)), &[0, 0], 8), corrupt, "{n}:{m}");
+    }
+    assert_eq!(read_masked(blocks(2, 4, packed(1, 1, 8)), &[0b10], 8), Ok(()));
+    assert_eq!(read_masked(blocks(2, 4, packed(1, 1, 8)), &[0b110], 8), corrupt);
+    assert_eq!(read_masked(blocks(2, 4, packed(1, 2, 8)), &[0b10, 0], 8), corrupt);
+    for (r, c) in [(0, 4), (2, 0), (1 << 20, 1), (1 << 33, 1 << 33)] {
+        assert_eq!(read_masked(blocks(r, c, packed(1, 1, 8)), &[0b10], 8), corrupt, "{r} x {c}");
+    }
+    let bitmap = json!({"form": "bitmap", "plane": packed(2, 1, 8)});
+    assert_eq!(read_masked(bitmap.clone(), &[0xff, 0], 8), Ok(()));
+    assert_eq!(read_masked(bitmap, &[0xff, 0, 0], 8), corrupt);
+    let other = json!({"form": "runs", "plane": packed(2, 1, 8)});
+    assert_eq!(read_masked(other, &[0xff, 0], 8), Err(ErrorKind::Version));
 }
 
 #[test]

@@ -72,9 +72,10 @@ fn masked_codes_and_sums_can_be_coded() {
         let masked = Masked::new(Mask::from_bools(keep.view()), again).unwrap().boxed();
         let rest = rounded(&(&weight - &decode(&*masked).unwrap()), 3, 128);
         let node = coded(Sum::new(vec![masked, rest]).unwrap().boxed(), coder).unwrap();
+        // The mask, and codes and zeros of both terms.
         assert_eq!(
             node.describe().to_string().matches("tiled.v1").count(),
-            4,
+            5,
             "{}",
             node.describe()
         );

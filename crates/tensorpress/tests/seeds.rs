@@ -53,7 +53,22 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
         assert!(node.describe().to_string().contains("tiled.v1"), "{coder:?}");
         node
     };
+    let keep = |rows: usize, cols: usize, keep: fn(usize, usize) -> bool| {
+        Mask::from_bools(Array2::from_shape_fn((rows, cols), |(r, c)| keep(r, c)).view())
+    };
+    let pairs = keep(6, 32, |r, c| (r + c + c / 4) % 4 < 2);
+    let blocks = keep(10, 14, |r, c| (r / 4 + c / 3) % 3 == 1);
+    // Few entries, so that the mask itself shrinks.
+    let few = keep(64, 96, |r, c| (r * 37 + c * 11) % 61 == 0);
+    let few = coded(Masked::new(few, dense(64, 96, 15)).unwrap().boxed(), TileCoder::Rans).unwrap();
+    let form = |node: Box<dyn Node>, form: &str| {
+        assert!(node.describe()["mask"].to_string().contains(form), "{form}");
+        node
+    };
     vec![
+        ("masked_pairs", form(Masked::new(pairs, dense(6, 32, 13)).unwrap().boxed(), "n_of_m")),
+        ("masked_blocks", form(Masked::new(blocks, dense(10, 14, 14)).unwrap().boxed(), "blocks")),
+        ("masked_coded", form(few, "tiled.v1")),
         ("coded_range", code(&rows, TileCoder::Range)),
         ("coded_huffman", code(&rows, TileCoder::Huffman)),
         ("coded_rans", code(&rare, TileCoder::Rans)),

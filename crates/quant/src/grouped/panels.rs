@@ -4,10 +4,12 @@ use std::sync::Arc;
 use tensorpress_tensor::kernels::{Activations, AffinePanels};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{ArrayView2, ArrayViewMut2};
-use tensorpress_tensor::node::{Json, Mask, Multiply, PlaneMap, check_matmul};
+use tensorpress_tensor::node::{
+    FUSED_TOKENS, Json, Mask, Multiply, PlaneMap, check_matmul, with_slices,
+};
 use tensorpress_tensor::{Accum, Node, PartSink, Result, Scratch};
 
-use super::{FUSED_TOKENS, GroupedAffine, with_contiguous};
+use super::GroupedAffine;
 
 /// A [`GroupedAffine`] with its codes repacked in panels of 16 rows for fast products; all else is the original's.
 ///
@@ -21,10 +23,13 @@ pub(super) struct PanelAffine {
 impl PanelAffine {
     /// Repacks where the kernels support it, else hands the node back.
     pub(super) fn prepack(original: GroupedAffine) -> Result<Box<dyn Node>> {
+        // Dropped codes are put back as zeros: integer products of whole panels outrun those of kept codes.
+        let filled = original.filled()?;
         let repacked = original.repacked(0..original.shape[0])?;
-        let rows = match &repacked {
-            Some(packed) => original.affine_rows_of(packed)?,
-            None => original.affine_rows()?,
+        let rows = match (&filled, &repacked) {
+            (Some((packed, scales)), _) => original.affine_rows_of(packed, scales)?,
+            (None, Some(packed)) => original.affine_rows_of(packed, &original.scales)?,
+            (None, None) => original.affine_rows()?,
         };
         let panels = rows.and_then(|rows| AffinePanels::new(&rows, false));
         Ok(match panels {
@@ -61,14 +66,19 @@ impl Node for PanelAffine {
             return self.original.matmul(x, y, accum, scratch);
         }
         let par = scratch.par() != Par::Seq;
-        with_contiguous(x, y, |x, y, tokens| {
+        with_slices(x, y, |x, y, tokens| {
             let accumulate = accum == Accum::Add;
             self.panels.matmul(x, tokens, y, accumulate, Activations::default(), par);
-        })
+        });
+        Ok(())
     }
 
     fn multiply(&self) -> Multiply {
         Multiply::Fused
+    }
+
+    fn zero_outside(&self) -> bool {
+        self.original.zero_outside()
     }
 
     fn describe(&self) -> Json {

@@ -208,7 +208,7 @@ fn narrow_bf16(v: f32) -> u16 {
 
 /// Branch-free in effect, so that loops over it become vector code where no F16C exists.
 #[inline(always)]
-fn widen_f16(h: u16) -> f32 {
+pub(super) fn widen_f16(h: u16) -> f32 {
     const EXPONENT: u32 = 0x7c00 << 13;
     const REBIAS: u32 = (127 - 15) << 23;
     let sign = u32::from(h & 0x8000) << 16;

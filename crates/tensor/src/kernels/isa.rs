@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Portable safe Rust.
     Generic,
-    /// x86-64 with AVX2, FMA, F16C and BMI2.
+    /// x86-64 with AVX2, FMA, F16C, BMI2 and POPCNT.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4 and later).
     Avx512,
@@ -86,7 +86,7 @@ impl Isa {
         macro_rules! has {
             ($($feature:tt)*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
         }
-        let avx2 = has!("avx2" "fma" "f16c" "bmi2");
+        let avx2 = has!("avx2" "fma" "f16c" "bmi2" "popcnt");
         let avx512 = has!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vnni");
         match (avx2, avx512) {
             (true, true) => Isa::Avx512,

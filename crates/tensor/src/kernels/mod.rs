@@ -19,6 +19,7 @@ mod isa;
 mod panels;
 mod rows;
 mod simd;
+mod sparse;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -42,4 +43,9 @@ pub use int8::{dot_i8, dot_i8_on, dot_u8_i8, dot_u8_i8_on};
 pub use isa::Isa;
 pub use panels::{Activations, AffinePanels, PanelInput};
 pub use rows::{AffineRows, affine_matmul, affine_matmul_on};
+pub use sparse::{
+    BlockInputs, Format, KeptAffine, StoredRows, Support, block_matmul, block_matmul_on,
+    kept_affine_decode, kept_affine_decode_on, kept_affine_matmul, kept_affine_matmul_on,
+    stored_decode, stored_decode_on, stored_matmul, stored_matmul_on,
+};
 pub use stats::{abs_max, abs_max_on, has_non_finite, has_non_finite_on, minmax, minmax_on};

@@ -8,11 +8,14 @@ use serde_json::json;
 use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
-    Accum, Json, Mask, Node, NodeReader, PlaneMap, Scratch, SplitFloats, check_same_shape,
+    Accum, FUSED_TOKENS, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, SplitFloats,
+    check_matmul, check_same_shape, matmul_by_tiles, with_slices,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::kernels::{self, BlockInputs, Format, StoredRows};
+use crate::linalg::Par;
 use crate::source::{RawTensor, Tensor};
 use crate::storage::{Part, PartKind, PartSink};
 
@@ -24,6 +27,8 @@ pub struct Dense {
     values: Bytes,
     /// If set, `values` holds only the kept entries, in order.
     support: Option<Arc<Mask>>,
+    /// Of a support in blocks, once prepacked.
+    inputs: Option<Arc<BlockInputs>>,
 }
 
 impl Dense {
@@ -40,6 +45,7 @@ impl Dense {
             shape: tensor.matrix_shape(),
             values: tensor.bytes().clone(),
             support: None,
+            inputs: None,
         })
     }
 
@@ -58,7 +64,7 @@ impl Dense {
         values: Bytes,
         support: Option<Arc<Mask>>,
     ) -> Self {
-        Self { dtype, shape, values, support }
+        Self { dtype, shape, values, support, inputs: None }
     }
 
     /// The bytes of the values.
@@ -110,7 +116,20 @@ impl Dense {
                 values.len()
             )));
         }
-        Ok(Box::new(Self { dtype, shape, values, support }))
+        Ok(Box::new(Self { dtype, shape, values, support, inputs: None }))
+    }
+
+    /// The matrix as the kernels take it; they know no f64.
+    fn stored_rows(&self) -> Option<StoredRows<'_>> {
+        let format = match self.dtype {
+            DType::F32 => Format::F32,
+            DType::F16 => Format::F16,
+            DType::BF16 => Format::Bf16,
+            _ => return None,
+        };
+        let [rows, cols] = self.shape;
+        let support = self.support.as_ref().map(|mask| mask.support());
+        Some(StoredRows { values: &self.values, format, rows, cols, support })
     }
 
     fn read_values(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
@@ -136,8 +155,13 @@ impl Node for Dense {
         if let (None, Accum::Replace, Some(out)) = (&self.support, accum, out.as_slice_mut()) {
             return self.read_values(rows.start * cols..rows.end * cols, out);
         }
+        let stored = self.stored_rows();
         let mut buffer = scratch.take(cols);
         for (row, mut out) in rows.zip(out.rows_mut()) {
+            if let (Some(stored), Some(out)) = (&stored, out.as_slice_mut()) {
+                kernels::stored_decode(stored, row, out, accum == Accum::Add);
+                continue;
+            }
             match &self.support {
                 None => {
                     self.read_values(row * cols..(row + 1) * cols, &mut buffer)?;
@@ -161,6 +185,44 @@ impl Node for Dense {
         }
         scratch.put(buffer);
         Ok(())
+    }
+
+    fn matmul(
+        &self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        check_matmul(self.shape, &x, &y);
+        let Some(stored) = self.stored_rows() else {
+            return matmul_by_tiles(self, x, y, accum, scratch);
+        };
+        let (add, par) = (accum == Accum::Add, scratch.par() != Par::Seq);
+        if x.nrows() <= FUSED_TOKENS {
+            with_slices(x, y, |x, y, t| kernels::stored_matmul(&stored, x, t, y, add, par));
+        } else if stored.in_blocks() {
+            let made;
+            let inputs = match &self.inputs {
+                Some(inputs) => inputs,
+                None => {
+                    made = BlockInputs::new(&stored);
+                    &made
+                }
+            };
+            with_slices(x, y, |x, y, t| kernels::block_matmul(&stored, inputs, x, t, y, add, par));
+        } else {
+            matmul_by_tiles(self, x, y, accum, scratch)?;
+        }
+        Ok(())
+    }
+
+    fn multiply(&self) -> Multiply {
+        if self.stored_rows().is_some() { Multiply::Fused } else { Multiply::Decode }
+    }
+
+    fn zero_outside(&self) -> bool {
+        self.support.is_some()
     }
 
     fn describe(&self) -> Json {
@@ -207,10 +269,17 @@ impl Node for Dense {
                 values.extend_from_slice(&self.values[at..at + size]);
             });
         }
-        Ok(Box::new(Self { values: values.into(), support: Some(mask.clone()), ..*self }))
+        Ok(Box::new(Self {
+            values: values.into(),
+            support: Some(mask.clone()),
+            inputs: None,
+            ..*self
+        }))
     }
 
-    fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
+    fn prepack(mut self: Box<Self>) -> Result<Box<dyn Node>> {
+        let blocks = self.stored_rows().filter(StoredRows::in_blocks);
+        self.inputs = blocks.map(|stored| Arc::new(BlockInputs::new(&stored)));
         Ok(self)
     }
 }

@@ -1,22 +1,35 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::ArrayViewMut2;
+use ndarray::{ArrayView2, ArrayViewMut2};
 use serde_json::json;
 
+use super::form::Form;
 use super::plane::part_name;
-use super::registry::shape_field;
-use super::{Accum, Json, Mask, Node, NodeReader, PlaneMap, Scratch, check_same_shape, join};
+use super::registry::{field, shape_field};
+use super::{
+    Accum, Json, Mask, Multiply, Node, NodeReader, Plane, PlaneMap, Scratch, check_same_shape,
+    join, matmul_by_tiles,
+};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::storage::PartSink;
+use crate::storage::{PartKind, PartSink, Storage};
 
 /// W = S * A: only the entries in the support S are stored; all others are exactly 0.
+///
+/// The support is stored in the smallest form that holds it exactly: a bitmap, the rank of each group of n of m, or a
+/// bit for each block.
 #[derive(Debug)]
 pub struct Masked {
     mask: Arc<Mask>,
+    form: Form,
+    /// The symbols of the form; `None` for a bitmap that is not coded.
+    plane: Option<Box<dyn Plane>>,
     inner: Box<dyn Node>,
 }
+
+/// Bytes of a mask in memory for each that is stored, at most: readers allocate no more.
+const MOST_PER_BYTE: usize = 4096;
 
 impl Masked {
     /// Restricts `inner` to `mask`, dropping what lies outside.
@@ -25,8 +38,10 @@ impl Masked {
     /// `ShapeMismatch`, or `Unsupported` as [`Node::keep`].
     pub fn new(mask: Mask, inner: Box<dyn Node>) -> Result<Self> {
         check_same_shape(inner.shape(), mask.shape(), "mask")?;
+        let form = Form::smallest(&mask);
+        let plane = if form == Form::Bitmap { None } else { Some(form.plane(&mask)?) };
         let mask = Arc::new(mask);
-        Ok(Self { inner: inner.keep(&mask)?, mask })
+        Ok(Self { inner: inner.keep(&mask)?, form, plane, mask })
     }
 
     /// The support.
@@ -42,15 +57,47 @@ impl Masked {
     ) -> Result<Box<dyn Node>> {
         let [rows, cols] = shape_field(json)?;
         let bits = reader.bytes(&part_name(prefix, "mask"), DType::U8)?;
-        let mask = Arc::new(Mask::new(rows, cols, bits)?);
+        let mask = Mask::new(rows, cols, bits)?;
+        Self::read_inner(reader, json, prefix, mask, Form::Bitmap, None)
+    }
+
+    /// Supports in other forms, and coded ones.
+    pub(super) fn read_v2(
+        reader: &NodeReader<'_>,
+        json: &Json,
+        prefix: &str,
+    ) -> Result<Box<dyn Node>> {
+        let shape @ [rows, cols] = shape_field(json)?;
+        let described = field::<Json>(json, "mask")?;
+        let form = Form::read_from(&described)?;
+        let name = part_name(prefix, "mask");
+        let stored = reader.part(&name)?.bytes().len();
+        if rows.saturating_mul(cols.div_ceil(8)) > stored.saturating_mul(MOST_PER_BYTE) {
+            return Err(Error::corruption(format!("{stored} bytes for a {rows} x {cols} mask")));
+        }
+        let plane = reader.plane(&described, "plane", &name)?;
+        let mask = form.mask(shape, &*plane)?;
+        Self::read_inner(reader, json, prefix, mask, form, Some(plane))
+    }
+
+    fn read_inner(
+        reader: &NodeReader<'_>,
+        json: &Json,
+        prefix: &str,
+        mask: Mask,
+        form: Form,
+        plane: Option<Box<dyn Plane>>,
+    ) -> Result<Box<dyn Node>> {
+        let mask = Arc::new(mask);
         let inner = reader.under(mask.clone()).child(json, "inner", prefix)?;
-        if inner.shape() != [rows, cols] {
+        if inner.shape() != mask.shape() {
+            let [rows, cols] = mask.shape();
             return Err(Error::corruption(format!(
                 "{:?} under a {rows} x {cols} mask",
                 inner.shape()
             )));
         }
-        Ok(Box::new(Self { mask, inner }))
+        Ok(Box::new(Self { mask, form, plane, inner }))
     }
 }
 
@@ -68,6 +115,9 @@ impl Node for Masked {
     ) -> Result<()> {
         let inp = self.shape()[1];
         assert_eq!(out.dim(), (rows.len(), inp), "output shape");
+        if self.inner.zero_outside() {
+            return self.inner.decode_rows(rows, out, accum, scratch);
+        }
         scratch.with_matrix((rows.len(), inp), |mut dense, scratch| {
             self.inner.decode_rows(rows.clone(), dense.view_mut(), Accum::Replace, scratch)?;
             if accum == Accum::Replace {
@@ -80,17 +130,62 @@ impl Node for Masked {
         })
     }
 
+    fn matmul(
+        &self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        if self.inner.zero_outside() {
+            return self.inner.matmul(x, y, accum, scratch);
+        }
+        matmul_by_tiles(self, x, y, accum, scratch)
+    }
+
+    fn multiply(&self) -> Multiply {
+        if self.inner.zero_outside() { self.inner.multiply() } else { Multiply::Decode }
+    }
+
     fn describe(&self) -> Json {
-        json!({"node": "masked.v1", "shape": self.shape(), "inner": self.inner.describe()})
+        let (shape, inner) = (self.shape(), self.inner.describe());
+        match &self.plane {
+            None => json!({"node": "masked.v1", "shape": shape, "inner": inner}),
+            Some(plane) => {
+                let mut mask = self.form.describe();
+                mask["plane"] = plane.describe();
+                json!({"node": "masked.v2", "shape": shape, "mask": mask, "inner": inner})
+            }
+        }
     }
 
     fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
-        sink.part(self.mask.part(part_name(prefix, "mask")))?;
+        let name = part_name(prefix, "mask");
+        match &self.plane {
+            None => sink.part(self.mask.part(name))?,
+            Some(plane) => plane.parts(&name, PartKind::Masks, sink)?,
+        }
         self.inner.parts(&join(prefix, "inner"), sink)
     }
 
-    fn map_planes(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
-        Ok(Box::new(Self { mask: self.mask, inner: self.inner.map_planes(f)? }))
+    fn map_planes(mut self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
+        let plane = match self.plane.take() {
+            Some(plane) => plane,
+            None => self.form.plane(&self.mask)?,
+        };
+        let mut plane = plane.map_inner(f)?;
+        let mut stored = Storage::default();
+        plane.parts("", PartKind::Masks, &mut stored)?;
+        let [rows, cols] = self.mask.shape();
+        if (rows * cols.div_ceil(8)) as u64 > stored.bytes() * MOST_PER_BYTE as u64 {
+            // Readers would refuse what is smaller still.
+            plane = self.form.plane(&self.mask)?;
+        }
+        if self.form != Form::Bitmap || plane.as_packed().is_none() {
+            self.plane = Some(plane);
+        }
+        self.inner = self.inner.map_planes(f)?;
+        Ok(self)
     }
 
     fn keep(self: Box<Self>, _: &Arc<Mask>) -> Result<Box<dyn Node>> {
@@ -98,6 +193,6 @@ impl Node for Masked {
     }
 
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
-        Ok(Box::new(Self { mask: self.mask, inner: self.inner.prepack()? }))
+        Ok(Box::new(Self { inner: self.inner.prepack()?, ..*self }))
     }
 }

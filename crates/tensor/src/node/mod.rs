@@ -4,6 +4,7 @@
 //! W is `[out, in]`, row-major; products are Y = X Wᵀ with X `[tokens, in]` and Y `[tokens, out]`.
 
 mod dense;
+mod form;
 mod mask;
 mod masked;
 mod plane;
@@ -124,11 +125,18 @@ pub trait Node: Debug + Send + Sync {
     /// Those of `f`.
     fn map_planes(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>>;
 
-    /// The same node, storing only the entries in `mask`; the others decode to anything ([`Masked`] zeroes them).
+    /// The same node, storing only the entries in `mask`; the others decode to anything ([`Masked`] zeroes them),
+    /// unless [`Node::zero_outside`].
     ///
     /// # Errors
     /// `ShapeMismatch`, or `Unsupported` if the node holds something that cannot be restricted.
     fn keep(self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>>;
+
+    /// Whether entries outside the support that [`Node::keep`] restricted this node to decode to exactly 0 and take no
+    /// part in products, so that [`Masked`] has nothing left to do.
+    fn zero_outside(&self) -> bool {
+        false
+    }
 
     /// A form of the same node that multiplies fastest on this machine; writes the same bytes.
     ///
@@ -183,6 +191,9 @@ impl Node for Box<dyn Node> {
     fn keep(self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
         (*self).keep(mask)
     }
+    fn zero_outside(&self) -> bool {
+        (**self).zero_outside()
+    }
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
         (*self).prepack()
     }
@@ -201,6 +212,9 @@ pub fn decode(node: &dyn Node) -> Result<Array2<f32>> {
     node.decode_rows(0..out, w.view_mut(), Accum::Replace, &mut Scratch::default())?;
     Ok(w)
 }
+
+/// Up to this many tokens the fused kernels win over decoding tiles for a matrix product.
+pub const FUSED_TOKENS: usize = 8;
 
 /// Rows decoded at a time by the default multiplication: enough for a good matrix product, small enough for L2.
 const TILE_VALUES: usize = 64 * 1024;
@@ -233,6 +247,23 @@ pub fn matmul_by_tiles<N: Node + ?Sized>(
     }
     scratch.put(buffer);
     Ok(())
+}
+
+/// Calls `f(x, y, tokens)` with contiguous slices, as kernels take them, copying where the views are not.
+pub fn with_slices(
+    x: ArrayView2<'_, f32>,
+    mut y: ArrayViewMut2<'_, f32>,
+    f: impl FnOnce(&[f32], &mut [f32], usize),
+) {
+    let x = x.as_standard_layout();
+    let x_slice = x.as_slice().expect("standard layout");
+    if let Some(y) = y.as_slice_mut() {
+        f(x_slice, y, x.nrows());
+    } else {
+        let mut owned = y.as_standard_layout().into_owned();
+        f(x_slice, owned.as_slice_mut().expect("standard layout"), x.nrows());
+        y.assign(&owned);
+    }
 }
 
 /// Panics unless X `[tokens, in]` and Y `[tokens, out]` fit a matrix `[out, in]`.

@@ -52,6 +52,10 @@ pub trait Plane: Debug + Send + Sync {
     fn as_packed(&self) -> Option<&Packed> {
         None
     }
+    /// The restricted form, where this is one.
+    fn as_kept(&self) -> Option<&Kept> {
+        None
+    }
     /// The support whose kept entries are the symbols, where rows are ragged.
     fn support(&self) -> Option<&Arc<Mask>> {
         None
@@ -304,6 +308,18 @@ impl Kept {
         Ok(Self { mask: mask.clone(), inner: Box::new(Packed::pack_kept(&codes, mask, bits)?) })
     }
 
+    /// The support.
+    #[must_use]
+    pub fn mask(&self) -> &Mask {
+        &self.mask
+    }
+
+    /// The stream of packed codes of all kept entries, and their bits; `None` where they are coded.
+    #[must_use]
+    pub fn packed(&self) -> Option<(&[u8], u32)> {
+        self.inner.as_packed().map(|packed| (&*packed.bytes, u32::from(packed.bits)))
+    }
+
     pub(super) fn read_from(
         reader: &NodeReader<'_>,
         json: &Json,
@@ -357,6 +373,10 @@ impl Plane for Kept {
 
     fn map_inner(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Plane>> {
         Ok(Box::new(Self { mask: self.mask, inner: self.inner.map_inner(f)? }))
+    }
+
+    fn as_kept(&self) -> Option<&Kept> {
+        Some(self)
     }
 }
 

@@ -46,6 +46,7 @@ impl Default for Registry {
         registry.add_node("sum.v1", Sum::read_from);
         registry.add_node("product.v1", Product::read_from);
         registry.add_node("masked.v1", Masked::read_from);
+        registry.add_node("masked.v2", Masked::read_v2);
         registry.add_node("transformed.v1", Transformed::read_from);
         registry.add_plane("packed.v1", Packed::read_from);
         registry.add_plane("kept.v1", Kept::read_from);

@@ -1,5 +1,5 @@
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 use serde_json::json;
@@ -26,7 +26,7 @@ pub struct SplitFloats {
     /// If set, only the kept entries are there, in order.
     support: Option<Arc<Mask>>,
     /// All values, once they were decoded for fast products.
-    decoded: OnceLock<Dense>,
+    decoded: Option<Box<dyn Node>>,
 }
 
 impl SplitFloats {
@@ -46,7 +46,7 @@ impl SplitFloats {
         };
         let planes = (0..size).map(plane).collect::<Result<_>>()?;
         let support = dense.support().cloned();
-        Ok(Self { dtype, shape: [rows, cols], planes, support, decoded: OnceLock::new() })
+        Ok(Self { dtype, shape: [rows, cols], planes, support, decoded: None })
     }
 
     /// Replaces the innermost plane of each.
@@ -94,7 +94,7 @@ impl SplitFloats {
             }
             planes.push(plane);
         }
-        Ok(Box::new(Self { dtype, shape, planes, support, decoded: OnceLock::new() }))
+        Ok(Box::new(Self { dtype, shape, planes, support, decoded: None }))
     }
 
     /// The stored bytes of the values in some rows.
@@ -171,14 +171,18 @@ impl Node for SplitFloats {
         accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        match self.decoded.get() {
+        match &self.decoded {
             Some(dense) => dense.matmul(x, y, accum, scratch),
             None => matmul_by_tiles(self, x, y, accum, scratch),
         }
     }
 
     fn multiply(&self) -> Multiply {
-        self.decoded.get().map_or(Multiply::Decode, Node::multiply)
+        self.decoded.as_ref().map_or(Multiply::Decode, |dense| dense.multiply())
+    }
+
+    fn zero_outside(&self) -> bool {
+        self.support.is_some()
     }
 
     fn describe(&self) -> Json {
@@ -212,11 +216,10 @@ impl Node for SplitFloats {
         Err(Error::unsupported("a mask over coded values: mask them before they are coded"))
     }
 
-    fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
+    fn prepack(mut self: Box<Self>) -> Result<Box<dyn Node>> {
         let values = self.bytes(0..self.shape[0])?.into();
         let dense = Dense::from_parts(self.dtype, self.shape, values, self.support.clone());
-        // Set once: a second call would set the same.
-        let _ = self.decoded.set(dense);
+        self.decoded = Some(dense.boxed().prepack()?);
         Ok(self)
     }
 }

@@ -15,7 +15,7 @@ mod x86;
 pub(super) use neon::Neon;
 pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512, prefetch};
+pub(super) use x86::{Avx2, Avx512, prefetch, prefetch_outer};
 
 use super::Isa;
 
@@ -80,13 +80,13 @@ macro_rules! stamp {
         $(#[$doc])*
         $vis fn $on( isa: $crate::kernels::Isa, $($arg: $ty),* ) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
             fn avx2( $($arg: $ty),* ) $(-> $ret)? {
                 // SAFETY: this function has the features of the token.
                 $body(unsafe { $crate::kernels::simd::Avx2::new() }, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
             fn avx512( $($arg: $ty),* ) $(-> $ret)? {
                 // SAFETY: this function has the features of the token.
                 $body(unsafe { $crate::kernels::simd::Avx512::new() }, $($arg),*)

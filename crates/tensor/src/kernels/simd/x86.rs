@@ -18,6 +18,14 @@ pub(in crate::kernels) fn prefetch<T>(at: *const T, keep: bool) {
     }
 }
 
+/// Asks for the cache line at an address to come as far as the second cache: unlike [`prefetch`], which holds one of the
+/// few places for lines on their way to the first cache, it may ask far ahead.
+#[inline(always)]
+pub(in crate::kernels) fn prefetch_outer<T>(at: *const T) {
+    // SAFETY: as for `prefetch`.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+}
+
 /// Proof that code runs with AVX2, FMA, F16C and BMI2.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct Avx2(());

@@ -8,6 +8,7 @@ mod floats;
 mod grids;
 mod ints;
 mod panels;
+mod sparse;
 
 /// Lengths on both sides of every vector, unit and block boundary.
 const SIZES: &[usize] = &[
