@@ -179,7 +179,11 @@ impl Node for Dense {
                     let kept = &mut buffer[..mask.kept(row..row + 1)];
                     self.read_values(start..start + kept.len(), kept)?;
                     let mut values = kept.iter();
-                    mask.for_each_kept(row, |c| out[c] += values.next().expect("as many as kept"));
+                    mask.for_each_kept(row, |c| {
+                        let value = values.next().expect("as many as kept");
+                        // Not added to 0, which would lose the sign of -0.
+                        out[c] = if accum == Accum::Add { out[c] + value } else { *value };
+                    });
                 }
             }
         }
