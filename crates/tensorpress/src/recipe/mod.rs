@@ -31,9 +31,11 @@
 mod build;
 mod chain;
 mod file;
+mod keys;
 mod line;
 mod presets;
 mod stage;
+mod stages;
 mod table;
 mod value;
 
