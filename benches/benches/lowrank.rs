@@ -14,7 +14,9 @@ use tensorpress_tensor::{Accum, DType, Node, Scratch};
 
 fn main() {
     let test = std::env::args().any(|arg| arg == "--test");
-    decompose(if test { 256 } else { 4096 }, if test { 16 } else { 256 });
+    if !std::env::args().any(|arg| arg == "multiply") {
+        decompose(if test { 256 } else { 4096 }, if test { 16 } else { 256 });
+    }
     for (name, dtype) in [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)] {
         multiply(if test { 256 } else { 8192 }, name, dtype, if test { 1 } else { 7 });
     }

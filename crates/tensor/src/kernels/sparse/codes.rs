@@ -98,7 +98,7 @@ impl<S: Lanes> Stream<S> for Codes {
         self.codes = self.codes.wrapping_add(by);
     }
     #[inline(always)]
-    fn prefetch(self, _: S, _: bool) {}
+    fn prefetch(self, _: S, _: Option<[usize; 2]>) {}
 }
 
 /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`, straight from the

@@ -143,7 +143,7 @@ unsafe fn tile<S: Lanes, W: Stream<S>, const T: usize, const R: usize, const MOD
                 // SAFETY: a row of a mask has a bit for every column.
                 u64::from_le_bytes(unsafe { starts[r].add(col / 8).cast::<[u8; 8]>().read() })
             };
-            rows[r].prefetch(s, MODE == DENSE);
+            rows[r].prefetch(s, (MODE == DENSE).then(|| [cols - col, (R - 1) * cols]));
             for lane in (0..WORD).step_by(S::LANES) {
                 let keep = (word >> lane) as u32 & (!0 >> (32 - S::LANES));
                 // SAFETY: so many numbers of the row lie before this column.

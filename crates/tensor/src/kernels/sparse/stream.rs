@@ -19,8 +19,9 @@ pub(super) trait Stream<S: Lanes>: Copy {
     unsafe fn load_half(self, s: S, at: usize, col: usize) -> S::F32;
     /// The place `by` numbers on.
     fn advance(&mut self, by: usize);
-    /// Asks for the memory of a word of columns some way ahead.
-    fn prefetch(self, s: S, dense: bool);
+    /// Asks for the memory of a word of columns some way ahead. Where all entries are stored, `dense` is how many
+    /// numbers are left in the row, and how many lie between its end and the row that is read next.
+    fn prefetch(self, s: S, dense: Option<[usize; 2]>);
 }
 
 /// So many numbers behind the last one of a row may be read (and are not used): the widest vector.
@@ -72,14 +73,29 @@ impl<S: Lanes, const FORMAT: u8> Stream<S> for Plain<FORMAT> {
         self.0 = self.0.wrapping_add(by * Self::SIZE);
     }
     #[inline(always)]
-    fn prefetch(self, s: S, dense: bool) {
-        // Of a sparse row about half is taken to be stored.
-        for line in 0..if dense { Self::SIZE } else { Self::SIZE / 2 } {
-            // All entries come in straight lines, which the hardware foresees better than we do.
-            if !dense {
-                s.prefetch_outer(self.0.wrapping_add(AHEAD[0] + 64 * line));
+    fn prefetch(self, s: S, dense: Option<[usize; 2]>) {
+        match dense {
+            Some([left, between]) => {
+                for (ahead, outer) in [(AHEAD[0], true), (AHEAD[1], false)] {
+                    let ends = left * Self::SIZE <= ahead;
+                    // Straight lines of whole numbers the hardware foresees better than we do, but not where they go on.
+                    if outer && FORMAT == F32 && !ends {
+                        continue;
+                    }
+                    let jump = if ends { between * Self::SIZE } else { 0 };
+                    for line in 0..Self::SIZE {
+                        let at = self.0.wrapping_add(ahead + jump + 64 * line);
+                        if outer { s.prefetch_outer(at) } else { s.prefetch(at) }
+                    }
+                }
             }
-            s.prefetch(self.0.wrapping_add(AHEAD[1] + 64 * line));
+            // Of a sparse row about half is taken to be stored.
+            None => {
+                for line in 0..Self::SIZE / 2 {
+                    s.prefetch_outer(self.0.wrapping_add(AHEAD[0] + 64 * line));
+                    s.prefetch(self.0.wrapping_add(AHEAD[1] + 64 * line));
+                }
+            }
         }
     }
 }
