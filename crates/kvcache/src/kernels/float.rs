@@ -27,7 +27,7 @@ fn dots<L: Lanes, E: Elem>(l: L, rows: &[u8], q: &[f32], out: &mut [f32]) {
         let ahead = row.as_ptr().wrapping_add(AHEAD);
         let mut sums = [l.splat(0.0); 2];
         for (i, q) in chunks.iter().enumerate() {
-            if i * LANES * E::SIZE % 64 == 0 {
+            if (i * LANES * E::SIZE).is_multiple_of(64) {
                 l.prefetch(ahead.wrapping_add(i * LANES * E::SIZE));
             }
             let v = E::load(l, &row[i * LANES * E::SIZE..][..LANES * E::SIZE]);
@@ -83,7 +83,7 @@ fn mix_columns<L: Lanes, E: Elem, const N: usize>(
             let w = l.splat(*w);
             let row = &row[at * E::SIZE..][..N * LANES * E::SIZE];
             for i in 0..N {
-                if i * LANES * E::SIZE % 64 == 0 {
+                if (i * LANES * E::SIZE).is_multiple_of(64) {
                     l.prefetch(row.as_ptr().wrapping_add(AHEAD + i * LANES * E::SIZE));
                 }
                 let v = E::load(l, &row[i * LANES * E::SIZE..][..LANES * E::SIZE]);

@@ -285,6 +285,52 @@ impl IntRows {
         let grid = self.shape.grid(t, channel);
         (code, self.shape.read_f32(&page.scales, grid), self.shape.read_f32(&page.mins, grid))
     }
+
+    pub(crate) fn dots_on(
+        &self,
+        isa: Isa,
+        queries: ArrayView2<'_, f32>,
+        tokens: Range<usize>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        for (n, _) in pages(tokens, self.shape.page()) {
+            let (codes, grids) = self.pages[n].codes(&self.shape);
+            let tokens = self.tokens(n);
+            // Panels are whole; what lies behind the last token is cut off.
+            let mut scores = [0.0; 2 * kernels::MAX_DIM];
+            let scores = &mut scores[..tokens.next_multiple_of(LANES)];
+            for (i, q) in queries.rows().into_iter().enumerate() {
+                let q = q.to_slice().expect("contiguous");
+                match self.shape.axis {
+                    Axis::Channel => kernels::by_channel_dots(isa, codes, grids, q, scores),
+                    Axis::Token => kernels::by_token_dots(isa, codes, grids, q, scores),
+                }
+                let at = i * stride + n * self.shape.page();
+                out[at..at + tokens].copy_from_slice(&scores[..tokens]);
+            }
+        }
+    }
+
+    pub(crate) fn mix_on(
+        &self,
+        isa: Isa,
+        weights: &[f32],
+        stride: usize,
+        tokens: Range<usize>,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) {
+        for (n, within) in pages(tokens, self.shape.page()) {
+            let (codes, grids) = self.pages[n].codes(&self.shape);
+            for (i, mut out) in out.rows_mut().into_iter().enumerate() {
+                let at = i * stride + n * self.shape.page();
+                let mut all = [0.0; kernels::MAX_DIM];
+                all[within.clone()].copy_from_slice(&weights[at..][within.clone()]);
+                let out = out.as_slice_mut().expect("contiguous");
+                kernels::by_token_mix(isa, codes, grids, &all[..self.tokens(n)], out);
+            }
+        }
+    }
 }
 
 impl Packed for IntRows {
@@ -349,23 +395,7 @@ impl Packed for IntRows {
         out: &mut [f32],
         stride: usize,
     ) {
-        let isa = Isa::detect();
-        for (n, _) in pages(tokens, self.shape.page()) {
-            let (codes, grids) = self.pages[n].codes(&self.shape);
-            let tokens = self.tokens(n);
-            // Panels are whole; what lies behind the last token is cut off.
-            let mut scores = [0.0; 2 * kernels::MAX_DIM];
-            let scores = &mut scores[..tokens.next_multiple_of(LANES)];
-            for (i, q) in queries.rows().into_iter().enumerate() {
-                let q = q.to_slice().expect("contiguous");
-                match self.shape.axis {
-                    Axis::Channel => kernels::by_channel_dots(isa, codes, grids, q, scores),
-                    Axis::Token => kernels::by_token_dots(isa, codes, grids, q, scores),
-                }
-                let at = i * stride + n * self.shape.page();
-                out[at..at + tokens].copy_from_slice(&scores[..tokens]);
-            }
-        }
+        self.dots_on(Isa::detect(), queries, tokens, out, stride);
     }
 
     fn mix(
@@ -373,19 +403,9 @@ impl Packed for IntRows {
         weights: &[f32],
         stride: usize,
         tokens: Range<usize>,
-        mut out: ArrayViewMut2<'_, f32>,
+        out: ArrayViewMut2<'_, f32>,
     ) {
-        let isa = Isa::detect();
-        for (n, within) in pages(tokens, self.shape.page()) {
-            let (codes, grids) = self.pages[n].codes(&self.shape);
-            for (i, mut out) in out.rows_mut().into_iter().enumerate() {
-                let at = i * stride + n * self.shape.page();
-                let mut all = [0.0; kernels::MAX_DIM];
-                all[within.clone()].copy_from_slice(&weights[at..][within.clone()]);
-                let out = out.as_slice_mut().expect("contiguous");
-                kernels::by_token_mix(isa, codes, grids, &all[..self.tokens(n)], out);
-            }
-        }
+        self.mix_on(Isa::detect(), weights, stride, tokens, out);
     }
 
     fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {

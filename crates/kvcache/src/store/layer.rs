@@ -78,6 +78,15 @@ impl Layer {
         self.form
     }
 
+    /// Tokens held for a head, but demoted ones.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    #[must_use]
+    pub fn held(&self, head: usize) -> usize {
+        self.heads[head].main.len()
+    }
+
     fn check_slots(&self, keep: &HeadSlots) -> Result<()> {
         if keep.0.len() != self.heads.len() {
             let (found, heads) = (keep.0.len(), self.heads.len());

@@ -7,6 +7,8 @@ mod head;
 mod int;
 mod layer;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod windowed;
 mod wire;
 
