@@ -55,7 +55,7 @@ fn error(layer: &Layer, q: &Array3<f32>, out: &Array3<f32>) -> f32 {
     for h in 0..KV_HEADS {
         let (k, v) = layer.decode(h);
         for head in h * group..(h + 1) * group {
-            let scores = k.dot(&q.slice(s![0, head, ..])) / (DIM as f32).sqrt();
+            let scores: Array1<f32> = k.dot(&q.slice(s![0, head, ..])) / (DIM as f32).sqrt();
             let max = scores.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
             let weights: Array1<f32> = scores.mapv(|s| (s - max).exp());
             let exact = v.t().dot(&weights) / weights.sum();
@@ -172,6 +172,9 @@ fn bookkeeping(tokens: usize, test: bool) {
             let [k, v] = [1, 2].map(|seed| noise(1024, KV_HEADS, start as u64 + seed));
             cache.append(k.view(), v.view()).expect("appends");
         }
+        let q = noise(64, KV_HEADS, 7);
+        let mut prompt = Array3::zeros(q.raw_dim());
+        cache.attend(q.view(), None, prompt.view_mut(), &mut scratch).expect("attends");
         let mut step = |seed: u64| {
             let [k, v, q] = [1, 2, 3].map(|s| noise(1, KV_HEADS, seed + s));
             let start = Instant::now();

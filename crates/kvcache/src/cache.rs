@@ -130,10 +130,6 @@ impl Cache {
             self.layer.attend(queries, causal, out, scratch, None)?;
         }
         statistics.observe(queries, first, mass);
-        if policy.score.needs().queries > self.layer.len() {
-            // Too short for the score's window, and for any budget that leaves it its own tokens.
-            return Ok(());
-        }
         self.plan(tokens == 1)
     }
 

@@ -178,17 +178,17 @@ impl Statistics {
         sum
     }
 
-    /// The newest `count` queries of a head, `[count, head_dim]`, and their positions; oldest first.
+    /// The newest `count` queries of a head, `[count, head_dim]`, and their positions, oldest first; all there are where
+    /// fewer were seen.
     ///
     /// # Errors
-    /// `MissingCalibration` if fewer were seen.
+    /// `MissingCalibration` if none was seen.
     pub fn queries(&self, head: usize, count: usize) -> Result<(Vec<usize>, Array2<f32>)> {
-        let start = self.recent.len().checked_sub(count).ok_or_else(|| {
-            Error::missing_calibration(format!(
-                "{count} queries needed, {} seen",
-                self.recent.len()
-            ))
-        })?;
+        let count = count.min(self.recent.len());
+        if count == 0 {
+            return Err(Error::missing_calibration("queries are needed: none was seen"));
+        }
+        let start = self.recent.len() - count;
         let dim = self.shape.head_dim;
         let mut out = Array2::zeros((count, dim));
         let rows = self.recent.range(start..);

@@ -46,38 +46,28 @@ impl Planes {
 
     /// Takes `x`, whose length is a multiple of 16.
     #[inline(always)]
-    fn fill(&mut self, x: &[f32]) {
+    fn fill<L: Lanes>(&mut self, l: L, x: &[f32]) {
         let (chunks, _) = x.as_chunks::<LANES>();
-        let mut largest = [0.0f32; LANES];
+        let mut largest = l.splat(0.0);
         for chunk in chunks {
-            for i in 0..LANES {
-                let a = chunk[i].abs();
-                largest[i] = if a > largest[i] { a } else { largest[i] };
-            }
+            largest = l.max_abs(largest, l.load(chunk));
         }
-        let largest = largest.iter().fold(0.0f32, |a, b| if *b > a { *b } else { a });
+        let mut lanes = [0.0; LANES];
+        l.store(&mut lanes, largest);
+        let largest = lanes.iter().fold(0.0f32, |a, b| if *b > a { *b } else { a });
         self.step = largest / LEVELS;
-        let factor = if self.step > 0.0 { 1.0 / self.step } else { 0.0 };
+        let factor = l.splat(if self.step > 0.0 { 1.0 / self.step } else { 0.0 });
         let high = self.high.as_chunks_mut::<LANES>().0;
         let low = self.low.as_chunks_mut::<LANES>().0;
         for ((x, high), low) in chunks.iter().zip(high).zip(low) {
-            for i in 0..LANES {
-                // Adding 1.5 x 2^23 leaves the rounded integer in the low bits.
-                let n = (x[i] * factor + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
-                let h = n.wrapping_add(64) >> 7;
-                high[i] = h as i8;
-                low[i] = n.wrapping_sub(h << 7) as i8;
-            }
+            l.planes(l.mul(l.load(x), factor), high, low);
         }
     }
 
-    /// Four bytes of both planes.
+    /// Fours of both planes from entry `first` on.
     #[inline(always)]
-    fn four(&self, at: usize) -> ([i8; 4], [i8; 4]) {
-        (
-            *self.high[at..].first_chunk().expect("within the plane"),
-            *self.low[at..].first_chunk().expect("within the plane"),
-        )
+    fn fours(&self, first: usize) -> (&[[i8; 4]], &[[i8; 4]]) {
+        (self.high[first..].as_chunks().0, self.low[first..].as_chunks().0)
     }
 
     /// What the two integer sums stand for.
@@ -102,15 +92,15 @@ fn panel_dot<L: Lanes, const BITS: u32>(
     first: usize,
 ) -> (L::I, L::I) {
     let (mut high, mut low) = (l.zero_i(), l.zero_i());
-    let per = (32 / BITS) as usize;
-    for (i, line) in lines.iter().enumerate() {
+    let fields = (8 / BITS) as usize;
+    let (h, w) = planes.fours(first);
+    for ((line, h), w) in lines.iter().zip(h.chunks_exact(fields)).zip(w.chunks_exact(fields)) {
         l.prefetch((&raw const *line).cast::<u8>().wrapping_add(4096));
         let v = l.line(line);
-        for field in 0..8 / BITS {
-            let codes = l.bits(v, field * BITS, mask(BITS));
-            let (h, w) = planes.four(first + i * per + 4 * field as usize);
-            high = l.dot::<BITS>(high, codes, h);
-            low = l.dot::<BITS>(low, codes, w);
+        for i in 0..fields {
+            let codes = l.bits(v, i as u32 * BITS, mask(BITS));
+            high = l.dot::<BITS>(high, codes, h[i]);
+            low = l.dot::<BITS>(low, codes, w[i]);
         }
     }
     (high, low)
@@ -149,7 +139,7 @@ fn by_channel<L: Lanes, E: Elem, const BITS: u32>(
         let scales = &grids.scales[g * stride..][..stride];
         let mins = &grids.mins[g * stride..][..stride];
         let offset = fold::<L, E>(l, q, scales, mins, &mut x);
-        planes.fill(&x[..dim.next_multiple_of(LANES)]);
+        planes.fill(l, &x[..dim.next_multiple_of(LANES)]);
         for (p, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let lines = &codes.lines[(g * panels + p) * lines_of_panel..][..lines_of_panel];
             let (high, low) = panel_dot::<L, BITS>(l, lines, &planes, 0);
@@ -207,7 +197,7 @@ fn by_token<L: Lanes, E: Elem, const BITS: u32>(
     let mut x = [0.0f32; MAX_DIM];
     x[..dim].copy_from_slice(q);
     let mut planes = Planes::EMPTY;
-    planes.fill(&x[..dim.next_multiple_of(LANES)]);
+    planes.fill(l, &x[..dim.next_multiple_of(LANES)]);
     let mut sums = [0.0f32; MAX_DIM];
     for (sum, q) in sums.iter_mut().zip(q.chunks_exact(group)) {
         *sum = q.iter().sum();
@@ -268,7 +258,7 @@ fn mix<L: Lanes, E: Elem, const BITS: u32>(
             offset = l.fma(w, E::load(l, &grids.mins[at..]), offset);
         }
         let offset = l.sum(offset);
-        planes.fill(&x[..blocks * LANES]);
+        planes.fill(l, &x[..blocks * LANES]);
         let mut p = g * group / LANES;
         let end = ((g + 1) * group).div_ceil(LANES);
         let columns = Columns { lines: codes.lines, panels, token_lines, offset };
@@ -297,19 +287,20 @@ impl Columns<'_> {
         end: usize,
         out: &mut [f32],
     ) -> usize {
-        let per = (32 / BITS) as usize;
+        let fields = (8 / BITS) as usize;
         while p + N <= end {
             let (mut high, mut low) = ([l.zero_i(); N], [l.zero_i(); N]);
-            for t in 0..self.token_lines {
-                let lines = &self.lines[t * self.panels + p..][..N];
+            let (hs, ws) = planes.fours(0);
+            let lines = self.lines.chunks_exact(self.panels).take(self.token_lines);
+            for ((lines, h), w) in lines.zip(hs.chunks_exact(fields)).zip(ws.chunks_exact(fields)) {
+                let lines: &[Line; N] = lines[p..].first_chunk().expect("N panels");
                 for (i, line) in lines.iter().enumerate() {
                     l.prefetch((&raw const *line).cast::<u8>().wrapping_add(4096));
                     let v = l.line(line);
-                    for field in 0..8 / BITS {
-                        let codes = l.bits(v, field * BITS, mask(BITS));
-                        let (h, w) = planes.four(t * per + 4 * field as usize);
-                        high[i] = l.dot::<BITS>(high[i], codes, h);
-                        low[i] = l.dot::<BITS>(low[i], codes, w);
+                    for f in 0..fields {
+                        let codes = l.bits(v, f as u32 * BITS, mask(BITS));
+                        high[i] = l.dot::<BITS>(high[i], codes, h[f]);
+                        low[i] = l.dot::<BITS>(low[i], codes, w[f]);
                     }
                 }
             }

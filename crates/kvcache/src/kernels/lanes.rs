@@ -43,6 +43,10 @@ pub(super) unsafe trait Lanes: Copy {
     fn load_bf16(self, v: &[u8; 2 * LANES]) -> Self::F;
     fn store(self, to: &mut [f32; LANES], v: Self::F);
     fn sum(self, v: Self::F) -> f32;
+    /// The larger of `a` and `|b|`.
+    fn max_abs(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `x` rounded to integers below 2^15, as `128 * high + low`.
+    fn planes(self, x: Self::F, high: &mut [i8; LANES], low: &mut [i8; LANES]);
     /// Spreads the first lanes of `v` to the places of the bits of `mask`; the others are 0.
     fn expand(self, mask: u16, v: Self::F) -> Self::F;
     /// Asks for what will be read soon; the address need not be valid.
@@ -194,6 +198,14 @@ unsafe impl Lanes for Portable {
         v.iter().sum()
     }
     #[inline(always)]
+    fn max_abs(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| if b[i].abs() > a[i] { b[i].abs() } else { a[i] })
+    }
+    #[inline(always)]
+    fn planes(self, x: Self::F, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
+        planes_portable(x, high, low);
+    }
+    #[inline(always)]
     fn expand(self, mask: u16, v: Self::F) -> Self::F {
         expand_portable(mask, v)
     }
@@ -211,4 +223,15 @@ pub(super) fn expand_portable(mask: u16, v: [f32; LANES]) -> [f32; LANES] {
         rest &= rest - 1;
     }
     out
+}
+
+#[inline(always)]
+pub(super) fn planes_portable(x: [f32; LANES], high: &mut [i8; LANES], low: &mut [i8; LANES]) {
+    for i in 0..LANES {
+        // Adding 1.5 x 2^23 leaves the rounded integer in the low bits.
+        let n = (x[i] + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
+        let h = n.wrapping_add(64) >> 7;
+        high[i] = h as i8;
+        low[i] = n.wrapping_sub(h << 7) as i8;
+    }
 }

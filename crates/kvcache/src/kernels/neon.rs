@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::LANES;
-use super::lanes::{Lanes, Line, Portable, expand_portable};
+use super::lanes::{Lanes, Line, Portable, expand_portable, planes_portable};
 
 /// Proof that code is compiled for, and runs on, NEON.
 #[derive(Clone, Copy)]
@@ -126,6 +126,17 @@ unsafe impl Lanes for Neon {
     fn sum(self, v: Self::F) -> f32 {
         // SAFETY: the token proves the feature.
         unsafe { vaddvq_f32(vaddq_f32(vaddq_f32(v[0], v[1]), vaddq_f32(v[2], v[3]))) }
+    }
+    #[inline(always)]
+    fn max_abs(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the feature.
+        unsafe { std::array::from_fn(|i| vmaxnmq_f32(a[i], vabsq_f32(b[i]))) }
+    }
+    #[inline(always)]
+    fn planes(self, x: Self::F, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
+        let mut values = [0.0; LANES];
+        self.store(&mut values, x);
+        planes_portable(values, high, low);
     }
     #[inline(always)]
     fn expand(self, mask: u16, v: Self::F) -> Self::F {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::LANES;
-use super::lanes::{Lanes, Line, expand_portable};
+use super::lanes::{Lanes, Line, expand_portable, planes_portable};
 
 /// Proof that code is compiled for, and runs on, AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -123,6 +123,22 @@ unsafe impl Lanes for Avx512 {
     fn sum(self, v: __m512) -> f32 {
         // SAFETY: the token proves the features.
         unsafe { _mm512_reduce_add_ps(v) }
+    }
+    #[inline(always)]
+    fn max_abs(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the features. The second operand is what a NaN in the first gives.
+        unsafe { _mm512_max_ps(_mm512_abs_ps(b), a) }
+    }
+    #[inline(always)]
+    fn planes(self, x: __m512, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
+        // SAFETY: the token proves the features; both arrays have 16 bytes.
+        unsafe {
+            let n = _mm512_cvtps_epi32(x);
+            let h = _mm512_srai_epi32::<7>(_mm512_add_epi32(n, _mm512_set1_epi32(64)));
+            let l = _mm512_sub_epi32(n, _mm512_slli_epi32::<7>(h));
+            _mm_storeu_si128(high.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(h));
+            _mm_storeu_si128(low.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(l));
+        }
     }
     #[inline(always)]
     fn expand(self, mask: u16, v: __m512) -> __m512 {
@@ -260,6 +276,20 @@ unsafe impl Lanes for Avx2 {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
+    }
+    #[inline(always)]
+    fn max_abs(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features. The second operand is what a NaN in the first gives.
+        unsafe {
+            let abs = |v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v);
+            [_mm256_max_ps(abs(b[0]), a[0]), _mm256_max_ps(abs(b[1]), a[1])]
+        }
+    }
+    #[inline(always)]
+    fn planes(self, x: Self::F, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
+        let mut values = [0.0; LANES];
+        self.store(&mut values, x);
+        planes_portable(values, high, low);
     }
     #[inline(always)]
     fn expand(self, mask: u16, v: Self::F) -> Self::F {
