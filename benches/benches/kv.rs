@@ -147,7 +147,7 @@ fn forms(heads: usize, tokens: usize, test: bool) {
 
 /// What a policy costs beside attention, while tokens come one by one at a full budget.
 fn bookkeeping(tokens: usize, test: bool) {
-    let steps = if test { 3 } else { 192 };
+    let steps = if test { 3 } else { 256 };
     println!(
         "\npolicy, f16 store, {tokens} tokens held: attention and policy per token, and the policy's share"
     );

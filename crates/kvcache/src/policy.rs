@@ -46,7 +46,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The best tokens by a score stay, alike in all layers and heads; the rest is evicted, 32 at a time.
+    /// The best tokens by a score stay, alike in all layers and heads; the rest is evicted, 128 at a time.
     #[must_use]
     pub fn new(score: impl Score + 'static, budget: Budget) -> Self {
         Self {
@@ -57,7 +57,7 @@ impl Policy {
             action: Action::Evict,
             sinks: 0,
             recent: 0,
-            stride: 32,
+            stride: 128,
         }
     }
 

@@ -7,7 +7,7 @@
 //! | `f32`, `f16`, `bf16` | |
 //! | `kivi` | bits 4, group 32, residual = group, keys channel (or token), scales f16, margin 32 |
 //! | `mustafar` | sparsity 0.5 (or key_sparsity, value_sparsity), window 32, margin 32 |
-//! | `streaming`, `h2o`, `snapkv`, `pyramidkv`, `tova`, `knorm`, `keydiff`, `expected_attention`, `random` | keep (a share), tokens or bytes (per layer): one of them; sinks 0, recent 0, stride 32 |
+//! | `streaming`, `h2o`, `snapkv`, `pyramidkv`, `tova`, `knorm`, `keydiff`, `expected_attention`, `random` | keep (a share), tokens or bytes (per layer): one of them; sinks 0, recent 0, stride 128 |
 //! | ... `streaming` | sinks 4 |
 //! | ... `h2o` | recent 32 |
 //! | ... `snapkv`, `pyramidkv` | window 32, pool 5; beta 20 |
@@ -234,7 +234,7 @@ impl Stage {
         };
         let policy = policy
             .with_protected(self.number("sinks", sinks)?, self.number("recent", recent)?)
-            .with_stride(self.number("stride", 32)?);
+            .with_stride(self.number("stride", 128)?);
         policy.check()?;
         Ok(policy)
     }

@@ -30,11 +30,39 @@ fn dots_body<L: Lanes>(
         2 => dots::<L, E, 2>(l, masks, starts, values, q, out),
         4 => dots::<L, E, 4>(l, masks, starts, values, q, out),
         8 => dots::<L, E, 8>(l, masks, starts, values, q, out),
-        _ => dots::<L, E, 0>(l, masks, starts, values, q, out),
+        _ => dots_of_any_length::<L, E>(l, masks, starts, values, q, out),
     });
 }
 
-/// `N` = chunks of a row, 0 where it is any number.
+/// Where the values of a row's `N` chunks begin; 16 can be read from each place.
+struct Row<'a, const N: usize> {
+    values: &'a [u8],
+    at: [usize; N],
+}
+
+impl<'a, const N: usize> Row<'a, N> {
+    #[inline(always)]
+    fn new<L: Lanes, E: Elem>(l: L, masks: &[u16], start: u32, values: &'a [u8]) -> Self {
+        let mut at = [0; N];
+        let mut next = start as usize * E::SIZE;
+        l.prefetch(values.as_ptr().wrapping_add(next + 2048));
+        l.prefetch(values.as_ptr().wrapping_add(next + 2048 + 64));
+        for (at, mask) in at.iter_mut().zip(masks) {
+            *at = next;
+            next += mask.count_ones() as usize * E::SIZE;
+        }
+        // One check for the row: places ascend, and `next` is not before the last.
+        assert!(next + LANES * E::SIZE <= values.len(), "values and their slack");
+        Self { values, at }
+    }
+
+    #[inline(always)]
+    fn values<L: Lanes, E: Elem>(&self, l: L, i: usize) -> L::F {
+        // SAFETY: `new` saw that 16 values lie behind every place.
+        E::load(l, unsafe { self.values.get_unchecked(self.at[i]..self.at[i] + LANES * E::SIZE) })
+    }
+}
+
 #[inline(always)]
 fn dots<L: Lanes, E: Elem, const N: usize>(
     l: L,
@@ -44,19 +72,36 @@ fn dots<L: Lanes, E: Elem, const N: usize>(
     q: &[f32],
     out: &mut [f32],
 ) {
-    let chunks = if N == 0 { q.len() / LANES } else { N };
-    let q = &q.as_chunks::<LANES>().0[..chunks];
-    for ((masks, start), out) in masks.chunks_exact(chunks).zip(starts).zip(out) {
-        let mut at = *start as usize * E::SIZE;
-        l.prefetch(values.as_ptr().wrapping_add(at + 2048));
-        l.prefetch(values.as_ptr().wrapping_add(at + 2048 + 64));
+    let q: &[[f32; LANES]; N] = q.as_chunks().0.first_chunk().expect("N chunks");
+    for ((masks, start), out) in masks.chunks_exact(N).zip(starts).zip(out) {
+        let row = Row::<N>::new::<L, E>(l, masks, *start, values);
         let mut sums = [l.splat(0.0); 2];
-        for i in 0..chunks {
-            let v = l.expand(masks[i], E::load(l, &values[at..]));
+        for i in 0..N {
+            let v = l.expand(masks[i], row.values::<L, E>(l, i));
             sums[i % 2] = l.fma(v, l.load(&q[i]), sums[i % 2]);
-            at += masks[i].count_ones() as usize * E::SIZE;
         }
         *out = l.sum(l.add(sums[0], sums[1]));
+    }
+}
+
+#[inline(always)]
+fn dots_of_any_length<L: Lanes, E: Elem>(
+    l: L,
+    masks: &[u16],
+    starts: &[u32],
+    values: &[u8],
+    q: &[f32],
+    out: &mut [f32],
+) {
+    let q = q.as_chunks::<LANES>().0;
+    for ((masks, start), out) in masks.chunks_exact(q.len()).zip(starts).zip(out) {
+        let mut at = *start as usize * E::SIZE;
+        let mut sum = l.splat(0.0);
+        for (mask, q) in masks.iter().zip(q) {
+            sum = l.fma(l.expand(*mask, E::load(l, &values[at..])), l.load(q), sum);
+            at += mask.count_ones() as usize * E::SIZE;
+        }
+        *out = l.sum(sum);
     }
 }
 
@@ -97,14 +142,10 @@ fn mix_in_registers<L: Lanes, E: Elem, const N: usize>(
     let out = out.as_chunks_mut::<LANES>().0;
     let mut sums = [l.splat(0.0); N];
     for ((masks, start), w) in masks.chunks_exact(N).zip(starts).zip(weights) {
-        let mut at = *start as usize * E::SIZE;
-        l.prefetch(values.as_ptr().wrapping_add(at + 2048));
-        l.prefetch(values.as_ptr().wrapping_add(at + 2048 + 64));
+        let row = Row::<N>::new::<L, E>(l, masks, *start, values);
         let w = l.splat(*w);
         for i in 0..N {
-            let v = l.expand(masks[i], E::load(l, &values[at..]));
-            sums[i] = l.fma(v, w, sums[i]);
-            at += masks[i].count_ones() as usize * E::SIZE;
+            sums[i] = l.fma(l.expand(masks[i], row.values::<L, E>(l, i)), w, sums[i]);
         }
     }
     for i in 0..N {

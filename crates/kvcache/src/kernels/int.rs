@@ -52,9 +52,7 @@ impl Planes {
         for chunk in chunks {
             largest = l.max_abs(largest, l.load(chunk));
         }
-        let mut lanes = [0.0; LANES];
-        l.store(&mut lanes, largest);
-        let largest = lanes.iter().fold(0.0f32, |a, b| if *b > a { *b } else { a });
+        let largest = l.largest(largest);
         self.step = largest / LEVELS;
         let factor = l.splat(if self.step > 0.0 { 1.0 / self.step } else { 0.0 });
         let high = self.high.as_chunks_mut::<LANES>().0;

@@ -43,6 +43,8 @@ pub(super) unsafe trait Lanes: Copy {
     fn load_bf16(self, v: &[u8; 2 * LANES]) -> Self::F;
     fn store(self, to: &mut [f32; LANES], v: Self::F);
     fn sum(self, v: Self::F) -> f32;
+    /// The largest lane.
+    fn largest(self, v: Self::F) -> f32;
     /// The larger of `a` and `|b|`.
     fn max_abs(self, a: Self::F, b: Self::F) -> Self::F;
     /// `x` rounded to integers below 2^15, as `128 * high + low`.
@@ -196,6 +198,10 @@ unsafe impl Lanes for Portable {
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
         v.iter().sum()
+    }
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        v.iter().fold(0.0, |a, b| if *b > a { *b } else { a })
     }
     #[inline(always)]
     fn max_abs(self, a: Self::F, b: Self::F) -> Self::F {

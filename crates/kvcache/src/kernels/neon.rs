@@ -128,6 +128,11 @@ unsafe impl Lanes for Neon {
         unsafe { vaddvq_f32(vaddq_f32(vaddq_f32(v[0], v[1]), vaddq_f32(v[2], v[3]))) }
     }
     #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        // SAFETY: the token proves the feature.
+        unsafe { vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(v[0], v[1]), vmaxnmq_f32(v[2], v[3]))) }
+    }
+    #[inline(always)]
     fn max_abs(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: the token proves the feature.
         unsafe { std::array::from_fn(|i| vmaxnmq_f32(a[i], vabsq_f32(b[i]))) }

@@ -125,6 +125,11 @@ unsafe impl Lanes for Avx512 {
         unsafe { _mm512_reduce_add_ps(v) }
     }
     #[inline(always)]
+    fn largest(self, v: __m512) -> f32 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
     fn max_abs(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves the features. The second operand is what a NaN in the first gives.
         unsafe { _mm512_max_ps(_mm512_abs_ps(b), a) }
@@ -276,6 +281,12 @@ unsafe impl Lanes for Avx2 {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
+    }
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, v);
+        lanes.iter().fold(0.0, |a, b| if *b > a { *b } else { a })
     }
     #[inline(always)]
     fn max_abs(self, a: Self::F, b: Self::F) -> Self::F {

@@ -29,7 +29,7 @@ impl Held<'_> {
     /// Keys `[slots, head_dim]` of a head, as attention uses them.
     #[must_use]
     pub fn keys(&self, head: usize) -> Array2<f32> {
-        self.store.decode(head).0
+        self.store.keys(head)
     }
 
     fn heads(&self) -> std::ops::Range<usize> {

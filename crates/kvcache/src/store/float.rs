@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use serde_json::json;
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::node::{Json, PartSource};
@@ -100,16 +100,29 @@ impl Rows for FloatRows {
         }
     }
 
-    fn decode(&self, tokens: Range<usize>, mut out: ArrayViewMut2<'_, f32>) {
-        let (stride, mut buffer) = (self.stride(), vec![0.0; self.dim]);
-        let mut rows = out.rows_mut().into_iter();
-        for (page, within) in pages(tokens, PAGE) {
-            for t in within {
-                let bytes = &self.pages[page][t * stride..][..stride];
-                self.dtype.read_f32(bytes, &mut buffer).expect("a float type");
-                let mut row = rows.next().expect("a row for each token");
-                row.iter_mut().zip(&buffer).for_each(|(o, v)| *o = *v);
+    fn retain(&mut self, keep: &[usize]) {
+        let stride = self.stride();
+        // Full pages in front of the first row that goes stay as they are, shared or not.
+        let same = keep.iter().zip(0..).take_while(|(row, i)| **row == *i).count() / PAGE;
+        let mut pages: Vec<_> = self.pages[..same].to_vec();
+        for rows in keep[same * PAGE..].chunks(PAGE) {
+            let mut page = Vec::with_capacity(PAGE * stride);
+            for row in rows {
+                page.extend_from_slice(&self.pages[row / PAGE][row % PAGE * stride..][..stride]);
             }
+            pages.push(Arc::new(page));
+        }
+        (self.pages, self.len) = (pages, keep.len());
+    }
+
+    fn decode(&self, tokens: Range<usize>, mut out: ArrayViewMut2<'_, f32>) {
+        let (stride, mut done) = (self.stride(), 0);
+        for (page, within) in pages(tokens, PAGE) {
+            let bytes = &self.pages[page][within.start * stride..within.end * stride];
+            let mut rows = out.slice_mut(s![done..done + within.len(), ..]);
+            let to = rows.as_slice_mut().expect("contiguous");
+            self.dtype.read_f32(bytes, to).expect("a float type");
+            done += within.len();
         }
     }
 

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::ndarray;
 
 use super::form::Form;
@@ -67,11 +67,8 @@ impl Tier {
         self.values.push(v.view());
     }
 
-    pub(super) fn decode(&self) -> (Array2<f32>, Array2<f32>) {
-        (self.decode_all(&*self.keys), self.decode_all(&*self.values))
-    }
-
-    fn decode_all(&self, rows: &dyn Rows) -> Array2<f32> {
+    /// Keys or values of all slots.
+    pub(super) fn decode(&self, rows: &dyn Rows) -> Array2<f32> {
         let mut out = Array2::zeros((rows.len(), self.dim));
         rows.decode(0..rows.len(), out.view_mut());
         out
@@ -83,18 +80,8 @@ impl Tier {
             return;
         }
         let positions = keep.iter().map(|slot| self.position(*slot) as u32).collect();
-        for rows in [&mut self.keys, &mut self.values] {
-            let all = {
-                let mut all = Array2::zeros((rows.len(), self.dim));
-                rows.decode(0..rows.len(), all.view_mut());
-                all
-            };
-            // What comes before the first slot that goes is left alone where it can be.
-            let same = keep.iter().zip(0..).take_while(|(slot, i)| **slot == *i).count();
-            let same = if same >= rows.earliest() { same } else { 0 };
-            rows.truncate(same);
-            rows.push(all.select(Axis(0), &keep[same..]).view());
-        }
+        self.keys.retain(keep);
+        self.values.retain(keep);
         self.positions = Some(positions);
     }
 

@@ -119,7 +119,7 @@ impl Layer {
             if goes.is_empty() {
                 continue;
             }
-            let (k, v) = head.main.decode();
+            let (k, v) = (head.main.decode(&*head.main.keys), head.main.decode(&*head.main.values));
             let positions: Vec<usize> = goes.iter().map(|slot| head.main.position(*slot)).collect();
             let low = head.low.get_or_insert_with(|| Tier::new(&form, self.shape));
             low.push_at(&k.select(Axis(0), &goes), &v.select(Axis(0), &goes), &positions);
@@ -144,8 +144,11 @@ impl Layer {
         let total: usize = tiers.iter().map(|t| t.len()).sum();
         let tokens = queries.dim().0;
         let fused = tokens * group <= FUSED && self.rope.is_none();
-        let dense: Vec<_> =
-            if fused { Vec::new() } else { tiers.iter().map(|t| self.dense(t)).collect() };
+        let dense: Vec<_> = if fused {
+            Vec::new()
+        } else {
+            tiers.iter().map(|t| (self.rotated(t), t.decode(&*t.values))).collect()
+        };
         let step = (QUERIES / group).max(1);
         for start in (0..tokens).step_by(step) {
             let rows = start..(start + step).min(tokens);
@@ -251,15 +254,15 @@ impl Layer {
         }
     }
 
-    /// Keys, rotated where they are held plain, and values of a tier.
-    fn dense(&self, tier: &Tier) -> (Array2<f32>, Array2<f32>) {
-        let (mut k, v) = tier.decode();
+    /// Keys of a tier, rotated where they are held plain.
+    fn rotated(&self, tier: &Tier) -> Array2<f32> {
+        let mut k = tier.decode(&*tier.keys);
         if let Some(rope) = &self.rope {
             for (slot, mut row) in k.rows_mut().into_iter().enumerate() {
                 rope.rotate(row.as_slice_mut().expect("contiguous"), tier.position(slot));
             }
         }
-        (k, v)
+        k
     }
 }
 
@@ -332,8 +335,13 @@ impl KvStore for Layer {
         Ok(())
     }
 
-    fn decode(&self, head: usize) -> (Array2<f32>, Array2<f32>) {
-        self.dense(&self.heads[head].main)
+    fn keys(&self, head: usize) -> Array2<f32> {
+        self.rotated(&self.heads[head].main)
+    }
+
+    fn values(&self, head: usize) -> Array2<f32> {
+        let tier = &self.heads[head].main;
+        tier.decode(&*tier.values)
     }
 
     fn retain(&mut self, keep: &HeadSlots) -> Result<()> {

@@ -140,11 +140,25 @@ pub trait KvStore: Debug + Send + Sync {
         watch: Option<&mut Watch<'_>>,
     ) -> Result<()>;
 
-    /// Keys and values `[slots, head_dim]` of a head, as attention uses them.
+    /// Keys `[slots, head_dim]` of a head, as attention uses them.
     ///
     /// # Panics
     /// If there is no such head.
-    fn decode(&self, head: usize) -> (Array2<f32>, Array2<f32>);
+    fn keys(&self, head: usize) -> Array2<f32>;
+
+    /// Values `[slots, head_dim]` of a head, as attention uses them.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    fn values(&self, head: usize) -> Array2<f32>;
+
+    /// Keys and values of a head.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    fn decode(&self, head: usize) -> (Array2<f32>, Array2<f32>) {
+        (self.keys(head), self.values(head))
+    }
 
     /// Forgets all slots but these. Integers and bitmaps are packed anew: what stays is rounded a second time.
     ///

@@ -22,6 +22,9 @@ pub(crate) trait Rows: Debug + Send + Sync {
     /// Goes back to a length that is 0 or at least [`Rows::earliest`].
     fn truncate(&mut self, len: usize);
 
+    /// Forgets all rows but these, which ascend.
+    fn retain(&mut self, keep: &[usize]);
+
     /// Values of some rows.
     fn decode(&self, tokens: Range<usize>, out: ArrayViewMut2<'_, f32>);
 

@@ -1,7 +1,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use serde_json::json;
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
@@ -142,6 +142,16 @@ impl<P: Packed> Rows for Windowed<P> {
         if prefix < self.packed.len() {
             self.packed.truncate(prefix);
         }
+    }
+
+    /// Packs what stays anew; what comes before the first row that goes is left alone where it can be.
+    fn retain(&mut self, keep: &[usize]) {
+        let mut all = Array2::zeros((self.len(), self.packed.dim()));
+        self.decode(0..self.len(), all.view_mut());
+        let same = keep.iter().zip(0..).take_while(|(row, i)| **row == *i).count();
+        let same = if same >= self.earliest() { same } else { 0 };
+        self.truncate(same);
+        self.push(all.select(Axis(0), &keep[same..]).view());
     }
 
     fn decode(&self, tokens: Range<usize>, mut out: ArrayViewMut2<'_, f32>) {
