@@ -196,7 +196,11 @@ fn kvpress_scores_and_kept_sets() {
             checked += 1;
         }
         let pyramid = sets(&ints(&file, &format!("pyramidkv.kept_r{ratio}")), heads);
-        println!("pyramid {ratio}: {} kept", pyramid[0].len());
+        // The layer is the third of MiniLM's six.
+        let third = LayerAt { index: 2, of: 6 };
+        let mine = case.kept(pyramidkv(32, 20.0, budget), third);
+        same_sets(&mine, &pyramid, &scores[2].1, &format!("pyramidkv at {ratio}"));
+        checked += 1;
         for (name, policy) in
             [("adakv_knorm", Policy::new(KeyNorm, budget)), ("adakv_snapkv", snapkv(32, 5, budget))]
         {
