@@ -4,5 +4,6 @@ mod bad_input;
 mod common;
 mod golden;
 mod judging;
+mod kv;
 mod properties;
 mod streaming;
