@@ -1,4 +1,4 @@
-//! A layer as arrays and a description. See `docs/format.md`.
+//! A layer as arrays and a description. The layout of parts is that of the pages, whatever the CPU.
 
 use serde_json::json;
 use tensorpress_tensor::node::{Json, PartSource};

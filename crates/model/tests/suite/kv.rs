@@ -12,7 +12,7 @@ fn caches(model: &Decoder, recipe: &str) -> Vec<Box<dyn KvCache>> {
     let (config, recipe) = (model.config(), recipe.parse::<KvRecipe>().expect(recipe));
     let caches =
         recipe.caches(model.blocks().len(), config.heads, config.kv_heads, config.head_dim);
-    caches.expect(recipe.to_string().as_str()).into_iter().map(|c| Box::new(c) as _).collect()
+    caches.expect("heads it can hold").into_iter().map(|c| Box::new(c) as _).collect()
 }
 
 fn probabilities(logits: &[f32]) -> Vec<f64> {
