@@ -116,3 +116,26 @@ impl KvCache for DenseCache {
         Ok(())
     }
 }
+
+/// Any store, with or without a policy; scores that want queries before rotary embedding do not get them.
+impl KvCache for tensorpress_kvcache::Cache {
+    fn len(&self) -> usize {
+        Self::len(self)
+    }
+
+    fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
+        Self::append(self, keys, values)
+    }
+
+    /// The queries are those of the tokens appended last.
+    fn attend(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        _first: usize,
+        window: Option<usize>,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        Self::attend(self, queries, window, out, scratch)
+    }
+}

@@ -4,6 +4,7 @@ mod bad_input;
 mod common;
 mod golden;
 mod judging;
+mod kv;
 mod narrow;
 mod properties;
 mod streaming;

@@ -1,0 +1,219 @@
+//! A store with a policy: what an engine holds for each layer.
+
+use ndarray::{ArrayView3, ArrayViewMut3};
+use tensorpress_tensor::{Error, Result, Scratch, ndarray};
+
+use crate::budget::{Budget, LayerAt};
+use crate::policy::{Action, Policy};
+use crate::score::Held;
+use crate::statistics::{KvNeeds, Statistics};
+use crate::store::{Causal, HeadSlots, KvShape, KvStore, Layer};
+
+/// The cache of one layer: a store, and where tokens shall go a policy with the statistics it needs.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    layer: Layer,
+    policy: Option<(Policy, Statistics)>,
+    at: LayerAt,
+}
+
+impl Cache {
+    /// Everything stays.
+    #[must_use]
+    pub fn new(layer: Layer) -> Self {
+        Self { layer, policy: None, at: LayerAt { index: 0, of: 1 } }
+    }
+
+    /// Keeps what a policy says, in layer `at` of a model.
+    ///
+    /// # Errors
+    /// Those of [`Policy::check`]; `InvalidArgument` if tokens are there already.
+    pub fn with_policy(mut self, policy: Policy, at: LayerAt) -> Result<Self> {
+        policy.check()?;
+        if !self.layer.is_empty() {
+            return Err(Error::invalid(
+                "a policy needs the statistics of all tokens: set it while the cache is empty",
+            ));
+        }
+        let statistics = Statistics::new(self.layer.shape(), policy.score.needs());
+        self.policy = Some((policy, statistics));
+        self.at = at;
+        Ok(self)
+    }
+
+    /// Keys and values.
+    #[must_use]
+    pub fn store(&self) -> &Layer {
+        &self.layer
+    }
+
+    /// Tokens appended, evicted ones included: the position of the next.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.layer.len()
+    }
+
+    /// Nothing was appended yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.layer.is_empty()
+    }
+
+    /// Bytes held for keys and values.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.layer.bytes()
+    }
+
+    /// What the policy wants to know.
+    #[must_use]
+    pub fn needs(&self) -> KvNeeds {
+        self.policy.as_ref().map_or_else(KvNeeds::default, |(policy, _)| policy.score.needs())
+    }
+
+    /// Takes keys and values `[tokens, kv_heads, head_dim]` of the next tokens.
+    ///
+    /// # Errors
+    /// As [`KvStore::append`]; the cache is then as it was.
+    pub fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
+        self.layer.append(keys, values)
+    }
+
+    /// Takes the queries `[tokens, heads, head_dim]` of the next tokens before rotary embedding, in front of
+    /// [`Cache::attend`]; only [`KvNeeds::moments_from`] asks for them.
+    ///
+    /// # Errors
+    /// `ShapeMismatch`.
+    pub fn observe_plain_queries(&mut self, queries: ArrayView3<'_, f32>) -> Result<()> {
+        let shape = self.layer.shape();
+        shape.check("queries", shape.heads, queries.dim())?;
+        if let Some((_, statistics)) = &mut self.policy {
+            statistics.observe_plain(queries);
+        }
+        Ok(())
+    }
+
+    /// Attention of the queries `[tokens, heads, head_dim]` of the tokens that were appended last, and then what the
+    /// policy says. See [`KvStore::attend`].
+    ///
+    /// # Errors
+    /// `ShapeMismatch`, `InvalidArgument` for more queries than tokens; those of the score.
+    pub fn attend(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        window: Option<usize>,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let tokens = queries.dim().0;
+        let Some(first) = self.layer.len().checked_sub(tokens) else {
+            let held = self.layer.len();
+            return Err(Error::invalid(format!("{tokens} queries of {held} tokens")));
+        };
+        let causal = Causal { first, window };
+        let Some((policy, statistics)) = &mut self.policy else {
+            return self.layer.attend(queries, causal, out, scratch, None);
+        };
+        let mut mass = Vec::new();
+        if policy.score.needs().mass {
+            let shape = self.layer.shape();
+            mass = vec![vec![Vec::new(); shape.kv_heads]; tokens];
+            let held: Vec<usize> = (0..shape.kv_heads).map(|h| self.layer.held(h)).collect();
+            let mut watch = |head: usize, row: usize, weights: &[f32]| {
+                let head = head / shape.group();
+                let sum: &mut Vec<f32> = &mut mass[row][head];
+                sum.resize(held[head], 0.0);
+                sum.iter_mut().zip(weights).for_each(|(sum, w)| *sum += w);
+            };
+            self.layer.attend(queries, causal, out, scratch, Some(&mut watch))?;
+        } else {
+            self.layer.attend(queries, causal, out, scratch, None)?;
+        }
+        statistics.observe(queries, first, mass);
+        self.plan(tokens == 1)
+    }
+
+    /// Brings the layer within its budget.
+    fn plan(&mut self, decoding: bool) -> Result<()> {
+        let Some((policy, statistics)) = &mut self.policy else { return Ok(()) };
+        let shape = self.layer.shape();
+        loop {
+            let held: usize = (0..shape.kv_heads).map(|h| self.layer.held(h)).sum();
+            let per_head = held.div_ceil(shape.kv_heads);
+            let bytes = self.layer.bytes();
+            let most = policy.tokens(self.layer.len(), self.at, per_head, bytes);
+            if held <= most * shape.kv_heads {
+                return Ok(());
+            }
+            let slack = if decoding { (policy.stride - 1).min(most / 4) } else { 0 };
+            let keep = policy.plan(Held { store: &self.layer, statistics }, most - slack)?;
+            statistics.retain(&keep);
+            match policy.action {
+                Action::Evict => self.layer.retain(&keep)?,
+                Action::Demote => self.layer.demote(&keep)?,
+            }
+            // Bytes do not shrink quite as tokens do: look again.
+            let done = !matches!(policy.budget, Budget::Bytes(_)) || keep.total() == 0;
+            if done || policy.action == Action::Demote {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The shortest length, but 0, to which [`Cache::truncate`] can go back.
+    #[must_use]
+    pub fn earliest(&self) -> usize {
+        let statistics = self.policy.as_ref().map_or(0, |(_, s)| s.earliest());
+        self.layer.earliest().max(statistics)
+    }
+
+    /// Goes back to the first `len` tokens: as if the others had never been.
+    ///
+    /// # Errors
+    /// As [`KvStore::truncate`]; the cache is then as it was.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len != 0 && len < self.layer.len() && len < self.earliest() {
+            return Err(Error::unsupported(format!(
+                "truncate to {len}: tokens were evicted, packed or counted since; allowed are 0 and {} to {}",
+                self.earliest(),
+                self.layer.len()
+            )));
+        }
+        let shorter = len < self.layer.len();
+        self.layer.truncate(len)?;
+        if let (Some((_, statistics)), true) = (&mut self.policy, shorter) {
+            statistics.truncate(len);
+        }
+        Ok(())
+    }
+
+    /// Forgets all slots but these, whatever the policy.
+    ///
+    /// # Errors
+    /// As [`KvStore::retain`].
+    pub fn retain(&mut self, keep: &HeadSlots) -> Result<()> {
+        self.layer.retain(keep)?;
+        if let Some((_, statistics)) = &mut self.policy {
+            statistics.retain(keep);
+        }
+        Ok(())
+    }
+
+    /// A cache of its own with the same contents; full pages are shared until one side changes them.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        self.clone()
+    }
+
+    /// Heads.
+    #[must_use]
+    pub fn shape(&self) -> KvShape {
+        self.layer.shape()
+    }
+
+    /// Policy and statistics, where tokens shall go.
+    #[must_use]
+    pub fn policy(&self) -> Option<(&Policy, &Statistics)> {
+        self.policy.as_ref().map(|(policy, statistics)| (policy, statistics))
+    }
+}

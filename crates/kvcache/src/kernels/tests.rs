@@ -1,0 +1,114 @@
+//! Every instruction set of this CPU against the portable code, and that against f64 sums in plain loops.
+
+use tensorpress_tensor::DType;
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::linalg::SplitMix;
+
+use super::*;
+
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut random = SplitMix::new(seed);
+    (0..n).map(|_| random.next_f64() as f32 - 0.5).collect()
+}
+
+fn near(a: &[f32], b: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((f64::from(*a) - b).abs() <= tolerance, "{what}: {i}: {a} against {b}");
+    }
+}
+
+#[test]
+fn floats() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for (dim, tokens) in [(1, 1), (8, 3), (16, 5), (33, 7), (128, 20), (200, 9)] {
+            let mut bytes = Vec::new();
+            dtype.write_f32(&noise(dim * tokens, 1), &mut bytes).expect("a float type");
+            let mut rows = vec![0.0; dim * tokens];
+            dtype.read_f32(&bytes, &mut rows).expect("a float type");
+            let (q, w) = (noise(dim, 2), noise(tokens, 3));
+            let (dots, mix) = reference(&rows, dim, &q, &w);
+            for isa in Isa::available() {
+                let what = format!("{isa} {dtype:?} {dim} x {tokens}");
+                let mut out = vec![f32::NAN; tokens];
+                float_dots(isa, dtype, &bytes, &q, &mut out);
+                near(&out, &dots, 1e-5, &what);
+                let mut out = vec![0.0; dim];
+                float_mix(isa, dtype, &bytes, &w, &mut out);
+                near(&out, &mix, 1e-5, &what);
+            }
+        }
+    }
+}
+
+fn reference(rows: &[f32], dim: usize, q: &[f32], w: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let mut mix = vec![0.0; dim];
+    let dots = rows
+        .chunks(dim)
+        .zip(w)
+        .map(|(row, w)| {
+            row.iter().zip(&mut mix).for_each(|(x, m)| *m += f64::from(*x) * f64::from(*w));
+            row.iter().zip(q).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        })
+        .collect();
+    (dots, mix)
+}
+
+#[test]
+fn softmax_of_any_length() {
+    for n in [1, 2, 15, 16, 17, 100] {
+        let mut x: Vec<f32> = noise(n, 4).iter().map(|x| 30.0 * x).collect();
+        if n > 2 {
+            x[1] = f32::NEG_INFINITY;
+        }
+        let exact: Vec<f64> = x.iter().map(|x| (0.3 * f64::from(*x)).exp()).collect();
+        let sum: f64 = exact.iter().sum();
+        let exact: Vec<f64> = exact.iter().map(|e| e / sum).collect();
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            softmax(isa, &mut y, 0.3);
+            near(&y, &exact, 1e-6, &format!("{isa} {n}"));
+        }
+    }
+    let mut nothing = [f32::NEG_INFINITY; 20];
+    softmax(Isa::detect(), &mut nothing, 1.0);
+    assert_eq!(nothing, [0.0; 20]);
+}
+
+#[test]
+fn bitmaps() {
+    for dtype in [DType::F32, DType::F16] {
+        for (chunks, tokens) in [(1, 3), (2, 5), (3, 4), (4, 9), (8, 20)] {
+            let dim = chunks * LANES;
+            let mut random = SplitMix::new(7);
+            let masks: Vec<u16> = (0..chunks * tokens)
+                .map(|i| if i == 0 { !0 } else { (random.next_f64() * 65536.0) as u16 })
+                .collect();
+            let (mut rows, mut values, mut starts) = (vec![0.0; dim * tokens], vec![], vec![]);
+            for t in 0..tokens {
+                starts.push(values.len() as u32);
+                for c in 0..dim {
+                    if masks[t * chunks + c / 16] >> (c % 16) & 1 == 1 {
+                        let v = dtype.round(random.next_f64() as f32 - 0.5);
+                        rows[t * dim + c] = v;
+                        values.push(v);
+                    }
+                }
+            }
+            values.extend([0.0; SLACK]);
+            let mut bytes = Vec::new();
+            dtype.write_f32(&values, &mut bytes).expect("a float type");
+            let (q, w) = (noise(dim, 2), noise(tokens, 3));
+            let (dots, mix) = reference(&rows, dim, &q, &w);
+            for isa in Isa::available() {
+                let what = format!("{isa} {dtype:?} {dim} x {tokens}");
+                let mut out = vec![f32::NAN; tokens];
+                bitmap_dots(isa, dtype, &masks, &starts, &bytes, &q, &mut out);
+                near(&out, &dots, 1e-5, &what);
+                let mut out = vec![0.0; dim];
+                bitmap_mix(isa, dtype, &masks, &starts, &bytes, &w, &mut out);
+                near(&out, &mix, 1e-5, &what);
+            }
+        }
+    }
+}

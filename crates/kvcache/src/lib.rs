@@ -1,0 +1,24 @@
+//! KV caches: what is kept of keys and values, and how it is held.
+//!
+//! A cache is a store ([`store`]: float, integer or sparse forms, attention straight over them) and, where tokens shall
+//! go, a policy: token [`score`] x [`budget`] x action. Papers are compositions of these ([`policy`]). No engine type is
+//! in any signature: arrays go in, arrays come out.
+
+pub mod budget;
+mod cache;
+mod kernels;
+pub mod policy;
+pub mod recipe;
+mod rope;
+pub mod score;
+mod statistics;
+pub mod store;
+
+pub use budget::{Budget, Heads, LayerAt, Layers};
+pub use cache::Cache;
+pub use policy::{Action, Policy};
+pub use recipe::KvRecipe;
+pub use rope::Rope;
+pub use score::{Held, Score};
+pub use statistics::{KvNeeds, Statistics};
+pub use store::{Axis, Bitmap, Causal, Form, HeadSlots, Int, KvShape, KvStore, Layer};

@@ -1,0 +1,233 @@
+//! What is kept: token score x budget x action. A paper is a composition of a line or two.
+
+use std::sync::Arc;
+
+use tensorpress_tensor::{Error, Result};
+
+use crate::budget::{Budget, Heads, LayerAt, Layers, select};
+use crate::rope::Rope;
+use crate::score::{
+    Accumulated, ExpectedAttention, Held, KeyDifference, KeyNorm, LastQuery, QueryWindow, Random,
+    Recency, Score,
+};
+use crate::store::HeadSlots;
+
+/// What happens to tokens that are not kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Action {
+    /// They are forgotten.
+    #[default]
+    Evict,
+    /// They move to the low form of the layer.
+    Demote,
+}
+
+/// Token score x budget x action.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Policy {
+    /// How much a token matters.
+    pub score: Arc<dyn Score>,
+    /// How much stays.
+    pub budget: Budget,
+    /// How that differs from layer to layer.
+    pub layers: Layers,
+    /// How it differs from head to head.
+    pub heads: Heads,
+    /// What happens to the rest.
+    pub action: Action,
+    /// First tokens that always stay.
+    pub sinks: usize,
+    /// Newest tokens that always stay.
+    pub recent: usize,
+    /// How many tokens go at once while tokens come one by one: a plan is made once in so many.
+    pub stride: usize,
+}
+
+impl Policy {
+    /// The best tokens by a score stay, alike in all layers and heads; the rest is evicted, 128 at a time.
+    #[must_use]
+    pub fn new(score: impl Score + 'static, budget: Budget) -> Self {
+        Self {
+            score: Arc::new(score),
+            budget,
+            layers: Layers::Uniform,
+            heads: Heads::Uniform,
+            action: Action::Evict,
+            sinks: 0,
+            recent: 0,
+            stride: 128,
+        }
+    }
+
+    /// Sets how many first and newest tokens always stay.
+    #[must_use]
+    pub fn with_protected(mut self, sinks: usize, recent: usize) -> Self {
+        (self.sinks, self.recent) = (sinks, recent);
+        self
+    }
+
+    /// Sets how the budget differs from layer to layer.
+    #[must_use]
+    pub fn with_layers(mut self, layers: Layers) -> Self {
+        self.layers = layers;
+        self
+    }
+
+    /// Sets how the budget differs from head to head.
+    #[must_use]
+    pub fn with_heads(mut self, heads: Heads) -> Self {
+        self.heads = heads;
+        self
+    }
+
+    /// Sets what happens to tokens that are not kept.
+    #[must_use]
+    pub fn with_action(mut self, action: Action) -> Self {
+        self.action = action;
+        self
+    }
+
+    /// Sets how many tokens go at once.
+    #[must_use]
+    pub fn with_stride(mut self, stride: usize) -> Self {
+        self.stride = stride;
+        self
+    }
+
+    /// Whether the parameters can be.
+    ///
+    /// # Errors
+    /// `InvalidArgument` names the parameter and what is allowed.
+    pub fn check(&self) -> Result<()> {
+        self.budget.check()?;
+        if self.stride == 0 {
+            return Err(Error::invalid("stride = 0: at least 1"));
+        }
+        if let Layers::Pyramid { beta, .. } = self.layers
+            && (beta.is_nan() || beta < 1.0)
+        {
+            return Err(Error::invalid(format!("beta = {beta}: at least 1")));
+        }
+        if let Heads::Adaptive { floor } = self.heads
+            && !(0.0..=1.0).contains(&floor)
+        {
+            return Err(Error::invalid(format!("floor = {floor}: allowed are shares from 0 to 1")));
+        }
+        Ok(())
+    }
+
+    /// Tokens per head that may stay of a layer that has seen `seen` and holds `held` of them in `bytes`.
+    #[must_use]
+    pub fn tokens(&self, seen: usize, layer: LayerAt, held: usize, bytes: u64) -> usize {
+        let keep = match self.budget {
+            Budget::Keep(keep) => keep,
+            Budget::Tokens(tokens) if self.layers == Layers::Uniform => return tokens,
+            Budget::Tokens(tokens) => (tokens as f64 / seen.max(1) as f64).min(1.0),
+            Budget::Bytes(most) => {
+                let fit = if bytes <= most {
+                    held
+                } else {
+                    (held as f64 * most as f64 / bytes as f64) as usize
+                };
+                if self.layers == Layers::Uniform {
+                    return fit;
+                }
+                fit as f64 / seen.max(1) as f64
+            }
+        };
+        self.layers.tokens(seen, keep, layer)
+    }
+
+    /// The slots that stay where `tokens` per head may.
+    ///
+    /// # Errors
+    /// Those of the score; `Numerical` where it gives NaN.
+    pub fn plan(&self, held: Held<'_>, tokens: usize) -> Result<HeadSlots> {
+        let mut scores = self.score.score(held)?;
+        let next = held.store.len();
+        for (h, scores) in scores.iter_mut().enumerate() {
+            let positions = held.store.positions(h);
+            if scores.len() != positions.len() {
+                let (found, slots) = (scores.len(), positions.len());
+                return Err(Error::shape(format!(
+                    "{}: {found} scores of {slots} tokens",
+                    self.score.id()
+                )));
+            }
+            if let Some(slot) = scores.iter().position(|s| s.is_nan()) {
+                let (id, p) = (self.score.id(), positions[slot]);
+                return Err(Error::numerical(format!(
+                    "{id}: the score of token {p} of head {h} is NaN"
+                )));
+            }
+            for (score, p) in scores.iter_mut().zip(positions) {
+                if p < self.sinks || p + self.recent >= next {
+                    *score = f32::INFINITY;
+                }
+            }
+        }
+        Ok(select(&scores, tokens, self.heads))
+    }
+}
+
+/// StreamingLLM (Xiao et al., 2024): the first tokens and the newest.
+#[must_use]
+pub fn streaming(sinks: usize, budget: Budget) -> Policy {
+    Policy::new(Recency, budget).with_protected(sinks, 0)
+}
+
+/// H2O (Zhang et al., 2023): the tokens that have received most attention, and the newest.
+#[must_use]
+pub fn h2o(recent: usize, budget: Budget) -> Policy {
+    Policy::new(Accumulated::default(), budget).with_protected(0, recent)
+}
+
+/// SnapKV (Li et al., 2024): what the newest queries look at, and their own tokens.
+#[must_use]
+pub fn snapkv(window: usize, pool: usize, budget: Budget) -> Policy {
+    Policy::new(QueryWindow::new(window, pool), budget)
+}
+
+/// PyramidKV (Cai et al., 2024): SnapKV's score, more tokens in the first layers.
+#[must_use]
+pub fn pyramidkv(window: usize, beta: f64, budget: Budget) -> Policy {
+    snapkv(window, 5, budget).with_layers(Layers::Pyramid { beta, window })
+}
+
+/// AdaKV (Feng et al., 2024): any policy, its budget spread over the heads by score; the memory is freed.
+#[must_use]
+pub fn adakv(policy: Policy) -> Policy {
+    policy.with_heads(Heads::Adaptive { floor: 0.2 })
+}
+
+/// TOVA (Oren et al., 2024): what the newest query looks at.
+#[must_use]
+pub fn tova(budget: Budget) -> Policy {
+    Policy::new(LastQuery, budget)
+}
+
+/// Knorm (Devoto et al., 2024): the smallest keys.
+#[must_use]
+pub fn knorm(budget: Budget) -> Policy {
+    Policy::new(KeyNorm, budget)
+}
+
+/// KeyDiff (Park et al., 2025): the most unusual keys.
+#[must_use]
+pub fn keydiff(budget: Budget) -> Policy {
+    Policy::new(KeyDifference, budget)
+}
+
+/// Expected Attention (Devoto et al., 2025): what queries to come are expected to look at.
+#[must_use]
+pub fn expected_attention(rope: Rope, budget: Budget) -> Policy {
+    Policy::new(ExpectedAttention::new(rope), budget)
+}
+
+/// Tokens by lot.
+#[must_use]
+pub fn random(seed: u64, budget: Budget) -> Policy {
+    Policy::new(Random { seed }, budget)
+}

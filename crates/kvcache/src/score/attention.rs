@@ -1,0 +1,152 @@
+use ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::{Result, linalg, ndarray};
+
+use super::{Held, Score};
+use crate::kernels;
+use crate::statistics::KvNeeds;
+
+/// Attention received since the token came (H2O, Zhang et al., 2023), the mean over the query heads of a group.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Accumulated {
+    /// Divide by the number of queries that saw the token: without it, old tokens have had more time to collect.
+    pub per_query: bool,
+}
+
+impl Score for Accumulated {
+    fn id(&self) -> &'static str {
+        "accumulated_attention"
+    }
+
+    fn needs(&self) -> KvNeeds {
+        KvNeeds { mass: true, ..KvNeeds::default() }
+    }
+
+    fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
+        let (group, next) = (held.store.shape().group() as f32, held.store.len());
+        let of = |h| {
+            let positions = held.store.positions(h);
+            let mass = held.statistics.mass(h, positions.len());
+            let saw = |p: usize| if self.per_query { (next - p) as f32 } else { 1.0 };
+            mass.iter().zip(positions).map(|(m, p)| m / (group * saw(p))).collect()
+        };
+        Ok(held.heads().map(of).collect())
+    }
+}
+
+/// softmax of the queries `[n, dim]` over keys `[slots, dim]` at `positions`, causal.
+fn weights(
+    q: &Array2<f32>,
+    at: &[usize],
+    keys: ArrayView2<'_, f32>,
+    positions: &[usize],
+) -> Array2<f32> {
+    let mut w = Array2::zeros((q.nrows(), keys.nrows()));
+    linalg::matmul_nt(q.view(), keys, w.view_mut(), false, linalg::Par::Seq);
+    let scale = 1.0 / (q.ncols() as f32).sqrt();
+    for (mut row, at) in w.rows_mut().into_iter().zip(at) {
+        let row = row.as_slice_mut().expect("contiguous");
+        let seen = positions.partition_point(|p| p <= at);
+        kernels::softmax(Isa::detect(), &mut row[..seen], scale);
+        row[seen..].fill(0.0);
+    }
+    w
+}
+
+/// Attention of the newest queries, smoothed along the tokens (SnapKV, Li et al., 2024); those queries' own tokens stay.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct QueryWindow {
+    /// How many queries.
+    pub window: usize,
+    /// Width of the average, odd; 1 smooths nothing. The divisor is always the width.
+    pub pool: usize,
+}
+
+impl QueryWindow {
+    /// This many queries, this width of the average.
+    #[must_use]
+    pub fn new(window: usize, pool: usize) -> Self {
+        Self { window, pool }
+    }
+}
+
+impl Score for QueryWindow {
+    fn id(&self) -> &'static str {
+        "window_attention"
+    }
+
+    fn needs(&self) -> KvNeeds {
+        KvNeeds { queries: self.window, ..KvNeeds::default() }
+    }
+
+    fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
+        let shape = held.store.shape();
+        let mut scores = Vec::with_capacity(shape.kv_heads);
+        for h in held.heads() {
+            let (keys, positions) = (held.keys(h), held.store.positions(h));
+            let mut sum = vec![0.0; positions.len()];
+            for q in h * shape.group()..(h + 1) * shape.group() {
+                let (at, queries) = held.statistics.queries(q, self.window)?;
+                // Columns of the window's own tokens are not smoothed into the others.
+                let own = positions.partition_point(|p| *p < at[0]);
+                let mean = weights(&queries, &at, keys.view(), &positions)
+                    .mean_axis(ndarray::Axis(0))
+                    .unwrap_or_default();
+                let half = self.pool / 2;
+                for (slot, sum) in sum[..own].iter_mut().enumerate() {
+                    let near = mean
+                        .slice(ndarray::s![slot.saturating_sub(half)..(slot + half + 1).min(own)]);
+                    *sum += near.sum() / (self.pool * shape.group()) as f32;
+                }
+                sum[own..].fill(f32::INFINITY);
+            }
+            scores.push(sum);
+        }
+        keep_over(&mut scores);
+        Ok(scores)
+    }
+}
+
+/// Infinity becomes the largest other score plus one.
+pub(super) fn keep_over(scores: &mut [Vec<f32>]) {
+    let finite = scores.iter().flatten().filter(|s| s.is_finite());
+    let over = finite.fold(0.0f32, |a, b| a.max(*b)) + 1.0;
+    scores.iter_mut().flatten().filter(|s| **s == f32::INFINITY).for_each(|s| *s = over);
+}
+
+/// Attention of the newest query, the mean over all heads (TOVA, Oren et al., 2024); the newest token stays.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LastQuery;
+
+impl Score for LastQuery {
+    fn id(&self) -> &'static str {
+        "last_query_attention"
+    }
+
+    fn needs(&self) -> KvNeeds {
+        KvNeeds { queries: 1, ..KvNeeds::default() }
+    }
+
+    fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
+        let shape = held.store.shape();
+        // By position, for the heads may hold different tokens.
+        let mut mean = vec![0.0f32; held.store.len()];
+        for h in held.heads() {
+            let (keys, positions) = (held.keys(h), held.store.positions(h));
+            for q in h * shape.group()..(h + 1) * shape.group() {
+                let (at, query) = held.statistics.queries(q, 1)?;
+                for (w, p) in weights(&query, &at, keys.view(), &positions).iter().zip(&positions) {
+                    mean[*p] += w / shape.heads as f32;
+                }
+            }
+        }
+        if let Some(newest) = mean.last_mut() {
+            *newest = f32::INFINITY;
+        }
+        let of = |h| held.store.positions(h).into_iter().map(|p| mean[p]).collect();
+        let mut scores: Vec<Vec<f32>> = held.heads().map(of).collect();
+        keep_over(&mut scores);
+        Ok(scores)
+    }
+}

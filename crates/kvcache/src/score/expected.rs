@@ -1,0 +1,99 @@
+use ndarray::{Array1, Array2};
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::{Result, ndarray};
+
+use super::{Held, Score};
+use crate::kernels;
+use crate::rope::Rope;
+use crate::statistics::KvNeeds;
+
+/// Attention that future queries will pay, were they normal with the mean and covariance of those seen (Expected
+/// Attention, Devoto et al., 2025): softmax of `k mu / sqrt(d) + k C k / 2d` over keys after rotary embedding, mu and C
+/// rotated by the mean rotation of the future positions; times the norm of the value.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ExpectedAttention {
+    /// The model's rotary embedding.
+    pub rope: Rope,
+    /// How many future positions.
+    pub future: usize,
+    /// First tokens left out of the statistics; they always stay.
+    pub sinks: usize,
+    /// Use the covariance, not the mean alone.
+    pub covariance: bool,
+    /// Weigh by the norm of the value.
+    pub values: bool,
+    /// Added before weighing.
+    pub epsilon: f32,
+}
+
+impl ExpectedAttention {
+    /// 512 future positions, 4 sinks, covariance, norms of values, no epsilon.
+    #[must_use]
+    pub fn new(rope: Rope) -> Self {
+        Self { rope, future: 512, sinks: 4, covariance: true, values: true, epsilon: 0.0 }
+    }
+
+    /// Mean and covariance at the mean of the future positions.
+    fn rotated(
+        &self,
+        mean: &[f64],
+        covariance: &Array2<f64>,
+        next: usize,
+    ) -> (Array1<f64>, Array2<f64>) {
+        let dim = mean.len();
+        let mut rotation = Array2::zeros((dim, dim));
+        let turns = self.rope.mean_rotation(next..next + self.future);
+        for (i, (cos, sin)) in turns.into_iter().enumerate() {
+            let j = i + dim / 2;
+            (rotation[[i, i]], rotation[[j, j]]) = (f64::from(cos), f64::from(cos));
+            (rotation[[i, j]], rotation[[j, i]]) = (-f64::from(sin), f64::from(sin));
+        }
+        let mean = rotation.dot(&Array1::from(mean.to_vec()));
+        (mean, rotation.dot(covariance).dot(&rotation.t()))
+    }
+}
+
+impl Score for ExpectedAttention {
+    fn id(&self) -> &'static str {
+        "expected_attention"
+    }
+
+    fn needs(&self) -> KvNeeds {
+        KvNeeds { moments_from: Some(self.sinks), ..KvNeeds::default() }
+    }
+
+    fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
+        let (shape, next) = (held.store.shape(), held.store.len());
+        let dim = shape.head_dim as f64;
+        let mut scores = Vec::with_capacity(shape.kv_heads);
+        for h in held.heads() {
+            let (keys, values) = held.store.decode(h);
+            let keys = keys.mapv(f64::from);
+            let sinks = held.store.positions(h).partition_point(|p| *p < self.sinks);
+            let mut sum = vec![0.0f32; keys.nrows()];
+            for q in h * shape.group()..(h + 1) * shape.group() {
+                let (mean, covariance) = held.statistics.moments(q)?;
+                let (mean, covariance) = self.rotated(&mean, &covariance, next);
+                let mut logits = keys.dot(&mean) / dim.sqrt();
+                if self.covariance {
+                    logits +=
+                        &((keys.dot(&covariance) * &keys).sum_axis(ndarray::Axis(1)) / (2.0 * dim));
+                }
+                let mut logits: Vec<f32> = logits.iter().skip(sinks).map(|l| *l as f32).collect();
+                kernels::softmax(Isa::detect(), &mut logits, 1.0);
+                for (sum, w) in sum[sinks..].iter_mut().zip(logits) {
+                    *sum += w / shape.group() as f32;
+                }
+            }
+            for (sum, v) in sum.iter_mut().zip(values.rows()) {
+                let norm = if self.values { v.dot(&v).sqrt() } else { 1.0 };
+                *sum = (*sum + if self.values { self.epsilon } else { 0.0 }) * norm;
+            }
+            sum[..sinks].fill(f32::INFINITY);
+            scores.push(sum);
+        }
+        super::attention::keep_over(&mut scores);
+        Ok(scores)
+    }
+}

@@ -1,0 +1,55 @@
+//! How much a token matters: one number per head of keys and slot, larger for what shall stay.
+
+mod attention;
+mod expected;
+mod geometry;
+
+use std::fmt::Debug;
+
+use ndarray::Array2;
+use tensorpress_tensor::{Result, ndarray};
+
+pub use attention::{Accumulated, LastQuery, QueryWindow};
+pub use expected::ExpectedAttention;
+pub use geometry::{KeyDifference, KeyNorm, Random, Recency};
+
+use crate::statistics::{KvNeeds, Statistics};
+use crate::store::KvStore;
+
+/// What is held, and what the queries told about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    /// Keys and values.
+    pub store: &'a dyn KvStore,
+    /// Queries and attention.
+    pub statistics: &'a Statistics,
+}
+
+impl Held<'_> {
+    /// Keys `[slots, head_dim]` of a head, as attention uses them.
+    #[must_use]
+    pub fn keys(&self, head: usize) -> Array2<f32> {
+        self.store.keys(head)
+    }
+
+    fn heads(&self) -> std::ops::Range<usize> {
+        0..self.store.shape().kv_heads
+    }
+}
+
+/// How much every token matters.
+pub trait Score: Debug + Send + Sync {
+    /// Short name.
+    fn id(&self) -> &'static str;
+
+    /// What it wants to know beside keys and values.
+    fn needs(&self) -> KvNeeds {
+        KvNeeds::default()
+    }
+
+    /// A number for every slot of every head of keys.
+    ///
+    /// # Errors
+    /// `MissingCalibration` where statistics are missing.
+    fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>>;
+}

@@ -1,0 +1,230 @@
+//! What the queries told about the tokens.
+
+use std::collections::VecDeque;
+
+use ndarray::{Array2, ArrayView3, s};
+use tensorpress_tensor::{Error, Result, ndarray};
+
+use crate::store::{HeadSlots, KvShape};
+
+/// What a score wants to know beside the keys and values that are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KvNeeds {
+    /// The newest queries, after rotary embedding: this many.
+    pub queries: usize,
+    /// Attention that every token has received.
+    pub mass: bool,
+    /// Mean and covariance of the queries before rotary embedding, from this position on.
+    pub moments_from: Option<usize>,
+}
+
+/// How many of the newest tokens' statistics can be taken back.
+pub(crate) const MARGIN: usize = 16;
+
+/// Statistics of the queries of one layer.
+#[derive(Debug, Clone)]
+pub struct Statistics {
+    shape: KvShape,
+    needs: KvNeeds,
+    /// Position of the next query.
+    next: usize,
+    /// Newest queries `[heads * head_dim]` and where they stand.
+    recent: VecDeque<(usize, Vec<f32>)>,
+    /// Attention received, by head of keys and slot, of all queries but those in `pending`.
+    mass: Vec<Vec<f32>>,
+    /// That of the newest queries, oldest first: added up when they can no longer be taken back.
+    pending: VecDeque<(usize, Vec<Vec<f32>>)>,
+    moments: Vec<Moments>,
+    /// Newest queries before rotary embedding.
+    plain: VecDeque<(usize, Vec<f32>)>,
+    /// Position of the next such query.
+    next_plain: usize,
+    /// No going back before this length.
+    settled: usize,
+}
+
+/// Sums over queries of one head.
+#[derive(Debug, Clone)]
+struct Moments {
+    count: f64,
+    sum: Vec<f64>,
+    products: Vec<f64>,
+}
+
+impl Moments {
+    fn add(&mut self, q: &[f32]) {
+        self.count += 1.0;
+        for (i, a) in q.iter().enumerate() {
+            self.sum[i] += f64::from(*a);
+            for (j, b) in q.iter().enumerate() {
+                self.products[i * q.len() + j] += f64::from(*a) * f64::from(*b);
+            }
+        }
+    }
+}
+
+impl Statistics {
+    pub(crate) fn new(shape: KvShape, needs: KvNeeds) -> Self {
+        let dim = if needs.moments_from.is_some() { shape.head_dim } else { 0 };
+        let none = Moments { count: 0.0, sum: vec![0.0; dim], products: vec![0.0; dim * dim] };
+        Self {
+            shape,
+            needs,
+            next: 0,
+            recent: VecDeque::new(),
+            mass: vec![Vec::new(); shape.kv_heads],
+            pending: VecDeque::new(),
+            moments: vec![none; shape.heads],
+            plain: VecDeque::new(),
+            next_plain: 0,
+            settled: 0,
+        }
+    }
+
+    /// Takes queries `[tokens, heads, head_dim]` and the attention they paid: `mass[row][head of keys][slot]`, empty where
+    /// it is not needed.
+    pub(crate) fn observe(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        first: usize,
+        mass: Vec<Vec<Vec<f32>>>,
+    ) {
+        let tokens = queries.dim().0;
+        self.next = first + tokens;
+        if self.needs.queries > 0 {
+            let keep = self.needs.queries + MARGIN;
+            for row in tokens.saturating_sub(keep)..tokens {
+                self.recent.push_back((
+                    first + row,
+                    queries.slice(s![row, .., ..]).iter().copied().collect(),
+                ));
+            }
+            let over = self.recent.len().saturating_sub(keep);
+            self.recent.drain(..over);
+        }
+        for (row, mass) in mass.into_iter().enumerate() {
+            self.pending.push_back((first + row, mass));
+            if self.pending.len() > MARGIN {
+                self.commit_oldest();
+            }
+        }
+    }
+
+    /// Takes queries before rotary embedding.
+    pub(crate) fn observe_plain(&mut self, queries: ArrayView3<'_, f32>) {
+        let Some(from) = self.needs.moments_from else { return };
+        for row in 0..queries.dim().0 {
+            let position = self.next_plain;
+            self.next_plain += 1;
+            if position >= from {
+                let query = queries.slice(s![row, .., ..]).iter().copied().collect();
+                self.plain.push_back((position, query));
+            }
+            if self.plain.len() > MARGIN {
+                let (_, query) = self.plain.pop_front().expect("more than the margin");
+                add_moments(&mut self.moments, &query, self.shape.head_dim);
+            }
+        }
+    }
+
+    fn commit_oldest(&mut self) {
+        let Some((_, mass)) = self.pending.pop_front() else { return };
+        for (sum, new) in self.mass.iter_mut().zip(mass) {
+            add_mass(sum, &new);
+        }
+    }
+
+    /// The shortest length, but 0, to which these can go back.
+    pub(crate) fn earliest(&self) -> usize {
+        let back = |on: bool, next: usize| if on { next.saturating_sub(MARGIN) } else { 0 };
+        self.settled
+            .max(back(self.needs.queries > 0 || self.needs.mass, self.next))
+            .max(back(self.needs.moments_from.is_some(), self.next_plain))
+    }
+
+    pub(crate) fn truncate(&mut self, len: usize) {
+        if len == 0 {
+            *self = Self::new(self.shape, self.needs);
+            return;
+        }
+        self.recent.retain(|(p, _)| *p < len);
+        self.pending.retain(|(p, _)| *p < len);
+        self.plain.retain(|(p, _)| *p < len);
+        (self.next, self.next_plain) = (self.next.min(len), self.next_plain.min(len));
+    }
+
+    /// Forgets what belongs to slots that go.
+    pub(crate) fn retain(&mut self, keep: &HeadSlots) {
+        while !self.pending.is_empty() {
+            self.commit_oldest();
+        }
+        if self.needs.mass {
+            for (mass, keep) in self.mass.iter_mut().zip(&keep.0) {
+                let last = keep.last().map_or(0, |k| k + 1);
+                mass.resize(mass.len().max(last), 0.0);
+                *mass = keep.iter().map(|slot| mass[*slot]).collect();
+            }
+        }
+        self.settled = self.next;
+    }
+
+    /// Attention received by `slots` of a head, summed over the queries and the query heads of its group.
+    #[must_use]
+    pub fn mass(&self, head: usize, slots: usize) -> Vec<f32> {
+        let mut sum = self.mass[head].clone();
+        self.pending.iter().for_each(|(_, mass)| add_mass(&mut sum, &mass[head]));
+        sum.resize(slots, 0.0);
+        sum
+    }
+
+    /// The newest `count` queries of a head, `[count, head_dim]`, and their positions, oldest first; all there are where
+    /// fewer were seen.
+    ///
+    /// # Errors
+    /// `MissingCalibration` if none was seen.
+    pub fn queries(&self, head: usize, count: usize) -> Result<(Vec<usize>, Array2<f32>)> {
+        let count = count.min(self.recent.len());
+        if count == 0 {
+            return Err(Error::missing_calibration("queries are needed: none was seen"));
+        }
+        let start = self.recent.len() - count;
+        let dim = self.shape.head_dim;
+        let mut out = Array2::zeros((count, dim));
+        let rows = self.recent.range(start..);
+        let positions = rows.clone().map(|(p, _)| *p).collect();
+        for (mut to, (_, q)) in out.rows_mut().into_iter().zip(rows) {
+            to.iter_mut().zip(&q[head * dim..]).for_each(|(to, q)| *to = *q);
+        }
+        Ok((positions, out))
+    }
+
+    /// Mean `[head_dim]` and covariance `[head_dim, head_dim]` (divided by the count) of a head's queries before rotary
+    /// embedding.
+    ///
+    /// # Errors
+    /// `MissingCalibration` if none was seen.
+    pub fn moments(&self, head: usize) -> Result<(Vec<f64>, Array2<f64>)> {
+        let mut moments = self.moments[head].clone();
+        let dim = self.shape.head_dim;
+        self.plain.iter().for_each(|(_, q)| moments.add(&q[head * dim..][..dim]));
+        if moments.count == 0.0 {
+            let why = "queries before rotary embedding are needed: none were given";
+            return Err(Error::missing_calibration(why));
+        }
+        let mean: Vec<f64> = moments.sum.iter().map(|s| s / moments.count).collect();
+        let covariance = Array2::from_shape_fn((dim, dim), |(i, j)| {
+            moments.products[i * dim + j] / moments.count - mean[i] * mean[j]
+        });
+        Ok((mean, covariance))
+    }
+}
+
+fn add_mass(sum: &mut Vec<f32>, new: &[f32]) {
+    sum.resize(sum.len().max(new.len()), 0.0);
+    sum.iter_mut().zip(new).for_each(|(sum, new)| *sum += new);
+}
+
+fn add_moments(moments: &mut [Moments], query: &[f32], dim: usize) {
+    moments.iter_mut().zip(query.chunks_exact(dim)).for_each(|(m, q)| m.add(q));
+}

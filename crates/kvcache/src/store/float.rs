@@ -1,0 +1,168 @@
+use std::ops::Range;
+use std::sync::Arc;
+
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use serde_json::json;
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::node::{Json, PartSource};
+use tensorpress_tensor::{DType, PartKind, PartSink, Result, ndarray};
+
+use super::rows::{Rows, bytes_part, count, product, read_bytes};
+use crate::kernels;
+
+/// Rows of f32, f16 or bf16, in pages that forks share.
+#[derive(Debug, Clone)]
+pub(crate) struct FloatRows {
+    dtype: DType,
+    dim: usize,
+    len: usize,
+    /// [`PAGE`] tokens each but the last.
+    pages: Vec<Arc<Vec<u8>>>,
+}
+
+/// Tokens of a page.
+pub(crate) const PAGE: usize = 256;
+
+/// The pages of `per` tokens that overlap a range, each with the tokens of it: (page, first and end within the page).
+pub(crate) fn pages(
+    tokens: Range<usize>,
+    per: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let end = if tokens.is_empty() { 0 } else { tokens.end.div_ceil(per) };
+    (tokens.start / per..end).map(move |page| {
+        let start = page * per;
+        (page, tokens.start.max(start) - start..tokens.end.min(start + per) - start)
+    })
+}
+
+impl FloatRows {
+    pub(crate) fn new(dtype: DType, dim: usize) -> Self {
+        Self { dtype, dim, len: 0, pages: Vec::new() }
+    }
+
+    fn stride(&self) -> usize {
+        self.dim * self.dtype.size()
+    }
+
+    pub(crate) fn read(
+        json: &Json,
+        dim: usize,
+        prefix: &str,
+        source: &dyn PartSource,
+    ) -> Result<Self> {
+        let dtype = read_dtype(json)?;
+        let len = count(json, "len")?;
+        let stride = dim * dtype.size();
+        let bytes = read_bytes(source, prefix, "values", product(&[len, stride])?)?;
+        let pages = bytes.chunks(PAGE * stride).map(|page| Arc::new(page.to_vec())).collect();
+        Ok(Self { dtype, dim, len, pages })
+    }
+}
+
+/// The float type `dtype` of a description.
+pub(crate) fn read_dtype(json: &Json) -> Result<DType> {
+    let dtype: Option<DType> = serde_json::from_value(json["dtype"].clone()).ok();
+    dtype.filter(|d| matches!(d, DType::F32 | DType::F16 | DType::BF16)).ok_or_else(|| {
+        tensorpress_tensor::Error::corruption(format!(
+            "KV cache description: `dtype` = {}: allowed are F32, F16 and BF16",
+            json["dtype"]
+        ))
+    })
+}
+
+impl Rows for FloatRows {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn push(&mut self, rows: ArrayView2<'_, f32>) {
+        for row in rows.axis_iter(Axis(0)) {
+            if self.len.is_multiple_of(PAGE) {
+                self.pages.push(Arc::default());
+            }
+            let page = Arc::make_mut(self.pages.last_mut().expect("just made"));
+            let row = row.as_standard_layout();
+            let values = row.as_slice().expect("standard layout");
+            self.dtype.write_f32(values, page).expect("a float type");
+            self.len += 1;
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = len;
+        self.pages.truncate(len.div_ceil(PAGE));
+        let stride = self.stride();
+        if let Some(last) = self.pages.last_mut() {
+            let bytes = (len - (len - 1) / PAGE * PAGE) * stride;
+            if last.len() != bytes {
+                Arc::make_mut(last).truncate(bytes);
+            }
+        }
+    }
+
+    fn retain(&mut self, keep: &[usize]) {
+        let stride = self.stride();
+        // Full pages in front of the first row that goes stay as they are, shared or not.
+        let same = keep.iter().zip(0..).take_while(|(row, i)| **row == *i).count() / PAGE;
+        let mut pages: Vec<_> = self.pages[..same].to_vec();
+        for rows in keep[same * PAGE..].chunks(PAGE) {
+            let mut page = Vec::with_capacity(PAGE * stride);
+            for row in rows {
+                page.extend_from_slice(&self.pages[row / PAGE][row % PAGE * stride..][..stride]);
+            }
+            pages.push(Arc::new(page));
+        }
+        (self.pages, self.len) = (pages, keep.len());
+    }
+
+    fn decode(&self, tokens: Range<usize>, mut out: ArrayViewMut2<'_, f32>) {
+        let (stride, mut done) = (self.stride(), 0);
+        for (page, within) in pages(tokens, PAGE) {
+            let bytes = &self.pages[page][within.start * stride..within.end * stride];
+            let mut rows = out.slice_mut(s![done..done + within.len(), ..]);
+            let to = rows.as_slice_mut().expect("contiguous");
+            self.dtype.read_f32(bytes, to).expect("a float type");
+            done += within.len();
+        }
+    }
+
+    fn dots(&self, queries: ArrayView2<'_, f32>, tokens: Range<usize>, out: &mut [f32]) {
+        let (isa, stride) = (Isa::detect(), self.stride());
+        for (page, within) in pages(tokens, PAGE) {
+            let rows = &self.pages[page][within.start * stride..within.end * stride];
+            for (i, q) in queries.rows().into_iter().enumerate() {
+                let out = &mut out[i * self.len + page * PAGE..][within.clone()];
+                kernels::float_dots(isa, self.dtype, rows, q.to_slice().expect("contiguous"), out);
+            }
+        }
+    }
+
+    fn mix(&self, weights: &[f32], tokens: Range<usize>, mut out: ArrayViewMut2<'_, f32>) {
+        let (isa, stride) = (Isa::detect(), self.stride());
+        for (page, within) in pages(tokens, PAGE) {
+            let rows = &self.pages[page][within.start * stride..within.end * stride];
+            for (i, mut out) in out.rows_mut().into_iter().enumerate() {
+                let weights = &weights[i * self.len + page * PAGE..][within.clone()];
+                let out = out.as_slice_mut().expect("contiguous");
+                kernels::float_mix(isa, self.dtype, rows, weights, out);
+            }
+        }
+    }
+
+    fn fork(&self) -> Box<dyn Rows> {
+        Box::new(self.clone())
+    }
+
+    fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
+        let bytes: Vec<u8> = self.pages.iter().flat_map(|p| p.iter().copied()).collect();
+        bytes_part(sink, prefix, "values", PartKind::Values, &bytes)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.pages.iter().map(|p| p.len() as u64).sum()
+    }
+
+    fn describe(&self) -> Json {
+        json!({ "form": "float", "dtype": self.dtype, "len": self.len })
+    }
+}

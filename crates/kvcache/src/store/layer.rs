@@ -1,0 +1,408 @@
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, s};
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::node::Json;
+use tensorpress_tensor::{Error, PartSink, Result, Scratch, linalg, ndarray};
+
+use super::form::Form;
+use super::head::Tier;
+use super::{Causal, HeadSlots, KvShape, KvStore, Watch};
+use crate::kernels;
+use crate::rope::Rope;
+
+/// A layer in one [`Form`], or in two: tokens may be demoted to a second, lower one.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub(super) shape: KvShape,
+    pub(super) form: Form,
+    pub(super) low: Option<Form>,
+    /// Keys are held before rotary embedding, and rotated when they are read.
+    pub(super) rope: Option<Rope>,
+    pub(super) heads: Vec<Head>,
+    pub(super) len: usize,
+    /// Length when something was last evicted or demoted.
+    pub(super) settled: usize,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Head {
+    pub(super) main: Tier,
+    pub(super) low: Option<Tier>,
+}
+
+/// Queries handled at a time: a good matrix product, and few scores of keys that none of them sees.
+const QUERIES: usize = 64;
+
+/// Up to this many queries the products run over the stored form; more of them pay for decoding.
+const FUSED: usize = 16;
+
+impl Layer {
+    /// An empty layer.
+    ///
+    /// # Errors
+    /// Those of [`Form::check`].
+    pub fn new(shape: KvShape, form: Form) -> Result<Self> {
+        form.check(shape.head_dim)?;
+        let head = || Head { main: Tier::new(&form, shape), low: None };
+        let heads = (0..shape.kv_heads).map(|_| head()).collect();
+        Ok(Self { shape, form, low: None, rope: None, heads, len: 0, settled: 0 })
+    }
+
+    /// Lets tokens be demoted to this form.
+    ///
+    /// # Errors
+    /// Those of [`Form::check`].
+    pub fn with_low(mut self, form: Form) -> Result<Self> {
+        form.check(self.shape.head_dim)?;
+        self.low = Some(form);
+        Ok(self)
+    }
+
+    /// Takes keys before rotary embedding and rotates them when they are read. Queries still come rotated.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` if the embedding has another number of channels.
+    pub fn with_plain_keys(mut self, rope: Rope) -> Result<Self> {
+        if rope.dim() != self.shape.head_dim {
+            let (rope, dim) = (rope.dim(), self.shape.head_dim);
+            return Err(Error::shape(format!(
+                "rotary embedding of {rope} channels, head_dim = {dim}"
+            )));
+        }
+        self.rope = Some(rope);
+        Ok(self)
+    }
+
+    /// How tokens are held.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Tokens held for a head, but demoted ones.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    #[must_use]
+    pub fn held(&self, head: usize) -> usize {
+        self.heads[head].main.len()
+    }
+
+    fn check_slots(&self, keep: &HeadSlots) -> Result<()> {
+        if keep.0.len() != self.heads.len() {
+            let (found, heads) = (keep.0.len(), self.heads.len());
+            return Err(Error::shape(format!("slots of {found} heads, {heads} expected")));
+        }
+        for (keep, head) in keep.0.iter().zip(&self.heads) {
+            let ascending = keep.windows(2).all(|w| w[0] < w[1]);
+            if !ascending || keep.last().is_some_and(|last| *last >= head.main.len()) {
+                let held = head.main.len();
+                return Err(Error::invalid(format!("slots to keep: must ascend, below {held}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves all slots but these to the low form.
+    ///
+    /// # Errors
+    /// As [`KvStore::retain`]; `Unsupported` without a low form.
+    pub fn demote(&mut self, keep: &HeadSlots) -> Result<()> {
+        self.check_slots(keep)?;
+        let Some(form) = self.low else {
+            return Err(Error::unsupported("demote: the layer has no low form"));
+        };
+        for (head, keep) in self.heads.iter_mut().zip(&keep.0) {
+            let mut kept = keep.iter().peekable();
+            let goes: Vec<usize> = (0..head.main.len())
+                .filter(|slot| kept.next_if(|k| *k == slot).is_none())
+                .collect();
+            if goes.is_empty() {
+                continue;
+            }
+            let (k, v) = (head.main.decode(&*head.main.keys), head.main.decode(&*head.main.values));
+            let positions: Vec<usize> = goes.iter().map(|slot| head.main.position(*slot)).collect();
+            let low = head.low.get_or_insert_with(|| Tier::new(&form, self.shape));
+            low.push_at(&k.select(Axis(0), &goes), &v.select(Axis(0), &goes), &positions);
+            head.main.retain(keep);
+        }
+        self.settled = self.len;
+        Ok(())
+    }
+
+    fn attend_head(
+        &self,
+        head: usize,
+        queries: ArrayView3<'_, f32>,
+        causal: Causal,
+        out: &mut ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+        watch: &mut Option<&mut Watch<'_>>,
+    ) {
+        let (group, dim) = (self.shape.group(), self.shape.head_dim);
+        let first_head = head * group;
+        let tiers = self.heads[head].tiers();
+        let total: usize = tiers.iter().map(|t| t.len()).sum();
+        let tokens = queries.dim().0;
+        let fused = tokens * group <= FUSED && self.rope.is_none();
+        let dense: Vec<_> = if fused {
+            Vec::new()
+        } else {
+            tiers.iter().map(|t| (self.rotated(t), t.decode(&*t.values))).collect()
+        };
+        let step = (QUERIES / group).max(1);
+        for start in (0..tokens).step_by(step) {
+            let rows = start..(start + step).min(tokens);
+            let n = rows.len() * group;
+            let mut q = scratch.take(n * dim);
+            for (i, to) in q.chunks_exact_mut(dim).enumerate() {
+                let row = queries.slice(s![rows.start + i / group, first_head + i % group, ..]);
+                to.iter_mut().zip(row).for_each(|(to, q)| *to = *q);
+            }
+            let q_view = ArrayView2::from_shape((n, dim), &q).expect("n x dim");
+            let mut scores = scratch.take(n * total);
+            let mut at = 0;
+            for (i, tier) in tiers.iter().enumerate() {
+                let part = &mut scores[at * n..(at + tier.len()) * n];
+                let last = causal.first + rows.end - 1;
+                let span = tier.span(causal, causal.first + rows.start, last);
+                if fused {
+                    tier.keys.dots(q_view, span.clone(), part);
+                } else {
+                    let to = ArrayViewMut2::from_shape((n, tier.len()), part).expect("n x len");
+                    linalg::matmul_nt(q_view, dense[i].0.view(), to, false, scratch.par());
+                }
+                at += tier.len();
+            }
+            self.weigh(&tiers, &mut scores, n, |i| causal.first + rows.start + i / group, causal);
+            if let Some(watch) = watch {
+                let mut weights = Vec::with_capacity(total);
+                for i in 0..n {
+                    weights.clear();
+                    let mut at = 0;
+                    for tier in &tiers {
+                        weights.extend(&scores[at * n + i * tier.len()..][..tier.len()]);
+                        at += tier.len();
+                    }
+                    watch(first_head + i % group, rows.start + i / group, &weights);
+                }
+            }
+            let mut mixed = scratch.take(n * dim);
+            mixed.fill(0.0);
+            let mut to = ArrayViewMut2::from_shape((n, dim), &mut mixed).expect("n x dim");
+            let mut at = 0;
+            for (i, tier) in tiers.iter().enumerate() {
+                let part = &scores[at * n..(at + tier.len()) * n];
+                if fused {
+                    let last = causal.first + rows.end - 1;
+                    let span = tier.span(causal, causal.first + rows.start, last);
+                    tier.values.mix(part, span, to.view_mut());
+                } else {
+                    let part = ArrayView2::from_shape((n, tier.len()), part).expect("n x len");
+                    linalg::matmul(part, dense[i].1.view(), to.view_mut(), true, scratch.par());
+                }
+                at += tier.len();
+            }
+            for (i, from) in mixed.chunks_exact(dim).enumerate() {
+                let mut row = out.slice_mut(s![rows.start + i / group, first_head + i % group, ..]);
+                row.iter_mut().zip(from).for_each(|(to, v)| *to = *v);
+            }
+            scratch.put(mixed);
+            scratch.put(scores);
+            scratch.put(q);
+        }
+    }
+
+    /// Scores (tier after tier, each `[n, len]`) become weights: what a query does not see weighs 0.
+    fn weigh(
+        &self,
+        tiers: &[&Tier],
+        scores: &mut [f32],
+        n: usize,
+        position: impl Fn(usize) -> usize,
+        causal: Causal,
+    ) {
+        let (isa, scale) = (Isa::detect(), 1.0 / (self.shape.head_dim as f32).sqrt());
+        let mut joint = Vec::new();
+        for i in 0..n {
+            let p = position(i);
+            let mut at = 0;
+            joint.clear();
+            for tier in tiers {
+                let part = &mut scores[at * n + i * tier.len()..][..tier.len()];
+                tier.hide(part, causal, p);
+                if let [_] = tiers {
+                    let span = tier.span(causal, p, p);
+                    kernels::softmax(isa, &mut part[span.clone()], scale);
+                    part[..span.start].fill(0.0);
+                    part[span.end..].fill(0.0);
+                } else {
+                    joint.extend_from_slice(part);
+                }
+                at += tier.len();
+            }
+            if joint.is_empty() {
+                continue;
+            }
+            kernels::softmax(isa, &mut joint, scale);
+            let (mut at, mut from) = (0, 0);
+            for tier in tiers {
+                let part = &mut scores[at * n + i * tier.len()..][..tier.len()];
+                part.copy_from_slice(&joint[from..from + tier.len()]);
+                at += tier.len();
+                from += tier.len();
+            }
+        }
+    }
+
+    /// Keys of a tier, rotated where they are held plain.
+    fn rotated(&self, tier: &Tier) -> Array2<f32> {
+        let mut k = tier.decode(&*tier.keys);
+        if let Some(rope) = &self.rope {
+            for (slot, mut row) in k.rows_mut().into_iter().enumerate() {
+                rope.rotate(row.as_slice_mut().expect("contiguous"), tier.position(slot));
+            }
+        }
+        k
+    }
+}
+
+impl Head {
+    pub(super) fn tiers(&self) -> Vec<&Tier> {
+        std::iter::once(&self.main).chain(&self.low).collect()
+    }
+}
+
+impl KvStore for Layer {
+    fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn positions(&self, head: usize) -> Vec<usize> {
+        let main = &self.heads[head].main;
+        (0..main.len()).map(|slot| main.position(slot)).collect()
+    }
+
+    fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
+        self.shape.check("keys", self.shape.kv_heads, keys.dim())?;
+        self.shape.check("values", self.shape.kv_heads, values.dim())?;
+        if keys.dim() != values.dim() {
+            let (k, v) = (keys.dim().0, values.dim().0);
+            return Err(Error::shape(format!("keys of {k} tokens, values of {v}")));
+        }
+        let tokens = keys.dim().0;
+        if self.len + tokens > u32::MAX as usize {
+            return Err(Error::unsupported(format!(
+                "{} tokens: at most {}",
+                self.len + tokens,
+                u32::MAX
+            )));
+        }
+        let limit = self.low.iter().map(Form::limit).fold(self.form.limit(), f32::min);
+        for (what, x) in [("keys", &keys), ("values", &values)] {
+            if let Some(bad) = x.iter().find(|v| v.is_nan() || v.abs() > limit) {
+                return Err(Error::numerical(format!(
+                    "{what}: {bad}; this form holds finite values up to {limit:e}"
+                )));
+            }
+        }
+        for (h, head) in self.heads.iter_mut().enumerate() {
+            head.main.push(keys.slice(s![.., h, ..]), values.slice(s![.., h, ..]), self.len);
+        }
+        self.len += tokens;
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        queries: ArrayView3<'_, f32>,
+        causal: Causal,
+        mut out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+        mut watch: Option<&mut Watch<'_>>,
+    ) -> Result<()> {
+        self.shape.check("queries", self.shape.heads, queries.dim())?;
+        if out.dim() != queries.dim() {
+            let (o, q) = (out.dim(), queries.dim());
+            return Err(Error::shape(format!("out {o:?}, queries {q:?}")));
+        }
+        for head in 0..self.heads.len() {
+            self.attend_head(head, queries, causal, &mut out, scratch, &mut watch);
+        }
+        Ok(())
+    }
+
+    fn keys(&self, head: usize) -> Array2<f32> {
+        self.rotated(&self.heads[head].main)
+    }
+
+    fn values(&self, head: usize) -> Array2<f32> {
+        let tier = &self.heads[head].main;
+        tier.decode(&*tier.values)
+    }
+
+    fn retain(&mut self, keep: &HeadSlots) -> Result<()> {
+        self.check_slots(keep)?;
+        for (head, keep) in self.heads.iter_mut().zip(&keep.0) {
+            head.main.retain(keep);
+        }
+        self.settled = self.len;
+        Ok(())
+    }
+
+    fn earliest(&self) -> usize {
+        let of = |head: &Head| {
+            let slots = head.main.earliest();
+            if slots == 0 { 0 } else { head.main.position(slots - 1) + 1 }
+        };
+        self.heads.iter().map(of).max().unwrap_or(0).max(self.settled)
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        if len > self.len {
+            return Err(Error::invalid(format!(
+                "truncate to {len}: there are {} tokens",
+                self.len
+            )));
+        }
+        if len == self.len {
+            return Ok(());
+        }
+        let earliest = self.earliest();
+        if len > 0 && len < earliest {
+            return Err(Error::unsupported(format!(
+                "truncate to {len}: tokens were evicted or packed since; allowed are 0 and {earliest} to {}",
+                self.len
+            )));
+        }
+        for head in &mut self.heads {
+            let slots = head.main.slots_before(len);
+            head.main.truncate(slots);
+            if len == 0 {
+                head.low = None;
+            }
+        }
+        self.len = len;
+        self.settled = self.settled.min(len);
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn KvStore> {
+        Box::new(self.clone())
+    }
+
+    fn describe(&self) -> Json {
+        self.describe_layer()
+    }
+
+    fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
+        self.write_parts(prefix, sink)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.heads.iter().flat_map(Head::tiers).map(Tier::bytes).sum()
+    }
+}

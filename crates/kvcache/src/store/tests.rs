@@ -1,0 +1,135 @@
+//! Integer panels: against the official implementation, and every instruction set against plain loops.
+
+use ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::kernels::{Isa, pack_bits, packed_len};
+use tensorpress_tensor::testing::data;
+use tensorpress_tensor::{Checkpoint, DType, ndarray};
+
+use super::int::{Axis, IntRows, IntShape, Role};
+use super::windowed::Packed;
+
+fn floats(file: &Checkpoint, name: &str) -> Vec<f32> {
+    let tensor = file.tensor(name).expect("a tensor of the file");
+    let mut out = vec![0.0; tensor.bytes().len() / 4];
+    DType::F32.read_f32(tensor.bytes(), &mut out).expect("f32");
+    out
+}
+
+/// Codes, words, scales, minima and values of KIVI's official code.
+#[test]
+fn golden_kivi() {
+    let Some(path) = data::find("golden/kv/kivi_g32.safetensors") else { return };
+    let file = Checkpoint::open(path).expect("a golden file");
+    let (heads, all, dim) = (4, 176, 32);
+    let mut checked = 0;
+    for (role, input, short, packed) in
+        [(Role::Keys, "k", "key", 160), (Role::Values, "v", "val", 144)]
+    {
+        let x = floats(&file, &format!("in.{input}"));
+        for bits in [2, 4] {
+            let name = |what: &str| format!("g32_R32.{short}_b{bits}.{what}");
+            let [scale, min, value] = ["scale", "min", "dequant"].map(|n| floats(&file, &name(n)));
+            let codes = file.tensor(&name("codes")).expect("codes");
+            let words = file.tensor(&name("packed_i32")).expect("words");
+            for h in 0..heads {
+                let axis = if role == Role::Keys { Axis::Channel } else { Axis::Token };
+                let shape = IntShape { role, axis, bits, group: 32, dim, dtype: DType::F32 };
+                let mut rows = IntRows::new(shape);
+                assert_eq!(rows.prefix(all, 32), packed);
+                let x = &x[h * all * dim..][..packed * dim];
+                rows.push(ArrayView2::from_shape((packed, dim), x).expect("rows"));
+                let mut decoded = Array2::zeros((packed, dim));
+                rows.decode(0..packed, decoded.view_mut());
+                let mut mine = Array2::zeros((packed, dim));
+                for t in 0..packed {
+                    for c in 0..dim {
+                        let at = (h * packed + t) * dim + c;
+                        let (code, s, m) = rows.entry(t, c);
+                        let grid = match role {
+                            Role::Keys => (h * packed / 32 + t / 32) * dim + c,
+                            Role::Values => h * packed + t,
+                        };
+                        assert_eq!(code, codes.bytes()[at], "{short} {bits}: [{h}, {t}, {c}]");
+                        assert_eq!(
+                            (s, m),
+                            (scale[grid], min[grid]),
+                            "{short} {bits}: [{h}, {t}, {c}]"
+                        );
+                        assert!((decoded[[t, c]] - value[at]).abs() <= 1e-6);
+                        mine[[t, c]] = code;
+                    }
+                }
+                // KIVI's words run along the tokens for keys, along the channels for values.
+                let per = 32 / bits as usize;
+                let ours: Vec<u8> = match role {
+                    Role::Keys => {
+                        let order = (0..packed / per).flat_map(|w| (0..dim).map(move |c| (w, c)));
+                        order
+                            .flat_map(|(w, c)| (0..per).map(move |i| (w * per + i, c)))
+                            .map(|at| mine[at])
+                            .collect()
+                    }
+                    Role::Values => mine.iter().copied().collect(),
+                };
+                let mut bytes = vec![0; packed_len(ours.len(), bits)];
+                pack_bits(&ours, bits, &mut bytes);
+                assert_eq!(
+                    bytes,
+                    words.bytes()[h * bytes.len()..][..bytes.len()],
+                    "{short} {bits}: words"
+                );
+                checked += 1;
+            }
+        }
+    }
+    println!("kivi: 1 file, {checked} heads of codes, words, scales, minima and values equal");
+}
+
+#[test]
+fn every_instruction_set_multiplies_alike() {
+    let mut random = tensorpress_tensor::linalg::SplitMix::new(3);
+    let mut noise = |n: usize| (0..n).map(|_| random.next_f64() as f32 - 0.5).collect::<Vec<_>>();
+    for bits in [2, 4, 8] {
+        for (dim, group, n) in
+            [(8, 16, 32), (32, 16, 40), (48, 48, 96), (96, 32, 300), (128, 128, 256), (33, 64, 64)]
+        {
+            for (role, axis) in [
+                (Role::Keys, Axis::Channel),
+                (Role::Keys, Axis::Token),
+                (Role::Values, Axis::Token),
+            ] {
+                let group = if axis == Axis::Token { group.min(dim) } else { group };
+                let shape = IntShape { role, axis, bits, group, dim, dtype: DType::F16 };
+                if super::form::check_int(&shape).is_err() {
+                    continue;
+                }
+                let n = if axis == Axis::Channel { n / group * group } else { n };
+                let mut rows = IntRows::new(shape);
+                rows.push(ArrayView2::from_shape((n, dim), &noise(n * dim)).expect("rows"));
+                let mut dense = Array2::zeros((n, dim));
+                rows.decode(0..n, dense.view_mut());
+                let (q, w) = (noise(dim), noise(n));
+                for isa in Isa::available() {
+                    let (mut out, exact) = if role == Role::Keys {
+                        let mut out = vec![f32::NAN; n];
+                        let q = ArrayView2::from_shape((1, dim), &q).expect("a query");
+                        rows.dots_on(isa, q, 0..n, &mut out, n);
+                        (out, dense.dot(&q.row(0)).to_vec())
+                    } else {
+                        let mut out = Array2::zeros((1, dim));
+                        rows.mix_on(isa, &w, n, 0..n, out.view_mut());
+                        (out.into_iter().collect(), dense.t().dot(&ndarray::aview1(&w)).to_vec())
+                    };
+                    let largest = exact.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+                    for (out, exact) in out.iter_mut().zip(&exact) {
+                        let error = (*out - exact).abs();
+                        assert!(
+                            error <= 2e-4 * largest,
+                            "{isa} {shape:?} {n}: {out} against {exact}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
