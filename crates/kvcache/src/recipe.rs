@@ -5,7 +5,7 @@
 //! | stage | keys and their defaults |
 //! |---|---|
 //! | `f32`, `f16`, `bf16` | |
-//! | `kivi` | bits 4, group 32, residual = group, keys channel (or token), scales f16, margin 32 |
+//! | `kivi` | bits 4, group 32, residual = group (newest tokens that are exact), sliding false (true: never fewer), keys channel (or token), scales f16, margin 32 |
 //! | `mustafar` | sparsity 0.5 (or key_sparsity, value_sparsity), window 32, margin 32 |
 //! | `streaming`, `h2o`, `snapkv`, `pyramidkv`, `tova`, `knorm`, `keydiff`, `expected_attention`, `random` | keep (a share), tokens or bytes (per layer): one of them; sinks 0, recent 0, stride 128 |
 //! | ... `streaming` | sinks 4 |
@@ -118,7 +118,9 @@ impl Stage {
     fn form(&self) -> Result<Form> {
         match self.name.as_str() {
             "kivi" => {
-                self.check_keys(&["bits", "group", "residual", "keys", "scales", "margin"])?;
+                self.check_keys(&[
+                    "bits", "group", "residual", "sliding", "keys", "scales", "margin",
+                ])?;
                 let group = self.number("group", 32)?;
                 let keys = match self.get("keys").unwrap_or("channel") {
                     "channel" => Axis::Channel,
@@ -139,6 +141,7 @@ impl Stage {
                     Int::new(self.value("bits", 4, "2, 4 and 8")?)
                         .with_group(group)
                         .with_window(self.number("residual", group)?)
+                        .with_sliding(self.value("sliding", false, "true and false")?)
                         .with_margin(self.number("margin", 32)?)
                         .with_keys(keys)
                         .with_scales(scales),

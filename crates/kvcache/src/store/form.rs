@@ -32,9 +32,11 @@ pub struct Int {
     /// Tokens (keys by channel) and channels (values, keys by token) that share a scale: a multiple of 16. Runs of
     /// channels are at most the head.
     pub group: usize,
-    /// Newest tokens held exactly. By channel a window fills up and is packed whole, so that 0 to `window - 1` keys are
-    /// exact, and it is a multiple of `group`.
+    /// Newest tokens held exactly. KIVI's window of keys by channel fills up and is packed whole, so that 0 to
+    /// `window - 1` keys are exact, and it is a multiple of `group`; see `sliding`.
     pub window: usize,
+    /// Keys by channel: at least `window` of them are always exact, and whole groups of older ones are packed.
+    pub sliding: bool,
     /// What shares a scale of the keys; those of values belong to tokens.
     pub keys: Axis,
     /// Type of scales and minima; they are rounded to it before codes are chosen.
@@ -48,7 +50,8 @@ impl Int {
     #[must_use]
     pub fn new(bits: u32) -> Self {
         let (group, window, margin) = (32, 32, 32);
-        Self { bits, group, window, keys: Axis::Channel, scales: DType::F16, margin }
+        let (keys, scales, sliding) = (Axis::Channel, DType::F16, false);
+        Self { bits, group, window, sliding, keys, scales, margin }
     }
 
     /// Sets the size of groups.
@@ -62,6 +65,13 @@ impl Int {
     #[must_use]
     pub fn with_window(mut self, window: usize) -> Self {
         self.window = window;
+        self
+    }
+
+    /// Sets whether the window of keys by channel is always full.
+    #[must_use]
+    pub fn with_sliding(mut self, sliding: bool) -> Self {
+        self.sliding = sliding;
         self
     }
 
@@ -89,7 +99,8 @@ impl Int {
     fn shape(&self, role: Role, dim: usize) -> IntShape {
         let axis = if role == Role::Keys { self.keys } else { Axis::Token };
         let group = if axis == Axis::Token { self.group.min(dim) } else { self.group };
-        IntShape { role, axis, bits: self.bits, group, dim, dtype: self.scales }
+        let (bits, dtype, sliding) = (self.bits, self.scales, self.sliding);
+        IntShape { role, axis, bits, group, dim, dtype, sliding }
     }
 }
 
@@ -133,7 +144,7 @@ impl Bitmap {
 
 /// Whether integer rows of this shape can be.
 pub(crate) fn check_int(shape: &IntShape) -> Result<()> {
-    let IntShape { role, axis, bits, group, dim, dtype } = *shape;
+    let IntShape { role, axis, bits, group, dim, dtype, .. } = *shape;
     if !matches!(bits, 2 | 4 | 8) {
         return Err(Error::invalid(format!("bits = {bits}: allowed are 2, 4 and 8")));
     }
@@ -164,11 +175,13 @@ fn check_dtype(key: &str, dtype: DType) -> Result<()> {
     Err(Error::invalid(format!("{key} = {dtype:?}: allowed are f32, f16 and bf16")))
 }
 
-/// Whether integers that share scales along `axis` can keep this window exact.
-pub(crate) fn check_window(axis: Axis, group: usize, window: usize) -> Result<()> {
-    if axis == Axis::Channel && (window == 0 || !window.is_multiple_of(group)) {
+/// Whether integers of this shape can keep this window exact.
+pub(crate) fn check_window(shape: &IntShape, window: usize) -> Result<()> {
+    let fills = shape.axis == Axis::Channel && !shape.sliding;
+    if fills && (window == 0 || !window.is_multiple_of(shape.group)) {
         return Err(Error::invalid(format!(
-            "window = {window}: keys by channel take multiples of the group of {group}"
+            "window = {window}: keys by channel take multiples of the group of {}, unless the window is sliding",
+            shape.group
         )));
     }
     Ok(())
@@ -185,7 +198,7 @@ impl Form {
             Self::Int(int) => {
                 check_int(&int.shape(Role::Keys, dim))?;
                 check_int(&int.shape(Role::Values, dim))?;
-                check_window(int.keys, int.group, int.window)
+                check_window(&int.shape(Role::Keys, dim), int.window)
             }
             Self::Bitmap(map) => {
                 check_dtype("dtype", map.dtype)?;

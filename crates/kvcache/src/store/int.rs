@@ -44,6 +44,8 @@ pub(crate) struct IntShape {
     pub(crate) dim: usize,
     /// Type of scales and minima.
     pub(crate) dtype: DType,
+    /// By channel: the window is always full.
+    pub(crate) sliding: bool,
 }
 
 /// Codes of 2, 4 or 8 bits: value = minimum + scale x code.
@@ -247,10 +249,10 @@ impl IntRows {
             group: count(json, "group")?,
             dim,
             dtype: read_dtype(json)?,
+            sliding: json["sliding"].as_bool().ok_or_else(|| bad("`sliding` of integers"))?,
         };
         super::form::check_int(&shape).map_err(|e| bad(e.message()))?;
-        super::form::check_window(shape.axis, shape.group, count(json, "window")?)
-            .map_err(|e| bad(e.message()))?;
+        super::form::check_window(&shape, count(json, "window")?).map_err(|e| bad(e.message()))?;
         let len = count(json, "len")?;
         if shape.axis == Axis::Channel && !len.is_multiple_of(shape.group) {
             return Err(bad("`len` of integers is no whole number of groups"));
@@ -344,6 +346,10 @@ impl Packed for IntRows {
 
     fn prefix(&self, total: usize, window: usize) -> usize {
         match self.shape.axis {
+            Axis::Channel if self.shape.sliding => {
+                let packed = total.saturating_sub(window);
+                packed - packed % self.shape.group
+            }
             // The window fills up, and is packed when it is full.
             Axis::Channel => total - total % window,
             Axis::Token => total.saturating_sub(window),
@@ -424,9 +430,10 @@ impl Packed for IntRows {
     }
 
     fn describe(&self) -> Json {
-        let IntShape { role, axis, bits, group, dtype, .. } = self.shape;
+        let IntShape { role, axis, bits, group, dtype, sliding, .. } = self.shape;
         json!({
-            "form": "int", "role": role, "axis": axis, "bits": bits, "group": group, "dtype": dtype, "len": self.len
+            "form": "int", "role": role, "axis": axis, "bits": bits, "group": group, "dtype": dtype,
+            "sliding": sliding, "len": self.len
         })
     }
 }

@@ -33,7 +33,15 @@ fn golden_kivi() {
             let words = file.tensor(&name("packed_i32")).expect("words");
             for h in 0..heads {
                 let axis = if role == Role::Keys { Axis::Channel } else { Axis::Token };
-                let shape = IntShape { role, axis, bits, group: 32, dim, dtype: DType::F32 };
+                let shape = IntShape {
+                    role,
+                    axis,
+                    bits,
+                    group: 32,
+                    dim,
+                    dtype: DType::F32,
+                    sliding: false,
+                };
                 let mut rows = IntRows::new(shape);
                 assert_eq!(rows.prefix(all, 32), packed);
                 let x = &x[h * all * dim..][..packed * dim];
@@ -99,7 +107,8 @@ fn every_instruction_set_multiplies_alike() {
                 (Role::Values, Axis::Token),
             ] {
                 let group = if axis == Axis::Token { group.min(dim) } else { group };
-                let shape = IntShape { role, axis, bits, group, dim, dtype: DType::F16 };
+                let shape =
+                    IntShape { role, axis, bits, group, dim, dtype: DType::F16, sliding: false };
                 if super::form::check_int(&shape).is_err() {
                     continue;
                 }
