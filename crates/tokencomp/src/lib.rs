@@ -26,6 +26,7 @@ mod divprune;
 mod map;
 mod reduce;
 mod schedule;
+mod screen;
 mod similarity;
 pub mod text;
 mod tome;

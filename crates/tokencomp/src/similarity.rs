@@ -4,17 +4,24 @@ use ndarray::{Array2, ArrayView2, Axis, Slice, s};
 use tensorpress_tensor::kernels;
 use tensorpress_tensor::linalg::{self, Par};
 
-/// Rows divided by their lengths. A row of length 0 stays 0: it is as similar to all as to none.
-pub(crate) fn normalised(x: ArrayView2<'_, f32>) -> Array2<f32> {
-    let mut x = x.as_standard_layout().into_owned();
-    for mut row in x.rows_mut() {
-        let row = row.as_slice_mut().expect("standard layout");
+use crate::screen;
+
+/// Some rows divided by their lengths, in standard layout. A row of length 0 stays 0: it is as similar to all as to none.
+pub(crate) fn normalised(
+    x: ArrayView2<'_, f32>,
+    rows: impl ExactSizeIterator<Item = usize>,
+) -> Array2<f32> {
+    let x = x.as_standard_layout();
+    let mut out = Vec::with_capacity(rows.len() * x.ncols());
+    let count = rows.len();
+    for row in rows {
+        let row = x.row(row);
+        let row = row.to_slice().expect("standard layout");
         let length = kernels::dot_f64(row, row).sqrt();
-        if length > 0.0 {
-            row.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
-        }
+        let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+        out.extend(row.iter().map(|v| (f64::from(*v) * scale) as f32));
     }
-    x
+    Array2::from_shape_vec((count, x.ncols()), out).expect("a value a place")
 }
 
 /// Rows of A and of B in a tile: 256 x 256 products stay in the second-level cache until they are looked at.
@@ -39,8 +46,19 @@ pub(crate) fn tiles(
     }
 }
 
-/// For each row of A its most similar row of B, the first of equals; -inf where B has none.
+/// For each row of A its most similar row of B, the first of equals; -inf where B has none. Rows have length 1 or 0.
 pub(crate) fn nearest(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<(f32, usize)> {
+    /// Products of fewer operations are not worth two steps.
+    const LARGE: usize = 1 << 24;
+    let operations = a.nrows().saturating_mul(b.nrows()).saturating_mul(a.ncols());
+    let screened = if operations < LARGE { None } else { screen::nearest(a, b) };
+    let Some(screened) = screened else { return nearest_exact(a, b) };
+    let open: Vec<usize> = (0..a.nrows()).filter(|row| screened[*row].is_none()).collect();
+    let mut rest = nearest_exact(a.select(Axis(0), &open).view(), b).into_iter();
+    screened.into_iter().map(|best| best.or_else(|| rest.next()).expect("one a row")).collect()
+}
+
+fn nearest_exact(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<(f32, usize)> {
     let mut best = vec![(f32::NEG_INFINITY, 0); a.nrows()];
     tiles(a, b, |from_a, from_b, tile| {
         for (row, best) in tile.rows().into_iter().zip(&mut best[from_a..]) {

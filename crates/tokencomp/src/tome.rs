@@ -1,6 +1,6 @@
 //! Token merging: Bolya, Fu, Dai, Zhang, Feichtenhofer, Hoffman, *Token Merging: Your ViT But Faster*, 2023.
 
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::ArrayView2;
 use tensorpress_tensor::{Error, Result};
 
 use crate::map::TokenMap;
@@ -140,7 +140,7 @@ pub fn match_tokens(
 /// Matches given sources to given destinations; all other tokens stay alone.
 fn match_split(metric: ArrayView2<'_, f32>, r: usize, [from, to]: &[Vec<usize>; 2]) -> Matching {
     let tokens = metric.nrows();
-    let unit = |rows: &[usize]| -> Array2<f32> { normalised(metric.select(Axis(0), rows).view()) };
+    let unit = |rows: &[usize]| normalised(metric, rows.iter().copied());
     let best = nearest(unit(from).view(), unit(to).view());
     let mut order: Vec<usize> = (0..from.len()).collect();
     order.sort_by(|a, b| best[*b].0.total_cmp(&best[*a].0));
@@ -180,7 +180,7 @@ pub fn kth_matching(metric: ArrayView2<'_, f32>, k: usize) -> Result<Matching> {
     }
     let whole = tokens / k * k;
     let (to, from): (Vec<_>, Vec<_>) = (0..whole).partition(|t| t % k == k - 1);
-    let unit = |rows: &[usize]| normalised(metric.select(Axis(0), rows).view());
+    let unit = |rows: &[usize]| normalised(metric, rows.iter().copied());
     let best = nearest(unit(&from).view(), unit(&to).view());
     let into = best.iter().map(|(_, at)| to[*at]).collect();
     let dropped = (whole..tokens).collect();
