@@ -4,5 +4,7 @@ mod bad_input;
 mod common;
 mod golden;
 mod judging;
+mod prompts;
 mod properties;
+mod reduced;
 mod streaming;
