@@ -38,11 +38,8 @@ fn questions_do_not_give_their_facts_away() {
         let shared: Vec<String> = content(question).intersection(&content(fact)).cloned().collect();
         assert!(shared.len() <= 2, "{question}: {shared:?}");
         assert!(fact.contains(answer), "{question}");
-        assert_eq!(context.matches("{}").count(), 1, "{question}");
-        assert!(
-            !context.contains(answer) || answer.len() < 8,
-            "{question}: the answer is there twice"
-        );
+        assert!(context.matches(". ").count() >= 12, "{question}: places to plant it");
+        assert!(!context.contains(answer), "{question}: the answer is there twice");
         assert!(context.split_whitespace().count() >= 200, "{question}: a few hundred words");
         checked += 1;
     }

@@ -22,14 +22,17 @@ struct Case {
     context: String,
 }
 
+/// The contexts with their facts, planted after sentences from the first to the last.
 fn cases() -> Vec<Case> {
-    let case = |text: &'static str| {
+    let case = |(i, text): (usize, &'static str)| {
         let line = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).expect("a line");
-        let (fact, answer) = (line("F: "), line("A: "));
-        let context = line("C: ").replace("{}", fact);
-        Case { question: text.lines().next().expect("a question"), fact, answer, context }
+        let (fact, answer, context) = (line("F: "), line("A: "), line("C: "));
+        let ends: Vec<usize> = context.match_indices(". ").map(|(at, _)| at + 2).collect();
+        let (before, after) = context.split_at(ends[i * 7 % ends.len()]);
+        let question = text.lines().next().expect("a question");
+        Case { question, fact, answer, context: format!("{before}{fact} {after}") }
     };
-    FACTS.split("\nQ: ").skip(1).map(case).collect()
+    FACTS.split("\nQ: ").skip(1).enumerate().map(case).collect()
 }
 
 /// The beginning of a text, cut between words.
