@@ -2,7 +2,9 @@
 //! products decide. The answers are those of the exact products.
 
 use ndarray::{ArrayView2, Axis};
-use tensorpress_tensor::kernels::{self, Activations, AffinePanels, AffineRows, PanelInput};
+use tensorpress_tensor::kernels::{
+    self, Activations, AffinePanels, AffineRows, ErrorNorm, PanelInput,
+};
 
 /// Products looked at together: they stay in the second-level cache.
 const PRODUCTS: usize = 1 << 17;
@@ -93,17 +95,14 @@ impl<'a> Coded<'a> {
             return None;
         }
         let exact = b.to_slice().expect("standard layout");
-        let mut codes = Vec::with_capacity(exact.len());
+        let mut codes = vec![0; exact.len()];
         let (mut scales, mut apart) = (Vec::with_capacity(rows), 0.0f64);
-        for row in exact.chunks(cols) {
-            let scale = kernels::abs_max(row) / 127.0;
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            // Adding this rounds to an integer: a call of the rounding function would not become vector code.
-            const ALIGN: f32 = 12_582_912.0;
-            let round = |value: &f32| value * inverse + ALIGN - ALIGN;
-            codes.extend(row.iter().map(|value| (round(value) + 128.0) as u8));
-            let error = |value: &f32| value - round(value) * scale;
-            let squares: f32 = row.iter().map(|value| error(value) * error(value)).sum();
+        for (row, codes) in exact.chunks(cols).zip(codes.chunks_mut(cols)) {
+            // Codes 1 to 255 stand for -127 to 127 steps. A row of zeros is coded exactly whatever its step.
+            let step = kernels::abs_max(row) / 127.0;
+            let scale = if step > 0.0 { step } else { 1.0 };
+            kernels::quantize_affine(row, scale, 128.0, 255, codes);
+            let squares = kernels::grid_error(row, scale, 128.0, 255, ErrorNorm::Square);
             apart = apart.max(f64::from(squares).sqrt());
             scales.push(scale);
         }

@@ -17,6 +17,13 @@ pub(crate) fn normalised(
     for row in rows {
         let row = x.row(row);
         let row = row.to_slice().expect("standard layout");
+        let square = kernels::dot(row, row);
+        if (1e-20..1e20).contains(&square) {
+            let scale = 1.0 / square.sqrt();
+            out.extend(row.iter().map(|v| v * scale));
+            continue;
+        }
+        // Lengths whose square f32 does not hold.
         let length = kernels::dot_f64(row, row).sqrt();
         let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
         out.extend(row.iter().map(|v| (f64::from(*v) * scale) as f32));
