@@ -84,7 +84,7 @@ fn encode(count: usize) {
     let encoder = source.encoder().and_then(Encoder::materialise).expect("an encoder");
     let tokenizer = source.tokenizer().expect("a tokenizer");
     let text = std::fs::read_to_string(text).expect("a text");
-    let text = &text[..text.floor_char_boundary(100_000)];
+    let text: String = text.chars().take(100_000).collect();
     let methods: [&dyn TokenReduce; 5] = [
         &ToMe::new(),
         &Pooling::new(),
@@ -94,7 +94,7 @@ fn encode(count: usize) {
     ];
     let mut scratch = Scratch::new(Par::Seq);
     for length in [128, 256] {
-        let windows = windows(&tokenizer, text, length, count);
+        let windows = windows(&tokenizer, &text, length, count);
         for percent in [10, 20, 30, 40, 50] {
             let removed = length * percent / 100;
             let blocks = encoder.blocks().len();

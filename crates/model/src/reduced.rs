@@ -169,3 +169,42 @@ impl Block {
         Ok(hidden)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tensorpress_tensor::Registry;
+    use tensorpress_tensor::testing::data;
+    use tensorpress_tokencomp::ToMe;
+
+    use super::*;
+    use crate::source::Source;
+
+    /// A token of size 2 is to all others what two equal tokens are.
+    #[test]
+    fn sizes_stand_for_equal_tokens() {
+        let Some(folder) = data::minilm() else { return };
+        let encoder = Source::open(folder, &Registry::default()).unwrap().encoder().unwrap();
+        let mut scratch = Scratch::default();
+        let ids = [101, 2023, 2003, 1037, 3231, 102];
+        let few = encoder.embeddings(&ids, &[0; 6], &mut scratch).unwrap();
+        let twice = [0, 1, 1, 1, 2, 3, 4, 4, 5];
+        let mut all = few.select(ndarray::Axis(0), &twice);
+        let (method, schedule) = (ToMe::new(), Schedule::Tokens(Vec::new()));
+        let reduction = Reduction { method: &method, schedule: &schedule, protected: &[] };
+        let sizes = [1.0, 3.0, 1.0, 1.0, 2.0, 1.0];
+        let mut hook = Hook { reduction, sizes: &sizes, protected: &[], keep: 6, plan: None };
+        let block = &encoder.blocks()[0];
+        let few = block.forward_reduced(few, &mut hook, &mut scratch).unwrap();
+        block.forward_sequences(all.view_mut(), &[9], None, &mut scratch).unwrap();
+        for (row, token) in all.rows().into_iter().zip(twice) {
+            let apart =
+                row.iter().zip(few.row(token)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-5, "token {token}: {apart}");
+        }
+        let ones = [1.0; 6];
+        hook.sizes = &ones;
+        let plain = encoder.embeddings(&ids, &[0; 6], &mut scratch).unwrap();
+        let plain = block.forward_reduced(plain, &mut hook, &mut scratch).unwrap();
+        assert!(plain.iter().zip(&few).any(|(a, b)| (a - b).abs() > 1e-3), "sizes matter");
+    }
+}

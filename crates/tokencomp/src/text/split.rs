@@ -92,14 +92,14 @@ fn fences(text: &str) -> Vec<Range<usize>> {
         let mark = body.chars().next().filter(|c| matches!(c, '`' | '~'));
         let length = body.chars().take_while(|c| Some(*c) == mark).count();
         match open {
-            Some((from, opener, least)) => {
-                if mark == Some(opener) && length >= least && body.len() == length {
-                    found.push(from..start + body.len());
-                    open = None;
-                }
+            Some((from, opener, least))
+                if mark == Some(opener) && length >= least && body.len() == length =>
+            {
+                found.push(from..start + body.len());
+                open = None;
             }
             None if length >= 3 => open = mark.map(|mark| (start, mark, length)),
-            None => {}
+            _ => {}
         }
     }
     found.extend(open.map(|(from, ..)| from..text.trim_end().len()));
