@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Continue a text
     Run(Run),
+    /// Make a prompt fit a budget of tokens
+    Squeeze(Squeeze),
     /// Make a file or folder smaller without losing a bit
     Pack(Pack),
     /// Restore what was packed, byte for byte
@@ -207,6 +209,45 @@ pub(crate) struct Run {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Prints the compressed text and nothing else. No word is cut; code fences stay whole.\nDecoder models drop \
+                        the words they find least surprising; with a question, sentences come first, ranked by the model and by \
+                        BM25. Encoder models (such as all-MiniLM-L6-v2) rank whole sentences by similarity to the question, or \
+                        to the whole text, and a little by BM25.\nWith --json: text, tokens, tokens_before, budget"
+)]
+pub(crate) struct Squeeze {
+    /// The text, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Tokens that the result has at most, special tokens not counted
+    #[arg(long, value_name = "N", value_parser = budget)]
+    pub(crate) budget: usize,
+    /// Keep what is relevant to this
+    #[arg(long, value_name = "Q")]
+    pub(crate) question: Option<String>,
+    /// Keep every word that contains this; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) keep: Vec<String>,
+    #[arg(long, default_value = crate::open::DEMO, help = MODEL)]
+    pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
+    /// A folder with the tokenizer.json that counts [default: the model's]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn budget(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(tokens) if tokens > 0 => Ok(tokens),
+        _ => Err("allowed are whole numbers from 1".to_owned()),
+    }
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

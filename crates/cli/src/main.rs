@@ -10,6 +10,7 @@ mod output;
 mod pack;
 mod progress;
 mod run;
+mod squeeze;
 mod unpack;
 mod verify;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Compress(args) => compress::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Run(args) => run::run(args),
+        Command::Squeeze(args) => squeeze::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Unpack(args) => unpack::run(args),
         Command::Verify(args) => verify::run(args),

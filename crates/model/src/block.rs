@@ -38,6 +38,15 @@ pub trait Observer {
     fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()>;
 }
 
+/// Watches nothing.
+struct Ignore;
+
+impl Observer for Ignore {
+    fn input(&mut self, _: SharedInput, _: ArrayView2<'_, f32>) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// One transformer block, with any node in place of any of its weights.
 #[derive(Debug)]
 pub struct Block {
@@ -68,7 +77,7 @@ pub(crate) fn chunks(lengths: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
 }
 
 /// Mixes tokens: q, k, v, out, scratch.
-type Mix<'a> = dyn FnMut(
+pub(crate) type Mix<'a> = dyn FnMut(
         ArrayViewMut2<'_, f32>,
         ArrayViewMut2<'_, f32>,
         ArrayView2<'_, f32>,
@@ -202,32 +211,49 @@ impl Block {
         observer: Option<&mut dyn Observer>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        struct Ignore;
-        impl Observer for Ignore {
-            fn input(&mut self, _: SharedInput, _: ArrayView2<'_, f32>) -> Result<()> {
-                Ok(())
-            }
-        }
         let mut ignore = Ignore;
         let observer = observer.unwrap_or(&mut ignore);
+        self.attend(&mut hidden, mix, Some(&mut *observer), scratch)?;
+        self.feed_forward(&mut hidden, Some(observer), scratch)
+    }
+
+    /// The first half of the block: adds attention's output to `hidden`.
+    pub(crate) fn attend(
+        &self,
+        hidden: &mut ArrayViewMut2<'_, f32>,
+        mix: &mut Mix<'_>,
+        observer: Option<&mut dyn Observer>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let (tokens, width) = hidden.dim();
         let mut memory = buffer(scratch, tokens, width);
         let mut x = as_matrix(&mut memory, width);
-
-        x.assign(&hidden);
+        x.assign(hidden);
         if self.norm_first {
             self.norms[0].apply(x.view_mut());
         }
-        self.attention_part(x.view_mut(), mix, observer, scratch)?;
-        self.add(&mut hidden, x.view(), 0);
+        self.attention_part(x.view_mut(), mix, observer.unwrap_or(&mut Ignore), scratch)?;
+        self.add(hidden, x.view(), 0);
+        scratch.put(memory);
+        Ok(())
+    }
 
-        x.assign(&hidden);
+    /// The second half: adds the feed-forward network's output, and checks the result.
+    pub(crate) fn feed_forward(
+        &self,
+        hidden: &mut ArrayViewMut2<'_, f32>,
+        observer: Option<&mut dyn Observer>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let (tokens, width) = hidden.dim();
+        let mut memory = buffer(scratch, tokens, width);
+        let mut x = as_matrix(&mut memory, width);
+        x.assign(hidden);
         if self.norm_first {
             self.norms[1].apply(x.view_mut());
         }
-        self.mlp_part(x.view_mut(), observer, scratch)?;
-        self.add(&mut hidden, x.view(), 1);
-
+        self.mlp_part(x.view_mut(), observer.unwrap_or(&mut Ignore), scratch)?;
+        self.add(hidden, x.view(), 1);
         scratch.put(memory);
         let values = hidden.as_slice().expect("hidden states are contiguous");
         if kernels::has_non_finite(values) { Err(self.find_non_finite()) } else { Ok(()) }

@@ -120,13 +120,13 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::last_hidden_state`]; `InvalidArgument` if every token is masked.
     pub fn embed_ids(&self, ids: &[u32], mask: &[u32], scratch: &mut Scratch) -> Result<Vec<f32>> {
-        let seen = mask.iter().filter(|m| **m != 0).count();
-        if seen == 0 {
+        if mask.iter().all(|m| *m == 0) {
             return Err(Error::invalid("a text without tokens has no embedding"));
         }
         let types = vec![0; ids.len()];
         let hidden = self.last_hidden_state(ids, mask, &types, scratch)?;
-        Ok(pool(hidden.view(), seen))
+        let weights: Vec<f32> = mask.iter().map(|m| f32::from(*m != 0)).collect();
+        Ok(pool(hidden.view(), &weights))
     }
 
     /// Embeddings `[texts, hidden]`, each of length 1, in parallel over the texts.
@@ -148,13 +148,14 @@ impl Encoder {
     }
 }
 
-/// Mean of `seen` rows (the others are 0), normalised.
-fn pool(hidden: ArrayView2<'_, f32>, seen: usize) -> Vec<f32> {
+/// Mean of the rows by their weights, normalised.
+pub(crate) fn pool(hidden: ArrayView2<'_, f32>, weights: &[f32]) -> Vec<f32> {
     let mut sum = vec![0.0f64; hidden.ncols()];
-    for row in hidden.rows() {
-        sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+    for (row, weight) in hidden.rows().into_iter().zip(weights) {
+        sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*weight) * f64::from(*v));
     }
-    let mean: Vec<f64> = sum.iter().map(|s| s / seen as f64).collect();
+    let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+    let mean: Vec<f64> = sum.iter().map(|s| s / total).collect();
     let length = mean.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
     mean.iter().map(|v| (v / length) as f32).collect()
 }

@@ -38,7 +38,14 @@ impl Default for Windows {
 /// # Errors
 /// `Io`, or `Corruption` if it is not UTF-8.
 pub fn read(file: &Path) -> Result<String> {
-    let bytes = std::fs::read(file).map_err(|e| Error::io("read the text", file, e))?;
+    from_bytes(std::fs::read(file).map_err(|e| Error::io("read the text", file, e))?, file)
+}
+
+/// Takes bytes that were read from `file` as a text.
+///
+/// # Errors
+/// `Corruption` if they are not UTF-8, naming the file and the first bad byte.
+pub fn from_bytes(bytes: Vec<u8>, file: &Path) -> Result<String> {
     String::from_utf8(bytes)
         .map_err(|e| {
             Error::corruption(format!("not UTF-8 after byte {}", e.utf8_error().valid_up_to()))

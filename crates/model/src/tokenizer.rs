@@ -1,11 +1,12 @@
 //! Text to token ids and back.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 use tensorpress_tensor::checkpoint::Files;
-use tensorpress_tensor::{Error, Result};
+use tensorpress_tensor::{Context, Error, Result};
 use tokenizers::utils::truncation::TruncationDirection;
 use tokenizers::{PostProcessor, TokenizerImpl};
 
@@ -56,13 +57,8 @@ impl Tokenizer {
     /// # Errors
     /// `Corruption` if one of them is invalid.
     pub fn new(json: &[u8], tokenizer_config: Option<&[u8]>, config: &Config) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|e| Error::corruption(format!("invalid tokenizer: {e}")))?;
-        let limit = inner.get_truncation().map_or(config.context, |t| t.max_length);
-        inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| Error::corruption(format!("invalid tokenizer: {e}")))?;
+        let (inner, limit) = parse(json)?;
+        let limit = limit.unwrap_or(config.context);
         let extra: Value = match tokenizer_config {
             None => Value::Null,
             Some(text) => serde_json::from_slice(text)
@@ -79,6 +75,17 @@ impl Tokenizer {
         };
         let bos = bos.filter(|id| (*id as usize) < config.vocab);
         Ok(Self { inner, bos, limit: limit.min(config.context) })
+    }
+
+    /// The tokenizer of a folder, without its model: it counts and encodes, but begins texts with nothing.
+    ///
+    /// # Errors
+    /// `Io` if the folder has no `tokenizer.json`, `Corruption` if it is invalid; each names the file.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let file = folder.as_ref().join(TOKENIZER);
+        let json = std::fs::read(&file).map_err(|e| Error::io("read the tokenizer", &file, e))?;
+        let (inner, limit) = parse(&json).in_file(&file)?;
+        Ok(Self { inner, bos: None, limit: limit.unwrap_or(usize::MAX) })
     }
 
     /// The token that begins a text, if the model has one.
@@ -148,6 +155,18 @@ impl Tokenizer {
     pub fn stream(&self) -> TextStream<'_> {
         TextStream { tokenizer: self, ids: Vec::new(), shown: 0 }
     }
+}
+
+/// A tokenizer that neither pads nor truncates, and the length it would have truncated to.
+fn parse(json: &[u8]) -> Result<(tokenizers::Tokenizer, Option<usize>)> {
+    let mut inner = tokenizers::Tokenizer::from_bytes(json)
+        .map_err(|e| Error::corruption(format!("invalid tokenizer: {e}")))?;
+    let limit = inner.get_truncation().map(|t| t.max_length);
+    inner.with_padding(None);
+    inner
+        .with_truncation(None)
+        .map_err(|e| Error::corruption(format!("invalid tokenizer: {e}")))?;
+    Ok((inner, limit))
 }
 
 fn cannot_encode(error: &(dyn std::error::Error + Send + Sync)) -> Error {

@@ -10,8 +10,8 @@
 //! - [`Compose`](compose::Compose) makes methods of methods: prune, then quantise what stays, then correct, then code.
 //!
 //! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`], [`prune`] and [`lowrank`]
-//! (methods), [`entropy`] (lossless coding and packed files), [`model`] (the reference transformer that calibrates and
-//! judges).
+//! (methods), [`entropy`] (lossless coding and packed files), [`tokencomp`] (fewer tokens, shorter prompts), [`model`] (the
+//! reference transformer that calibrates and judges).
 
 pub mod bill;
 pub mod compose;
@@ -30,6 +30,7 @@ pub use tensorpress_prune as prune;
 pub use tensorpress_quant as quant;
 pub use tensorpress_tensor as tensor;
 pub use tensorpress_tensor::{Error, ErrorKind, Result};
+pub use tensorpress_tokencomp as tokencomp;
 
 /// The README's example is a test.
 #[cfg(doctest)]

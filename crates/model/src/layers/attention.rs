@@ -54,29 +54,63 @@ impl Attention {
         }
         let visible = match self.rope {
             Some(_) => Visible::Causal { first: 0, window: self.window },
-            None => Visible::All,
+            None => Visible::All { bias: &[] },
         };
-        let keys: Vec<_> = k.axis_iter(Axis(1)).collect();
-        let values: Vec<_> = v.axis_iter(Axis(1)).collect();
-        attend(q, &keys, &values, visible, out, scratch);
+        attend_all(q, k, v, visible, out, scratch);
+        Ok(())
+    }
+
+    /// [`Attention::mix`] of a whole sequence without positions, with something added to the scores of each key.
+    pub(crate) fn mix_weighted(
+        &self,
+        mut q: ArrayViewMut2<'_, f32>,
+        mut k: ArrayViewMut2<'_, f32>,
+        v: ArrayView2<'_, f32>,
+        bias: &[f32],
+        out: ArrayViewMut2<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        if let Some(norm) = &self.q_norm {
+            norm.apply(q.view_mut());
+        }
+        if let Some(norm) = &self.k_norm {
+            norm.apply(k.view_mut());
+        }
+        let dim = self.head_dim;
+        let (q, k, v) = (heads(q.view(), dim), heads(k.view(), dim), heads(v, dim));
+        attend_all(q, k, v, Visible::All { bias }, heads_mut(out, dim), scratch);
         Ok(())
     }
 }
 
+/// [`attend`] for keys and values `[positions, heads, d]`.
+fn attend_all(
+    q: ArrayView3<'_, f32>,
+    k: ArrayView3<'_, f32>,
+    v: ArrayView3<'_, f32>,
+    visible: Visible<'_>,
+    out: ArrayViewMut3<'_, f32>,
+    scratch: &mut Scratch,
+) {
+    let keys: Vec<_> = k.axis_iter(Axis(1)).collect();
+    let values: Vec<_> = v.axis_iter(Axis(1)).collect();
+    attend(q, &keys, &values, visible, out, scratch);
+}
+
 /// What a token sees.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Visible {
-    /// The whole sequence.
-    All,
+pub(crate) enum Visible<'a> {
+    /// The whole sequence; `bias` is added to the scores of each key, if it is not empty.
+    All { bias: &'a [f32] },
     /// Itself and what comes before it, at most `window` tokens; the first query is at position `first`.
     Causal { first: usize, window: Option<usize> },
 }
 
-impl Visible {
+impl Visible<'_> {
     /// Keys seen by query `row`, of `keys` there are.
     fn keys(self, row: usize, keys: usize) -> Range<usize> {
         match self {
-            Self::All => 0..keys,
+            Self::All { .. } => 0..keys,
             Self::Causal { first, window } => {
                 let end = (first + row + 1).min(keys);
                 window.map_or(0, |w| end.saturating_sub(w))..end
@@ -94,7 +128,7 @@ pub(crate) fn attend(
     q: ArrayView3<'_, f32>,
     keys: &[ArrayView2<'_, f32>],
     values: &[ArrayView2<'_, f32>],
-    visible: Visible,
+    visible: Visible<'_>,
     mut out: ArrayViewMut3<'_, f32>,
     scratch: &mut Scratch,
 ) {
@@ -117,6 +151,9 @@ pub(crate) fn attend(
                 let seen = seen(row);
                 p[..seen.start - span.start].fill(0.0);
                 p[seen.end - span.start..].fill(0.0);
+                if let Visible::All { bias } = visible {
+                    p.iter_mut().zip(bias).for_each(|(p, bias)| *p += bias / scale);
+                }
                 math::softmax(&mut p[seen.start - span.start..seen.end - span.start], scale);
             }
             let out = out.slice_mut(s![rows.clone(), head, ..]);

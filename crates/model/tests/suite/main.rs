@@ -6,5 +6,7 @@ mod golden;
 mod judging;
 mod kv;
 mod narrow;
+mod prompts;
 mod properties;
+mod reduced;
 mod streaming;

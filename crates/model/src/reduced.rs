@@ -1,0 +1,210 @@
+//! An encoder that carries fewer and fewer tokens: a [`TokenReduce`] between attention and feed-forward network of every
+//! block.
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use tensorpress_tensor::{Error, Result, Scratch, linalg};
+use tensorpress_tokencomp::{Schedule, TokenHints, TokenMap, TokenReduce};
+
+use crate::block::Block;
+use crate::encoder::{Encoder, pool};
+use crate::layers::math;
+
+/// What reduces the tokens of an encoder, and how fast.
+#[derive(Debug, Clone, Copy)]
+pub struct Reduction<'a> {
+    /// Plans by the mean of the keys over the heads.
+    pub method: &'a dyn TokenReduce,
+    /// Tokens that each block takes away.
+    pub schedule: &'a Schedule,
+    /// Tokens that stay alone: class and separator tokens.
+    pub protected: &'a [usize],
+}
+
+/// What a reduced encoder made of a text.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Reduced {
+    /// The last block's output `[tokens left, hidden]`.
+    pub hidden: Array2<f32>,
+    /// From the text's tokens to those left.
+    pub map: TokenMap,
+}
+
+impl Encoder {
+    /// The last block's output of one text whose tokens are merged or dropped on the way. Attention weighs a merged token
+    /// as the tokens it stands for (ln size is added to its scores).
+    ///
+    /// # Errors
+    /// As [`Encoder::last_hidden_state`], and those of the method.
+    pub fn reduced_hidden_state(
+        &self,
+        ids: &[u32],
+        reduction: Reduction<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Reduced> {
+        let mut hidden = self.embeddings(ids, &vec![0; ids.len()], scratch)?;
+        let mut map = TokenMap::identity(ids.len());
+        let mut protected = reduction.protected.to_vec();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let keep = reduction.schedule.keep(layer, hidden.nrows(), protected.len());
+            let sizes = map.sizes(None)?;
+            let mut hook =
+                Hook { reduction, sizes: &sizes, protected: &protected, keep, plan: None };
+            hidden = block.forward_reduced(hidden, &mut hook, scratch)?;
+            let Some(plan) = hook.plan else { continue };
+            let moved = |token: usize| {
+                plan.target(token).ok_or_else(|| {
+                    let id = reduction.method.id();
+                    Error::invalid(format!("{id} dropped the protected token {token}"))
+                })
+            };
+            protected = protected.into_iter().map(moved).collect::<Result<_>>()?;
+            map = map.then(&plan)?;
+        }
+        Ok(Reduced { hidden, map })
+    }
+
+    /// The embedding of a text whose tokens are merged or dropped on the way: the mean of what is left, weighted by sizes,
+    /// divided by its length.
+    ///
+    /// # Errors
+    /// As [`Encoder::reduced_hidden_state`]; `InvalidArgument` without tokens.
+    pub fn embed_ids_reduced(
+        &self,
+        ids: &[u32],
+        reduction: Reduction<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Vec<f32>> {
+        if ids.is_empty() {
+            return Err(Error::invalid("a text without tokens has no embedding"));
+        }
+        let Reduced { hidden, map } = self.reduced_hidden_state(ids, reduction, scratch)?;
+        Ok(pool(hidden.view(), &map.sizes(None)?))
+    }
+}
+
+/// What a block needs to know to reduce its tokens, and what it planned.
+struct Hook<'a> {
+    reduction: Reduction<'a>,
+    sizes: &'a [f32],
+    protected: &'a [usize],
+    keep: usize,
+    plan: Option<TokenMap>,
+}
+
+impl Hook<'_> {
+    /// Plans by projected queries and keys `[tokens, heads * dim]`.
+    fn plan(
+        &mut self,
+        q: ArrayView2<'_, f32>,
+        k: ArrayView2<'_, f32>,
+        bias: &[f32],
+        dim: usize,
+    ) -> Result<()> {
+        if self.keep >= k.nrows() {
+            return Ok(());
+        }
+        let heads = k.ncols() / dim;
+        let mut metric = Array2::<f32>::zeros((k.nrows(), dim));
+        for head in 0..heads {
+            metric += &k.slice(s![.., head * dim..(head + 1) * dim]);
+        }
+        metric /= heads as f32;
+        let mut hints = TokenHints::default().with_protected(self.protected).with_sizes(self.sizes);
+        let attention;
+        if self.reduction.method.needs_attention() {
+            attention = received(q, k, bias, dim);
+            hints = hints.with_attention(&attention);
+        }
+        self.plan = Some(self.reduction.method.plan(metric.view(), &hints, self.keep)?);
+        Ok(())
+    }
+}
+
+/// Attention that each token receives: the mean over heads and queries.
+fn received(q: ArrayView2<'_, f32>, k: ArrayView2<'_, f32>, bias: &[f32], dim: usize) -> Vec<f32> {
+    let (tokens, width) = k.dim();
+    let (heads, scale) = (width / dim, 1.0 / (dim as f32).sqrt());
+    let mut sums = vec![0.0; tokens];
+    let mut scores = Array2::zeros((tokens, tokens));
+    for head in 0..heads {
+        let part = s![.., head * dim..(head + 1) * dim];
+        linalg::matmul_nt(q.slice(part), k.slice(part), scores.view_mut(), false, linalg::Par::Seq);
+        for mut row in scores.rows_mut() {
+            let row = row.as_slice_mut().expect("rows of a new matrix");
+            row.iter_mut().zip(bias).for_each(|(p, bias)| *p = *p * scale + bias);
+            math::softmax(row, 1.0);
+            sums.iter_mut().zip(&*row).for_each(|(sum, p)| *sum += *p);
+        }
+    }
+    let total = (heads * tokens) as f32;
+    sums.iter().map(|sum| sum / total).collect()
+}
+
+impl Block {
+    /// Runs one sequence, whose tokens stand for several each, and reduces it after attention.
+    fn forward_reduced(
+        &self,
+        mut hidden: Array2<f32>,
+        hook: &mut Hook<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
+        if self.attention.rope.is_some() {
+            return Err(Error::unsupported("token reduction in a decoder"));
+        }
+        let bias: Vec<f32> = hook.sizes.iter().map(|size| size.ln()).collect();
+        let mut mix = |q: ArrayViewMut2<'_, f32>,
+                       k: ArrayViewMut2<'_, f32>,
+                       v: ArrayView2<'_, f32>,
+                       out: ArrayViewMut2<'_, f32>,
+                       scratch: &mut Scratch| {
+            hook.plan(q.view(), k.view(), &bias, self.attention.head_dim)?;
+            self.attention.mix_weighted(q, k, v, &bias, out, scratch)
+        };
+        self.attend(&mut hidden.view_mut(), &mut mix, None, scratch)?;
+        if let Some(plan) = &hook.plan {
+            hidden = plan.merge(hidden.view(), Some(hook.sizes))?;
+        }
+        self.feed_forward(&mut hidden.view_mut(), None, scratch)?;
+        Ok(hidden)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tensorpress_tensor::Registry;
+    use tensorpress_tensor::testing::data;
+    use tensorpress_tokencomp::ToMe;
+
+    use super::*;
+    use crate::source::Source;
+
+    /// A token of size 2 is to all others what two equal tokens are.
+    #[test]
+    fn sizes_stand_for_equal_tokens() {
+        let Some(folder) = data::minilm() else { return };
+        let encoder = Source::open(folder, &Registry::default()).unwrap().encoder().unwrap();
+        let mut scratch = Scratch::default();
+        let ids = [101, 2023, 2003, 1037, 3231, 102];
+        let few = encoder.embeddings(&ids, &[0; 6], &mut scratch).unwrap();
+        let twice = [0, 1, 1, 1, 2, 3, 4, 4, 5];
+        let mut all = few.select(ndarray::Axis(0), &twice);
+        let (method, schedule) = (ToMe::new(), Schedule::Tokens(Vec::new()));
+        let reduction = Reduction { method: &method, schedule: &schedule, protected: &[] };
+        let sizes = [1.0, 3.0, 1.0, 1.0, 2.0, 1.0];
+        let mut hook = Hook { reduction, sizes: &sizes, protected: &[], keep: 6, plan: None };
+        let block = &encoder.blocks()[0];
+        let few = block.forward_reduced(few, &mut hook, &mut scratch).unwrap();
+        block.forward_sequences(all.view_mut(), &[9], None, &mut scratch).unwrap();
+        for (row, token) in all.rows().into_iter().zip(twice) {
+            let apart =
+                row.iter().zip(few.row(token)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-5, "token {token}: {apart}");
+        }
+        let ones = [1.0; 6];
+        hook.sizes = &ones;
+        let plain = encoder.embeddings(&ids, &[0; 6], &mut scratch).unwrap();
+        let plain = block.forward_reduced(plain, &mut hook, &mut scratch).unwrap();
+        assert!(plain.iter().zip(&few).any(|(a, b)| (a - b).abs() > 1e-3), "sizes matter");
+    }
+}

@@ -1,0 +1,81 @@
+//! Cosine similarities, a tile at a time: nothing of the size of tokens x tokens is ever held.
+
+use ndarray::{Array2, ArrayView2, Axis, Slice, s};
+use tensorpress_tensor::kernels;
+use tensorpress_tensor::linalg::{self, Par};
+
+use crate::screen;
+
+/// Some rows divided by their lengths, in standard layout. A row of length 0 stays 0: it is as similar to all as to none.
+pub(crate) fn normalised(
+    x: ArrayView2<'_, f32>,
+    rows: impl ExactSizeIterator<Item = usize>,
+) -> Array2<f32> {
+    let x = x.as_standard_layout();
+    let mut out = Vec::with_capacity(rows.len() * x.ncols());
+    let count = rows.len();
+    for row in rows {
+        let row = x.row(row);
+        let row = row.to_slice().expect("standard layout");
+        let square = kernels::dot(row, row);
+        if (1e-20..1e20).contains(&square) {
+            let scale = 1.0 / square.sqrt();
+            out.extend(row.iter().map(|v| v * scale));
+            continue;
+        }
+        // Lengths whose square f32 does not hold.
+        let length = kernels::dot_f64(row, row).sqrt();
+        let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+        out.extend(row.iter().map(|v| (f64::from(*v) * scale) as f32));
+    }
+    Array2::from_shape_vec((count, x.ncols()), out).expect("a value a place")
+}
+
+/// Rows of A and of B in a tile: 256 x 256 products stay in the second-level cache until they are looked at.
+const TILE: usize = 256;
+
+/// Calls `see(first row of A, first row of B, A Bᵀ of the tile)` for tiles that cover the product of A `[n, d]` and
+/// B `[m, d]`; B's tiles rise within one of A.
+pub(crate) fn tiles(
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    mut see: impl FnMut(usize, usize, ArrayView2<'_, f32>),
+) {
+    let mut memory = Array2::zeros((TILE.min(a.nrows()), TILE.min(b.nrows())));
+    for (i, a) in a.axis_chunks_iter(Axis(0), TILE).enumerate() {
+        for start in (0..b.nrows()).step_by(TILE) {
+            let end = (start + TILE).min(b.nrows());
+            let b = b.slice_axis(Axis(0), Slice::from(start..end));
+            let mut tile = memory.slice_mut(s![..a.nrows(), ..b.nrows()]);
+            linalg::matmul_nt(a, b, tile.view_mut(), false, Par::Seq);
+            see(i * TILE, start, tile.view());
+        }
+    }
+}
+
+/// For each row of A its most similar row of B, the first of equals; -inf where B has none. Rows have length 1 or 0.
+pub(crate) fn nearest(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<(f32, usize)> {
+    /// Products of fewer operations are not worth two steps.
+    const LARGE: usize = 1 << 24;
+    let operations = a.nrows().saturating_mul(b.nrows()).saturating_mul(a.ncols());
+    let screened = if operations < LARGE { None } else { screen::nearest(a, b) };
+    let Some(screened) = screened else { return nearest_exact(a, b) };
+    let open: Vec<usize> = (0..a.nrows()).filter(|row| screened[*row].is_none()).collect();
+    let mut rest = nearest_exact(a.select(Axis(0), &open).view(), b).into_iter();
+    screened.into_iter().map(|best| best.or_else(|| rest.next()).expect("one a row")).collect()
+}
+
+fn nearest_exact(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<(f32, usize)> {
+    let mut best = vec![(f32::NEG_INFINITY, 0); a.nrows()];
+    tiles(a, b, |from_a, from_b, tile| {
+        for (row, best) in tile.rows().into_iter().zip(&mut best[from_a..]) {
+            let row = row.to_slice().expect("rows of a tile are contiguous");
+            let (_, most) = kernels::minmax(row);
+            if most > best.0 {
+                let at = row.iter().position(|v| *v == most).unwrap_or(0);
+                *best = (most, from_b + at);
+            }
+        }
+    });
+    best
+}

@@ -1,0 +1,168 @@
+//! Compression as classification: Pan, Wu, Jiang, Xia, Luo, Zhang, Lin, Rühle, Yang, Lin, Zhao, Qiu, Zhang, *LLMLingua-2:
+//! Data Distillation for Efficient and Faithful Task-Agnostic Prompt Compression*, 2024.
+
+use std::ops::Range;
+
+use tensorpress_tensor::{Error, Result};
+
+use super::{Piece, WordScore, word_means};
+
+/// Any classifier of tokens into kept and dropped.
+pub trait KeepProbability: std::fmt::Debug {
+    /// For every token of `text`: its bytes, and the probability that it should be kept, 0 to 1.
+    ///
+    /// # Errors
+    /// Whatever the classifier cannot do.
+    fn keep_probabilities(&self, text: &str) -> Result<Vec<Piece>>;
+}
+
+/// Scores words by a classifier: the mean over their tokens. For [`super::Squeeze`].
+#[derive(Debug, Clone, Copy)]
+pub struct Classified<'a> {
+    classifier: &'a dyn KeepProbability,
+}
+
+impl<'a> Classified<'a> {
+    /// Scores by this classifier.
+    #[must_use]
+    pub fn new(classifier: &'a dyn KeepProbability) -> Self {
+        Self { classifier }
+    }
+}
+
+impl WordScore for Classified<'_> {
+    fn score(&self, text: &str, words: &[Range<usize>]) -> Result<Vec<f32>> {
+        let (Some(first), Some(last)) = (words.first(), words.last()) else {
+            return Ok(Vec::new());
+        };
+        let start = first.start;
+        let mut pieces = self.classifier.keep_probabilities(&text[start..last.end])?;
+        pieces.iter_mut().for_each(|(at, _)| *at = at.start + start..at.end + start);
+        Ok(word_means(&pieces, words, 0.0))
+    }
+}
+
+/// A word and what the classifier says of its pieces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassifiedWord {
+    /// The word.
+    pub text: String,
+    /// Pieces and their keep-probabilities.
+    pub pieces: Vec<(String, f32)>,
+    /// Tokens of the word by the tokenizer that the rate is about.
+    pub tokens: usize,
+}
+
+/// A word's probability from its pieces'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WordProbability {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// That of the first.
+    First,
+}
+
+/// Labels words at a rate, as the official code does; see [`Labelling::label`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Labelling {
+    rate: f64,
+    /// A word's probability from its pieces'.
+    pub probability: WordProbability,
+    /// Words that stay wherever they are.
+    pub forced: Vec<String>,
+    /// Words with a digit in them stay.
+    pub digits: bool,
+    /// Of forced words with nothing kept between them, only the first stays.
+    pub drop_consecutive: bool,
+}
+
+impl Labelling {
+    /// Keeps about this share of the tokens, 0 to 1.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another rate.
+    pub fn new(rate: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&rate) {
+            return Err(Error::invalid(format!("rate = {rate}; allowed are 0 to 1")));
+        }
+        let (probability, forced) = (WordProbability::Mean, Vec::new());
+        Ok(Self { rate, probability, forced, digits: false, drop_consecutive: false })
+    }
+
+    /// Which words of one chunk stay: those strictly above the percentile of rank int(100 (1 - rate) + 1) of the words'
+    /// probabilities, each counted once a token.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a word without pieces; `Numerical` for a probability that is not finite.
+    pub fn label(&self, words: &[ClassifiedWord]) -> Result<Vec<bool>> {
+        let mut probabilities: Vec<f64> =
+            words.iter().map(|w| self.probability(w)).collect::<Result<_>>()?;
+        let drop_rate = 1.0 - self.rate;
+        let is_forced = |word: &ClassifiedWord| self.forced.contains(&word.text);
+        if self.drop_consecutive && !words.is_empty() {
+            let threshold = percentile(probabilities.clone(), (100.0 * drop_rate).floor());
+            let (mut between, mut previous) = (false, None);
+            for (word, probability) in words.iter().zip(&mut probabilities) {
+                if !is_forced(word) {
+                    between |= *probability > threshold;
+                    continue;
+                }
+                if between {
+                    between = false;
+                } else if previous == Some(&word.text) {
+                    *probability = 0.0;
+                }
+                previous = Some(&word.text);
+            }
+        }
+        let repeated =
+            words.iter().zip(&probabilities).flat_map(|(w, p)| std::iter::repeat_n(*p, w.tokens));
+        let repeated: Vec<f64> = repeated.collect();
+        if repeated.is_empty() {
+            return Ok(vec![false; words.len()]);
+        }
+        let threshold = percentile(repeated, (100.0 * drop_rate + 1.0).floor().min(100.0));
+        let mut labels = Vec::with_capacity(words.len());
+        let mut last_kept: Option<&str> = None;
+        for (word, probability) in words.iter().zip(&probabilities) {
+            let above = *probability > threshold || (threshold == 1.0 && *probability == threshold);
+            let again = self.drop_consecutive && is_forced(word) && last_kept == Some(&word.text);
+            if above && !again {
+                last_kept = Some(&word.text);
+            }
+            labels.push(above && !again);
+        }
+        Ok(labels)
+    }
+
+    fn probability(&self, word: &ClassifiedWord) -> Result<f64> {
+        let forced = self.forced.contains(&word.text);
+        let one = |(i, (text, probability)): (usize, &(String, f32))| {
+            let digit = self.digits && text.contains(|c: char| c.is_numeric());
+            if digit || (forced && i == 0) { 1.0 } else { f64::from(*probability) }
+        };
+        let pieces: Vec<f64> = word.pieces.iter().enumerate().map(one).collect();
+        if let Some(bad) = pieces.iter().find(|p| !p.is_finite()) {
+            return Err(Error::numerical(format!("keep-probability of `{}` is {bad}", word.text)));
+        }
+        match self.probability {
+            _ if pieces.is_empty() => {
+                Err(Error::invalid(format!("the word `{}` has no pieces", word.text)))
+            }
+            WordProbability::First => Ok(pieces[0]),
+            WordProbability::Mean => Ok(pieces.iter().sum::<f64>() / pieces.len() as f64),
+        }
+    }
+}
+
+/// Percentile of values, linear between the two nearest.
+fn percentile(mut values: Vec<f64>, percent: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = percent / 100.0 * (values.len() - 1) as f64;
+    let (low, high) = (values[at.floor() as usize], values[at.ceil() as usize]);
+    let share = at.fract();
+    // From the nearer end, so that both ends are met exactly.
+    if share < 0.5 { low + (high - low) * share } else { high - (high - low) * (1.0 - share) }
+}

@@ -1,0 +1,83 @@
+//! What a small language model finds surprising is worth keeping: Jiang, Wu, Lin, Yang, Qiu, *LLMLingua: Compressing Prompts
+//! for Accelerated Inference of Large Language Models*, 2023.
+
+use std::ops::Range;
+
+use tensorpress_tensor::{Error, Result};
+
+use super::{TokenLogProbs, WordScore, word_means};
+
+/// Scores words by a language model: the mean of -ln p over their tokens. The text is read in segments, each after what
+/// the segments before it would be compressed to (LLMLingua's iterative compression).
+#[derive(Debug, Clone, Copy)]
+pub struct Surprise<'a> {
+    model: &'a dyn TokenLogProbs,
+    segment: usize,
+    rate: f64,
+}
+
+impl<'a> Surprise<'a> {
+    /// Segments of 100 words, half of which are kept for the segments to come.
+    #[must_use]
+    pub fn new(model: &'a dyn TokenLogProbs) -> Self {
+        Self { model, segment: 100, rate: 0.5 }
+    }
+
+    /// Reads segments of so many words.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for 0.
+    pub fn with_segment(mut self, words: usize) -> Result<Self> {
+        if words == 0 {
+            return Err(Error::invalid("segment = 0 words; at least 1 is needed"));
+        }
+        self.segment = words;
+        Ok(self)
+    }
+
+    /// Keeps this share of each segment's words as the context of the next.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a share outside 0 to 1.
+    pub fn with_rate(mut self, rate: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&rate) {
+            return Err(Error::invalid(format!("rate = {rate}; allowed are 0 to 1")));
+        }
+        self.rate = rate;
+        Ok(self)
+    }
+}
+
+impl WordScore for Surprise<'_> {
+    fn score(&self, text: &str, words: &[Range<usize>]) -> Result<Vec<f32>> {
+        let mut scores = Vec::with_capacity(words.len());
+        let mut context = String::new();
+        for segment in words.chunks(self.segment) {
+            let start = segment[0].start;
+            let part = &text[start..segment[segment.len() - 1].end];
+            let mut pieces = self.model.log_probs(&context, part)?;
+            for (at, value) in &mut pieces {
+                *at = at.start + start..at.end + start;
+                *value = -*value;
+            }
+            let found = word_means(&pieces, segment, 0.0);
+            if let Some(bad) = found.iter().position(|s| !s.is_finite()) {
+                let word = &text[segment[bad].clone()];
+                return Err(Error::numerical(format!(
+                    "the log-probability of `{word}` is {}",
+                    -found[bad]
+                )));
+            }
+            let mut order: Vec<usize> = (0..segment.len()).collect();
+            order.sort_by(|a, b| found[*b].total_cmp(&found[*a]));
+            order.truncate((self.rate * segment.len() as f64).ceil() as usize);
+            order.sort_unstable();
+            for word in order {
+                context += &text[segment[word].clone()];
+                context.push(' ');
+            }
+            scores.extend(found);
+        }
+        Ok(scores)
+    }
+}

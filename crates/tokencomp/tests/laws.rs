@@ -1,0 +1,264 @@
+//! What holds for every map and every method, and what is refused.
+
+use proptest::prelude::*;
+use tensorpress_tensor::ErrorKind;
+use tensorpress_tensor::ndarray::{Array1, Array2, Array3, Axis};
+use tensorpress_tokencomp::{
+    AttentionTopK, DivPrune, Pooling, RandomKeep, Schedule, ToMe, TokenHints, TokenMap,
+    TokenReduce, kth_matching, match_tokens,
+};
+
+/// A map of `sources` tokens in which no target is empty: the first sources fill them.
+fn maps(sources: std::ops::Range<usize>) -> impl Strategy<Value = TokenMap> {
+    (sources, any::<u64>()).prop_flat_map(|(sources, seed)| {
+        (0..=sources).prop_flat_map(move |targets| {
+            proptest::collection::vec(proptest::option::weighted(0.8, 0..targets.max(1)), sources)
+                .prop_map(move |mut assignment| {
+                    let start = if sources == 0 { 0 } else { seed as usize % sources };
+                    for target in 0..targets {
+                        assignment[(start + target) % sources] = Some(target);
+                    }
+                    if targets == 0 {
+                        assignment.fill(None);
+                    }
+                    TokenMap::new(&assignment, targets).expect("every target has a source")
+                })
+        })
+    })
+}
+
+fn values(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+    Array2::from_shape_fn((rows, cols), |(r, c)| {
+        tensorpress_tensor::linalg::gaussian(seed, (r * cols + c) as u64) as f32 * 3.0
+    })
+}
+
+/// The mean of each target's sources, the slow way.
+fn slow_merge(map: &TokenMap, x: &Array2<f32>, sizes: &[f32]) -> Array2<f32> {
+    Array2::from_shape_fn((map.targets(), x.ncols()), |(target, c)| {
+        let of = |s: &usize| map.target(*s) == Some(target);
+        let sources: Vec<usize> = (0..map.sources()).filter(of).collect();
+        let weight: f64 = sources.iter().map(|s| f64::from(sizes[*s])).sum();
+        let sum: f64 = sources.iter().map(|s| f64::from(sizes[*s]) * f64::from(x[[*s, c]])).sum();
+        (sum / weight) as f32
+    })
+}
+
+proptest! {
+    #[test]
+    fn merging_what_was_unmerged_gives_it_back(map in maps(0..40), cols in 0usize..5, seed in 0u64..99) {
+        let z = values(map.targets(), cols, seed);
+        let back = map.unmerge(z.view()).unwrap();
+        prop_assert_eq!(map.merge(back.view(), None).unwrap(), z.clone());
+        let sizes: Vec<f32> = (0..map.sources()).map(|i| (1 + i * 7 % 5) as f32).collect();
+        prop_assert_eq!(map.merge(back.view(), Some(&sizes)).unwrap(), z);
+    }
+
+    #[test]
+    fn merging_is_the_weighted_mean(map in maps(1..40), seed in 0u64..99) {
+        let x = values(map.sources(), 3, seed);
+        let sizes: Vec<f32> = (0..map.sources()).map(|i| (1 + i * 7 % 5) as f32).collect();
+        prop_assert_eq!(map.merge(x.view(), Some(&sizes)).unwrap(), slow_merge(&map, &x, &sizes));
+        // One plan for tensors of any number of axes.
+        let heads = Array3::from_shape_fn((map.sources(), 1, 3), |(t, _, c)| x[[t, c]]);
+        let merged = map.merge(heads.view(), Some(&sizes)).unwrap();
+        prop_assert_eq!(merged.index_axis(Axis(1), 0), map.merge(x.view(), Some(&sizes)).unwrap());
+        let positions = Array1::from_iter((0..map.sources()).map(|p| p as f32));
+        let merged = map.merge(positions.view(), None).unwrap();
+        prop_assert!(merged.iter().zip(map.firsts()).all(|(mean, first)| *mean >= first as f32));
+    }
+
+    #[test]
+    fn sizes_sum_to_the_source_count(map in maps(0..60)) {
+        let sum: u32 = map.counts().iter().sum();
+        prop_assert_eq!(sum as usize + map.dropped(), map.sources());
+        let sizes: f32 = map.sizes(None).unwrap().iter().sum();
+        prop_assert_eq!(sizes as usize + map.dropped(), map.sources());
+        let sorted = map.sorted();
+        prop_assert!(sorted.firsts().is_sorted());
+        prop_assert_eq!(sorted.dropped(), map.dropped());
+    }
+
+    #[test]
+    fn composition_holds(first in maps(1..40), pick in any::<u64>(), seed in 0u64..99) {
+        // A second map: neighbours in pairs, one of them dropped where there are several.
+        let half = |t: usize| (t != pick as usize % first.targets().max(2)).then_some(t / 2);
+        let assignment: Vec<_> = (0..first.targets()).map(half).collect();
+        let targets = first.targets().div_ceil(2);
+        let Ok(second) = TokenMap::new(&assignment, targets) else { return Ok(()) };
+        let both = first.then(&second).unwrap();
+        let x = values(first.sources(), 3, seed);
+        let sizes = first.sizes(None).unwrap();
+        let stepwise = second.merge(first.merge(x.view(), None).unwrap().view(), Some(&sizes)).unwrap();
+        let at_once = both.merge(x.view(), None).unwrap();
+        prop_assert!(stepwise.iter().zip(&at_once).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs())));
+        prop_assert_eq!(both.sizes(None).unwrap(), second.sizes(Some(&sizes)).unwrap());
+        let z = values(both.targets(), 2, seed);
+        let unmerged = first.unmerge(second.unmerge(z.view()).unwrap().view()).unwrap();
+        prop_assert_eq!(both.unmerge(z.view()).unwrap(), unmerged);
+    }
+
+    #[test]
+    fn plans_keep_what_they_are_asked_to(
+        tokens in 1usize..70, share in 0.0f64..1.0, marks in proptest::collection::vec(0usize..70, 0..5), seed in 0u64..99,
+    ) {
+        let protected: Vec<usize> = marks.into_iter().filter(|m| *m < tokens).collect();
+        let mut distinct = protected.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let least = (distinct.len() + 1).min(tokens);
+        let keep = least + ((tokens - least) as f64 * share) as usize;
+        let x = values(tokens, 8, seed);
+        let attention: Vec<f32> = x.column(0).to_vec();
+        let hints = TokenHints::default().with_protected(&protected).with_attention(&attention);
+        for method in methods() {
+            let map = method.plan(x.view(), &hints, keep).unwrap();
+            prop_assert_eq!((map.sources(), map.targets()), (tokens, keep), "{}", method.id());
+            prop_assert!(map.firsts().is_sorted(), "{}", method.id());
+            for p in &protected {
+                let target = map.target(*p).expect("protected tokens stay");
+                prop_assert_eq!(map.counts()[target], 1, "{}", method.id());
+            }
+            prop_assert_eq!(map, method.plan(x.view(), &hints, keep).unwrap());
+        }
+    }
+}
+
+fn methods() -> [Box<dyn TokenReduce>; 5] {
+    [
+        Box::new(ToMe::new()),
+        Box::new(DivPrune::new()),
+        Box::new(AttentionTopK::new()),
+        Box::new(RandomKeep::new(3)),
+        Box::new(Pooling::new()),
+    ]
+}
+
+/// Cosine similarities of all pairs, in f64.
+fn cosine(x: &Array2<f32>, a: usize, b: usize) -> f64 {
+    let dot = |a, b| {
+        x.row(a)
+            .iter()
+            .zip(x.row(b))
+            .map(|(a, b): (&f32, &f32)| f64::from(*a) * f64::from(*b))
+            .sum::<f64>()
+    };
+    let (a, b): (usize, usize) = (a, b);
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn matching_over_many_tiles_is_the_slow_one() {
+    for tokens in [1, 2, 3, 255, 511, 512, 513, 1100] {
+        let x = values(tokens, 17, tokens as u64);
+        let matching = match_tokens(x.view(), tokens, &[]).unwrap();
+        assert_eq!(matching.merged.len(), tokens / 2);
+        let odd = || (1..tokens).step_by(2);
+        for (source, into) in matching.merged.iter().zip(&matching.into) {
+            let best = odd().map(|t| cosine(&x, *source, t)).fold(f64::NEG_INFINITY, f64::max);
+            assert!(cosine(&x, *source, *into) >= best - 1e-6, "{tokens}: {source}");
+        }
+        let similarity = |i: usize| cosine(&x, matching.merged[i], matching.into[i]);
+        assert!((1..matching.merged.len()).all(|i| similarity(i) <= similarity(i - 1) + 1e-6));
+    }
+}
+
+#[test]
+fn equal_tokens_and_zeros_are_fine() {
+    for x in [Array2::zeros((9, 4)), Array2::ones((9, 4)), Array2::zeros((9, 0))] {
+        let attention = [0.5; 9];
+        let hints = TokenHints::default().with_attention(&attention);
+        for method in methods() {
+            for keep in 1..=9 {
+                assert_eq!(
+                    method.plan(x.view(), &hints, keep).unwrap().targets(),
+                    keep,
+                    "{}",
+                    method.id()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let x = values(6, 4, 0);
+    let mut spoilt = x.clone();
+    spoilt[[4, 2]] = f32::NAN;
+    let attention = [1.0, 2.0, f32::INFINITY, 0.0, 0.0, 0.0];
+    let plain = TokenHints::default();
+    let with = |attention| TokenHints::default().with_attention(attention);
+    let fine = [1.0; 6];
+    for method in methods() {
+        let refused = |x: &Array2<f32>, hints: &TokenHints<'_>, keep: usize, kind, says: &str| {
+            let error = method.plan(x.view(), hints, keep).expect_err(says);
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains(says), "`{error}` lacks `{says}`");
+        };
+        use ErrorKind::{InvalidArgument, Numerical, ShapeMismatch};
+        refused(&x, &with(&fine), 0, InvalidArgument, "keep = 0 of 6 tokens; allowed are 1 to 6");
+        refused(&x, &with(&fine), 7, InvalidArgument, "keep = 7");
+        refused(&Array2::zeros((0, 4)), &plain, 0, InvalidArgument, "keep = 0");
+        refused(&spoilt, &with(&fine), 3, Numerical, "state [4, 2] is NaN");
+        refused(
+            &x,
+            &with(&fine).with_protected(&[1, 6]),
+            3,
+            InvalidArgument,
+            "protected token 6 of 6",
+        );
+        refused(
+            &x,
+            &with(&fine).with_protected(&[0, 1, 2]),
+            2,
+            InvalidArgument,
+            "3 tokens are protected",
+        );
+        refused(&x, &with(&fine[..5]), 3, ShapeMismatch, "5 values of attention");
+        refused(&x, &with(&attention), 3, Numerical, "attention of token 2 is inf");
+        refused(
+            &x,
+            &with(&fine).with_sizes(&[1.0, 1.0, 1.0, 1.0, 0.0, 1.0]),
+            3,
+            InvalidArgument,
+            "token 4",
+        );
+    }
+    for method in [&ToMe::new() as &dyn TokenReduce, &Pooling::new()] {
+        let error =
+            method.plan(x.view(), &plain.with_protected(&[0, 5]), 2).expect_err("nowhere to go");
+        assert!(error.to_string().contains("at least 1 to merge into"), "{error}");
+    }
+    let error = AttentionTopK::new().plan(x.view(), &plain, 3).expect_err("no attention");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(
+        match_tokens(x.view(), 1, &[9]).is_err() && match_tokens(spoilt.view(), 1, &[]).is_err()
+    );
+    assert!(kth_matching(x.view(), 0).is_err() && kth_matching(x.view(), 7).is_err());
+    assert!(Schedule::line(3, 4, 1.5).is_err() && Schedule::share(1.0).is_err());
+    assert!(Schedule::share(f64::NAN).is_err());
+}
+
+#[test]
+fn impossible_maps_are_refused() {
+    assert!(TokenMap::new(&[Some(0), Some(2)], 2).is_err(), "out of range");
+    assert!(TokenMap::new(&[Some(0), None], 2).is_err(), "an empty target");
+    assert!(TokenMap::new(&[], usize::MAX).is_err(), "more targets than sources");
+    assert!(TokenMap::keep(3, &[0, 3]).is_err() && TokenMap::keep(3, &[1, 1]).is_err());
+    let map = TokenMap::keep(3, &[2, 0]).unwrap();
+    assert_eq!((map.firsts(), map.dropped()), (vec![0, 2], 1));
+    assert!(map.merge(values(2, 2, 0).view(), None).is_err());
+    assert!(map.merge(values(3, 2, 0).view(), Some(&[1.0])).is_err());
+    assert!(map.unmerge(values(3, 2, 0).view()).is_err());
+    assert!(map.then(&map).is_err() && map.first_of(&[1, 2]).is_err());
+    assert_eq!(map.first_of(&["a", "b", "c"]).unwrap(), ["a", "c"]);
+    let pair = TokenMap::new(&[Some(0), Some(0)], 1).unwrap();
+    assert_eq!(pair.log_sizes(Some(&[1.0, 3.0])).unwrap(), [4.0f32.ln()]);
+}
+
+#[test]
+fn pooling_is_even() {
+    let map = Pooling::new().plan(values(10, 2, 0).view(), &TokenHints::default(), 4).unwrap();
+    assert_eq!(map.counts(), [3, 2, 3, 2]);
+}
