@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures compositions on real models, and writes their page in docs/benchmarks anew.
+/// Measures compositions and caches on real models, and writes their pages in docs/benchmarks anew.
 fn tables() -> Outcome {
     let test =
         ["test", "-p", "tensorpress", "--test", "tables", "compositions", "--", "--nocapture"];

@@ -177,6 +177,9 @@ pub(crate) struct Eval {
     /// Text to judge on: .jsonl line by line, any other in windows (`demo` brings its own)
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
+    /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see docs/recipes.md
+    #[arg(long, value_name = "RECIPE")]
+    pub(crate) kv: Option<String>,
     /// Judge at most this many lines or windows
     #[arg(long, value_name = "N")]
     pub(crate) max_segments: Option<usize>,
@@ -197,6 +200,9 @@ pub(crate) struct Run {
     /// The text to continue
     #[arg(long, short)]
     pub(crate) prompt: String,
+    /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see docs/recipes.md
+    #[arg(long, value_name = "RECIPE")]
+    pub(crate) kv: Option<String>,
     /// New tokens at most
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) max_tokens: usize,

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tensorpress::Result;
 use tensorpress::bill::Bill;
+use tensorpress::kvcache::KvRecipe;
 use tensorpress::model::text::{self, Limits};
-use tensorpress::model::{Decoder, Judgement, Source, compare, perplexity};
+use tensorpress::model::{Decoder, Judged, Judgement, Source, ThroughCache, compare, perplexity};
 
 use crate::args::Eval;
 use crate::failure::{Failure, Outcome};
@@ -25,6 +26,9 @@ pub(crate) struct Verdict {
     pub(crate) bits_per_weight: f64,
     pub(crate) file_bytes: u64,
     pub(crate) tokens: usize,
+    /// With `--kv`: bytes of keys and values when texts ended, over their tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kv_bytes_per_token: Option<f64>,
 }
 
 impl Verdict {
@@ -38,6 +42,7 @@ impl Verdict {
             bits_per_weight,
             file_bytes,
             tokens: judgement.tokens,
+            kv_bytes_per_token: None,
         }
     }
 }
@@ -69,6 +74,11 @@ pub(crate) fn decoder(source: &Source) -> Result<Decoder> {
     if 4 * weights <= DECODED { decoder.materialise() } else { Ok(decoder) }
 }
 
+/// A recipe of `--kv`.
+pub(crate) fn kv_recipe(text: &str) -> Outcome<KvRecipe> {
+    text.parse().map_err(|e| Failure::of_argument("--kv", e))
+}
+
 pub(crate) fn run(args: &Eval) -> Outcome {
     let opened = open(&args.model, args.base.as_deref())?;
     let (text, file) = text_of("--text", args.text.as_deref(), &opened)?;
@@ -76,19 +86,31 @@ pub(crate) fn run(args: &Eval) -> Outcome {
     let limits = Limits { max_segments: args.max_segments, max_tokens: args.max_tokens };
     let segments =
         text::segments(&text, &file, &source.tokenizer()?, source.config().context, limits)?;
+    let kv = args.kv.as_deref().map(kv_recipe).transpose()?;
     let model = decoder(source)?;
+    let cached = match &kv {
+        None => None,
+        Some(recipe) => {
+            Some(ThroughCache::new(&model, recipe).map_err(|e| Failure::of_argument("--kv", e))?)
+        }
+    };
+    let judged: &dyn Judged = cached.as_ref().map_or(&model, |cached| cached);
     let (bar, tell) = judging("judging");
     let judgement = match &args.reference {
-        None => perplexity(&model, &segments, &tell)?,
+        None => perplexity(judged, &segments, &tell)?,
         Some(reference) => {
             let reference = open(reference, args.base.as_deref())?;
-            compare(&decoder(&reference.source)?, &model, &segments, &tell)?
+            compare(&decoder(&reference.source)?, judged, &segments, &tell)?
         }
     };
     bar.finish_and_clear();
+    let kv_bytes_per_token = cached.map(|cached| cached.bytes_per_token());
     drop(model);
     let bill = Bill::of(source)?;
-    let verdict = Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes);
+    let verdict = Verdict {
+        kv_bytes_per_token,
+        ..Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes)
+    };
     if args.json {
         return print_json(&verdict);
     }
@@ -104,6 +126,7 @@ pub(crate) fn run(args: &Eval) -> Outcome {
     row("top-1 agreement", verdict.top1_agreement.map(|v| format!("{:.2} %", 100.0 * v)));
     row("bits per weight", Some(format!("{:.4}", verdict.bits_per_weight)));
     row("weight files", Some(bytes(verdict.file_bytes)));
+    row("keys and values", verdict.kv_bytes_per_token.map(|b| format!("{b:.1} bytes a token")));
     row("predictions", Some(verdict.tokens.to_string()));
     print(&table(&rows))
 }

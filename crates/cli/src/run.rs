@@ -7,6 +7,7 @@ use tensorpress::model::{Generation, generate};
 use tensorpress::tensor::linalg::Par;
 
 use crate::args::Run;
+use crate::eval::kv_recipe;
 use crate::failure::{Failure, Outcome};
 use crate::open::open;
 use crate::output::{print, print_json};
@@ -24,6 +25,13 @@ pub(crate) fn run(args: &Run) -> Outcome {
     let source = &opened.source;
     let tokenizer = source.tokenizer()?;
     let model = source.decoder()?.prepack()?;
+    let mut caches = match &args.kv {
+        None => model.cache(),
+        Some(kv) => {
+            let recipe = kv_recipe(kv)?;
+            model.caches(&recipe).map_err(|e| Failure::of_argument("--kv", e))?
+        }
+    };
     let prompt = tokenizer.encode(&args.prompt)?;
     let mut stream = tokenizer.stream();
     // The last tokens of the prompt decide how the first new one is spelt.
@@ -47,7 +55,7 @@ pub(crate) fn run(args: &Run) -> Outcome {
     };
     // The first token pays for the prompt: the clock starts after it.
     let mut first = None;
-    let new = generate(&model, &prompt, how, &mut model.cache(), &mut |token| {
+    let new = generate(&model, &prompt, how, &mut caches, &mut |token| {
         first.get_or_insert_with(Instant::now);
         Ok(show(&stream.push(token)?))
     })?;

@@ -47,6 +47,9 @@ fn wrong_usage_is_code_2() {
         (&["compress", model, "--recipe", "w8", "--out", out, "--eval"], &["--eval FILE"]),
         (&["compress", "demo", "--recipe", "w8", "--out", out, "--calib-windows", "x"], &["'x'"]),
         (&["eval", model], &["--text FILE"]),
+        (&["eval", "demo", "--kv", "kivi(bits=3)"], &["--kv", "bits = 3", "2, 4 and 8"]),
+        (&["eval", "demo", "--kv", "kivi | expected_attention(keep=0.5)"], &["before rotary"]),
+        (&["run", "demo", "--prompt", "x", "--kv", "h2o"], &["--kv", "h2o"]),
         (&["run", "demo"], &["--prompt"]),
         (&["run", "demo", "--prompt", "x", "--temperature", "-1"], &["from 0"]),
     ];

@@ -17,6 +17,9 @@ pub trait KvCache: Debug + Send {
         self.len() == 0
     }
 
+    /// Bytes held for keys and values.
+    fn bytes(&self) -> u64;
+
     /// Takes the keys (after rotary embedding) and values `[tokens, kv_heads, head_dim]` of the next tokens.
     ///
     /// # Errors
@@ -92,6 +95,11 @@ impl KvCache for DenseCache {
         self.len
     }
 
+    fn bytes(&self) -> u64 {
+        let heads = self.keys.iter().chain(&self.values);
+        heads.map(|held| size_of_val(held.as_slice()) as u64).sum()
+    }
+
     fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
         for (mine, new) in [(&mut self.keys, keys.reborrow()), (&mut self.values, values)] {
             for (held, new) in mine.iter_mut().zip(new.axis_iter(Axis(1))) {
@@ -121,6 +129,10 @@ impl KvCache for DenseCache {
 impl KvCache for tensorpress_kvcache::Cache {
     fn len(&self) -> usize {
         Self::len(self)
+    }
+
+    fn bytes(&self) -> u64 {
+        Self::bytes(self)
     }
 
     fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {

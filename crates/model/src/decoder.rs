@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
+use tensorpress_kvcache::KvRecipe;
 use tensorpress_tensor::{Error, Result, Scratch};
 
 use crate::block::Block;
@@ -177,6 +178,28 @@ impl Decoder {
         self.blocks.iter().map(one).collect()
     }
 
+    /// An empty cache for every block, as a recipe says.
+    ///
+    /// # Errors
+    /// Those of [`KvRecipe::caches`]; `Unsupported` for scores that want queries before rotary embedding.
+    pub fn caches(&self, recipe: &KvRecipe) -> Result<Vec<Box<dyn KvCache>>> {
+        let blocks = self.blocks.len();
+        let one = |index: usize| {
+            let shape = self.config.shape(index);
+            let head_dim = self.config.head_dim;
+            let caches = recipe.caches(blocks, shape.heads, shape.kv_heads, head_dim)?;
+            let cache = caches.into_iter().nth(index).expect("one a block");
+            if cache.needs().moments_from.is_some() {
+                let message = format!(
+                    "`{recipe}` wants queries before rotary embedding, which this model does not give"
+                );
+                return Err(Error::unsupported(message));
+            }
+            Ok(Box::new(cache) as Box<dyn KvCache>)
+        };
+        (0..blocks).map(one).collect()
+    }
+
     /// Logits `[tokens, vocabulary]` of the next tokens of a sequence; `cache` has one object a block.
     ///
     /// # Errors
@@ -210,7 +233,8 @@ impl Decoder {
         Ok(logits.into_raw_vec_and_offset().0)
     }
 
-    fn advance(
+    /// The last block's output `[tokens, hidden]` of the next tokens.
+    pub(crate) fn advance(
         &self,
         ids: &[u32],
         cache: &mut [Box<dyn KvCache>],

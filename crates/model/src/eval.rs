@@ -4,10 +4,11 @@
 //! numbers come out for any number of threads.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
+use tensorpress_kvcache::KvRecipe;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{Error, Result, Scratch};
 
@@ -35,21 +36,87 @@ pub struct Judgement {
     pub tokens: usize,
 }
 
+/// A model whose predictions are judged: a decoder, or one behind caches that lose something.
+pub trait Judged: Sync {
+    /// The model.
+    fn decoder(&self) -> &Decoder;
+
+    /// The last block's output `[tokens, hidden]` of a whole sequence, before the final norm.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`].
+    fn hidden(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
+        self.decoder().hidden(ids, scratch)
+    }
+}
+
+impl Judged for Decoder {
+    fn decoder(&self) -> &Decoder {
+        self
+    }
+}
+
+/// A model that sees the past through caches made by a recipe, token by token, as when it generates.
+#[derive(Debug)]
+pub struct ThroughCache<'a> {
+    decoder: &'a Decoder,
+    recipe: &'a KvRecipe,
+    /// Bytes held when sequences ended, and their tokens.
+    held: [AtomicU64; 2],
+}
+
+impl<'a> ThroughCache<'a> {
+    /// A model behind caches of this kind.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::caches`].
+    pub fn new(decoder: &'a Decoder, recipe: &'a KvRecipe) -> Result<Self> {
+        decoder.caches(recipe)?;
+        Ok(Self { decoder, recipe, held: Default::default() })
+    }
+
+    /// Bytes of keys and values of all blocks when sequences ended, over the tokens they had; of what was judged so far.
+    #[must_use]
+    pub fn bytes_per_token(&self) -> f64 {
+        let [bytes, tokens] = &self.held;
+        bytes.load(Ordering::Relaxed) as f64 / tokens.load(Ordering::Relaxed).max(1) as f64
+    }
+}
+
+impl Judged for ThroughCache<'_> {
+    fn decoder(&self) -> &Decoder {
+        self.decoder
+    }
+
+    fn hidden(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
+        let mut caches = self.decoder.caches(self.recipe)?;
+        let mut hidden = Array2::zeros((ids.len(), self.decoder.config().hidden));
+        for (token, mut row) in ids.iter().zip(hidden.rows_mut()) {
+            row.assign(&self.decoder.advance(&[*token], &mut caches, scratch)?.row(0));
+        }
+        let bytes: u64 = caches.iter().map(|cache| cache.bytes()).sum();
+        self.held[0].fetch_add(bytes, Ordering::Relaxed);
+        self.held[1].fetch_add(ids.len() as u64, Ordering::Relaxed);
+        Ok(hidden)
+    }
+}
+
 /// Perplexity of a model on sequences of tokens.
 ///
 /// # Errors
 /// `InsufficientData` if there is nothing to predict; `Numerical` where something is not finite; those of
 /// [`Decoder::hidden`].
 pub fn perplexity(
-    model: &Decoder,
+    model: &dyn Judged,
     segments: &[Vec<u32>],
     progress: &Progress<'_>,
 ) -> Result<Judgement> {
     let tallies = each(segments, progress, |_, ids, scratch| {
         let hidden = model.hidden(ids, scratch)?;
         let mut tally = Tally::default();
-        for rows in chunks(ids, model.head().vocab()) {
-            let logits = model.head().logits(hidden.slice(s![rows.clone(), ..]), scratch)?;
+        let head = model.decoder().head();
+        for rows in chunks(ids, head.vocab()) {
+            let logits = head.logits(hidden.slice(s![rows.clone(), ..]), scratch)?;
             for (logits, next) in logits.rows().into_iter().zip(&ids[rows.start + 1..]) {
                 let logits = logits.to_slice().expect("rows of a new matrix");
                 tally.nll += math::log_sum_exp(logits) - f64::from(logits[*next as usize]);
@@ -67,7 +134,7 @@ pub fn perplexity(
 /// As [`perplexity`]; `InvalidArgument` if the vocabularies differ.
 pub fn compare(
     reference: &Decoder,
-    model: &Decoder,
+    model: &dyn Judged,
     segments: &[Vec<u32>],
     progress: &Progress<'_>,
 ) -> Result<Judgement> {
@@ -103,7 +170,7 @@ impl<'a> Reference<'a> {
     ///
     /// # Errors
     /// As there.
-    pub fn judge(&self, model: &Decoder, progress: &Progress<'_>) -> Result<Judgement> {
+    pub fn judge(&self, model: &dyn Judged, progress: &Progress<'_>) -> Result<Judgement> {
         compare_with(self.decoder, model, self.segments, progress, &|i, _| {
             Ok(Cow::Borrowed(&self.hidden[i]))
         })
@@ -115,7 +182,7 @@ type ReferenceHidden<'a, 'b> =
 
 fn compare_with<'b>(
     reference: &Decoder,
-    model: &Decoder,
+    model: &dyn Judged,
     segments: &[Vec<u32>],
     progress: &Progress<'_>,
     reference_hidden: &ReferenceHidden<'_, 'b>,
@@ -123,7 +190,8 @@ fn compare_with<'b>(
 where
     Array2<f32>: 'b,
 {
-    let vocab = model.head().vocab();
+    let head = model.decoder().head();
+    let vocab = head.vocab();
     if reference.head().vocab() != vocab {
         let message =
             format!("a vocabulary of {vocab}, the reference's has {}", reference.head().vocab());
@@ -135,7 +203,7 @@ where
         let mut tally = Tally::default();
         for rows in chunks(ids, 2 * vocab) {
             let theirs = reference.head().logits(theirs.slice(s![rows.clone(), ..]), scratch)?;
-            let ours = model.head().logits(ours.slice(s![rows.clone(), ..]), scratch)?;
+            let ours = head.logits(ours.slice(s![rows.clone(), ..]), scratch)?;
             tally.add(theirs.view(), ours.view(), &ids[rows.start + 1..]);
         }
         Ok(tally)

@@ -47,7 +47,7 @@ pub use calibrate::{Calibrations, Collecting, calibrate};
 pub use config::{Activation, Architecture, BlockShape, Config, RopeConfig, RopeScaling};
 pub use decoder::{Decoder, Embedding, Head};
 pub use encoder::Encoder;
-pub use eval::{Judgement, Reference, compare, perplexity};
+pub use eval::{Judged, Judgement, Reference, ThroughCache, compare, perplexity};
 pub use generate::{Generation, generate, generate_text};
 pub use layers::{Linear, Norm, Rope};
 pub use prompts::{LanguageModel, SentenceSimilarity};

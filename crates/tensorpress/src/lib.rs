@@ -10,8 +10,8 @@
 //! - [`Compose`](compose::Compose) makes methods of methods: prune, then quantise what stays, then correct, then code.
 //!
 //! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`], [`prune`] and [`lowrank`]
-//! (methods), [`entropy`] (lossless coding and packed files), [`tokencomp`] (fewer tokens, shorter prompts), [`model`] (the
-//! reference transformer that calibrates and judges).
+//! (methods), [`entropy`] (lossless coding and packed files), [`kvcache`] (keys and values), [`tokencomp`] (fewer tokens,
+//! shorter prompts), [`model`] (the reference transformer that calibrates and judges).
 
 pub mod bill;
 pub mod compose;
@@ -24,6 +24,7 @@ mod registry;
 pub use open::{open_model, open_packed_model};
 pub use registry::registry;
 pub use tensorpress_entropy as entropy;
+pub use tensorpress_kvcache as kvcache;
 pub use tensorpress_lowrank as lowrank;
 pub use tensorpress_model as model;
 pub use tensorpress_prune as prune;

@@ -174,7 +174,7 @@ fn dense(source: &Source) -> String {
     )
 }
 
-fn writes() -> bool {
+pub(crate) fn writes() -> bool {
     std::env::var_os("TENSORPRESS_WRITE_TABLES").is_some()
 }
 

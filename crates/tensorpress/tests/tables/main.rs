@@ -2,4 +2,5 @@
 
 mod baseline;
 mod composition;
+mod kv;
 mod protocol;

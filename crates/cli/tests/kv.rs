@@ -1,0 +1,40 @@
+//! `--kv`: keys and values held as a recipe says, in judging and in generating.
+
+mod common;
+
+use common::{json, run};
+
+fn eval(kv: Option<&str>) -> serde_json::Value {
+    let mut args = vec!["eval", "demo", "--reference", "demo", "--max-segments", "6", "--json"];
+    args.extend(kv.iter().flat_map(|kv| ["--kv", *kv]));
+    json(&run(&args))
+}
+
+#[test]
+fn caches_that_lose_nothing_change_nothing_and_others_little() {
+    let plain = eval(None);
+    assert!(plain.get("kv_bytes_per_token").is_none(), "{plain}");
+    let number = |value: &serde_json::Value, key: &str| value[key].as_f64().expect("a number");
+    let exact = eval(Some("f32"));
+    assert!(number(&exact, "kld_mean").abs() < 1e-6, "{exact}");
+    let half = eval(Some("f16"));
+    let [all, of_half] = [&exact, &half].map(|value| number(value, "kv_bytes_per_token"));
+    assert!((all / of_half - 2.0).abs() < 1e-9, "{all} and {of_half} bytes a token");
+    let coarse = eval(Some("kivi(bits=2, group=16, residual=16)"));
+    assert!(number(&coarse, "kld_mean") > number(&half, "kld_mean"), "{coarse}");
+    assert!(number(&coarse, "kv_bytes_per_token") < of_half, "{coarse}");
+    let few = eval(Some("f16 | h2o(keep=0.5, recent=8, stride=8)"));
+    assert!(number(&few, "kv_bytes_per_token") < 0.75 * of_half, "{few}");
+    assert_eq!(few["tokens"], plain["tokens"]);
+}
+
+#[test]
+fn generation_reads_what_caches_hold() {
+    let text = |kv: &[&str]| {
+        let args = ["run", "demo", "--prompt", "Once upon a time", "--max-tokens", "24", "--json"];
+        json(&run(&[&args[..], kv].concat()))["text"].as_str().expect("a text").to_owned()
+    };
+    let plain = text(&[]);
+    assert_eq!(text(&["--kv", "f32"]), plain);
+    assert!(!text(&["--kv", "kivi(bits=4) | streaming(tokens=40)"]).is_empty());
+}
