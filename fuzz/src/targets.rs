@@ -5,10 +5,12 @@ use std::path::Path;
 
 use tensorpress::entropy::chunk;
 use tensorpress::entropy::container::{Base, Packed, Stored};
+use tensorpress::kvcache::{Causal, KvRecipe, KvStore, Layer};
 use tensorpress::model::Config;
 use tensorpress::recipe::Recipe;
+use tensorpress::tensor::ndarray::Array3;
 use tensorpress::tensor::node::decode;
-use tensorpress::tensor::{Bytes, Checkpoint, Tensor};
+use tensorpress::tensor::{Bytes, Checkpoint, Scratch, Tensor};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// Weights larger than this are not decoded: a few bytes may truthfully describe a large, empty matrix.
@@ -46,9 +48,35 @@ pub fn node(data: &[u8]) {
     }
 }
 
-/// A recipe, as a line and as TOML.
+/// A KV cache: a safetensors file whose metadata describe it.
+pub fn kv(data: &[u8]) {
+    let Ok(checkpoint) = Checkpoint::from_bytes("fuzzed", Bytes::from(data.to_vec())) else {
+        return;
+    };
+    let described = checkpoint.metadata().next().and_then(|metadata| metadata.get("kv"));
+    let Some(Ok(json)) = described.map(|text| serde_json::from_str(text)) else { return };
+    let Ok(mut layer) = Layer::read(&json, "kv", &checkpoint) else { return };
+    let shape = layer.shape();
+    let size = shape.heads.saturating_mul(shape.head_dim);
+    if size.saturating_mul(layer.len().max(1)) > MOST_VALUES {
+        return;
+    }
+    let queries = Array3::zeros((1, shape.heads, shape.head_dim));
+    let mut out = queries.clone();
+    let causal = Causal::from(layer.len());
+    let mut scratch = Scratch::default();
+    let _ = layer.attend(queries.view(), causal, out.view_mut(), &mut scratch, None);
+    let _ = layer.truncate(layer.earliest());
+}
+
+/// A recipe, as a line and as TOML; a recipe of caches.
 pub fn recipe(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(recipe) = text.parse::<KvRecipe>() {
+        let again: KvRecipe = recipe.to_string().parse().expect("what is printed parses");
+        assert_eq!(again, recipe, "recipes of caches are read as they are printed");
+        let _ = recipe.caches(2, 4, 2, 16);
+    }
     if let Ok(recipe) = Recipe::parse(text) {
         let canonical = recipe.canonical();
         let again = Recipe::parse(&canonical).expect("a canonical text parses");

@@ -10,10 +10,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tensorpress::entropy::{Effort, Packer, TileCoder, coded};
+use tensorpress::kvcache::{Axis, Bitmap, Form, HeadSlots, Int, KvShape, KvStore, Layer};
 use tensorpress::quant::{Gptq, GridSpec, Rtn};
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
-use tensorpress::tensor::ndarray::Array2;
+use tensorpress::tensor::ndarray::{Array2, Array3};
 use tensorpress::tensor::node::{Dense, Mask, Masked, Product, Side, Sum, Transform, Transformed};
 use tensorpress::tensor::stats::Calibration;
 use tensorpress::tensor::{Compress, DType, Node};
@@ -65,7 +66,10 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
         assert!(node.describe()["mask"].to_string().contains(form), "{form}");
         node
     };
+    // Bytes of floats, coded.
+    let floats = Dense::from_f32(matrix(12, 200, 12).view(), DType::BF16).unwrap().boxed();
     vec![
+        ("split_floats", coded(floats, TileCoder::Range).unwrap()),
         ("masked_pairs", form(Masked::new(pairs, dense(6, 32, 13)).unwrap().boxed(), "n_of_m")),
         ("masked_blocks", form(Masked::new(blocks, dense(10, 14, 14)).unwrap().boxed(), "blocks")),
         ("masked_coded", form(few, "tiled.v1")),
@@ -93,6 +97,43 @@ fn write_seeds() {
             write_shard(&path, &metadata, &mut |sink| node.parts("w", sink)).unwrap();
         }
     }
+}
+
+/// KV caches in every form, some with tokens gone.
+fn write_caches() {
+    std::fs::create_dir_all(seeds("kv")).unwrap();
+    let shape = KvShape::new(4, 2, 16).unwrap();
+    let int = |bits| Int::new(bits).with_group(16).with_window(16).with_margin(4);
+    let forms = [
+        ("f16", Form::Float(DType::F16), None),
+        ("int4", Form::Int(int(4)), None),
+        ("int2_token", Form::Int(int(2).with_keys(Axis::Token)), None),
+        ("int8_sliding", Form::Int(int(8).with_sliding(true)), None),
+        ("bitmap", Form::Bitmap(Bitmap::new(0.7).with_window(4)), None),
+        ("demoted", Form::Float(DType::BF16), Some(Form::Int(int(2).with_keys(Axis::Token)))),
+    ];
+    for (name, form, low) in forms {
+        let mut layer = Layer::new(shape, form).unwrap();
+        let tokens = |seed: u64| {
+            let values = matrix(40, 32, seed).into_raw_vec_and_offset().0;
+            Array3::from_shape_vec((40, 2, 16), values).unwrap()
+        };
+        if let Some(low) = low {
+            layer = layer.with_low(low).unwrap();
+        }
+        layer.append(tokens(20).view(), tokens(21).view()).unwrap();
+        let keep = HeadSlots(vec![(0..40).step_by(3).collect(), (5..40).collect()]);
+        if low.is_some() {
+            layer.demote(&keep).unwrap();
+        } else if name != "int4" {
+            layer.retain(&keep).unwrap();
+        }
+        let metadata = BTreeMap::from([("kv".to_owned(), layer.describe().to_string())]);
+        let path = seeds("kv").join(name);
+        write_shard(&path, &metadata, &mut |sink| layer.parts("kv", sink)).unwrap();
+    }
+    std::fs::write(seeds("recipe").join("kv"), "kivi(bits=4) | h2o(keep=0.5) | demote(bits=2)")
+        .unwrap();
 }
 
 /// Packed files: one file, a folder with everything, a difference.
@@ -165,11 +206,13 @@ fn fuzz_targets_survive_their_seeds() {
     if std::env::var_os("TENSORPRESS_WRITE_SEEDS").is_some() {
         write_seeds();
         write_packed();
+        write_caches();
     }
     let inputs = run("node", targets::node)
         + run("checkpoint", targets::checkpoint)
         + run("recipe", targets::recipe)
         + run("config", targets::config)
-        + run("tpk", targets::tpk);
+        + run("tpk", targets::tpk)
+        + run("kv", targets::kv);
     assert!(inputs > 1000);
 }
