@@ -169,9 +169,11 @@ fn demo() -> Outcome {
     execute(&mut command)
 }
 
-/// Every benchmark once, on small sizes, with its answer checked.
+/// Every benchmark once, on small sizes, with its answer checked, and the example on candle.
 fn benches() -> Outcome {
-    execute(&mut cargo(&["test", "-p", "tensorpress-benches", "--benches", "--", "--test"]))
+    execute(&mut cargo(&["test", "-p", "tensorpress-benches", "--benches", "--", "--test"]))?;
+    // The cache inside a loop on candle's tensors.
+    execute(&mut cargo(&["run", "-q", "-p", "tensorpress-benches", "--example", "candle_loop"]))
 }
 
 /// Every fuzz target for 20 seconds, from its committed corpus.
