@@ -78,10 +78,6 @@ impl<S: Lanes, const FORMAT: u8> Stream<S> for Plain<FORMAT> {
             Some([left, between]) => {
                 for (ahead, outer) in [(AHEAD[0], true), (AHEAD[1], false)] {
                     let ends = left * Self::SIZE <= ahead;
-                    // Straight lines of whole numbers the hardware foresees better than we do, but not where they go on.
-                    if outer && FORMAT == F32 && !ends {
-                        continue;
-                    }
                     let jump = if ends { between * Self::SIZE } else { 0 };
                     for line in 0..Self::SIZE {
                         let at = self.0.wrapping_add(ahead + jump + 64 * line);
