@@ -88,27 +88,49 @@ pub fn affine_matmul_on(
     w.check();
     assert_eq!(Some(x.len()), t.checked_mul(w.cols), "affine_matmul: x is not [t, cols]");
     assert_eq!(Some(y.len()), t.checked_mul(w.rows), "affine_matmul: y is not [t, rows]");
-    if !accumulate {
-        y.fill(0.0);
-    }
     if y.is_empty() || w.cols == 0 {
+        if !accumulate {
+            y.fill(0.0);
+        }
         return;
     }
     // The zero points enter through the sum of the activations of each group.
     let sums: Vec<f32> =
         x.chunks(w.cols).flat_map(|x| x.chunks(w.group).map(|x| x.iter().sum::<f32>())).collect();
+    by_rows(t, w.rows, y, accumulate, par, |first, out| {
+        rows_product_on(isa, w, x, &sums, t, first, out);
+    });
+}
+
+/// Rows that a thread takes at once.
+const ROWS: usize = 16;
+
+/// Runs `block(first row, [some rows, t])` on all rows and puts the results into `y [t, rows]`.
+pub(super) fn by_rows(
+    t: usize,
+    rows: usize,
+    y: &mut [f32],
+    accumulate: bool,
+    par: bool,
+    block: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    if y.is_empty() {
+        return;
+    }
     // By row first, so that threads write to places of their own.
     let mut by_row = vec![0.0f32; y.len()];
-    const ROWS: usize = 16;
-    let block = |(i, out): (usize, &mut [f32])| rows_product_on(isa, w, x, &sums, t, i * ROWS, out);
+    let block = |(i, out): (usize, &mut [f32])| block(i * ROWS, out);
     if par {
         by_row.par_chunks_mut(ROWS * t).enumerate().for_each(block);
     } else {
         by_row.chunks_mut(ROWS * t).enumerate().for_each(block);
     }
+    if !accumulate {
+        y.fill(0.0);
+    }
     for (r, products) in by_row.chunks(t).enumerate() {
         for (token, product) in products.iter().enumerate() {
-            y[token * w.rows + r] += product;
+            y[token * rows + r] += product;
         }
     }
 }

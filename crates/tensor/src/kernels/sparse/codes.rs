@@ -1,11 +1,12 @@
 //! Multiplying by the codes of kept entries on an integer grid.
 
+use super::super::rows::by_rows;
 use super::super::simd::stamp;
 use super::super::{packed_len, unpack_bits_on};
 use super::lanes::Lanes;
 use super::product::{SPARSE, TOGETHER, spread, tokens};
 use super::stream::{BEHIND, Stream};
-use super::{Input, Isa, Support, by_rows};
+use super::{Input, Isa, Support};
 
 /// A matrix on an integer grid of which only the entries of a support are stored: weight `(r, j)` is
 /// `scales[r, g] * (code[r, j] - zeros[r, g])` with `g = j / group` in the support, else 0.

@@ -14,8 +14,6 @@ mod lanes_x86;
 mod product;
 mod stream;
 
-use rayon::prelude::*;
-
 pub use blocks::{BlockInputs, block_matmul, block_matmul_on};
 pub use codes::{
     KeptAffine, kept_affine_decode, kept_affine_decode_on, kept_affine_matmul,
@@ -23,6 +21,7 @@ pub use codes::{
 };
 
 use super::Isa;
+use super::rows::by_rows;
 use product::{decode_on, product_on};
 
 /// Which entries of a matrix are stored: a bitmap, least significant bit first, each row padded to bytes.
@@ -103,9 +102,6 @@ impl StoredRows<'_> {
     }
 }
 
-/// Rows that a thread takes at once.
-const ROWS: usize = 16;
-
 /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`, straight from the
 /// stored numbers. Meant for a few tokens.
 ///
@@ -140,36 +136,6 @@ pub fn stored_matmul_on(
     assert_eq!(Some(y.len()), t.checked_mul(w.rows), "stored_matmul: y is not [t, rows]");
     let x = Input::new(x, t, w.cols);
     by_rows(t, w.rows, y, accumulate, par, |first, out| product_on(isa, w, &x, first, out));
-}
-
-/// Runs `block(first row, [some rows, t])` on all rows and puts the results into `y [t, rows]`.
-fn by_rows(
-    t: usize,
-    rows: usize,
-    y: &mut [f32],
-    accumulate: bool,
-    par: bool,
-    block: impl Fn(usize, &mut [f32]) + Sync,
-) {
-    if y.is_empty() {
-        return;
-    }
-    // By row first, so that threads write to places of their own.
-    let mut by_row = vec![0.0f32; y.len()];
-    let block = |(i, out): (usize, &mut [f32])| block(i * ROWS, out);
-    if par {
-        by_row.par_chunks_mut(ROWS * t).enumerate().for_each(block);
-    } else {
-        by_row.chunks_mut(ROWS * t).enumerate().for_each(block);
-    }
-    if !accumulate {
-        y.fill(0.0);
-    }
-    for (r, products) in by_row.chunks(t).enumerate() {
-        for (token, product) in products.iter().enumerate() {
-            y[token * rows + r] += product;
-        }
-    }
 }
 
 /// Decodes row `row` into `out [cols]` (or adds it): entries outside the support are 0. Bit-identical on every
