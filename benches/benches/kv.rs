@@ -100,6 +100,7 @@ fn forms(heads: usize, tokens: usize, test: bool) {
         ("int2 g32", int(2, 32)),
         ("mustafar 50%", Form::Bitmap(Bitmap::new(0.5))),
         ("mustafar 70%", Form::Bitmap(Bitmap::new(0.7))),
+        ("... of bf16", Form::Bitmap(Bitmap::new(0.7).with_dtype(DType::BF16))),
     ];
     let layers: Vec<Layer> = forms.iter().map(|(_, form)| layer(heads, tokens, *form)).collect();
     let q = noise(1, heads, 3).mapv(|q| 8.0 * q);

@@ -1,176 +1,292 @@
 //! Rows of which only some entries are stored: a bit for each entry, and the values of the set bits one after another.
+//!
+//! A row is spread out in registers, once for every four queries, and in segments of up to 128 entries; sums are added
+//! across lanes four at a time. While a page is read, the next one is asked for.
 
 use tensorpress_tensor::DType;
 
 use super::lanes::{Elem, Lanes, with_elem};
-use super::{LANES, stamp};
+use super::{LANES, Scores, Weights, stamp};
 
-/// Values that must lie behind the last one, because 16 are read at a time.
-pub(crate) const SLACK: usize = LANES;
+/// Values that must lie behind the last one, because so many are read at a time.
+pub(crate) const SLACK: usize = 2 * LANES;
 
-stamp! {
-    /// `out[t] = q . row t`; row t has the masks `[t * (q.len() / 16)..]` and its values from `starts[t]` on.
-    /// `q.len()` is a multiple of 16.
-    fn bitmap_dots(
-        dtype: DType, masks: &[u16], starts: &[u32], values: &[u8], q: &[f32], out: &mut [f32],
-    ) = dots_body
+/// Queries that share a pass, and sums that are added across lanes together.
+const FOUR: usize = 4;
+
+/// Rows of one page.
+#[derive(Clone, Copy)]
+pub(crate) struct Bitmaps<'a> {
+    pub(crate) dtype: DType,
+    /// Masks of a row, of 16 entries each.
+    pub(crate) chunks: usize,
+    /// `[token][chunk]`
+    pub(crate) masks: &'a [u16],
+    /// Where the values of a row begin, counted in values.
+    pub(crate) starts: &'a [u32],
+    /// Values of all rows, and [`SLACK`].
+    pub(crate) values: &'a [u8],
 }
 
-#[inline(always)]
-fn dots_body<L: Lanes>(
-    l: L,
-    dtype: DType,
-    masks: &[u16],
-    starts: &[u32],
-    values: &[u8],
-    q: &[f32],
-    out: &mut [f32],
-) {
-    with_elem!(dtype, E => match q.len() / LANES {
-        2 => dots::<L, E, 2>(l, masks, starts, values, q, out),
-        4 => dots::<L, E, 4>(l, masks, starts, values, q, out),
-        8 => dots::<L, E, 8>(l, masks, starts, values, q, out),
-        _ => dots_of_any_length::<L, E>(l, masks, starts, values, q, out),
-    });
+/// Orders the entries of a row (whole chunks) as the kernels take queries and give sums: entries of bf16 are spread 32 at a
+/// time, the even ones first.
+pub(crate) fn arrange(dtype: DType, row: &mut [f32]) {
+    reorder(dtype, row, |i| (i % LANES) * 2 + i / LANES);
 }
 
-/// Where the values of a row's `N` chunks begin; 16 can be read from each place.
+/// Undoes [`arrange`].
+pub(crate) fn restore(dtype: DType, row: &mut [f32]) {
+    reorder(dtype, row, |i| i / 2 + (i % 2) * LANES);
+}
+
+fn reorder(dtype: DType, row: &mut [f32], from: impl Fn(usize) -> usize) {
+    if dtype == DType::BF16 {
+        for pair in row.as_chunks_mut::<{ 2 * LANES }>().0 {
+            let before = *pair;
+            *pair = std::array::from_fn(|i| before[from(i)]);
+        }
+    }
+}
+
+/// `N` chunks of a row from chunk `first` on: masks, and where the values of each begin.
 struct Row<'a, const N: usize> {
+    masks: &'a [u16; N],
     values: &'a [u8],
     at: [usize; N],
 }
 
 impl<'a, const N: usize> Row<'a, N> {
     #[inline(always)]
-    fn new<L: Lanes, E: Elem>(l: L, masks: &[u16], start: u32, values: &'a [u8]) -> Self {
-        let mut at = [0; N];
-        let mut next = start as usize * E::SIZE;
-        l.prefetch(values.as_ptr().wrapping_add(next + 2048));
-        l.prefetch(values.as_ptr().wrapping_add(next + 2048 + 64));
-        for (at, mask) in at.iter_mut().zip(masks) {
-            *at = next;
-            next += mask.count_ones() as usize * E::SIZE;
+    fn new<E: Elem>(masks: &'a [u16], start: u32, values: &'a [u8], first: usize) -> Self {
+        let mut end = start as usize * E::SIZE;
+        if first > 0 {
+            for mask in &masks[..first] {
+                end += mask.count_ones() as usize * E::SIZE;
+            }
         }
-        // One check for the row: places ascend, and `next` is not before the last.
-        assert!(next + LANES * E::SIZE <= values.len(), "values and their slack");
-        Self { values, at }
+        let masks: &[u16; N] = masks[first..].first_chunk().expect("N chunks");
+        let mut at = [end; N];
+        for i in (0..N).step_by(2) {
+            // Two at a time makes a chain of half the length.
+            at[i] = end;
+            let mut both = masks[i].count_ones();
+            if i + 1 < N {
+                at[i + 1] = end + both as usize * E::SIZE;
+                both = (u32::from(masks[i]) | u32::from(masks[i + 1]) << 16).count_ones();
+            }
+            end += both as usize * E::SIZE;
+        }
+        // One check for the segment: places ascend, and `end` is not before the last.
+        assert!(end + SLACK * E::SIZE <= values.len(), "values and their slack");
+        Self { masks, values, at }
     }
 
     #[inline(always)]
-    fn values<L: Lanes, E: Elem>(&self, l: L, i: usize) -> L::F {
-        // SAFETY: `new` saw that 16 values lie behind every place.
-        E::load(l, unsafe { self.values.get_unchecked(self.at[i]..self.at[i] + LANES * E::SIZE) })
+    fn values<E: Elem>(&self, i: usize) -> &[u8] {
+        // SAFETY: `new` saw that `SLACK` values lie behind every place.
+        unsafe { self.values.get_unchecked(self.at[i]..self.at[i] + SLACK * E::SIZE) }
     }
+
+    /// All entries, arranged.
+    #[inline(always)]
+    fn spread<L: Lanes, E: Elem>(&self, l: L) -> [L::F; N] {
+        let mut out = [l.splat(0.0); N];
+        if E::PAIRED && N > 1 {
+            for i in (0..N).step_by(2) {
+                let mask = u32::from(self.masks[i]) | u32::from(self.masks[i + 1]) << 16;
+                [out[i], out[i + 1]] = E::spread_pair(l, mask, self.values::<E>(i));
+            }
+        } else {
+            for i in 0..N {
+                out[i] = E::spread(l, self.masks[i], self.values::<E>(i));
+            }
+        }
+        out
+    }
+}
+
+impl<'a> Bitmaps<'a> {
+    /// Masks and first value of each row.
+    #[inline(always)]
+    fn rows(&self) -> impl Iterator<Item = (&'a [u16], u32)> + use<'a> {
+        self.masks.chunks_exact(self.chunks).zip(self.starts.iter().copied())
+    }
+
+    /// Asks for what stands at the same place of the next page.
+    #[inline(always)]
+    fn ahead<L: Lanes>(next: Option<Self>, l: L, start: u32, t: usize) {
+        if let Some(next) = next {
+            // Two lines whatever the row takes: a loop would be a branch that nobody can foresee.
+            l.ahead(next.values, start as usize * next.dtype.size(), 128);
+            l.prefetch(next.masks.as_ptr().wrapping_add(t * next.chunks).cast());
+        }
+    }
+}
+
+/// Calls `$call` with each segment of a row: `N` chunks from `first` on.
+macro_rules! segments {
+    ($chunks:expr, ($($most:literal)*), $first:ident, $N:ident => $call:expr) => {
+        match $chunks {
+            // Rows of one segment, where the compiler sees that it is the first.
+            $($most => {
+                const $N: usize = $most;
+                let $first = 0;
+                $call
+            })*
+            chunks => {
+                let mut $first = 0;
+                $(while chunks - $first >= $most {
+                    const $N: usize = $most;
+                    $call;
+                    $first += $N;
+                })*
+            }
+        }
+    };
+}
+
+stamp! {
+    /// `out[i][t] = queries[i] . row t` for arranged queries.
+    fn bitmap_dots(
+        rows: Bitmaps<'_>, queries: &[f32], out: Scores<'_>, next: Option<Bitmaps<'_>>,
+    ) = dots_body
+}
+
+#[inline(always)]
+fn dots_body<L: Lanes>(
+    l: L,
+    rows: Bitmaps<'_>,
+    queries: &[f32],
+    mut out: Scores<'_>,
+    next: Option<Bitmaps<'_>>,
+) {
+    with_elem!(rows.dtype, E => segments!(rows.chunks, (8 4 2 1), first, N => {
+        dots::<L, E, N>(l, rows, first, queries, &mut out, next.filter(|_| first == 0));
+    }));
 }
 
 #[inline(always)]
 fn dots<L: Lanes, E: Elem, const N: usize>(
     l: L,
-    masks: &[u16],
-    starts: &[u32],
-    values: &[u8],
-    q: &[f32],
-    out: &mut [f32],
+    rows: Bitmaps<'_>,
+    first: usize,
+    queries: &[f32],
+    out: &mut Scores<'_>,
+    next: Option<Bitmaps<'_>>,
 ) {
-    let q: &[[f32; LANES]; N] = q.as_chunks().0.first_chunk().expect("N chunks");
-    for ((masks, start), out) in masks.chunks_exact(N).zip(starts).zip(out) {
-        let row = Row::<N>::new::<L, E>(l, masks, *start, values);
-        let mut sums = [l.splat(0.0); 2];
-        for i in 0..N {
-            let v = l.expand(masks[i], row.values::<L, E>(l, i));
-            sums[i % 2] = l.fma(v, l.load(&q[i]), sums[i % 2]);
+    let dim = rows.chunks * LANES;
+    let n = queries.len() / dim;
+    let fours = n / FOUR * FOUR;
+    let segment = |i: usize| -> &[[f32; LANES]; N] {
+        queries[i * dim + first * LANES..].as_chunks().0.first_chunk().expect("N chunks")
+    };
+    for i in (0..fours).step_by(FOUR) {
+        let q: [_; FOUR] = std::array::from_fn(|j| segment(i + j));
+        for (t, (masks, start)) in rows.rows().enumerate() {
+            Bitmaps::ahead(next, l, start, t);
+            let row = Row::<N>::new::<E>(masks, start, rows.values, first).spread::<L, E>(l);
+            let mut sums = [l.splat(0.0); FOUR];
+            for j in 0..FOUR {
+                sums[j] = dot::<L, N>(l, row, load(l, q[j]));
+            }
+            for (j, sum) in l.sum4(sums).into_iter().enumerate() {
+                let to = &mut out.row(i + j)[t];
+                *to = if first == 0 { sum } else { *to + sum };
+            }
         }
-        *out = l.sum(l.add(sums[0], sums[1]));
+    }
+    for i in fours..n {
+        let q = load(l, segment(i));
+        for (t, ((masks, start), to)) in rows.rows().zip(out.row(i)).enumerate() {
+            Bitmaps::ahead(next, l, start, t);
+            let row = Row::<N>::new::<E>(masks, start, rows.values, first).spread::<L, E>(l);
+            let sum = l.sum(dot::<L, N>(l, row, q));
+            *to = if first == 0 { sum } else { *to + sum };
+        }
     }
 }
 
 #[inline(always)]
-fn dots_of_any_length<L: Lanes, E: Elem>(
-    l: L,
-    masks: &[u16],
-    starts: &[u32],
-    values: &[u8],
-    q: &[f32],
-    out: &mut [f32],
-) {
-    let q = q.as_chunks::<LANES>().0;
-    for ((masks, start), out) in masks.chunks_exact(q.len()).zip(starts).zip(out) {
-        let mut at = *start as usize * E::SIZE;
-        let mut sum = l.splat(0.0);
-        for (mask, q) in masks.iter().zip(q) {
-            sum = l.fma(l.expand(*mask, E::load(l, &values[at..])), l.load(q), sum);
-            at += mask.count_ones() as usize * E::SIZE;
-        }
-        *out = l.sum(sum);
+fn load<L: Lanes, const N: usize>(l: L, q: &[[f32; LANES]; N]) -> [L::F; N] {
+    let mut out = [l.splat(0.0); N];
+    for c in 0..N {
+        out[c] = l.load(&q[c]);
     }
+    out
+}
+
+#[inline(always)]
+fn dot<L: Lanes, const N: usize>(l: L, row: [L::F; N], q: [L::F; N]) -> L::F {
+    let mut sums = [l.splat(0.0); 2];
+    for c in 0..N {
+        sums[c % 2] = l.fma(row[c], q[c], sums[c % 2]);
+    }
+    l.add(sums[0], sums[1])
 }
 
 stamp! {
-    /// `out += sum over t of weights[t] * row t`, rows as in [`bitmap_dots`]; `out.len()` is a multiple of 16.
+    /// `out[i] += sum over t of weights[i][t] * row t`, `out` arranged.
     fn bitmap_mix(
-        dtype: DType, masks: &[u16], starts: &[u32], values: &[u8], weights: &[f32], out: &mut [f32],
+        rows: Bitmaps<'_>, weights: Weights<'_>, out: &mut [f32], next: Option<Bitmaps<'_>>,
     ) = mix_body
 }
 
 #[inline(always)]
 fn mix_body<L: Lanes>(
     l: L,
-    dtype: DType,
-    masks: &[u16],
-    starts: &[u32],
-    values: &[u8],
-    weights: &[f32],
+    rows: Bitmaps<'_>,
+    weights: Weights<'_>,
     out: &mut [f32],
+    next: Option<Bitmaps<'_>>,
 ) {
-    with_elem!(dtype, E => match out.len() / LANES {
-        2 => mix_in_registers::<L, E, 2>(l, masks, starts, values, weights, out),
-        4 => mix_in_registers::<L, E, 4>(l, masks, starts, values, weights, out),
-        8 => mix_in_registers::<L, E, 8>(l, masks, starts, values, weights, out),
-        _ => mix_in_memory::<L, E>(l, masks, starts, values, weights, out),
-    });
+    let dim = rows.chunks * LANES;
+    for (i, out) in out.chunks_mut(FOUR * dim).enumerate() {
+        let i = FOUR * i;
+        let next = next.filter(|_| i == 0);
+        with_elem!(rows.dtype, E => if out.len() == FOUR * dim {
+            segments!(rows.chunks, (4 2 1), first, N => {
+                let next = next.filter(|_| first == 0);
+                mix::<L, E, N, FOUR>(l, rows, first, weights, i, out, next);
+            });
+        } else {
+            for (j, out) in out.chunks_mut(dim).enumerate() {
+                segments!(rows.chunks, (8 4 2 1), first, N => {
+                    let next = next.filter(|_| first + j == 0);
+                    mix::<L, E, N, 1>(l, rows, first, weights, i + j, out, next);
+                });
+            }
+        });
+    }
 }
 
+/// The sums of `Q` queries from query `i` on, in registers.
 #[inline(always)]
-fn mix_in_registers<L: Lanes, E: Elem, const N: usize>(
+fn mix<L: Lanes, E: Elem, const N: usize, const Q: usize>(
     l: L,
-    masks: &[u16],
-    starts: &[u32],
-    values: &[u8],
-    weights: &[f32],
+    rows: Bitmaps<'_>,
+    first: usize,
+    weights: Weights<'_>,
+    i: usize,
     out: &mut [f32],
+    next: Option<Bitmaps<'_>>,
 ) {
-    let out = out.as_chunks_mut::<LANES>().0;
-    let mut sums = [l.splat(0.0); N];
-    for ((masks, start), w) in masks.chunks_exact(N).zip(starts).zip(weights) {
-        let row = Row::<N>::new::<L, E>(l, masks, *start, values);
-        let w = l.splat(*w);
-        for i in 0..N {
-            sums[i] = l.fma(l.expand(masks[i], row.values::<L, E>(l, i)), w, sums[i]);
+    let weights: [&[f32]; Q] = std::array::from_fn(|q| weights.row(i + q));
+    let mut sums = [[l.splat(0.0); N]; Q];
+    for (t, (masks, start)) in rows.rows().enumerate() {
+        Bitmaps::ahead(next, l, start, t);
+        let row = Row::<N>::new::<E>(masks, start, rows.values, first).spread::<L, E>(l);
+        for q in 0..Q {
+            let w = l.splat(weights[q][t]);
+            for c in 0..N {
+                sums[q][c] = l.fma(row[c], w, sums[q][c]);
+            }
         }
     }
-    for i in 0..N {
-        let sum = l.add(l.load(&out[i]), sums[i]);
-        l.store(&mut out[i], sum);
-    }
-}
-
-#[inline(always)]
-fn mix_in_memory<L: Lanes, E: Elem>(
-    l: L,
-    masks: &[u16],
-    starts: &[u32],
-    values: &[u8],
-    weights: &[f32],
-    out: &mut [f32],
-) {
-    let out = out.as_chunks_mut::<LANES>().0;
-    for ((masks, start), w) in masks.chunks_exact(out.len()).zip(starts).zip(weights) {
-        let mut at = *start as usize * E::SIZE;
-        for (mask, out) in masks.iter().zip(&mut *out) {
-            let v = l.expand(*mask, E::load(l, &values[at..]));
-            let sum = l.fma(v, l.splat(*w), l.load(out));
+    for (out, sums) in out.chunks_mut(rows.chunks * LANES).zip(sums) {
+        let out = out[first * LANES..][..N * LANES].as_chunks_mut::<LANES>().0;
+        for (out, sum) in out.iter_mut().zip(sums) {
+            let sum = l.add(l.load(out), sum);
             l.store(out, sum);
-            at += mask.count_ones() as usize * E::SIZE;
         }
     }
 }

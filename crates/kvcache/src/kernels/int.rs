@@ -2,28 +2,23 @@
 //!
 //! *Keys*: 16 tokens a panel, one a lane; a line holds `32 / bits` channels, four to a field of `bits` bits of each
 //! lane's bytes. *Values*: 16 channels a panel, one a lane; a line holds `32 / bits` tokens in the same way. The float
-//! side of a product, with the scale of its group folded in, becomes two planes of int8 (15 bits and a sign), so that
-//! products are exact to 3e-5 of the largest term.
+//! side of a product, with the scale of its group folded in, becomes two planes of int8 (16 bits), so that
+//! products are exact to 2e-5 of the largest term.
 
 use tensorpress_tensor::DType;
 
-use super::lanes::{Elem, Lanes, Line, with_elem};
+use super::lanes::{Elem, LEVELS, Lanes, Line, with_elem};
 use super::{LANES, stamp};
 
 /// Most channels of a head, and most tokens of a page.
 pub(crate) const MAX_DIM: usize = 512;
 
-/// Codes of one page.
+/// Codes of one page, and the scales and minima of their groups as little-endian floats.
 #[derive(Clone, Copy)]
-pub(crate) struct Codes<'a> {
+pub(crate) struct Page<'a> {
     pub(crate) bits: u32,
     pub(crate) dim: usize,
     pub(crate) lines: &'a [Line],
-}
-
-/// Scales and minima of the groups of one page, as little-endian floats.
-#[derive(Clone, Copy)]
-pub(crate) struct Grids<'a> {
     pub(crate) dtype: DType,
     /// Tokens (by channel) or channels (by token) that share a scale.
     pub(crate) group: usize,
@@ -31,33 +26,35 @@ pub(crate) struct Grids<'a> {
     pub(crate) mins: &'a [u8],
 }
 
-/// Floats as `step * (128 * high + low)`.
-struct Planes {
-    high: [i8; MAX_DIM],
-    low: [i8; MAX_DIM],
+/// Buffers of one caller, used for page after page: floats as `step * (256 * high + low)`.
+#[derive(Default)]
+pub(crate) struct Work {
+    x: Vec<f32>,
+    high: Vec<i8>,
+    low: Vec<i8>,
+    /// What the minima of each group add.
+    offsets: Vec<f32>,
     step: f32,
 }
 
-/// The largest integer that two planes hold on both sides of zero.
-const LEVELS: f32 = 16_256.0;
-
-impl Planes {
-    const EMPTY: Self = Self { high: [0; MAX_DIM], low: [0; MAX_DIM], step: 0.0 };
-
-    /// Takes `x`, whose length is a multiple of 16.
+impl Work {
+    /// Makes room for `n` floats (a multiple of 16) and `groups` offsets.
     #[inline(always)]
-    fn fill<L: Lanes>(&mut self, l: L, x: &[f32]) {
-        let (chunks, _) = x.as_chunks::<LANES>();
-        let mut largest = l.splat(0.0);
-        for chunk in chunks {
-            largest = l.max_abs(largest, l.load(chunk));
-        }
-        let largest = l.largest(largest);
-        self.step = largest / LEVELS;
+    fn room(&mut self, n: usize, groups: usize) {
+        self.x.resize(n, 0.0);
+        self.high.resize(n, 0);
+        self.low.resize(n, 0);
+        self.offsets.resize(groups.next_multiple_of(FOUR), 0.0);
+    }
+
+    /// Makes planes of the floats, none of which is larger than a lane of `largest`.
+    #[inline(always)]
+    fn split<L: Lanes>(&mut self, l: L, largest: L::F) {
+        self.step = l.largest(largest) / LEVELS;
         let factor = l.splat(if self.step > 0.0 { 1.0 / self.step } else { 0.0 });
         let high = self.high.as_chunks_mut::<LANES>().0;
         let low = self.low.as_chunks_mut::<LANES>().0;
-        for ((x, high), low) in chunks.iter().zip(high).zip(low) {
+        for ((x, high), low) in self.x.as_chunks::<LANES>().0.iter().zip(high).zip(low) {
             l.planes(l.mul(l.load(x), factor), high, low);
         }
     }
@@ -71,145 +68,225 @@ impl Planes {
     /// What the two integer sums stand for.
     #[inline(always)]
     fn value<L: Lanes>(&self, l: L, high: L::I, low: L::I) -> L::F {
-        let sum = l.fma(l.to_floats(high), l.splat(128.0), l.to_floats(low));
+        let sum = l.fma(l.to_floats(high), l.splat(256.0), l.to_floats(low));
         l.mul(sum, l.splat(self.step))
     }
 }
+
+/// Sums that are added across lanes together.
+const FOUR: usize = 4;
 
 #[inline(always)]
 fn mask(bits: u32) -> u8 {
     (255u32 >> (8 - bits)) as u8
 }
 
-/// Products of one key panel's lines with the planes from channel `first` on.
+/// Adds the products of one line with fours of both planes.
 #[inline(always)]
-fn panel_dot<L: Lanes, const BITS: u32>(
+fn line_dot<L: Lanes, const BITS: u32>(
     l: L,
-    lines: &[Line],
-    planes: &Planes,
+    line: &Line,
+    h: &[[i8; 4]],
+    w: &[[i8; 4]],
+    (high, low): (&mut L::I, &mut L::I),
+) {
+    let v = l.line(line);
+    for i in 0..(8 / BITS) as usize {
+        let codes = l.bits(v, i as u32 * BITS, mask(BITS));
+        *high = l.dot::<BITS>(*high, codes, h[i]);
+        *low = l.dot::<BITS>(*low, codes, w[i]);
+    }
+}
+
+/// Products of `P` key panels' lines with the planes from channel `first` on. While they are read, the same lines of the
+/// next page are asked for.
+#[inline(always)]
+fn panels_dot<L: Lanes, const BITS: u32, const P: usize>(
+    l: L,
+    lines: [&[Line]; P],
+    next: *const u8,
+    work: &Work,
     first: usize,
-) -> (L::I, L::I) {
-    let (mut high, mut low) = (l.zero_i(), l.zero_i());
+) -> [L::F; P] {
+    let (mut high, mut low) = ([l.zero_i(); P], [l.zero_i(); P]);
     let fields = (8 / BITS) as usize;
-    let (h, w) = planes.fours(first);
-    for ((line, h), w) in lines.iter().zip(h.chunks_exact(fields)).zip(w.chunks_exact(fields)) {
-        l.prefetch((&raw const *line).cast::<u8>().wrapping_add(4096));
-        let v = l.line(line);
-        for i in 0..fields {
-            let codes = l.bits(v, i as u32 * BITS, mask(BITS));
-            high = l.dot::<BITS>(high, codes, h[i]);
-            low = l.dot::<BITS>(low, codes, w[i]);
+    let (h, w) = work.fours(first);
+    let n = lines[0].len();
+    for (i, (h, w)) in h.chunks_exact(fields).zip(w.chunks_exact(fields)).enumerate().take(n) {
+        for p in 0..P {
+            l.prefetch(next.wrapping_add(64 * (p * n + i)));
+            line_dot::<L, BITS>(l, &lines[p][i], h, w, (&mut high[p], &mut low[p]));
         }
     }
-    (high, low)
+    let mut values = [l.splat(0.0); P];
+    for p in 0..P {
+        values[p] = work.value(l, high[p], low[p]);
+    }
+    values
 }
 
 stamp! {
     /// `out[t] = q . key t` for keys whose groups are runs of tokens, a scale for each channel:
-    /// grids `[token / group][channel]`. `out` is whole groups.
-    fn by_channel_dots(codes: Codes<'_>, grids: Grids<'_>, q: &[f32], out: &mut [f32]) = by_channel_body
+    /// grids `[token / group][channel]`. `out` is whole groups. `next` is the page that will be read after this one.
+    fn by_channel_dots(page: Page<'_>, next: Page<'_>, q: &[f32], out: &mut [f32], work: &mut Work) = by_channel_body
 }
 
 #[inline(always)]
-fn by_channel_body<L: Lanes>(l: L, codes: Codes<'_>, grids: Grids<'_>, q: &[f32], out: &mut [f32]) {
-    with_elem!(grids.dtype, E => match codes.bits {
-        2 => by_channel::<L, E, 2>(l, codes, grids, q, out),
-        4 => by_channel::<L, E, 4>(l, codes, grids, q, out),
-        _ => by_channel::<L, E, 8>(l, codes, grids, q, out),
+fn by_channel_body<L: Lanes>(
+    l: L,
+    page: Page<'_>,
+    next: Page<'_>,
+    q: &[f32],
+    out: &mut [f32],
+    work: &mut Work,
+) {
+    with_elem!(page.dtype, E => match page.bits {
+        2 => by_channel::<L, E, 2>(l, page, next, q, out, work),
+        4 => by_channel::<L, E, 4>(l, page, next, q, out, work),
+        _ => by_channel::<L, E, 8>(l, page, next, q, out, work),
     });
 }
 
 #[inline(always)]
 fn by_channel<L: Lanes, E: Elem, const BITS: u32>(
     l: L,
-    codes: Codes<'_>,
-    grids: Grids<'_>,
+    page: Page<'_>,
+    next: Page<'_>,
     q: &[f32],
     out: &mut [f32],
+    work: &mut Work,
 ) {
-    let dim = codes.dim;
-    let lines_of_panel = dim.div_ceil((32 / BITS) as usize);
-    let mut x = [0.0f32; MAX_DIM];
-    let mut planes = Planes::EMPTY;
+    let (dim, group) = (page.dim, page.group);
+    let padded = dim.next_multiple_of(LANES);
+    let groups = out.len() / group;
+    work.room(groups * padded, groups);
+    let mut largest = l.splat(0.0);
     let stride = dim * E::SIZE;
-    let panels = grids.group / LANES;
-    for (g, out) in out.chunks_exact_mut(grids.group).enumerate() {
-        let scales = &grids.scales[g * stride..][..stride];
-        let mins = &grids.mins[g * stride..][..stride];
-        let offset = fold::<L, E>(l, q, scales, mins, &mut x);
-        planes.fill(l, &x[..dim.next_multiple_of(LANES)]);
-        for (p, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let lines = &codes.lines[(g * panels + p) * lines_of_panel..][..lines_of_panel];
-            let (high, low) = panel_dot::<L, BITS>(l, lines, &planes, 0);
-            l.store(out, l.add(planes.value(l, high, low), l.splat(offset)));
+    for four in (0..groups).step_by(FOUR) {
+        let mut offsets = [l.splat(0.0); FOUR];
+        for (g, offset) in (four..groups).zip(&mut offsets) {
+            l.ahead(next.scales, g * stride, stride);
+            l.ahead(next.mins, g * stride, stride);
+            let (scales, mins) =
+                (&page.scales[g * stride..][..stride], &page.mins[g * stride..][..stride]);
+            let x = &mut work.x[g * padded..][..padded];
+            (*offset, largest) = fold::<L, E>(l, q, scales, mins, x, largest);
+        }
+        work.offsets[four..four + FOUR].copy_from_slice(&l.sum4(offsets));
+    }
+    work.split(l, largest);
+    let per = dim.div_ceil((32 / BITS) as usize);
+    for (g, out) in out.chunks_exact_mut(group).enumerate() {
+        let offset = l.splat(work.offsets[g]);
+        let mut line = g * (group / LANES) * per;
+        let mut panels = out.as_chunks_mut::<LANES>().0;
+        while let [a, b, rest @ ..] = panels {
+            let lines = &page.lines[line..][..2 * per];
+            let ahead = next.lines.as_ptr().wrapping_add(line).cast();
+            let (one, two) = lines.split_at(per);
+            let sums = panels_dot::<L, BITS, 2>(l, [one, two], ahead, work, g * padded);
+            l.store(a, l.add(sums[0], offset));
+            l.store(b, l.add(sums[1], offset));
+            (panels, line) = (rest, line + 2 * per);
+        }
+        if let [a] = panels {
+            let ahead = next.lines.as_ptr().wrapping_add(line).cast();
+            let lines = &page.lines[line..][..per];
+            let [sum] = panels_dot::<L, BITS, 1>(l, [lines], ahead, work, g * padded);
+            l.store(a, l.add(sum, offset));
         }
     }
 }
 
-/// `x = q * scales`; gives `q . mins`.
+/// `x = q * scales`; gives lanes of `q . mins`, and the largest magnitudes of `x` or before.
 #[inline(always)]
-fn fold<L: Lanes, E: Elem>(l: L, q: &[f32], scales: &[u8], mins: &[u8], x: &mut [f32]) -> f32 {
-    let (chunks, rest) = q.as_chunks::<LANES>();
+fn fold<L: Lanes, E: Elem>(
+    l: L,
+    q: &[f32],
+    scales: &[u8],
+    mins: &[u8],
+    x: &mut [f32],
+    mut largest: L::F,
+) -> (L::F, L::F) {
     let mut offset = l.splat(0.0);
-    for ((i, q), x) in chunks.iter().enumerate().zip(x.as_chunks_mut::<LANES>().0) {
-        let q = l.load(q);
-        let at = i * LANES * E::SIZE;
-        l.store(x, l.mul(q, E::load(l, &scales[at..])));
+    let (chunks, rest) = q.as_chunks::<LANES>();
+    let (to, tail) = x.as_chunks_mut::<LANES>().0.split_at_mut(chunks.len());
+    for ((i, q), x) in chunks.iter().enumerate().zip(to) {
+        let (q, at) = (l.load(q), i * LANES * E::SIZE);
+        let product = l.mul(q, E::load(l, &scales[at..]));
+        l.store(x, product);
+        largest = l.max_abs(largest, product);
         offset = l.fma(q, E::load(l, &mins[at..]), offset);
     }
-    let mut offset = l.sum(offset);
-    for i in q.len() - rest.len()..q.len() {
-        x[i] = q[i] * E::one(&scales[i * E::SIZE..]);
-        offset += q[i] * E::one(&mins[i * E::SIZE..]);
+    if let [tail] = tail {
+        let (mut lanes, from) = ([0.0; LANES], chunks.len() * LANES);
+        for (i, q) in rest.iter().enumerate() {
+            tail[i] = q * E::one(&scales[(from + i) * E::SIZE..]);
+            lanes[i] = q * E::one(&mins[(from + i) * E::SIZE..]);
+        }
+        tail[rest.len()..].fill(0.0);
+        largest = l.max_abs(largest, l.load(tail));
+        offset = l.add(offset, l.load(&lanes));
     }
-    offset
+    (offset, largest)
 }
 
 stamp! {
     /// `out[t] = q . key t` for keys whose groups are runs of channels, a scale for each token:
     /// grids `[token / 16][channel / group][token % 16]`. `out` is whole panels.
-    fn by_token_dots(codes: Codes<'_>, grids: Grids<'_>, q: &[f32], out: &mut [f32]) = by_token_body
+    fn by_token_dots(page: Page<'_>, next: Page<'_>, q: &[f32], out: &mut [f32], work: &mut Work) = by_token_body
 }
 
 #[inline(always)]
-fn by_token_body<L: Lanes>(l: L, codes: Codes<'_>, grids: Grids<'_>, q: &[f32], out: &mut [f32]) {
-    with_elem!(grids.dtype, E => match codes.bits {
-        2 => by_token::<L, E, 2>(l, codes, grids, q, out),
-        4 => by_token::<L, E, 4>(l, codes, grids, q, out),
-        _ => by_token::<L, E, 8>(l, codes, grids, q, out),
+fn by_token_body<L: Lanes>(
+    l: L,
+    page: Page<'_>,
+    next: Page<'_>,
+    q: &[f32],
+    out: &mut [f32],
+    work: &mut Work,
+) {
+    with_elem!(page.dtype, E => match page.bits {
+        2 => by_token::<L, E, 2>(l, page, next, q, out, work),
+        4 => by_token::<L, E, 4>(l, page, next, q, out, work),
+        _ => by_token::<L, E, 8>(l, page, next, q, out, work),
     });
 }
 
 #[inline(always)]
 fn by_token<L: Lanes, E: Elem, const BITS: u32>(
     l: L,
-    codes: Codes<'_>,
-    grids: Grids<'_>,
+    page: Page<'_>,
+    next: Page<'_>,
     q: &[f32],
     out: &mut [f32],
+    work: &mut Work,
 ) {
-    let (dim, group) = (codes.dim, grids.group);
-    let per = (32 / BITS) as usize;
-    let lines_of_panel = dim.div_ceil(per);
-    let groups = dim / group;
-    let mut x = [0.0f32; MAX_DIM];
-    x[..dim].copy_from_slice(q);
-    let mut planes = Planes::EMPTY;
-    planes.fill(l, &x[..dim.next_multiple_of(LANES)]);
-    let mut sums = [0.0f32; MAX_DIM];
-    for (sum, q) in sums.iter_mut().zip(q.chunks_exact(group)) {
+    let (dim, group, per) = (page.dim, page.group, (32 / BITS) as usize);
+    let (lines_of_panel, groups) = (dim.div_ceil(per), dim / group);
+    work.room(dim.next_multiple_of(LANES), groups);
+    work.x.fill(0.0);
+    work.x[..dim].copy_from_slice(q);
+    let mut largest = l.splat(0.0);
+    for x in work.x.as_chunks::<LANES>().0 {
+        largest = l.max_abs(largest, l.load(x));
+    }
+    work.split(l, largest);
+    for (sum, q) in work.offsets.iter_mut().zip(q.chunks_exact(group)) {
         *sum = q.iter().sum();
     }
     for (p, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let panel = &codes.lines[p * lines_of_panel..][..lines_of_panel];
         let mut total = l.splat(0.0);
         for g in 0..groups {
             let at = (p * groups + g) * LANES * E::SIZE;
-            let lines = &panel[g * group / per..((g + 1) * group).div_ceil(per)];
-            let (high, low) = panel_dot::<L, BITS>(l, lines, &planes, g * group);
-            let dot = planes.value(l, high, low);
-            total = l.fma(dot, E::load(l, &grids.scales[at..]), total);
-            total = l.fma(l.splat(sums[g]), E::load(l, &grids.mins[at..]), total);
+            l.ahead(next.scales, at, LANES * E::SIZE);
+            l.ahead(next.mins, at, LANES * E::SIZE);
+            let from = p * lines_of_panel + g * group / per;
+            let lines = &page.lines[from..][..((g + 1) * group).div_ceil(per) - g * group / per];
+            let ahead = next.lines.as_ptr().wrapping_add(from).cast();
+            let [dot] = panels_dot::<L, BITS, 1>(l, [lines], ahead, work, g * group);
+            total = l.fma(dot, E::load(l, &page.scales[at..]), total);
+            total = l.fma(l.splat(work.offsets[g]), E::load(l, &page.mins[at..]), total);
         }
         l.store(out, total);
     }
@@ -217,93 +294,99 @@ fn by_token<L: Lanes, E: Elem, const BITS: u32>(
 
 stamp! {
     /// `out += sum over t of weights[t] * value t` for values whose groups are runs of channels, a scale for each
-    /// token: grids `[token / 16][channel / group][token % 16]`. At most [`MAX_DIM`] tokens.
-    fn by_token_mix(codes: Codes<'_>, grids: Grids<'_>, weights: &[f32], out: &mut [f32]) = mix_body
+    /// token: grids `[token / 16][channel / group][token % 16]`. `weights` is whole panels of tokens, 0 behind the last.
+    fn by_token_mix(page: Page<'_>, next: Page<'_>, weights: &[f32], out: &mut [f32], work: &mut Work) = mix_body
 }
 
 #[inline(always)]
-fn mix_body<L: Lanes>(l: L, codes: Codes<'_>, grids: Grids<'_>, weights: &[f32], out: &mut [f32]) {
-    with_elem!(grids.dtype, E => match codes.bits {
-        2 => mix::<L, E, 2>(l, codes, grids, weights, out),
-        4 => mix::<L, E, 4>(l, codes, grids, weights, out),
-        _ => mix::<L, E, 8>(l, codes, grids, weights, out),
+fn mix_body<L: Lanes>(
+    l: L,
+    page: Page<'_>,
+    next: Page<'_>,
+    weights: &[f32],
+    out: &mut [f32],
+    work: &mut Work,
+) {
+    with_elem!(page.dtype, E => match page.bits {
+        2 => mix::<L, E, 2>(l, page, next, weights, out, work),
+        4 => mix::<L, E, 4>(l, page, next, weights, out, work),
+        _ => mix::<L, E, 8>(l, page, next, weights, out, work),
     });
 }
 
 #[inline(always)]
 fn mix<L: Lanes, E: Elem, const BITS: u32>(
     l: L,
-    codes: Codes<'_>,
-    grids: Grids<'_>,
+    page: Page<'_>,
+    next: Page<'_>,
     weights: &[f32],
     out: &mut [f32],
+    work: &mut Work,
 ) {
-    let (dim, group) = (codes.dim, grids.group);
-    let groups = dim / group;
-    let blocks = weights.len().div_ceil(LANES);
-    let mut w = [0.0f32; MAX_DIM];
-    w[..weights.len()].copy_from_slice(weights);
-    let mut x = [0.0f32; MAX_DIM];
-    let mut planes = Planes::EMPTY;
-    let token_lines = weights.len().div_ceil((32 / BITS) as usize);
-    let panels = dim.div_ceil(LANES);
-    for g in 0..groups {
-        let mut offset = l.splat(0.0);
-        for b in 0..blocks {
-            let at = (b * groups + g) * LANES * E::SIZE;
-            let w = l.load(&w.as_chunks().0[b]);
-            l.store(&mut x.as_chunks_mut().0[b], l.mul(w, E::load(l, &grids.scales[at..])));
-            offset = l.fma(w, E::load(l, &grids.mins[at..]), offset);
+    let (groups, tokens) = (page.dim / page.group, weights.len());
+    work.room(groups * tokens, groups);
+    let mut largest = l.splat(0.0);
+    for four in (0..groups).step_by(FOUR) {
+        let mut offsets = [l.splat(0.0); FOUR];
+        for (g, offset) in (four..groups).zip(&mut offsets) {
+            let x = work.x[g * tokens..][..tokens].as_chunks_mut::<LANES>().0;
+            for ((b, w), x) in weights.as_chunks::<LANES>().0.iter().enumerate().zip(x) {
+                let at = (b * groups + g) * LANES * E::SIZE;
+                l.ahead(next.scales, at, LANES * E::SIZE);
+                l.ahead(next.mins, at, LANES * E::SIZE);
+                let w = l.load(w);
+                let product = l.mul(w, E::load(l, &page.scales[at..]));
+                l.store(x, product);
+                largest = l.max_abs(largest, product);
+                *offset = l.fma(w, E::load(l, &page.mins[at..]), *offset);
+            }
         }
-        let offset = l.sum(offset);
-        planes.fill(l, &x[..blocks * LANES]);
-        let mut p = g * group / LANES;
-        let end = ((g + 1) * group).div_ceil(LANES);
-        let columns = Columns { lines: codes.lines, panels, token_lines, offset };
-        p = columns.mix::<L, BITS, 8>(l, &planes, p, end, out);
-        p = columns.mix::<L, BITS, 2>(l, &planes, p, end, out);
-        columns.mix::<L, BITS, 1>(l, &planes, p, end, out);
+        work.offsets[four..four + FOUR].copy_from_slice(&l.sum4(offsets));
     }
+    work.split(l, largest);
+    let columns = Columns { page, next, tokens, work };
+    let mut p = columns.mix::<L, BITS, 8>(l, 0, out);
+    p = columns.mix::<L, BITS, 2>(l, p, out);
+    columns.mix::<L, BITS, 1>(l, p, out);
 }
 
-/// Lines of a page of values, and what to add to the panels of a group.
+/// A page of values, and the planes of its weights.
 struct Columns<'a> {
-    lines: &'a [Line],
-    panels: usize,
-    token_lines: usize,
-    offset: f32,
+    page: Page<'a>,
+    next: Page<'a>,
+    tokens: usize,
+    work: &'a Work,
 }
 
 impl Columns<'_> {
-    /// Blocks of `N` panels from `p` on; gives the next panel.
+    /// As many blocks of `N` panels as there are from `p` on; gives the next panel.
     #[inline(always)]
     fn mix<L: Lanes, const BITS: u32, const N: usize>(
         &self,
         l: L,
-        planes: &Planes,
         mut p: usize,
-        end: usize,
         out: &mut [f32],
     ) -> usize {
-        let fields = (8 / BITS) as usize;
-        while p + N <= end {
+        let (fields, panels) = ((8 / BITS) as usize, self.page.dim.div_ceil(LANES));
+        // Planes of tokens, four bytes at a time; those behind the last token are 0.
+        let (h, w) = self.work.fours(0);
+        let token_lines = (self.tokens / (4 * fields)).min(self.page.lines.len() / panels);
+        while p + N <= panels {
+            let group: [usize; N] = std::array::from_fn(|i| (p + i) * LANES / self.page.group);
             let (mut high, mut low) = ([l.zero_i(); N], [l.zero_i(); N]);
-            let (hs, ws) = planes.fours(0);
-            let lines = self.lines.chunks_exact(self.panels).take(self.token_lines);
-            for ((lines, h), w) in lines.zip(hs.chunks_exact(fields)).zip(ws.chunks_exact(fields)) {
-                let lines: &[Line; N] = lines[p..].first_chunk().expect("N panels");
-                for (i, line) in lines.iter().enumerate() {
-                    l.prefetch((&raw const *line).cast::<u8>().wrapping_add(4096));
-                    let v = l.line(line);
-                    for f in 0..fields {
-                        let codes = l.bits(v, f as u32 * BITS, mask(BITS));
-                        high[i] = l.dot::<BITS>(high[i], codes, h[f]);
-                        low[i] = l.dot::<BITS>(low[i], codes, w[f]);
-                    }
+            for t in 0..token_lines {
+                let lines: &[Line; N] =
+                    self.page.lines[t * panels + p..].first_chunk().expect("N panels");
+                for i in 0..N {
+                    l.prefetch(self.next.lines.as_ptr().wrapping_add(t * panels + p + i).cast());
+                    let at = group[i] * self.tokens / 4 + t * fields;
+                    let (h, w) = (&h[at..][..fields], &w[at..][..fields]);
+                    line_dot::<L, BITS>(l, &lines[i], h, w, (&mut high[i], &mut low[i]));
                 }
             }
             for i in 0..N {
-                let sum = l.add(planes.value(l, high[i], low[i]), l.splat(self.offset));
+                let offset = l.splat(self.work.offsets[group[i]]);
+                let sum = l.add(self.work.value(l, high[i], low[i]), offset);
                 let out = &mut out[(p + i) * LANES..];
                 if let Some(out) = out.first_chunk_mut::<LANES>() {
                     let sum = l.add(l.load(out), sum);

@@ -13,7 +13,8 @@ impl Line {
     pub(crate) const ZERO: Self = Self([0; 64]);
 }
 
-/// The vector operations of the kernels. Integer operations are exact and the same on every set.
+/// The vector operations of the kernels. Closures are not compiled for the instruction set of the function they stand in:
+/// no operation may be called in one. Integer operations are exact and the same on every set.
 ///
 /// # Safety
 /// A value of an implementing type may exist only while code runs that was compiled for, and on a CPU that has, the
@@ -43,16 +44,49 @@ pub(super) unsafe trait Lanes: Copy {
     fn load_bf16(self, v: &[u8; 2 * LANES]) -> Self::F;
     fn store(self, to: &mut [f32; LANES], v: Self::F);
     fn sum(self, v: Self::F) -> f32;
+    /// The sums of four.
+    #[inline(always)]
+    fn sum4(self, v: [Self::F; 4]) -> [f32; 4] {
+        let [a, b, c, d] = v;
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
+    }
     /// The largest lane.
     fn largest(self, v: Self::F) -> f32;
     /// The larger of `a` and `|b|`.
     fn max_abs(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `x` rounded to integers below 2^15, as `128 * high + low`.
+    /// `x` rounded to integers of at most [`LEVELS`], as `256 * high + low`.
     fn planes(self, x: Self::F, high: &mut [i8; LANES], low: &mut [i8; LANES]);
     /// Spreads the first lanes of `v` to the places of the bits of `mask`; the others are 0.
     fn expand(self, mask: u16, v: Self::F) -> Self::F;
-    /// Asks for what will be read soon; the address need not be valid.
+    /// [`Lanes::expand`] of values in 16 bits: 16 of them can be read.
+    #[inline(always)]
+    fn expand_f16(self, mask: u16, v: &[u8; 2 * LANES]) -> Self::F {
+        self.expand(mask, self.load_f16(v))
+    }
+    /// [`Lanes::expand`] of 32 values: even and odd lanes.
+    #[inline(always)]
+    fn expand_bf16(self, mask: u32, v: &[u8; 4 * LANES]) -> [Self::F; 2] {
+        let mut lanes = [[0.0; LANES]; 2];
+        let (mut rest, words) = (mask, v.as_chunks::<2>().0);
+        for word in words.iter().take(mask.count_ones() as usize) {
+            let at = rest.trailing_zeros() as usize;
+            lanes[at % 2][at / 2] = bf16::from_le_bytes(*word).to_f32();
+            rest &= rest - 1;
+        }
+        [self.load(&lanes[0]), self.load(&lanes[1])]
+    }
+    /// Asks for what will be read in a while; the address need not be valid. It goes to the second level: a page ahead is
+    /// too much for the first, whose few miss buffers would wait for memory.
     fn prefetch(self, at: *const u8);
+    /// Asks for bytes `at..at + len` of what will be read next, whether they are there or not.
+    #[inline(always)]
+    fn ahead(self, next: &[u8], at: usize, len: usize) {
+        if !next.is_empty() && len > 0 {
+            for line in (0..len).step_by(64) {
+                self.prefetch(next.as_ptr().wrapping_add(at + line));
+            }
+        }
+    }
 }
 
 /// A float type as it lies in memory.
@@ -61,6 +95,18 @@ pub(super) trait Elem {
     /// 16 values; `bytes` are `16 * SIZE`.
     fn load<L: Lanes>(l: L, bytes: &[u8]) -> L::F;
     fn one(bytes: &[u8]) -> f32;
+    /// Whether values are spread 32 at a time.
+    const PAIRED: bool = false;
+    /// [`Lanes::expand`] of the first values; 16 can be read.
+    #[inline(always)]
+    fn spread<L: Lanes>(l: L, mask: u16, bytes: &[u8]) -> L::F {
+        l.expand(mask, Self::load(l, bytes))
+    }
+    /// 32 entries where these are [`Elem::PAIRED`]: the even ones, the odd ones; 32 can be read.
+    #[inline(always)]
+    fn spread_pair<L: Lanes>(l: L, mask: u32, bytes: &[u8]) -> [L::F; 2] {
+        l.expand_bf16(mask, bytes.first_chunk().expect("32 values"))
+    }
 }
 
 pub(super) struct F32;
@@ -89,6 +135,10 @@ impl Elem for F16 {
     fn one(bytes: &[u8]) -> f32 {
         f16::from_le_bytes(*bytes.first_chunk().expect("a value")).to_f32()
     }
+    #[inline(always)]
+    fn spread<L: Lanes>(l: L, mask: u16, bytes: &[u8]) -> L::F {
+        l.expand_f16(mask, bytes.first_chunk().expect("16 values"))
+    }
 }
 
 impl Elem for Bf16 {
@@ -101,6 +151,7 @@ impl Elem for Bf16 {
     fn one(bytes: &[u8]) -> f32 {
         bf16::from_le_bytes(*bytes.first_chunk().expect("a value")).to_f32()
     }
+    const PAIRED: bool = true;
 }
 
 /// Calls a generic function with the [`Elem`] of a float type.
@@ -219,6 +270,9 @@ unsafe impl Lanes for Portable {
     fn prefetch(self, _: *const u8) {}
 }
 
+/// The largest integer that two planes of int8 hold on both sides of zero.
+pub(super) const LEVELS: f32 = 32_639.0;
+
 #[inline(always)]
 pub(super) fn expand_portable(mask: u16, v: [f32; LANES]) -> [f32; LANES] {
     let mut out = [0.0; LANES];
@@ -236,8 +290,8 @@ pub(super) fn planes_portable(x: [f32; LANES], high: &mut [i8; LANES], low: &mut
     for i in 0..LANES {
         // Adding 1.5 x 2^23 leaves the rounded integer in the low bits.
         let n = (x[i] + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
-        let h = n.wrapping_add(64) >> 7;
-        high[i] = h as i8;
-        low[i] = n.wrapping_sub(h << 7) as i8;
+        // The low byte is taken as signed, which the high one makes up for.
+        high[i] = (n.wrapping_add(128) >> 8) as i8;
+        low[i] = n as i8;
     }
 }

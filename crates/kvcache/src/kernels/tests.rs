@@ -26,16 +26,33 @@ fn floats() {
             dtype.write_f32(&noise(dim * tokens, 1), &mut bytes).expect("a float type");
             let mut rows = vec![0.0; dim * tokens];
             dtype.read_f32(&bytes, &mut rows).expect("a float type");
-            let (q, w) = (noise(dim, 2), noise(tokens, 3));
-            let (dots, mix) = reference(&rows, dim, &q, &w);
-            for isa in Isa::available() {
-                let what = format!("{isa} {dtype:?} {dim} x {tokens}");
-                let mut out = vec![f32::NAN; tokens];
-                float_dots(isa, dtype, &bytes, &q, &mut out);
-                near(&out, &dots, 1e-5, &what);
-                let mut out = vec![0.0; dim];
-                float_mix(isa, dtype, &bytes, &w, &mut out);
-                near(&out, &mix, 1e-5, &what);
+            several(&rows, dim, |isa, q, w, scores, mixed| {
+                let (stride, first, len) = (tokens, 0, tokens);
+                let out = Scores { data: scores, stride, first, len };
+                float_dots(isa, dtype, &bytes, dim, q, out, &bytes);
+                let weights = Weights { data: w, stride, first, len };
+                float_mix(isa, dtype, &bytes, dim, weights, mixed, &[]);
+            });
+        }
+    }
+}
+
+/// Checks a kernel with 1 to 6 queries on every instruction set: it fills the scores `[queries, tokens]`, and adds to the
+/// sums `[queries, dim]`.
+fn several(rows: &[f32], dim: usize, kernel: impl Fn(Isa, &[f32], &[f32], &mut [f32], &mut [f32])) {
+    let tokens = rows.len() / dim;
+    for n in [1, 3, 4, 6] {
+        let (q, w) = (noise(n * dim, 2), noise(n * tokens, 3));
+        for isa in Isa::available() {
+            let (mut scores, mut mixed) = (vec![f32::NAN; n * tokens], vec![1.0; n * dim]);
+            kernel(isa, &q, &w, &mut scores, &mut mixed);
+            for i in 0..n {
+                let what = format!("{isa} {dim} x {tokens}, query {i} of {n}");
+                let w = &w[i * tokens..][..tokens];
+                let (dots, mut mix) = reference(rows, dim, &q[i * dim..][..dim], w);
+                mix.iter_mut().for_each(|m| *m += 1.0);
+                near(&scores[i * tokens..][..tokens], &dots, 1e-5, &what);
+                near(&mixed[i * dim..][..dim], &mix, 1e-5, &what);
             }
         }
     }
@@ -77,8 +94,8 @@ fn softmax_of_any_length() {
 
 #[test]
 fn bitmaps() {
-    for dtype in [DType::F32, DType::F16] {
-        for (chunks, tokens) in [(1, 3), (2, 5), (3, 4), (4, 9), (8, 20)] {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for (chunks, tokens) in [(1, 3), (2, 5), (3, 4), (4, 9), (8, 20), (13, 6)] {
             let dim = chunks * LANES;
             let mut random = SplitMix::new(7);
             let masks: Vec<u16> = (0..chunks * tokens)
@@ -98,17 +115,19 @@ fn bitmaps() {
             values.extend([0.0; SLACK]);
             let mut bytes = Vec::new();
             dtype.write_f32(&values, &mut bytes).expect("a float type");
-            let (q, w) = (noise(dim, 2), noise(tokens, 3));
-            let (dots, mix) = reference(&rows, dim, &q, &w);
-            for isa in Isa::available() {
-                let what = format!("{isa} {dtype:?} {dim} x {tokens}");
-                let mut out = vec![f32::NAN; tokens];
-                bitmap_dots(isa, dtype, &masks, &starts, &bytes, &q, &mut out);
-                near(&out, &dots, 1e-5, &what);
-                let mut out = vec![0.0; dim];
-                bitmap_mix(isa, dtype, &masks, &starts, &bytes, &w, &mut out);
-                near(&out, &mix, 1e-5, &what);
-            }
+            several(&rows, dim, |isa, q, w, scores, mixed| {
+                let mut q = q.to_vec();
+                q.chunks_mut(dim).for_each(|q| arrange(dtype, q));
+                let page =
+                    Bitmaps { dtype, chunks, masks: &masks, starts: &starts, values: &bytes };
+                let (stride, first, len) = (tokens, 0, tokens);
+                let out = Scores { data: scores, stride, first, len };
+                bitmap_dots(isa, page, &q, out, Some(page));
+                mixed.chunks_mut(dim).for_each(|m| arrange(dtype, m));
+                let weights = Weights { data: w, stride, first, len };
+                bitmap_mix(isa, page, weights, mixed, None);
+                mixed.chunks_mut(dim).for_each(|m| restore(dtype, m));
+            });
         }
     }
 }

@@ -10,7 +10,7 @@ use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 use super::float::{pages, read_dtype};
 use super::rows::{bytes_part, count, product, read_bytes};
 use super::windowed::Packed;
-use crate::kernels::{self, LANES, SLACK};
+use crate::kernels::{self, Bitmaps, LANES, SLACK, Scores, Weights};
 
 /// The largest entries of each row: a bitmap and the values.
 #[derive(Debug, Clone)]
@@ -61,6 +61,19 @@ impl BitmapRows {
 
     fn chunks(&self) -> usize {
         self.dim.div_ceil(LANES)
+    }
+
+    /// Rows of a page for the kernels.
+    fn view(&self, page: usize, within: Range<usize>) -> Bitmaps<'_> {
+        let (page, chunks) = (&self.pages[page], self.chunks());
+        let masks = &page.masks[within.start * chunks..within.end * chunks];
+        let (starts, values) = (&page.starts[within], &page.values);
+        Bitmaps { dtype: self.dtype, chunks, masks, starts, values }
+    }
+
+    /// What will be read after a page.
+    fn after(&self, page: usize) -> Option<Bitmaps<'_>> {
+        self.pages.get(page + 1).map(|next| self.view(page + 1, 0..next.starts.len()))
     }
 
     fn push_row(&mut self, row: &[f32]) {
@@ -189,17 +202,16 @@ impl Packed for BitmapRows {
         out: &mut [f32],
         stride: usize,
     ) {
-        let (isa, chunks) = (Isa::detect(), self.chunks());
-        let mut padded = vec![0.0; chunks * LANES];
+        let (isa, width) = (Isa::detect(), self.chunks() * LANES);
+        let mut padded = vec![0.0; queries.nrows() * width];
+        for (q, to) in queries.rows().into_iter().zip(padded.chunks_mut(width)) {
+            to[..self.dim].copy_from_slice(q.to_slice().expect("contiguous"));
+            kernels::arrange(self.dtype, to);
+        }
         for (n, within) in pages(tokens, PAGE) {
-            let page = &self.pages[n];
-            let masks = &page.masks[within.start * chunks..within.end * chunks];
-            let starts = &page.starts[within.clone()];
-            for (i, q) in queries.rows().into_iter().enumerate() {
-                padded[..self.dim].copy_from_slice(q.to_slice().expect("contiguous"));
-                let out = &mut out[i * stride + n * PAGE..][within.clone()];
-                kernels::bitmap_dots(isa, self.dtype, masks, starts, &page.values, &padded, out);
-            }
+            let (first, len) = (n * PAGE + within.start, within.len());
+            let out = Scores { data: out, stride, first, len };
+            kernels::bitmap_dots(isa, self.view(n, within), &padded, out, self.after(n));
         }
     }
 
@@ -210,26 +222,16 @@ impl Packed for BitmapRows {
         tokens: Range<usize>,
         mut out: ArrayViewMut2<'_, f32>,
     ) {
-        let (isa, chunks) = (Isa::detect(), self.chunks());
-        let mut padded = vec![0.0; chunks * LANES];
-        for (i, mut out) in out.rows_mut().into_iter().enumerate() {
-            padded.fill(0.0);
-            for (n, within) in pages(tokens.clone(), PAGE) {
-                let page = &self.pages[n];
-                let masks = &page.masks[within.start * chunks..within.end * chunks];
-                let weights = &weights[i * stride + n * PAGE..][within.clone()];
-                let starts = &page.starts[within];
-                kernels::bitmap_mix(
-                    isa,
-                    self.dtype,
-                    masks,
-                    starts,
-                    &page.values,
-                    weights,
-                    &mut padded,
-                );
-            }
-            out.iter_mut().zip(&padded).for_each(|(o, v)| *o += v);
+        let (isa, width) = (Isa::detect(), self.chunks() * LANES);
+        let mut padded = vec![0.0; out.nrows() * width];
+        for (n, within) in pages(tokens, PAGE) {
+            let (first, len) = (n * PAGE + within.start, within.len());
+            let weights = Weights { data: weights, stride, first, len };
+            kernels::bitmap_mix(isa, self.view(n, within), weights, &mut padded, self.after(n));
+        }
+        for (mut out, sums) in out.rows_mut().into_iter().zip(padded.chunks_mut(width)) {
+            kernels::restore(self.dtype, sums);
+            out.iter_mut().zip(sums).for_each(|(o, v)| *o += *v);
         }
     }
 

@@ -8,7 +8,7 @@ use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{DType, PartKind, PartSink, Result, ndarray};
 
 use super::rows::{Rows, bytes_part, count, product, read_bytes};
-use crate::kernels;
+use crate::kernels::{self, Scores, Weights};
 
 /// Rows of f32, f16 or bf16, in pages that forks share.
 #[derive(Debug, Clone)]
@@ -42,6 +42,11 @@ impl FloatRows {
 
     fn stride(&self) -> usize {
         self.dim * self.dtype.size()
+    }
+
+    /// What will be read after a page.
+    fn after(&self, page: usize) -> &[u8] {
+        self.pages.get(page + 1).map_or(&[], |next| next)
     }
 
     pub(crate) fn read(
@@ -128,24 +133,23 @@ impl Rows for FloatRows {
 
     fn dots(&self, queries: ArrayView2<'_, f32>, tokens: Range<usize>, out: &mut [f32]) {
         let (isa, stride) = (Isa::detect(), self.stride());
+        let queries = queries.to_slice().expect("contiguous");
         for (page, within) in pages(tokens, PAGE) {
             let rows = &self.pages[page][within.start * stride..within.end * stride];
-            for (i, q) in queries.rows().into_iter().enumerate() {
-                let out = &mut out[i * self.len + page * PAGE..][within.clone()];
-                kernels::float_dots(isa, self.dtype, rows, q.to_slice().expect("contiguous"), out);
-            }
+            let (first, len) = (page * PAGE + within.start, within.len());
+            let out = Scores { data: out, stride: self.len, first, len };
+            kernels::float_dots(isa, self.dtype, rows, self.dim, queries, out, self.after(page));
         }
     }
 
     fn mix(&self, weights: &[f32], tokens: Range<usize>, mut out: ArrayViewMut2<'_, f32>) {
         let (isa, stride) = (Isa::detect(), self.stride());
+        let out = out.as_slice_mut().expect("contiguous");
         for (page, within) in pages(tokens, PAGE) {
             let rows = &self.pages[page][within.start * stride..within.end * stride];
-            for (i, mut out) in out.rows_mut().into_iter().enumerate() {
-                let weights = &weights[i * self.len + page * PAGE..][within.clone()];
-                let out = out.as_slice_mut().expect("contiguous");
-                kernels::float_mix(isa, self.dtype, rows, weights, out);
-            }
+            let (first, len) = (page * PAGE + within.start, within.len());
+            let weights = Weights { data: weights, stride: self.len, first, len };
+            kernels::float_mix(isa, self.dtype, rows, self.dim, weights, out, self.after(page));
         }
     }
 

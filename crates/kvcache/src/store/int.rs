@@ -11,7 +11,7 @@ use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 use super::float::{pages, read_dtype};
 use super::rows::{bytes_part, count, product, read_bytes};
 use super::windowed::Packed;
-use crate::kernels::{self, Codes, Grids, LANES, Line};
+use crate::kernels::{self, LANES, Line, Work};
 
 /// What shares a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -217,10 +217,10 @@ impl Page {
         }
     }
 
-    fn codes(&self, shape: &IntShape) -> (Codes<'_>, Grids<'_>) {
-        let codes = Codes { bits: shape.bits, dim: shape.dim, lines: &self.lines };
-        let (scales, mins) = (&self.scales, &self.mins);
-        (codes, Grids { dtype: shape.dtype, group: shape.group, scales, mins })
+    fn view(&self, shape: &IntShape) -> kernels::Page<'_> {
+        let IntShape { bits, dim, dtype, group, .. } = *shape;
+        let (lines, scales, mins) = (&self.lines, &self.scales, &self.mins);
+        kernels::Page { bits, dim, lines, dtype, group, scales, mins }
     }
 }
 
@@ -288,6 +288,12 @@ impl IntRows {
         (code, self.shape.read_f32(&page.scales, grid), self.shape.read_f32(&page.mins, grid))
     }
 
+    /// A page, and the one that will be read after it, for the kernels.
+    fn views(&self, page: usize) -> [kernels::Page<'_>; 2] {
+        let next = (page + 1).min(self.pages.len() - 1);
+        [page, next].map(|page| self.pages[page].view(&self.shape))
+    }
+
     pub(crate) fn dots_on(
         &self,
         isa: Isa,
@@ -296,18 +302,18 @@ impl IntRows {
         out: &mut [f32],
         stride: usize,
     ) {
+        let dots = match self.shape.axis {
+            Axis::Channel => kernels::by_channel_dots,
+            Axis::Token => kernels::by_token_dots,
+        };
+        let mut work = Work::default();
+        // Panels are whole; what lies behind the last token is cut off.
+        let mut scores = [0.0; kernels::MAX_DIM];
         for (n, _) in pages(tokens, self.shape.page()) {
-            let (codes, grids) = self.pages[n].codes(&self.shape);
-            let tokens = self.tokens(n);
-            // Panels are whole; what lies behind the last token is cut off.
-            let mut scores = [0.0; 2 * kernels::MAX_DIM];
+            let ([page, next], tokens) = (self.views(n), self.tokens(n));
             let scores = &mut scores[..tokens.next_multiple_of(LANES)];
             for (i, q) in queries.rows().into_iter().enumerate() {
-                let q = q.to_slice().expect("contiguous");
-                match self.shape.axis {
-                    Axis::Channel => kernels::by_channel_dots(isa, codes, grids, q, scores),
-                    Axis::Token => kernels::by_token_dots(isa, codes, grids, q, scores),
-                }
+                dots(isa, page, next, q.to_slice().expect("contiguous"), scores, &mut work);
                 let at = i * stride + n * self.shape.page();
                 out[at..at + tokens].copy_from_slice(&scores[..tokens]);
             }
@@ -322,14 +328,17 @@ impl IntRows {
         tokens: Range<usize>,
         mut out: ArrayViewMut2<'_, f32>,
     ) {
+        let mut work = Work::default();
+        let mut all = [0.0; kernels::MAX_DIM];
         for (n, within) in pages(tokens, self.shape.page()) {
-            let (codes, grids) = self.pages[n].codes(&self.shape);
+            let [page, next] = self.views(n);
+            let all = &mut all[..self.tokens(n).next_multiple_of(LANES)];
             for (i, mut out) in out.rows_mut().into_iter().enumerate() {
-                let at = i * stride + n * self.shape.page();
-                let mut all = [0.0; kernels::MAX_DIM];
-                all[within.clone()].copy_from_slice(&weights[at..][within.clone()]);
+                let weights = &weights[i * stride + n * self.shape.page()..];
+                all.fill(0.0);
+                all[within.clone()].copy_from_slice(&weights[within.clone()]);
                 let out = out.as_slice_mut().expect("contiguous");
-                kernels::by_token_mix(isa, codes, grids, &all[..self.tokens(n)], out);
+                kernels::by_token_mix(isa, page, next, all, out, &mut work);
             }
         }
     }

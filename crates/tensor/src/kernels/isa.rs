@@ -87,7 +87,7 @@ impl Isa {
             ($($feature:tt)*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
         }
         let avx2 = has!("avx2" "fma" "f16c" "bmi2" "popcnt");
-        let avx512 = has!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vnni");
+        let avx512 = has!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vbmi2" "avx512vnni");
         match (avx2, avx512) {
             (true, true) => Isa::Avx512,
             (true, false) => Isa::Avx2,
