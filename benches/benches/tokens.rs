@@ -93,7 +93,7 @@ fn encode(count: usize) {
         &DivPrune::new(),
     ];
     let mut scratch = Scratch::new(Par::Seq);
-    for length in [128, 256] {
+    for length in [128, 256, 512] {
         let windows = windows(&tokenizer, &text, length, count);
         for percent in [10, 20, 30, 40, 50] {
             let removed = length * percent / 100;

@@ -5,7 +5,7 @@ use tensorpress_tensor::{Error, Result};
 
 use crate::map::TokenMap;
 use crate::reduce::{TokenHints, TokenReduce, check_finite};
-use crate::similarity::{nearest, normalised};
+use crate::similarity::nearest;
 
 /// Bipartite soft matching as a [`TokenReduce`]: each round merges at most half of the tokens, into those most similar;
 /// as many rounds as it takes. Memory is linear in the tokens.
@@ -140,8 +140,7 @@ pub fn match_tokens(
 /// Matches given sources to given destinations; all other tokens stay alone.
 fn match_split(metric: ArrayView2<'_, f32>, r: usize, [from, to]: &[Vec<usize>; 2]) -> Matching {
     let tokens = metric.nrows();
-    let unit = |rows: &[usize]| normalised(metric, rows.iter().copied());
-    let best = nearest(unit(from).view(), unit(to).view());
+    let best = nearest(metric.as_standard_layout().view(), from, to);
     let mut order: Vec<usize> = (0..from.len()).collect();
     order.sort_by(|a, b| best[*b].0.total_cmp(&best[*a].0));
     let r = if to.is_empty() { 0 } else { r.min(from.len()) };
@@ -180,8 +179,7 @@ pub fn kth_matching(metric: ArrayView2<'_, f32>, k: usize) -> Result<Matching> {
     }
     let whole = tokens / k * k;
     let (to, from): (Vec<_>, Vec<_>) = (0..whole).partition(|t| t % k == k - 1);
-    let unit = |rows: &[usize]| normalised(metric, rows.iter().copied());
-    let best = nearest(unit(&from).view(), unit(&to).view());
+    let best = nearest(metric.as_standard_layout().view(), &from, &to);
     let into = best.iter().map(|(_, at)| to[*at]).collect();
     let dropped = (whole..tokens).collect();
     Ok(Matching { tokens, merged: from, into, unmerged: Vec::new(), destinations: to, dropped })

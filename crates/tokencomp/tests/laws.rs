@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use tensorpress_tensor::ErrorKind;
+use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::ndarray::{Array1, Array2, Array3, Axis};
 use tensorpress_tokencomp::{
     AttentionTopK, DivPrune, Pooling, RandomKeep, Schedule, ToMe, TokenHints, TokenMap,
@@ -28,9 +29,7 @@ fn maps(sources: std::ops::Range<usize>) -> impl Strategy<Value = TokenMap> {
 }
 
 fn values(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
-    Array2::from_shape_fn((rows, cols), |(r, c)| {
-        tensorpress_tensor::linalg::gaussian(seed, (r * cols + c) as u64) as f32 * 3.0
-    })
+    Array2::from_shape_fn((rows, cols), |(r, c)| gaussian(seed, (r * cols + c) as u64) as f32 * 3.0)
 }
 
 /// The mean of each target's sources, the slow way.
@@ -160,6 +159,45 @@ fn matching_over_many_tiles_is_the_slow_one() {
         }
         let similarity = |i: usize| cosine(&x, matching.merged[i], matching.into[i]);
         assert!((1..matching.merged.len()).all(|i| similarity(i) <= similarity(i - 1) + 1e-6));
+    }
+}
+
+/// Products in 8 bits choose the candidates of large matchings; what is chosen must not show it.
+#[test]
+fn large_matchings_are_the_slow_ones() {
+    let noise = |t: usize, c: usize| gaussian(5, (t * 1000 + c) as u64) as f32;
+    let shared = |t: usize, c: usize| gaussian(t as u64 % 7, c as u64) as f32;
+    type States = Box<dyn Fn(usize, usize) -> f32>;
+    let kinds: [(&str, States); 5] = [
+        ("noise", Box::new(noise)),
+        ("directions", Box::new(move |t, c| shared(t, c) + 0.7 * noise(t, c))),
+        ("near-copies", Box::new(move |t, c| shared(t, c) + 1e-3 * noise(t, c))),
+        (
+            "large channels",
+            Box::new(move |t, c| noise(t, c) * if c % 90 == 7 { 100.0 } else { 1.0 }),
+        ),
+        ("zeros", Box::new(move |t, c| if t % 3 == 0 { 0.0 } else { noise(t, c) })),
+    ];
+    for (kind, states) in kinds {
+        // Odd sizes, so that the last panel, tile and block are not full; more than 2^24 multiplications.
+        let (tokens, channels) = (741, 211);
+        let x = Array2::from_shape_fn((tokens, channels), |(t, c)| states(t, c));
+        // A transposed layout is the same matrix.
+        let turned = x.t().as_standard_layout().to_owned();
+        let matching = match_tokens(x.view(), tokens, &[]).unwrap();
+        assert_eq!(match_tokens(turned.t(), tokens, &[]).unwrap(), matching, "{kind}");
+        assert_eq!(matching.merged.len(), tokens / 2);
+        for (source, into) in matching.merged.iter().zip(&matching.into) {
+            let of = |t: usize| {
+                if kind == "zeros" && (t % 3 == 0 || source % 3 == 0) {
+                    0.0
+                } else {
+                    cosine(&x, *source, t)
+                }
+            };
+            let best = (1..tokens).step_by(2).map(of).fold(f64::NEG_INFINITY, f64::max);
+            assert!(of(*into) >= best - 1e-6, "{kind}: {source} into {into}");
+        }
     }
 }
 
