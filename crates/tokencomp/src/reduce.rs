@@ -1,6 +1,6 @@
 use std::fmt::Debug;
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView1, ArrayView2};
 use tensorpress_tensor::{Error, Result, kernels};
 
 use crate::map::TokenMap;
@@ -107,13 +107,18 @@ impl<'a> TokenHints<'a> {
 
 /// An error naming the first token with a state that is not finite.
 pub(crate) fn check_finite(x: ArrayView2<'_, f32>) -> Result<()> {
-    for (token, row) in x.rows().into_iter().enumerate() {
-        if row.to_slice().is_some_and(|row| !kernels::has_non_finite(row)) {
-            continue;
-        }
-        if let Some((channel, value)) = row.indexed_iter().find(|(_, v)| !v.is_finite()) {
-            return Err(Error::numerical(format!("state [{token}, {channel}] is {value}")));
-        }
+    x.rows().into_iter().enumerate().try_for_each(|(token, row)| check_row(token, row))
+}
+
+/// An error if a token's state is not finite.
+pub(crate) fn check_row(token: usize, row: ArrayView1<'_, f32>) -> Result<()> {
+    if row.to_slice().is_some_and(|row| !kernels::has_non_finite(row)) {
+        return Ok(());
     }
-    Ok(())
+    match row.indexed_iter().find(|(_, v)| !v.is_finite()) {
+        Some((channel, value)) => {
+            Err(Error::numerical(format!("state [{token}, {channel}] is {value}")))
+        }
+        None => Ok(()),
+    }
 }

@@ -4,6 +4,7 @@
 mod bound;
 
 use ndarray::ArrayView2;
+use tensorpress_tensor::Result;
 use tensorpress_tensor::kernels::{self, Activations, AffinePanels, AffineRows, PanelInput};
 
 use crate::similarity::unit_rows;
@@ -20,16 +21,16 @@ pub(crate) fn nearest(
     x: ArrayView2<'_, f32>,
     from: &[usize],
     to: &[usize],
-) -> Option<Vec<Option<(f32, usize)>>> {
+) -> Result<Option<Vec<Option<(f32, usize)>>>> {
     let (cols, rows) = (x.ncols(), to.len());
-    let coded = Coded::new(unit_rows(x, to), cols)?;
+    let Some(coded) = Coded::new(unit_rows(x, to)?, cols) else { return Ok(None) };
     let panels = rows.div_ceil(AffinePanels::ROWS);
     let step = (PRODUCTS / rows).clamp(8, 512);
     let mut products = vec![[0.0; AffinePanels::ROWS]; step * panels];
     let mut searches = vec![Search::default(); step];
     let mut best = Vec::with_capacity(from.len());
     for tile in from.chunks(step) {
-        let values = unit_rows(x, tile);
+        let values = unit_rows(x, tile)?;
         let group = coded.panels.group();
         let input = PanelInput::new(&values, tile.len(), cols, group, Activations::Int8);
         let products = &mut products[..tile.len() * panels];
@@ -56,7 +57,7 @@ pub(crate) fn nearest(
             best.push(search.decide(|at| exact(row, at)));
         }
     }
-    Some(best)
+    Ok(Some(best))
 }
 
 /// The search for the largest exact product of a row.
@@ -88,13 +89,16 @@ impl Search {
     }
 
     fn take(&mut self, first: usize, products: &[f32; AffinePanels::ROWS]) {
-        for (i, product) in products.iter().enumerate() {
-            if *product >= self.least {
-                self.candidates.push((*product, first + i));
-                if *product > self.most {
-                    self.most = *product;
-                    self.least = self.errors.least_coded(self.errors.least_exact(*product));
-                }
+        let found =
+            |mask, (i, product): (usize, &f32)| mask | u32::from(*product >= self.least) << i;
+        let mut mask = products.iter().enumerate().fold(0, found);
+        while mask != 0 {
+            let i = mask.trailing_zeros() as usize;
+            mask &= mask - 1;
+            self.candidates.push((products[i], first + i));
+            if products[i] > self.most {
+                self.most = products[i];
+                self.least = self.errors.least_coded(self.errors.least_exact(self.most));
             }
         }
         if self.candidates.len() > 4 * CANDIDATES {
