@@ -8,7 +8,6 @@ use tensorpress_tensor::{Error, Result};
 
 use crate::map::TokenMap;
 use crate::reduce::{TokenHints, TokenReduce};
-use crate::tome::check_mergeable;
 
 /// Keeps the tokens that receive the most attention, the earlier of equals.
 #[derive(Debug, Clone, Copy, Default)]
@@ -113,8 +112,7 @@ impl TokenReduce for Pooling {
         hints: &TokenHints<'_>,
         keep: usize,
     ) -> Result<TokenMap> {
-        let protected = hints.check(x, keep)?;
-        check_mergeable(&protected, keep)?;
+        let protected = hints.check_merging(x, keep)?;
         let alone = protected.iter().filter(|p| **p).count();
         let (groups, free) = (keep - alone, x.nrows() - alone);
         let (mut next_alone, mut next_free) = (groups.., 0..);

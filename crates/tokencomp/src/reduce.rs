@@ -103,6 +103,21 @@ impl<'a> TokenHints<'a> {
         check_finite(x)?;
         Ok(protected)
     }
+
+    /// [`TokenHints::check`] for methods that merge: unprotected tokens do not vanish, they need one to merge into.
+    ///
+    /// # Errors
+    /// As [`TokenHints::check`], and `InvalidArgument` if `keep` leaves place for the protected tokens alone.
+    pub fn check_merging(&self, x: ArrayView2<'_, f32>, keep: usize) -> Result<Vec<bool>> {
+        let protected = self.check(x, keep)?;
+        let count = protected.iter().filter(|p| **p).count();
+        if count == keep && count < protected.len() {
+            return Err(Error::invalid(format!(
+                "keep = {keep}, but {count} tokens are protected and the others need at least 1 to merge into"
+            )));
+        }
+        Ok(protected)
+    }
 }
 
 /// An error naming the first token with a state that is not finite.

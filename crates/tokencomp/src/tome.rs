@@ -32,8 +32,7 @@ impl TokenReduce for ToMe {
         hints: &TokenHints<'_>,
         keep: usize,
     ) -> Result<TokenMap> {
-        let mut protected = hints.check(x, keep)?;
-        check_mergeable(&protected, keep)?;
+        let mut protected = hints.check_merging(x, keep)?;
         let mut map = TokenMap::identity(x.nrows());
         let mut states = x.as_standard_layout();
         let mut sizes = hints.sizes.map(<[f32]>::to_vec);
@@ -49,17 +48,6 @@ impl TokenReduce for ToMe {
             map = map.then(&round)?;
         }
     }
-}
-
-/// Unprotected tokens can merge, but not vanish.
-pub(crate) fn check_mergeable(protected: &[bool], keep: usize) -> Result<()> {
-    let count = protected.iter().filter(|p| **p).count();
-    if count == keep && count < protected.len() {
-        return Err(Error::invalid(format!(
-            "keep = {keep}, but {count} tokens are protected and the others need at least 1 to merge into"
-        )));
-    }
-    Ok(())
 }
 
 /// Sources and destinations: even and odd tokens, as in the paper, or, where one side would be empty, every other one of

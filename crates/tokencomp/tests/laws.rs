@@ -222,7 +222,7 @@ fn large_matchings_are_the_slow_ones() {
             "large channels",
             Box::new(move |t, c| noise(t, c) * if c % 90 == 7 { 100.0 } else { 1.0 }),
         ),
-        ("zeros", Box::new(move |t, c| if t % 3 == 0 { 0.0 } else { noise(t, c) })),
+        ("zeros", Box::new(move |t, c| if t.is_multiple_of(3) { 0.0 } else { noise(t, c) })),
     ];
     for (kind, states) in kinds {
         // Odd sizes, so that the last panel, tile and block are not full; more than 2^24 multiplications.
@@ -235,7 +235,7 @@ fn large_matchings_are_the_slow_ones() {
         assert_eq!(matching.merged.len(), tokens / 2);
         for (source, into) in matching.merged.iter().zip(&matching.into) {
             let of = |t: usize| {
-                if kind == "zeros" && (t % 3 == 0 || source % 3 == 0) {
+                if kind == "zeros" && (t.is_multiple_of(3) || source.is_multiple_of(3)) {
                     0.0
                 } else {
                     cosine(&x, *source, t)

@@ -16,12 +16,15 @@ const PRODUCTS: usize = 1 << 17;
 /// Candidates of a row above which f32 products are cheaper.
 const CANDIDATES: usize = 64;
 
+/// The largest product of a row and its place, where it is decided.
+type Found = Option<(f32, usize)>;
+
 /// As [`super::similarity::nearest`], for rows in standard layout. Rows with many near-equals are left undecided: `None`.
 pub(crate) fn nearest(
     x: ArrayView2<'_, f32>,
     from: &[usize],
     to: &[usize],
-) -> Result<Option<Vec<Option<(f32, usize)>>>> {
+) -> Result<Option<Vec<Found>>> {
     let (cols, rows) = (x.ncols(), to.len());
     let Some(coded) = Coded::new(unit_rows(x, to)?, cols) else { return Ok(None) };
     let panels = rows.div_ceil(AffinePanels::ROWS);
@@ -71,7 +74,7 @@ struct Search {
     /// Products that were not below it when they were seen, and their places.
     candidates: Vec<(f32, usize)>,
     /// The exact product of the largest candidate, and its place; none where nothing is decided.
-    largest: Option<(f32, usize)>,
+    largest: Found,
 }
 
 impl Search {
@@ -117,7 +120,7 @@ impl Search {
     }
 
     /// The largest exact product, the first of equals.
-    fn decide(&self, exact: impl Fn(usize) -> f32) -> Option<(f32, usize)> {
+    fn decide(&self, exact: impl Fn(usize) -> f32) -> Found {
         let largest = self.largest?;
         let (mut best, mut decided) = (largest, 0);
         let mut least = self.errors.least_coded(best.0);
