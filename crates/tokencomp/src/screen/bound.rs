@@ -50,23 +50,8 @@ pub(super) struct Rounding {
 
 impl Rounding {
     pub(super) fn of(row: &[f32], step: f32) -> Self {
-        const LANES: usize = 16;
-        let inverse = 1.0 / step;
-        let (mut squares, mut products) = ([0.0f32; LANES], [0.0f32; LANES]);
-        let mut add = |i: usize, value: f32| {
-            // Adding this leaves no bits for a fraction: it rounds, in code that becomes vectors.
-            const ALIGN: f32 = 12_582_912.0;
-            let change = value - step * ((value * inverse + ALIGN) - ALIGN);
-            squares[i] += change * change;
-            products[i] += change * value;
-        };
-        let (blocks, rest) = row.as_chunks::<LANES>();
-        for block in blocks {
-            (0..LANES).for_each(|i| add(i, block[i]));
-        }
-        rest.iter().enumerate().for_each(|(i, value)| add(i, *value));
-        let (squares, product): (f32, f32) = (squares.iter().sum(), products.iter().sum());
-        Self { apart: squares.sqrt(), along: product.abs() }
+        let (square, product) = kernels::step_error(row, step);
+        Self { apart: square.sqrt(), along: product.abs() }
     }
 
     pub(super) fn max(self, other: Self) -> Self {
