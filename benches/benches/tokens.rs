@@ -23,7 +23,7 @@ use tensorpress_tokencomp::{
 fn main() {
     let test = std::env::args().any(|arg| arg == "--test");
     let (tokens, channels) = if test { (300, 64) } else { (4096, 768) };
-    compare(tokens, channels, if test { 1 } else { 9 });
+    compare(tokens, channels, if test { 1 } else { 25 });
     encode(if test { 1 } else { 6 });
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
     let x = states(tokens, channels);
@@ -93,7 +93,7 @@ fn encode(count: usize) {
         &DivPrune::new(),
     ];
     let mut scratch = Scratch::new(Par::Seq);
-    for length in [128, 256] {
+    for length in [128, 256, 512] {
         let windows = windows(&tokenizer, &text, length, count);
         for percent in [10, 20, 30, 40, 50] {
             let removed = length * percent / 100;

@@ -1,12 +1,13 @@
 //! What every method is measured against, and the plain use of attention.
 
+use std::cmp::Ordering;
+
 use ndarray::ArrayView2;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::{Error, Result};
 
 use crate::map::TokenMap;
 use crate::reduce::{TokenHints, TokenReduce};
-use crate::tome::check_mergeable;
 
 /// Keeps the tokens that receive the most attention, the earlier of equals.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,13 +41,7 @@ impl TokenReduce for AttentionTopK {
         let attention = hints.attention.ok_or_else(|| {
             Error::invalid("attention_top_k needs the attention each token receives")
         })?;
-        let mut order: Vec<usize> = (0..x.nrows()).collect();
-        let key = |t: &usize| (protected[*t], attention[*t]);
-        order.sort_by(|a, b| {
-            let ((p, x), (q, y)) = (key(a), key(b));
-            q.cmp(&p).then(y.total_cmp(&x))
-        });
-        TokenMap::keep(x.nrows(), &order[..keep])
+        keep_first(&protected, keep, |a, b| attention[b].total_cmp(&attention[a]))
     }
 }
 
@@ -78,10 +73,19 @@ impl TokenReduce for RandomKeep {
     ) -> Result<TokenMap> {
         let protected = hints.check(x, keep)?;
         let draws = SplitMix::new(self.seed);
-        let mut order: Vec<usize> = (0..x.nrows()).collect();
-        order.sort_by_key(|t| (!protected[*t], draws.at(*t as u64)));
-        TokenMap::keep(x.nrows(), &order[..keep])
+        keep_first(&protected, keep, |a, b| draws.at(a as u64).cmp(&draws.at(b as u64)))
     }
+}
+
+/// Keeps the protected tokens and those that come first among the others.
+fn keep_first(
+    protected: &[bool],
+    keep: usize,
+    compare: impl Fn(usize, usize) -> Ordering,
+) -> Result<TokenMap> {
+    let mut order: Vec<usize> = (0..protected.len()).collect();
+    order.sort_by(|a, b| protected[*b].cmp(&protected[*a]).then_with(|| compare(*a, *b)));
+    TokenMap::keep(protected.len(), &order[..keep])
 }
 
 /// Averages neighbours, in groups as even as can be.
@@ -108,8 +112,7 @@ impl TokenReduce for Pooling {
         hints: &TokenHints<'_>,
         keep: usize,
     ) -> Result<TokenMap> {
-        let protected = hints.check(x, keep)?;
-        check_mergeable(&protected, keep)?;
+        let protected = hints.check_merging(x, keep)?;
         let alone = protected.iter().filter(|p| **p).count();
         let (groups, free) = (keep - alone, x.nrows() - alone);
         let (mut next_alone, mut next_free) = (groups.., 0..);

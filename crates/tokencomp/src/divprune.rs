@@ -34,7 +34,7 @@ impl DivPrune {
         keep: usize,
     ) -> Result<Vec<usize>> {
         let protected = hints.check(x, keep)?;
-        let unit = normalised(x, 0..x.nrows());
+        let unit = normalised(x, &(0..x.nrows()).collect::<Vec<_>>())?;
         let row = |token: usize| unit.row(token).to_slice().expect("standard layout");
         let mut chosen: Vec<usize> = (0..x.nrows()).filter(|t| protected[*t]).collect();
         let mut next = 0;

@@ -1,7 +1,7 @@
 use std::fmt::Debug;
 
-use ndarray::ArrayView2;
-use tensorpress_tensor::{Error, Result};
+use ndarray::{ArrayView1, ArrayView2};
+use tensorpress_tensor::{Error, Result, kernels};
 
 use crate::map::TokenMap;
 
@@ -103,14 +103,37 @@ impl<'a> TokenHints<'a> {
         check_finite(x)?;
         Ok(protected)
     }
+
+    /// [`TokenHints::check`] for methods that merge: unprotected tokens do not vanish, they need one to merge into.
+    ///
+    /// # Errors
+    /// As [`TokenHints::check`], and `InvalidArgument` if `keep` leaves place for the protected tokens alone.
+    pub fn check_merging(&self, x: ArrayView2<'_, f32>, keep: usize) -> Result<Vec<bool>> {
+        let protected = self.check(x, keep)?;
+        let count = protected.iter().filter(|p| **p).count();
+        if count == keep && count < protected.len() {
+            return Err(Error::invalid(format!(
+                "keep = {keep}, but {count} tokens are protected and the others need at least 1 to merge into"
+            )));
+        }
+        Ok(protected)
+    }
 }
 
 /// An error naming the first token with a state that is not finite.
 pub(crate) fn check_finite(x: ArrayView2<'_, f32>) -> Result<()> {
-    for (token, row) in x.rows().into_iter().enumerate() {
-        if let Some((channel, value)) = row.indexed_iter().find(|(_, v)| !v.is_finite()) {
-            return Err(Error::numerical(format!("state [{token}, {channel}] is {value}")));
-        }
+    x.rows().into_iter().enumerate().try_for_each(|(token, row)| check_row(token, row))
+}
+
+/// An error if a token's state is not finite.
+pub(crate) fn check_row(token: usize, row: ArrayView1<'_, f32>) -> Result<()> {
+    if row.to_slice().is_some_and(|row| !kernels::has_non_finite(row)) {
+        return Ok(());
     }
-    Ok(())
+    match row.indexed_iter().find(|(_, v)| !v.is_finite()) {
+        Some((channel, value)) => {
+            Err(Error::numerical(format!("state [{token}, {channel}] is {value}")))
+        }
+        None => Ok(()),
+    }
 }

@@ -1,21 +1,18 @@
 //! Cosine similarities, a tile at a time: nothing of the size of tokens x tokens is ever held.
 
 use ndarray::{Array2, ArrayView2, Axis, Slice, s};
-use tensorpress_tensor::kernels;
 use tensorpress_tensor::linalg::{self, Par};
+use tensorpress_tensor::{Result, kernels};
 
+use crate::reduce::check_row;
 use crate::screen;
 
-/// Some rows divided by their lengths, in standard layout. A row of length 0 stays 0: it is as similar to all as to none.
-pub(crate) fn normalised(
-    x: ArrayView2<'_, f32>,
-    rows: impl ExactSizeIterator<Item = usize>,
-) -> Array2<f32> {
-    let x = x.as_standard_layout();
+/// Some rows divided by their lengths, in standard layout, as is `x`. A row of length 0 stays 0: it is as similar to all
+/// as to none. An error for rows that are not finite, found on the way.
+pub(crate) fn unit_rows(x: ArrayView2<'_, f32>, rows: &[usize]) -> Result<Vec<f32>> {
     let mut out = Vec::with_capacity(rows.len() * x.ncols());
-    let count = rows.len();
-    for row in rows {
-        let row = x.row(row);
+    for &token in rows {
+        let row = x.row(token);
         let row = row.to_slice().expect("standard layout");
         let square = kernels::dot(row, row);
         if (1e-20..1e20).contains(&square) {
@@ -24,11 +21,18 @@ pub(crate) fn normalised(
             continue;
         }
         // Lengths whose square f32 does not hold.
+        check_row(token, row.into())?;
         let length = kernels::dot_f64(row, row).sqrt();
         let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
         out.extend(row.iter().map(|v| (f64::from(*v) * scale) as f32));
     }
-    Array2::from_shape_vec((count, x.ncols()), out).expect("a value a place")
+    Ok(out)
+}
+
+/// [`unit_rows`] as a matrix, of a matrix in any layout.
+pub(crate) fn normalised(x: ArrayView2<'_, f32>, rows: &[usize]) -> Result<Array2<f32>> {
+    let values = unit_rows(x.as_standard_layout().view(), rows)?;
+    Ok(Array2::from_shape_vec((rows.len(), x.ncols()), values).expect("a value a place"))
 }
 
 /// Rows of A and of B in a tile: 256 x 256 products stay in the second-level cache until they are looked at.
@@ -53,16 +57,25 @@ pub(crate) fn tiles(
     }
 }
 
-/// For each row of A its most similar row of B, the first of equals; -inf where B has none. Rows have length 1 or 0.
-pub(crate) fn nearest(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<(f32, usize)> {
+/// For each token of `from` its most similar one of `to`, the first of equals, as a place in `to` after its cosine; -inf
+/// where there is none. `x` `[tokens, channels]` is in standard layout. An error for tokens that are not finite.
+pub(crate) fn nearest(
+    x: ArrayView2<'_, f32>,
+    from: &[usize],
+    to: &[usize],
+) -> Result<Vec<(f32, usize)>> {
     /// Products of fewer operations are not worth two steps.
     const LARGE: usize = 1 << 24;
-    let operations = a.nrows().saturating_mul(b.nrows()).saturating_mul(a.ncols());
-    let screened = if operations < LARGE { None } else { screen::nearest(a, b) };
-    let Some(screened) = screened else { return nearest_exact(a, b) };
-    let open: Vec<usize> = (0..a.nrows()).filter(|row| screened[*row].is_none()).collect();
-    let mut rest = nearest_exact(a.select(Axis(0), &open).view(), b).into_iter();
-    screened.into_iter().map(|best| best.or_else(|| rest.next()).expect("one a row")).collect()
+    let operations = from.len().saturating_mul(to.len()).saturating_mul(x.ncols());
+    let screened = if operations < LARGE { None } else { screen::nearest(x, from, to)? };
+    let exact =
+        |from: &[usize]| Ok(nearest_exact(normalised(x, from)?.view(), normalised(x, to)?.view()));
+    let Some(screened) = screened else { return exact(from) };
+    let open = from.iter().zip(&screened).filter(|(_, best)| best.is_none());
+    let open: Vec<usize> = open.map(|(token, _)| *token).collect();
+    let mut rest = if open.is_empty() { Vec::new() } else { exact(&open)? }.into_iter();
+    let best = screened.into_iter().map(|best| best.or_else(|| rest.next()).expect("one a row"));
+    Ok(best.collect())
 }
 
 fn nearest_exact(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<(f32, usize)> {

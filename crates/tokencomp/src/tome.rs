@@ -4,8 +4,8 @@ use ndarray::ArrayView2;
 use tensorpress_tensor::{Error, Result};
 
 use crate::map::TokenMap;
-use crate::reduce::{TokenHints, TokenReduce, check_finite};
-use crate::similarity::{nearest, normalised};
+use crate::reduce::{TokenHints, TokenReduce, check_row};
+use crate::similarity::nearest;
 
 /// Bipartite soft matching as a [`TokenReduce`]: each round merges at most half of the tokens, into those most similar;
 /// as many rounds as it takes. Memory is linear in the tokens.
@@ -32,8 +32,7 @@ impl TokenReduce for ToMe {
         hints: &TokenHints<'_>,
         keep: usize,
     ) -> Result<TokenMap> {
-        let mut protected = hints.check(x, keep)?;
-        check_mergeable(&protected, keep)?;
+        let mut protected = hints.check_merging(x, keep)?;
         let mut map = TokenMap::identity(x.nrows());
         let mut states = x.as_standard_layout();
         let mut sizes = hints.sizes.map(<[f32]>::to_vec);
@@ -42,24 +41,13 @@ impl TokenReduce for ToMe {
             if more == 0 {
                 return Ok(map);
             }
-            let round = match_split(states.view(), more, &split(&protected)).map()?.sorted();
+            let round = match_split(states.view(), more, &split(&protected))?.map()?.sorted();
             states = round.merge(states.view(), sizes.as_deref())?.into();
             sizes = Some(round.sizes(sizes.as_deref())?);
             protected = round.first_of(&protected)?;
             map = map.then(&round)?;
         }
     }
-}
-
-/// Unprotected tokens can merge, but not vanish.
-pub(crate) fn check_mergeable(protected: &[bool], keep: usize) -> Result<()> {
-    let count = protected.iter().filter(|p| **p).count();
-    if count == keep && count < protected.len() {
-        return Err(Error::invalid(format!(
-            "keep = {keep}, but {count} tokens are protected and the others need at least 1 to merge into"
-        )));
-    }
-    Ok(())
 }
 
 /// Sources and destinations: even and odd tokens, as in the paper, or, where one side would be empty, every other one of
@@ -120,15 +108,16 @@ pub fn match_tokens(
     r: usize,
     protected: &[usize],
 ) -> Result<Matching> {
-    check_finite(metric)?;
     let tokens = metric.nrows();
     if let Some(bad) = protected.iter().find(|p| **p >= tokens) {
         return Err(Error::invalid(format!("protected token {bad} of {tokens} tokens")));
     }
+    // Those that are matched are looked at on the way.
+    protected.iter().try_for_each(|token| check_row(*token, metric.row(*token)))?;
     let free =
         |parity: usize| (parity..tokens).step_by(2).filter(|t| !protected.contains(t)).collect();
     let r = r.min(tokens.saturating_sub(protected.len()) / 2);
-    let mut matching = match_split(metric, r, &[free(0), free(1)]);
+    let mut matching = match_split(metric, r, &[free(0), free(1)])?;
     if !protected.is_empty() {
         // The paper's code keeps the class token first, and the distillation token first of the destinations.
         matching.unmerged.sort_unstable();
@@ -138,10 +127,13 @@ pub fn match_tokens(
 }
 
 /// Matches given sources to given destinations; all other tokens stay alone.
-fn match_split(metric: ArrayView2<'_, f32>, r: usize, [from, to]: &[Vec<usize>; 2]) -> Matching {
+fn match_split(
+    metric: ArrayView2<'_, f32>,
+    r: usize,
+    [from, to]: &[Vec<usize>; 2],
+) -> Result<Matching> {
     let tokens = metric.nrows();
-    let unit = |rows: &[usize]| normalised(metric, rows.iter().copied());
-    let best = nearest(unit(from).view(), unit(to).view());
+    let best = nearest(metric.as_standard_layout().view(), from, to)?;
     let mut order: Vec<usize> = (0..from.len()).collect();
     order.sort_by(|a, b| best[*b].0.total_cmp(&best[*a].0));
     let r = if to.is_empty() { 0 } else { r.min(from.len()) };
@@ -155,7 +147,7 @@ fn match_split(metric: ArrayView2<'_, f32>, r: usize, [from, to]: &[Vec<usize>; 
     for token in (0..tokens).filter(|t| place[*t] == Place::Alone) {
         if token % 2 == 0 { &mut unmerged } else { &mut destinations }.push(token);
     }
-    Matching { tokens, merged, into, unmerged, destinations, dropped: Vec::new() }
+    Ok(Matching { tokens, merged, into, unmerged, destinations, dropped: Vec::new() })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +163,6 @@ enum Place {
 /// # Errors
 /// `InvalidArgument` for k of 0, or more than there are tokens; `Numerical` for a metric that is not finite.
 pub fn kth_matching(metric: ArrayView2<'_, f32>, k: usize) -> Result<Matching> {
-    check_finite(metric)?;
     let tokens = metric.nrows();
     if k == 0 || k > tokens {
         return Err(Error::invalid(format!(
@@ -179,9 +170,9 @@ pub fn kth_matching(metric: ArrayView2<'_, f32>, k: usize) -> Result<Matching> {
         )));
     }
     let whole = tokens / k * k;
+    (whole..tokens).try_for_each(|token| check_row(token, metric.row(token)))?;
     let (to, from): (Vec<_>, Vec<_>) = (0..whole).partition(|t| t % k == k - 1);
-    let unit = |rows: &[usize]| normalised(metric, rows.iter().copied());
-    let best = nearest(unit(&from).view(), unit(&to).view());
+    let best = nearest(metric.as_standard_layout().view(), &from, &to)?;
     let into = best.iter().map(|(_, at)| to[*at]).collect();
     let dropped = (whole..tokens).collect();
     Ok(Matching { tokens, merged: from, into, unmerged: Vec::new(), destinations: to, dropped })

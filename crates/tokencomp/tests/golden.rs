@@ -1,22 +1,39 @@
 //! Vectors made by the official implementations: indices equal, values within 1e-5.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, concatenate};
 use tensorpress_tensor::testing::data;
-use tensorpress_tensor::{Checkpoint, DType, Tensor};
+use tensorpress_tensor::{Checkpoint, DType, RawTensor, Tensor};
 use tensorpress_tokencomp::{
     DivPrune, Matching, Schedule, TokenHints, TokenMap, TokenReduce, kth_matching, match_tokens,
 };
 
-struct File(Checkpoint);
+/// A file, and the names of the tensors that were read: nothing in it goes unchecked.
+struct File(Checkpoint, RefCell<BTreeSet<String>>);
 
 impl File {
     fn open(name: &str) -> Option<Self> {
         let path = data::find(&format!("golden/kv/{name}.safetensors"))?;
-        Some(Self(Checkpoint::open(path).expect("a golden file")))
+        Some(Self(Checkpoint::open(path).expect("a golden file"), RefCell::default()))
+    }
+
+    fn tensor(&self, name: &str) -> RawTensor {
+        self.1.borrow_mut().insert(name.to_owned());
+        self.0.tensor(name).expect("a tensor of the file")
+    }
+
+    /// The number of its tensors, all of which were read.
+    fn tensors(&self) -> usize {
+        let read = self.1.borrow();
+        let unread: Vec<&str> = self.0.names().filter(|name| !read.contains(*name)).collect();
+        assert!(unread.is_empty(), "unchecked: {unread:?}");
+        read.len()
     }
 
     fn integers(&self, name: &str) -> Vec<usize> {
-        let tensor = self.0.tensor(name).expect("a tensor of the file");
+        let tensor = self.tensor(name);
         let bytes = tensor.bytes();
         match tensor.dtype() {
             DType::I64 => {
@@ -31,7 +48,7 @@ impl File {
 
     /// A stored `[1, tokens, channels]`, or `[tokens, channels]`.
     fn states(&self, name: &str) -> Array2<f32> {
-        let tensor = self.0.tensor(name).expect("a tensor of the file");
+        let tensor = self.tensor(name);
         let shape = tensor.shape().to_vec();
         let [.., rows, cols] = shape[..] else { panic!("{shape:?}") };
         let all = tensor.to_matrix().expect("floats");
@@ -152,7 +169,10 @@ fn tome_is_the_official_one() {
         let list = Schedule::Tokens(vec![1, 2, 3]);
         let removed: Vec<usize> = (0..12).map(|layer| 100 - list.keep(layer, 100, 0)).collect();
         assert_eq!(removed, file.integers("parse_r.12.list"));
-        println!("checked: {name}, {matchings} matchings, a chain, 5 schedules");
+        let tensors = file.tensors();
+        println!(
+            "checked: {name}, all {tensors} tensors: {matchings} matchings, a chain, 5 schedules"
+        );
         checked += 1;
     }
     println!("checked: {checked} files of ToMe");
@@ -174,5 +194,5 @@ fn divprune_is_the_official_one() {
         let rows: Vec<_> = kept.iter().map(|t| x.row(*t).insert_axis(Axis(0))).collect();
         assert_eq!(map.merge(x.view(), None).unwrap(), concatenate(Axis(0), &rows).unwrap());
     }
-    println!("checked: 1 file of DivPrune, 3 ratios");
+    println!("checked: 1 file of DivPrune, all {} tensors: 3 ratios", file.tensors());
 }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use tensorpress_tensor::ErrorKind;
+use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::ndarray::{Array1, Array2, Array3, Axis};
 use tensorpress_tokencomp::{
     AttentionTopK, DivPrune, Pooling, RandomKeep, Schedule, ToMe, TokenHints, TokenMap,
@@ -28,9 +29,7 @@ fn maps(sources: std::ops::Range<usize>) -> impl Strategy<Value = TokenMap> {
 }
 
 fn values(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
-    Array2::from_shape_fn((rows, cols), |(r, c)| {
-        tensorpress_tensor::linalg::gaussian(seed, (r * cols + c) as u64) as f32 * 3.0
-    })
+    Array2::from_shape_fn((rows, cols), |(r, c)| gaussian(seed, (r * cols + c) as u64) as f32 * 3.0)
 }
 
 /// The mean of each target's sources, the slow way.
@@ -66,6 +65,50 @@ proptest! {
         let positions = Array1::from_iter((0..map.sources()).map(|p| p as f32));
         let merged = map.merge(positions.view(), None).unwrap();
         prop_assert!(merged.iter().zip(map.firsts()).all(|(mean, first)| *mean >= first as f32));
+    }
+
+    /// One plan for states `[tokens, channels]`, keys and values `[tokens, heads, dim]`, and positions `[tokens]`.
+    #[test]
+    fn a_plan_does_not_care_what_it_is_applied_to(map in maps(1..40), next in any::<u64>(), seed in 0u64..99) {
+        let (heads, dim) = (3, 2);
+        let x = values(map.sources(), heads * dim, seed);
+        let by_head = |x: &Array2<f32>| x.to_shape((x.nrows(), heads, dim)).unwrap().to_owned();
+        let flat = |x: Array3<f32>| x.to_shape((x.len_of(Axis(0)), heads * dim)).unwrap().to_owned();
+        let sizes: Vec<f32> = (0..map.sources()).map(|i| (1 + i * 7 % 5) as f32).collect();
+        let merged = map.merge(x.view(), Some(&sizes)).unwrap();
+        prop_assert_eq!(flat(map.merge(by_head(&x).view(), Some(&sizes)).unwrap()), merged.clone());
+        prop_assert_eq!(flat(map.unmerge(by_head(&merged).view()).unwrap()), map.unmerge(merged.view()).unwrap());
+        // Positions and ids that cannot be averaged: those of the first token, whichever way the map came about.
+        let ids: Vec<u64> = (0..map.sources() as u64).map(|i| i ^ next).collect();
+        let all: Vec<Option<usize>> = (0..map.targets()).map(|t| Some(t / 2)).collect();
+        let pairs = TokenMap::new(&all, map.targets().div_ceil(2)).unwrap();
+        let stepwise = pairs.first_of(&map.sorted().first_of(&ids).unwrap()).unwrap();
+        prop_assert_eq!(map.sorted().then(&pairs).unwrap().first_of(&ids).unwrap(), stepwise);
+    }
+
+    /// What the bias is for: attention over merged tokens is that over all tokens, where merged ones were alike.
+    #[test]
+    fn log_sizes_make_a_token_weigh_as_many(map in maps(1..30), seed in 0u64..99) {
+        prop_assume!(map.targets() > 0);
+        let keys = values(map.targets(), 4, seed);
+        let states = values(map.targets(), 3, seed + 100);
+        let query = values(1, 4, seed + 200);
+        let attend = |keys: &Array2<f32>, values: &Array2<f32>, bias: &[f32]| {
+            let weights: Vec<f64> = keys.rows().into_iter().zip(bias)
+                .map(|(key, bias)| f64::from(key.dot(&query.row(0)) / 2.0 + bias).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            (0..3).map(|c| values.column(c).iter().zip(&weights).map(|(v, w)| f64::from(*v) * w).sum::<f64>() / sum).collect::<Vec<_>>()
+        };
+        // Each source a copy of its target; those that are dropped have no weight.
+        let (all_keys, all_states) = (map.unmerge(keys.view()).unwrap(), map.unmerge(states.view()).unwrap());
+        let sizes: Vec<f32> = (0..map.sources()).map(|i| (1 + i * 7 % 5) as f32).collect();
+        for sizes in [None, Some(&sizes[..])] {
+            let own = |s: usize| sizes.map_or(1.0, |sizes| sizes[s]).ln();
+            let bias: Vec<f32> = (0..map.sources()).map(|s| if map.target(s).is_some() { own(s) } else { f32::NEG_INFINITY }).collect();
+            let expected = attend(&all_keys, &all_states, &bias);
+            let merged = attend(&keys, &states, &map.log_sizes(sizes).unwrap());
+            prop_assert!(expected.iter().zip(&merged).all(|(a, b)| (a - b).abs() < 1e-4 * (1.0 + a.abs())), "{:?} {:?}", expected, merged);
+        }
     }
 
     #[test]
@@ -115,9 +158,11 @@ proptest! {
             let map = method.plan(x.view(), &hints, keep).unwrap();
             prop_assert_eq!((map.sources(), map.targets()), (tokens, keep), "{}", method.id());
             prop_assert!(map.firsts().is_sorted(), "{}", method.id());
+            let merged = map.merge(x.view(), None).unwrap();
             for p in &protected {
                 let target = map.target(*p).expect("protected tokens stay");
                 prop_assert_eq!(map.counts()[target], 1, "{}", method.id());
+                prop_assert_eq!(merged.row(target), x.row(*p), "{}", method.id());
             }
             prop_assert_eq!(map, method.plan(x.view(), &hints, keep).unwrap());
         }
@@ -160,6 +205,45 @@ fn matching_over_many_tiles_is_the_slow_one() {
         }
         let similarity = |i: usize| cosine(&x, matching.merged[i], matching.into[i]);
         assert!((1..matching.merged.len()).all(|i| similarity(i) <= similarity(i - 1) + 1e-6));
+    }
+}
+
+/// Products in 8 bits choose the candidates of large matchings; what is chosen must not show it.
+#[test]
+fn large_matchings_are_the_slow_ones() {
+    let noise = |t: usize, c: usize| gaussian(5, (t * 1000 + c) as u64) as f32;
+    let shared = |t: usize, c: usize| gaussian(t as u64 % 7, c as u64) as f32;
+    type States = Box<dyn Fn(usize, usize) -> f32>;
+    let kinds: [(&str, States); 5] = [
+        ("noise", Box::new(noise)),
+        ("directions", Box::new(move |t, c| shared(t, c) + 0.7 * noise(t, c))),
+        ("near-copies", Box::new(move |t, c| shared(t, c) + 1e-3 * noise(t, c))),
+        (
+            "large channels",
+            Box::new(move |t, c| noise(t, c) * if c % 90 == 7 { 100.0 } else { 1.0 }),
+        ),
+        ("zeros", Box::new(move |t, c| if t.is_multiple_of(3) { 0.0 } else { noise(t, c) })),
+    ];
+    for (kind, states) in kinds {
+        // Odd sizes, so that the last panel, tile and block are not full; more than 2^24 multiplications.
+        let (tokens, channels) = (741, 211);
+        let x = Array2::from_shape_fn((tokens, channels), |(t, c)| states(t, c));
+        // A transposed layout is the same matrix.
+        let turned = x.t().as_standard_layout().to_owned();
+        let matching = match_tokens(x.view(), tokens, &[]).unwrap();
+        assert_eq!(match_tokens(turned.t(), tokens, &[]).unwrap(), matching, "{kind}");
+        assert_eq!(matching.merged.len(), tokens / 2);
+        for (source, into) in matching.merged.iter().zip(&matching.into) {
+            let of = |t: usize| {
+                if kind == "zeros" && (t.is_multiple_of(3) || source.is_multiple_of(3)) {
+                    0.0
+                } else {
+                    cosine(&x, *source, t)
+                }
+            };
+            let best = (1..tokens).step_by(2).map(of).fold(f64::NEG_INFINITY, f64::max);
+            assert!(of(*into) >= best - 1e-6, "{kind}: {source} into {into}");
+        }
     }
 }
 

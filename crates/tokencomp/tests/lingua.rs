@@ -49,7 +49,7 @@ fn words(tokens: &Value, probabilities: &[f32]) -> Vec<ClassifiedWord> {
 #[test]
 fn llmlingua2_labels_are_the_official_ones() {
     let Some((json, file)) = read("llmlingua2") else { return };
-    let mut checked = 0;
+    let mut cases = Vec::new();
     for case in json["cases"].as_array().expect("cases") {
         let options = &case["kw"];
         let mut labelling =
@@ -71,10 +71,55 @@ fn llmlingua2_labels_are_the_official_ones() {
         for ((word, label), (text, stays)) in words.iter().zip(&labels).zip(official) {
             assert_eq!((word.text.as_str(), *label), (text, stays == "1"), "{options}");
         }
-        checked += 1;
+        // The official text is what stays, spaced by its tokenizer.
+        let kept = words.iter().zip(&labels).filter(|(_, stays)| **stays);
+        let kept: String = kept.map(|(word, _)| word.text.as_str()).collect();
+        let compressed = case["compressed"].as_str().expect("a text");
+        assert_eq!(compressed.split_whitespace().collect::<String>(), kept, "{options}");
+        cases.push((labelling, words, labels));
     }
-    assert_eq!(checked, 10);
-    println!("checked: llmlingua2, {checked} cases");
+    assert_eq!(cases.len(), 10);
+    // One text after the other, cut where the first ends: each has its own threshold.
+    let (first, second) = cases.split_at(5);
+    for ((labelling, words, labels), (_, more, more_labels)) in first.iter().zip(second) {
+        let (both, pieces) = ([&words[..], more].concat(), 292);
+        let chunked = labelling.label_chunks(&both, pieces).expect("labels");
+        assert_eq!(chunked, [&labels[..], more_labels].concat(), "{labelling:?}");
+        assert_ne!(chunked, labelling.label(&both).expect("labels"), "{labelling:?}");
+        assert_eq!(labelling.label_chunks(words, 510).expect("labels"), *labels);
+    }
+    println!("checked: llmlingua2, {} cases, 5 pairs in chunks", cases.len());
+}
+
+#[test]
+fn chunks_end_at_sentences() {
+    // As many words stay as there are chunks: in each the one of the highest probability.
+    let word = |text: &str, pieces: usize, p: f32| ClassifiedWord {
+        text: text.into(),
+        pieces: vec![(text.into(), p); pieces],
+        tokens: 1,
+    };
+    let labelling = Labelling::new(0.02).expect("a rate");
+    let chunks = |words: &[ClassifiedWord], pieces: usize| {
+        let labels = labelling.label_chunks(words, pieces).expect("labels");
+        labels.iter().enumerate().filter(|(_, l)| **l).map(|(i, _)| i).collect::<Vec<_>>()
+    };
+    let rising = |texts: &[(&str, usize)]| {
+        let p = |i: usize| 0.1 + i as f32 / 1e3;
+        texts.iter().enumerate().map(|(i, (t, n))| word(t, *n, p(i))).collect::<Vec<_>>()
+    };
+    let text = [("a", 1), ("b", 1), (".", 1), ("c", 2), ("d", 1), ("\n", 1), ("e", 1), ("f", 1)];
+    let last_of = |pieces: usize| chunks(&rising(&text), pieces);
+    assert_eq!(last_of(510), [7]);
+    // a b . | c d newline | e f
+    assert_eq!(last_of(5), [2, 5, 7]);
+    // a b . c d newline | e f
+    assert_eq!(last_of(8), [5, 7]);
+    // Nothing to end at: as many words as fit, or one that does not.
+    assert_eq!(chunks(&rising(&[("a", 2), ("b", 2), ("c", 2)]), 4), [1]);
+    assert_eq!(chunks(&rising(&[("a", 9), ("b", 2), ("c", 2)]), 4), [2]);
+    assert!(labelling.label_chunks(&rising(&text), 0).is_err());
+    assert_eq!(labelling.label_chunks(&[], 510).expect("nothing"), [false; 0]);
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! What holds for every text and budget.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 use tensorpress_tensor::{ErrorKind, Result};
 use tensorpress_tokencomp::text::{
-    Bm25, Fused, Piece, Relevance, Squeeze, Surprise, TokenCount, TokenLogProbs,
+    Bm25, Classified, Fused, KeepProbability, Piece, Relevance, Squeeze, Surprise, TokenCount,
+    TokenLogProbs, WordScore,
 };
 
 /// A tokenizer of pieces of three bytes, and one token for a space: joining texts changes their tokens.
@@ -40,6 +43,8 @@ fn texts() -> impl Strategy<Value = String> {
         Just("\n```\ncode here. And more\n```\n".to_owned()),
         Just("\n\n".to_owned()),
         Just("KEEP-me".to_owned()),
+        // Any Unicode: control characters, marks, joiners, unassigned.
+        proptest::collection::vec(any::<char>(), 1..6).prop_map(String::from_iter),
     ];
     proptest::collection::vec(words, 0..40).prop_map(|words| words.join(" "))
 }
@@ -116,6 +121,51 @@ fn limits() {
     assert!(squeeze.with_coarse(f64::NAN).is_err());
 }
 
+/// What a scorer may say wrongly.
+#[derive(Debug)]
+struct Says(Vec<f32>);
+
+impl Relevance for Says {
+    fn relevance(&self, _: &str, _: &[&str]) -> Result<Vec<f32>> {
+        Ok(self.0.clone())
+    }
+}
+
+impl WordScore for Says {
+    fn score(&self, _: &str, _: &[Range<usize>]) -> Result<Vec<f32>> {
+        Ok(self.0.clone())
+    }
+}
+
+impl KeepProbability for Says {
+    fn keep_probabilities(&self, text: &str) -> Result<Vec<Piece>> {
+        Ok(self.0.iter().map(|p| (0..text.len(), *p)).collect())
+    }
+}
+
+#[test]
+fn impossible_scores_are_named() {
+    let text = "One is here. Two is there.";
+    let refused = |squeeze: Squeeze<'_>, question, kind, says: &str| {
+        let error = squeeze.squeeze(text, question, 3).expect_err(says);
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(says), "`{error}` lacks `{says}`");
+    };
+    let (nan, few) = (Says(vec![1.0, f32::NAN]), Says(vec![1.0]));
+    let ask = Some("Who?");
+    let squeeze = || Squeeze::new(&Threes);
+    use ErrorKind::{Numerical, ShapeMismatch};
+    refused(squeeze().with_relevance(&nan), ask, Numerical, "score 1 of 2 sentences is NaN");
+    refused(squeeze().with_relevance(&few), ask, ShapeMismatch, "1 scores of 2 sentences");
+    let fused = Fused::new().with(&nan, 1.0);
+    refused(squeeze().with_relevance(&fused), ask, Numerical, "of 2 sentences is NaN");
+    refused(squeeze().with_words(&few), None, ShapeMismatch, "1 scores of 6 words");
+    let nan = Says(vec![1.0, 1.0, 1.0, f32::NAN, 1.0, 1.0]);
+    refused(squeeze().with_words(&nan), None, Numerical, "score 3 of 6 words is NaN");
+    let classified = Classified::new(&nan);
+    refused(squeeze().with_words(&classified), None, Numerical, "of 6 words is NaN");
+}
+
 #[test]
 fn relevant_sentences_come_first() {
     let text = "Cats sleep all day. The bridge was built in 1931 by Otto Rehn. Dogs bark at night. Rain fell. The bridge \
@@ -137,14 +187,7 @@ fn relevant_sentences_come_first() {
 
 #[test]
 fn opinions_are_fused() {
-    #[derive(Debug)]
-    struct Said(Vec<f32>);
-    impl Relevance for Said {
-        fn relevance(&self, _: &str, _: &[&str]) -> Result<Vec<f32>> {
-            Ok(self.0.clone())
-        }
-    }
-    let (a, b, flat) = (Said(vec![0.0, 2.0]), Said(vec![300.0, 100.0]), Said(vec![5.0, 5.0]));
+    let (a, b, flat) = (Says(vec![0.0, 2.0]), Says(vec![300.0, 100.0]), Says(vec![5.0, 5.0]));
     let fused = Fused::new().with(&a, 1.0).with(&b, 0.5).with(&flat, 9.0);
     let scores = fused.relevance("", &["x", "y"]).unwrap();
     assert!((scores[0] + 0.5).abs() < 1e-6 && (scores[1] - 0.5).abs() < 1e-6, "{scores:?}");

@@ -104,6 +104,33 @@ fn grid_errors_body<S: Simd>(
     }
 }
 
+stamp! {
+    /// What rounding `x` to the nearest multiples of `step` changes, `e = x - step * round(x / step)`: `e.e` and `e.x`.
+    /// Ties go to even; `x * (1 / step)` is what is rounded, and at most 2^22 in size.
+    pub fn step_error, step_error_on(x: &[f32], step: f32) -> (f32, f32) = step_error_body
+}
+
+#[inline(always)]
+fn step_error_body<S: Simd>(_: S, x: &[f32], step: f32) -> (f32, f32) {
+    let inverse = 1.0 / step;
+    let (mut squares, mut products) = ([0.0f32; SUMS], [0.0f32; SUMS]);
+    let mut add = |i: usize, x: f32| {
+        // Adding this leaves no bits for a fraction: it rounds.
+        const ALIGN: f32 = 12_582_912.0;
+        let e = x - step * ((x * inverse + ALIGN) - ALIGN);
+        squares[i] += e * e;
+        products[i] += e * x;
+    };
+    let (blocks, rest) = x.as_chunks::<SUMS>();
+    for block in blocks {
+        for i in 0..SUMS {
+            add(i, block[i]);
+        }
+    }
+    rest.iter().enumerate().for_each(|(i, &x)| add(i, x));
+    (halved(squares), halved(products))
+}
+
 /// How many partial sums are kept, on every instruction set alike.
 const SUMS: usize = 32;
 
@@ -120,6 +147,12 @@ fn sum_errors(x: &[f32], scale: f32, zero: f32, maxq: f32, power: impl Fn(f32) -
     for (sum, &x) in sums.iter_mut().zip(rest) {
         *sum += power(error(x));
     }
+    halved(sums)
+}
+
+/// The sum, one half added to the other again and again.
+#[inline(always)]
+fn halved(mut sums: [f32; SUMS]) -> f32 {
     let mut width = SUMS / 2;
     while width > 0 {
         for i in 0..width {

@@ -37,7 +37,7 @@ pub use float::{
 };
 pub use grid::{
     ErrorNorm, grid_error, grid_error_on, grid_errors, grid_errors_on, quantize_affine,
-    quantize_affine_on,
+    quantize_affine_on, step_error, step_error_on,
 };
 pub use int8::{dot_i8, dot_i8_on, dot_u8_i8, dot_u8_i8_on};
 pub use isa::Isa;

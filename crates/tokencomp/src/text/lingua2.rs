@@ -137,6 +137,24 @@ impl Labelling {
         Ok(labels)
     }
 
+    /// Which words of a text stay, chunk by chunk: each chunk is labelled by itself, has at most so many pieces (510 for
+    /// classifiers of 512 tokens, two of them special), and ends after its last full stop or line break, if it has one
+    /// and is not the last. Words are not cut: one of more pieces is a chunk of its own.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for 0 pieces; those of [`Labelling::label`].
+    pub fn label_chunks(&self, words: &[ClassifiedWord], pieces: usize) -> Result<Vec<bool>> {
+        if pieces == 0 {
+            return Err(Error::invalid("chunks of 0 pieces; at least 1 is needed"));
+        }
+        let mut labels = Vec::with_capacity(words.len());
+        while labels.len() < words.len() {
+            let rest = &words[labels.len()..];
+            labels.extend(self.label(&rest[..first_chunk(rest, pieces)])?);
+        }
+        Ok(labels)
+    }
+
     fn probability(&self, word: &ClassifiedWord) -> Result<f64> {
         let forced = self.forced.contains(&word.text);
         let one = |(i, (text, probability)): (usize, &(String, f32))| {
@@ -155,6 +173,21 @@ impl Labelling {
             WordProbability::Mean => Ok(pieces.iter().sum::<f64>() / pieces.len() as f64),
         }
     }
+}
+
+/// Words of the first chunk: at least 1.
+fn first_chunk(words: &[ClassifiedWord], pieces: usize) -> usize {
+    let mut sum = 0;
+    let fits = |word: &&ClassifiedWord| {
+        sum += word.pieces.len();
+        sum <= pieces
+    };
+    let most = words.iter().take_while(fits).count();
+    if most == words.len() {
+        return most;
+    }
+    let ends = |word: &ClassifiedWord| matches!(word.text.as_str(), "." | "\n");
+    words[..most].iter().rposition(ends).map_or(most.max(1), |last| last + 1)
 }
 
 /// Percentile of values, linear between the two nearest.

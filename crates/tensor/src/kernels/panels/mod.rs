@@ -32,6 +32,9 @@ pub struct AffinePanels {
 }
 
 impl AffinePanels {
+    /// Rows of a panel.
+    pub const ROWS: usize = ROWS;
+
     /// Whether a matrix of `cols` inputs can be packed: 2, 3, 4 or 8 bits, and groups of a
     /// multiple of 32 or one group for the whole row, of at most 65 536 weights either way.
     pub fn supports(bits: u32, cols: usize, group: usize) -> bool {
@@ -143,10 +146,7 @@ impl AffinePanels {
         par: bool,
     ) {
         let (rows, t) = (self.rows(), input.tokens());
-        assert!(
-            input.cols() == self.cols() && input.group() == self.group(),
-            "panels: the input was prepared for another matrix"
-        );
+        self.check(input);
         assert_eq!(Some(y.len()), t.checked_mul(rows), "panels: y is not [t, rows]");
         if !accumulate {
             y.fill(0.0);
@@ -155,17 +155,8 @@ impl AffinePanels {
             return;
         }
         // By panel first, so that threads write to places of their own.
-        let panels = rows.div_ceil(ROWS);
-        let mut sums = vec![[0.0f32; ROWS]; panels * t];
-        if par {
-            // Four pieces a thread even out what the threads are given beside.
-            let piece = panels.div_ceil(4 * rayon::current_num_threads());
-            sums.par_chunks_mut(piece * t).enumerate().for_each(|(i, sums)| {
-                product::product_on(isa, &self.shape, &self.lines, input, i * piece, sums);
-            });
-        } else {
-            product::product_on(isa, &self.shape, &self.lines, input, 0, &mut sums);
-        }
+        let mut sums = vec![[0.0f32; ROWS]; rows.div_ceil(ROWS) * t];
+        self.add_on(isa, input, &mut sums, par);
         for (p, sums) in sums.chunks(t).enumerate() {
             let row = p * ROWS;
             let held = ROWS.min(rows - row);
@@ -174,5 +165,46 @@ impl AffinePanels {
                 y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
             }
         }
+    }
+
+    /// The same products in the order in which they are made, `[panels, tokens]` of 16 rows each, for those who look at each
+    /// product once: on one thread, without a second copy. Rows that fill up the last panel give 0.
+    ///
+    /// # Panics
+    ///
+    /// If `input` was made for another input size or group, or `products` is not `[panels, tokens]`.
+    pub fn products_by_panel(&self, input: &PanelInput, products: &mut [[f32; ROWS]]) {
+        self.check(input);
+        let panels = self.rows().div_ceil(ROWS);
+        assert_eq!(
+            Some(products.len()),
+            panels.checked_mul(input.tokens()),
+            "panels: the products are not [panels, tokens]"
+        );
+        products.fill([0.0; ROWS]);
+        if !products.is_empty() {
+            self.add_on(Isa::detect(), input, products, false);
+        }
+    }
+
+    /// Adds products to sums that are neither empty nor of another size.
+    fn add_on(&self, isa: Isa, input: &PanelInput, sums: &mut [[f32; ROWS]], par: bool) {
+        let t = input.tokens();
+        if par {
+            // Four pieces a thread even out what the threads are given beside.
+            let piece = (sums.len() / t).div_ceil(4 * rayon::current_num_threads());
+            sums.par_chunks_mut(piece * t).enumerate().for_each(|(i, sums)| {
+                product::product_on(isa, &self.shape, &self.lines, input, i * piece, sums);
+            });
+        } else {
+            product::product_on(isa, &self.shape, &self.lines, input, 0, sums);
+        }
+    }
+
+    fn check(&self, input: &PanelInput) {
+        assert!(
+            input.cols() == self.cols() && input.group() == self.group(),
+            "panels: the input was prepared for another matrix"
+        );
     }
 }

@@ -191,10 +191,13 @@ fn put_grid(lines: &mut [Line], r: usize, scale: f32, zero: f32) {
 fn put_codes(lines: &mut [Line], r: usize, codes: &[u8; BLOCK]) {
     let bits = lines.len();
     for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+        if bits == 8 {
+            lines[step].0[4 * r..][..4].copy_from_slice(four);
+            continue;
+        }
         for (i, code) in four.iter().enumerate() {
             let byte = 4 * r + i;
             match bits {
-                8 => lines[step].0[byte] = *code,
                 4 => lines[step / 2].0[byte] |= code << (step % 2 * 4),
                 _ => {
                     lines[step / 4].0[byte] |= (code & 3) << (step % 4 * 2);

@@ -85,3 +85,27 @@ fn odd_values_give_odd_errors_and_no_panic() {
         }
     });
 }
+
+#[test]
+fn step_errors_are_the_slow_ones() {
+    for len in [0, 1, 31, 32, 33, 100, 768] {
+        for step in [1e-3f32, 0.07, 1.0, 40.0] {
+            let x = Random(24).normals(len);
+            let changes: Vec<f64> = x
+                .iter()
+                .map(|&x| f64::from(x - step * (x * (1.0 / step)).round_ties_even()))
+                .collect();
+            let squares: f64 = changes.iter().map(|e| e * e).sum();
+            let products: f64 = changes.iter().zip(&x).map(|(e, &x)| e * f64::from(x)).sum();
+            let portable = step_error_on(Isa::Generic, &x, step);
+            let most = 1e-6 * (squares + changes.iter().map(|e| e.abs() * 4.0).sum::<f64>());
+            assert!((f64::from(portable.0) - squares).abs() <= most, "{len} {step}");
+            assert!((f64::from(portable.1) - products).abs() <= most, "{len} {step}");
+            for isa in Isa::available() {
+                let ours = step_error_on(isa, &x, step);
+                assert_same_bits(&[ours.0, ours.1], &[portable.0, portable.1], isa.name());
+            }
+        }
+    }
+    assert!(step_error(&[1.0, f32::NAN], 0.1).0.is_nan());
+}

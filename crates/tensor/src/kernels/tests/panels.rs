@@ -119,6 +119,28 @@ fn products_are_accurate_and_the_same_everywhere() {
 }
 
 #[test]
+fn products_by_panel_are_the_same() {
+    for (rows, t) in [(1, 1), (16, 3), (17, 9), (40, 4), (33, 0), (0, 2)] {
+        let case = Case::new(8, rows, 100, 100, false);
+        let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+        let x = Random(23).normals(t * 100);
+        let input = PanelInput::new(&x, t, 100, panels.group(), Activations::Int8);
+        let mut y = vec![0.0; t * rows];
+        panels.matmul_input(&input, &mut y, false, false);
+        let mut products = vec![[f32::NAN; AffinePanels::ROWS]; rows.div_ceil(16) * t];
+        panels.products_by_panel(&input, &mut products);
+        for (i, products) in products.iter().enumerate() {
+            let (panel, token) = (i / t, i % t);
+            for (r, product) in products.iter().enumerate() {
+                let row = 16 * panel + r;
+                let expected = if row < rows { y[token * rows + row] } else { 0.0 };
+                assert_eq!(*product, expected, "{rows} rows, {t} tokens: {token}, {row}");
+            }
+        }
+    }
+}
+
+#[test]
 fn outliers_do_not_spoil_the_product() {
     for bits in [2, 3, 4, 8] {
         let case = Case::new(bits, 64, 1024, 128, true);
