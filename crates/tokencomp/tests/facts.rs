@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-const FACTS: &str = include_str!("data/facts.txt");
+/// The second was written without knowledge of the method, and is unchanged since.
+const SETS: [&str; 2] = [include_str!("data/facts.txt"), include_str!("data/facts_blind.txt")];
 
 /// Words that say nothing about a topic.
 const COMMON: &str = "a about after all an and are as at be been by can did do does for from had has have he her his how in \
@@ -28,7 +29,7 @@ fn content(text: &str) -> BTreeSet<String> {
 #[test]
 fn questions_do_not_give_their_facts_away() {
     let mut checked = 0;
-    for case in FACTS.split("\nQ: ").skip(1) {
+    for case in SETS.iter().flat_map(|set| set.split("\nQ: ").skip(1)) {
         let line = |key: &str| {
             let line = case.lines().find_map(|l| l.strip_prefix(key));
             line.unwrap_or_else(|| panic!("no {key} in {case}"))
@@ -43,6 +44,6 @@ fn questions_do_not_give_their_facts_away() {
         assert!(context.split_whitespace().count() >= 200, "{question}: a few hundred words");
         checked += 1;
     }
-    assert_eq!(checked, 40);
+    assert_eq!(checked, 120);
     println!("checked: {checked} facts");
 }
