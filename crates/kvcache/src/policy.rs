@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tensorpress_tensor::{Error, Result};
 
 use crate::budget::{Budget, Heads, LayerAt, Layers, select};
@@ -13,7 +14,8 @@ use crate::score::{
 use crate::store::HeadSlots;
 
 /// What happens to tokens that are not kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Action {
     /// They are forgotten.
@@ -101,6 +103,7 @@ impl Policy {
     /// # Errors
     /// `InvalidArgument` names the parameter and what is allowed.
     pub fn check(&self) -> Result<()> {
+        self.score.check()?;
         self.budget.check()?;
         if self.stride == 0 {
             return Err(Error::invalid("stride = 0: at least 1"));
@@ -163,7 +166,7 @@ impl Policy {
                 )));
             }
             for (score, p) in scores.iter_mut().zip(positions) {
-                if p < self.sinks || p + self.recent >= next {
+                if p < self.sinks || p >= next.saturating_sub(self.recent) {
                     *score = f32::INFINITY;
                 }
             }

@@ -8,7 +8,7 @@ use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{Error, Node, Result, Scratch, kernels};
 
 use crate::cache::{DenseCache, KvCache};
-use crate::layers::{Attention, Linear, Mlp, Norm, as_matrix, buffer};
+use crate::layers::{Attention, Linear, Mlp, Norm, Rope, as_matrix, buffer};
 
 /// The inputs that the linear layers of a block read; layers that read the same one share its statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -103,6 +103,12 @@ impl Block {
             SharedInput::MlpOutput => &self.mlp.down,
         };
         reader.shape()[1]
+    }
+
+    /// The rotary embedding of queries and keys; encoders have none.
+    #[must_use]
+    pub fn rope(&self) -> Option<&Rope> {
+        self.attention.rope.as_deref()
     }
 
     /// An empty cache for the heads of this block.

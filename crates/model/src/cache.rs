@@ -125,7 +125,7 @@ impl KvCache for DenseCache {
     }
 }
 
-/// Any store, with or without a policy; scores that want queries before rotary embedding do not get them.
+/// Any store, with or without a policy.
 impl KvCache for tensorpress_kvcache::Cache {
     fn len(&self) -> usize {
         Self::len(self)

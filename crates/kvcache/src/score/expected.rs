@@ -1,16 +1,19 @@
 use ndarray::{Array1, Array2};
+use serde::{Deserialize, Serialize};
 use tensorpress_tensor::kernels::Isa;
-use tensorpress_tensor::{Result, ndarray};
+use tensorpress_tensor::node::Json;
+use tensorpress_tensor::{Error, Result, ndarray};
 
+use super::describe::described;
 use super::{Held, Score};
 use crate::kernels;
 use crate::rope::Rope;
-use crate::statistics::KvNeeds;
+use crate::statistics::{KvNeeds, QueryMoments};
 
 /// Attention that future queries will pay, were they normal with the mean and covariance of those seen (Expected
 /// Attention, Devoto et al., 2025): softmax of `k mu / sqrt(d) + k C k / 2d` over keys after rotary embedding, mu and C
 /// rotated by the mean rotation of the future positions; times the norm of the value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExpectedAttention {
     /// The model's rotary embedding.
@@ -26,6 +29,9 @@ pub struct ExpectedAttention {
     /// Added before weighing.
     pub epsilon: f32,
 }
+
+/// Their rotations are added up one by one, at every plan.
+const MOST_FUTURE: usize = 1 << 16;
 
 impl ExpectedAttention {
     /// 512 future positions, 4 sinks, covariance, norms of values, no epsilon.
@@ -60,7 +66,27 @@ impl Score for ExpectedAttention {
     }
 
     fn needs(&self) -> KvNeeds {
-        KvNeeds { moments_from: Some(self.sinks), ..KvNeeds::default() }
+        let moments = QueryMoments { from: self.sinks, rope: self.rope.clone() };
+        KvNeeds { moments: Some(moments), ..KvNeeds::default() }
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { future, epsilon, .. } = *self;
+        if !(1..=MOST_FUTURE).contains(&future) {
+            return Err(Error::invalid(format!(
+                "future = {future}: allowed are 1 to {MOST_FUTURE} positions"
+            )));
+        }
+        if !(epsilon.is_finite() && epsilon >= 0.0) {
+            return Err(Error::invalid(format!(
+                "epsilon = {epsilon}: allowed are finite numbers from 0 on"
+            )));
+        }
+        self.rope.check()
+    }
+
+    fn describe(&self) -> Json {
+        described(self.id(), self)
     }
 
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
