@@ -10,7 +10,7 @@ use crate::store::HeadSlots;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Budget {
-    /// This share of the tokens seen, above 0 to 1.
+    /// This share of the tokens seen, above 0 to 1; never less than one token and what a policy protects.
     Keep(f64),
     /// This many tokens per head.
     Tokens(usize),

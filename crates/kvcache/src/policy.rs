@@ -108,6 +108,19 @@ impl Policy {
         if self.stride == 0 {
             return Err(Error::invalid("stride = 0: at least 1"));
         }
+        if let Budget::Tokens(tokens) = self.budget
+            && tokens < self.protected()
+        {
+            let (sinks, recent) = (self.sinks, self.recent);
+            return Err(Error::invalid(format!(
+                "tokens = {tokens}: at least sinks + recent = {sinks} + {recent}, which always stay"
+            )));
+        }
+        if let (Budget::Bytes(bytes), Action::Demote) = (self.budget, self.action) {
+            return Err(Error::invalid(format!(
+                "bytes = {bytes}: what is demoted stays, so no bytes can be promised: allowed are keep and tokens"
+            )));
+        }
         if let Layers::Pyramid { beta, .. } = self.layers
             && (beta.is_nan() || beta < 1.0)
         {
@@ -121,9 +134,16 @@ impl Policy {
         Ok(())
     }
 
-    /// Tokens per head that may stay of a layer that has seen `seen` and holds `held` of them in `bytes`.
+    /// Tokens that always stay.
+    fn protected(&self) -> usize {
+        self.sinks.saturating_add(self.recent)
+    }
+
+    /// Tokens per head that may stay of a layer that has seen `seen` and holds `held` of them in `bytes`. A share, or a
+    /// layer's part of a pyramid, is never less than what always stays, nor than one token; bytes are never exceeded.
     #[must_use]
     pub fn tokens(&self, seen: usize, layer: LayerAt, held: usize, bytes: u64) -> usize {
+        let least = self.protected().max(1).min(seen);
         let keep = match self.budget {
             Budget::Keep(keep) => keep,
             Budget::Tokens(tokens) if self.layers == Layers::Uniform => return tokens,
@@ -137,10 +157,10 @@ impl Policy {
                 if self.layers == Layers::Uniform {
                     return fit;
                 }
-                fit as f64 / seen.max(1) as f64
+                return self.layers.tokens(seen, fit as f64 / seen.max(1) as f64, layer);
             }
         };
-        self.layers.tokens(seen, keep, layer)
+        self.layers.tokens(seen, keep, layer).max(least)
     }
 
     /// The slots that stay where `tokens` per head may.

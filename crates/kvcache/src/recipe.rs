@@ -333,6 +333,7 @@ impl KvRecipe {
         }
         if self.find(&["demote"]).is_some() {
             policy.action = Action::Demote;
+            policy.check()?;
         }
         Ok(Some(policy))
     }
