@@ -40,14 +40,9 @@ impl ExpectedAttention {
         Self { rope, future: 512, sinks: 4, covariance: true, values: true, epsilon: 0.0 }
     }
 
-    /// Mean and covariance at the mean of the future positions.
-    fn rotated(
-        &self,
-        mean: &[f64],
-        covariance: &Array2<f64>,
-        next: usize,
-    ) -> (Array1<f64>, Array2<f64>) {
-        let dim = mean.len();
+    /// The mean of the rotations to the future positions.
+    fn rotation(&self, next: usize) -> Array2<f64> {
+        let dim = self.rope.dim();
         let mut rotation = Array2::zeros((dim, dim));
         let turns = self.rope.mean_rotation(next..next + self.future);
         for (i, (cos, sin)) in turns.into_iter().enumerate() {
@@ -55,8 +50,7 @@ impl ExpectedAttention {
             (rotation[[i, i]], rotation[[j, j]]) = (f64::from(cos), f64::from(cos));
             (rotation[[i, j]], rotation[[j, i]]) = (-f64::from(sin), f64::from(sin));
         }
-        let mean = rotation.dot(&Array1::from(mean.to_vec()));
-        (mean, rotation.dot(covariance).dot(&rotation.t()))
+        rotation
     }
 }
 
@@ -92,6 +86,7 @@ impl Score for ExpectedAttention {
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
         let (shape, next) = (held.store.shape(), held.store.len());
         let dim = shape.head_dim as f64;
+        let rotation = self.rotation(next);
         let mut scores = Vec::with_capacity(shape.kv_heads);
         for h in held.heads() {
             let (keys, values) = held.store.decode(h);
@@ -100,9 +95,10 @@ impl Score for ExpectedAttention {
             let mut sum = vec![0.0f32; keys.nrows()];
             for q in h * shape.group()..(h + 1) * shape.group() {
                 let (mean, covariance) = held.statistics.moments(q)?;
-                let (mean, covariance) = self.rotated(&mean, &covariance, next);
+                let mean = rotation.dot(&Array1::from(mean));
                 let mut logits = keys.dot(&mean) / dim.sqrt();
                 if self.covariance {
+                    let covariance = rotation.dot(&covariance).dot(&rotation.t());
                     logits +=
                         &((keys.dot(&covariance) * &keys).sum_axis(ndarray::Axis(1)) / (2.0 * dim));
                 }
