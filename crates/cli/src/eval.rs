@@ -38,7 +38,7 @@ pub(crate) struct Verdict {
 pub(crate) struct KvVerdict {
     /// Bytes of keys and values when texts ended, over their tokens.
     kv_bytes_per_token: f64,
-    /// What the model itself gains by having read random tokens before, in nats a token.
+    /// What the model itself gains by having read the same random tokens before, in nats a token.
     kv_recall_gain: f64,
     /// The share of it that is left; null if the model gains next to nothing.
     kv_recall: Option<f64>,
@@ -92,13 +92,13 @@ pub(crate) fn kv_recipe(text: &str) -> Outcome<KvRecipe> {
     text.parse().map_err(|e| Failure::of_argument("--kv", e))
 }
 
-/// Lets the model read random tokens twice, behind the caches.
+/// Lets the model read random tokens again, behind the caches.
 fn recalled(cached: &ThroughCache<'_>) -> Result<KvVerdict> {
     let kv_bytes_per_token = cached.bytes_per_token();
     let (bar, tell) = judging("recall");
     let recall = recall(cached, Passages::default(), &tell)?;
     bar.finish_and_clear();
-    Ok(KvVerdict { kv_bytes_per_token, kv_recall_gain: recall.gain(), kv_recall: recall.share() })
+    Ok(KvVerdict { kv_bytes_per_token, kv_recall_gain: recall.gain, kv_recall: recall.share() })
 }
 
 pub(crate) fn run(args: &Eval) -> Outcome {

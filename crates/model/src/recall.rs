@@ -1,6 +1,6 @@
-//! A synthetic recall test: what a model reads a second time it should know, if the cache still holds the first.
+//! A synthetic recall test: what a model has read it should know when it comes again, if the cache still holds it.
 
-use ndarray::{Array2, s};
+use ndarray::s;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::{Error, Result};
 
@@ -14,16 +14,16 @@ use crate::layers::math;
 pub struct Passages {
     /// How many.
     pub count: usize,
-    /// Tokens of each; it is read twice, after BOS.
+    /// Tokens of each.
     pub length: usize,
     /// Seed of the draws.
     pub seed: u64,
 }
 
 impl Default for Passages {
-    /// 16 passages of 64 tokens.
+    /// 32 passages of 32 tokens.
     fn default() -> Self {
-        Self { count: 16, length: 64, seed: 0 }
+        Self { count: 32, length: 32, seed: 0 }
     }
 }
 
@@ -42,8 +42,8 @@ impl Passages {
         self
     }
 
-    /// BOS, and every passage twice. No passage is longer than fits twice into the model's context, and none has a
-    /// token that begins or ends a text.
+    /// The passages, and one more. None is longer than fits twice into the model's context behind BOS, and none has a token
+    /// that begins or ends a text.
     ///
     /// # Errors
     /// `InvalidArgument` unless there is a passage, of at least 2 tokens.
@@ -55,32 +55,25 @@ impl Passages {
             let message = format!("recall: {count} passages of {length} tokens: at least 1 of 2");
             return Err(Error::invalid(message));
         }
-        let mut random = SplitMix::new(self.seed);
         let special = |id: &u32| bos == Some(*id) || config.eos.contains(id);
-        let mut token = || loop {
-            let id = (random.next_f64() * config.vocab as f64) as u32;
-            if !special(&id) {
-                return id;
-            }
-        };
-        let mut draw = || {
-            let passage: Vec<u32> = (0..length).map(|_| token()).collect();
-            bos.iter().chain(&passage).chain(&passage).copied().collect()
-        };
-        Ok((0..self.count).map(|_| draw()).collect())
+        let usual: Vec<u32> = (0..config.vocab as u32).filter(|id| !special(id)).collect();
+        if usual.is_empty() {
+            return Err(Error::invalid("recall: every token begins or ends a text"));
+        }
+        let mut random = SplitMix::new(self.seed);
+        let mut token = || usual[(random.next_f64() * usual.len() as f64) as usize];
+        Ok((0..=self.count).map(|_| (0..length).map(|_| token()).collect()).collect())
     }
 }
 
-/// How much of what it read a model knows behind a cache; negative log-likelihoods are natural, means over the passages'
-/// tokens but the first of each.
+/// What a model gains by having read a passage before: mean over the passages' tokens (but the first of each) of their
+/// log-likelihood behind the same passage, less that behind another one, in nats a token.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Recall {
-    /// Of the first reading, by the model itself.
-    pub first: f64,
-    /// Of the second reading, by the model itself.
-    pub second: f64,
-    /// Of the second reading, behind the cache.
+    /// The model itself.
+    pub gain: f64,
+    /// Behind the cache.
     pub cached: f64,
 }
 
@@ -88,45 +81,39 @@ pub struct Recall {
 const LEAST: f64 = 0.1;
 
 impl Recall {
-    /// What the model itself gains by having read a passage before, in nats a token.
-    #[must_use]
-    pub fn gain(&self) -> f64 {
-        self.first - self.second
-    }
-
-    /// The share of that gain which is there behind the cache: 1 where nothing is lost, 0 or less where the second reading
-    /// is no better than a first. `None` for a model that itself gains less than 0.1 nats.
+    /// The share of the gain that is there behind the cache: about 1 where nothing is lost, 0 where it does not matter what
+    /// was read. `None` for a model that itself gains less than 0.1 nats.
     #[must_use]
     pub fn share(&self) -> Option<f64> {
-        (self.gain() >= LEAST).then(|| (self.first - self.cached) / self.gain())
+        (self.gain >= LEAST).then(|| self.cached / self.gain)
     }
 }
 
-/// Lets a model read passages twice, without and with what stands between it and its past.
+/// Lets a model read passages behind themselves and behind others, without and with what stands between it and its past.
 ///
 /// # Errors
 /// Those of [`Passages::draw`] and [`Judged::hidden`].
 pub fn recall(cached: &dyn Judged, passages: Passages, progress: &Progress<'_>) -> Result<Recall> {
     let model = cached.decoder();
-    let sequences = passages.draw(model.config())?;
-    let start = usize::from(model.config().bos.is_some());
-    let sums = each(&sequences, progress, |_, ids, scratch| {
-        let length = (ids.len() - start) / 2;
-        let exact = model.hidden(ids, scratch)?;
-        let ours = cached.hidden(ids, scratch)?;
-        let mut nll = |hidden: &Array2<f32>, from: usize| -> Result<f64> {
-            // The first token of a passage follows from nothing, in either reading.
-            let rows = from..from + length - 1;
-            let logits = model.head().logits(hidden.slice(s![rows.clone(), ..]), scratch)?;
-            let each = logits.rows().into_iter().zip(&ids[rows.start + 1..]);
+    let drawn = passages.draw(model.config())?;
+    let gains = each(&drawn[1..], progress, |i, passage, scratch| {
+        let mut nll = |judged: &dyn Judged, before: &[u32]| -> Result<f64> {
+            let bos = model.config().bos;
+            let ids: Vec<u32> = bos.iter().chain(before).chain(passage).copied().collect();
+            let hidden = judged.hidden(&ids, scratch)?;
+            // The first token of a passage follows from nothing.
+            let rows = ids.len() - passage.len()..ids.len() - 1;
+            let logits = model.head().logits(hidden.slice(s![rows, ..]), scratch)?;
+            let each = logits.rows().into_iter().zip(&passage[1..]);
             let sum = each.map(|(logits, next)| {
                 let logits = logits.to_slice().expect("rows of a new matrix");
                 math::log_sum_exp(logits) - f64::from(logits[*next as usize])
             });
-            Ok(sum.sum::<f64>() / (length - 1) as f64)
+            Ok(sum.sum::<f64>() / (passage.len() - 1) as f64)
         };
-        Ok([nll(&exact, start)?, nll(&exact, start + length)?, nll(&ours, start + length)?])
+        let mut gain = |judged| Ok(nll(judged, &drawn[i])? - nll(judged, passage)?);
+        Ok([gain(model as &dyn Judged)?, gain(cached)?])
     })?;
-    let mean = |i: usize| sums.iter().map(|sums| sums[i]).sum::<f64>() / sums.len() as f64;
-    Ok(Recall { first: mean(0), second: mean(1), cached: mean(2) })
+    let mean = |i: usize| gains.iter().map(|gain| gain[i]).sum::<f64>() / gains.len() as f64;
+    Ok(Recall { gain: mean(0), cached: mean(1) })
 }

@@ -2,7 +2,7 @@ use ndarray::Array3;
 use tensorpress_kvcache::{Budget, Cache, Held, KvRecipe, KvShape, Layer, LayerAt, Policy, Score};
 use tensorpress_tensor::{DType, ErrorKind, Result, Scratch, ndarray};
 
-use crate::{DIM, HEADS, KV_HEADS, noise};
+use crate::{DIM, HEADS, KV_HEADS, every_recipe, feed, go_on_alike, held, noise, one};
 
 #[derive(Debug, Clone)]
 struct NaNs;
@@ -88,4 +88,43 @@ fn recipes_say_what_is_wrong() {
     let recipe: KvRecipe = text.parse().expect("a recipe");
     assert_eq!(recipe.to_string(), text);
     assert_eq!(recipe.caches(3, HEADS, KV_HEADS, DIM).expect("caches").len(), 3);
+}
+
+/// What is refused leaves a cache as it was: whatever the recipe, it goes on as one that was never asked.
+#[test]
+fn refusals_change_nothing() {
+    for recipe in every_recipe() {
+        let (mut cache, mut alone) = (one(&recipe), one(&recipe));
+        for cache in [&mut cache, &mut alone] {
+            feed(cache, 0..90);
+        }
+        let (kv, q) = (noise(3, KV_HEADS, 5), noise(3, HEADS, 6));
+        let (before, description) = (held(&cache), cache.describe());
+        for bad in [f32::NAN, f32::INFINITY, -3e38] {
+            let mut wrong = kv.clone();
+            wrong[[2, KV_HEADS - 1, DIM - 1]] = bad;
+            for (k, v) in [(&wrong, &kv), (&kv, &wrong)] {
+                let error = cache.append(k.view(), v.view()).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Numerical, "{recipe}: {bad}");
+            }
+        }
+        let heads = noise(3, KV_HEADS + 1, 5);
+        let error = cache.append(heads.view(), heads.view()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ShapeMismatch, "{recipe}");
+        let mut scratch = Scratch::default();
+        for heads in [HEADS - 1, HEADS + 1] {
+            let (wrong, mut out) = (noise(3, heads, 6), Array3::zeros((3, heads, DIM)));
+            let error = cache.attend(wrong.view(), None, out.view_mut(), &mut scratch).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ShapeMismatch, "{recipe}");
+        }
+        let mut out = Array3::zeros((4, HEADS, DIM));
+        let error = cache.attend(q.view(), None, out.view_mut(), &mut scratch).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ShapeMismatch, "{recipe}");
+        let (many, mut out) = (noise(91, HEADS, 6), Array3::zeros((91, HEADS, DIM)));
+        let error = cache.attend(many.view(), None, out.view_mut(), &mut scratch).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{recipe}");
+        assert_eq!(cache.truncate(91).unwrap_err().kind(), ErrorKind::InvalidArgument, "{recipe}");
+        assert_eq!((held(&cache), cache.describe()), (before, description), "{recipe}");
+        go_on_alike(&mut cache, &mut alone, 90..110, &recipe);
+    }
 }

@@ -177,11 +177,9 @@ fn recall_is_what_the_cache_holds() {
     let model = source.decoder().expect("a model").materialise().expect("dense");
     let passages = Passages::default().with_count(8).with_length(40);
     let drawn = passages.draw(model.config()).expect("passages");
-    for ids in &drawn {
-        assert_eq!((ids.len(), Some(ids[0])), (81, model.config().bos));
-        assert_eq!(ids[1..41], ids[41..]);
-        assert!(ids[1..].iter().all(|id| !model.config().eos.contains(id) && *id != ids[0]));
-    }
+    assert_eq!(drawn.len(), 9);
+    let special = |id: &u32| model.config().bos == Some(*id) || model.config().eos.contains(id);
+    assert!(drawn.iter().all(|ids| ids.len() == 40 && !ids.iter().any(special)));
     assert_eq!(drawn, passages.draw(model.config()).expect("the same"));
     assert_ne!(drawn[0], drawn[1]);
     let of = |text: &str| {
@@ -190,16 +188,16 @@ fn recall_is_what_the_cache_holds() {
         recall(&cached, passages, &|_, _| ()).expect("recalled")
     };
     let exact = of("f32");
-    assert!(exact.gain() > 0.1, "{exact:?}");
+    assert!(exact.gain > 0.1, "{exact:?}");
     assert!((exact.share().expect("a gain") - 1.0).abs() < 1e-3, "{exact:?}");
     let little = of("streaming(tokens=8, sinks=1, stride=1)");
-    assert_eq!((little.first, little.second), (exact.first, exact.second));
-    assert!(little.share().expect("a gain") < 0.5, "{little:?}");
+    assert_eq!(little.gain, exact.gain);
+    assert!(little.share().expect("a gain") < 0.2, "{little:?}");
     let none = passages.with_count(0);
     assert_eq!(none.draw(model.config()).unwrap_err().kind(), ErrorKind::InvalidArgument);
     let short = passages.with_length(1);
     assert_eq!(short.draw(model.config()).unwrap_err().kind(), ErrorKind::InvalidArgument);
     // What does not fit twice is shortened.
     let long = passages.with_length(1 << 40).draw(model.config()).expect("passages");
-    assert_eq!(long[0].len(), 1 + (model.config().context - 1) / 2 * 2);
+    assert_eq!(long[0].len(), (model.config().context - 1) / 2);
 }

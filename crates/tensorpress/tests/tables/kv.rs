@@ -48,7 +48,8 @@ const POLICIES: &[&str] = &[
 struct Row {
     kld: f64,
     bytes: f64,
-    recall: f64,
+    /// Where the model has any to lose.
+    recall: Option<f64>,
 }
 
 fn measure(model: &str, recipes: &[String], segments: usize) -> Vec<Row> {
@@ -68,8 +69,9 @@ fn measure(model: &str, recipes: &[String], segments: usize) -> Vec<Row> {
         let judged = reference.judge(&cached, &|_, _| ()).expect("judged");
         let bytes = cached.bytes_per_token();
         let recall = recall(&cached, Passages::default().with_count(64), &|_, _| ());
-        let recall = recall.expect("recalled").share().expect("models that recall");
-        Row { kld: judged.kld_mean.expect("a reference"), bytes, recall }
+        let recall = recall.expect("recalled");
+        println!("{model}: {recipe}: recall {recall:?}");
+        Row { kld: judged.kld_mean.expect("a reference"), bytes, recall: recall.share() }
     };
     recipes.iter().map(one).collect()
 }
@@ -95,8 +97,8 @@ fn caches() {
         assert!(klds[0].abs() < 1e-6 && klds[1] < 0.05 && klds[2] > klds[1], "{klds:?}");
         let bytes = [all, four, evicted].map(|row| row.bytes);
         assert!(bytes[1] < 0.5 * bytes[0] && bytes[2] < 0.8 * bytes[0], "{bytes:?}");
-        let recall = [all, four, evicted].map(|row| row.recall);
-        assert!(recall[0] > 0.999 && recall[1] > 0.9 && recall[2] < 0.9, "{recall:?}");
+        // The smaller model copies nothing: there is no recall to lose.
+        assert!([all, four, evicted].iter().all(|row| row.recall.is_none()));
         return;
     }
     let rows = rows();
@@ -106,23 +108,22 @@ fn caches() {
     let mut text = String::new();
     writeln!(
         text,
-        "\n| recipe | stories260k: bytes a token | KLD | recall | stories3m: bytes a token | KLD | recall | bar |"
+        "\n| recipe | stories260k: bytes a token | KLD | stories3m: bytes a token | KLD | recall | bar |"
     )
     .unwrap();
-    writeln!(text, "|---|---|---|---|---|---|---|---|").unwrap();
+    writeln!(text, "|---|---|---|---|---|---|---|").unwrap();
     let mut missed = Vec::new();
     for (((recipe, most), small), large) in rows.iter().zip(&small).zip(&large) {
         let bar = most.map_or(String::new(), |most| format!("{most:.4}"));
         let shown = recipe.replace('|', "\\|");
         writeln!(
             text,
-            "| `{shown}` | {:.0} | {:.7} | {:.0} % | {:.0} | {:.7} | {:.0} % | {bar} |",
+            "| `{shown}` | {:.0} | {:.7} | {:.0} | {:.7} | {:.0} % | {bar} |",
             small.bytes,
             small.kld,
-            100.0 * small.recall,
             large.bytes,
             large.kld,
-            100.0 * large.recall
+            100.0 * large.recall.expect("a model that recalls")
         )
         .unwrap();
         missed.extend(most.filter(|most| large.kld > *most).map(|_| recipe.clone()));
