@@ -43,7 +43,7 @@ pub mod text;
 pub mod tokenizer;
 
 pub use block::{Block, Observer, SharedInput};
-pub use cache::{DenseCache, KvCache};
+pub use cache::KvCache;
 pub use calibrate::{Calibrations, Collecting, calibrate};
 pub use config::{Activation, Architecture, BlockShape, Config, RopeConfig, RopeScaling};
 pub use decoder::{Decoder, Embedding, Head};
