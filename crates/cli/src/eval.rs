@@ -127,7 +127,6 @@ pub(crate) fn run(args: &Eval) -> Outcome {
     };
     bar.finish_and_clear();
     let kv = cached.as_ref().map(recalled).transpose()?;
-    drop(cached);
     drop(model);
     let bill = Bill::of(source)?;
     let verdict = Verdict { kv, ..Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes) };

@@ -140,7 +140,8 @@ impl Policy {
     }
 
     /// Tokens per head that may stay of a layer that has seen `seen` and holds `held` of them in `bytes`. A share, or a
-    /// layer's part of a pyramid, is never less than what always stays, nor than one token; bytes are never exceeded.
+    /// layer's part of a pyramid, is never less than what always stays, nor than one token. Bytes come first: they are
+    /// kept to (on average over the layers of a pyramid) even where that takes tokens that else would stay.
     #[must_use]
     pub fn tokens(&self, seen: usize, layer: LayerAt, held: usize, bytes: u64) -> usize {
         let least = self.protected().max(1).min(seen);
