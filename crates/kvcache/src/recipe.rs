@@ -10,7 +10,7 @@
 //! | `streaming`, `h2o`, `snapkv`, `pyramidkv`, `tova`, `knorm`, `keydiff`, `expected_attention`, `random` | keep (a share), tokens or bytes (per layer): one of them; sinks 0, recent 0, stride 128 |
 //! | ... `streaming` | sinks 4 |
 //! | ... `h2o` | recent 32 |
-//! | ... `snapkv`, `pyramidkv` | window 32, pool 5, pooling average (or max); `pyramidkv` beta 20 |
+//! | ... `snapkv`, `pyramidkv` | recent = window; window 32, pool 5, pooling average (or max); `pyramidkv` beta 20 |
 //! | ... `expected_attention` | theta (of the rotary embedding: the model's, or 10000), future 512, epsilon 0; sinks 4 |
 //! | ... `random` | seed 0 |
 //! | `adakv` | floor 0.2 |
@@ -220,8 +220,12 @@ impl Stage {
                 recent = 32;
                 Policy::new(Accumulated::default(), budget)
             }
-            "snapkv" => Policy::new(window_score, budget),
+            "snapkv" => {
+                recent = window;
+                Policy::new(window_score, budget)
+            }
             "pyramidkv" => {
+                recent = window;
                 let beta = self.value("beta", 20.0, "numbers from 1 on")?;
                 Policy::new(window_score, budget).with_layers(Layers::Pyramid { beta, window })
             }

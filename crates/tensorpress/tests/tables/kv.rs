@@ -31,12 +31,12 @@ const STORES: &[(&str, Option<f64>)] = &[
 
 /// Policies at a share that stays: sinks, recent tokens and steps small beside these short texts.
 const POLICIES: &[&str] = &[
-    "streaming(KEEP, stride=8)",
+    "streaming(KEEP, recent=16, stride=8)",
     "h2o(KEEP, recent=16, stride=8)",
     "snapkv(KEEP, window=16, stride=8)",
     "pyramidkv(KEEP, window=16, stride=8)",
     "snapkv(KEEP, window=16, stride=8) | adakv",
-    "tova(KEEP, stride=8)",
+    "tova(KEEP, recent=16, stride=8)",
     "knorm(KEEP, recent=16, stride=8)",
     "keydiff(KEEP, recent=16, stride=8)",
     "expected_attention(KEEP, recent=16, stride=8)",
