@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tensorpress::entropy::chunk;
 use tensorpress::entropy::container::{Base, Packed, Stored};
-use tensorpress::kvcache::{Causal, KvRecipe, KvStore, Layer};
+use tensorpress::kvcache::{Cache, Causal, KvRecipe, KvStore, Layer};
 use tensorpress::model::Config;
 use tensorpress::recipe::Recipe;
 use tensorpress::tensor::ndarray::Array3;
@@ -48,13 +48,16 @@ pub fn node(data: &[u8]) {
     }
 }
 
-/// A KV cache: a safetensors file whose metadata describe it.
+/// A KV cache, with or without a policy: a safetensors file whose metadata describe it.
 pub fn kv(data: &[u8]) {
     let Ok(checkpoint) = Checkpoint::from_bytes("fuzzed", Bytes::from(data.to_vec())) else {
         return;
     };
     let described = checkpoint.metadata().next().and_then(|metadata| metadata.get("kv"));
     let Some(Ok(json)) = described.map(|text| serde_json::from_str(text)) else { return };
+    if let Ok(cache) = Cache::read(&json, "kv", &checkpoint) {
+        return kv_with_policy(cache);
+    }
     let Ok(mut layer) = Layer::read(&json, "kv", &checkpoint) else { return };
     let shape = layer.shape();
     let size = shape.heads.saturating_mul(shape.head_dim);
@@ -67,6 +70,22 @@ pub fn kv(data: &[u8]) {
     let mut scratch = Scratch::default();
     let _ = layer.attend(queries.view(), causal, out.view_mut(), &mut scratch, None);
     let _ = layer.truncate(layer.earliest());
+}
+
+/// A cache goes on, whatever was in the file, or says why not.
+fn kv_with_policy(mut cache: Cache) {
+    let shape = cache.shape();
+    let size = shape.heads.saturating_mul(shape.head_dim);
+    if size.saturating_mul(cache.len().max(1)) > MOST_VALUES {
+        return;
+    }
+    let tokens = Array3::from_elem((3, shape.kv_heads, shape.head_dim), 0.5);
+    let queries = Array3::from_elem((3, shape.heads, shape.head_dim), 0.5);
+    let mut out = queries.clone();
+    let _ = cache.append(tokens.view(), tokens.view());
+    let _ = cache.attend(queries.view(), None, out.view_mut(), &mut Scratch::default());
+    let _ = cache.truncate(cache.earliest());
+    let _ = cache.describe();
 }
 
 /// A recipe, as a line and as TOML; a recipe of caches.

@@ -37,9 +37,8 @@ fn main() -> ExitCode {
 
 /// Measures compositions and caches on real models, and writes their pages in docs/benchmarks anew.
 fn tables() -> Outcome {
-    let test =
-        ["test", "-p", "tensorpress", "--test", "tables", "compositions", "--", "--nocapture"];
-    let mut command = cargo(&test);
+    let test = ["test", "-p", "tensorpress", "--test", "tables", "--"];
+    let mut command = cargo(&[&test[..], &["compositions", "caches", "--nocapture"]].concat());
     command.env("TENSORPRESS_WRITE_TABLES", "1").env("TENSORPRESS_REQUIRE_DATA", "1");
     execute(&mut command)
 }

@@ -106,7 +106,7 @@ fn judge(args: &Compress, source: &Source, segments: &[Vec<u32>], result: &mut R
         bits_per_weight: was.bits_per_weight,
         file_bytes: was.file_bytes,
         tokens: judgement.tokens,
-        kv_bytes_per_token: None,
+        kv: None,
     });
     result.after = Some(after);
     Ok(())

@@ -7,7 +7,9 @@ use tensorpress::Result;
 use tensorpress::bill::Bill;
 use tensorpress::kvcache::KvRecipe;
 use tensorpress::model::text::{self, Limits};
-use tensorpress::model::{Decoder, Judged, Judgement, Source, ThroughCache, compare, perplexity};
+use tensorpress::model::{
+    Decoder, Judged, Judgement, Passages, Source, ThroughCache, compare, perplexity, recall,
+};
 
 use crate::args::Eval;
 use crate::failure::{Failure, Outcome};
@@ -26,9 +28,20 @@ pub(crate) struct Verdict {
     pub(crate) bits_per_weight: f64,
     pub(crate) file_bytes: u64,
     pub(crate) tokens: usize,
-    /// With `--kv`: bytes of keys and values when texts ended, over their tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) kv_bytes_per_token: Option<f64>,
+    /// With `--kv`.
+    #[serde(flatten)]
+    pub(crate) kv: Option<KvVerdict>,
+}
+
+/// What caches take, and what a model knows behind them.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct KvVerdict {
+    /// Bytes of keys and values when texts ended, over their tokens.
+    kv_bytes_per_token: f64,
+    /// What the model itself gains by having read the same random tokens before, in nats a token.
+    kv_recall_gain: f64,
+    /// The share of it that is left; null if the model gains next to nothing.
+    kv_recall: Option<f64>,
 }
 
 impl Verdict {
@@ -42,7 +55,7 @@ impl Verdict {
             bits_per_weight,
             file_bytes,
             tokens: judgement.tokens,
-            kv_bytes_per_token: None,
+            kv: None,
         }
     }
 }
@@ -79,6 +92,15 @@ pub(crate) fn kv_recipe(text: &str) -> Outcome<KvRecipe> {
     text.parse().map_err(|e| Failure::of_argument("--kv", e))
 }
 
+/// Lets the model read random tokens again, behind the caches.
+fn recalled(cached: &ThroughCache<'_>) -> Result<KvVerdict> {
+    let kv_bytes_per_token = cached.bytes_per_token();
+    let (bar, tell) = judging("recall");
+    let recall = recall(cached, Passages::default(), &tell)?;
+    bar.finish_and_clear();
+    Ok(KvVerdict { kv_bytes_per_token, kv_recall_gain: recall.gain, kv_recall: recall.share() })
+}
+
 pub(crate) fn run(args: &Eval) -> Outcome {
     let opened = open(&args.model, args.base.as_deref())?;
     let (text, file) = text_of("--text", args.text.as_deref(), &opened)?;
@@ -104,13 +126,10 @@ pub(crate) fn run(args: &Eval) -> Outcome {
         }
     };
     bar.finish_and_clear();
-    let kv_bytes_per_token = cached.map(|cached| cached.bytes_per_token());
+    let kv = cached.as_ref().map(recalled).transpose()?;
     drop(model);
     let bill = Bill::of(source)?;
-    let verdict = Verdict {
-        kv_bytes_per_token,
-        ..Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes)
-    };
+    let verdict = Verdict { kv, ..Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes) };
     if args.json {
         return print_json(&verdict);
     }
@@ -126,7 +145,13 @@ pub(crate) fn run(args: &Eval) -> Outcome {
     row("top-1 agreement", verdict.top1_agreement.map(|v| format!("{:.2} %", 100.0 * v)));
     row("bits per weight", Some(format!("{:.4}", verdict.bits_per_weight)));
     row("weight files", Some(bytes(verdict.file_bytes)));
-    row("keys and values", verdict.kv_bytes_per_token.map(|b| format!("{b:.1} bytes a token")));
+    if let Some(kv) = &verdict.kv {
+        row("keys and values", Some(format!("{:.1} bytes a token", kv.kv_bytes_per_token)));
+        let gain = format!("of {:.3} nats a token", kv.kv_recall_gain);
+        let share =
+            kv.kv_recall.map_or("none".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+        row("recall", Some(format!("{share} {gain}")));
+    }
     row("predictions", Some(verdict.tokens.to_string()));
     print(&table(&rows))
 }

@@ -48,7 +48,7 @@ fn wrong_usage_is_code_2() {
         (&["compress", "demo", "--recipe", "w8", "--out", out, "--calib-windows", "x"], &["'x'"]),
         (&["eval", model], &["--text FILE"]),
         (&["eval", "demo", "--kv", "kivi(bits=3)"], &["--kv", "bits = 3", "2, 4 and 8"]),
-        (&["eval", "demo", "--kv", "kivi | expected_attention(keep=0.5)"], &["before rotary"]),
+        (&["eval", "demo", "--kv", "expected_attention(keep=1, future=0)"], &["future = 0"]),
         (&["run", "demo", "--prompt", "x", "--kv", "h2o"], &["--kv", "h2o"]),
         (&["run", "demo"], &["--prompt"]),
         (&["run", "demo", "--prompt", "x", "--temperature", "-1"], &["from 0"]),

@@ -26,6 +26,14 @@ fn caches_that_lose_nothing_change_nothing_and_others_little() {
     let few = eval(Some("f16 | h2o(keep=0.5, recent=8, stride=8)"));
     assert!(number(&few, "kv_bytes_per_token") < 0.75 * of_half, "{few}");
     assert_eq!(few["tokens"], plain["tokens"]);
+    assert!(plain.get("kv_recall").is_none(), "{plain}");
+    assert!((number(&exact, "kv_recall") - 1.0).abs() < 1e-3, "{exact}");
+    assert!(number(&exact, "kv_recall_gain") > 0.1, "{exact}");
+    assert!(number(&few, "kv_recall") < 0.8, "{few}");
+    // The score's rotary embedding is the model's.
+    let expected = eval(Some("f16 | expected_attention(keep=0.5, recent=8, stride=8)"));
+    assert!(number(&expected, "kv_bytes_per_token") < 0.75 * of_half, "{expected}");
+    assert!(number(&expected, "kld_mean") < 0.5, "{expected}");
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! How many tokens stay: of a layer, of each layer, of each head.
 
+use serde::{Deserialize, Serialize};
 use tensorpress_tensor::{Error, Result};
 
 use crate::store::HeadSlots;
 
 /// How much a layer may hold.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Budget {
-    /// This share of the tokens seen, above 0 to 1.
+    /// This share of the tokens seen, above 0 to 1; never less than one token and what a policy protects.
     Keep(f64),
     /// This many tokens per head.
     Tokens(usize),
@@ -30,7 +32,8 @@ impl Budget {
 }
 
 /// How the budget differs from layer to layer.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Layers {
     /// Not at all.
@@ -46,12 +49,26 @@ pub enum Layers {
 }
 
 /// Where a layer stands in its model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerAt {
     /// Counted from 0.
     pub index: usize,
     /// Layers of the model.
     pub of: usize,
+}
+
+impl LayerAt {
+    /// Whether there can be such a layer.
+    ///
+    /// # Errors
+    /// `InvalidArgument`.
+    pub fn check(self) -> Result<()> {
+        let Self { index, of } = self;
+        if index < of {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("layer {index} of {of}: counted from 0")))
+    }
 }
 
 impl Layers {
@@ -80,7 +97,8 @@ impl Layers {
 }
 
 /// How the budget differs from head to head.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Heads {
     /// Every head keeps as many tokens.

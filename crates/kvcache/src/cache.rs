@@ -6,15 +6,15 @@ use tensorpress_tensor::{Error, Result, Scratch, ndarray};
 use crate::budget::{Budget, LayerAt};
 use crate::policy::{Action, Policy};
 use crate::score::Held;
-use crate::statistics::{KvNeeds, Statistics};
+use crate::statistics::Statistics;
 use crate::store::{Causal, HeadSlots, KvShape, KvStore, Layer};
 
 /// The cache of one layer: a store, and where tokens shall go a policy with the statistics it needs.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    layer: Layer,
-    policy: Option<(Policy, Statistics)>,
-    at: LayerAt,
+    pub(crate) layer: Layer,
+    pub(crate) policy: Option<(Policy, Statistics)>,
+    pub(crate) at: LayerAt,
 }
 
 impl Cache {
@@ -27,15 +27,19 @@ impl Cache {
     /// Keeps what a policy says, in layer `at` of a model.
     ///
     /// # Errors
-    /// Those of [`Policy::check`]; `InvalidArgument` if tokens are there already.
+    /// Those of [`Policy::check`] and [`LayerAt::check`]; `ShapeMismatch` for a rotary embedding of other heads;
+    /// `InvalidArgument` if tokens are there already.
     pub fn with_policy(mut self, policy: Policy, at: LayerAt) -> Result<Self> {
         policy.check()?;
+        at.check()?;
         if !self.layer.is_empty() {
             return Err(Error::invalid(
                 "a policy needs the statistics of all tokens: set it while the cache is empty",
             ));
         }
-        let statistics = Statistics::new(self.layer.shape(), policy.score.needs());
+        let needs = policy.score.needs();
+        needs.check(self.layer.shape())?;
+        let statistics = Statistics::new(self.layer.shape(), needs);
         self.policy = Some((policy, statistics));
         self.at = at;
         Ok(self)
@@ -65,32 +69,12 @@ impl Cache {
         self.layer.bytes()
     }
 
-    /// What the policy wants to know.
-    #[must_use]
-    pub fn needs(&self) -> KvNeeds {
-        self.policy.as_ref().map_or_else(KvNeeds::default, |(policy, _)| policy.score.needs())
-    }
-
     /// Takes keys and values `[tokens, kv_heads, head_dim]` of the next tokens.
     ///
     /// # Errors
     /// As [`KvStore::append`]; the cache is then as it was.
     pub fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
         self.layer.append(keys, values)
-    }
-
-    /// Takes the queries `[tokens, heads, head_dim]` of the next tokens before rotary embedding, in front of
-    /// [`Cache::attend`]; only [`KvNeeds::moments_from`] asks for them.
-    ///
-    /// # Errors
-    /// `ShapeMismatch`.
-    pub fn observe_plain_queries(&mut self, queries: ArrayView3<'_, f32>) -> Result<()> {
-        let shape = self.layer.shape();
-        shape.check("queries", shape.heads, queries.dim())?;
-        if let Some((_, statistics)) = &mut self.policy {
-            statistics.observe_plain(queries);
-        }
-        Ok(())
     }
 
     /// Attention of the queries `[tokens, heads, head_dim]` of the tokens that were appended last, and then what the
@@ -111,11 +95,11 @@ impl Cache {
             return Err(Error::invalid(format!("{tokens} queries of {held} tokens")));
         };
         let causal = Causal { first, window };
-        let Some((policy, statistics)) = &mut self.policy else {
+        let Some((_, statistics)) = &mut self.policy else {
             return self.layer.attend(queries, causal, out, scratch, None);
         };
         let mut mass = Vec::new();
-        if policy.score.needs().mass {
+        if statistics.needs().mass {
             let shape = self.layer.shape();
             mass = vec![vec![Vec::new(); shape.kv_heads]; tokens];
             let held: Vec<usize> = (0..shape.kv_heads).map(|h| self.layer.held(h)).collect();

@@ -13,6 +13,7 @@ mod rope;
 pub mod score;
 mod statistics;
 pub mod store;
+mod wire;
 
 pub use budget::{Budget, Heads, LayerAt, Layers};
 pub use cache::Cache;
@@ -20,5 +21,5 @@ pub use policy::{Action, Policy};
 pub use recipe::KvRecipe;
 pub use rope::Rope;
 pub use score::{Held, Score};
-pub use statistics::{KvNeeds, Statistics};
+pub use statistics::{KvNeeds, QueryMoments, Statistics};
 pub use store::{Axis, Bitmap, Causal, Form, HeadSlots, Int, KvShape, KvStore, Layer};

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tensorpress_tensor::{Error, Result};
 
 use crate::budget::{Budget, Heads, LayerAt, Layers, select};
@@ -13,7 +14,8 @@ use crate::score::{
 use crate::store::HeadSlots;
 
 /// What happens to tokens that are not kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Action {
     /// They are forgotten.
@@ -101,9 +103,23 @@ impl Policy {
     /// # Errors
     /// `InvalidArgument` names the parameter and what is allowed.
     pub fn check(&self) -> Result<()> {
+        self.score.check()?;
         self.budget.check()?;
         if self.stride == 0 {
             return Err(Error::invalid("stride = 0: at least 1"));
+        }
+        if let Budget::Tokens(tokens) = self.budget
+            && tokens < self.protected()
+        {
+            let (sinks, recent) = (self.sinks, self.recent);
+            return Err(Error::invalid(format!(
+                "tokens = {tokens}: at least sinks + recent = {sinks} + {recent}, which always stay"
+            )));
+        }
+        if let (Budget::Bytes(bytes), Action::Demote) = (self.budget, self.action) {
+            return Err(Error::invalid(format!(
+                "bytes = {bytes}: what is demoted stays, so no bytes can be promised: allowed are keep and tokens"
+            )));
         }
         if let Layers::Pyramid { beta, .. } = self.layers
             && (beta.is_nan() || beta < 1.0)
@@ -118,9 +134,17 @@ impl Policy {
         Ok(())
     }
 
-    /// Tokens per head that may stay of a layer that has seen `seen` and holds `held` of them in `bytes`.
+    /// Tokens that always stay.
+    fn protected(&self) -> usize {
+        self.sinks.saturating_add(self.recent)
+    }
+
+    /// Tokens per head that may stay of a layer that has seen `seen` and holds `held` of them in `bytes`. A share, or a
+    /// layer's part of a pyramid, is never less than what always stays, nor than one token. Bytes come first: they are
+    /// kept to (on average over the layers of a pyramid) even where that takes tokens that else would stay.
     #[must_use]
     pub fn tokens(&self, seen: usize, layer: LayerAt, held: usize, bytes: u64) -> usize {
+        let least = self.protected().max(1).min(seen);
         let keep = match self.budget {
             Budget::Keep(keep) => keep,
             Budget::Tokens(tokens) if self.layers == Layers::Uniform => return tokens,
@@ -134,10 +158,10 @@ impl Policy {
                 if self.layers == Layers::Uniform {
                     return fit;
                 }
-                fit as f64 / seen.max(1) as f64
+                return self.layers.tokens(seen, fit as f64 / seen.max(1) as f64, layer);
             }
         };
-        self.layers.tokens(seen, keep, layer)
+        self.layers.tokens(seen, keep, layer).max(least)
     }
 
     /// The slots that stay where `tokens` per head may.
@@ -163,7 +187,7 @@ impl Policy {
                 )));
             }
             for (score, p) in scores.iter_mut().zip(positions) {
-                if p < self.sinks || p + self.recent >= next {
+                if p < self.sinks || p >= next.saturating_sub(self.recent) {
                     *score = f32::INFINITY;
                 }
             }

@@ -10,8 +10,8 @@
 //! | `streaming`, `h2o`, `snapkv`, `pyramidkv`, `tova`, `knorm`, `keydiff`, `expected_attention`, `random` | keep (a share), tokens or bytes (per layer): one of them; sinks 0, recent 0, stride 128 |
 //! | ... `streaming` | sinks 4 |
 //! | ... `h2o` | recent 32 |
-//! | ... `snapkv`, `pyramidkv` | window 32, pool 5; beta 20 |
-//! | ... `expected_attention` | theta 10000, future 512, epsilon 0; sinks 4 |
+//! | ... `snapkv`, `pyramidkv` | recent = window; window 32, pool 5, pooling average (or max); `pyramidkv` beta 20 |
+//! | ... `expected_attention` | theta (of the rotary embedding: the model's, or 10000), future 512, epsilon 0; sinks 4 |
 //! | ... `random` | seed 0 |
 //! | `adakv` | floor 0.2 |
 //! | `demote` | bits 2: what does not stay is held so, and not evicted |
@@ -26,7 +26,8 @@ use crate::cache::Cache;
 use crate::policy::{Action, Policy};
 use crate::rope::Rope;
 use crate::score::{
-    Accumulated, ExpectedAttention, KeyDifference, KeyNorm, LastQuery, QueryWindow, Random, Recency,
+    Accumulated, ExpectedAttention, KeyDifference, KeyNorm, LastQuery, Pooling, QueryWindow,
+    Random, Recency,
 };
 use crate::store::{Axis, Bitmap, Form, Int, KvShape, Layer};
 
@@ -34,6 +35,7 @@ use crate::store::{Axis, Bitmap, Form, Int, KvShape, Layer};
 #[derive(Debug, Clone, PartialEq)]
 pub struct KvRecipe {
     stages: Vec<Stage>,
+    rope: Option<Rope>,
 }
 
 /// `name(key=value, ...)`, keys in order.
@@ -184,11 +186,11 @@ impl Stage {
         }
     }
 
-    fn policy(&self, head_dim: usize) -> Result<Policy> {
+    fn policy(&self, head_dim: usize, rope: Option<&Rope>) -> Result<Policy> {
         const COMMON: [&str; 6] = ["keep", "tokens", "bytes", "sinks", "recent", "stride"];
         let own: &[&str] = match self.name.as_str() {
-            "snapkv" => &["window", "pool"],
-            "pyramidkv" => &["window", "pool", "beta"],
+            "snapkv" => &["window", "pool", "pooling"],
+            "pyramidkv" => &["window", "pool", "pooling", "beta"],
             "expected_attention" => &["theta", "future", "epsilon"],
             "random" => &["seed"],
             _ => &[],
@@ -197,12 +199,17 @@ impl Stage {
         let budget = self.budget()?;
         let window = self.number("window", 32)?;
         let pool = self.number("pool", 5)?;
-        if window == 0 || pool.is_multiple_of(2) {
-            return Err(Error::invalid(format!(
-                "{}: window = {window}, pool = {pool}: at least 1, and odd",
-                self.name
-            )));
-        }
+        let pooling = match self.get("pooling").unwrap_or("average") {
+            "average" => Pooling::Average,
+            "max" => Pooling::Max,
+            other => {
+                let name = &self.name;
+                return Err(Error::invalid(format!(
+                    "{name}: pooling = {other}: allowed are average and max"
+                )));
+            }
+        };
+        let window_score = QueryWindow::new(window, pool).with_pooling(pooling);
         let (mut sinks, mut recent) = (0, 0);
         let policy = match self.name.as_str() {
             "streaming" => {
@@ -213,11 +220,14 @@ impl Stage {
                 recent = 32;
                 Policy::new(Accumulated::default(), budget)
             }
-            "snapkv" => Policy::new(QueryWindow::new(window, pool), budget),
+            "snapkv" => {
+                recent = window;
+                Policy::new(window_score, budget)
+            }
             "pyramidkv" => {
+                recent = window;
                 let beta = self.value("beta", 20.0, "numbers from 1 on")?;
-                Policy::new(QueryWindow::new(window, pool), budget)
-                    .with_layers(Layers::Pyramid { beta, window })
+                Policy::new(window_score, budget).with_layers(Layers::Pyramid { beta, window })
             }
             "tova" => Policy::new(LastQuery, budget),
             "knorm" => Policy::new(KeyNorm, budget),
@@ -227,7 +237,11 @@ impl Stage {
             }
             _ => {
                 sinks = self.number("sinks", 4)?;
-                let rope = Rope::new(head_dim, self.value("theta", 1e4, "positive numbers")?)?;
+                let theta = self.value("theta", 1e4, "positive numbers")?;
+                let rope = match (rope, self.get("theta")) {
+                    (Some(rope), None) => rope.clone(),
+                    _ => Rope::new(head_dim, theta)?,
+                };
                 let mut score = ExpectedAttention::new(rope);
                 score.future = self.number("future", 512)?;
                 score.epsilon = self.value("epsilon", 0.0, "numbers")?;
@@ -272,7 +286,7 @@ impl FromStr for KvRecipe {
             }
             least = place + 1;
         }
-        let recipe = Self { stages };
+        let recipe = Self { stages, rope: None };
         if recipe.find(LAST).is_some() && recipe.find(POLICIES).is_none() {
             return Err(Error::invalid(format!("`{text}`: adakv and demote follow a policy")));
         }
@@ -297,6 +311,13 @@ impl fmt::Display for KvRecipe {
 }
 
 impl KvRecipe {
+    /// Tells the model's rotary embedding to scores that want it, unless the line does.
+    #[must_use]
+    pub fn with_rope(mut self, rope: Rope) -> Self {
+        self.rope = Some(rope);
+        self
+    }
+
     fn find(&self, names: &[&str]) -> Option<&Stage> {
         self.stages.iter().find(|stage| names.contains(&stage.name.as_str()))
     }
@@ -307,7 +328,7 @@ impl KvRecipe {
 
     fn policy(&self, head_dim: usize) -> Result<Option<Policy>> {
         let Some(stage) = self.find(POLICIES) else { return Ok(None) };
-        let mut policy = stage.policy(head_dim)?;
+        let mut policy = stage.policy(head_dim, self.rope.as_ref())?;
         if let Some(last) = self.find(&["adakv"]) {
             last.check_keys(&["floor"])?;
             policy.heads =
@@ -316,6 +337,7 @@ impl KvRecipe {
         }
         if self.find(&["demote"]).is_some() {
             policy.action = Action::Demote;
+            policy.check()?;
         }
         Ok(Some(policy))
     }

@@ -32,14 +32,16 @@ impl Rope {
     /// # Errors
     /// `InvalidArgument` if there are none or they are not finite.
     pub fn with_frequencies(frequencies: Vec<f32>) -> Result<Self> {
-        Self { frequencies }.checked()
+        let rope = Self { frequencies };
+        rope.check()?;
+        Ok(rope)
     }
 
-    pub(crate) fn checked(self) -> Result<Self> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.frequencies.is_empty() || self.frequencies.iter().any(|f| !f.is_finite()) {
             return Err(Error::invalid("frequencies: allowed are one finite number or more"));
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Channels of a head.
@@ -48,12 +50,26 @@ impl Rope {
         2 * self.frequencies.len()
     }
 
-    /// Turns a vector of [`Rope::dim`] channels to a position.
+    /// Turns vectors of [`Rope::dim`] channels, one after another, to a position.
     pub fn rotate(&self, x: &mut [f32], position: usize) {
-        let (first, second) = x.split_at_mut(self.frequencies.len());
-        for ((a, b), frequency) in first.iter_mut().zip(second).zip(&self.frequencies) {
+        self.turn(x, position, 1.0);
+    }
+
+    /// Turns vectors of [`Rope::dim`] channels, one after another, back from a position: what they were before
+    /// [`Rope::rotate`], but for rounding.
+    pub fn rotate_back(&self, x: &mut [f32], position: usize) {
+        self.turn(x, position, -1.0);
+    }
+
+    fn turn(&self, x: &mut [f32], position: usize, direction: f32) {
+        let half = self.frequencies.len();
+        for (i, frequency) in self.frequencies.iter().enumerate() {
             let (sin, cos) = (position as f32 * frequency).sin_cos();
-            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            let sin = direction * sin;
+            for x in x.chunks_exact_mut(2 * half) {
+                let (a, b) = (x[i], x[i + half]);
+                (x[i], x[i + half]) = (a * cos - b * sin, b * cos + a * sin);
+            }
         }
     }
 

@@ -5,18 +5,43 @@ use std::collections::VecDeque;
 use ndarray::{Array2, ArrayView3, s};
 use tensorpress_tensor::{Error, Result, ndarray};
 
+use crate::rope::Rope;
 use crate::store::{HeadSlots, KvShape};
 
 /// What a score wants to know beside the keys and values that are held.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct KvNeeds {
     /// The newest queries, after rotary embedding: this many.
     pub queries: usize,
     /// Attention that every token has received.
     pub mass: bool,
-    /// Mean and covariance of the queries before rotary embedding, from this position on.
-    pub moments_from: Option<usize>,
+    /// Mean and covariance of the queries before rotary embedding.
+    pub moments: Option<QueryMoments>,
+}
+
+/// Mean and covariance of queries before rotary embedding. Queries come rotated; they are turned back, which is exact but
+/// for rounding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueryMoments {
+    /// The first position that counts.
+    pub from: usize,
+    /// The model's rotary embedding.
+    pub rope: Rope,
+}
+
+impl KvNeeds {
+    /// Whether heads of this shape can give it.
+    pub(crate) fn check(&self, shape: KvShape) -> Result<()> {
+        match &self.moments {
+            Some(moments) if moments.rope.dim() != shape.head_dim => Err(Error::shape(format!(
+                "rotary embedding of {} channels, head_dim = {}",
+                moments.rope.dim(),
+                shape.head_dim
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How many of the newest tokens' statistics can be taken back.
@@ -25,34 +50,39 @@ pub(crate) const MARGIN: usize = 16;
 /// Statistics of the queries of one layer.
 #[derive(Debug, Clone)]
 pub struct Statistics {
-    shape: KvShape,
-    needs: KvNeeds,
+    pub(crate) shape: KvShape,
+    pub(crate) needs: KvNeeds,
     /// Position of the next query.
-    next: usize,
+    pub(crate) next: usize,
     /// Newest queries `[heads * head_dim]` and where they stand.
-    recent: VecDeque<(usize, Vec<f32>)>,
+    pub(crate) recent: VecDeque<(usize, Vec<f32>)>,
     /// Attention received, by head of keys and slot, of all queries but those in `pending`.
-    mass: Vec<Vec<f32>>,
+    pub(crate) mass: Vec<Vec<f32>>,
     /// That of the newest queries, oldest first: added up when they can no longer be taken back.
-    pending: VecDeque<(usize, Vec<Vec<f32>>)>,
-    moments: Vec<Moments>,
+    pub(crate) pending: VecDeque<(usize, Vec<Vec<f32>>)>,
+    /// By head, where they are needed: of all queries but those in `plain`.
+    pub(crate) moments: Vec<Moments>,
     /// Newest queries before rotary embedding.
-    plain: VecDeque<(usize, Vec<f32>)>,
-    /// Position of the next such query.
-    next_plain: usize,
+    pub(crate) plain: VecDeque<(usize, Vec<f32>)>,
     /// No going back before this length.
-    settled: usize,
+    pub(crate) settled: usize,
 }
 
 /// Sums over queries of one head.
 #[derive(Debug, Clone)]
-struct Moments {
-    count: f64,
-    sum: Vec<f64>,
-    products: Vec<f64>,
+pub(crate) struct Moments {
+    pub(crate) count: f64,
+    /// `[head_dim]`
+    pub(crate) sum: Vec<f64>,
+    /// `[head_dim, head_dim]`
+    pub(crate) products: Vec<f64>,
 }
 
 impl Moments {
+    fn none(dim: usize) -> Self {
+        Self { count: 0.0, sum: vec![0.0; dim], products: vec![0.0; dim * dim] }
+    }
+
     fn add(&mut self, q: &[f32]) {
         self.count += 1.0;
         for (i, a) in q.iter().enumerate() {
@@ -66,8 +96,7 @@ impl Moments {
 
 impl Statistics {
     pub(crate) fn new(shape: KvShape, needs: KvNeeds) -> Self {
-        let dim = if needs.moments_from.is_some() { shape.head_dim } else { 0 };
-        let none = Moments { count: 0.0, sum: vec![0.0; dim], products: vec![0.0; dim * dim] };
+        let heads = if needs.moments.is_some() { shape.heads } else { 0 };
         Self {
             shape,
             needs,
@@ -75,11 +104,16 @@ impl Statistics {
             recent: VecDeque::new(),
             mass: vec![Vec::new(); shape.kv_heads],
             pending: VecDeque::new(),
-            moments: vec![none; shape.heads],
+            moments: vec![Moments::none(shape.head_dim); heads],
             plain: VecDeque::new(),
-            next_plain: 0,
             settled: 0,
         }
+    }
+
+    /// What is collected.
+    #[must_use]
+    pub fn needs(&self) -> &KvNeeds {
+        &self.needs
     }
 
     /// Takes queries `[tokens, heads, head_dim]` and the attention they paid: `mass[row][head of keys][slot]`, empty where
@@ -93,7 +127,7 @@ impl Statistics {
         let tokens = queries.dim().0;
         self.next = first + tokens;
         if self.needs.queries > 0 {
-            let keep = self.needs.queries + MARGIN;
+            let keep = self.needs.queries.saturating_add(MARGIN);
             for row in tokens.saturating_sub(keep)..tokens {
                 self.recent.push_back((
                     first + row,
@@ -109,18 +143,19 @@ impl Statistics {
                 self.commit_oldest();
             }
         }
+        self.observe_plain(queries, first);
     }
 
-    /// Takes queries before rotary embedding.
-    pub(crate) fn observe_plain(&mut self, queries: ArrayView3<'_, f32>) {
-        let Some(from) = self.needs.moments_from else { return };
-        for row in 0..queries.dim().0 {
-            let position = self.next_plain;
-            self.next_plain += 1;
-            if position >= from {
-                let query = queries.slice(s![row, .., ..]).iter().copied().collect();
-                self.plain.push_back((position, query));
+    fn observe_plain(&mut self, queries: ArrayView3<'_, f32>, first: usize) {
+        let Some(QueryMoments { from, rope }) = &self.needs.moments else { return };
+        for (row, query) in queries.outer_iter().enumerate() {
+            let position = first + row;
+            if position < *from {
+                continue;
             }
+            let mut query: Vec<f32> = query.iter().copied().collect();
+            rope.rotate_back(&mut query, position);
+            self.plain.push_back((position, query));
             if self.plain.len() > MARGIN {
                 let (_, query) = self.plain.pop_front().expect("more than the margin");
                 add_moments(&mut self.moments, &query, self.shape.head_dim);
@@ -137,21 +172,22 @@ impl Statistics {
 
     /// The shortest length, but 0, to which these can go back.
     pub(crate) fn earliest(&self) -> usize {
-        let back = |on: bool, next: usize| if on { next.saturating_sub(MARGIN) } else { 0 };
-        self.settled
-            .max(back(self.needs.queries > 0 || self.needs.mass, self.next))
-            .max(back(self.needs.moments_from.is_some(), self.next_plain))
+        let KvNeeds { queries, mass, moments } = &self.needs;
+        if *queries == 0 && !mass && moments.is_none() {
+            return self.settled;
+        }
+        self.settled.max(self.next.saturating_sub(MARGIN))
     }
 
     pub(crate) fn truncate(&mut self, len: usize) {
         if len == 0 {
-            *self = Self::new(self.shape, self.needs);
+            *self = Self::new(self.shape, std::mem::take(&mut self.needs));
             return;
         }
         self.recent.retain(|(p, _)| *p < len);
         self.pending.retain(|(p, _)| *p < len);
         self.plain.retain(|(p, _)| *p < len);
-        (self.next, self.next_plain) = (self.next.min(len), self.next_plain.min(len));
+        self.next = self.next.min(len);
     }
 
     /// Forgets what belongs to slots that go.
@@ -203,13 +239,13 @@ impl Statistics {
     /// embedding.
     ///
     /// # Errors
-    /// `MissingCalibration` if none was seen.
+    /// `MissingCalibration` if none was seen, or none was asked for.
     pub fn moments(&self, head: usize) -> Result<(Vec<f64>, Array2<f64>)> {
-        let mut moments = self.moments[head].clone();
         let dim = self.shape.head_dim;
+        let mut moments = self.moments.get(head).cloned().unwrap_or_else(|| Moments::none(dim));
         self.plain.iter().for_each(|(_, q)| moments.add(&q[head * dim..][..dim]));
         if moments.count == 0.0 {
-            let why = "queries before rotary embedding are needed: none were given";
+            let why = "queries are needed for their mean and covariance: none was seen";
             return Err(Error::missing_calibration(why));
         }
         let mean: Vec<f64> = moments.sum.iter().map(|s| s / moments.count).collect();

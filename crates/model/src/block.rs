@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use rayon::prelude::*;
+use tensorpress_kvcache::{Cache, Form, KvShape, Layer};
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::{Error, Node, Result, Scratch, kernels};
+use tensorpress_tensor::{DType, Error, ErrorKind, Node, Result, Scratch, kernels};
 
-use crate::cache::{DenseCache, KvCache};
-use crate::layers::{Attention, Linear, Mlp, Norm, as_matrix, buffer};
+use crate::cache::KvCache;
+use crate::layers::{Attention, Linear, Mlp, Norm, Rope, as_matrix, buffer};
 
 /// The inputs that the linear layers of a block read; layers that read the same one share its statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -105,11 +106,20 @@ impl Block {
         reader.shape()[1]
     }
 
-    /// An empty cache for the heads of this block.
+    /// The rotary embedding of queries and keys; encoders have none.
     #[must_use]
-    pub fn cache(&self) -> DenseCache {
-        let dim = self.attention.head_dim;
-        DenseCache::new(self.attention.k.shape()[0] / dim, dim)
+    pub fn rope(&self) -> Option<&Rope> {
+        self.attention.rope.as_deref()
+    }
+
+    /// An empty cache for the heads of this block, of every key and value in f32.
+    #[must_use]
+    pub fn cache(&self) -> Cache {
+        let Attention { q, k, head_dim, .. } = &self.attention;
+        let heads = |linear: &Linear| linear.shape()[0] / head_dim;
+        let layer = KvShape::new(heads(q), heads(k), *head_dim)
+            .and_then(|shape| Layer::new(shape, Form::Float(DType::F32)));
+        Cache::new(layer.expect("heads were checked against the config, which was checked"))
     }
 
     /// Continues one sequence: replaces `hidden` `[tokens, hidden]` of its next tokens by the block's output.
@@ -137,7 +147,14 @@ impl Block {
                        scratch: &mut Scratch| {
             self.attention.mix(q, k, v, out, Some(&mut *cache), scratch)
         };
-        self.run(hidden, &mut mix, observer, scratch)
+        // A cache refuses what is not finite; a weight may be to blame.
+        match self.run(hidden, &mut mix, observer, scratch) {
+            Err(error) if error.kind() == ErrorKind::Numerical => {
+                self.linears().try_for_each(Linear::check_finite)?;
+                Err(error)
+            }
+            result => result,
+        }
     }
 
     /// Runs whole sequences that lie one after the other in `hidden` `[sum of lengths, hidden]`, and replaces them by

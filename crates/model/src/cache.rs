@@ -2,10 +2,9 @@
 
 use std::fmt::Debug;
 
-use ndarray::{ArrayView2, ArrayView3, ArrayViewMut3, Axis};
+use ndarray::{ArrayView3, ArrayViewMut3};
+use tensorpress_kvcache::Cache;
 use tensorpress_tensor::{Result, Scratch};
-
-use crate::layers::{Visible, attend};
 
 /// The keys and values of one block, all heads.
 pub trait KvCache: Debug + Send {
@@ -41,92 +40,8 @@ pub trait KvCache: Debug + Send {
     ) -> Result<()>;
 }
 
-/// Every key and value, in f32.
-#[derive(Debug, Clone, Default)]
-pub struct DenseCache {
-    /// Per head, `[position][dim]`.
-    keys: Vec<Vec<f32>>,
-    values: Vec<Vec<f32>>,
-    head_dim: usize,
-    len: usize,
-}
-
-impl DenseCache {
-    /// An empty cache.
-    #[must_use]
-    pub fn new(kv_heads: usize, head_dim: usize) -> Self {
-        let none = vec![Vec::new(); kv_heads];
-        Self { keys: none.clone(), values: none, head_dim, len: 0 }
-    }
-
-    /// Forgets all tokens from position `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-        for held in self.keys.iter_mut().chain(&mut self.values) {
-            held.truncate(self.len * self.head_dim);
-        }
-    }
-
-    /// Keys `[positions, head_dim]` of a head.
-    ///
-    /// # Panics
-    /// If there is no such head.
-    #[must_use]
-    pub fn keys(&self, head: usize) -> ArrayView2<'_, f32> {
-        self.held(&self.keys[head])
-    }
-
-    /// Values `[positions, head_dim]` of a head.
-    ///
-    /// # Panics
-    /// If there is no such head.
-    #[must_use]
-    pub fn values(&self, head: usize) -> ArrayView2<'_, f32> {
-        self.held(&self.values[head])
-    }
-
-    fn held<'a>(&self, values: &'a [f32]) -> ArrayView2<'a, f32> {
-        ArrayView2::from_shape((self.len, self.head_dim), values).expect("len x head_dim values")
-    }
-}
-
-impl KvCache for DenseCache {
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn bytes(&self) -> u64 {
-        let heads = self.keys.iter().chain(&self.values);
-        heads.map(|held| size_of_val(held.as_slice()) as u64).sum()
-    }
-
-    fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
-        for (mine, new) in [(&mut self.keys, keys.reborrow()), (&mut self.values, values)] {
-            for (held, new) in mine.iter_mut().zip(new.axis_iter(Axis(1))) {
-                held.extend(new.iter());
-            }
-        }
-        self.len += keys.dim().0;
-        Ok(())
-    }
-
-    fn attend(
-        &mut self,
-        queries: ArrayView3<'_, f32>,
-        first: usize,
-        window: Option<usize>,
-        out: ArrayViewMut3<'_, f32>,
-        scratch: &mut Scratch,
-    ) -> Result<()> {
-        let keys: Vec<_> = (0..self.keys.len()).map(|head| self.keys(head)).collect();
-        let values: Vec<_> = (0..self.values.len()).map(|head| self.values(head)).collect();
-        attend(queries, &keys, &values, Visible::Causal { first, window }, out, scratch);
-        Ok(())
-    }
-}
-
-/// Any store, with or without a policy; scores that want queries before rotary embedding do not get them.
-impl KvCache for tensorpress_kvcache::Cache {
+/// Any store, with or without a policy.
+impl KvCache for Cache {
     fn len(&self) -> usize {
         Self::len(self)
     }

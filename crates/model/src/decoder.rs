@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
-use tensorpress_kvcache::KvRecipe;
+use tensorpress_kvcache::{KvRecipe, Rope};
 use tensorpress_tensor::{Error, Result, Scratch};
 
 use crate::block::Block;
@@ -178,26 +178,23 @@ impl Decoder {
         self.blocks.iter().map(one).collect()
     }
 
-    /// An empty cache for every block, as a recipe says.
+    /// An empty cache for every block, as a recipe says; scores that turn queries back do so by this model's rotary
+    /// embedding.
     ///
     /// # Errors
-    /// Those of [`KvRecipe::caches`]; `Unsupported` for scores that want queries before rotary embedding.
+    /// Those of [`KvRecipe::caches`].
     pub fn caches(&self, recipe: &KvRecipe) -> Result<Vec<Box<dyn KvCache>>> {
-        let blocks = self.blocks.len();
-        let one = |index: usize| {
-            let shape = self.config.shape(index);
-            let head_dim = self.config.head_dim;
-            let caches = recipe.caches(blocks, shape.heads, shape.kv_heads, head_dim)?;
-            let cache = caches.into_iter().nth(index).expect("one a block");
-            if cache.needs().moments_from.is_some() {
-                let message = format!(
-                    "`{recipe}` wants queries before rotary embedding, which this model does not give"
-                );
-                return Err(Error::unsupported(message));
+        let one = |(index, block): (usize, &Block)| {
+            let mut recipe = recipe.clone();
+            if let Some(rope) = block.rope() {
+                recipe = recipe.with_rope(Rope::with_frequencies(rope.frequencies().to_vec())?);
             }
-            Ok(Box::new(cache) as Box<dyn KvCache>)
+            let shape = self.config.shape(index);
+            let (blocks, head_dim) = (self.blocks.len(), self.config.head_dim);
+            let caches = recipe.caches(blocks, shape.heads, shape.kv_heads, head_dim)?;
+            Ok(Box::new(caches.into_iter().nth(index).expect("one a block")) as Box<dyn KvCache>)
         };
-        (0..blocks).map(one).collect()
+        self.blocks.iter().enumerate().map(one).collect()
     }
 
     /// Logits `[tokens, vocabulary]` of the next tokens of a sequence; `cache` has one object a block.

@@ -212,7 +212,7 @@ where
 }
 
 /// Runs every sequence on one thread of the pool; results in order.
-fn each<T: Send>(
+pub(crate) fn each<T: Send>(
     segments: &[Vec<u32>],
     progress: &Progress<'_>,
     run: impl Fn(usize, &[u32], &mut Scratch) -> Result<T> + Sync,

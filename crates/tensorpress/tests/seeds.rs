@@ -10,14 +10,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tensorpress::entropy::{Effort, Packer, TileCoder, coded};
-use tensorpress::kvcache::{Axis, Bitmap, Form, HeadSlots, Int, KvShape, KvStore, Layer};
+use tensorpress::kvcache::{Axis, Bitmap, Form, HeadSlots, Int, KvRecipe, KvShape, KvStore, Layer};
 use tensorpress::quant::{Gptq, GridSpec, Rtn};
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
 use tensorpress::tensor::ndarray::{Array2, Array3};
 use tensorpress::tensor::node::{Dense, Mask, Masked, Product, Side, Sum, Transform, Transformed};
 use tensorpress::tensor::stats::Calibration;
-use tensorpress::tensor::{Compress, DType, Node};
+use tensorpress::tensor::{Compress, DType, Node, Scratch};
 
 fn seeds(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target)
@@ -131,6 +131,30 @@ fn write_caches() {
         let metadata = BTreeMap::from([("kv".to_owned(), layer.describe().to_string())]);
         let path = seeds("kv").join(name);
         write_shard(&path, &metadata, &mut |sink| layer.parts("kv", sink)).unwrap();
+    }
+    // Caches with policies, each with other statistics.
+    for (name, recipe) in [
+        ("cache", "f32"),
+        ("cache_h2o", "f32 | h2o(tokens=20, recent=4, stride=2) | adakv"),
+        ("cache_snapkv", "kivi(bits=4, group=16) | pyramidkv(keep=0.5, window=4, pooling=max)"),
+        ("cache_expected", "f16 | expected_attention(bytes=2000, future=4)"),
+        ("cache_demoted", "f32 | random(tokens=20) | demote(bits=2)"),
+    ] {
+        let recipe: KvRecipe = recipe.parse().unwrap();
+        let mut cache = recipe.caches(2, 4, 2, 16).unwrap().remove(1);
+        for tokens in [30, 1, 1] {
+            let some = |heads: usize, seed| {
+                let values = matrix(tokens, heads * 16, seed).into_raw_vec_and_offset().0;
+                Array3::from_shape_vec((tokens, heads, 16), values).unwrap()
+            };
+            cache.append(some(2, 20).view(), some(2, 21).view()).unwrap();
+            let mut out = Array3::zeros((tokens, 4, 16));
+            let mut scratch = Scratch::default();
+            cache.attend(some(4, 22).view(), None, out.view_mut(), &mut scratch).unwrap();
+        }
+        let metadata = BTreeMap::from([("kv".to_owned(), cache.describe().to_string())]);
+        let path = seeds("kv").join(name);
+        write_shard(&path, &metadata, &mut |sink| cache.parts("kv", sink)).unwrap();
     }
     std::fs::write(seeds("recipe").join("kv"), "kivi(bits=4) | h2o(keep=0.5) | demote(bits=2)")
         .unwrap();

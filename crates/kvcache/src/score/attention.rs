@@ -1,13 +1,18 @@
-use ndarray::{Array2, ArrayView2};
-use tensorpress_tensor::kernels::Isa;
-use tensorpress_tensor::{Result, linalg, ndarray};
+use std::collections::BTreeMap;
 
+use ndarray::{Array2, ArrayView2};
+use serde::{Deserialize, Serialize};
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::node::Json;
+use tensorpress_tensor::{Error, Result, linalg, ndarray};
+
+use super::describe::described;
 use super::{Held, Score};
 use crate::kernels;
 use crate::statistics::KvNeeds;
 
 /// Attention received since the token came (H2O, Zhang et al., 2023), the mean over the query heads of a group.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Accumulated {
     /// Divide by the number of queries that saw the token: without it, old tokens have had more time to collect.
     pub per_query: bool,
@@ -20,6 +25,10 @@ impl Score for Accumulated {
 
     fn needs(&self) -> KvNeeds {
         KvNeeds { mass: true, ..KvNeeds::default() }
+    }
+
+    fn describe(&self) -> Json {
+        described(self.id(), self)
     }
 
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
@@ -54,20 +63,41 @@ fn weights(
 }
 
 /// Attention of the newest queries, smoothed along the tokens (SnapKV, Li et al., 2024); those queries' own tokens stay.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct QueryWindow {
     /// How many queries.
     pub window: usize,
-    /// Width of the average, odd; 1 smooths nothing. The divisor is always the width.
+    /// How many neighbours are pooled, odd; 1 smooths nothing.
     pub pool: usize,
+    /// How.
+    pub pooling: Pooling,
+}
+
+/// How neighbours are pooled; the official code of SnapKV has both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Pooling {
+    /// Their mean; at the ends the divisor is still the width.
+    #[default]
+    Average,
+    /// The largest.
+    Max,
 }
 
 impl QueryWindow {
-    /// This many queries, this width of the average.
+    /// This many queries, the average of this many neighbours.
     #[must_use]
     pub fn new(window: usize, pool: usize) -> Self {
-        Self { window, pool }
+        Self { window, pool, pooling: Pooling::Average }
+    }
+
+    /// Sets how neighbours are pooled.
+    #[must_use]
+    pub fn with_pooling(mut self, pooling: Pooling) -> Self {
+        self.pooling = pooling;
+        self
     }
 }
 
@@ -78,6 +108,18 @@ impl Score for QueryWindow {
 
     fn needs(&self) -> KvNeeds {
         KvNeeds { queries: self.window, ..KvNeeds::default() }
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { window, pool, .. } = *self;
+        if window > 0 && !pool.is_multiple_of(2) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("window = {window}, pool = {pool}: at least 1, and odd")))
+    }
+
+    fn describe(&self) -> Json {
+        described(self.id(), self)
     }
 
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
@@ -97,7 +139,11 @@ impl Score for QueryWindow {
                 for (slot, sum) in sum[..own].iter_mut().enumerate() {
                     let near = mean
                         .slice(ndarray::s![slot.saturating_sub(half)..(slot + half + 1).min(own)]);
-                    *sum += near.sum() / (self.pool * shape.group()) as f32;
+                    let pooled = match self.pooling {
+                        Pooling::Average => near.sum() / self.pool as f32,
+                        Pooling::Max => near.fold(0.0, |a: f32, b| a.max(*b)),
+                    };
+                    *sum += pooled / shape.group() as f32;
                 }
                 sum[own..].fill(f32::INFINITY);
             }
@@ -131,20 +177,19 @@ impl Score for LastQuery {
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
         let shape = held.store.shape();
         // By position, for the heads may hold different tokens.
-        let mut mean = vec![0.0f32; held.store.len()];
+        let mut mean = BTreeMap::new();
         for h in held.heads() {
             let (keys, positions) = (held.keys(h), held.store.positions(h));
             for q in h * shape.group()..(h + 1) * shape.group() {
                 let (at, query) = held.statistics.queries(q, 1)?;
                 for (w, p) in weights(&query, &at, keys.view(), &positions).iter().zip(&positions) {
-                    mean[*p] += w / shape.heads as f32;
+                    *mean.entry(*p).or_insert(0.0f32) += w / shape.heads as f32;
                 }
             }
         }
-        if let Some(newest) = mean.last_mut() {
-            *newest = f32::INFINITY;
-        }
-        let of = |h| held.store.positions(h).into_iter().map(|p| mean[p]).collect();
+        // The newest token stays.
+        mean.extend(held.store.len().checked_sub(1).map(|newest| (newest, f32::INFINITY)));
+        let of = |h| held.store.positions(h).into_iter().map(|p| mean[&p]).collect();
         let mut scores: Vec<Vec<f32>> = held.heads().map(of).collect();
         keep_over(&mut scores);
         Ok(scores)

@@ -1,16 +1,19 @@
 use ndarray::{Array1, Array2};
+use serde::{Deserialize, Serialize};
 use tensorpress_tensor::kernels::Isa;
-use tensorpress_tensor::{Result, ndarray};
+use tensorpress_tensor::node::Json;
+use tensorpress_tensor::{Error, Result, ndarray};
 
+use super::describe::described;
 use super::{Held, Score};
 use crate::kernels;
 use crate::rope::Rope;
-use crate::statistics::KvNeeds;
+use crate::statistics::{KvNeeds, QueryMoments};
 
 /// Attention that future queries will pay, were they normal with the mean and covariance of those seen (Expected
 /// Attention, Devoto et al., 2025): softmax of `k mu / sqrt(d) + k C k / 2d` over keys after rotary embedding, mu and C
 /// rotated by the mean rotation of the future positions; times the norm of the value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExpectedAttention {
     /// The model's rotary embedding.
@@ -27,6 +30,9 @@ pub struct ExpectedAttention {
     pub epsilon: f32,
 }
 
+/// Their rotations are added up one by one, at every plan.
+const MOST_FUTURE: usize = 1 << 16;
+
 impl ExpectedAttention {
     /// 512 future positions, 4 sinks, covariance, norms of values, no epsilon.
     #[must_use]
@@ -34,14 +40,9 @@ impl ExpectedAttention {
         Self { rope, future: 512, sinks: 4, covariance: true, values: true, epsilon: 0.0 }
     }
 
-    /// Mean and covariance at the mean of the future positions.
-    fn rotated(
-        &self,
-        mean: &[f64],
-        covariance: &Array2<f64>,
-        next: usize,
-    ) -> (Array1<f64>, Array2<f64>) {
-        let dim = mean.len();
+    /// The mean of the rotations to the future positions.
+    fn rotation(&self, next: usize) -> Array2<f64> {
+        let dim = self.rope.dim();
         let mut rotation = Array2::zeros((dim, dim));
         let turns = self.rope.mean_rotation(next..next + self.future);
         for (i, (cos, sin)) in turns.into_iter().enumerate() {
@@ -49,8 +50,7 @@ impl ExpectedAttention {
             (rotation[[i, i]], rotation[[j, j]]) = (f64::from(cos), f64::from(cos));
             (rotation[[i, j]], rotation[[j, i]]) = (-f64::from(sin), f64::from(sin));
         }
-        let mean = rotation.dot(&Array1::from(mean.to_vec()));
-        (mean, rotation.dot(covariance).dot(&rotation.t()))
+        rotation
     }
 }
 
@@ -60,12 +60,33 @@ impl Score for ExpectedAttention {
     }
 
     fn needs(&self) -> KvNeeds {
-        KvNeeds { moments_from: Some(self.sinks), ..KvNeeds::default() }
+        let moments = QueryMoments { from: self.sinks, rope: self.rope.clone() };
+        KvNeeds { moments: Some(moments), ..KvNeeds::default() }
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { future, epsilon, .. } = *self;
+        if !(1..=MOST_FUTURE).contains(&future) {
+            return Err(Error::invalid(format!(
+                "future = {future}: allowed are 1 to {MOST_FUTURE} positions"
+            )));
+        }
+        if !(epsilon.is_finite() && epsilon >= 0.0) {
+            return Err(Error::invalid(format!(
+                "epsilon = {epsilon}: allowed are finite numbers from 0 on"
+            )));
+        }
+        self.rope.check()
+    }
+
+    fn describe(&self) -> Json {
+        described(self.id(), self)
     }
 
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
         let (shape, next) = (held.store.shape(), held.store.len());
         let dim = shape.head_dim as f64;
+        let rotation = self.rotation(next);
         let mut scores = Vec::with_capacity(shape.kv_heads);
         for h in held.heads() {
             let (keys, values) = held.store.decode(h);
@@ -74,9 +95,10 @@ impl Score for ExpectedAttention {
             let mut sum = vec![0.0f32; keys.nrows()];
             for q in h * shape.group()..(h + 1) * shape.group() {
                 let (mean, covariance) = held.statistics.moments(q)?;
-                let (mean, covariance) = self.rotated(&mean, &covariance, next);
+                let mean = rotation.dot(&Array1::from(mean));
                 let mut logits = keys.dot(&mean) / dim.sqrt();
                 if self.covariance {
+                    let covariance = rotation.dot(&covariance).dot(&rotation.t());
                     logits +=
                         &((keys.dot(&covariance) * &keys).sum_axis(ndarray::Axis(1)) / (2.0 * dim));
                 }

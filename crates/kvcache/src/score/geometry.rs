@@ -1,5 +1,8 @@
+use serde::{Deserialize, Serialize};
+use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Result, ndarray};
 
+use super::describe::described;
 use super::{Held, Score};
 
 /// Minus the norm of the key (Knorm, Devoto et al., 2024): small keys draw attention.
@@ -57,7 +60,7 @@ impl Score for Recency {
 }
 
 /// A number that depends on seed, head and position alone: what every score must beat.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Random {
     /// Seed.
     pub seed: u64,
@@ -66,6 +69,10 @@ pub struct Random {
 impl Score for Random {
     fn id(&self) -> &'static str {
         "random"
+    }
+
+    fn describe(&self) -> Json {
+        described(self.id(), self)
     }
 
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {

@@ -1,15 +1,19 @@
 //! How much a token matters: one number per head of keys and slot, larger for what shall stay.
 
 mod attention;
+mod describe;
 mod expected;
 mod geometry;
 
 use std::fmt::Debug;
 
 use ndarray::Array2;
+use serde_json::json;
+use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Result, ndarray};
 
-pub use attention::{Accumulated, LastQuery, QueryWindow};
+pub use attention::{Accumulated, LastQuery, Pooling, QueryWindow};
+pub use describe::read;
 pub use expected::ExpectedAttention;
 pub use geometry::{KeyDifference, KeyNorm, Random, Recency};
 
@@ -45,6 +49,19 @@ pub trait Score: Debug + Send + Sync {
     /// What it wants to know beside keys and values.
     fn needs(&self) -> KvNeeds {
         KvNeeds::default()
+    }
+
+    /// Whether the parameters can be.
+    ///
+    /// # Errors
+    /// `InvalidArgument` names the parameter and what is allowed.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// `id` and all parameters: what a reader of the cache makes this score from.
+    fn describe(&self) -> Json {
+        json!({ "id": self.id() })
     }
 
     /// A number for every slot of every head of keys.

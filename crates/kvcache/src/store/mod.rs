@@ -21,7 +21,7 @@ use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 pub use form::{Bitmap, Form, Int};
 pub use int::Axis;
 pub use layer::Layer;
-pub(crate) use rows::{count, read_bytes};
+pub(crate) use rows::{bytes_part, count, product, read_bytes};
 
 /// Heads of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

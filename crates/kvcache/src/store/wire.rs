@@ -83,7 +83,8 @@ impl Layer {
         let mut layer = Self::new(empty, form).map_err(|e| bad(e.message().into()))?;
         layer.shape = shape;
         if let Some(rope) = rope {
-            layer = layer.with_plain_keys(rope.checked()?).map_err(|e| bad(e.message().into()))?;
+            rope.check().map_err(|e| bad(e.message().into()))?;
+            layer = layer.with_plain_keys(rope).map_err(|e| bad(e.message().into()))?;
         }
         if let Some(low) = low {
             layer = layer.with_low(low).map_err(|e| bad(e.message().into()))?;

@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, s};
+use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
 use tensorpress_tensor::{Result, Scratch, linalg};
 
 use super::{Linear, Norm, Rope, as_matrix, buffer, math};
@@ -53,10 +53,10 @@ impl Attention {
             return cache.attend(q, first, self.window, out, scratch);
         }
         let visible = match self.rope {
-            Some(_) => Visible::Causal { first: 0, window: self.window },
+            Some(_) => Visible::Causal { window: self.window },
             None => Visible::All { bias: &[] },
         };
-        attend_all(q, k, v, visible, out, scratch);
+        attend(q, k, v, visible, out, scratch);
         Ok(())
     }
 
@@ -78,32 +78,18 @@ impl Attention {
         }
         let dim = self.head_dim;
         let (q, k, v) = (heads(q.view(), dim), heads(k.view(), dim), heads(v, dim));
-        attend_all(q, k, v, Visible::All { bias }, heads_mut(out, dim), scratch);
+        attend(q, k, v, Visible::All { bias }, heads_mut(out, dim), scratch);
         Ok(())
     }
 }
 
-/// [`attend`] for keys and values `[positions, heads, d]`.
-fn attend_all(
-    q: ArrayView3<'_, f32>,
-    k: ArrayView3<'_, f32>,
-    v: ArrayView3<'_, f32>,
-    visible: Visible<'_>,
-    out: ArrayViewMut3<'_, f32>,
-    scratch: &mut Scratch,
-) {
-    let keys: Vec<_> = k.axis_iter(Axis(1)).collect();
-    let values: Vec<_> = v.axis_iter(Axis(1)).collect();
-    attend(q, &keys, &values, visible, out, scratch);
-}
-
 /// What a token sees.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Visible<'a> {
+enum Visible<'a> {
     /// The whole sequence; `bias` is added to the scores of each key, if it is not empty.
     All { bias: &'a [f32] },
-    /// Itself and what comes before it, at most `window` tokens; the first query is at position `first`.
-    Causal { first: usize, window: Option<usize> },
+    /// Itself and what comes before it, at most `window` tokens.
+    Causal { window: Option<usize> },
 }
 
 impl Visible<'_> {
@@ -111,10 +97,7 @@ impl Visible<'_> {
     fn keys(self, row: usize, keys: usize) -> Range<usize> {
         match self {
             Self::All { .. } => 0..keys,
-            Self::Causal { first, window } => {
-                let end = (first + row + 1).min(keys);
-                window.map_or(0, |w| end.saturating_sub(w))..end
-            }
+            Self::Causal { window } => window.map_or(0, |w| (row + 1).saturating_sub(w))..row + 1,
         }
     }
 }
@@ -122,28 +105,28 @@ impl Visible<'_> {
 /// Queries scored at a time: a good matrix product, and few scores of keys that none of them sees.
 const QUERIES: usize = 64;
 
-/// softmax(q kᵀ / sqrt(d)) v for queries `[tokens, heads, d]`, and keys and values `[positions, d]` of every group of
-/// heads.
-pub(crate) fn attend(
+/// softmax(q kᵀ / sqrt(d)) v for queries `[tokens, heads, d]`, and keys and values `[tokens, kv_heads, d]` of a whole
+/// sequence.
+fn attend(
     q: ArrayView3<'_, f32>,
-    keys: &[ArrayView2<'_, f32>],
-    values: &[ArrayView2<'_, f32>],
+    k: ArrayView3<'_, f32>,
+    v: ArrayView3<'_, f32>,
     visible: Visible<'_>,
     mut out: ArrayViewMut3<'_, f32>,
     scratch: &mut Scratch,
 ) {
     let (tokens, heads, dim) = q.dim();
-    let group = heads / keys.len();
+    let group = heads / k.dim().1;
     let scale = 1.0 / (dim as f32).sqrt();
     for start in (0..tokens).step_by(QUERIES) {
         let rows = start..(start + QUERIES).min(tokens);
-        let seen = |row| visible.keys(row, keys[0].nrows());
+        let seen = |row| visible.keys(row, tokens);
         let span = seen(rows.start).start..seen(rows.end - 1).end;
         let mut scores = buffer(scratch, rows.len(), span.len());
         for head in 0..heads {
             let q = q.slice(s![rows.clone(), head, ..]);
-            let k = keys[head / group].slice(s![span.clone(), ..]);
-            let v = values[head / group].slice(s![span.clone(), ..]);
+            let k = k.slice(s![span.clone(), head / group, ..]);
+            let v = v.slice(s![span.clone(), head / group, ..]);
             let mut probabilities = as_matrix(&mut scores, span.len());
             linalg::matmul_nt(q, k, probabilities.view_mut(), false, scratch.par());
             for (row, mut p) in rows.clone().zip(probabilities.rows_mut()) {

@@ -9,7 +9,7 @@ mod mlp;
 mod norm;
 mod rope;
 
-pub(crate) use attention::{Attention, Visible, attend};
+pub(crate) use attention::Attention;
 pub use linear::Linear;
 pub(crate) use matrix::Matrix;
 pub(crate) use mlp::Mlp;

@@ -33,6 +33,12 @@ impl Rope {
         rope
     }
 
+    /// Angle per position of each pair of dimensions.
+    #[must_use]
+    pub fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
     /// Turns the heads of row t of `x` `[tokens, heads * head_dim]` to position `first + t`.
     ///
     /// # Panics

@@ -5,7 +5,7 @@ use tensorpress_model::text::{self, Limits, Windows, calibration_windows};
 use tensorpress_model::{Config, Generation, Source, generate, perplexity};
 use tensorpress_tensor::{Error, ErrorKind, Registry, Scratch};
 
-use crate::common::{Tiny, logits, open};
+use crate::common::{Tiny, logits, logits_in_pieces, open};
 
 /// The error of loading a tiny model with a changed config.
 fn config_error(change: impl FnOnce(&mut Value)) -> Error {
@@ -154,6 +154,14 @@ fn missing_and_non_finite_weights_name_tensor_and_file() {
     tiny.tensors.get_mut(name).unwrap().1[100] = f32::NAN;
     let (_folder, source) = tiny.source();
     let error = logits(&source.unwrap().decoder().unwrap(), &[0, 1, 2]).unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (ErrorKind::Numerical, Some(name)), "{error}");
+    // A cache refuses such keys; it is still the weight that is named.
+    let mut tiny = whole.clone();
+    let name = "model.layers.1.self_attn.k_proj.weight";
+    tiny.tensors.get_mut(name).unwrap().1[100] = f32::NAN;
+    let (_folder, source) = tiny.source();
+    let model = source.unwrap().decoder().unwrap();
+    let error = logits_in_pieces(&model, &[0, 1, 2], &[2, 1]).unwrap_err();
     assert_eq!((error.kind(), error.tensor()), (ErrorKind::Numerical, Some(name)), "{error}");
 }
 

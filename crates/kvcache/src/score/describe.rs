@@ -1,0 +1,47 @@
+//! Scores as JSON.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tensorpress_tensor::node::Json;
+use tensorpress_tensor::{Error, Result};
+
+use super::{
+    Accumulated, ExpectedAttention, KeyDifference, KeyNorm, LastQuery, QueryWindow, Random,
+    Recency, Score,
+};
+
+/// `id` beside the parameters.
+pub(super) fn described(id: &str, parameters: &impl Serialize) -> Json {
+    let mut json = serde_json::to_value(parameters).unwrap_or_default();
+    json["id"] = id.into();
+    json
+}
+
+/// A score of this crate from its [`Score::describe`].
+///
+/// # Errors
+/// `Corruption` for parameters that cannot be, `Unsupported` for a score that is not of this crate.
+pub fn read(json: &Json) -> Result<Arc<dyn Score>> {
+    let bad = |why: String| Error::corruption(format!("score {json}: {why}"));
+    let Some(id) = json["id"].as_str() else { return Err(bad("`id`".into())) };
+    let score = match id {
+        "accumulated_attention" => of::<Accumulated>(json),
+        "window_attention" => of::<QueryWindow>(json),
+        "last_query_attention" => Ok(Arc::new(LastQuery) as Arc<dyn Score>),
+        "knorm" => Ok(Arc::new(KeyNorm) as _),
+        "keydiff" => Ok(Arc::new(KeyDifference) as _),
+        "recency" => Ok(Arc::new(Recency) as _),
+        "expected_attention" => of::<ExpectedAttention>(json),
+        "random" => of::<Random>(json),
+        other => return Err(Error::unsupported(format!("score `{other}` is not of this crate"))),
+    };
+    let score = score.map_err(|e| bad(e.to_string()))?;
+    score.check().map_err(|e| bad(e.message().into()))?;
+    Ok(score)
+}
+
+fn of<S: Score + DeserializeOwned + 'static>(json: &Json) -> serde_json::Result<Arc<dyn Score>> {
+    Ok(Arc::new(S::deserialize(json)?))
+}

@@ -1,0 +1,106 @@
+//! Caches with policies, from recipes: budgets, laws, files, bad input.
+
+mod bad_input;
+mod budgets;
+mod laws;
+mod wire;
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use ndarray::{Array3, s};
+use tensorpress_kvcache::{Cache, KvRecipe, KvStore};
+use tensorpress_tensor::linalg::SplitMix;
+use tensorpress_tensor::{Scratch, ndarray};
+
+const STORES: [&str; 9] = [
+    "f32",
+    "f16",
+    "bf16",
+    "kivi(bits=8)",
+    "kivi(bits=4)",
+    "kivi(bits=2)",
+    "kivi(bits=4, keys=token)",
+    "kivi(bits=4, sliding=true)",
+    "mustafar(sparsity=0.7)",
+];
+const SCORES: [&str; 9] = [
+    "streaming",
+    "h2o",
+    "snapkv",
+    "pyramidkv",
+    "tova",
+    "knorm",
+    "keydiff",
+    "expected_attention",
+    "random",
+];
+const LAST: [&str; 3] = ["", " | adakv", " | demote(bits=8)"];
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const DIM: usize = 32;
+
+/// Every store, score, budget and action there is.
+fn every_recipe() -> Vec<String> {
+    let mut recipes: Vec<String> = STORES.map(str::to_owned).to_vec();
+    for store in STORES {
+        for score in SCORES {
+            for last in LAST {
+                // Bytes of about 70 tokens of 2 heads.
+                let bytes = if store == "f32" { 36_000 } else { 20_000 };
+                for budget in ["keep=0.6".to_owned(), "tokens=70".into(), format!("bytes={bytes}")]
+                {
+                    // What is demoted stays: there is no number of bytes to keep to.
+                    if !(last.contains("demote") && budget.contains("bytes")) {
+                        recipes.push(format!("{store} | {score}({budget}, stride=8){last}"));
+                    }
+                }
+            }
+        }
+    }
+    recipes
+}
+
+fn noise(tokens: usize, heads: usize, seed: u64) -> Array3<f32> {
+    let mut random = SplitMix::new(seed);
+    Array3::from_shape_fn((tokens, heads, DIM), |_| 4.0 * (random.next_f64() as f32 - 0.5))
+}
+
+fn layers(recipe: &str, layers: usize) -> Vec<Cache> {
+    let recipe: KvRecipe = recipe.parse().expect(recipe);
+    recipe.caches(layers, HEADS, KV_HEADS, DIM).expect("caches")
+}
+
+fn one(recipe: &str) -> Cache {
+    layers(recipe, 1).remove(0)
+}
+
+/// Keys, values and queries of one long text.
+static TEXT: LazyLock<[Array3<f32>; 3]> =
+    LazyLock::new(|| [noise(300, KV_HEADS, 1), noise(300, KV_HEADS, 2), noise(300, HEADS, 3)]);
+
+/// The text's tokens `range`; gives the attention output.
+fn feed(cache: &mut Cache, range: Range<usize>) -> Array3<f32> {
+    let [k, v, q] = TEXT.each_ref().map(|x| x.slice(s![range.clone(), .., ..]));
+    cache.append(k, v).expect("appends");
+    let mut out = Array3::zeros(q.raw_dim());
+    cache.attend(q, None, out.view_mut(), &mut Scratch::default()).expect("attends");
+    out
+}
+
+fn held(cache: &Cache) -> Vec<Vec<usize>> {
+    (0..KV_HEADS).map(|h| cache.store().positions(h)).collect()
+}
+
+fn total(cache: &Cache) -> usize {
+    held(cache).iter().map(Vec::len).sum()
+}
+
+/// Both go on alike, token by token.
+fn go_on_alike(a: &mut Cache, b: &mut Cache, tokens: Range<usize>, what: &str) {
+    for t in tokens {
+        let (x, y) = (feed(a, t..t + 1), feed(b, t..t + 1));
+        assert_eq!(x.mapv(f32::to_bits), y.mapv(f32::to_bits), "{what}: token {t}");
+        assert_eq!(held(a), held(b), "{what}: token {t}");
+    }
+}
