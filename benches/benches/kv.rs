@@ -1,5 +1,5 @@
-//! Attention of one decoded token over 32k tokens of 8 heads x 128 channels, in every form a cache can have: one thread,
-//! taking turns in one run, with the read bandwidth of as many bytes beside it. `--test` runs everything once, on few
+//! Attention of one decoded token over 32k tokens of 8 heads x 128 channels, in every form a cache can have: on one thread
+//! and on all, taking turns in one run, with the read bandwidth of as many bytes beside it. `--test` runs everything once, on few
 //! tokens. Every answer is checked against softmax over the decoded store before anything is timed.
 
 use std::hint::black_box;
@@ -11,7 +11,7 @@ use tensorpress_kvcache::{
     Bitmap, Budget, Cache, Causal, Form, Int, KvShape, KvStore, Layer, LayerAt,
 };
 use tensorpress_tensor::kernels::Isa;
-use tensorpress_tensor::linalg::SplitMix;
+use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array1, Array3, s};
 use tensorpress_tensor::{DType, Scratch};
 
@@ -106,7 +106,8 @@ fn forms(heads: usize, tokens: usize, test: bool) {
     let q = noise(1, heads, 3).mapv(|q| 8.0 * q);
     let mut out = Array3::zeros(q.raw_dim());
     let mut scratch = Scratch::default();
-    let mut best = vec![Duration::MAX; layers.len()];
+    let mut all = Scratch::new(Par::Rayon);
+    let mut best = vec![[Duration::MAX; 2]; layers.len()];
     let errors: Vec<f32> = layers
         .iter()
         .map(|layer| {
@@ -116,25 +117,33 @@ fn forms(heads: usize, tokens: usize, test: bool) {
         .collect();
     for _ in 0..turns {
         for (layer, best) in layers.iter().zip(&mut best) {
-            let start = Instant::now();
-            attend(layer, &q, &mut out, &mut scratch);
-            black_box(&out);
-            *best = start.elapsed().min(*best);
+            for (scratch, best) in [&mut scratch, &mut all].into_iter().zip(best) {
+                let start = Instant::now();
+                attend(layer, &q, &mut out, scratch);
+                black_box(&out);
+                *best = start.elapsed().min(*best);
+            }
         }
     }
     println!("\n{heads} query heads, {KV_HEADS} heads of keys x {DIM}, {tokens} tokens, one query");
-    println!("form           bits    ms      GB/s   of read  x f32  x f16  error");
+    println!(
+        "form           bits    ms      GB/s   of read  x f32  x f16  error    all threads: ms  x f32  x f16"
+    );
     for (i, (name, _)) in forms.iter().enumerate() {
-        let (bytes, seconds) = (layers[i].bytes() as usize, best[i].as_secs_f64());
+        let (bytes, [seconds, shared]) =
+            (layers[i].bytes() as usize, best[i].map(|b| b.as_secs_f64()));
         println!(
-            "{name:13} {:5.2} {:7.3} {:8.1} {:8.2} {:6.2} {:6.2}  {:.1e}",
+            "{name:13} {:5.2} {:7.3} {:8.1} {:8.2} {:6.2} {:6.2}  {:.1e} {:16.3} {:6.2} {:6.2}",
             8.0 * bytes as f64 / (2 * KV_HEADS * DIM * tokens) as f64,
             1e3 * seconds,
             bytes as f64 / seconds / 1e9,
             read_seconds(bytes, turns) / seconds,
-            best[0].as_secs_f64() / seconds,
-            best[1].as_secs_f64() / seconds,
+            best[0][0].as_secs_f64() / seconds,
+            best[1][0].as_secs_f64() / seconds,
             errors[i],
+            1e3 * shared,
+            best[0][1].as_secs_f64() / shared,
+            best[1][1].as_secs_f64() / shared,
         );
         assert!(errors[i] < 1e-3, "{name}: error {}", errors[i]);
     }

@@ -7,7 +7,7 @@ use tensorpress_kvcache::{
     Axis, Bitmap, Causal, Form, HeadSlots, Int, KvShape, KvStore, Layer, Rope,
 };
 use tensorpress_tensor::checkpoint::write_shard;
-use tensorpress_tensor::linalg::SplitMix;
+use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Scratch, ndarray};
 
 fn forms() -> Vec<Form> {
@@ -445,5 +445,29 @@ fn impossible_stores_are_refused() {
             ErrorKind::InvalidArgument,
             "{form:?}"
         );
+    }
+}
+
+#[test]
+fn threads_share_the_heads_of_a_long_cache() {
+    let shape = KvShape::new(8, 4, 64).expect("a shape");
+    for form in forms().into_iter().filter(|form| form.check(shape.head_dim).is_ok()) {
+        let layer = filled(shape, form, 2100);
+        let q = noise(2, shape.heads, shape.head_dim, 9);
+        let attend = |par| {
+            let (mut out, mut seen) = (Array3::zeros(q.dim()), Vec::new());
+            let mut watch = |head: usize, token: usize, weights: &[f32]| {
+                seen.push((head, token, weights.to_vec()));
+            };
+            let causal = Causal::from(layer.len() - 2);
+            let scratch = &mut Scratch::new(par);
+            layer
+                .attend(q.view(), causal, out.view_mut(), scratch, Some(&mut watch))
+                .expect("attends");
+            (out, seen)
+        };
+        let (alone, shared) = (attend(Par::Seq), attend(Par::Rayon));
+        assert!(alone == shared, "{form:?}");
+        assert_eq!(alone.1.len(), 2 * shape.heads);
     }
 }

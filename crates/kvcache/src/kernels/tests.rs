@@ -29,9 +29,9 @@ fn floats() {
             several(&rows, dim, |isa, q, w, scores, mixed| {
                 let (stride, first, len) = (tokens, 0, tokens);
                 let out = Scores { data: scores, stride, first, len };
-                float_dots(isa, dtype, &bytes, dim, q, out, &bytes);
+                float_dots(isa, dtype, &bytes, dim, q, out);
                 let weights = Weights { data: w, stride, first, len };
-                float_mix(isa, dtype, &bytes, dim, weights, mixed, &[]);
+                float_mix(isa, dtype, &bytes, dim, weights, mixed);
             });
         }
     }

@@ -44,11 +44,6 @@ impl FloatRows {
         self.dim * self.dtype.size()
     }
 
-    /// What will be read after a page.
-    fn after(&self, page: usize) -> &[u8] {
-        self.pages.get(page + 1).map_or(&[], |next| next)
-    }
-
     pub(crate) fn read(
         json: &Json,
         dim: usize,
@@ -138,7 +133,7 @@ impl Rows for FloatRows {
             let rows = &self.pages[page][within.start * stride..within.end * stride];
             let (first, len) = (page * PAGE + within.start, within.len());
             let out = Scores { data: out, stride: self.len, first, len };
-            kernels::float_dots(isa, self.dtype, rows, self.dim, queries, out, self.after(page));
+            kernels::float_dots(isa, self.dtype, rows, self.dim, queries, out);
         }
     }
 
@@ -149,7 +144,7 @@ impl Rows for FloatRows {
             let rows = &self.pages[page][within.start * stride..within.end * stride];
             let (first, len) = (page * PAGE + within.start, within.len());
             let weights = Weights { data: weights, stride: self.len, first, len };
-            kernels::float_mix(isa, self.dtype, rows, self.dim, weights, out, self.after(page));
+            kernels::float_mix(isa, self.dtype, rows, self.dim, weights, out);
         }
     }
 

@@ -1,12 +1,10 @@
-use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, s};
-use tensorpress_tensor::kernels::Isa;
+use ndarray::{Array2, ArrayView3, ArrayViewMut3, Axis, s};
 use tensorpress_tensor::node::Json;
-use tensorpress_tensor::{Error, PartSink, Result, Scratch, linalg, ndarray};
+use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
 use super::form::Form;
 use super::head::Tier;
 use super::{Causal, HeadSlots, KvShape, KvStore, Watch};
-use crate::kernels;
 use crate::rope::Rope;
 
 /// A layer in one [`Form`], or in two: tokens may be demoted to a second, lower one.
@@ -28,12 +26,6 @@ pub(super) struct Head {
     pub(super) main: Tier,
     pub(super) low: Option<Tier>,
 }
-
-/// Queries handled at a time: a good matrix product, and few scores of keys that none of them sees.
-const QUERIES: usize = 64;
-
-/// Up to this many queries the products run over the stored form; more of them pay for decoding.
-const FUSED: usize = 16;
 
 impl Layer {
     /// An empty layer.
@@ -129,133 +121,8 @@ impl Layer {
         Ok(())
     }
 
-    fn attend_head(
-        &self,
-        head: usize,
-        queries: ArrayView3<'_, f32>,
-        causal: Causal,
-        out: &mut ArrayViewMut3<'_, f32>,
-        scratch: &mut Scratch,
-        watch: &mut Option<&mut Watch<'_>>,
-    ) {
-        let (group, dim) = (self.shape.group(), self.shape.head_dim);
-        let first_head = head * group;
-        let tiers = self.heads[head].tiers();
-        let total: usize = tiers.iter().map(|t| t.len()).sum();
-        let tokens = queries.dim().0;
-        let fused = tokens * group <= FUSED && self.rope.is_none();
-        let dense: Vec<_> = if fused {
-            Vec::new()
-        } else {
-            tiers.iter().map(|t| (self.rotated(t), t.decode(&*t.values))).collect()
-        };
-        let step = (QUERIES / group).max(1);
-        for start in (0..tokens).step_by(step) {
-            let rows = start..(start + step).min(tokens);
-            let n = rows.len() * group;
-            let mut q = scratch.take(n * dim);
-            for (i, to) in q.chunks_exact_mut(dim).enumerate() {
-                let row = queries.slice(s![rows.start + i / group, first_head + i % group, ..]);
-                to.iter_mut().zip(row).for_each(|(to, q)| *to = *q);
-            }
-            let q_view = ArrayView2::from_shape((n, dim), &q).expect("n x dim");
-            let mut scores = scratch.take(n * total);
-            let mut at = 0;
-            for (i, tier) in tiers.iter().enumerate() {
-                let part = &mut scores[at * n..(at + tier.len()) * n];
-                let last = causal.first + rows.end - 1;
-                let span = tier.span(causal, causal.first + rows.start, last);
-                if fused {
-                    tier.keys.dots(q_view, span.clone(), part);
-                } else {
-                    let to = ArrayViewMut2::from_shape((n, tier.len()), part).expect("n x len");
-                    linalg::matmul_nt(q_view, dense[i].0.view(), to, false, scratch.par());
-                }
-                at += tier.len();
-            }
-            self.weigh(&tiers, &mut scores, n, |i| causal.first + rows.start + i / group, causal);
-            if let Some(watch) = watch {
-                let mut weights = Vec::with_capacity(total);
-                for i in 0..n {
-                    weights.clear();
-                    let mut at = 0;
-                    for tier in &tiers {
-                        weights.extend(&scores[at * n + i * tier.len()..][..tier.len()]);
-                        at += tier.len();
-                    }
-                    watch(first_head + i % group, rows.start + i / group, &weights);
-                }
-            }
-            let mut mixed = scratch.take(n * dim);
-            mixed.fill(0.0);
-            let mut to = ArrayViewMut2::from_shape((n, dim), &mut mixed).expect("n x dim");
-            let mut at = 0;
-            for (i, tier) in tiers.iter().enumerate() {
-                let part = &scores[at * n..(at + tier.len()) * n];
-                if fused {
-                    let last = causal.first + rows.end - 1;
-                    let span = tier.span(causal, causal.first + rows.start, last);
-                    tier.values.mix(part, span, to.view_mut());
-                } else {
-                    let part = ArrayView2::from_shape((n, tier.len()), part).expect("n x len");
-                    linalg::matmul(part, dense[i].1.view(), to.view_mut(), true, scratch.par());
-                }
-                at += tier.len();
-            }
-            for (i, from) in mixed.chunks_exact(dim).enumerate() {
-                let mut row = out.slice_mut(s![rows.start + i / group, first_head + i % group, ..]);
-                row.iter_mut().zip(from).for_each(|(to, v)| *to = *v);
-            }
-            scratch.put(mixed);
-            scratch.put(scores);
-            scratch.put(q);
-        }
-    }
-
-    /// Scores (tier after tier, each `[n, len]`) become weights: what a query does not see weighs 0.
-    fn weigh(
-        &self,
-        tiers: &[&Tier],
-        scores: &mut [f32],
-        n: usize,
-        position: impl Fn(usize) -> usize,
-        causal: Causal,
-    ) {
-        let (isa, scale) = (Isa::detect(), 1.0 / (self.shape.head_dim as f32).sqrt());
-        let mut joint = Vec::new();
-        for i in 0..n {
-            let p = position(i);
-            let mut at = 0;
-            joint.clear();
-            for tier in tiers {
-                let part = &mut scores[at * n + i * tier.len()..][..tier.len()];
-                tier.hide(part, causal, p);
-                if let [_] = tiers {
-                    let span = tier.span(causal, p, p);
-                    kernels::softmax(isa, &mut part[span.clone()], scale);
-                    part[..span.start].fill(0.0);
-                    part[span.end..].fill(0.0);
-                } else {
-                    joint.extend_from_slice(part);
-                }
-                at += tier.len();
-            }
-            if joint.is_empty() {
-                continue;
-            }
-            kernels::softmax(isa, &mut joint, scale);
-            let (mut at, mut from) = (0, 0);
-            for tier in tiers {
-                let part = &mut scores[at * n + i * tier.len()..][..tier.len()];
-                part.copy_from_slice(&joint[from..from + tier.len()]);
-                at += tier.len();
-                from += tier.len();
-            }
-        }
-    }
-
     /// Keys of a tier, rotated where they are held plain.
-    fn rotated(&self, tier: &Tier) -> Array2<f32> {
+    pub(super) fn rotated(&self, tier: &Tier) -> Array2<f32> {
         let mut k = tier.decode(&*tier.keys);
         if let Some(rope) = &self.rope {
             for (slot, mut row) in k.rows_mut().into_iter().enumerate() {
@@ -320,18 +187,16 @@ impl KvStore for Layer {
         &self,
         queries: ArrayView3<'_, f32>,
         causal: Causal,
-        mut out: ArrayViewMut3<'_, f32>,
+        out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
-        mut watch: Option<&mut Watch<'_>>,
+        watch: Option<&mut Watch<'_>>,
     ) -> Result<()> {
         self.shape.check("queries", self.shape.heads, queries.dim())?;
         if out.dim() != queries.dim() {
             let (o, q) = (out.dim(), queries.dim());
             return Err(Error::shape(format!("out {o:?}, queries {q:?}")));
         }
-        for head in 0..self.heads.len() {
-            self.attend_head(head, queries, causal, &mut out, scratch, &mut watch);
-        }
+        self.attend_heads(queries, causal, out, scratch, watch);
         Ok(())
     }
 

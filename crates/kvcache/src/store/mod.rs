@@ -1,5 +1,6 @@
 //! How keys and values are held: forms, and the layer that holds all heads in them.
 
+mod attend;
 mod bitmap;
 mod float;
 mod form;

@@ -1,0 +1,228 @@
+//! Attention over the heads of a layer.
+
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
+use rayon::prelude::*;
+use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::{Scratch, linalg, ndarray};
+
+use super::head::Tier;
+use super::{Causal, Layer, Watch};
+use crate::kernels;
+
+/// Queries handled at a time: a good matrix product, and few scores of keys that none of them sees.
+const QUERIES: usize = 64;
+
+/// Up to this many queries the products run over the stored form; more of them pay for decoding.
+const FUSED: usize = 16;
+
+/// Heads are shared among threads from this many products on: below, waking threads costs more.
+const SHARED: usize = 1 << 20;
+
+/// Some tokens' queries to one head of keys and values.
+struct Block<'a> {
+    layer: &'a Layer,
+    head: usize,
+    tiers: Vec<&'a Tier>,
+    /// Keys and values of every tier, where the products do not run over the stored form.
+    dense: Vec<(Array2<f32>, Array2<f32>)>,
+    causal: Causal,
+    /// Tokens among the queries.
+    tokens: Range<usize>,
+}
+
+impl Layer {
+    pub(super) fn attend_heads(
+        &self,
+        queries: ArrayView3<'_, f32>,
+        causal: Causal,
+        mut out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+        mut watch: Option<&mut Watch<'_>>,
+    ) {
+        let (group, heads, tokens) = (self.shape.group(), self.heads.len(), queries.dim().0);
+        let fused = tokens * group <= FUSED && self.rope.is_none();
+        let work = heads * tokens * group * self.len * self.shape.head_dim;
+        if fused && heads > 1 && scratch.par().threads() > 1 && work >= SHARED {
+            let blocks: Vec<_> =
+                (0..heads).map(|head| Block::new(self, head, true, causal, 0..tokens)).collect();
+            let mut buffers: Vec<_> = blocks.iter().map(|b| b.buffers(scratch)).collect();
+            blocks.par_iter().zip(&mut buffers).for_each(|(block, [q, scores, mixed])| {
+                block.weights(queries, q, scores, Par::Seq);
+                block.mix(scores, mixed, Par::Seq);
+            });
+            for (block, [q, scores, mixed]) in blocks.iter().zip(buffers) {
+                block.show(&scores, &mut watch);
+                block.put(&mixed, &mut out);
+                [q, scores, mixed].into_iter().for_each(|buffer| scratch.put(buffer));
+            }
+            return;
+        }
+        let step = (QUERIES / group).max(1);
+        for head in 0..heads {
+            let mut block = Block::new(self, head, fused, causal, 0..0);
+            for start in (0..tokens).step_by(step) {
+                block.tokens = start..(start + step).min(tokens);
+                let [mut q, mut scores, mut mixed] = block.buffers(scratch);
+                block.weights(queries, &mut q, &mut scores, scratch.par());
+                block.show(&scores, &mut watch);
+                block.mix(&scores, &mut mixed, scratch.par());
+                block.put(&mixed, &mut out);
+                [q, scores, mixed].into_iter().for_each(|buffer| scratch.put(buffer));
+            }
+        }
+    }
+}
+
+impl<'a> Block<'a> {
+    fn new(
+        layer: &'a Layer,
+        head: usize,
+        fused: bool,
+        causal: Causal,
+        tokens: Range<usize>,
+    ) -> Self {
+        let tiers = layer.heads[head].tiers();
+        let dense = |t: &&Tier| (layer.rotated(t), t.decode(&*t.values));
+        let dense = if fused { Vec::new() } else { tiers.iter().map(dense).collect() };
+        Self { layer, head, tiers, dense, causal, tokens }
+    }
+
+    /// Queries: those of every token, one after another for each query head of the group.
+    fn queries(&self) -> usize {
+        self.tokens.len() * self.layer.shape.group()
+    }
+
+    /// Room for queries, scores (tier after tier, each `[queries, len]`) and sums.
+    fn buffers(&self, scratch: &mut Scratch) -> [Vec<f32>; 3] {
+        let (n, dim) = (self.queries(), self.layer.shape.head_dim);
+        let total: usize = self.tiers.iter().map(|t| t.len()).sum();
+        [n * dim, n * total, n * dim].map(|len| scratch.take(len))
+    }
+
+    /// The query head and the token of query `i`.
+    fn place(&self, i: usize) -> (usize, usize) {
+        let group = self.layer.shape.group();
+        (self.head * group + i % group, self.tokens.start + i / group)
+    }
+
+    /// Each tier, where its scores begin, and the slots that some of the queries may see.
+    fn parts(&self) -> impl Iterator<Item = (usize, &Tier, usize, Range<usize>)> {
+        let first = self.causal.first + self.tokens.start;
+        let last = self.causal.first + self.tokens.end - 1;
+        let mut at = 0;
+        self.tiers.iter().enumerate().map(move |(i, tier)| {
+            let start = at;
+            at += tier.len() * self.queries();
+            (i, *tier, start, tier.span(self.causal, first, last))
+        })
+    }
+
+    /// What every query gives to every slot; what it does not see weighs 0.
+    fn weights(&self, queries: ArrayView3<'_, f32>, q: &mut [f32], scores: &mut [f32], par: Par) {
+        let (n, dim) = (self.queries(), self.layer.shape.head_dim);
+        for (i, to) in q.chunks_exact_mut(dim).enumerate() {
+            let (head, token) = self.place(i);
+            let row = queries.slice(s![token, head, ..]);
+            to.iter_mut().zip(row).for_each(|(to, q)| *to = *q);
+        }
+        let q = ArrayView2::from_shape((n, dim), q).expect("n x dim");
+        for (i, tier, at, span) in self.parts() {
+            let part = &mut scores[at..][..tier.len() * n];
+            match self.dense.get(i) {
+                None => tier.keys.dots(q, span, part),
+                Some((keys, _)) => {
+                    let to = ArrayViewMut2::from_shape((n, tier.len()), part).expect("n x len");
+                    linalg::matmul_nt(q, keys.view(), to, false, par);
+                }
+            }
+        }
+        let position = |i| self.causal.first + self.place(i).1;
+        self.layer.weigh(&self.tiers, scores, n, position, self.causal);
+    }
+
+    /// Shows the weights of each query.
+    fn show(&self, scores: &[f32], watch: &mut Option<&mut Watch<'_>>) {
+        let Some(watch) = watch else { return };
+        let mut weights = Vec::with_capacity(scores.len() / self.queries());
+        for i in 0..self.queries() {
+            weights.clear();
+            for (_, tier, at, _) in self.parts() {
+                weights.extend(&scores[at + i * tier.len()..][..tier.len()]);
+            }
+            let (head, token) = self.place(i);
+            watch(head, token, &weights);
+        }
+    }
+
+    /// The values' sums by these weights.
+    fn mix(&self, scores: &[f32], mixed: &mut [f32], par: Par) {
+        let (n, dim) = (self.queries(), self.layer.shape.head_dim);
+        mixed.fill(0.0);
+        let mut to = ArrayViewMut2::from_shape((n, dim), mixed).expect("n x dim");
+        for (i, tier, at, span) in self.parts() {
+            let part = &scores[at..][..tier.len() * n];
+            match self.dense.get(i) {
+                None => tier.values.mix(part, span, to.view_mut()),
+                Some((_, values)) => {
+                    let part = ArrayView2::from_shape((n, tier.len()), part).expect("n x len");
+                    linalg::matmul(part, values.view(), to.view_mut(), true, par);
+                }
+            }
+        }
+    }
+
+    fn put(&self, mixed: &[f32], out: &mut ArrayViewMut3<'_, f32>) {
+        for (i, from) in mixed.chunks_exact(self.layer.shape.head_dim).enumerate() {
+            let (head, token) = self.place(i);
+            let mut row = out.slice_mut(s![token, head, ..]);
+            row.iter_mut().zip(from).for_each(|(to, v)| *to = *v);
+        }
+    }
+}
+
+impl Layer {
+    /// Scores (tier after tier, each `[n, len]`) become weights: what a query does not see weighs 0.
+    fn weigh(
+        &self,
+        tiers: &[&Tier],
+        scores: &mut [f32],
+        n: usize,
+        position: impl Fn(usize) -> usize,
+        causal: Causal,
+    ) {
+        let (isa, scale) = (Isa::detect(), 1.0 / (self.shape.head_dim as f32).sqrt());
+        let mut joint = Vec::new();
+        for i in 0..n {
+            let p = position(i);
+            let mut at = 0;
+            joint.clear();
+            for tier in tiers {
+                let part = &mut scores[at * n + i * tier.len()..][..tier.len()];
+                tier.hide(part, causal, p);
+                if let [_] = tiers {
+                    let span = tier.span(causal, p, p);
+                    kernels::softmax(isa, &mut part[span.clone()], scale);
+                    part[..span.start].fill(0.0);
+                    part[span.end..].fill(0.0);
+                } else {
+                    joint.extend_from_slice(part);
+                }
+                at += tier.len();
+            }
+            if joint.is_empty() {
+                continue;
+            }
+            kernels::softmax(isa, &mut joint, scale);
+            let (mut at, mut from) = (0, 0);
+            for tier in tiers {
+                let part = &mut scores[at * n + i * tier.len()..][..tier.len()];
+                part.copy_from_slice(&joint[from..from + tier.len()]);
+                at += tier.len();
+                from += tier.len();
+            }
+        }
+    }
+}
