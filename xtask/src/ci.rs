@@ -238,6 +238,7 @@ fn neon() -> Outcome {
     // under emulation).
     for package in [
         &["-p", "tensorpress-tensor", "--lib", "kernels"][..],
+        &["-p", "tensorpress-kvcache", "--lib"],
         &["-p", "tensorpress-entropy", "--lib", "--test", "chunks", "--", "--skip", "fine_tunes"],
     ] {
         let mut command = cargo(&["test", "--target", TARGET]);

@@ -1,0 +1,126 @@
+//! Panels of integer codes.
+//!
+//! *Keys*: 16 tokens a panel, one a lane; a line holds `32 / bits` channels, four to a field of `bits` bits of each
+//! lane's bytes. *Values*: 16 channels a panel, one a lane; a line holds `32 / bits` tokens in the same way. The float
+//! side of a product, with the scale of its group folded in, becomes two planes of int8 (16 bits), so that
+//! products are exact to 2e-5 of the largest term.
+
+mod keys;
+mod values;
+
+use tensorpress_tensor::DType;
+
+use super::LANES;
+use super::lanes::{LEVELS, Lanes, Line};
+
+pub(crate) use keys::{by_channel_dots, by_token_dots};
+pub(crate) use values::by_token_mix;
+
+/// Most channels of a head, and most tokens of a page.
+pub(crate) const MAX_DIM: usize = 512;
+
+/// Codes of one page, and the scales and minima of their groups as little-endian floats.
+#[derive(Clone, Copy)]
+pub(crate) struct Page<'a> {
+    pub(crate) bits: u32,
+    pub(crate) dim: usize,
+    pub(crate) lines: &'a [Line],
+    pub(crate) dtype: DType,
+    /// Tokens (by channel) or channels (by token) that share a scale.
+    pub(crate) group: usize,
+    pub(crate) scales: &'a [u8],
+    pub(crate) mins: &'a [u8],
+}
+
+/// Buffers of one caller, used for page after page: floats as `step * (256 * high + low)`.
+#[derive(Default)]
+pub(crate) struct Work {
+    x: Vec<f32>,
+    high: Vec<i8>,
+    low: Vec<i8>,
+    /// What the minima of each group add.
+    offsets: Vec<f32>,
+    step: f32,
+}
+
+impl Work {
+    /// Makes room for `n` floats (a multiple of 16) and `groups` offsets.
+    #[inline(always)]
+    fn room(&mut self, n: usize, groups: usize) {
+        self.x.resize(n, 0.0);
+        self.high.resize(n, 0);
+        self.low.resize(n, 0);
+        self.offsets.resize(groups.next_multiple_of(FOUR), 0.0);
+    }
+
+    /// Makes planes of the floats, none of which is larger than a lane of `largest`.
+    #[inline(always)]
+    fn split<L: Lanes>(&mut self, l: L, largest: L::F) {
+        self.step = l.largest(largest) / LEVELS;
+        let factor = l.splat(if self.step > 0.0 { 1.0 / self.step } else { 0.0 });
+        let high = self.high.as_chunks_mut::<LANES>().0;
+        let low = self.low.as_chunks_mut::<LANES>().0;
+        for ((x, high), low) in self.x.as_chunks::<LANES>().0.iter().zip(high).zip(low) {
+            l.planes(l.mul(l.load(x), factor), high, low);
+        }
+    }
+
+    /// Fours of both planes from entry `first` on.
+    #[inline(always)]
+    fn fours(&self, first: usize) -> (&[[i8; 4]], &[[i8; 4]]) {
+        (self.high[first..].as_chunks().0, self.low[first..].as_chunks().0)
+    }
+
+    /// What the two integer sums stand for.
+    #[inline(always)]
+    fn value<L: Lanes>(&self, l: L, high: L::I, low: L::I) -> L::F {
+        let sum = l.fma(l.to_floats(high), l.splat(256.0), l.to_floats(low));
+        l.mul(sum, l.splat(self.step))
+    }
+}
+
+/// Sums that are added across lanes together.
+const FOUR: usize = 4;
+
+/// Calls a generic function with the bits of a code.
+macro_rules! with_bits {
+    ($bits:expr, $BITS:ident => $call:expr) => {
+        match $bits {
+            2 => {
+                const $BITS: u32 = 2;
+                $call
+            }
+            4 => {
+                const $BITS: u32 = 4;
+                $call
+            }
+            _ => {
+                const $BITS: u32 = 8;
+                $call
+            }
+        }
+    };
+}
+use with_bits;
+
+#[inline(always)]
+fn mask(bits: u32) -> u8 {
+    (255u32 >> (8 - bits)) as u8
+}
+
+/// Adds the products of one line with fours of both planes.
+#[inline(always)]
+fn line_dot<L: Lanes, const BITS: u32>(
+    l: L,
+    line: &Line,
+    h: &[[i8; 4]],
+    w: &[[i8; 4]],
+    (high, low): (&mut L::I, &mut L::I),
+) {
+    let v = l.line(line);
+    for i in 0..(8 / BITS) as usize {
+        let codes = l.bits(v, i as u32 * BITS, mask(BITS));
+        *high = l.dot::<BITS>(*high, codes, h[i]);
+        *low = l.dot::<BITS>(*low, codes, w[i]);
+    }
+}
