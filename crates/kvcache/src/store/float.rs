@@ -105,11 +105,25 @@ impl Rows for FloatRows {
         // Full pages in front of the first row that goes stay as they are, shared or not.
         let same = keep.iter().zip(0..).take_while(|(row, i)| **row == *i).count() / PAGE;
         let mut pages: Vec<_> = self.pages[..same].to_vec();
-        for rows in keep[same * PAGE..].chunks(PAGE) {
-            let mut page = Vec::with_capacity(PAGE * stride);
-            for row in rows {
-                page.extend_from_slice(&self.pages[row / PAGE][row % PAGE * stride..][..stride]);
+        let mut page = Vec::new();
+        // Rows that stay neighbours move together, as far as both pages reach.
+        for run in keep[same * PAGE..].chunk_by(|a, b| a + 1 == *b) {
+            let (mut row, end) = (run[0], run[0] + run.len());
+            while row < end {
+                if page.is_empty() {
+                    page.reserve_exact(PAGE * stride);
+                }
+                let from = row % PAGE;
+                let rows = (end - row).min(PAGE - from).min(PAGE - page.len() / stride);
+                let bytes = from * stride..(from + rows) * stride;
+                page.extend_from_slice(&self.pages[row / PAGE][bytes]);
+                row += rows;
+                if page.len() == PAGE * stride {
+                    pages.push(Arc::new(std::mem::take(&mut page)));
+                }
             }
+        }
+        if !page.is_empty() {
             pages.push(Arc::new(page));
         }
         (self.pages, self.len) = (pages, keep.len());
