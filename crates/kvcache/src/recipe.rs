@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `f32`, `f16`, `bf16` | |
 //! | `kivi` | bits 4, group 32, residual = group (newest tokens that are exact), sliding false (true: never fewer), keys channel (or token), scales f16, margin 32 |
-//! | `mustafar` | sparsity 0.5 (or key_sparsity, value_sparsity), window 32, margin 32 |
+//! | `mustafar` | sparsity 0.5 (or key_sparsity, value_sparsity), value_group none (values pruned by token), window 32, margin 32 |
 //! | `streaming`, `h2o`, `snapkv`, `pyramidkv`, `tova`, `knorm`, `keydiff`, `expected_attention`, `random` | keep (a share), tokens or bytes (per layer): one of them; sinks 0, recent 0, stride 128 |
 //! | ... `streaming` | sinks 4 |
 //! | ... `h2o` | recent 32 |
@@ -154,6 +154,7 @@ impl Stage {
                     "sparsity",
                     "key_sparsity",
                     "value_sparsity",
+                    "value_group",
                     "window",
                     "margin",
                 ])?;
@@ -161,6 +162,9 @@ impl Stage {
                 let mut map = Bitmap::new(self.value("sparsity", 0.5, shares)?);
                 map.keys = self.value("key_sparsity", map.keys, shares)?;
                 map.values = self.value("value_sparsity", map.values, shares)?;
+                if self.get("value_group").is_some() {
+                    map.value_group = Some(self.number("value_group", 32)?);
+                }
                 (map.window, map.margin) = (self.number("window", 32)?, self.number("margin", 32)?);
                 Ok(Form::Bitmap(map))
             }

@@ -20,6 +20,7 @@ fn forms() -> Vec<Form> {
     }
     forms.push(Form::Int(Int::new(4).with_group(48).with_window(96).with_scales(DType::F32)));
     forms.push(Form::Bitmap(Bitmap::new(0.7)));
+    forms.push(Form::Bitmap(Bitmap::new(0.5).with_value_group(24).with_window(20)));
     forms.push(Form::Bitmap(Bitmap::new(0.0).with_dtype(DType::F32).with_window(0)));
     forms
 }
@@ -438,6 +439,7 @@ fn impossible_stores_are_refused() {
         Form::Int(int(4).with_window(33)),
         Form::Float(DType::I8),
         Form::Bitmap(Bitmap::new(1.0)),
+        Form::Bitmap(Bitmap::new(0.5).with_value_group(0)),
         Form::Bitmap(Bitmap::new(f64::NAN)),
     ] {
         assert_eq!(

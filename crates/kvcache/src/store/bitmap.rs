@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use serde_json::json;
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::node::{Json, PartSource};
@@ -17,8 +17,10 @@ use crate::kernels::{self, Bitmaps, LANES, SLACK, Scores, Weights};
 pub(crate) struct BitmapRows {
     dtype: DType,
     dim: usize,
-    /// Entries of a row that are kept at least: ties of the last are kept as well.
+    /// Entries that are kept at least: of a row, or of each channel in a group. Ties of the last are kept as well.
     keep: usize,
+    /// Rows within which the entries of each channel compete; without it, those of a row do.
+    group: Option<usize>,
     len: usize,
     pages: Vec<Arc<Page>>,
 }
@@ -47,7 +49,7 @@ impl Page {
     }
 }
 
-/// How many of `dim` entries Mustafar keeps at a sparsity: the k-th smallest magnitude, k = `dim * sparsity` rounded
+/// How many of `dim` competing entries Mustafar keeps at a sparsity: the k-th smallest magnitude, k = `dim * sparsity` rounded
 /// down, is the first that stays.
 pub(crate) fn kept(dim: usize, sparsity: f64) -> usize {
     let dropped = (dim as f64 * sparsity) as usize;
@@ -55,8 +57,8 @@ pub(crate) fn kept(dim: usize, sparsity: f64) -> usize {
 }
 
 impl BitmapRows {
-    pub(crate) fn new(dtype: DType, dim: usize, keep: usize) -> Self {
-        Self { dtype, dim, keep, len: 0, pages: Vec::new() }
+    pub(crate) fn new(dtype: DType, dim: usize, keep: usize, group: Option<usize>) -> Self {
+        Self { dtype, dim, keep, group, len: 0, pages: Vec::new() }
     }
 
     fn chunks(&self) -> usize {
@@ -76,22 +78,26 @@ impl BitmapRows {
         self.pages.get(page + 1).map(|next| self.view(page + 1, 0..next.starts.len()))
     }
 
-    fn push_row(&mut self, row: &[f32]) {
+    /// The least magnitude that is kept of entries that compete.
+    fn least(&self, magnitudes: &mut [f32]) -> f32 {
+        let at = magnitudes.len() - self.keep;
+        *magnitudes.select_nth_unstable_by(at, f32::total_cmp).1
+    }
+
+    /// Takes a row, of each channel what is at least so large.
+    fn push_row(&mut self, row: &[f32], least: &[f32]) {
         if self.len.is_multiple_of(PAGE) {
             self.pages.push(Arc::new(Page::new(self.dtype)));
         }
-        let mut magnitudes: Vec<f32> = row.iter().map(|v| v.abs()).collect();
-        let at = self.dim - self.keep;
-        let least = *magnitudes.select_nth_unstable_by(at, f32::total_cmp).1;
         let page = Arc::make_mut(self.pages.last_mut().expect("just made"));
         let used = page.used(self.dtype);
         page.starts.push((used / self.dtype.size()) as u32);
         page.values.truncate(used);
         let mut values = Vec::with_capacity(self.keep);
-        for chunk in row.chunks(LANES) {
+        for (chunk, least) in row.chunks(LANES).zip(least.chunks(LANES)) {
             let mut mask = 0;
-            for (i, v) in chunk.iter().enumerate() {
-                if v.abs() >= least {
+            for (i, (v, least)) in chunk.iter().zip(least).enumerate() {
+                if v.abs() >= *least {
                     mask |= 1 << i;
                     values.push(*v);
                 }
@@ -111,8 +117,10 @@ impl BitmapRows {
     ) -> Result<Self> {
         let bad = |why: &str| Error::corruption(format!("KV cache description: {why}"));
         let (dtype, keep, len) = (read_dtype(json)?, count(json, "keep")?, count(json, "len")?);
-        if keep == 0 || keep > dim {
-            return Err(bad(&format!("`keep` = {keep} of rows of {dim}")));
+        let group = if json["group"].is_null() { None } else { Some(count(json, "group")?) };
+        let most = group.unwrap_or(dim);
+        if keep == 0 || keep > most {
+            return Err(bad(&format!("`keep` = {keep} of {most}")));
         }
         let chunks = dim.div_ceil(LANES);
         let masks = read_bytes(source, prefix, "masks", product(&[len, chunks, 2])?)?;
@@ -124,7 +132,7 @@ impl BitmapRows {
         }
         let total: usize = masks.iter().map(|m| m.count_ones() as usize).sum();
         let bytes = read_bytes(source, prefix, "values", product(&[total, dtype.size()])?)?;
-        let (mut rows, mut done) = (Self::new(dtype, dim, keep), 0);
+        let (mut rows, mut done) = (Self::new(dtype, dim, keep, group), 0);
         for masks in masks.chunks(PAGE * chunks) {
             let mut page = Page { masks: masks.to_vec(), starts: Vec::new(), values: Vec::new() };
             let mut count = 0;
@@ -153,11 +161,21 @@ impl Packed for BitmapRows {
     }
 
     fn prefix(&self, total: usize, window: usize) -> usize {
-        total.saturating_sub(window)
+        let packed = total.saturating_sub(window);
+        packed - packed % self.group.unwrap_or(1)
     }
 
     fn push(&mut self, rows: ArrayView2<'_, f32>) {
-        rows.rows().into_iter().for_each(|row| self.push_row(&row.to_vec()));
+        for group in rows.axis_chunks_iter(Axis(0), self.group.unwrap_or(1)) {
+            let magnitudes = group.mapv(f32::abs);
+            let least: Vec<f32> = match self.group {
+                None => vec![self.least(&mut magnitudes.into_raw_vec_and_offset().0); self.dim],
+                Some(_) => {
+                    magnitudes.columns().into_iter().map(|c| self.least(&mut c.to_vec())).collect()
+                }
+            };
+            group.rows().into_iter().for_each(|row| self.push_row(&row.to_vec(), &least));
+        }
     }
 
     fn truncate(&mut self, len: usize) {
@@ -250,6 +268,11 @@ impl Packed for BitmapRows {
     }
 
     fn describe(&self) -> Json {
-        json!({ "form": "bitmap", "dtype": self.dtype, "keep": self.keep, "len": self.len })
+        let mut json =
+            json!({ "form": "bitmap", "dtype": self.dtype, "keep": self.keep, "len": self.len });
+        if let Some(group) = self.group {
+            json["group"] = json!(group);
+        }
+        json
     }
 }

@@ -112,7 +112,11 @@ pub struct Bitmap {
     pub keys: f64,
     /// Share of a value's entries that is dropped.
     pub values: f64,
-    /// Newest tokens held whole.
+    /// Tokens of a run within which the entries of each channel of the values compete; without it, those of each token
+    /// do, as those of keys always do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_group: Option<usize>,
+    /// Newest tokens held whole; up to `value_group - 1` more values are.
     pub window: usize,
     /// Type of the entries that stay.
     pub dtype: DType,
@@ -124,13 +128,21 @@ impl Bitmap {
     /// Drops this share of keys and values; f16, a window and a margin of 32.
     #[must_use]
     pub fn new(sparsity: f64) -> Self {
-        Self { keys: sparsity, values: sparsity, window: 32, dtype: DType::F16, margin: 32 }
+        let (keys, values, value_group) = (sparsity, sparsity, None);
+        Self { keys, values, value_group, window: 32, dtype: DType::F16, margin: 32 }
     }
 
     /// Sets how many of the newest tokens stay whole.
     #[must_use]
     pub fn with_window(mut self, window: usize) -> Self {
         self.window = window;
+        self
+    }
+
+    /// Sets that values are pruned by channel, in runs of so many tokens.
+    #[must_use]
+    pub fn with_value_group(mut self, tokens: usize) -> Self {
+        self.value_group = Some(tokens);
         self
     }
 
@@ -202,6 +214,9 @@ impl Form {
             }
             Self::Bitmap(map) => {
                 check_dtype("dtype", map.dtype)?;
+                if map.value_group == Some(0) {
+                    return Err(Error::invalid("value_group = 0: at least 1"));
+                }
                 for (key, sparsity) in [("keys", map.keys), ("values", map.values)] {
                     if !(0.0..1.0).contains(&sparsity) {
                         let why =
@@ -234,8 +249,12 @@ impl Form {
                 Box::new(Windowed::new(rows, int.window, int.margin))
             }
             Self::Bitmap(map) => {
-                let sparsity = if role == Role::Keys { map.keys } else { map.values };
-                let rows = BitmapRows::new(map.dtype, dim, kept(dim, sparsity));
+                let (sparsity, group) = match role {
+                    Role::Keys => (map.keys, None),
+                    Role::Values => (map.values, map.value_group),
+                };
+                let keep = kept(group.unwrap_or(dim), sparsity);
+                let rows = BitmapRows::new(map.dtype, dim, keep, group);
                 Box::new(Windowed::new(rows, map.window, map.margin))
             }
         }

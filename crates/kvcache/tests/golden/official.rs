@@ -47,12 +47,20 @@ fn mustafar() {
     let mut checked = 0;
     let (k, v) = (tokens_first(&file, "in.k"), tokens_first(&file, "in.v"));
     for sparsity in [0.3, 0.5, 0.7] {
-        let form = Form::Bitmap(Bitmap::new(sparsity).with_dtype(DType::F32).with_window(0));
+        let form = Bitmap::new(sparsity).with_dtype(DType::F32).with_window(0);
+        let by_channel = Form::Bitmap(form.with_value_group(32));
+        let form = Form::Bitmap(form);
         let mut layer =
             Layer::new(KvShape::new(4, 4, 32).expect("a shape"), form).expect("a layer");
         layer.append(k.view(), v.view()).expect("appends");
-        for (name, is_key) in [("key", true), ("val", false)] {
-            let theirs = tokens_first(&file, &format!("{name}_pertoken_s{sparsity}"));
+        let mut grouped = Layer::new(layer.shape(), by_channel).expect("a layer");
+        grouped.append(k.view(), v.view()).expect("appends");
+        for (name, layer, is_key) in [
+            ("key_pertoken", &layer, true),
+            ("val_pertoken", &layer, false),
+            ("val_perchannel_g32", &grouped, false),
+        ] {
+            let theirs = tokens_first(&file, &format!("{name}_s{sparsity}"));
             for h in 0..4 {
                 let (keys, values) = layer.decode(h);
                 assert_eq!(
