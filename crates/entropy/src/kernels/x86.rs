@@ -1,7 +1,6 @@
 //! AVX-512 (with VBMI2: Ice Lake, Zen 4 and later) and AVX2.
 
 use std::arch::x86_64::*;
-use std::sync::OnceLock;
 
 use tensorpress_tensor::kernels::Isa;
 
@@ -9,14 +8,9 @@ use super::{Cursor, LANES};
 use crate::coder::slots::{Alias, Slots};
 use crate::model::PROB_TOTAL;
 
-/// Whether the AVX-512 kernels run: the set, and VBMI2 beside it.
+/// Whether the AVX-512 kernels run.
 pub(super) fn available(isa: Isa) -> bool {
-    static VBMI2: OnceLock<bool> = OnceLock::new();
-    isa == Isa::Avx512
-        && Isa::Avx512.is_available()
-        && *VBMI2.get_or_init(|| {
-            is_x86_feature_detected!("avx512vbmi2") && is_x86_feature_detected!("popcnt")
-        })
+    isa == Isa::Avx512 && isa.is_available()
 }
 
 /// Takes in 16 bits where a state is below 2^16: `$words.add($at)` is the next word.

@@ -13,7 +13,7 @@ pub enum Isa {
     Generic,
     /// x86-64 with AVX2, FMA, F16C, BMI2 and POPCNT.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4 and later).
+    /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI, VBMI2 and VNNI (Ice Lake, Zen 4 and later).
     Avx512,
     /// AArch64 with NEON.
     Neon,
