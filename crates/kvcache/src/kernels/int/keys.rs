@@ -1,8 +1,7 @@
 //! Scalar products with keys.
 
-use super::super::lanes::{Elem, Lanes, Line, with_elem};
-use super::super::stamp;
-use super::{FOUR, LANES, Page, Work, line_dot, with_bits};
+use super::super::lanes::{Elem, Lanes, Line};
+use super::{FOUR, LANES, Page, Work, line_dot, page_kernel};
 
 /// Products of `P` key panels' lines with the planes from channel `first` on. While they are read, the same lines of the
 /// next page are asked for.
@@ -31,24 +30,10 @@ fn panels_dot<L: Lanes, const BITS: u32, const P: usize>(
     values
 }
 
-stamp! {
+page_kernel! {
     /// `out[t] = q . key t` for keys whose groups are runs of tokens, a scale for each channel:
-    /// grids `[token / group][channel]`. `out` is whole groups. `next` is the page that will be read after this one.
-    fn by_channel_dots(page: Page<'_>, next: Page<'_>, q: &[f32], out: &mut [f32], work: &mut Work) = by_channel_body
-}
-
-#[inline(always)]
-fn by_channel_body<L: Lanes>(
-    l: L,
-    page: Page<'_>,
-    next: Page<'_>,
-    q: &[f32],
-    out: &mut [f32],
-    work: &mut Work,
-) {
-    with_elem!(page.dtype, E => with_bits!(page.bits, BITS => {
-        by_channel::<L, E, BITS>(l, page, next, q, out, work);
-    }));
+    /// grids `[token / group][channel]`. `out` is whole groups.
+    fn by_channel_dots(q) = by_channel, by_channel_body
 }
 
 #[inline(always)]
@@ -135,24 +120,10 @@ fn fold<L: Lanes, E: Elem>(
     (offset, largest)
 }
 
-stamp! {
+page_kernel! {
     /// `out[t] = q . key t` for keys whose groups are runs of channels, a scale for each token:
     /// grids `[token / 16][channel / group][token % 16]`. `out` is whole panels.
-    fn by_token_dots(page: Page<'_>, next: Page<'_>, q: &[f32], out: &mut [f32], work: &mut Work) = by_token_body
-}
-
-#[inline(always)]
-fn by_token_body<L: Lanes>(
-    l: L,
-    page: Page<'_>,
-    next: Page<'_>,
-    q: &[f32],
-    out: &mut [f32],
-    work: &mut Work,
-) {
-    with_elem!(page.dtype, E => with_bits!(page.bits, BITS => {
-        by_token::<L, E, BITS>(l, page, next, q, out, work);
-    }));
+    fn by_token_dots(q) = by_token, by_token_body
 }
 
 #[inline(always)]

@@ -82,26 +82,35 @@ impl Work {
 /// Sums that are added across lanes together.
 const FOUR: usize = 4;
 
-/// Calls a generic function with the bits of a code.
-macro_rules! with_bits {
-    ($bits:expr, $BITS:ident => $call:expr) => {
-        match $bits {
-            2 => {
-                const $BITS: u32 = 2;
-                $call
-            }
-            4 => {
-                const $BITS: u32 = 4;
-                $call
-            }
-            _ => {
-                const $BITS: u32 = 8;
-                $call
-            }
+/// Makes a kernel over one page, `next` being the page that will be read after it, from a function that is generic over
+/// instruction set, float type of the grids and bits of a code.
+macro_rules! page_kernel {
+    ($(#[$doc:meta])* fn $name:ident($given:ident) = $generic:ident, $body:ident) => {
+        super::super::stamp! {
+            $(#[$doc])*
+            fn $name(
+                page: Page<'_>, next: Page<'_>, $given: &[f32], out: &mut [f32], work: &mut Work,
+            ) = $body
+        }
+
+        #[inline(always)]
+        fn $body<L: Lanes>(
+            l: L,
+            page: Page<'_>,
+            next: Page<'_>,
+            $given: &[f32],
+            out: &mut [f32],
+            work: &mut Work,
+        ) {
+            super::super::lanes::with_elem!(page.dtype, E => match page.bits {
+                2 => $generic::<L, E, 2>(l, page, next, $given, out, work),
+                4 => $generic::<L, E, 4>(l, page, next, $given, out, work),
+                _ => $generic::<L, E, 8>(l, page, next, $given, out, work),
+            });
         }
     };
 }
-use with_bits;
+use page_kernel;
 
 #[inline(always)]
 fn mask(bits: u32) -> u8 {

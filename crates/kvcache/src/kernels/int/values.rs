@@ -1,27 +1,12 @@
 //! Weighted sums of values.
 
-use super::super::lanes::{Elem, Lanes, Line, with_elem};
-use super::super::stamp;
-use super::{FOUR, LANES, Page, Work, line_dot, with_bits};
+use super::super::lanes::{Elem, Lanes, Line};
+use super::{FOUR, LANES, Page, Work, line_dot, page_kernel};
 
-stamp! {
+page_kernel! {
     /// `out += sum over t of weights[t] * value t` for values whose groups are runs of channels, a scale for each
     /// token: grids `[token / 16][channel / group][token % 16]`. `weights` is whole panels of tokens, 0 behind the last.
-    fn by_token_mix(page: Page<'_>, next: Page<'_>, weights: &[f32], out: &mut [f32], work: &mut Work) = mix_body
-}
-
-#[inline(always)]
-fn mix_body<L: Lanes>(
-    l: L,
-    page: Page<'_>,
-    next: Page<'_>,
-    weights: &[f32],
-    out: &mut [f32],
-    work: &mut Work,
-) {
-    with_elem!(page.dtype, E => with_bits!(page.bits, BITS => {
-        mix::<L, E, BITS>(l, page, next, weights, out, work);
-    }));
+    fn by_token_mix(weights) = mix, mix_body
 }
 
 #[inline(always)]
