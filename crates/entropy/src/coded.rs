@@ -9,7 +9,10 @@ use serde_json::json;
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::node::registry::field;
 use tensorpress_tensor::node::{Json, Mask, NodeReader, Plane, PlaneMap, Rows};
-use tensorpress_tensor::{Bytes, DType, Error, Node, Part, PartKind, PartSink, Registry, Result};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
+use tensorpress_tensor::{
+    Bytes, DType, Error, Node, Part, PartKind, PartSink, Recode, Registry, Result,
+};
 
 use crate::chunk::Effort;
 use crate::chunk::plane::{self, Allowed};
@@ -39,6 +42,37 @@ impl TileCoder {
     }
 }
 
+/// Nothing to turn.
+impl Knobs for TileCoder {
+    fn knobs(&mut self, _: &mut Keys<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Recode for TileCoder {
+    fn recode(&self, node: Box<dyn Node>) -> Result<Box<dyn Node>> {
+        coded(node, *self)
+    }
+}
+
+/// The coders that may stand in a recipe's coding.
+#[must_use]
+pub fn stages() -> Vec<Row<WeightPart>> {
+    vec![
+        Row::recode(
+            "rans",
+            "in `coded`: interleaved rANS, fastest; range coding where a matrix is too small for it",
+            || TileCoder::Rans,
+        ),
+        Row::recode("huffman", "in `coded`: Huffman codes", || TileCoder::Huffman),
+        Row::recode(
+            "range",
+            "in `coded`: range coding, nearest to the entropy and slowest",
+            || TileCoder::Range,
+        ),
+    ]
+}
+
 /// Entropy-codes every integer plane of `node` that becomes smaller by it; bit-exact.
 ///
 /// # Errors
@@ -59,8 +93,11 @@ fn part_bytes(plane: &dyn Plane) -> Result<u64> {
 }
 
 /// Adds the readers of this crate's planes.
-pub fn register(registry: &mut Registry) {
-    registry.add_plane("tiled.v1", Tiled::read_from);
+///
+/// # Errors
+/// `InvalidArgument` if they are there already.
+pub fn register(registry: &mut Registry) -> Result<()> {
+    registry.add_plane("tiled.v1", Tiled::read_from)
 }
 
 /// Symbols of a tile, at least, unless the plane ends: the headers of a tile are small beside them, and a tile is small

@@ -16,6 +16,6 @@ pub mod value;
 mod varint;
 
 pub use chunk::Effort;
-pub use coded::{TileCoder, coded, register};
+pub use coded::{TileCoder, coded, register, stages};
 pub use container::{Base, Packed, Packer};
 pub use value::ValueType;

@@ -1,5 +1,6 @@
 use rayon::prelude::*;
 use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Group, Method, Result, Target, kernels,
@@ -66,9 +67,27 @@ impl Rtn {
     }
 }
 
+impl Knobs for Rtn {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.grid.knobs(keys)
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    Row::method(
+        "rtn",
+        "rounds each weight to the nearest level; needs no calibration",
+        Rtn::default,
+    )
+}
+
 impl Method for Rtn {
     fn id(&self) -> &'static str {
         "rtn"
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        Some(self.grid)
     }
 
     fn needs(&self) -> Needs {

@@ -12,6 +12,7 @@ pub mod method;
 pub mod node;
 pub mod obs;
 pub mod source;
+pub mod stage;
 pub mod stats;
 pub mod storage;
 #[cfg(feature = "testing")]
@@ -23,8 +24,8 @@ pub use dtype::DType;
 pub use error::{Context, Error, ErrorKind, Result};
 pub use half;
 pub use method::{
-    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Select, Selection,
-    Target,
+    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Recode, Select,
+    Selection, Target,
 };
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};

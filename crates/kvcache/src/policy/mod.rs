@@ -1,17 +1,40 @@
-//! What is kept: token score x budget x action. A paper is a composition of a line or two.
+//! What is kept: token score x budget x action. A paper is a composition of a line or two, in a file of its own, with its
+//! stage.
+
+mod adakv;
+mod demote;
+mod expected_attention;
+mod h2o;
+mod keydiff;
+mod knorm;
+mod paper;
+mod pyramidkv;
+mod random;
+mod snapkv;
+mod streaming;
+mod tova;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 
 use crate::budget::{Budget, Heads, LayerAt, Layers, select};
-use crate::rope::Rope;
-use crate::score::{
-    Accumulated, ExpectedAttention, Held, KeyDifference, KeyNorm, LastQuery, QueryWindow, Random,
-    Recency, Score,
-};
+use crate::score::{Accumulated, Held, KeyDifference, KeyNorm, LastQuery, Recency, Score};
+use crate::stage::KvPart;
 use crate::store::HeadSlots;
+
+pub use adakv::adakv;
+pub use expected_attention::expected_attention;
+pub use h2o::h2o;
+pub use keydiff::keydiff;
+pub use knorm::knorm;
+pub use pyramidkv::pyramidkv;
+pub use random::random;
+pub use snapkv::snapkv;
+pub use streaming::streaming;
+pub use tova::tova;
 
 /// What happens to tokens that are not kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,62 +219,32 @@ impl Policy {
     }
 }
 
-/// StreamingLLM (Xiao et al., 2024): the first tokens and the newest.
-#[must_use]
-pub fn streaming(sinks: usize, budget: Budget) -> Policy {
-    Policy::new(Recency, budget).with_protected(sinks, 0)
+/// The stages of this module.
+pub(crate) fn stages() -> Vec<Row<KvPart>> {
+    vec![
+        streaming::stage(),
+        h2o::stage(),
+        snapkv::stage(),
+        pyramidkv::stage(),
+        tova::stage(),
+        knorm::stage(),
+        keydiff::stage(),
+        expected_attention::stage(),
+        random::stage(),
+        adakv::stage(),
+        demote::stage(),
+    ]
 }
 
-/// H2O (Zhang et al., 2023): the tokens that have received most attention, and the newest.
-#[must_use]
-pub fn h2o(recent: usize, budget: Budget) -> Policy {
-    Policy::new(Accumulated::default(), budget).with_protected(0, recent)
+/// Scores without knobs.
+macro_rules! no_knobs {
+    ($($score:ty),*) => {
+        $(impl Knobs for $score {
+            fn knobs(&mut self, _: &mut Keys<'_>) -> Result<()> {
+                Ok(())
+            }
+        })*
+    };
 }
 
-/// SnapKV (Li et al., 2024): what the newest queries look at, and their own tokens.
-#[must_use]
-pub fn snapkv(window: usize, pool: usize, budget: Budget) -> Policy {
-    Policy::new(QueryWindow::new(window, pool), budget)
-}
-
-/// PyramidKV (Cai et al., 2024): SnapKV's score, more tokens in the first layers.
-#[must_use]
-pub fn pyramidkv(window: usize, beta: f64, budget: Budget) -> Policy {
-    snapkv(window, 5, budget).with_layers(Layers::Pyramid { beta, window })
-}
-
-/// AdaKV (Feng et al., 2024): any policy, its budget spread over the heads by score; the memory is freed.
-#[must_use]
-pub fn adakv(policy: Policy) -> Policy {
-    policy.with_heads(Heads::Adaptive { floor: 0.2 })
-}
-
-/// TOVA (Oren et al., 2024): what the newest query looks at.
-#[must_use]
-pub fn tova(budget: Budget) -> Policy {
-    Policy::new(LastQuery, budget)
-}
-
-/// Knorm (Devoto et al., 2024): the smallest keys.
-#[must_use]
-pub fn knorm(budget: Budget) -> Policy {
-    Policy::new(KeyNorm, budget)
-}
-
-/// KeyDiff (Park et al., 2025): the most unusual keys.
-#[must_use]
-pub fn keydiff(budget: Budget) -> Policy {
-    Policy::new(KeyDifference, budget)
-}
-
-/// Expected Attention (Devoto et al., 2025): what queries to come are expected to look at.
-#[must_use]
-pub fn expected_attention(rope: Rope, budget: Budget) -> Policy {
-    Policy::new(ExpectedAttention::new(rope), budget)
-}
-
-/// Tokens by lot.
-#[must_use]
-pub fn random(seed: u64, budget: Budget) -> Policy {
-    Policy::new(Random { seed }, budget)
-}
+no_knobs!(Accumulated, KeyDifference, KeyNorm, LastQuery, Recency);

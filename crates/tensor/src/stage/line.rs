@@ -1,16 +1,18 @@
 //! The line form: `stage ('|' stage)*`.
 
-use tensorpress_tensor::{Error, Result};
+use crate::error::{Error, Result};
 
 use super::value::Value;
 
 /// A stage as written: names and keys are not looked up yet.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct RawStage {
-    pub(super) name: String,
-    pub(super) args: Vec<(String, Value)>,
+pub struct RawStage {
+    /// Its name.
+    pub name: String,
+    /// Keys and values, in order.
+    pub args: Vec<(String, Value)>,
     /// A stage in the place of a key: `residual(eora(rank=16))`.
-    pub(super) inner: Vec<RawStage>,
+    pub inner: Vec<RawStage>,
 }
 
 /// Characters of names and of values that need no quotes.
@@ -18,7 +20,11 @@ pub(super) fn is_bare(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_.:+-".contains(c)
 }
 
-pub(super) fn parse(text: &str) -> Result<Vec<RawStage>> {
+/// Reads a line of stages; names and keys are not looked up.
+///
+/// # Errors
+/// `InvalidArgument`, naming the column.
+pub fn parse(text: &str) -> Result<Vec<RawStage>> {
     let mut parser = Parser { text, at: 0, depth: 0 };
     let mut stages = vec![parser.stage()?];
     while parser.eat('|') {
