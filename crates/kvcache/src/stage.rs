@@ -33,6 +33,16 @@ pub enum KvPart {
     Change(Box<dyn Fn(Policy) -> (Policy, Option<StoreForm>) + Send + Sync>),
 }
 
+impl fmt::Debug for KvPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(form) => f.debug_tuple("Store").field(form).finish(),
+            Self::Policy(_) => f.write_str("Policy(..)"),
+            Self::Change(_) => f.write_str("Change(..)"),
+        }
+    }
+}
+
 impl Part for KvPart {
     type Role = KvRole;
 }

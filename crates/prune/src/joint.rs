@@ -1,14 +1,14 @@
-use tensorpress_prune::{Grid, SparseGpt, magnitude};
-use tensorpress_quant::{Granularity, GridSpec, GroupedAffine, Rtn};
-use tensorpress_tensor::node::Masked;
+use tensorpress_tensor::grid::{Granularity, GridSpec};
+use tensorpress_tensor::node::{GroupedAffine, Masked};
 use tensorpress_tensor::obs::Prepared;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
-    kernels,
+    Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Select,
+    Selection, Target, kernels,
 };
 
-use super::Then;
+use crate::pruner::magnitude;
+use crate::sparsegpt::{Grid, SparseGpt};
 
 /// SparseGPT that also rounds: mask and codes are chosen in one sweep (Frantar and Alistarh, 2023, section 3.5), so that
 /// the columns still to come make good for both errors at once.
@@ -48,6 +48,22 @@ impl JointSparseGpt {
     }
 }
 
+impl JointSparseGpt {
+    /// What is done where the statistics cannot be used: pruned by magnitude, then rounded to nearest.
+    fn plain(&self, mut group: Group<'_>, reason: &str) -> Result<CompressedGroup> {
+        let selections = magnitude(self.prune.pattern).select_group(&mut group)?;
+        let round = |(target, selection): (&Target<'_>, Selection)| {
+            let kept = Target { mask: Some(&selection.mask), ..target.clone() };
+            let node = self.grid.round(&kept, group.par).in_tensor(target.name)?;
+            let node = Masked::new(selection.mask, node.boxed()).in_tensor(target.name)?;
+            let note = format!("{reason}: pruned by magnitude and rounded to nearest instead");
+            Ok(Compressed::new(node).boxed().with_fallback(Some(note)))
+        };
+        let layers = group.targets.iter().zip(selections).map(round).collect::<Result<_>>()?;
+        Ok(CompressedGroup::new(layers))
+    }
+}
+
 impl Method for JointSparseGpt {
     fn id(&self) -> &'static str {
         "sparsegpt"
@@ -55,6 +71,10 @@ impl Method for JointSparseGpt {
 
     fn needs(&self) -> Needs {
         Needs::GRAM
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        Some(self.grid)
     }
 }
 
@@ -69,13 +89,7 @@ impl Compress for JointSparseGpt {
         let prepared = match Prepared::new(&mut group, f64::from(self.prune.damp), false)? {
             Ok(prepared) => prepared,
             Err(reason) => {
-                let plain = Then::new(magnitude(self.prune.pattern), Rtn::new(self.grid));
-                let mut result = plain.compress_group(group)?;
-                for layer in &mut result.layers {
-                    let note = "pruned by magnitude and rounded to nearest instead";
-                    layer.fallback = Some(format!("{reason}: {note}"));
-                }
-                return Ok(result);
+                return self.plain(group, &reason);
             }
         };
         let one = |target: &Target<'_>| self.one(target, &prepared, &group).in_tensor(target.name);

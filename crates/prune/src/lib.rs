@@ -5,13 +5,24 @@
 //! same axes for what a model is built of: whole heads and channels.
 
 pub mod flap;
+mod joint;
 mod pattern;
 mod pruner;
 pub mod saliency;
 mod sparsegpt;
 
 pub use flap::{ChannelMetric, Flap};
+pub use joint::JointSparseGpt;
 pub use pattern::{Pattern, Scope};
 pub use pruner::{Pruner, magnitude, prune_group, wanda};
 pub use saliency::{InputNorm, Magnitude, Saliency};
 pub use sparsegpt::{Grid, Pruned, SparseGpt};
+
+use tensorpress_tensor::stage::{Row, WeightPart};
+
+/// All stages of this crate.
+#[must_use]
+pub fn stages() -> Vec<Row<WeightPart>> {
+    let [magnitude, wanda] = pruner::stages();
+    vec![flap::stage(), magnitude, wanda, sparsegpt::stage()]
+}

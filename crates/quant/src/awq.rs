@@ -6,12 +6,13 @@ use tensorpress_tensor::node::{Side, Transform, Transformed};
 use tensorpress_tensor::stage::{Keys, Knobs, Row, Value, WeightPart};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, DType, DynCompress, Error, ErrorKind, Group, Method, Node, Result,
-    Target,
+    Compress, Compressed, CompressedGroup, DType, DynCompress, Error, ErrorKind, Group, Method,
+    Node, Result, Target,
 };
 
+use crate::Clip;
+use crate::GridSpec;
 use crate::rtn::Rtn;
-use crate::spec::GridSpec;
 use search::{Inputs, best_scale, clip_to_outputs};
 
 /// AWQ (Lin et al., 2024): input channels are scaled up by how active they are before rounding, and scaled back
@@ -140,7 +141,8 @@ pub(crate) fn stage() -> Row<WeightPart> {
     Row::transform("awq", about, Awq::default, |awq, solver| {
         let Some(solver) = solver else { return Ok(Some(Box::new(awq))) };
         let Some(grid) = solver.grid() else {
-            let message = format!("`awq` before `{}`: it needs a quantiser with a grid", solver.id());
+            let message =
+                format!("`awq` before `{}`: it needs a quantiser with a grid", solver.id());
             return Err(Error::unsupported(message));
         };
         let Awq { ratios, samples, clip, .. } = awq;

@@ -14,9 +14,7 @@ use tensorpress_tensor::{
     kernels, obs,
 };
 
-use crate::grouped::GroupedAffine;
-use crate::rtn::Rtn;
-use crate::spec::{Granularity, GridSpec};
+use crate::{Granularity, GridSpec, GroupedAffine, Rtn};
 use rule::GptqRule;
 
 /// GPTQ (Frantar et al., 2023): columns are rounded one after another, and each rounding error is spread over the
@@ -180,7 +178,8 @@ impl Knobs for Gptq {
         keys.flag("static_groups", &mut self.static_groups, about)?;
         let about = "added to the diagonal, as a fraction of its mean";
         keys.float("damp", &mut self.damp, 0.0..=1e6, about)?;
-        let about = "columns between two updates of the rest: 128, or the group where that is 16 to 127";
+        let about =
+            "columns between two updates of the rest: 128, or the group where that is 16 to 127";
         let own = self.own_block();
         keys.auto("block", &mut self.block, own, 1..=1 << 16, about)
     }

@@ -1,6 +1,5 @@
 //! Methods made of methods: what a residual corrects, what a joint sweep returns, and what cannot be composed.
 
-use tensorpress::compose::JointSparseGpt;
 use tensorpress::lowrank::feature_mimicking;
 use tensorpress::prelude::*;
 use tensorpress::quant::Granularity;

@@ -68,6 +68,17 @@ pub enum TokenPart {
     Choose(Choose),
 }
 
+impl fmt::Debug for TokenPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reduce(reduce) => f.debug_tuple("Reduce").field(reduce).finish(),
+            Self::Rank(..) => f.write_str("Rank(..)"),
+            Self::Words(_) => f.write_str("Words(..)"),
+            Self::Choose(_) => f.write_str("Choose(..)"),
+        }
+    }
+}
+
 impl Part for TokenPart {
     type Role = TokenRole;
 }
@@ -87,8 +98,7 @@ pub enum TokenRole {
 }
 
 impl Role for TokenRole {
-    const ORDER: &'static str =
-        "either a reduction of states, or what ranks sentences, at most one score of words, at most one choice";
+    const ORDER: &'static str = "either a reduction of states, or what ranks sentences, at most one score of words, at most one choice";
 
     fn is_single(self) -> bool {
         self != Self::Rank

@@ -22,7 +22,8 @@ impl Knobs for Low {
 }
 
 pub(super) fn stage() -> Row<KvPart> {
-    let about = "holds what the policy before it would evict in few bits; not with a budget in bytes";
+    let about =
+        "holds what the policy before it would evict in few bits; not with a budget in bytes";
     Row::new("demote", KvRole::Change, about, Low::default, |Low(int), _| {
         let low = StoreForm::Int(int);
         let change = move |policy: Policy| (policy.with_action(Action::Demote), Some(low));

@@ -31,7 +31,8 @@ const THETA: f64 = 1e4;
 
 impl Knobs for Unrotated {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
-        let about = "of the rotary embedding, in the place of the model's (of a model not known: 10000)";
+        let about =
+            "of the rotary embedding, in the place of the model's (of a model not known: 10000)";
         keys.optional_float("theta", &mut self.theta, 0.0..=1e12, about)?;
         let (score, about) = (&mut self.score, "future positions that queries are expected at");
         keys.int("future", &mut score.future, 1..=1 << 16, about)?;

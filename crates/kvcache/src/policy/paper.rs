@@ -61,8 +61,13 @@ impl Given {
             (None, Some(tokens), None) => Ok(Budget::Tokens(tokens)),
             (None, None, Some(bytes)) => Ok(Budget::Bytes(bytes)),
             (keep, tokens, bytes) => {
-                let given = [("keep", keep.is_some()), ("tokens", tokens.is_some()), ("bytes", bytes.is_some())];
-                let given: Vec<&str> = given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+                let given = [
+                    ("keep", keep.is_some()),
+                    ("tokens", tokens.is_some()),
+                    ("bytes", bytes.is_some()),
+                ];
+                let given: Vec<&str> =
+                    given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
                 let given = if given.is_empty() { "none".into() } else { given.join(" and ") };
                 let message =
                     format!("budget = {given}: exactly one of keep, tokens and bytes is allowed");
@@ -82,7 +87,12 @@ impl<S: Knobs> Knobs for Paper<S> {
         keys.optional("bytes", &mut given.bytes, 0..=MOST, "bytes of a layer that stay")?;
         self.score.knobs(keys)?;
         if let Layers::Pyramid { beta, .. } = &mut self.policy.layers {
-            keys.float("beta", beta, 1.0..=1e6, "how much more the first layer holds than the last")?;
+            keys.float(
+                "beta",
+                beta,
+                1.0..=1e6,
+                "how much more the first layer holds than the last",
+            )?;
         }
         let policy = &mut self.policy;
         keys.int("sinks", &mut policy.sinks, 0..=MOST, "first tokens that always stay")?;

@@ -21,7 +21,8 @@ impl Knobs for Kivi {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
         let int = &mut self.int;
         keys.one_of("bits", &mut int.bits, &[2, 4, 8], "bits of a code")?;
-        let about = "tokens (keys by channel) and channels (values) that share a scale, a multiple of 16";
+        let about =
+            "tokens (keys by channel) and channels (values) that share a scale, a multiple of 16";
         keys.int("group", &mut int.group, 0..=1 << 20, about)?;
         let about = "newest tokens that are exact; else the group";
         keys.auto("residual", &mut self.residual, int.group, 0..=1 << 20, about)?;

@@ -25,10 +25,10 @@ use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
 use crate::stage::KvPart;
 
+pub(crate) use form::Form as StoreForm;
 pub use form::{Bitmap, Form, Int};
 pub use int::Axis;
 pub use layer::Layer;
-pub(crate) use form::Form as StoreForm;
 pub(crate) use rows::{bytes_part, count, product, read_bytes};
 
 /// The stages of this module.

@@ -22,7 +22,12 @@ impl Default for Mustafar {
 
 impl Knobs for Mustafar {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
-        keys.float("sparsity", &mut self.sparsity, 0.0..=1.0, "share of entries that goes, below 1")?;
+        keys.float(
+            "sparsity",
+            &mut self.sparsity,
+            0.0..=1.0,
+            "share of entries that goes, below 1",
+        )?;
         let about = "the same of keys alone";
         keys.optional_float("key_sparsity", &mut self.keys, 0.0..=1.0, about)?;
         let about = "the same of values alone";
@@ -30,7 +35,8 @@ impl Knobs for Mustafar {
         let map = &mut self.map;
         map.keys = self.keys.unwrap_or(self.sparsity);
         map.values = self.values.unwrap_or(self.sparsity);
-        let about = "tokens within which entries of a channel of values compete; else those of a token do";
+        let about =
+            "tokens within which entries of a channel of values compete; else those of a token do";
         keys.optional("value_group", &mut map.value_group, 1..=1 << 20, about)?;
         keys.int("window", &mut map.window, 0..=1 << 20, "newest tokens that are whole")?;
         let about = "newest tokens that can be taken back exactly";

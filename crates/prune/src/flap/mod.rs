@@ -12,6 +12,7 @@ mod heads;
 mod saliency;
 
 use tensorpress_tensor::ndarray::{Array1, ArrayView1, ArrayView2};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Error, Method, Result};
 
@@ -67,6 +68,33 @@ impl Flap {
             self.sparsity
         )))
     }
+}
+
+impl Knobs for Flap {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.float("sparsity", &mut self.sparsity, 0.0..=1.0, "fraction that goes, below 1")?;
+        let about = "every block loses as much: alone, it gives a plain folder; else one threshold for the whole model";
+        keys.flag("uniform", &mut self.uniform, about)?;
+        let metrics = [
+            ("wifv", ChannelMetric::Wifv),
+            ("ifv", ChannelMetric::Ifv),
+            ("wifn", ChannelMetric::Wifn),
+        ];
+        let about = "a channel's score: weighted variance, variance, weighted norm";
+        keys.choice("metric", &mut self.metric, &metrics, about)
+    }
+
+    fn check(&self) -> Result<()> {
+        Flap::check(self)
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    Row::rewrite(
+        "flap",
+        "removes the attention heads and feed-forward channels that fluctuate least; their mean goes into biases",
+        || Flap::new(0.2),
+    )
 }
 
 impl Method for Flap {

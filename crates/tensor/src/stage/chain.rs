@@ -27,6 +27,7 @@ impl<P: Part> Stage<P> {
                 return Err(Error::invalid(format!("{name}: `{key}` is given twice")));
             }
         }
+        let keys = row.keys_of(&raw.args, place)?;
         let mut inside = raw.inner.into_iter();
         let roles = row.inside().roles();
         let one_of = || match stages.names_of(roles) {
@@ -42,7 +43,8 @@ impl<P: Part> Stage<P> {
                     true => format!("{name} takes no keys"),
                     false => format!("allowed are {}", names.join(", ")),
                 };
-                let message = format!("{name}: `{inner}` has no value: write `{inner}=...`; {allowed}");
+                let message =
+                    format!("{name}: `{inner}` has no value: write `{inner}=...`; {allowed}");
                 return Err(Error::invalid(message));
             }
             (_, Some(inner)) if inside.len() == 0 => {
@@ -58,7 +60,6 @@ impl<P: Part> Stage<P> {
                 return Err(Error::invalid(message));
             }
         };
-        let keys = row.keys_of(&raw.args, place)?;
         Ok(Self { row, given: raw.args, inner, place, keys })
     }
 

@@ -198,13 +198,10 @@ impl<'a> Keys<'a> {
     }
 
     /// `true` or `false`.
-    pub fn flag(
-        &mut self,
-        name: &'static str,
-        knob: &mut bool,
-        about: &'static str,
-    ) -> Result<()> {
-        if let Some(Value::Bool(v)) = self.see(name, Takes::Bool, Some(Value::Bool(*knob)), about)? {
+    pub fn flag(&mut self, name: &'static str, knob: &mut bool, about: &'static str) -> Result<()> {
+        if let Some(Value::Bool(v)) =
+            self.see(name, Takes::Bool, Some(Value::Bool(*knob)), about)?
+        {
             *knob = v;
         }
         Ok(())
@@ -269,7 +266,6 @@ impl<'a> Keys<'a> {
         self.seen.push(key);
         Ok(given)
     }
-
 
     /// Refuses what no knob has asked for.
     pub(super) fn refuse_unknown(&self) -> Result<()> {

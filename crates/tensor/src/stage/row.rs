@@ -7,7 +7,7 @@ use super::value::Value;
 use crate::error::{Error, Result};
 
 /// What the stages of a room build.
-pub trait Part: Sized + 'static {
+pub trait Part: Debug + Sized + 'static {
     /// Where such a stage may stand.
     type Role: Role;
 }

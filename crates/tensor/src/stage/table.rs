@@ -13,10 +13,16 @@ pub struct Preset {
 }
 
 /// The stages of a room, and its presets.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Stages<P: Part> {
     rows: Vec<Row<P>>,
     presets: Vec<Preset>,
+}
+
+impl<P: Part> Clone for Stages<P> {
+    fn clone(&self) -> Self {
+        Self { rows: self.rows.clone(), presets: self.presets.clone() }
+    }
 }
 
 impl<P: Part> Default for Stages<P> {

@@ -18,6 +18,8 @@ pub type After = Box<dyn FnOnce(Box<dyn DynCompress>) -> Result<Box<dyn DynCompr
 /// What a stage of a recipe for weights builds.
 #[non_exhaustive]
 pub enum WeightPart {
+    /// Changes blocks as a whole.
+    Rewrite(Box<dyn std::any::Any + Send + Sync>),
     /// Changes the space that a matrix is compressed in.
     Transform(Before),
     /// Chooses which weights stay.
@@ -28,6 +30,19 @@ pub enum WeightPart {
     After(After),
     /// Codes nodes anew without loss.
     Recode(Arc<dyn Recode>),
+}
+
+impl fmt::Debug for WeightPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rewrite(_) => f.write_str("Rewrite(..)"),
+            Self::Transform(_) => f.write_str("Transform(..)"),
+            Self::Select(select) => f.debug_tuple("Select").field(select).finish(),
+            Self::Method(method) => f.debug_tuple("Method").field(method).finish(),
+            Self::After(_) => f.write_str("After(..)"),
+            Self::Recode(recode) => f.debug_tuple("Recode").field(recode).finish(),
+        }
+    }
 }
 
 impl Part for WeightPart {
@@ -90,6 +105,16 @@ impl fmt::Display for WeightRole {
 
 /// The constructor's signature says where a stage may stand.
 impl Row<WeightPart> {
+    /// A rewrite of whole blocks.
+    pub fn rewrite<T: Knobs + Send + Sync + 'static>(
+        name: &'static str,
+        about: &'static str,
+        default: impl Fn() -> T + Send + Sync + 'static,
+    ) -> Self {
+        let build = |rewrite: T, _| Ok(WeightPart::Rewrite(Box::new(rewrite)));
+        Self::new(name, WeightRole::Rewrite, about, default, build)
+    }
+
     /// A quantiser or factoriser.
     pub fn method<T: Knobs + DynCompress + 'static>(
         name: &'static str,

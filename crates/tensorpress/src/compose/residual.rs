@@ -4,8 +4,8 @@ use tensorpress_tensor::node::{Sum, decode};
 use tensorpress_tensor::stage::{Inside, Row, WeightPart, WeightRole};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, DynCompress, Error, Fold, Group, Method, Node, Result,
-    Target,
+    Compress, Compressed, CompressedGroup, Context, DynCompress, Error, Fold, Group, Method, Node,
+    Result, Target,
 };
 
 /// A method, and another for what it leaves over.
@@ -33,7 +33,10 @@ pub(super) fn stage() -> Row<WeightPart> {
         };
         let after = move |method: Box<dyn DynCompress>| {
             if method.corrects_bias() {
-                let message = format!("`{name}` after `{}`: its bias makes good for the mean already", method.id());
+                let message = format!(
+                    "`{name}` after `{}`: its bias makes good for the mean already",
+                    method.id()
+                );
                 return Err(Error::unsupported(message));
             }
             let both: Box<dyn DynCompress> = Box::new(Residual::new(method, correction));

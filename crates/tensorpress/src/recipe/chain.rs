@@ -1,7 +1,8 @@
 use std::fmt;
 
+use tensorpress_prune::Flap;
 use tensorpress_tensor::stage::{self, RawStage, Stage, Stages, WeightPart, WeightRole};
-use tensorpress_tensor::{DynCompress, Error, Result, Rewrite};
+use tensorpress_tensor::{DynCompress, Error, Result};
 
 use crate::compose::{Compose, Kept};
 
@@ -38,16 +39,13 @@ impl Chain {
         self.0.stages()
     }
 
-    /// What changes blocks as a whole before the other stages, in order, each with its text.
-    ///
-    /// # Errors
-    /// None for a chain that was read.
-    pub fn rewrites(&self) -> Result<Vec<(String, Box<dyn Rewrite>)>> {
-        let of = |stage: &Stage<WeightPart>| match stage.build()? {
-            WeightPart::Rewrite(rewrite) => Ok(Some((stage.to_string(), rewrite))),
-            _ => Ok(None),
-        };
-        self.stages().iter().filter_map(|stage| of(stage).transpose()).collect()
+    /// What removes heads and channels before the other stages, if there is such a stage.
+    #[must_use]
+    pub fn structured(&self) -> Option<Flap> {
+        match self.0.find(WeightRole::Rewrite)?.build().ok()? {
+            WeightPart::Rewrite(rewrite) => rewrite.downcast().ok().map(|flap| *flap),
+            _ => None,
+        }
     }
 
     /// Whether there are rewrites.

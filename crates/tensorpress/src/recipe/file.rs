@@ -18,7 +18,9 @@ pub(super) fn parse(
     let chain = table.get("stage").map(|stages| chain(stages, "stage", known)).transpose()?;
     let layers = match table.get("layer") {
         None => Vec::new(),
-        Some(Toml::Array(layers)) => layers.iter().map(|rule| layer(rule, known)).collect::<Result<_>>()?,
+        Some(Toml::Array(layers)) => {
+            layers.iter().map(|rule| layer(rule, known)).collect::<Result<_>>()?
+        }
         Some(other) => return Err(unexpected("layer", other, "[[layer]] tables")),
     };
     Ok((chain, layers))

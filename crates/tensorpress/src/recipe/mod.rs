@@ -37,7 +37,7 @@ use std::fmt;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
-use tensorpress_tensor::{Context, Error, Registry, Result, Rewrite};
+use tensorpress_tensor::{Context, Error, Registry, Result};
 
 pub use chain::Chain;
 pub use presets::presets;
@@ -189,12 +189,10 @@ impl Recipe {
         &self.layers
     }
 
-    /// What changes blocks as a whole before anything else, in order, each with its text.
-    ///
-    /// # Errors
-    /// None for a recipe that was read.
-    pub fn rewrites(&self) -> Result<Vec<(String, Box<dyn Rewrite>)>> {
-        self.chain.as_ref().map_or_else(|| Ok(Vec::new()), Chain::rewrites)
+    /// What removes heads and channels before anything else, if the recipe has such a stage.
+    #[must_use]
+    pub fn structured(&self) -> Option<tensorpress_prune::Flap> {
+        self.chain.as_ref().and_then(Chain::structured)
     }
 
     /// What to do to the linear layer of this name; nothing if it stays as it is.

@@ -39,7 +39,8 @@ fn stage(row: &Row<WeightPart>, stages: &Stages<WeightPart>) -> Json {
     if !roles.is_empty() {
         let inner = stages.rows().iter().filter(|inner| roles.contains(&inner.role()));
         let names: Vec<&str> = inner.map(Row::name).collect();
-        let method = json!({ "properties": { "method": { "enum": names } }, "required": ["method"] });
+        let method =
+            json!({ "properties": { "method": { "enum": names } }, "required": ["method"] });
         properties.insert("stage".into(), method);
     }
     json!({
@@ -74,7 +75,8 @@ fn value(key: &Key) -> Json {
 /// The stages of a room as a table for pages: a row a stage, its keys with defaults and what is allowed.
 #[must_use]
 pub fn table<P: Part>(stages: &Stages<P>) -> String {
-    let mut text = "| stage | what it does | keys: default (allowed) meaning |\n|---|---|---|\n".to_owned();
+    let mut text =
+        "| stage | what it does | keys: default (allowed) meaning |\n|---|---|---|\n".to_owned();
     for row in stages.rows() {
         let keys: Vec<String> = row.keys().iter().map(described).collect();
         let keys = keys.join("<br>").replace('|', "\\|");

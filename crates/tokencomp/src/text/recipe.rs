@@ -22,8 +22,7 @@ impl PromptRecipe {
         let chain = Chain::parse(text, stages)?;
         if let Some(stage) = chain.find(TokenRole::Reduce) {
             let name = stage.name();
-            let names =
-                stages.names_of(&[TokenRole::Rank, TokenRole::Words, TokenRole::Choose]);
+            let names = stages.names_of(&[TokenRole::Rank, TokenRole::Words, TokenRole::Choose]);
             let message = format!("`{name}` works on states, not on texts: allowed are {names}");
             return Err(Error::invalid(message));
         }

@@ -24,7 +24,8 @@ pub(super) fn stages() -> [Row<TokenPart>; 3] {
             "ranks sentences by how similar a model finds them to the question, or to the whole text",
             || (),
             |(), models| {
-                let missing = || Error::unsupported("`similarity` asks a model of sentences: an encoder");
+                let missing =
+                    || Error::unsupported("`similarity` asks a model of sentences: an encoder");
                 Ok(Box::new(Lent(models.similarity.ok_or_else(missing)?)))
             },
         ),

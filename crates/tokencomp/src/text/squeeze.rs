@@ -43,7 +43,14 @@ impl<'a> Squeeze<'a> {
     /// Counts tokens by this tokenizer.
     #[must_use]
     pub fn new(counter: &'a dyn TokenCount) -> Self {
-        Self { counter, words: None, relevance: None, forced: Vec::new(), whole: None, coarse: Self::COARSE }
+        Self {
+            counter,
+            words: None,
+            relevance: None,
+            forced: Vec::new(),
+            whole: None,
+            coarse: Self::COARSE,
+        }
     }
 
     /// Ranks words by this.

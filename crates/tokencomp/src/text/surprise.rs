@@ -32,12 +32,18 @@ impl Knobs for Reading {
 
 pub(super) fn stage() -> Row<TokenPart> {
     let (name, about) = ("surprise", "keeps the words that a language model finds most surprising");
-    Row::new(name, TokenRole::Words, about, Reading::default, move |Reading { segment, rate }, _| {
-        Ok(TokenPart::Words(Box::new(move |models| {
-            let model = models.language_for(name)?;
-            Ok(Box::new(Surprise::new(model).with_segment(segment)?.with_rate(rate)?))
-        })))
-    })
+    Row::new(
+        name,
+        TokenRole::Words,
+        about,
+        Reading::default,
+        move |Reading { segment, rate }, _| {
+            Ok(TokenPart::Words(Box::new(move |models| {
+                let model = models.language_for(name)?;
+                Ok(Box::new(Surprise::new(model).with_segment(segment)?.with_rate(rate)?))
+            })))
+        },
+    )
 }
 
 /// Scores words by a language model: the mean of -ln p over their tokens. The text is read in segments, each after what
