@@ -9,8 +9,8 @@ use tensorpress_tensor::{
     Target,
 };
 
+use crate::GridSpec;
 use crate::rtn::Rtn;
-use crate::spec::GridSpec;
 use search::{Inputs, best_scale, clip_to_outputs};
 
 /// AWQ (Lin et al., 2024): input channels are scaled up by how active they are before rounding, and scaled back

@@ -13,9 +13,7 @@ use tensorpress_tensor::{
     kernels, obs,
 };
 
-use crate::grouped::GroupedAffine;
-use crate::rtn::Rtn;
-use crate::spec::{Granularity, GridSpec};
+use crate::{Granularity, GridSpec, GroupedAffine, Rtn};
 use rule::GptqRule;
 
 /// GPTQ (Frantar et al., 2023): columns are rounded one after another, and each rounding error is spread over the

@@ -6,20 +6,10 @@
 
 mod awq;
 mod gptq;
-mod grouped;
 mod rtn;
-mod spec;
 
 pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
-pub use grouped::{GroupedAffine, Zeros};
 pub use rtn::Rtn;
-pub use spec::{Granularity, GridSpec};
-pub use tensorpress_tensor::grid::{Affine, Clip, IntGrid, Span};
-
-use tensorpress_tensor::Registry;
-
-/// Adds this crate's nodes to a registry, so that files holding them can be read.
-pub fn register(registry: &mut Registry) {
-    registry.add_node("grouped_affine.v1", GroupedAffine::read_from);
-}
+pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
+pub use tensorpress_tensor::node::{GroupedAffine, Zeros};

@@ -5,9 +5,7 @@ use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Group, Method, Result, Target, kernels,
 };
 
-use crate::grouped::GroupedAffine;
-use crate::spec::GridSpec;
-use tensorpress_tensor::grid::Affine;
+use crate::{Affine, GridSpec, GroupedAffine};
 
 /// Round to nearest: each weight becomes the nearest level of its group's grid. Needs no calibration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

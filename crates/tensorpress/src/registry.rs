@@ -4,7 +4,6 @@ use tensorpress_tensor::Registry;
 #[must_use]
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
-    tensorpress_quant::register(&mut registry);
     tensorpress_entropy::register(&mut registry);
     registry
 }

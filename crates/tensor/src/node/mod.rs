@@ -5,6 +5,7 @@
 
 mod dense;
 mod form;
+mod leaf;
 mod mask;
 mod masked;
 mod plane;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 pub use dense::Dense;
+pub use leaf::{GroupedAffine, Zeros};
 pub use mask::Mask;
 pub use masked::Masked;
 pub use plane::{Kept, Packed, Plane};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Dense, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, SplitFloats, Sum, Transformed,
-    join,
+    Dense, GroupedAffine, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, SplitFloats, Sum,
+    Transformed, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -45,6 +45,7 @@ impl Default for Registry {
         registry.add_node("split_floats.v1", SplitFloats::read_from);
         registry.add_node("sum.v1", Sum::read_from);
         registry.add_node("product.v1", Product::read_from);
+        registry.add_node("grouped_affine.v1", GroupedAffine::read_from);
         registry.add_node("masked.v1", Masked::read_from);
         registry.add_node("masked.v2", Masked::read_v2);
         registry.add_node("transformed.v1", Transformed::read_from);

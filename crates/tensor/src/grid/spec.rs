@@ -1,6 +1,8 @@
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::grid::{Clip, IntGrid, Span};
-use tensorpress_tensor::{DType, Error, Result};
+
+use super::{Clip, IntGrid, Span};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
 
 /// Which weights share one scale and zero point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +126,9 @@ impl GridSpec {
         }
     }
 
-    pub(crate) fn per_tensor(&self) -> bool {
+    /// Whether the whole matrix shares one scale.
+    #[must_use]
+    pub fn per_tensor(&self) -> bool {
         self.granularity == Granularity::Tensor
     }
 }

@@ -1,13 +1,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tensorpress_tensor::kernels::{Activations, AffinePanels};
-use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::{ArrayView2, ArrayViewMut2};
-use tensorpress_tensor::node::{
-    FUSED_TOKENS, Json, Mask, Multiply, PlaneMap, check_matmul, with_slices,
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::error::Result;
+use crate::kernels::{Activations, AffinePanels};
+use crate::linalg::Par;
+use crate::node::{
+    Accum, FUSED_TOKENS, Json, Mask, Multiply, Node, PlaneMap, Scratch, check_matmul, with_slices,
 };
-use tensorpress_tensor::{Accum, Node, PartSink, Result, Scratch};
+use crate::storage::PartSink;
 
 use super::GroupedAffine;
 

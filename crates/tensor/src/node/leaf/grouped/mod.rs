@@ -4,19 +4,21 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use ndarray::{ArrayView2, ArrayViewMut2};
 use serde_json::json;
-use tensorpress_tensor::grid::{Affine, IntGrid};
-use tensorpress_tensor::kernels::{AffineRows, KeptAffine};
-use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::{ArrayView2, ArrayViewMut2};
-use tensorpress_tensor::node::registry::{field, shape_field};
-use tensorpress_tensor::node::{
-    FUSED_TOKENS, Json, Kept, Mask, Multiply, NodeReader, Packed, Plane, PlaneMap, check_matmul,
-    join, matmul_by_tiles, with_slices,
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::grid::{Affine, IntGrid};
+use crate::kernels::{self, AffineRows, KeptAffine};
+use crate::linalg::Par;
+use crate::node::registry::{field, shape_field};
+use crate::node::{
+    Accum, FUSED_TOKENS, Json, Kept, Mask, Multiply, Node, NodeReader, Packed, Plane, PlaneMap,
+    Scratch, check_matmul, join, matmul_by_tiles, with_slices,
 };
-use tensorpress_tensor::{
-    Accum, DType, Error, Node, Part, PartKind, PartSink, Result, Scratch, Tensor, kernels,
-};
+use crate::source::Tensor;
+use crate::storage::{Part, PartKind, PartSink};
 
 /// Zero points of a [`GroupedAffine`].
 #[derive(Debug)]

@@ -4,11 +4,15 @@
 //! those of the quantiser of GPTQ (Frantar et al., 2023): a range always includes zero, a symmetric grid has its
 //! zero at `2^(bits-1)`.
 
+mod spec;
+
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::{self, ErrorNorm};
+
+pub use spec::{Granularity, GridSpec};
 
 /// How the range of a grid is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
