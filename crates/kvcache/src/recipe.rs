@@ -29,7 +29,7 @@ use crate::score::{
     Accumulated, ExpectedAttention, KeyDifference, KeyNorm, LastQuery, Pooling, QueryWindow,
     Random, Recency,
 };
-use crate::store::{Axis, Bitmap, Form, Int, KvShape, Layer};
+use crate::store::{Axis, Bitmap, Int, KvShape, Layer, StoreForm};
 
 /// A parsed line; its caches are made for the layers of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,7 +117,7 @@ impl Stage {
         Ok(())
     }
 
-    fn form(&self) -> Result<Form> {
+    fn form(&self) -> Result<StoreForm> {
         match self.name.as_str() {
             "kivi" => {
                 self.check_keys(&[
@@ -139,7 +139,7 @@ impl Stage {
                         "kivi: scales = {scales}: allowed are f32, f16 and bf16"
                     ))
                 })?;
-                Ok(Form::Int(
+                Ok(StoreForm::Int(
                     Int::new(self.value("bits", 4, "2, 4 and 8")?)
                         .with_group(group)
                         .with_window(self.number("residual", group)?)
@@ -166,11 +166,11 @@ impl Stage {
                     map.value_group = Some(self.number("value_group", 32)?);
                 }
                 (map.window, map.margin) = (self.number("window", 32)?, self.number("margin", 32)?);
-                Ok(Form::Bitmap(map))
+                Ok(StoreForm::Bitmap(map))
             }
             name => {
                 self.check_keys(&[])?;
-                Ok(Form::Float(float(name).expect("one of the stores")))
+                Ok(StoreForm::Float(float(name).expect("one of the stores")))
             }
         }
     }
@@ -326,8 +326,8 @@ impl KvRecipe {
         self.stages.iter().find(|stage| names.contains(&stage.name.as_str()))
     }
 
-    fn form(&self) -> Result<Form> {
-        self.find(STORES).map_or(Ok(Form::Float(DType::F32)), Stage::form)
+    fn form(&self) -> Result<StoreForm> {
+        self.find(STORES).map_or(Ok(StoreForm::Float(DType::F32)), Stage::form)
     }
 
     fn policy(&self, head_dim: usize) -> Result<Option<Policy>> {
@@ -347,12 +347,14 @@ impl KvRecipe {
     }
 
     /// Where demoted tokens go.
-    fn low(&self) -> Result<Option<Form>> {
+    fn low(&self) -> Result<Option<StoreForm>> {
         let Some(stage) = self.find(&["demote"]) else { return Ok(None) };
         stage.check_keys(&["bits"])?;
         let bits = stage.value("bits", 2, "2, 4 and 8")?;
         // They come in any order and never go back.
-        Ok(Some(Form::Int(Int::new(bits).with_keys(Axis::Token).with_window(0).with_margin(0))))
+        Ok(Some(StoreForm::Int(
+            Int::new(bits).with_keys(Axis::Token).with_window(0).with_margin(0),
+        )))
     }
 
     /// A cache for every layer of a model.

@@ -19,7 +19,7 @@ use ndarray::{Array2, ArrayView3, ArrayViewMut3};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
-pub use form::{Bitmap, Form, Int};
+pub use form::{Bitmap, Int, StoreForm};
 pub use int::Axis;
 pub use layer::Layer;
 pub(crate) use rows::{bytes_part, count, product, read_bytes};

@@ -28,7 +28,7 @@ pub use dense::Dense;
 pub use leaf::{GroupedAffine, Zeros};
 pub use mask::Mask;
 pub use masked::Masked;
-pub use plane::{Kept, Packed, Plane};
+pub use plane::{KeptPlane, PackedPlane, Plane};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
 pub use rows::Rows;

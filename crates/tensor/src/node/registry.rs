@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Dense, GroupedAffine, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, SplitFloats, Sum,
-    Transformed, join,
+    Dense, GroupedAffine, Json, KeptPlane, Mask, Masked, Node, PackedPlane, Plane, Product,
+    SplitFloats, Sum, Transformed, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -49,8 +49,8 @@ impl Default for Registry {
         registry.add_node("masked.v1", Masked::read_from);
         registry.add_node("masked.v2", Masked::read_v2);
         registry.add_node("transformed.v1", Transformed::read_from);
-        registry.add_plane("packed.v1", Packed::read_from);
-        registry.add_plane("kept.v1", Kept::read_from);
+        registry.add_plane("packed.v1", PackedPlane::read_from);
+        registry.add_plane("kept.v1", KeptPlane::read_from);
         registry
     }
 }
