@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use tensorpress::entropy::chunk;
-use tensorpress::entropy::container::{Base, Packed, Stored};
+use tensorpress::entropy::container::{Base, PackedFile, Stored};
 use tensorpress::kvcache::{Cache, Causal, KvRecipe, KvStore, Layer};
 use tensorpress::model::Config;
 use tensorpress::recipe::Recipe;
@@ -123,7 +123,7 @@ pub fn tpk(data: &[u8]) {
 }
 
 fn packed(data: &[u8]) {
-    let Ok(packed) = Packed::from_bytes("fuzzed", Bytes::from(data.to_vec())) else { return };
+    let Ok(packed) = PackedFile::from_bytes("fuzzed", Bytes::from(data.to_vec())) else { return };
     if packed.unpacked_bytes() > MOST_BYTES {
         return;
     }
@@ -143,7 +143,7 @@ fn packed(data: &[u8]) {
 }
 
 /// Decodes chunks whatever their checksums say.
-fn chunks(data: &[u8], packed: &Packed) {
+fn chunks(data: &[u8], packed: &PackedFile) {
     for segment in &packed.index().segments {
         let Stored::Chunks { chunks, .. } = &segment.stored else { continue };
         for (i, chunk) in chunks.iter().enumerate() {

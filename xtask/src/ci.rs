@@ -237,7 +237,7 @@ fn neon() -> Outcome {
     // Kernels against the portable ones; the entropy coders, portable there (training takes minutes
     // under emulation).
     for package in [
-        &["-p", "tensorpress-tensor", "--lib", "kernels"][..],
+        &["-p", "tensorpress-kernels", "--lib"][..],
         &["-p", "tensorpress-kvcache", "--lib"],
         &["-p", "tensorpress-entropy", "--lib", "--test", "chunks", "--", "--skip", "fine_tunes"],
     ] {

@@ -17,5 +17,5 @@ mod varint;
 
 pub use chunk::Effort;
 pub use coded::{TileCoder, coded, register, stages};
-pub use container::{Base, Packed, Packer};
+pub use container::{Base, PackedFile, Packer};
 pub use value::ValueType;

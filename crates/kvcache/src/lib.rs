@@ -24,4 +24,4 @@ pub use rope::Rope;
 pub use score::{Held, Score};
 pub use stage::{KvModel, KvPart, KvRole, MakePolicy, stages};
 pub use statistics::{KvNeeds, QueryMoments, Statistics};
-pub use store::{Axis, Bitmap, Causal, Form, HeadSlots, Int, KvShape, KvStore, Layer};
+pub use store::{Axis, Bitmap, Causal, HeadSlots, Int, KvShape, KvStore, Layer, StoreForm};

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use rayon::prelude::*;
-use tensorpress_kvcache::{Cache, Form, KvShape, Layer};
+use tensorpress_kvcache::{Cache, KvShape, Layer, StoreForm};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{DType, Error, ErrorKind, Node, Result, Scratch, kernels};
 
@@ -118,7 +118,7 @@ impl Block {
         let Attention { q, k, head_dim, .. } = &self.attention;
         let heads = |linear: &Linear| linear.shape()[0] / head_dim;
         let layer = KvShape::new(heads(q), heads(k), *head_dim)
-            .and_then(|shape| Layer::new(shape, Form::Float(DType::F32)));
+            .and_then(|shape| Layer::new(shape, StoreForm::Float(DType::F32)));
         Cache::new(layer.expect("heads were checked against the config, which was checked"))
     }
 

@@ -1,12 +1,11 @@
 //! What every room of tensorpress stands on: tensors, the algebra of compressed nodes, calibration statistics,
-//! exact bit accounting, linear algebra and SIMD kernels. No compression method lives here.
+//! exact bit accounting, linear algebra, and the SIMD [`kernels`]. No compression method lives here.
 
 pub mod bytes;
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
 pub mod grid;
-pub mod kernels;
 pub mod linalg;
 pub mod method;
 pub mod node;
@@ -31,3 +30,4 @@ pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};
+pub use tensorpress_kernels as kernels;

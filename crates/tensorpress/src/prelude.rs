@@ -5,7 +5,7 @@ pub use crate::compose::Compose;
 pub use crate::pipeline::{Compressor, Report};
 pub use crate::recipe::Recipe;
 pub use crate::{open_model, registry};
-pub use tensorpress_entropy::{Packed, Packer, TileCoder};
+pub use tensorpress_entropy::{PackedFile, Packer, TileCoder};
 pub use tensorpress_lowrank::{Rank, eora, svd, svd_llm};
 pub use tensorpress_model::Source;
 pub use tensorpress_prune::{Pattern, SparseGpt, magnitude, wanda};

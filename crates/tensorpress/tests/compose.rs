@@ -2,6 +2,7 @@
 
 use tensorpress::lowrank::feature_mimicking;
 use tensorpress::prelude::*;
+use tensorpress::prune::JointSparseGpt;
 use tensorpress::quant::Granularity;
 use tensorpress::tensor::linalg::{Par, SplitMix};
 use tensorpress::tensor::ndarray::{Array2, ArrayView2};

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tensorpress::entropy::{Effort, Packer, TileCoder, coded};
-use tensorpress::kvcache::{Axis, Bitmap, Form, HeadSlots, Int, KvRecipe, KvShape, KvStore, Layer};
+use tensorpress::kvcache::{
+    Axis, Bitmap, HeadSlots, Int, KvRecipe, KvShape, KvStore, Layer, StoreForm,
+};
 use tensorpress::quant::{Gptq, GridSpec, Rtn};
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
@@ -105,12 +107,16 @@ fn write_caches() {
     let shape = KvShape::new(4, 2, 16).unwrap();
     let int = |bits| Int::new(bits).with_group(16).with_window(16).with_margin(4);
     let forms = [
-        ("f16", Form::Float(DType::F16), None),
-        ("int4", Form::Int(int(4)), None),
-        ("int2_token", Form::Int(int(2).with_keys(Axis::Token)), None),
-        ("int8_sliding", Form::Int(int(8).with_sliding(true)), None),
-        ("bitmap", Form::Bitmap(Bitmap::new(0.7).with_window(4)), None),
-        ("demoted", Form::Float(DType::BF16), Some(Form::Int(int(2).with_keys(Axis::Token)))),
+        ("f16", StoreForm::Float(DType::F16), None),
+        ("int4", StoreForm::Int(int(4)), None),
+        ("int2_token", StoreForm::Int(int(2).with_keys(Axis::Token)), None),
+        ("int8_sliding", StoreForm::Int(int(8).with_sliding(true)), None),
+        ("bitmap", StoreForm::Bitmap(Bitmap::new(0.7).with_window(4)), None),
+        (
+            "demoted",
+            StoreForm::Float(DType::BF16),
+            Some(StoreForm::Int(int(2).with_keys(Axis::Token))),
+        ),
     ];
     for (name, form, low) in forms {
         let mut layer = Layer::new(shape, form).unwrap();

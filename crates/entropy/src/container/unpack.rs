@@ -9,7 +9,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::paths::{self, Links};
 use super::progress::{Progress, Watch, tell};
-use super::reader::Packed;
+use super::reader::PackedFile;
 use super::walk::{Consumer, walk};
 use crate::chunk::CHUNK_BYTES;
 
@@ -18,7 +18,7 @@ const MARKER: &str = "tensorpress.unpack";
 /// Where the files are meanwhile.
 const FILES: &str = "files";
 
-impl Packed {
+impl PackedFile {
     /// Restores what was packed: the file, or the folder, `to`, which appears under its name only when all of it is
     /// there, checked and on disk. With `force`, a file that is there is replaced, and so is a folder that has no
     /// files but those that are packed.

@@ -4,7 +4,7 @@ use tensorpress_tensor::{Error, ErrorKind, Result};
 
 use super::format::Stored;
 use super::progress::{Progress, Watch, tell};
-use super::reader::Packed;
+use super::reader::PackedFile;
 use super::walk::{Consumer, walk};
 
 /// What checking has found.
@@ -23,7 +23,7 @@ pub struct Verified {
     pub damages: Vec<Error>,
 }
 
-impl Packed {
+impl PackedFile {
     /// Decodes everything and checks it against the hashes of what was packed. Header and index were checked when the
     /// file was opened.
     ///

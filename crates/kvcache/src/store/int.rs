@@ -10,7 +10,7 @@ use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 
 use super::float::{pages, read_dtype};
 use super::rows::{bytes_part, count, product, read_bytes};
-use super::windowed::Packed;
+use super::windowed::PackedRows;
 use crate::kernels::{self, LANES, Line, Work};
 
 /// What shares a scale.
@@ -344,7 +344,7 @@ impl IntRows {
     }
 }
 
-impl Packed for IntRows {
+impl PackedRows for IntRows {
     fn len(&self) -> usize {
         self.len
     }

@@ -25,8 +25,7 @@ use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
 use crate::stage::KvPart;
 
-pub(crate) use form::Form as StoreForm;
-pub use form::{Bitmap, Form, Int};
+pub use form::{Bitmap, Int, StoreForm};
 pub use int::Axis;
 pub use layer::Layer;
 pub(crate) use rows::{bytes_part, count, product, read_bytes};

@@ -20,7 +20,7 @@ impl Score for NaNs {
 fn bad_scores_and_budgets_are_errors() {
     let shape = KvShape::new(HEADS, KV_HEADS, DIM).expect("a shape");
     let layer =
-        || Layer::new(shape, tensorpress_kvcache::Form::Float(DType::F32)).expect("a layer");
+        || Layer::new(shape, tensorpress_kvcache::StoreForm::Float(DType::F32)).expect("a layer");
     let at = LayerAt { index: 0, of: 1 };
     for budget in [
         Budget::Tokens(0),

@@ -3,13 +3,13 @@
 use serde_json::json;
 
 use super::registry::field;
-use super::{Json, Mask, Packed, Plane};
+use super::{Json, Mask, PackedPlane, Plane};
 use crate::error::{Error, Result};
 use crate::kernels::packed_len;
 
 /// How a mask is written; each form holds some masks only, and those exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum MaskForm {
     /// A bit an entry, rows padded to bytes: the symbols are those bytes.
     Bitmap,
     /// Every group of `m` columns keeps `n`: a symbol says which, by its rank in the combinatorial number system
@@ -22,7 +22,7 @@ pub(super) enum Form {
 /// Entries of a block, at most: what readers allocate stays within a known multiple of what they read.
 const MOST_IN_BLOCK: usize = 4096;
 
-impl Form {
+impl MaskForm {
     /// The form that takes the fewest bytes; the first of equals.
     pub(super) fn smallest(mask: &Mask) -> Self {
         let shape @ [rows, cols] = mask.shape();
@@ -106,7 +106,7 @@ impl Form {
                 }
             }
         }
-        Ok(Box::new(Packed::pack(&symbols, rows, count, self.bits())?))
+        Ok(Box::new(PackedPlane::pack(&symbols, rows, count, self.bits())?))
     }
 
     /// The mask whose symbols a plane holds.

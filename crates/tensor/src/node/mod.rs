@@ -28,13 +28,14 @@ pub use dense::Dense;
 pub use leaf::{GroupedAffine, Zeros};
 pub use mask::Mask;
 pub use masked::Masked;
-pub use plane::{Kept, Packed, Plane};
+pub use plane::{KeptPlane, PackedPlane, Plane};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
 pub use rows::Rows;
 pub use scratch::Scratch;
 pub use split::SplitFloats;
 pub use sum::Sum;
+pub use tensorpress_kernels::Accum;
 pub use transform::{Side, Transform};
 pub use transformed::Transformed;
 
@@ -44,16 +45,6 @@ use crate::storage::PartSink;
 
 /// JSON description of a tree.
 pub type Json = serde_json::Value;
-
-/// Whether a result replaces the output or is added to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Accum {
-    /// `out = result`
-    #[default]
-    Replace,
-    /// `out += result`
-    Add,
-}
 
 /// How a node multiplies: a kernel over the stored form, or tile-wise decoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

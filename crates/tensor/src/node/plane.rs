@@ -49,11 +49,11 @@ pub trait Plane: Debug + Send + Sync {
     /// Those of `f`.
     fn map_inner(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Plane>>;
     /// The packed form, where this is one: the fast path of kernels.
-    fn as_packed(&self) -> Option<&Packed> {
+    fn as_packed(&self) -> Option<&PackedPlane> {
         None
     }
     /// The restricted form, where this is one.
-    fn as_kept(&self) -> Option<&Kept> {
+    fn as_kept(&self) -> Option<&KeptPlane> {
         None
     }
     /// The support whose kept entries are the symbols, where rows are ragged.
@@ -64,13 +64,13 @@ pub trait Plane: Debug + Send + Sync {
 
 /// Codes packed at a fixed width, least significant bit first.
 #[derive(Debug, Clone)]
-pub struct Packed {
+pub struct PackedPlane {
     bits: u8,
     rows: Rows,
     bytes: Bytes,
 }
 
-impl Packed {
+impl PackedPlane {
     /// Packs `codes` (row-major, `rows x cols`) at `bits` bits each.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl Packed {
     /// Packs the codes of the kept entries (compact order) in one stream.
     ///
     /// # Errors
-    /// As [`Packed::pack`].
+    /// As [`PackedPlane::pack`].
     pub fn pack_kept(codes: &[u8], mask: &Arc<Mask>, bits: u8) -> Result<Self> {
         check_bits(bits)?;
         let kept = mask.kept_before(mask.shape()[0]);
@@ -211,7 +211,7 @@ fn check_codes(codes: &[u8], bits: u8) -> Result<()> {
     }
 }
 
-impl Plane for Packed {
+impl Plane for PackedPlane {
     fn alphabet(&self) -> u32 {
         1 << self.bits
     }
@@ -260,7 +260,7 @@ impl Plane for Packed {
         f(self)
     }
 
-    fn as_packed(&self) -> Option<&Packed> {
+    fn as_packed(&self) -> Option<&PackedPlane> {
         Some(self)
     }
 
@@ -271,12 +271,12 @@ impl Plane for Packed {
 
 /// A dense plane of which only the entries of a mask are stored; the others read as 0.
 #[derive(Debug)]
-pub struct Kept {
+pub struct KeptPlane {
     mask: Arc<Mask>,
     inner: Box<dyn Plane>,
 }
 
-impl Kept {
+impl KeptPlane {
     /// Restricts `plane` (even rows, the mask's shape, at most 256 symbols) to `mask`.
     ///
     /// # Errors
@@ -305,7 +305,10 @@ impl Kept {
                 mask.for_each_kept(row, |c| codes.push(row_codes[c] as u8));
             }
         }
-        Ok(Self { mask: mask.clone(), inner: Box::new(Packed::pack_kept(&codes, mask, bits)?) })
+        Ok(Self {
+            mask: mask.clone(),
+            inner: Box::new(PackedPlane::pack_kept(&codes, mask, bits)?),
+        })
     }
 
     /// The support.
@@ -338,7 +341,7 @@ impl Kept {
     }
 }
 
-impl Plane for Kept {
+impl Plane for KeptPlane {
     fn alphabet(&self) -> u32 {
         self.inner.alphabet()
     }
@@ -375,7 +378,7 @@ impl Plane for Kept {
         Ok(Box::new(Self { mask: self.mask, inner: self.inner.map_inner(f)? }))
     }
 
-    fn as_kept(&self) -> Option<&Kept> {
+    fn as_kept(&self) -> Option<&KeptPlane> {
         Some(self)
     }
 }

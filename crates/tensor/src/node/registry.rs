@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Dense, GroupedAffine, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, SplitFloats, Sum,
-    Transformed, join,
+    Dense, GroupedAffine, Json, KeptPlane, Mask, Masked, Node, PackedPlane, Plane, Product,
+    SplitFloats, Sum, Transformed, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -55,7 +55,7 @@ impl Default for Registry {
             ("transformed.v1", Transformed::read_from),
         ];
         let planes: [(_, ReadPlane); 2] =
-            [("packed.v1", Packed::read_from), ("kept.v1", Kept::read_from)];
+            [("packed.v1", PackedPlane::read_from), ("kept.v1", KeptPlane::read_from)];
         registry.nodes.extend(nodes);
         registry.planes.extend(planes);
         registry

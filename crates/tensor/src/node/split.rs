@@ -7,7 +7,7 @@ use serde_json::json;
 use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
-    Accum, Dense, Json, Mask, Multiply, Node, NodeReader, Packed, Plane, PlaneMap, Scratch,
+    Accum, Dense, Json, Mask, Multiply, Node, NodeReader, PackedPlane, Plane, PlaneMap, Scratch,
     check_same_shape, join, matmul_by_tiles,
 };
 use crate::dtype::DType;
@@ -39,8 +39,8 @@ impl SplitFloats {
             let bytes: Vec<u8> =
                 values.map(|value| rotated(value).to_be_bytes()[8 - size + place]).collect();
             let packed = match dense.support() {
-                Some(mask) => Packed::pack_kept(&bytes, mask, 8)?,
-                None => Packed::pack(&bytes, rows, cols, 8)?,
+                Some(mask) => PackedPlane::pack_kept(&bytes, mask, 8)?,
+                None => PackedPlane::pack(&bytes, rows, cols, 8)?,
             };
             Ok(Box::new(packed))
         };

@@ -14,8 +14,8 @@ use crate::kernels::{self, AffineRows, KeptAffine};
 use crate::linalg::Par;
 use crate::node::registry::{field, shape_field};
 use crate::node::{
-    Accum, FUSED_TOKENS, Json, Kept, Mask, Multiply, Node, NodeReader, Packed, Plane, PlaneMap,
-    Scratch, check_matmul, join, matmul_by_tiles, with_slices,
+    Accum, FUSED_TOKENS, Json, KeptPlane, Mask, Multiply, Node, NodeReader, PackedPlane, Plane,
+    PlaneMap, Scratch, check_matmul, join, matmul_by_tiles, with_slices,
 };
 use crate::source::Tensor;
 use crate::storage::{Part, PartKind, PartSink};
@@ -70,9 +70,11 @@ impl GroupedAffine {
         let per_row = if per_tensor { [1, 1] } else { [rows, groups] };
         let zeros = match zeros {
             [zero] if scales.len() != 1 => Zeros::Fixed(*zero),
-            zeros => Zeros::PerGroup(Box::new(Packed::pack(zeros, per_row[0], per_row[1], bits)?)),
+            zeros => {
+                Zeros::PerGroup(Box::new(PackedPlane::pack(zeros, per_row[0], per_row[1], bits)?))
+            }
         };
-        let codes = Box::new(Packed::pack(codes, rows, cols, bits)?);
+        let codes = Box::new(PackedPlane::pack(codes, rows, cols, bits)?);
         let scales = scales.into_iter().map(|s| scale_dtype.round(s)).collect();
         let zero_values = OnceLock::new();
         Self { shape, group, per_tensor, codes, scales, scale_dtype, zeros, zero_values }.check()
@@ -227,7 +229,7 @@ impl GroupedAffine {
     /// The same with the codes in `packed`, and other scales.
     fn affine_rows_of<'a>(
         &'a self,
-        packed: &'a Packed,
+        packed: &'a PackedPlane,
         scales: &'a [f32],
     ) -> Result<Option<AffineRows<'a>>> {
         let Some(bytes) = packed.bytes().filter(|_| !self.per_tensor) else { return Ok(None) };
@@ -258,16 +260,16 @@ impl GroupedAffine {
     }
 
     /// Codes that are coded, in the form that kernels know: they decode in tiles, so all rows at once.
-    fn repacked(&self, rows: Range<usize>) -> Result<Option<Packed>> {
+    fn repacked(&self, rows: Range<usize>) -> Result<Option<PackedPlane>> {
         if self.codes.as_packed().is_some() || self.codes.as_kept().is_some() {
             return Ok(None);
         }
-        Packed::repack(&*self.codes, rows).map(Some)
+        PackedPlane::repack(&*self.codes, rows).map(Some)
     }
 
     /// The codes of kept entries among all, where those of the others are the zero point of their group; and scales, 0
     /// for groups that are all 0, so that their products are too.
-    fn filled(&self) -> Result<Option<(Packed, Vec<f32>)>> {
+    fn filled(&self) -> Result<Option<(PackedPlane, Vec<f32>)>> {
         let Some(kept) = self.codes.as_kept().filter(|_| !self.per_tensor) else { return Ok(None) };
         let bits = (self.codes.alphabet().max(2) - 1).ilog2() as u8 + 1;
         let zeros = self.zero_values()?;
@@ -298,7 +300,7 @@ impl GroupedAffine {
                 }
             }
         }
-        Ok(Some((Packed::pack(&codes, rows, cols, bits)?, scales)))
+        Ok(Some((PackedPlane::pack(&codes, rows, cols, bits)?, scales)))
     }
 
     /// Hands over the codes of one row, read one by one if they are not at hand.
@@ -465,7 +467,7 @@ impl Node for GroupedAffine {
     }
 
     fn keep(mut self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
-        self.codes = Box::new(Kept::restrict(&*self.codes, mask)?);
+        self.codes = Box::new(KeptPlane::restrict(&*self.codes, mask)?);
         Ok(self)
     }
 
