@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tensorpress::recipe::{schema, table};
+use tensorpress::recipe::{reference, schema};
 use tensorpress::tensor::stage::{Part, Row, Stages};
 use tensorpress::{Error, kvcache, registry, tokencomp};
 
@@ -18,8 +18,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let rooms = [WEIGHTS, CACHES, TOKENS];
     if args.markdown {
-        let tables = [table(weights), table(&caches), table(&tokens)];
-        let pages = rooms.iter().zip(tables).map(|(title, table)| format!("## {title}\n{table}"));
+        let parts = [reference(weights), reference(&caches), reference(&tokens)];
+        let pages = rooms.iter().zip(parts).map(|(title, part)| format!("## {title}\n{part}"));
         return print(&pages.collect::<Vec<_>>().join("\n"));
     }
     match &args.name {

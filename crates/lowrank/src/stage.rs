@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tensorpress_tensor::stage::{Inside, Keys, Knobs, Row, WeightPart, WeightRole};
-use tensorpress_tensor::{DType, DynCompress, Error, Result};
+use tensorpress_tensor::{DType, DynCompress, Error, Method, Result};
 
 use crate::factors::Factors;
 use crate::lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
@@ -14,17 +14,13 @@ use crate::rank::Rank;
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     vec![
-        row("svd", "factors of the closest matrix of a rank; needs no calibration", svd),
-        row("asvd", "factors after inputs were scaled by how active they are", |rank| {
+        row("factors of the closest matrix of a rank; needs no calibration", svd),
+        row("factors after inputs were scaled by how active they are", |rank| {
             asvd(rank, InputScale::default().alpha)
         }),
-        row("svd_llm", "factors that lose least of the outputs", svd_llm),
-        row("lord", "projects outputs on their leading directions: the product of svd_llm", lord),
-        row(
-            "feature_mimicking",
-            "projects outputs less their mean, which a bias carries",
-            feature_mimicking,
-        ),
+        row("factors that lose least of the outputs", svd_llm),
+        row("projects outputs on their leading directions: the same product as by whitening", lord),
+        row("projects outputs less their mean, which a bias carries", feature_mimicking),
         correction(),
     ]
 }
@@ -59,12 +55,13 @@ impl Knobs for Factors {
     }
 }
 
+/// A method's stage has the method's name.
 fn row<M: Metric + Clone + 'static>(
-    name: &'static str,
     about: &'static str,
     default: fn(Rank) -> LowRank<M>,
 ) -> Row<WeightPart> {
     let default = move || default(Rank::default());
+    let name = default().id();
     Row::method_with(name, about, default, move |method: LowRank<M>, inner| {
         stored_by(name, method, inner, default().factors)
     })
@@ -92,7 +89,7 @@ impl Knobs for Eora {
 }
 
 fn correction() -> Row<WeightPart> {
-    let name = "eora";
+    let name = eora(Eora::default().rank).id();
     let about = "in `residual`: the factors of a rank that make good most of the outputs";
     let build = move |knobs: Eora, inner| {
         let method = eora(knobs.rank).with_factors(knobs.factors);
@@ -114,21 +111,16 @@ fn stored_by<M: Metric + 'static>(
     default: Factors,
 ) -> Result<Box<dyn DynCompress>> {
     let Some(inner) = inner else { return Ok(Box::new(method)) };
-    match (&method.factors, &default) {
-        (Factors::Float(a), Factors::Float(b)) if a == b => {}
-        (Factors::Source, Factors::Source) => {}
-        (Factors::Float(dtype), _) => {
-            let (dtype, inner) = (format!("{dtype:?}").to_lowercase(), inner.id());
-            return Err(Error::invalid(format!(
-                "{name}: factors = {dtype} with `{inner}`, which decides how they are stored"
-            )));
-        }
-        _ => {
-            return Err(Error::invalid(format!(
-                "{name}: factors = source with `{}`, which decides how they are stored",
-                inner.id()
-            )));
-        }
+    let said = |factors: &Factors| match factors {
+        Factors::Float(dtype) => format!("{dtype:?}").to_lowercase(),
+        _ => "source".to_owned(),
+    };
+    let (factors, inner_id) = (said(&method.factors), inner.id());
+    if factors != said(&default) {
+        let message = format!(
+            "{name}: factors = {factors} with `{inner_id}`, which decides how they are stored"
+        );
+        return Err(Error::invalid(message));
     }
     Ok(Box::new(method.with_factors(Factors::By(Arc::from(inner)))))
 }

@@ -35,12 +35,12 @@ impl<S: Saliency> Knobs for Pruner<S> {
 pub(crate) fn stages() -> [Row<WeightPart>; 2] {
     [
         Row::select(
-            "magnitude",
+            Magnitude.id(),
             "keeps the largest weights of each row; needs no calibration",
             || magnitude(Pattern::default()),
         ),
         Row::select(
-            "wanda",
+            InputNorm.id(),
             "keeps the weights that are largest times the norm of their input",
             || wanda(Pattern::default()),
         ),

@@ -34,6 +34,13 @@ pub struct Flap {
     pub uniform: bool,
 }
 
+/// A fifth goes, by the adaptive form.
+impl Default for Flap {
+    fn default() -> Self {
+        Self::new(0.2)
+    }
+}
+
 impl Flap {
     /// The adaptive form, by weighted fluctuation.
     #[must_use]
@@ -93,7 +100,7 @@ pub(crate) fn stage() -> Row<WeightPart> {
     Row::rewrite(
         "flap",
         "removes the attention heads and feed-forward channels that fluctuate least; their mean goes into biases",
-        || Flap::new(0.2),
+        Flap::default,
     )
 }
 

@@ -72,6 +72,7 @@ pub struct Compressor<'a> {
     force: bool,
     progress: Option<&'a mut dyn Progress>,
     cancel: Option<Arc<AtomicBool>>,
+    registry: Option<Registry>,
 }
 
 impl std::fmt::Debug for Compressor<'_> {
@@ -117,7 +118,15 @@ impl<'a> Compressor<'a> {
     /// A compressor by this recipe.
     #[must_use]
     pub fn new(recipe: Recipe) -> Self {
-        Self { recipe, calibration: None, seed: 0, force: false, progress: None, cancel: None }
+        Self {
+            recipe,
+            calibration: None,
+            seed: 0,
+            force: false,
+            progress: None,
+            cancel: None,
+            registry: None,
+        }
     }
 
     /// Sets the text whose activations calibrate; methods that need none ignore it.
@@ -145,6 +154,14 @@ impl<'a> Compressor<'a> {
     #[must_use]
     pub fn with_progress(mut self, progress: &'a mut dyn Progress) -> Self {
         self.progress = Some(progress);
+        self
+    }
+
+    /// Reads what was written with the nodes of this registry, for stages that make nodes of your own. Default:
+    /// [`crate::registry`].
+    #[must_use]
+    pub fn with_registry(mut self, registry: Registry) -> Self {
+        self.registry = Some(registry);
         self
     }
 
@@ -200,7 +217,7 @@ impl<'a> Compressor<'a> {
         let original = source;
         let source = structure.as_ref().map_or(original, |structure| &structure.source);
         let cancel = self.cancel.clone();
-        let registry = crate::registry();
+        let registry = self.registry.take().unwrap_or_else(crate::registry);
         let structure = structure.as_ref();
         let context = Context { source, structure, registry, plan, seed: self.seed, cancel };
         let mut work = Work::open(out, identity, source.blocks(), self.force)?;

@@ -29,9 +29,9 @@
 //! The stages are those of [`crate::registry`], or of a registry with stages of your own. Every error names the key, the value, and what is allowed.
 
 mod chain;
+mod describe;
 mod file;
 mod presets;
-mod schema;
 
 use std::fmt;
 use std::path::Path;
@@ -40,8 +40,8 @@ use globset::{GlobBuilder, GlobMatcher};
 use tensorpress_tensor::{Context, Error, Registry, Result};
 
 pub use chain::Chain;
+pub use describe::{reference, schema};
 pub use presets::presets;
-pub use schema::{schema, table};
 
 /// What to do to which weights.
 #[derive(Debug, Clone, PartialEq)]

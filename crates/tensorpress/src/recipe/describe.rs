@@ -1,7 +1,5 @@
 //! What the stages of a room say of themselves, for editors and for pages.
 
-use std::fmt::Write as _;
-
 use serde_json::{Map, Value as Json, json};
 use tensorpress_tensor::stage::{Key, Part, Row, Stages, Takes, Value, WeightPart};
 
@@ -72,21 +70,47 @@ fn value(key: &Key) -> Json {
     json
 }
 
-/// The stages of a room as a table for pages: a row a stage, its keys with defaults and what is allowed.
+/// The stages of a room for a page: a heading and a sentence each, and a table of keys.
 #[must_use]
-pub fn table<P: Part>(stages: &Stages<P>) -> String {
-    let mut text =
-        "| stage | what it does | keys: default (allowed) meaning |\n|---|---|---|\n".to_owned();
+pub fn reference<P: Part>(stages: &Stages<P>) -> String {
+    let mut text = String::new();
     for row in stages.rows() {
-        let keys: Vec<String> = row.keys().iter().map(described).collect();
-        let keys = keys.join("<br>").replace('|', "\\|");
-        writeln!(text, "| `{}` | {}; {} | {keys} |", row.name(), row.role(), row.about())
-            .expect("a string grows");
+        let inside = stages.names_of(row.inside().roles());
+        let inside = match inside.is_empty() {
+            true => String::new(),
+            false => format!(" Inside: {inside}."),
+        };
+        text += &format!("### `{}`\n", row.name());
+        text += &wrapped(&format!("{}: {}.{inside}", row.role(), row.about()));
+        let keys = row.keys();
+        if !keys.is_empty() {
+            text += "\n| key | default | allowed | meaning |\n|---|---|---|---|\n";
+        }
+        for key in keys {
+            let default = key.default.as_ref().map_or("none".to_owned(), ToString::to_string);
+            let Key { name, takes, about, .. } = key;
+            text += &format!("| `{name}` | {default} | {takes} | {about} |\n");
+        }
+        text.push('\n');
     }
     text
 }
 
-fn described(key: &Key) -> String {
-    let default = key.default.as_ref().map_or("none".to_owned(), ToString::to_string);
-    format!("`{}`: {default} ({}) {}", key.name, key.takes, key.about)
+/// A paragraph in lines of at most 120 columns.
+fn wrapped(paragraph: &str) -> String {
+    let mut text = String::new();
+    let mut column = 0;
+    for word in paragraph.split(' ') {
+        if column > 0 && column + 1 + word.len() > 120 {
+            text.push('\n');
+            column = 0;
+        }
+        if column > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text += word;
+        column += word.len();
+    }
+    text + "\n"
 }
