@@ -11,6 +11,7 @@ pub mod linalg;
 pub mod method;
 pub mod node;
 pub mod obs;
+pub mod rewrite;
 pub mod source;
 pub mod stats;
 pub mod storage;
@@ -28,5 +29,6 @@ pub use method::{
 };
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
+pub use rewrite::Rewrite;
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};

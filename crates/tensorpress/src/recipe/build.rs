@@ -6,9 +6,9 @@ use tensorpress_entropy::TileCoder;
 use tensorpress_lowrank::{
     Factors, LowRank, Metric, Rank, asvd, eora, feature_mimicking, lord, svd, svd_llm,
 };
-use tensorpress_prune::{ChannelMetric, Flap, Pattern, SparseGpt, magnitude, wanda};
+use tensorpress_prune::{ChannelMetric, DropBlocks, Flap, Pattern, SparseGpt, magnitude, wanda};
 use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn};
-use tensorpress_tensor::{DType, DynCompress, Error, Result, Select};
+use tensorpress_tensor::{DType, DynCompress, Error, Result, Rewrite, Select};
 
 use super::chain::Chain;
 use super::stage::Stage;
@@ -24,7 +24,7 @@ pub(super) enum Build {
     /// Around the method of the stages after it (or before it, for residuals and coders).
     Wrap(fn(&Stage, Inner) -> Result<Box<dyn DynCompress>>),
     /// Before all of them, on the model as a whole.
-    Structure(fn(&Stage) -> Flap),
+    Structure(fn(&Stage) -> Box<dyn Rewrite>),
 }
 
 /// What a stage wraps.
@@ -42,7 +42,7 @@ pub(super) fn chain(chain: &Chain) -> Result<Box<dyn DynCompress>> {
         (None, Some(stage), _) => (stage, rtn(stage)?),
         (None, None, Some(stage)) => (stage, selector_alone(stage)?),
         (None, None, None) => {
-            let message = format!("`{chain}` removes heads and channels, and compresses no matrix");
+            let message = format!("`{chain}` rewrites the model, and compresses no matrix");
             return Err(Error::unsupported(message));
         }
     };
@@ -75,15 +75,23 @@ fn method(stage: &Stage) -> Result<Box<dyn DynCompress>> {
     }
 }
 
-/// The structured pruner of a chain.
-pub(super) fn structured(stage: &Stage) -> Flap {
+/// The rewrite of a stage.
+pub(super) fn structured(stage: &Stage) -> Box<dyn Rewrite> {
     match stage.spec().build {
         Build::Structure(build) => build(stage),
-        _ => unreachable!("a structured pruner"),
+        _ => unreachable!("a rewrite"),
     }
 }
 
-pub(super) fn flap(stage: &Stage) -> Flap {
+pub(super) fn flap(stage: &Stage) -> Box<dyn Rewrite> {
+    Box::new(flap_of(stage))
+}
+
+pub(super) fn drop_blocks(stage: &Stage) -> Box<dyn Rewrite> {
+    Box::new(DropBlocks::default().with_count(stage.int("count")))
+}
+
+fn flap_of(stage: &Stage) -> Flap {
     let metric = match stage.word("metric").as_ref() {
         "ifv" => ChannelMetric::Ifv,
         "wifn" => ChannelMetric::Wifn,
@@ -141,10 +149,10 @@ pub(super) fn coded(stage: &Stage, inner: Inner) -> Result<Box<dyn DynCompress>>
     Ok(Box::new(inner.method.coded(coder)))
 }
 
-/// Refuses keys of a structured pruner that leave nothing.
-pub(super) fn check_structured(stage: &Stage) -> Result<()> {
+/// Refuses keys that leave nothing.
+pub(super) fn check_flap(stage: &Stage) -> Result<()> {
     let name = stage.spec().name;
-    structured(stage).check().map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))
+    flap_of(stage).check().map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))
 }
 
 /// The support that the keys of a selector describe.

@@ -1,14 +1,13 @@
 use std::fmt;
 
-use tensorpress_prune::Flap;
-use tensorpress_tensor::{DynCompress, Error, Result};
+use tensorpress_tensor::{DynCompress, Error, Result, Rewrite};
 
 use super::build;
 use super::line::{self, RawStage};
 use super::stage::Stage;
 use super::table::Kind;
 
-/// Stages in order: at most one structured pruner, transforms, at most one selector, one quantiser or factoriser,
+/// Stages in order: any number of rewrites, transforms, at most one selector, one quantiser or factoriser,
 /// residuals, at most one coding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chain {
@@ -45,7 +44,7 @@ impl Chain {
                 );
                 return Err(Error::invalid(message));
             }
-            let once = [Kind::Structured, Kind::Selector, Kind::Quantiser, Kind::Coded];
+            let once = [Kind::Selector, Kind::Quantiser, Kind::Coded];
             if a == b && once.contains(&a) {
                 let message = format!(
                     "`{}` and `{}`: a recipe has at most one {a}",
@@ -86,11 +85,11 @@ impl Chain {
         &self.stages
     }
 
-    /// What removes heads and channels before the other stages, if there is such a stage.
+    /// What changes the model before the other stages, in order: the text of each stage, and the rewrite.
     #[must_use]
-    pub fn structured(&self) -> Option<Flap> {
-        let first = self.stages.first().filter(|s| s.spec().kind == Kind::Structured);
-        first.map(build::structured)
+    pub fn rewrites(&self) -> Vec<(String, Box<dyn Rewrite>)> {
+        let stages = self.stages.iter().filter(|s| s.spec().kind == Kind::Structured);
+        stages.map(|stage| (stage.to_string(), build::structured(stage))).collect()
     }
 
     /// There are stages that compress matrices.

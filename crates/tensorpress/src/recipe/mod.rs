@@ -6,8 +6,8 @@
 //! wanda(pattern=2:4) | gptq(bits=4, group=64) | residual(eora(rank=16)) | coded(rans)
 //! ```
 //!
-//! The order is fixed: at most one structured pruner, transforms, at most one selector, one quantiser or factoriser,
-//! any number of residuals, at most one coding. Factorisers take a quantiser for their factors:
+//! The order is fixed: any number of rewrites, transforms, at most one selector, one quantiser or factoriser, any
+//! number of residuals, at most one coding. Factorisers take a quantiser for their factors:
 //! `svd_llm(ratio=0.3, rtn(bits=8))`.
 //! A TOML file says the same with a `[[stage]]` each, and may treat some weights differently; the first match wins:
 //!
@@ -43,8 +43,7 @@ use std::fmt;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
-use tensorpress_prune::Flap;
-use tensorpress_tensor::{Context, Error, Result};
+use tensorpress_tensor::{Context, Error, Result, Rewrite};
 
 pub use chain::Chain;
 pub use presets::{PRESETS, Preset};
@@ -53,7 +52,8 @@ pub use table::{Inside, Kind, StageSpec, known_stages, planned_stages};
 pub use value::{KeySpec, Type, Value};
 
 /// What to do to which weights.
-#[derive(Debug, Clone, PartialEq)]
+/// The default does nothing.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recipe {
     chain: Option<Chain>,
     layers: Vec<LayerRule>,
@@ -78,12 +78,12 @@ impl LayerRule {
     /// chain the weights stay as they are.
     ///
     /// # Errors
-    /// `InvalidArgument` for an invalid pattern, or a chain with a structured pruner, which works on whole blocks.
+    /// `InvalidArgument` for an invalid pattern, or a chain with a rewrite, which works on whole models.
     pub fn new(pattern: &str, chain: Option<Chain>) -> Result<Self> {
-        if let Some(chain) = chain.as_ref().filter(|chain| chain.structured().is_some()) {
+        if let Some(chain) = chain.as_ref().filter(|chain| !chain.rewrites().is_empty()) {
             return Err(Error::invalid(format!(
-                "layer `{pattern}`: `{chain}`: heads and channels are removed from whole blocks: allowed only in the \
-                 stages of the recipe itself"
+                "layer `{pattern}`: `{chain}`: rewrites work on whole models: allowed only in the stages of the \
+                 recipe itself"
             )));
         }
         let glob = GlobBuilder::new(pattern).build().map_err(|e| {
@@ -176,10 +176,10 @@ impl Recipe {
         &self.layers
     }
 
-    /// What removes heads and channels before anything else, if the recipe has such a stage.
+    /// What changes the model before anything else, in order: the text of each stage, and the rewrite.
     #[must_use]
-    pub fn structured(&self) -> Option<Flap> {
-        self.chain.as_ref().and_then(Chain::structured)
+    pub fn rewrites(&self) -> Vec<(String, Box<dyn Rewrite>)> {
+        self.chain.as_ref().map_or_else(Vec::new, Chain::rewrites)
     }
 
     /// What to do to the linear layer of this name; nothing if it stays as it is.

@@ -33,7 +33,22 @@ pub(super) static STAGES: &[StageSpec] = &[
         alone: false,
         inside: Inside::Nothing,
         build: Build::Structure(build::flap),
-        check: build::check_structured,
+        check: build::check_flap,
+    },
+    StageSpec {
+        name: "drop_blocks",
+        kind: Kind::Structured,
+        about: "removes the blocks that turn their hidden states least; alone, it gives a plain folder",
+        keys: &[KeySpec::new(
+            "count",
+            Type::Int(1, 1 << 12),
+            Value::Int(1),
+            "how many blocks go; one must stay",
+        )],
+        alone: false,
+        inside: Inside::Nothing,
+        build: Build::Structure(build::drop_blocks),
+        check: |_| Ok(()),
     },
     StageSpec {
         name: "rtn",

@@ -13,7 +13,7 @@ use super::value::KeySpec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Kind {
-    /// Removes whole heads and channels: what comes after works on a smaller model.
+    /// Changes what the model is built of (heads, channels, blocks): what comes after works on the model it leaves.
     Structured,
     /// Changes the space a matrix is compressed in.
     Transform,
@@ -32,13 +32,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub(super) const ORDER: &'static str = "at most one structured pruner, transforms, at most one selector, one quantiser or factoriser, residuals, at most one coding";
+    pub(super) const ORDER: &'static str = "any number of rewrites, transforms, at most one selector, one quantiser or factoriser, residuals, at most one coding";
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Structured => "structured pruner",
+            Self::Structured => "rewrite",
             Self::Transform => "transform",
             Self::Selector => "selector",
             Self::Quantiser => "quantiser or factoriser",
