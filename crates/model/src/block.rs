@@ -6,29 +6,11 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use rayon::prelude::*;
 use tensorpress_kvcache::{Cache, KvShape, Layer, StoreForm};
 use tensorpress_tensor::linalg::Par;
+pub use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{DType, Error, ErrorKind, Node, Result, Scratch, kernels};
 
 use crate::cache::KvCache;
 use crate::layers::{Attention, Linear, Mlp, Norm, Rope, as_matrix, buffer};
-
-/// The inputs that the linear layers of a block read; layers that read the same one share its statistics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SharedInput {
-    /// Read by q, k and v.
-    Attention,
-    /// Read by the attention's output matrix.
-    AttentionOutput,
-    /// Read by gate and up.
-    Mlp,
-    /// Read by down.
-    MlpOutput,
-}
-
-impl SharedInput {
-    /// All of them, in the order in which a block meets them.
-    pub const ALL: [Self; 4] = [Self::Attention, Self::AttentionOutput, Self::Mlp, Self::MlpOutput];
-}
 
 /// Watches the inputs of a block's linear layers.
 pub trait Observer {

@@ -10,6 +10,7 @@ pub mod linalg;
 pub mod method;
 pub mod node;
 pub mod obs;
+pub mod rewrite;
 pub mod source;
 pub mod stage;
 pub mod stats;
@@ -28,6 +29,7 @@ pub use method::{
 };
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
+pub use rewrite::Rewrite;
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};
 pub use tensorpress_kernels as kernels;

@@ -5,7 +5,8 @@ use tensorpress::prelude::*;
 use tensorpress::tensor::half::bf16;
 
 fn main() -> Result<()> {
-    let bell = |i: u32| (0..8).map(|k| (f64::from(i * 8 + k) * 0.754_877_666).fract() - 0.5).sum::<f64>();
+    let bell =
+        |i: u32| (0..8).map(|k| (f64::from(i * 8 + k) * 0.754_877_666).fract() - 0.5).sum::<f64>();
     let numbers: Vec<bf16> = (0..100_000).map(|i| bf16::from_f64(bell(i) * 0.02)).collect();
 
     let frame = compress(&numbers, ValueType::BF16);

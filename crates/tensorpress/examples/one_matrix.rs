@@ -5,8 +5,10 @@ use tensorpress::tensor::node::{bits_per_weight, from_bytes, to_bytes};
 use tensorpress::tensor::{Accum, Scratch, linalg::Par, ndarray::Array2, stats::Calibration};
 
 fn main() -> Result<()> {
-    let weight = Array2::from_shape_fn((64, 256), |(r, c)| ((r * 31 + c * 17) % 101) as f32 / 101.0 - 0.5);
-    let inputs = Array2::from_shape_fn((512, 256), |(t, c)| ((t * 13 + c * 7) % 97) as f32 / 97.0 - 0.5);
+    let weight =
+        Array2::from_shape_fn((64, 256), |(r, c)| ((r * 31 + c * 17) % 101) as f32 / 101.0 - 0.5);
+    let inputs =
+        Array2::from_shape_fn((512, 256), |(t, c)| ((t * 13 + c * 7) % 97) as f32 / 97.0 - 0.5);
     let calibration = Calibration::from_samples(inputs.clone(), Par::Seq);
 
     let node = tensorpress::compress(&weight, "gptq(bits=4, group=64)", &calibration)?.node;

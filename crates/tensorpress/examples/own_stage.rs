@@ -43,9 +43,7 @@ impl Compress for Flat {
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Rows>> {
         let flatten = |target: &Target<'_>| {
             target.check_finite()?;
-            let mean = |row: ArrayView1<'_, f32>| {
-                row.mean().unwrap_or(0.0) * self.strength
-            };
+            let mean = |row: ArrayView1<'_, f32>| row.mean().unwrap_or(0.0) * self.strength;
             let levels = target.weight.rows().into_iter().map(mean).collect();
             Ok(Compressed::new(Rows { cols: target.weight.ncols(), levels }))
         };

@@ -45,10 +45,7 @@ pub fn compress_with(
     let method = recipe
         .chain_for(name)
         .ok_or_else(|| Error::unsupported(format!("`{recipe}` compresses no matrix")))?;
-    if let [stage, ..] = recipe.chain().map_or(&[][..], |chain| chain.stages())
-        && recipe.chain().is_some_and(|chain| chain.rewrites_blocks())
-    {
-        let stage = stage.name();
+    if let Some((stage, _)) = recipe.rewrites().first() {
         let message = format!("`{stage}` rewrites whole blocks of a model, not one matrix");
         return Err(Error::unsupported(message));
     }

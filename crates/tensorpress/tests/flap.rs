@@ -307,7 +307,7 @@ fn stopped_work_resumes_and_threads_change_nothing() {
                 .with_cancel(cancel)
                 .run(&demo, &out);
             assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);
-            assert!(!out.exists() && partial_of(&out).exists() == judged.is_none());
+            assert!(!out.exists() && partial_of(&out).exists());
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         let resumed = pool.install(|| compress(line, &demo, &out)).unwrap();
@@ -324,10 +324,7 @@ fn stopped_work_resumes_and_threads_change_nothing() {
             .with_cancel(cancel);
         assert!(run.run(&demo, &other).is_err());
         let error = compress("flap(sparsity=0.4)", &demo, &other).unwrap_err();
-        assert!(
-            error.message().contains("structure") && error.message().contains("recipe"),
-            "{error}"
-        );
+        assert!(error.message().contains("recipe"), "{error}");
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod allocation;
 mod heads;
+mod rewrite;
 mod saliency;
 
 use tensorpress_tensor::ndarray::{Array1, ArrayView1, ArrayView2};

@@ -7,6 +7,7 @@ use super::keys::Knobs;
 use super::row::{Inside, Part, Role, Row};
 use crate::error::Result;
 use crate::method::{DynCompress, Recode, Select};
+use crate::rewrite::Rewrite;
 
 /// Makes a method around the one that follows, or of its own; nothing where it cannot stand alone.
 pub type Before =
@@ -19,7 +20,7 @@ pub type After = Box<dyn FnOnce(Box<dyn DynCompress>) -> Result<Box<dyn DynCompr
 #[non_exhaustive]
 pub enum WeightPart {
     /// Changes blocks as a whole.
-    Rewrite(Box<dyn std::any::Any + Send + Sync>),
+    Rewrite(Box<dyn Rewrite>),
     /// Changes the space that a matrix is compressed in.
     Transform(Before),
     /// Chooses which weights stay.
@@ -35,7 +36,7 @@ pub enum WeightPart {
 impl fmt::Debug for WeightPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Rewrite(_) => f.write_str("Rewrite(..)"),
+            Self::Rewrite(rewrite) => f.debug_tuple("Rewrite").field(rewrite).finish(),
             Self::Transform(_) => f.write_str("Transform(..)"),
             Self::Select(select) => f.debug_tuple("Select").field(select).finish(),
             Self::Method(method) => f.debug_tuple("Method").field(method).finish(),
@@ -106,7 +107,7 @@ impl fmt::Display for WeightRole {
 /// The constructor's signature says where a stage may stand.
 impl Row<WeightPart> {
     /// A rewrite of whole blocks.
-    pub fn rewrite<T: Knobs + Send + Sync + 'static>(
+    pub fn rewrite<T: Knobs + Rewrite + 'static>(
         name: &'static str,
         about: &'static str,
         default: impl Fn() -> T + Send + Sync + 'static,

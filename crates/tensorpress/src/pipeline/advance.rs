@@ -81,6 +81,16 @@ impl Stream {
         Ok(Self { hidden, lengths })
     }
 
+    /// The hidden states `[tokens, hidden]`.
+    pub(super) fn hidden(&self) -> ArrayView2<'_, f32> {
+        self.hidden.view()
+    }
+
+    /// Tokens of each sequence.
+    pub(super) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
     /// Statistics of one input of a block, which is run no further than needed.
     pub(super) fn calibrate(
         &self,

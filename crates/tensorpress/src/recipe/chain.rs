@@ -1,8 +1,7 @@
 use std::fmt;
 
-use tensorpress_prune::Flap;
 use tensorpress_tensor::stage::{self, RawStage, Stage, Stages, WeightPart, WeightRole};
-use tensorpress_tensor::{DynCompress, Error, Result};
+use tensorpress_tensor::{DynCompress, Error, Result, Rewrite};
 
 use crate::compose::{Compose, Kept};
 
@@ -39,19 +38,14 @@ impl Chain {
         self.0.stages()
     }
 
-    /// What removes heads and channels before the other stages, if there is such a stage.
+    /// What changes the model before the other stages, in order: the text of each stage, and the rewrite.
     #[must_use]
-    pub fn structured(&self) -> Option<Flap> {
-        match self.0.find(WeightRole::Rewrite)?.build().ok()? {
-            WeightPart::Rewrite(rewrite) => rewrite.downcast().ok().map(|flap| *flap),
+    pub fn rewrites(&self) -> Vec<(String, Box<dyn Rewrite>)> {
+        let rewrite = |stage: &Stage<WeightPart>| match stage.build() {
+            Ok(WeightPart::Rewrite(rewrite)) => Some((stage.to_string(), rewrite)),
             _ => None,
-        }
-    }
-
-    /// Whether there are rewrites.
-    #[must_use]
-    pub fn rewrites_blocks(&self) -> bool {
-        self.0.find(WeightRole::Rewrite).is_some()
+        };
+        self.stages().iter().filter_map(rewrite).collect()
     }
 
     /// There are stages that compress matrices.

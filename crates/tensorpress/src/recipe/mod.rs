@@ -37,14 +37,14 @@ use std::fmt;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
-use tensorpress_tensor::{Context, Error, Registry, Result};
+use tensorpress_tensor::{Context, Error, Registry, Result, Rewrite};
 
 pub use chain::Chain;
 pub use describe::{reference, schema};
 pub use presets::presets;
 
-/// What to do to which weights.
-#[derive(Debug, Clone, PartialEq)]
+/// What to do to which weights. The default does nothing.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recipe {
     chain: Option<Chain>,
     layers: Vec<LayerRule>,
@@ -71,7 +71,7 @@ impl LayerRule {
     /// # Errors
     /// `InvalidArgument` for an invalid pattern, or a chain that rewrites whole blocks.
     pub fn new(pattern: &str, chain: Option<Chain>) -> Result<Self> {
-        if let Some(chain) = chain.as_ref().filter(|chain| chain.rewrites_blocks()) {
+        if let Some(chain) = chain.as_ref().filter(|chain| !chain.rewrites().is_empty()) {
             return Err(Error::invalid(format!(
                 "layer `{pattern}`: `{chain}`: whole blocks are rewritten before layers are looked at: allowed only in the \
                  stages of the recipe itself"
@@ -189,10 +189,10 @@ impl Recipe {
         &self.layers
     }
 
-    /// What removes heads and channels before anything else, if the recipe has such a stage.
+    /// What changes the model before anything else, in order: the text of each stage, and the rewrite.
     #[must_use]
-    pub fn structured(&self) -> Option<tensorpress_prune::Flap> {
-        self.chain.as_ref().and_then(Chain::structured)
+    pub fn rewrites(&self) -> Vec<(String, Box<dyn Rewrite>)> {
+        self.chain.as_ref().map_or_else(Vec::new, Chain::rewrites)
     }
 
     /// What to do to the linear layer of this name; nothing if it stays as it is.

@@ -206,7 +206,7 @@ fn sparsegpt_with_bits_is_one_joint_stage() {
 }
 
 #[test]
-fn structured_pruners_come_first_and_once() {
+fn rewrites_come_first() {
     for (text, canonical) in [
         ("flap", "flap(sparsity=0.2, uniform=false, metric=wifv)"),
         (
@@ -222,10 +222,22 @@ fn structured_pruners_come_first_and_once() {
         let recipe = Recipe::parse(text).expect(text);
         assert_eq!(recipe.canonical(), canonical, "{text}");
         assert_eq!(Recipe::parse(&recipe.canonical()).unwrap(), recipe, "{text}");
-        assert!(recipe.structured().is_some());
+        assert_eq!(recipe.rewrites().len(), 1);
         let chain = recipe.chain().unwrap();
         assert_eq!(chain.compresses(), chain.build().is_ok(), "{text}");
         assert_eq!(chain.compresses(), recipe.chain_for("any").is_some(), "{text}");
+    }
+    let many =
+        Recipe::parse("drop_blocks | flap(sparsity=0.1) | drop_blocks(count=2) | flap | rtn")
+            .unwrap();
+    let texts: Vec<String> = many.rewrites().into_iter().map(|(text, _)| text).collect();
+    assert_eq!(texts, ["drop_blocks", "flap(sparsity=0.1)", "drop_blocks(count=2)", "flap"]);
+    let described = |text: &str| Recipe::parse(text).unwrap().rewrites().remove(0).1.describe();
+    for text in ["flap(sparsity=0.3, uniform=true, metric=ifv)", "drop_blocks(count=3)"] {
+        assert_eq!(
+            (described(text), Recipe::parse(text).unwrap().canonical()),
+            (text.into(), text.into())
+        );
     }
     let alone = Recipe::parse("flap").unwrap().chain().unwrap().build().unwrap_err();
     assert_eq!(alone.kind(), ErrorKind::Unsupported, "{alone}");
@@ -237,6 +249,9 @@ fn structured_pruners_come_first_and_once() {
         ("flap(uniform=0.5)", "uniform = 0.5"),
         ("flap(metric=norm)", "wifv, ifv, wifn"),
         ("flap(bits=4)", "unknown key `bits`"),
+        ("drop_blocks(count=0)", "count = 0"),
+        ("drop_blocks(count=1.5)", "count = 1.5"),
+        ("gptq | drop_blocks", "cannot come before `drop_blocks`"),
         ("rtn | flap", "the order is any number of rewrites"),
         ("awq | flap", "cannot come before `flap`"),
         ("flap | coded(rans)", "no quantiser, factoriser or selector"),

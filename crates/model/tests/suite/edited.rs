@@ -1,15 +1,27 @@
-//! Smaller models cut out of larger ones: the same logits as the large one with everything that goes switched off.
+//! Models as edits leave them: cut out of larger ones, they give the same logits as the large one with everything that goes
+//! switched off; blocks that stay are those of the large one.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tensorpress_model::{BlockCut, BlockShape, Source};
+use tensorpress_model::{BlockShape, Source};
 use tensorpress_tensor::linalg::SplitMix;
-use tensorpress_tensor::{Error, ErrorKind};
+use tensorpress_tensor::rewrite::{self, Change, Edit, Role};
+use tensorpress_tensor::{DType, Error, ErrorKind, RawTensor};
 
 use crate::common::{Tiny, logits, logits_in_pieces, max_difference};
 
 const HIDDEN: usize = 24;
 const INNER: usize = 40;
+
+/// What stays of a block, and what its output biases get for the rest.
+#[derive(Clone, Default)]
+struct BlockCut {
+    heads: Vec<usize>,
+    kv_heads: Vec<usize>,
+    channels: Vec<usize>,
+    attention_bias: Option<Vec<f32>>,
+    mlp_bias: Option<Vec<f32>>,
+}
 
 /// Sorted numbers below `all`, `kept` of them.
 fn choose(all: usize, kept: usize, random: &mut SplitMix) -> Vec<usize> {
@@ -115,7 +127,26 @@ fn models() -> impl Strategy<Value = Tiny> {
 
 fn narrowed(tiny: &Tiny, cuts: &[BlockCut], plain: bool) -> Result<Source, Error> {
     let (_folder, source) = tiny.source();
-    source.unwrap().narrowed(cuts, plain)
+    narrow(&source.unwrap(), cuts, plain)
+}
+
+fn narrow(source: &Source, cuts: &[BlockCut], plain: bool) -> Result<Source, Error> {
+    let model = source.layout(plain);
+    let mut edits = Vec::new();
+    for (layout, cut) in model.blocks.iter().zip(cuts) {
+        let kept = [&cut.heads, &cut.kv_heads, &cut.channels].map(Clone::clone);
+        let [heads, kv_heads, channels] = kept;
+        let kept = rewrite::BlockCut::new(heads, kv_heads, channels);
+        let mut edit = Edit::cut(&model, layout, &kept)?;
+        for (role, bias) in [(Role::O, &cut.attention_bias), (Role::Down, &cut.mlp_bias)] {
+            if let Some(bias) = bias {
+                let name = &layout.linear(role).unwrap().bias;
+                edit = edit.with_change(name, Change::Added(bias.clone()));
+            }
+        }
+        edits.push(edit);
+    }
+    source.edited(&edits, plain)
 }
 
 proptest! {
@@ -172,7 +203,7 @@ proptest! {
             let [heads, kv_heads, channels] = [heads, kv_heads, intermediate].map(|n| (0..n).collect());
             BlockCut { heads, kv_heads, channels, ..BlockCut::default() }
         };
-        let again = source.narrowed(&[all(0), all(1)], plain).unwrap().decoder().unwrap();
+        let again = narrow(&source, &[all(0), all(1)], plain).unwrap().decoder().unwrap();
         prop_assert_eq!(logits(&small, &ids).unwrap(), logits(&again, &ids).unwrap());
     }
 }
@@ -188,7 +219,7 @@ fn impossible_cuts_are_refused() {
     assert!(narrowed(&tiny, &good(), true).is_ok());
     type Change = fn(&mut Vec<BlockCut>);
     let cases: [(&str, Change, ErrorKind); 10] = [
-        ("cuts of 1 blocks for 2", |c| drop(c.pop()), ErrorKind::InvalidArgument),
+        ("edits of 1 blocks for 2", |c| drop(c.pop()), ErrorKind::InvalidArgument),
         ("heads that stay", |c| c[0].heads.clear(), ErrorKind::InvalidArgument),
         ("key and value heads", |c| c[1].kv_heads.clear(), ErrorKind::InvalidArgument),
         ("channels that stay", |c| c[1].channels.clear(), ErrorKind::InvalidArgument),
@@ -196,7 +227,7 @@ fn impossible_cuts_are_refused() {
         ("ascending", |c| c[1].channels.reverse(), ErrorKind::InvalidArgument),
         ("each group", |c| c[0].heads.truncate(1), ErrorKind::InvalidArgument),
         ("each group", |c| c[0].kv_heads.truncate(1), ErrorKind::InvalidArgument),
-        ("other than 24", |c| c[0].mlp_bias = Some(vec![0.0; 3]), ErrorKind::ShapeMismatch),
+        ("3 values added to 24", |c| c[0].mlp_bias = Some(vec![0.0; 3]), ErrorKind::ShapeMismatch),
         ("no key", |c| c[0].attention_bias = Some(vec![0.0; 24]), ErrorKind::Unsupported),
     ];
     for (part, change, kind) in cases {
@@ -210,6 +241,177 @@ fn impossible_cuts_are_refused() {
     assert_eq!(narrowed(&tiny, &uneven, true).unwrap_err().kind(), ErrorKind::Unsupported);
     let source = narrowed(&tiny, &uneven, false).unwrap();
     assert!(source.decoder().is_ok());
+}
+
+/// A model of four blocks, each unlike the others.
+fn deep(kind: &str) -> Tiny {
+    let mut tiny = model(kind, 4, 2, 6, false);
+    let blocks: Vec<_> = tiny.tensors.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
+    for (name, (shape, values)) in blocks {
+        for block in 0..2 {
+            let Some(rest) = name.strip_prefix(&format!("model.layers.{block}.")) else { continue };
+            let values = values.iter().map(|v| 0.9 * v).collect();
+            tiny.tensors
+                .insert(format!("model.layers.{}.{rest}", block + 2), (shape.clone(), values));
+        }
+    }
+    tiny.config["num_hidden_layers"] = json!(4);
+    tiny
+}
+
+/// The same model with these of its blocks, made by hand.
+fn without(tiny: &Tiny, left: &[usize]) -> Tiny {
+    let mut small = tiny.clone();
+    small.tensors.retain(|name, _| !name.contains(".layers."));
+    for (new, old) in left.iter().enumerate() {
+        for (name, tensor) in &tiny.tensors {
+            if let Some(rest) = name.strip_prefix(&format!("model.layers.{old}.")) {
+                small.tensors.insert(format!("model.layers.{new}.{rest}"), tensor.clone());
+            }
+        }
+    }
+    small.config["num_hidden_layers"] = json!(left.len());
+    small
+}
+
+#[test]
+fn blocks_that_stay_are_numbered_anew() {
+    let ids: Vec<u32> = (0..50).map(|i| (i * 7) % 61).collect();
+    for kind in ["llama", "mistral", "qwen2", "qwen3"] {
+        let mut tiny = deep(kind);
+        let listed = kind == "qwen3";
+        let windows = kind.starts_with("qwen");
+        if windows {
+            tiny.config["sliding_window"] = json!(5);
+            tiny.config["use_sliding_window"] = json!(true);
+            tiny.config["max_window_layers"] = json!(2);
+        }
+        if listed {
+            let [full, sliding] = ["full_attention", "sliding_attention"];
+            tiny.config["layer_types"] = json!([full, sliding, full, sliding]);
+        }
+        for left in [vec![0, 1, 3], vec![1, 2], vec![3], vec![0, 1, 2, 3]] {
+            let mut small = without(&tiny, &left);
+            if listed {
+                let all = tiny.config["layer_types"].as_array().unwrap();
+                let types: Vec<Value> = left.iter().map(|b| all[*b].clone()).collect();
+                small.config["layer_types"] = json!(types);
+            }
+            if windows {
+                small.config["max_window_layers"] = json!(left.iter().filter(|b| **b < 2).count());
+            }
+            let stays = |block| if left.contains(&block) { Edit::new() } else { Edit::dropped() };
+            let edits: Vec<Edit> = (0..4).map(stays).collect();
+            let (_folder, source) = tiny.source();
+            let source = source.unwrap();
+            for plain in [true, false] {
+                let edited = source.edited(&edits, plain).unwrap();
+                let names: Vec<&str> = edited.checkpoint().names().collect();
+                let wanted: Vec<&str> = small.tensors.keys().map(String::as_str).collect();
+                assert_eq!(names, wanted);
+                assert_eq!(edited.config().windows, small.source().1.unwrap().config().windows);
+                let whole = left.len() == 4;
+                assert!(whole || edited.raw_config()["layer_types"] == small.config["layer_types"]);
+                assert!(edited.raw_config().get("quantization_config").is_none());
+                let got = edited.decoder().unwrap().materialise().unwrap();
+                let [want, got] = [&small.decoder(), &got].map(|m| logits(m, &ids).unwrap());
+                assert_eq!(want, got, "{kind} {left:?}");
+                // Numbers of what was numbered anew.
+                if left.len() == 3 {
+                    let edits = [Edit::new(), Edit::dropped(), Edit::new()];
+                    let again = edited.edited(&edits, plain).unwrap();
+                    let by_hand = without(&small, &[0, 2]);
+                    let kept: Vec<&str> = by_hand.tensors.keys().map(String::as_str).collect();
+                    assert!(again.checkpoint().names().eq(kept));
+                    assert_eq!(
+                        again.checkpoint().tensor(names[0]).unwrap().bytes()[..],
+                        edited.checkpoint().tensor(names[0]).unwrap().bytes()[..]
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tensors_are_made_added_to_and_dropped() {
+    let tiny = model("llama", 4, 2, 6, false);
+    let (_folder, source) = tiny.source();
+    let source = source.unwrap();
+    let name = |block: usize, part: &str| format!("model.layers.{block}.{part}");
+    let other = source.checkpoint().tensor(&name(1, "mlp.up_proj.weight")).unwrap();
+    let edit = Edit::new()
+        .with_change(&name(0, "mlp.up_proj.weight"), Change::New(other))
+        .with_change(&name(0, "input_layernorm.weight"), Change::Added(vec![1.0; HIDDEN]))
+        .with_change(&name(0, "self_attn.o_proj.bias"), Change::Added(vec![2.0; HIDDEN]));
+    let edited = source.edited(&[edit, Edit::new()], false).unwrap();
+    let mut want = tiny.clone();
+    let up = want.tensors[&name(1, "mlp.up_proj.weight")].clone();
+    want.tensors.insert(name(0, "mlp.up_proj.weight"), up);
+    let norm = want.tensors.get_mut(&name(0, "input_layernorm.weight")).unwrap();
+    norm.1.iter_mut().for_each(|v| *v += 1.0);
+    want.tensors.insert(name(0, "self_attn.o_proj.bias"), (vec![HIDDEN], vec![2.0; HIDDEN]));
+    let got = edited.decoder().unwrap().materialise().unwrap();
+    let ids: Vec<u32> = (0..30).collect();
+    assert_eq!(logits(&want.decoder(), &ids).unwrap(), logits(&got, &ids).unwrap());
+
+    let one = |edit: Edit| source.edited(&[edit, Edit::new()], false);
+    let gone = one(Edit::new().with_change(&name(0, "mlp.up_proj.weight"), Change::Gone)).unwrap();
+    assert_eq!(gone.decoder().unwrap_err().kind(), ErrorKind::InsufficientData);
+    // A cut of a bias that the model does without.
+    let bias = Change::Columns(vec![0, 1]);
+    assert!(one(Edit::new().with_change(&name(0, "self_attn.q_proj.bias"), bias)).is_ok());
+    let tensor = |shape: Vec<usize>| {
+        let bytes = vec![0_u8; 4 * shape.iter().product::<usize>()];
+        RawTensor::new(DType::F32, shape, bytes.into()).unwrap()
+    };
+    let up = name(0, "mlp.up_proj.weight");
+    let change = |name: &str, change| Edit::new().with_change(name, change);
+    for (edit, kind, part) in [
+        (
+            change(&name(1, "mlp.up_proj.weight"), Change::Gone),
+            ErrorKind::InvalidArgument,
+            "no tensor of block 0",
+        ),
+        (
+            change("lm_head.weight", Change::Gone),
+            ErrorKind::InvalidArgument,
+            "no tensor of block 0",
+        ),
+        (
+            change(&up, Change::Rows(vec![3, 3])),
+            ErrorKind::InvalidArgument,
+            "ascending numbers below 40",
+        ),
+        (change(&up, Change::Columns(vec![])), ErrorKind::InvalidArgument, "at least one"),
+        (change(&up, Change::Rows(vec![3])), ErrorKind::ShapeMismatch, "implies [40, 24]"),
+        (
+            change(&up, Change::New(tensor(vec![40, 23]))),
+            ErrorKind::ShapeMismatch,
+            "implies [40, 24]",
+        ),
+        (
+            change(&name(0, "nothing"), Change::Added(vec![1.0])),
+            ErrorKind::InsufficientData,
+            "no such tensor",
+        ),
+        (
+            Edit::new().with_shape(BlockShape::new(3, 2, 40)),
+            ErrorKind::InvalidArgument,
+            "3 heads, 2 for keys",
+        ),
+        (
+            Edit::new().with_shape(BlockShape::new(4, 2, 39)),
+            ErrorKind::ShapeMismatch,
+            "implies [39, 24]",
+        ),
+    ] {
+        let error = one(edit).unwrap_err();
+        assert_eq!(error.kind(), kind, "{part}: {error}");
+        assert!(error.message().contains(part), "{part}: {error}");
+    }
+    let error = source.edited(&[Edit::dropped(), Edit::dropped()], true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
 }
 
 #[test]
