@@ -5,9 +5,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use tensorpress_tensor::bytes::Bytes;
-use tensorpress_tensor::checkpoint::ByteSource;
+use tensorpress_tensor::checkpoint::{ByteSource, Place, write_header};
 use tensorpress_tensor::{Checkpoint, DType, RawTensor, Result, Tensor};
 
 /// Where the bytes of a tensor come from.
@@ -38,8 +37,8 @@ pub(super) fn view(
     tensors: BTreeMap<String, Content>,
     path: PathBuf,
 ) -> Result<Checkpoint> {
-    let mut described = serde_json::Map::new();
     let mut placed = Vec::with_capacity(tensors.len());
+    let mut shapes = Vec::with_capacity(tensors.len());
     let mut at = 0;
     for (name, content) in tensors {
         let (dtype, shape) = match &content {
@@ -48,16 +47,14 @@ pub(super) fn view(
         };
         let shape = content.shape(shape);
         let end = at + (shape.iter().product::<usize>() * dtype.size()) as u64;
-        described.insert(
-            name.clone(),
-            json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, end] }),
-        );
+        shapes.push((dtype, shape));
         placed.push((at..end, name, content));
         at = end;
     }
-    let text = Value::Object(described).to_string();
-    let mut header = (text.len() as u64).to_le_bytes().to_vec();
-    header.extend_from_slice(text.as_bytes());
+    let places = placed.iter().zip(&shapes).map(|((range, name, _), (dtype, shape))| {
+        (name.as_str(), Place { dtype: *dtype, shape, range: range.clone() })
+    });
+    let header = write_header(&BTreeMap::new(), places);
     let start = header.len() as u64;
     for (range, ..) in &mut placed {
         *range = range.start + start..range.end + start;
