@@ -32,6 +32,51 @@ pub enum TileCoder {
 }
 
 impl TileCoder {
+    /// Every coder.
+    pub const ALL: [Self; 3] = [Self::Rans, Self::Huffman, Self::Range];
+
+    /// The name in recipes and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rans => "rans",
+            Self::Huffman => "huffman",
+            Self::Range => "range",
+        }
+    }
+
+    /// Appends the coded symbols with the tables that decoding takes. Beside those it is at most 0.1% and 600 bytes more
+    /// than the symbols' order-0 entropy by rANS, 16 bytes by range coding, what whole bits a symbol cost by Huffman
+    /// codes; and never more than the symbols as they are and 12 bytes.
+    ///
+    /// ```
+    /// use tensorpress_entropy::TileCoder;
+    ///
+    /// let symbols: Vec<u8> = (0..10_000u32).map(|i| (i * i % 7 == 2).into()).collect();
+    /// let mut coded = Vec::new();
+    /// TileCoder::Rans.encode(&symbols, &mut coded);
+    /// let mut out = vec![0; symbols.len()];
+    /// TileCoder::decode(&coded, &mut out)?;
+    /// assert!(out == symbols && coded.len() < symbols.len() / 8);
+    /// # Ok::<(), tensorpress_entropy::Error>(())
+    /// ```
+    pub fn encode(self, symbols: &[u8], out: &mut Vec<u8>) {
+        plane::encode_by(symbols, Effort::Best, self.allowed(), out);
+    }
+
+    /// Decodes `out.len()` symbols from all of `bytes`, whichever coder coded them.
+    ///
+    /// # Errors
+    /// `Corruption` or `InsufficientData`, `Version` for codings of a later version.
+    pub fn decode(bytes: &[u8], out: &mut [u8]) -> Result<()> {
+        let mut rest = bytes;
+        let coded = plane::Coded::take(&mut rest, out.len())?;
+        if !rest.is_empty() {
+            return Err(Error::corruption("bytes behind the code"));
+        }
+        coded.decode(Isa::detect(), out)
+    }
+
     fn allowed(self) -> Allowed {
         let none = Allowed { rans: false, huffman: false, range: false };
         match self {
@@ -142,7 +187,7 @@ impl Tiled {
             let symbols: Vec<u8> = symbols.iter().map(|s| *s as u8).collect();
             let before = bodies.len();
             if !symbols.is_empty() {
-                plane::encode_by(&symbols, Effort::Best, coder.allowed(), &mut bodies);
+                coder.encode(&symbols, &mut bodies);
             }
             write_varint((bodies.len() - before) as u64, &mut lengths);
         }

@@ -6,6 +6,7 @@
 
 pub mod budget;
 mod cache;
+mod deferred;
 mod kernels;
 pub mod policy;
 pub mod recipe;

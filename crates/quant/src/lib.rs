@@ -2,7 +2,8 @@
 //!
 //! Each method is a few lines along those axes: [`Rtn`] rounds to the nearest level, [`Gptq`] spreads each rounding
 //! error over the columns still to come, [`Awq`] scales channels by how active they are before either of them.
-//! All return [`GroupedAffine`] nodes, which multiply without ever being expanded.
+//! All end in [`GroupedAffine`] nodes, under a transform where columns were reordered or scales could not be folded. Those
+//! multiply a few tokens straight from the codes; for many, tiles of rows are decoded, never the whole matrix.
 
 mod awq;
 mod gptq;

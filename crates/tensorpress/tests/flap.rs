@@ -3,6 +3,7 @@
 
 mod tiny;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,13 +35,13 @@ fn inputs(source: &Source) -> Vec<[Array2<f32>; 2]> {
     #[derive(Default)]
     struct Keep([Vec<Array2<f32>>; 2]);
     impl Observer for Keep {
-        fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()> {
+        fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
             match input {
                 SharedInput::AttentionOutput => self.0[0].push(x.to_owned()),
                 SharedInput::MlpOutput => self.0[1].push(x.to_owned()),
                 _ => {}
             }
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         }
     }
     let model = source.decoder().unwrap();

@@ -5,9 +5,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use tensorpress_tensor::bytes::Bytes;
-use tensorpress_tensor::checkpoint::ByteSource;
+use tensorpress_tensor::checkpoint::{ByteSource, Place, write_header};
 use tensorpress_tensor::{Checkpoint, DType, RawTensor, Result, Tensor};
 
 /// Where the bytes of a tensor come from.
@@ -45,8 +44,8 @@ pub(super) fn view(
     tensors: BTreeMap<String, Piece>,
     path: PathBuf,
 ) -> Result<Checkpoint> {
-    let mut described = serde_json::Map::new();
     let mut placed = Vec::with_capacity(tensors.len());
+    let mut shapes = Vec::with_capacity(tensors.len());
     let mut at = 0;
     for (name, piece) in tensors {
         let (dtype, shape) = match &piece.content {
@@ -55,19 +54,20 @@ pub(super) fn view(
         };
         let shape = piece.content.shape(shape);
         let end = at + (shape.iter().product::<usize>() * dtype.size()) as u64;
-        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, end] });
-        described.insert(name, entry);
-        placed.push((at..end, piece));
+        shapes.push((dtype, shape));
+        placed.push((at..end, name, piece));
         at = end;
     }
-    let text = Value::Object(described).to_string();
-    let mut header = (text.len() as u64).to_le_bytes().to_vec();
-    header.extend_from_slice(text.as_bytes());
+    let places = placed.iter().zip(&shapes).map(|((range, name, _), (dtype, shape))| {
+        (name.as_str(), Place { dtype: *dtype, shape, range: range.clone() })
+    });
+    let header = write_header(&BTreeMap::new(), places);
     let start = header.len() as u64;
-    for (range, _) in &mut placed {
-        *range = range.start + start..range.end + start;
-    }
-    let view = View { of: of.clone(), header: header.into(), tensors: placed };
+    let tensors = placed
+        .into_iter()
+        .map(|(range, _, piece)| (range.start + start..range.end + start, piece))
+        .collect();
+    let view = View { of: of.clone(), header: header.into(), tensors };
     Checkpoint::from_source(path, Arc::new(view))
 }
 

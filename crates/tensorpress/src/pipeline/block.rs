@@ -70,7 +70,7 @@ pub(super) fn compress(
         rewritten.report(index, &mut layers);
     }
     let items = items(source, index, &block, &compressed, vectors);
-    Ok(Unit { bytes: shard::write(path, source, &items)?, layers })
+    Ok(shard::write(path, source, &items)?.unit(layers))
 }
 
 /// Does the jobs of one input.

@@ -31,7 +31,7 @@ pub(super) fn check_target(out: &Path, source: Option<&Path>, force: bool) -> Re
     }
     let Ok(found) = fs::symlink_metadata(out) else { return Ok(()) };
     if !force {
-        return Err(Error::invalid("exists already; --force replaces it").in_file(out));
+        return Err(Error::exists("exists already").in_file(out));
     }
     if !found.is_dir() {
         return Err(Error::invalid("exists and is no folder").in_file(out));
@@ -84,9 +84,8 @@ impl Work {
             Ok(Some(state)) => state,
             Ok(None) if force || is_fresh(&folder)? => fresh(&folder, identity)?,
             Ok(None) => {
-                let message =
-                    format!("holds files, but no {STATE}: remove the folder (or use --force)");
-                return Err(Error::invalid(message).in_file(&folder));
+                let message = format!("holds files, but no {STATE}: it is not replaced unasked");
+                return Err(Error::exists(message).in_file(&folder));
             }
             Err(_) if force => fresh(&folder, identity)?,
             Err(error) => return Err(error),
@@ -228,9 +227,9 @@ fn resume(path: &Path, identity: &Identity) -> Result<State> {
         None => Ok(state),
         Some(difference) => {
             let folder = path.parent().unwrap_or(path);
-            Err(Error::invalid(format!(
-                "holds unfinished work of another kind: {difference}. Run that again to finish it, or remove the \
-                 folder (or use --force) to begin anew"
+            Err(Error::exists(format!(
+                "holds unfinished work of another kind: {difference}. Run that again to finish it; it is not replaced \
+                 unasked"
             ))
             .in_file(folder))
         }
@@ -241,7 +240,10 @@ fn resume(path: &Path, identity: &Identity) -> Result<State> {
 fn is_fresh(folder: &Path) -> Result<bool> {
     let listing = fs::read_dir(folder).map_err(|e| Error::io("list the folder", folder, e))?;
     let mut names = listing.flatten().map(|entry| entry.file_name());
-    Ok(names.all(|name| name == LOCK || name.to_string_lossy() == format!("{STATE}.tmp")))
+    Ok(names.all(|name| {
+        let name = name.to_string_lossy();
+        name == LOCK || (name.starts_with(STATE) && name.ends_with(".tmp"))
+    }))
 }
 
 /// A new state, and nothing of old work beside it. The old state goes first: no crash may leave it with less.

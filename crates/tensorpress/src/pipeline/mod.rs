@@ -25,6 +25,7 @@ mod rewrite;
 mod shard;
 mod state;
 mod tables;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub use folder::partial_of;
 pub use peak::peak_rss_bytes;
 pub use progress::{Event, Progress};
 pub use report::{BlockReport, LayerReport, Report};
+pub use write::write_model;
 
 use crate::bill::Bill;
 use crate::recipe::Recipe;
@@ -183,7 +185,7 @@ impl<'a> Compressor<'a> {
     /// Compresses `source` into the folder `out`.
     ///
     /// # Errors
-    /// `InvalidArgument` if `out` exists and is not to be replaced, if `out.partial` belongs to other work, or if a
+    /// `Exists` if `out` is there and is not to be replaced, or `out.partial` belongs to other work; `InvalidArgument` if a
     /// rule of the recipe matches nothing; `MissingCalibration` if the recipe needs a text and there is none;
     /// `Unsupported` for a model that is compressed already; `Numerical` for NaN in a weight; those of the source, of the
     /// methods and of the rewrites; `Io`. Each names tensor and file where known.

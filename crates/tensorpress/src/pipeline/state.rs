@@ -56,6 +56,22 @@ impl Identity {
         })
     }
 
+    /// Of nodes that were made elsewhere, known by their hash.
+    pub(super) fn of_nodes(source: &Source, nodes: String) -> Result<Self> {
+        Ok(Self {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: hash_source(source)?,
+            source_bytes: source.checkpoint().file_bytes(),
+            recipe: "(nodes made elsewhere)".to_owned(),
+            calibration: None,
+            calibration_windows: 0,
+            calibration_tokens: 0,
+            seed: 0,
+            structure: Some(nodes),
+        })
+    }
+
     /// What was and what is, if that differs.
     pub(super) fn difference(&self, now: &Self) -> Option<String> {
         let calibration = |id: &Self| match &id.calibration {

@@ -69,6 +69,5 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
     for (name, node) in &nodes {
         items.push(Item::Compressed { name: name.clone(), node: node.as_ref() });
     }
-    let bytes = shard::write(path, source, &items)?;
-    Ok(Unit { bytes, layers })
+    Ok(shard::write(path, source, &items)?.unit(layers))
 }
