@@ -1,7 +1,9 @@
 //! What is on this machine, and what can be brought to it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use serde_json::Value;
 
 use crate::{Outcome, cargo, execute, output, root};
 
@@ -19,22 +21,48 @@ pub fn found(program: &str) -> bool {
 }
 
 /// What cargo knows of the workspace and everything it is built of.
-pub fn metadata() -> Outcome<serde_json::Value> {
+pub fn metadata() -> Outcome<Value> {
     let text = output(&mut cargo(&["metadata", "--format-version", "1", "--locked"]))?;
     serde_json::from_str(&text).map_err(|e| e.to_string())
+}
+
+/// All packages in what cargo knows.
+pub fn packages(metadata: &Value) -> Outcome<&[Value]> {
+    metadata["packages"].as_array().map(Vec::as_slice).ok_or("no packages in the metadata".into())
+}
+
+/// The packages of the workspace.
+pub fn members(metadata: &Value) -> Outcome<Vec<&Value>> {
+    let members = metadata["workspace_members"].as_array().ok_or("no members in the metadata")?;
+    Ok(packages(metadata)?.iter().filter(|p| members.contains(&p["id"])).collect())
 }
 
 /// The packages of the workspace that are published: name and folder.
 pub fn published() -> Outcome<Vec<(String, PathBuf)>> {
     let metadata = metadata()?;
-    let members = metadata["workspace_members"].as_array().ok_or("no members")?;
-    let packages = metadata["packages"].as_array().ok_or("no packages in the metadata")?;
-    let ours = packages.iter().filter(|p| members.contains(&p["id"]) && p["publish"].is_null());
-    let named = |package: &serde_json::Value| {
+    let named = |package: &&Value| {
         let manifest = PathBuf::from(package["manifest_path"].as_str()?);
         Some((package["name"].as_str()?.to_owned(), manifest.parent()?.to_owned()))
     };
-    Ok(ours.filter_map(named).collect())
+    let ours = members(&metadata)?;
+    Ok(ours.iter().filter(|p| p["publish"].is_null()).filter_map(named).collect())
+}
+
+/// The files with an extension in a folder and all below it.
+pub fn files(folder: &Path, extension: &str) -> Outcome<Vec<PathBuf>> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let fail = |e: std::io::Error| format!("{}: {e}", folder.display());
+        for entry in std::fs::read_dir(&folder).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            match path.extension().is_some_and(|e| e == extension) {
+                true => files.push(path),
+                false if path.is_dir() => folders.push(path),
+                false => {}
+            }
+        }
+    }
+    Ok(files)
 }
 
 /// Runs rustup, for as long as a download may take; says whether it did what was asked.

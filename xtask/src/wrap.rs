@@ -1,24 +1,13 @@
 //! Lines of docs: paragraphs and list items are wrapped at 120 columns; tables, code and headings stay.
 
-use std::path::{Path, PathBuf};
-
-use crate::{Outcome, root};
+use crate::{Outcome, root, tools};
 
 const COLUMNS: usize = 120;
 
 /// Wraps README.md and every page of docs.
 pub fn run() -> Outcome {
-    let mut pages = vec![root().join("README.md")];
-    let mut folders = vec![root().join("docs")];
-    while let Some(folder) = folders.pop() {
-        for path in list(&folder)? {
-            match path.extension().is_some_and(|e| e == "md") {
-                true => pages.push(path),
-                false if path.is_dir() => folders.push(path),
-                false => {}
-            }
-        }
-    }
+    let mut pages = tools::files(&root().join("docs"), "md")?;
+    pages.push(root().join("README.md"));
     for page in pages {
         let fail = |e: std::io::Error| format!("{}: {e}", page.display());
         let text = std::fs::read_to_string(&page).map_err(fail)?;
@@ -35,12 +24,6 @@ pub fn run() -> Outcome {
         }
     }
     Ok(())
-}
-
-fn list(folder: &Path) -> Outcome<Vec<PathBuf>> {
-    let fail = |e: std::io::Error| format!("{}: {e}", folder.display());
-    let entries = std::fs::read_dir(folder).map_err(fail)?;
-    entries.map(|entry| entry.map(|e| e.path()).map_err(fail)).collect()
 }
 
 /// Wraps each paragraph that has a line too long; what fits is left as its author broke it.
@@ -122,14 +105,49 @@ fn flush(paragraph: &mut Vec<&str>, out: &mut String) {
 fn words(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
-        let marks = ["-", "*", "+", "=", "|"].contains(&word)
-            || word.starts_with('#')
-            || item(&format!("{word} ")).is_some();
         match words.last_mut() {
-            Some(last) if marks => *last += &format!(" {word}"),
-            Some(last) if last.matches('`').count() % 2 == 1 => *last += &format!(" {word}"),
+            Some(last) if mark(word) || last.matches('`').count() % 2 == 1 => {
+                *last += &format!(" {word}");
+            }
             _ => words.push(word.to_owned()),
         }
     }
     words
+}
+
+/// Whether a line that begins with this word is no plain text.
+fn mark(word: &str) -> bool {
+    matches!(word, "-" | "*" | "+" | "=")
+        || word.starts_with(['#', '|', '<', '>'])
+        || item(&format!("{word} ")).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_paragraphs_and_items_are_filled() {
+        let words = |n: usize| vec!["word"; n].join(" ");
+        let wrapped = wrap(&format!("{}\n{}\n\n- {}\n", words(30), words(3), words(30)));
+        let expected = format!("{}\n{}\n\n- {}\n  {}\n", words(24), words(9), words(23), words(7));
+        assert_eq!(wrapped, expected);
+        assert_eq!(wrap(&wrapped), wrapped);
+    }
+
+    #[test]
+    fn tables_code_headings_and_short_lines_stay() {
+        let long = "word ".repeat(40);
+        let text =
+            format!("# {long}\n| {long} |\n```sh\n{long}\n```\nshort\nlines\n1. one\n2. two\n");
+        assert_eq!(wrap(&text), text);
+    }
+
+    #[test]
+    fn code_is_not_broken_and_no_line_begins_with_a_mark() {
+        let text = format!("{} `a b c d e f g h` + 4. - | x", "word ".repeat(22).trim_end());
+        let wrapped = wrap(&format!("{text}\n"));
+        let expected = text.replacen(" `a", "\n`a", 1);
+        assert_eq!(wrapped, format!("{expected}\n"));
+    }
 }

@@ -1,14 +1,41 @@
 //! What the compiler says: style, lints, pages, features, the oldest compiler.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use super::{Done, PASSED, Verdict};
-use crate::{api, cargo, execute, output, tools};
+use crate::{Outcome, api, cargo, execute, output, tools};
 
+/// Formatting; and where a manifest says that a library or program has no tests in it, it has none.
 pub fn fmt() -> Verdict {
     execute(&mut cargo(&["fmt", "--all", "--check"]))?;
+    for package in tools::members(&tools::metadata()?)? {
+        for target in package["targets"].as_array().into_iter().flatten() {
+            let path = Path::new(target["src_path"].as_str().ok_or("a target has no source")?);
+            let sources = path.parent().ok_or("a source has no folder")?;
+            let inside = ["lib", "bin"].iter().any(|kind| target["kind"][0] == *kind);
+            if inside && target["test"] == false {
+                no_tests_in(sources)?;
+            }
+        }
+    }
     PASSED
+}
+
+/// Tests there would never run.
+fn no_tests_in(folder: &Path) -> Outcome {
+    for path in tools::files(folder, "rs")? {
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        if ["#[test]", "cfg(test)", "proptest!"].iter().any(|mark| text.contains(mark)) {
+            return Err(format!(
+                "{} has tests, but its manifest says `test = false`",
+                path.display()
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub fn clippy() -> Verdict {
@@ -39,7 +66,7 @@ pub fn features() -> Verdict {
 pub fn msrv() -> Verdict {
     let stated = stated()?;
     let metadata = tools::metadata()?;
-    let packages = metadata["packages"].as_array().ok_or("no packages in the metadata")?;
+    let packages = tools::packages(&metadata)?;
     // What the embedding user builds: the facade and the program, without what only tests and benches pull in.
     let mut needed = BTreeSet::new();
     for package in ["tensorpress", "tensorpress-cli"] {
@@ -76,10 +103,9 @@ pub fn oldest() -> Verdict {
 }
 
 /// The compiler version that the workspace states.
-fn stated() -> crate::Outcome<String> {
+fn stated() -> Outcome<String> {
     let metadata = tools::metadata()?;
-    let packages = metadata["packages"].as_array().ok_or("no packages in the metadata")?;
-    let ours = packages.iter().find(|p| p["name"] == "tensorpress");
+    let ours = tools::packages(&metadata)?.iter().find(|p| p["name"] == "tensorpress");
     let stated = ours.and_then(|p| p["rust_version"].as_str()).ok_or("no rust-version stated")?;
     Ok(stated.to_owned())
 }

@@ -34,7 +34,7 @@ pub fn publish() -> Verdict {
 /// Lines `tensorpress... = "VERSION"` of every README name a package and its version.
 fn readme_lines(published: &[(String, PathBuf)]) -> Outcome {
     let metadata = tools::metadata()?;
-    let packages = metadata["packages"].as_array().ok_or("no packages in the metadata")?;
+    let packages = tools::packages(&metadata)?;
     let version = |name: &str| {
         packages.iter().find(|p| p["name"] == name).and_then(|p| p["version"].as_str())
     };

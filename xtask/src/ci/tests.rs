@@ -72,10 +72,8 @@ fn compress_demo(program: &mut Command) -> Verdict {
 /// Every example of the workspace, by the program that the tests were built with.
 pub fn examples() -> Verdict {
     let metadata = tools::metadata()?;
-    let members = metadata["workspace_members"].as_array().ok_or("no members")?;
-    let packages = metadata["packages"].as_array().ok_or("no packages in the metadata")?;
-    let targets = packages.iter().filter(|p| members.contains(&p["id"]));
-    let targets = targets.filter_map(|p| p["targets"].as_array()).flatten();
+    let members = tools::members(&metadata)?;
+    let targets = members.iter().filter_map(|p| p["targets"].as_array()).flatten();
     let names: Vec<&str> = targets
         .filter(|t| t["kind"].as_array().is_some_and(|k| k.contains(&"example".into())))
         .filter_map(|t| t["name"].as_str())
