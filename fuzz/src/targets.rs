@@ -1,5 +1,5 @@
-//! What is fuzzed: each function takes any bytes and must neither panic nor allocate what no bytes back. The fuzz
-//! targets call them under libFuzzer, `crates/tensorpress/tests/seeds.rs` on the committed seeds.
+//! What is fuzzed: each function takes any bytes and must neither panic nor allocate what no bytes back. The
+//! program `all` calls them under libFuzzer, `crates/tensorpress/tests/seeds.rs` on the committed seeds.
 
 use std::io::Read;
 use std::path::Path;
@@ -14,6 +14,16 @@ use tensorpress::tensor::ndarray::Array3;
 use tensorpress::tensor::node::decode;
 use tensorpress::tensor::{Bytes, Checkpoint, Scratch, Tensor};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+/// Every target; its seeds lie in `fuzz/seeds`, in the folder of its name.
+pub const ALL: [(&str, fn(&[u8])); 6] = [
+    ("node", node),
+    ("checkpoint", checkpoint),
+    ("recipe", recipe),
+    ("config", config),
+    ("tpk", tpk),
+    ("kv", kv),
+];
 
 /// Weights larger than this are not decoded: a few bytes may truthfully describe a large, empty matrix.
 const MOST_VALUES: usize = 1 << 20;

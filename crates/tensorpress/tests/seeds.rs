@@ -248,11 +248,6 @@ fn fuzz_targets_survive_their_seeds() {
         write_packed();
         write_caches();
     }
-    let inputs = run("node", targets::node)
-        + run("checkpoint", targets::checkpoint)
-        + run("recipe", targets::recipe)
-        + run("config", targets::config)
-        + run("tpk", targets::tpk)
-        + run("kv", targets::kv);
+    let inputs: usize = targets::ALL.into_iter().map(|(target, f)| run(target, f)).sum();
     assert!(inputs > 1000);
 }
