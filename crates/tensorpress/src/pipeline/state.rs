@@ -63,12 +63,11 @@ impl Identity {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: hash_source(source)?,
             source_bytes: source.checkpoint().file_bytes(),
-            recipe: "(nodes made elsewhere)".to_owned(),
+            recipe: format!("(nodes made elsewhere, hash {nodes})"),
             calibration: None,
             calibration_windows: 0,
             calibration_tokens: 0,
             seed: 0,
-            structure: Some(nodes),
         })
     }
 

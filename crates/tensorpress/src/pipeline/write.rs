@@ -7,7 +7,6 @@ use tensorpress_model::Source;
 use tensorpress_tensor::{Context as _, Error, Node, Part, PartSink, Result};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::block::prefix;
 use super::finish;
 use super::folder::{self, Work};
 use super::shard::{self, Item};
@@ -51,8 +50,10 @@ pub fn write_model(
     folder::check_target(out, source.folder(), false)?;
     check(source, nodes)?;
     let identity = Identity::of_nodes(source, hash(nodes)?)?;
-    let mut work = Work::open(out, identity, source.blocks(), false)?;
-    let prefixes: Vec<String> = (0..source.blocks()).map(|block| prefix(source, block)).collect();
+    let mut work = Work::open(out, identity, false)?;
+    work.begin(source.blocks())?;
+    let prefixes: Vec<String> =
+        (0..source.blocks()).map(|block| source.block_prefix(block)).collect();
     // Number 0 has what lies outside the blocks.
     let shard_of = |name: &str| {
         prefixes.iter().position(|prefix| name.starts_with(prefix)).map_or(0, |block| block + 1)
