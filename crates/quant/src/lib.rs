@@ -6,10 +6,12 @@
 
 mod awq;
 mod gptq;
+mod levels;
 mod rtn;
 
 pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
+pub use levels::{Dynamic8, Fp4, Nf4};
 pub use rtn::Rtn;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
-pub use tensorpress_tensor::node::{GroupedAffine, Zeros};
+pub use tensorpress_tensor::node::{GroupedAffine, LevelTable};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Dense, GroupedAffine, Json, KeptPlane, Mask, Masked, Node, PackedPlane, Plane, Product,
-    SplitFloats, Sum, Transformed, join,
+    AffineFormat, Dense, Format, Json, KeptPlane, KnownLevels, Leaf, LevelFormat, Mask, Masked,
+    Node, PackedPlane, Plane, Product, SplitFloats, Sum, Transformed, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -45,7 +45,9 @@ impl Default for Registry {
         registry.add_node("split_floats.v1", SplitFloats::read_from);
         registry.add_node("sum.v1", Sum::read_from);
         registry.add_node("product.v1", Product::read_from);
-        registry.add_node("grouped_affine.v1", GroupedAffine::read_from);
+        registry.add_node(AffineFormat::ID, Leaf::<AffineFormat>::read_from);
+        registry.add_node(LevelFormat::ID, Leaf::<LevelFormat>::read_from);
+        registry.add_node("known_levels.v1", KnownLevels::read_from);
         registry.add_node("masked.v1", Masked::read_from);
         registry.add_node("masked.v2", Masked::read_v2);
         registry.add_node("transformed.v1", Transformed::read_from);
@@ -173,6 +175,12 @@ impl NodeReader<'_> {
     #[must_use]
     pub fn mask(&self) -> Option<&Arc<Mask>> {
         self.mask.as_ref()
+    }
+
+    /// A reader for what no support restricts, such as the scales of a leaf.
+    #[must_use]
+    pub fn unmasked(&self) -> Self {
+        Self { mask: None, ..self.clone() }
     }
 
     /// A reader for what lies under `mask`.
