@@ -7,18 +7,21 @@
 
 mod awq;
 mod gptq;
+mod levels;
 mod rtn;
 
 pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
+pub use levels::{Dynamic8, Fp4, Nf4};
 pub use rtn::Rtn;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
-pub use tensorpress_tensor::node::{GroupedAffine, Zeros};
+pub use tensorpress_tensor::node::{GroupedAffine, LevelTable};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 
 /// All stages of this crate.
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
-    vec![rtn::stage(), gptq::stage(), awq::stage()]
+    let [nf4, fp4, dynamic8] = levels::stages();
+    vec![rtn::stage(), gptq::stage(), awq::stage(), nf4, fp4, dynamic8]
 }

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
+use super::plane::bands;
 use super::registry::field;
-use super::{Json, Mask, PackedPlane, Plane};
+use super::{Json, Mask, PackedPlane, Plane, SymbolsMut};
 use crate::error::{Error, Result};
 use crate::kernels::packed_len;
 
@@ -127,18 +128,15 @@ impl MaskForm {
             Self::NOfM { n, m } => supports(n, m),
             _ => Vec::new(),
         };
-        // Bands of rows: coded planes decode many at once.
-        let band = ((1 << 17) / count.max(1)).max(1);
         let mut symbols = Vec::new();
-        for first in (0..height).step_by(band) {
-            let range = first..(first + band).min(height);
-            symbols.resize(range.len() * count, 0u16);
-            plane.read(range.clone(), &mut symbols)?;
+        for range in bands(height, count) {
+            symbols.resize(range.len() * count, 0u8);
+            plane.read(range.clone(), SymbolsMut::U8(&mut symbols))?;
             for (row, symbols) in range.zip(symbols.chunks_exact(count.max(1))) {
                 match self {
                     Self::Bitmap => {
                         let row = &mut bits[row * stride..(row + 1) * stride];
-                        row.iter_mut().zip(symbols).for_each(|(bits, s)| *bits = *s as u8);
+                        row.copy_from_slice(symbols);
                     }
                     Self::NOfM { m, .. } => {
                         let row = &mut bits[row * stride..(row + 1) * stride];

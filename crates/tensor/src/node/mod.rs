@@ -26,10 +26,13 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 pub use dense::Dense;
-pub use leaf::{GroupedAffine, Zeros};
+pub use leaf::{
+    AffineFormat, Blocks, Child, Format, Fused, GroupedAffine, KnownLevels, Leaf, LevelFormat,
+    LevelTable, Slot, Stored,
+};
 pub use mask::Mask;
 pub use masked::Masked;
-pub use plane::{KeptPlane, PackedPlane, Plane};
+pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, SymbolsMut};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
 pub use rows::Rows;

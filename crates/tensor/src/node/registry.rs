@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Dense, GroupedAffine, Json, KeptPlane, Mask, Masked, Node, PackedPlane, Plane, Product,
-    SplitFloats, Sum, Transformed, join,
+    AffineFormat, Dense, Format, Json, KeptPlane, KnownLevels, Leaf, LevelFormat, Mask, Masked,
+    Node, PackedPlane, Plane, Product, SplitFloats, Sum, Transformed, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -44,12 +44,14 @@ impl Default for Registry {
     fn default() -> Self {
         let mut registry =
             Self { stages: Stages::default(), nodes: BTreeMap::new(), planes: BTreeMap::new() };
-        let nodes: [(_, ReadNode); 8] = [
+        let nodes: [(_, ReadNode); 10] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
             ("sum.v1", Sum::read_from),
             ("product.v1", Product::read_from),
-            ("grouped_affine.v1", GroupedAffine::read_from),
+            (AffineFormat::ID, Leaf::<AffineFormat>::read_from),
+            (LevelFormat::ID, Leaf::<LevelFormat>::read_from),
+            ("known_levels.v1", KnownLevels::read_from),
             ("masked.v1", Masked::read_from),
             ("masked.v2", Masked::read_v2),
             ("transformed.v1", Transformed::read_from),
@@ -204,6 +206,12 @@ impl NodeReader<'_> {
     #[must_use]
     pub fn mask(&self) -> Option<&Arc<Mask>> {
         self.mask.as_ref()
+    }
+
+    /// A reader for what no support restricts, such as the scales of a leaf.
+    #[must_use]
+    pub fn unmasked(&self) -> Self {
+        Self { mask: None, ..self.clone() }
     }
 
     /// A reader for what lies under `mask`.

@@ -8,7 +8,7 @@ use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
     Accum, Dense, Json, Mask, Multiply, Node, NodeReader, PackedPlane, Plane, PlaneMap, Scratch,
-    check_same_shape, join, matmul_by_tiles,
+    SymbolsMut, check_same_shape, join, matmul_by_tiles,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -101,9 +101,9 @@ impl SplitFloats {
     fn bytes(&self, rows: Range<usize>) -> Result<Vec<u8>> {
         let (size, count) = (self.dtype.size(), self.planes[0].len(rows.clone()));
         let mut words = vec![0u64; count];
-        let mut symbols = vec![0u16; count];
+        let mut symbols = vec![0u8; count];
         for plane in &self.planes {
-            plane.read(rows.clone(), &mut symbols)?;
+            plane.read(rows.clone(), SymbolsMut::U8(&mut symbols))?;
             words.iter_mut().zip(&symbols).for_each(|(word, s)| *word = *word << 8 | u64::from(*s));
         }
         let mut bytes = Vec::with_capacity(count * size);
