@@ -10,7 +10,6 @@ pub mod chunk;
 pub mod coded;
 pub mod coder;
 pub mod container;
-mod kernels;
 pub mod model;
 pub mod value;
 mod varint;

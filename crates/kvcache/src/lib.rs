@@ -6,7 +6,6 @@
 
 pub mod budget;
 mod cache;
-mod kernels;
 pub mod policy;
 pub mod recipe;
 mod rope;
