@@ -144,12 +144,12 @@ fn part_bytes(plane: &dyn Plane) -> Result<u64> {
 /// # Errors
 /// `InvalidArgument` if they are there already.
 pub fn register(registry: &mut Registry) -> Result<()> {
-    registry
-        .add_plane(NARROW, |reader, json, prefix| Tiled::read_from(reader, json, prefix, 1..=256))?;
+    registry.add_plane(NARROW, |reader, json, prefix| {
+        Tiled::read_from(reader, json, prefix, 1..=256)
+    })?;
     registry.add_plane(WIDE, |reader, json, prefix| {
         Tiled::read_from(reader, json, prefix, 257..=1 << 16)
     })
-}
 }
 
 /// Symbols of a tile, at least, unless the plane ends: the headers of a tile are small beside them, and a tile is small

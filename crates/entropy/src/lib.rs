@@ -12,7 +12,6 @@ pub mod coded;
 pub mod coder;
 pub mod container;
 pub mod frame;
-mod kernels;
 pub mod model;
 pub mod value;
 mod varint;

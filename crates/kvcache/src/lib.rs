@@ -7,7 +7,6 @@
 pub mod budget;
 mod cache;
 mod deferred;
-mod kernels;
 pub mod policy;
 pub mod recipe;
 mod rope;

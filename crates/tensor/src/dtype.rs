@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
-use crate::kernels;
+use crate::kernels::{self, FloatType};
 
 /// Element type of a stored tensor. Names and widths are those of safetensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -59,6 +59,17 @@ impl DType {
     #[must_use]
     pub fn is_float(self) -> bool {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
+    }
+
+    /// The type as kernels know it; they know no integers and no f64.
+    #[must_use]
+    pub fn float_type(self) -> Option<FloatType> {
+        match self {
+            Self::F32 => Some(FloatType::F32),
+            Self::F16 => Some(FloatType::F16),
+            Self::BF16 => Some(FloatType::Bf16),
+            _ => None,
+        }
     }
 
     /// Reads little-endian elements of a float type as f32 (f64 is rounded).

@@ -13,7 +13,8 @@ use crate::coder::range::Interval;
 pub use adaptive::AdaptiveBytes;
 pub use buckets::Buckets;
 pub use gaussian::{Gaussian, Gaussians};
-pub use table::{Counts, PROB_BITS, PROB_TOTAL, Table};
+pub use table::{Counts, Table};
+pub use tensorpress_tensor::kernels::rans::{PROB_BITS, PROB_TOTAL};
 
 /// What a coder is told about its symbols; encoder and decoder must be told the same.
 #[derive(Debug)]

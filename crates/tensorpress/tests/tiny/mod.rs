@@ -1,5 +1,7 @@
 //! Small random decoders on disk, with the demo model's tokenizer.
 
+#![allow(dead_code)] // each test that includes this uses a part of it
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -8,33 +8,39 @@
 mod keys;
 mod values;
 
-use tensorpress_tensor::DType;
+use crate::FloatType;
 
-use super::LANES;
-use super::lanes::{LEVELS, Lanes, Line};
+use super::{LANES, Line, Wide};
+use crate::simd::wide::LEVELS;
 
-pub(crate) use keys::{by_channel_dots, by_token_dots};
-pub(crate) use values::by_token_mix;
+pub use keys::{by_channel_dots, by_token_dots};
+pub use values::by_token_mix;
 
 /// Most channels of a head, and most tokens of a page.
-pub(crate) const MAX_DIM: usize = 512;
+pub const MAX_DIM: usize = 512;
 
 /// Codes of one page, and the scales and minima of their groups as little-endian floats.
-#[derive(Clone, Copy)]
-pub(crate) struct Page<'a> {
-    pub(crate) bits: u32,
-    pub(crate) dim: usize,
-    pub(crate) lines: &'a [Line],
-    pub(crate) dtype: DType,
+#[derive(Debug, Clone, Copy)]
+pub struct Page<'a> {
+    /// Bits of a code: 2, 4 or 8.
+    pub bits: u32,
+    /// Channels.
+    pub dim: usize,
+    /// The codes.
+    pub lines: &'a [Line],
+    /// Type of scales and minima.
+    pub dtype: FloatType,
     /// Tokens (by channel) or channels (by token) that share a scale.
-    pub(crate) group: usize,
-    pub(crate) scales: &'a [u8],
-    pub(crate) mins: &'a [u8],
+    pub group: usize,
+    /// Scales of the groups.
+    pub scales: &'a [u8],
+    /// Minima of the groups.
+    pub mins: &'a [u8],
 }
 
 /// Buffers of one caller, used for page after page: floats as `step * (256 * high + low)`.
-#[derive(Default)]
-pub(crate) struct Work {
+#[derive(Debug, Default)]
+pub struct Work {
     x: Vec<f32>,
     high: Vec<i8>,
     low: Vec<i8>,
@@ -55,7 +61,7 @@ impl Work {
 
     /// Makes planes of the floats, none of which is larger than a lane of `largest`.
     #[inline(always)]
-    fn split<L: Lanes>(&mut self, l: L, largest: L::F) {
+    fn split<L: Wide>(&mut self, l: L, largest: L::F) {
         self.step = l.largest(largest) / LEVELS;
         let factor = l.splat(if self.step > 0.0 { 1.0 / self.step } else { 0.0 });
         let high = self.high.as_chunks_mut::<LANES>().0;
@@ -73,8 +79,8 @@ impl Work {
 
     /// What the two integer sums stand for.
     #[inline(always)]
-    fn value<L: Lanes>(&self, l: L, high: L::I, low: L::I) -> L::F {
-        let sum = l.fma(l.to_floats(high), l.splat(256.0), l.to_floats(low));
+    fn value<L: Wide>(&self, l: L, high: L::I, low: L::I) -> L::F {
+        let sum = l.mul_add(l.to_floats(high), l.splat(256.0), l.to_floats(low));
         l.mul(sum, l.splat(self.step))
     }
 }
@@ -88,13 +94,13 @@ macro_rules! page_kernel {
     ($(#[$doc:meta])* fn $name:ident($given:ident) = $generic:ident, $body:ident) => {
         super::super::stamp! {
             $(#[$doc])*
-            fn $name(
+            pub fn $name(
                 page: Page<'_>, next: Page<'_>, $given: &[f32], out: &mut [f32], work: &mut Work,
             ) = $body
         }
 
         #[inline(always)]
-        fn $body<L: Lanes>(
+        fn $body<L: Wide>(
             l: L,
             page: Page<'_>,
             next: Page<'_>,
@@ -102,7 +108,7 @@ macro_rules! page_kernel {
             out: &mut [f32],
             work: &mut Work,
         ) {
-            super::super::lanes::with_elem!(page.dtype, E => match page.bits {
+            super::super::elem::with_elem!(page.dtype, E => match page.bits {
                 2 => $generic::<L, E, 2>(l, page, next, $given, out, work),
                 4 => $generic::<L, E, 4>(l, page, next, $given, out, work),
                 _ => $generic::<L, E, 8>(l, page, next, $given, out, work),
@@ -113,13 +119,13 @@ macro_rules! page_kernel {
 use page_kernel;
 
 #[inline(always)]
-fn mask(bits: u32) -> u8 {
-    (255u32 >> (8 - bits)) as u8
+fn mask(bits: usize) -> u8 {
+    (255usize >> (8 - bits)) as u8
 }
 
 /// Adds the products of one line with fours of both planes.
 #[inline(always)]
-fn line_dot<L: Lanes, const BITS: u32>(
+fn line_dot<L: Wide, const BITS: usize>(
     l: L,
     line: &Line,
     h: &[[i8; 4]],
@@ -127,8 +133,8 @@ fn line_dot<L: Lanes, const BITS: u32>(
     (high, low): (&mut L::I, &mut L::I),
 ) {
     let v = l.line(line);
-    for i in 0..(8 / BITS) as usize {
-        let codes = l.bits(v, i as u32 * BITS, mask(BITS));
+    for i in 0..8 / BITS {
+        let codes = l.bits(v, i * BITS, mask(BITS));
         *high = l.dot::<BITS>(*high, codes, h[i]);
         *low = l.dot::<BITS>(*low, codes, w[i]);
     }

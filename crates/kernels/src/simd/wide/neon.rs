@@ -2,58 +2,70 @@
 
 use std::arch::aarch64::*;
 
-use super::LANES;
-use super::lanes::{Lanes, Line, Portable, expand_portable, planes_portable};
-
-/// Proof that code is compiled for, and runs on, NEON.
-#[derive(Clone, Copy)]
-pub(super) struct Neon(());
-
-impl Neon {
-    /// # Safety
-    /// In code compiled for the feature, on a CPU that has it.
-    #[inline(always)]
-    pub(super) unsafe fn new() -> Self {
-        Self(())
-    }
-}
+use super::portable::{expand, planes};
+use super::{LANES, Line, Wide};
+use crate::simd::{Neon, Portable};
 
 // SAFETY: a token exists only where the feature does.
-unsafe impl Lanes for Neon {
+unsafe impl Wide for Neon {
     type I = [int32x4_t; 4];
     type F = [float32x4_t; 4];
-
     #[inline(always)]
-    fn zero_i(self) -> Self::I {
+    fn zero(self) -> [int32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe { [vdupq_n_s32(0); 4] }
     }
     #[inline(always)]
-    fn line(self, line: &Line) -> Self::I {
+    fn line(self, line: &Line) -> [int32x4_t; 4] {
         // SAFETY: the token proves the feature; a line is 64 bytes.
         unsafe {
             std::array::from_fn(|i| vreinterpretq_s32_u8(vld1q_u8(line.0.as_ptr().add(16 * i))))
         }
     }
     #[inline(always)]
-    fn bits(self, v: Self::I, shift: u32, mask: u8) -> Self::I {
+    fn shift_left(self, v: [int32x4_t; 4], by: usize) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe { v.map(|v| vshlq_s32(v, vdupq_n_s32(by as i32))) }
+    }
+    #[inline(always)]
+    fn shift_right(self, v: [int32x4_t; 4], by: usize) -> [int32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe {
             // To the right is to the left by a negative number here; unsigned brings in zeros.
-            let by = vdupq_n_s32(-(shift as i32));
-            let mask = vreinterpretq_s32_u8(vdupq_n_u8(mask));
-            v.map(|v| {
-                vandq_s32(vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(v), by)), mask)
-            })
+            let by = vdupq_n_s32(-(by as i32));
+            v.map(|v| vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(v), by)))
         }
     }
     #[inline(always)]
-    fn dot<const BITS: u32>(self, sum: Self::I, codes: Self::I, x: [i8; 4]) -> Self::I {
+    fn mask(self, v: [int32x4_t; 4], mask: u8) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let mask = vreinterpretq_s32_u8(vdupq_n_u8(mask));
+            v.map(|v| vandq_s32(v, mask))
+        }
+    }
+    #[inline(always)]
+    fn or(self, a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe { std::array::from_fn(|i| vorrq_s32(a[i], b[i])) }
+    }
+    #[inline(always)]
+    fn add_i(self, a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe { std::array::from_fn(|i| vaddq_s32(a[i], b[i])) }
+    }
+    #[inline(always)]
+    fn dot<const BITS: usize>(
+        self,
+        sum: [int32x4_t; 4],
+        codes: [int32x4_t; 4],
+        x: [i8; 4],
+    ) -> [int32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe {
             let x = vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(x.map(|x| x as u8))));
-            // Sums of pairs stay within 16 bits for codes of up to 7 bits, which are the same signed as unsigned:
-            // those of 8 bits are taken in halves.
+            // Sums of pairs stay within 16 bits for codes of up to 7 bits, which are the same
+            // signed as unsigned: those of 8 bits are taken in halves.
             let pairs = |codes: int32x4_t| {
                 let codes = vreinterpretq_s8_s32(codes);
                 let low = vmull_s8(vget_low_s8(codes), vget_low_s8(x));
@@ -73,12 +85,12 @@ unsafe impl Lanes for Neon {
         }
     }
     #[inline(always)]
-    fn to_floats(self, v: Self::I) -> Self::F {
+    fn to_floats(self, v: [int32x4_t; 4]) -> [float32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe { v.map(|v| vcvtq_f32_s32(v)) }
     }
     #[inline(always)]
-    fn splat(self, v: f32) -> Self::F {
+    fn splat(self, v: f32) -> [float32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe { [vdupq_n_f32(v); 4] }
     }
@@ -88,18 +100,23 @@ unsafe impl Lanes for Neon {
         unsafe { std::array::from_fn(|i| vaddq_f32(a[i], b[i])) }
     }
     #[inline(always)]
-    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+    fn mul(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe { std::array::from_fn(|i| vmulq_f32(a[i], b[i])) }
     }
     #[inline(always)]
-    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+    fn fma(
+        self,
+        a: [float32x4_t; 4],
+        b: [float32x4_t; 4],
+        c: [float32x4_t; 4],
+    ) -> [float32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe { std::array::from_fn(|i| vfmaq_f32(c[i], a[i], b[i])) }
     }
     #[inline(always)]
-    fn load(self, v: &[f32; LANES]) -> Self::F {
-        // SAFETY: the token proves the feature; 16 numbers are there.
+    fn load(self, v: &[f32; LANES]) -> [float32x4_t; 4] {
+        // SAFETY: the token proves the feature; the array has 16 numbers.
         unsafe { std::array::from_fn(|i| vld1q_f32(v.as_ptr().add(4 * i))) }
     }
     #[inline(always)]
@@ -116,7 +133,18 @@ unsafe impl Lanes for Neon {
         self.load(&Portable.load_bf16(v))
     }
     #[inline(always)]
-    fn store(self, to: &mut [f32; LANES], v: Self::F) {
+    fn line_floats(self, line: &Line) -> [float32x4_t; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe { self.line(line).map(|v| vreinterpretq_f32_s32(v)) }
+    }
+    #[inline(always)]
+    fn halves(self, line: &Line) -> ([float32x4_t; 4], [float32x4_t; 4]) {
+        // Once a group only: the portable conversion is cheap beside the integer work.
+        let (scales, zeros) = Portable.halves(line);
+        (self.load(&scales), self.load(&zeros))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES], v: [float32x4_t; 4]) {
         for (to, v) in to.chunks_exact_mut(4).zip(v) {
             // SAFETY: the token proves the feature; a chunk has four numbers.
             unsafe { vst1q_f32(to.as_mut_ptr(), v) }
@@ -141,14 +169,12 @@ unsafe impl Lanes for Neon {
     fn planes(self, x: Self::F, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
         let mut values = [0.0; LANES];
         self.store(&mut values, x);
-        planes_portable(values, high, low);
+        planes(values, high, low);
     }
     #[inline(always)]
     fn expand(self, mask: u16, v: Self::F) -> Self::F {
         let mut values = [0.0; LANES];
         self.store(&mut values, v);
-        self.load(&expand_portable(mask, values))
+        self.load(&expand(mask, values))
     }
-    #[inline(always)]
-    fn prefetch(self, _: *const u8) {}
 }

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::lanes::Lanes;
+use super::Stored;
 use crate::simd::Neon;
 
 /// For every set of kept lanes, which byte goes where; 255, which reads as 0, where none does.
@@ -28,7 +28,7 @@ static PLACES: [[u8; 16]; 16] = {
 };
 
 // SAFETY: a token exists only where the feature does.
-unsafe impl Lanes for Neon {
+unsafe impl Stored for Neon {
     #[inline(always)]
     unsafe fn f32s(self, at: *const u8) -> float32x4_t {
         // SAFETY: the token proves the feature; the caller has 16 bytes there, at any alignment.

@@ -2,7 +2,7 @@
 
 /// Splits values of `planes.len()` bytes each into planes: `planes[k][i]` is byte k of value i. With `rotate`, each
 /// value's sign moves from its top bit to its lowest first, so that the exponent starts at a byte's edge.
-pub(crate) fn split_planes(data: &[u8], rotate: bool, planes: &mut [Vec<u8>]) {
+pub fn split_planes(data: &[u8], rotate: bool, planes: &mut [Vec<u8>]) {
     let count = data.len() / planes.len();
     for plane in planes.iter_mut() {
         plane.clear();
@@ -37,7 +37,7 @@ pub(crate) fn split_planes(data: &[u8], rotate: bool, planes: &mut [Vec<u8>]) {
 }
 
 /// Undoes [`split_planes`]; `out` is as long as all planes.
-pub(crate) fn join_planes(planes: &[&[u8]], rotate: bool, out: &mut [u8]) {
+pub fn join_planes(planes: &[&[u8]], rotate: bool, out: &mut [u8]) {
     match planes {
         [a] => {
             for (out, a) in out.iter_mut().zip(*a) {

@@ -1,17 +1,9 @@
-//! AVX-512 (with VBMI2: Ice Lake, Zen 4 and later) and AVX2.
+//! AVX-512.
 
 use std::arch::x86_64::*;
 
-use tensorpress_tensor::kernels::Isa;
-
-use super::{Cursor, LANES};
-use crate::coder::slots::{Alias, Slots};
-use crate::model::PROB_TOTAL;
-
-/// Whether the AVX-512 kernels run.
-pub(super) fn available(isa: Isa) -> bool {
-    isa == Isa::Avx512 && isa.is_available()
-}
+use super::{Alias, Cursor, LANES, Layout, PROB_TOTAL};
+use crate::simd::avx512;
 
 /// Takes in 16 bits where a state is below 2^16: `$words.add($at)` is the next word.
 macro_rules! refill {
@@ -58,21 +50,23 @@ macro_rules! narrow_64 {
     }};
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+avx512! {
 fn load_states(states: &[u32; LANES]) -> [__m512i; 8] {
     // SAFETY: eight times 16 lanes are the 128 states.
     std::array::from_fn(|g| unsafe { _mm512_loadu_si512(states.as_ptr().add(16 * g).cast()) })
 }
+}
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+avx512! {
 fn store_states(x: &[__m512i; 8], states: &mut [u32; LANES]) {
     for (g, x) in x.iter().enumerate() {
         // SAFETY: as in `load_states`.
         unsafe { _mm512_storeu_si512(states.as_mut_ptr().add(16 * g).cast(), *x) };
     }
 }
+}
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+avx512! {
 fn load_table(alias: &Alias) -> (__m512i, __m512i, __m512i) {
     // freq * (x >> 12) + occurrence = x - (4096 - freq) * (x >> 12) + (occurrence - slot), and the last term is the
     // same all over one half of a bucket: nothing need be masked out of x.
@@ -92,6 +86,7 @@ fn load_table(alias: &Alias) -> (__m512i, __m512i, __m512i) {
     // SAFETY: each array is 64 bytes long.
     let load = |lanes: &[u32; 16]| unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
     (load(&threshold), load(&own), load(&other))
+}
 }
 
 /// Bytes of 64 symbols of a narrow table; ends the function with false where escapes end early.
@@ -113,7 +108,7 @@ macro_rules! to_bytes {
     }};
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+avx512! {
 fn load_bytes(alias: &Alias) -> (__m512i, __m512i) {
     // SAFETY: 16 bytes.
     let bytes = unsafe { _mm_loadu_si128(alias.bytes.as_ptr().cast()) };
@@ -121,19 +116,10 @@ fn load_bytes(alias: &Alias) -> (__m512i, __m512i) {
     let escape = _mm512_set1_epi8(alias.escape.map_or(-1, |e| e as i8));
     (_mm512_broadcast_i32x4(bytes), escape)
 }
-
-pub(super) fn decode_narrow(
-    alias: &Alias,
-    cursor: &mut Cursor<'_>,
-    escapes: &mut &[u8],
-    out: &mut [u8],
-) -> bool {
-    // SAFETY: `available` was asked.
-    unsafe { decode_narrow_avx512(alias, cursor, escapes, out) }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn decode_narrow_avx512(
+avx512! {
+pub(super) fn decode_narrow(
     alias: &Alias,
     cursor: &mut Cursor<'_>,
     escapes: &mut &[u8],
@@ -159,20 +145,10 @@ fn decode_narrow_avx512(
     cursor.at = at;
     at <= cursor.len
 }
-
-pub(super) fn decode_bf16(
-    alias: &Alias,
-    cursor: &mut Cursor<'_>,
-    escapes: &mut &[u8],
-    raw: &[u8],
-    out: &mut [u8],
-) -> bool {
-    // SAFETY: `available` was asked.
-    unsafe { decode_bf16_avx512(alias, cursor, escapes, raw, out) }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn decode_bf16_avx512(
+avx512! {
+pub(super) fn decode_bf16(
     alias: &Alias,
     cursor: &mut Cursor<'_>,
     escapes: &mut &[u8],
@@ -211,18 +187,10 @@ fn decode_bf16_avx512(
     cursor.at = at;
     at <= cursor.len
 }
-
-pub(super) fn decode_by_slot(
-    by_slot: &[u32; PROB_TOTAL as usize],
-    cursor: &mut Cursor<'_>,
-    out: &mut [u8],
-) -> bool {
-    // SAFETY: `available` was asked.
-    unsafe { decode_by_slot_avx512(by_slot, cursor, out) }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn decode_by_slot_avx512(
+avx512! {
+pub(super) fn decode_by_slot(
     by_slot: &[u32; PROB_TOTAL as usize],
     cursor: &mut Cursor<'_>,
     out: &mut [u8],
@@ -258,22 +226,12 @@ fn decode_by_slot_avx512(
     cursor.at = at;
     at <= cursor.len
 }
+}
 
+avx512! {
 /// `out[i] = map[bytes[i]]`, and the bytes that map to `escape` one after another behind what `escapes` holds; whole
 /// vectors only: returns how many bytes were done.
 pub(super) fn map_bytes(
-    map: &[u8; 256],
-    escape: Option<u8>,
-    bytes: &[u8],
-    out: &mut [u8],
-    escapes: &mut Vec<u8>,
-) -> usize {
-    // SAFETY: `available` was asked.
-    unsafe { map_bytes_avx512(map, escape, bytes, out, escapes) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn map_bytes_avx512(
     map: &[u8; 256],
     escape: Option<u8>,
     bytes: &[u8],
@@ -302,6 +260,7 @@ fn map_bytes_avx512(
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), to) };
     }
     done
+}
 }
 
 /// What encoding needs of 16 symbols: their frequencies, starts, and how to divide by a frequency f: multiply by
@@ -347,37 +306,37 @@ impl Symbols for InRegisters {
     }
 }
 
+avx512! {
 pub(super) fn encode(
-    slots: &Slots,
+    layout: &impl Layout,
     states: &mut [u32; LANES],
     symbols: &[u8],
     words: &mut [u8],
     at: usize,
 ) -> usize {
     let mut table = ByGather { shares: [1; 256], multipliers: [0; 256] };
-    for (symbol, code) in slots.codes().into_iter().enumerate().filter(|(_, c)| c.freq > 0) {
+    for (symbol, code) in layout.codes().into_iter().enumerate().filter(|(_, c)| c.freq > 0) {
         let bits = u32::BITS - (code.freq - 1).leading_zeros();
         table.shares[symbol] = code.freq | code.start << 12 | bits << 24;
         table.multipliers[symbol] = (1u64 << (31 + bits)).div_ceil(u64::from(code.freq)) as u32;
     }
-    // A gather of 32 bits reads two slots.
+    // A gather of 32 bits reads two layout.
     let mut slot_of = [0u16; PROB_TOTAL as usize + 1];
-    slot_of[..PROB_TOTAL as usize].copy_from_slice(slots.slot_of());
-    // SAFETY: `available` was asked.
-    unsafe {
-        if slots.alias().is_some() {
-            let load = |table: &[u32; 256]| _mm512_loadu_si512(table.as_ptr().cast());
-            let table =
-                InRegisters { shares: load(&table.shares), multipliers: load(&table.multipliers) };
-            encode_avx512(&table, &slot_of, states, symbols, words, at)
-        } else {
-            encode_avx512(&table, &slot_of, states, symbols, words, at)
-        }
+    slot_of[..PROB_TOTAL as usize].copy_from_slice(layout.slot_of());
+    if layout.alias().is_some() {
+        // SAFETY: both tables are longer than 64 bytes.
+        let load = |table: &[u32; 256]| unsafe { _mm512_loadu_si512(table.as_ptr().cast()) };
+        let table =
+            InRegisters { shares: load(&table.shares), multipliers: load(&table.multipliers) };
+        encode_with(&table, &slot_of, states, symbols, words, at)
+    } else {
+        encode_with(&table, &slot_of, states, symbols, words, at)
     }
 }
+}
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn encode_avx512<S: Symbols>(
+avx512! {
+fn encode_with<S: Symbols>(
     table: &S,
     slot_of: &[u16; PROB_TOTAL as usize + 1],
     states: &mut [u32; LANES],
@@ -433,84 +392,4 @@ fn encode_avx512<S: Symbols>(
     store_states(&x, states);
     at
 }
-
-/// For each mask of lanes that take a word, the word each lane takes.
-static TAKES: [[u32; 8]; 256] = {
-    let mut takes = [[0; 8]; 256];
-    let mut mask = 0;
-    while mask < 256 {
-        let (mut lane, mut next) = (0, 0);
-        while lane < 8 {
-            if mask >> lane & 1 == 1 {
-                takes[mask][lane] = next;
-                next += 1;
-            }
-            lane += 1;
-        }
-        mask += 1;
-    }
-    takes
-};
-
-pub(super) fn decode_by_slot_avx2(
-    by_slot: &[u32; PROB_TOTAL as usize],
-    cursor: &mut Cursor<'_>,
-    out: &mut [u8],
-) -> bool {
-    // SAFETY: the caller asked whether the set is available.
-    unsafe { decode_avx2(by_slot, cursor, out) }
-}
-
-#[target_feature(enable = "avx2,popcnt")]
-fn decode_avx2(
-    by_slot: &[u32; PROB_TOTAL as usize],
-    cursor: &mut Cursor<'_>,
-    out: &mut [u8],
-) -> bool {
-    let words = cursor.words.as_ptr();
-    let mut at = cursor.at;
-    for step in out.as_chunks_mut::<LANES>().0 {
-        if at > cursor.len {
-            return false;
-        }
-        // Groups of 16 lanes one after another, each in two halves: the order of the words.
-        let mut acc = [_mm256_setzero_si256(); 4];
-        for part in 0..16 {
-            let (group, half) = (part / 2, part % 2);
-            // SAFETY: sixteen times eight lanes are the 128 states.
-            let state = unsafe { cursor.states.as_mut_ptr().add(8 * part).cast::<__m256i>() };
-            // SAFETY: as above.
-            let x = unsafe { _mm256_loadu_si256(state) };
-            let slot = _mm256_and_si256(x, _mm256_set1_epi32(PROB_TOTAL as i32 - 1));
-            // SAFETY: slots are below 4096, the length of the table.
-            let entry = unsafe { _mm256_i32gather_epi32::<4>(by_slot.as_ptr().cast(), slot) };
-            let symbol = _mm256_and_si256(entry, _mm256_set1_epi32(0xff));
-            let byte = _mm256_sllv_epi32(symbol, _mm256_set1_epi32(8 * (group % 4) as i32));
-            let acc = &mut acc[2 * (group / 4) + half];
-            *acc = _mm256_or_si256(*acc, byte);
-            let freq = _mm256_and_si256(_mm256_srli_epi32::<8>(entry), _mm256_set1_epi32(0xfff));
-            let product = _mm256_mullo_epi32(freq, _mm256_srli_epi32::<12>(x));
-            let x = _mm256_add_epi32(product, _mm256_srli_epi32::<20>(entry));
-            let low = _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(x), _mm256_setzero_si256());
-            let mask = _mm256_movemask_ps(_mm256_castsi256_ps(low)) as usize;
-            // SAFETY: a step's words and the slack behind them can be read, and the table has 256 rows of 8.
-            let (next, takes) = unsafe {
-                (
-                    _mm_loadu_si128(words.add(at).cast()),
-                    _mm256_loadu_si256(TAKES[mask & 255].as_ptr().cast()),
-                )
-            };
-            let next = _mm256_permutevar8x32_epi32(_mm256_cvtepu16_epi32(next), takes);
-            at += 2 * mask.count_ones() as usize;
-            let full = _mm256_or_si256(_mm256_slli_epi32::<16>(x), next);
-            // SAFETY: as for loading.
-            unsafe { _mm256_storeu_si256(state, _mm256_blendv_epi8(x, full, low)) };
-        }
-        for (i, acc) in acc.into_iter().enumerate() {
-            // SAFETY: four times 32 bytes are the 128 of a step.
-            unsafe { _mm256_storeu_si256(step.as_mut_ptr().add(32 * i).cast(), acc) };
-        }
-    }
-    cursor.at = at;
-    at <= cursor.len
 }

@@ -1,25 +1,26 @@
 //! Scalar products with keys.
 
-use super::super::lanes::{Elem, Lanes, Line};
+use super::super::elem::Elem;
+use super::super::{Line, Wide, ask, ask_all};
 use super::{FOUR, LANES, Page, Work, line_dot, page_kernel};
 
 /// Products of `P` key panels' lines with the planes from channel `first` on. While they are read, the same lines of the
 /// next page are asked for.
 #[inline(always)]
-fn panels_dot<L: Lanes, const BITS: u32, const P: usize>(
+fn panels_dot<L: Wide, const BITS: usize, const P: usize>(
     l: L,
     lines: [&[Line]; P],
     next: *const u8,
     work: &Work,
     first: usize,
 ) -> [L::F; P] {
-    let (mut high, mut low) = ([l.zero_i(); P], [l.zero_i(); P]);
-    let fields = (8 / BITS) as usize;
+    let (mut high, mut low) = ([l.zero(); P], [l.zero(); P]);
+    let fields = 8 / BITS;
     let (h, w) = work.fours(first);
     let n = lines[0].len();
     for (i, (h, w)) in h.chunks_exact(fields).zip(w.chunks_exact(fields)).enumerate().take(n) {
         for p in 0..P {
-            l.prefetch(next.wrapping_add(64 * (p * n + i)));
+            ask(next.wrapping_add(64 * (p * n + i)));
             line_dot::<L, BITS>(l, &lines[p][i], h, w, (&mut high[p], &mut low[p]));
         }
     }
@@ -37,7 +38,7 @@ page_kernel! {
 }
 
 #[inline(always)]
-fn by_channel<L: Lanes, E: Elem, const BITS: u32>(
+fn by_channel<L: Wide, E: Elem, const BITS: usize>(
     l: L,
     page: Page<'_>,
     next: Page<'_>,
@@ -54,8 +55,8 @@ fn by_channel<L: Lanes, E: Elem, const BITS: u32>(
     for four in (0..groups).step_by(FOUR) {
         let mut offsets = [l.splat(0.0); FOUR];
         for (g, offset) in (four..groups).zip(&mut offsets) {
-            l.ahead(next.scales, g * stride, stride);
-            l.ahead(next.mins, g * stride, stride);
+            ask_all(next.scales, g * stride, stride);
+            ask_all(next.mins, g * stride, stride);
             let (scales, mins) =
                 (&page.scales[g * stride..][..stride], &page.mins[g * stride..][..stride]);
             let x = &mut work.x[g * padded..][..padded];
@@ -64,7 +65,7 @@ fn by_channel<L: Lanes, E: Elem, const BITS: u32>(
         work.offsets[four..four + FOUR].copy_from_slice(&l.sum4(offsets));
     }
     work.split(l, largest);
-    let per = dim.div_ceil((32 / BITS) as usize);
+    let per = dim.div_ceil(32 / BITS);
     for (g, out) in out.chunks_exact_mut(group).enumerate() {
         let offset = l.splat(work.offsets[g]);
         let mut line = g * (group / LANES) * per;
@@ -89,7 +90,7 @@ fn by_channel<L: Lanes, E: Elem, const BITS: u32>(
 
 /// `x = q * scales`; gives lanes of `q . mins`, and the largest magnitudes of `x` or before.
 #[inline(always)]
-fn fold<L: Lanes, E: Elem>(
+fn fold<L: Wide, E: Elem>(
     l: L,
     q: &[f32],
     scales: &[u8],
@@ -105,7 +106,7 @@ fn fold<L: Lanes, E: Elem>(
         let product = l.mul(q, E::load(l, &scales[at..]));
         l.store(x, product);
         largest = l.max_abs(largest, product);
-        offset = l.fma(q, E::load(l, &mins[at..]), offset);
+        offset = l.mul_add(q, E::load(l, &mins[at..]), offset);
     }
     if let [tail] = tail {
         let (mut lanes, from) = ([0.0; LANES], chunks.len() * LANES);
@@ -127,7 +128,7 @@ page_kernel! {
 }
 
 #[inline(always)]
-fn by_token<L: Lanes, E: Elem, const BITS: u32>(
+fn by_token<L: Wide, E: Elem, const BITS: usize>(
     l: L,
     page: Page<'_>,
     next: Page<'_>,
@@ -135,7 +136,7 @@ fn by_token<L: Lanes, E: Elem, const BITS: u32>(
     out: &mut [f32],
     work: &mut Work,
 ) {
-    let (dim, group, per) = (page.dim, page.group, (32 / BITS) as usize);
+    let (dim, group, per) = (page.dim, page.group, 32 / BITS);
     let (lines_of_panel, groups) = (dim.div_ceil(per), dim / group);
     work.room(dim.next_multiple_of(LANES), groups);
     work.x.fill(0.0);
@@ -152,14 +153,14 @@ fn by_token<L: Lanes, E: Elem, const BITS: u32>(
         let mut total = l.splat(0.0);
         for g in 0..groups {
             let at = (p * groups + g) * LANES * E::SIZE;
-            l.ahead(next.scales, at, LANES * E::SIZE);
-            l.ahead(next.mins, at, LANES * E::SIZE);
+            ask_all(next.scales, at, LANES * E::SIZE);
+            ask_all(next.mins, at, LANES * E::SIZE);
             let from = p * lines_of_panel + g * group / per;
             let lines = &page.lines[from..][..((g + 1) * group).div_ceil(per) - g * group / per];
             let ahead = next.lines.as_ptr().wrapping_add(from).cast();
             let [dot] = panels_dot::<L, BITS, 1>(l, [lines], ahead, work, g * group);
-            total = l.fma(dot, E::load(l, &page.scales[at..]), total);
-            total = l.fma(l.splat(work.offsets[g]), E::load(l, &page.mins[at..]), total);
+            total = l.mul_add(dot, E::load(l, &page.scales[at..]), total);
+            total = l.mul_add(l.splat(work.offsets[g]), E::load(l, &page.mins[at..]), total);
         }
         l.store(out, total);
     }

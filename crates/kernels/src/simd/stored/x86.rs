@@ -2,11 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::Lanes;
-use crate::simd::{Avx2, Avx512, prefetch, prefetch_outer};
+use super::Stored;
+use crate::simd::{Avx2, Avx512};
 
 // SAFETY: a token exists only where the features do.
-unsafe impl Lanes for Avx512 {
+unsafe impl Stored for Avx512 {
     #[inline(always)]
     unsafe fn f32s(self, at: *const u8) -> __m512 {
         // SAFETY: the token proves the features; the caller has the numbers there.
@@ -63,14 +63,6 @@ unsafe impl Lanes for Avx512 {
         // SAFETY: the token proves the features; the caller has place there.
         unsafe { _mm512_storeu_ps(at, v) }
     }
-    #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        prefetch(at, true);
-    }
-    #[inline(always)]
-    fn prefetch_outer(self, at: *const u8) {
-        prefetch_outer(at);
-    }
 }
 
 /// For every set of kept lanes, which number goes to each lane; the highest bit where none does.
@@ -92,7 +84,7 @@ static PLACES: [[u8; 8]; 256] = {
 };
 
 // SAFETY: a token exists only where the features do.
-unsafe impl Lanes for Avx2 {
+unsafe impl Stored for Avx2 {
     #[inline(always)]
     unsafe fn f32s(self, at: *const u8) -> __m256 {
         // SAFETY: the token proves the features; the caller has the numbers there.
@@ -153,13 +145,5 @@ unsafe impl Lanes for Avx2 {
     unsafe fn store(self, at: *mut f32, v: __m256) {
         // SAFETY: the token proves the features; the caller has place there.
         unsafe { _mm256_storeu_ps(at, v) }
-    }
-    #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        prefetch(at, true);
-    }
-    #[inline(always)]
-    fn prefetch_outer(self, at: *const u8) {
-        prefetch_outer(at);
     }
 }

@@ -1,15 +1,14 @@
 //! Softmax of attention scores.
 
-use super::lanes::Lanes;
-use super::{LANES, stamp};
+use super::{LANES, Wide, stamp};
 
 stamp! {
     /// `exp(scale * (x - max)) / sum` in place; minus infinity becomes 0. Nothing but minus infinity becomes zeros.
-    fn softmax(x: &mut [f32], scale: f32) = softmax_body
+    pub fn softmax(x: &mut [f32], scale: f32) = softmax_body
 }
 
 #[inline(always)]
-fn softmax_body<L: Lanes>(_: L, x: &mut [f32], scale: f32) {
+fn softmax_body<L: Wide>(_: L, x: &mut [f32], scale: f32) {
     let mut maxima = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {

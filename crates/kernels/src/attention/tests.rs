@@ -1,14 +1,12 @@
 //! Every instruction set of this CPU against the portable code, and that against f64 sums in plain loops.
 
-use tensorpress_tensor::DType;
-use tensorpress_tensor::kernels::Isa;
-use tensorpress_tensor::linalg::SplitMix;
-
 use super::*;
+use crate::Isa;
+use crate::tests::{FLOATS, Random, store};
 
 fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut random = SplitMix::new(seed);
-    (0..n).map(|_| random.next_f64() as f32 - 0.5).collect()
+    let mut random = Random(seed);
+    (0..n).map(|_| random.unit() as f32 - 0.5).collect()
 }
 
 fn near(a: &[f32], b: &[f64], tolerance: f64, what: &str) {
@@ -20,12 +18,9 @@ fn near(a: &[f32], b: &[f64], tolerance: f64, what: &str) {
 
 #[test]
 fn floats() {
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
+    for dtype in FLOATS {
         for (dim, tokens) in [(1, 1), (8, 3), (16, 5), (33, 7), (128, 20), (200, 9)] {
-            let mut bytes = Vec::new();
-            dtype.write_f32(&noise(dim * tokens, 1), &mut bytes).expect("a float type");
-            let mut rows = vec![0.0; dim * tokens];
-            dtype.read_f32(&bytes, &mut rows).expect("a float type");
+            let (bytes, rows) = store(dtype, &noise(dim * tokens, 1));
             several(&rows, dim, |isa, q, w, scores, mixed| {
                 let (stride, first, len) = (tokens, 0, tokens);
                 let out = Scores { data: scores, stride, first, len };
@@ -94,27 +89,26 @@ fn softmax_of_any_length() {
 
 #[test]
 fn bitmaps() {
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
+    for dtype in FLOATS {
         for (chunks, tokens) in [(1, 3), (2, 5), (3, 4), (4, 9), (8, 20), (13, 6)] {
             let dim = chunks * LANES;
-            let mut random = SplitMix::new(7);
+            let mut random = Random(7);
             let masks: Vec<u16> = (0..chunks * tokens)
-                .map(|i| if i == 0 { !0 } else { (random.next_f64() * 65536.0) as u16 })
+                .map(|i| if i == 0 { !0 } else { (random.unit() * 65536.0) as u16 })
                 .collect();
             let (mut rows, mut values, mut starts) = (vec![0.0; dim * tokens], vec![], vec![]);
             for t in 0..tokens {
                 starts.push(values.len() as u32);
                 for c in 0..dim {
                     if masks[t * chunks + c / 16] >> (c % 16) & 1 == 1 {
-                        let v = dtype.round(random.next_f64() as f32 - 0.5);
+                        let v = store(dtype, &[random.unit() as f32 - 0.5]).1[0];
                         rows[t * dim + c] = v;
                         values.push(v);
                     }
                 }
             }
             values.extend([0.0; SLACK]);
-            let mut bytes = Vec::new();
-            dtype.write_f32(&values, &mut bytes).expect("a float type");
+            let (bytes, _) = store(dtype, &values);
             several(&rows, dim, |isa, q, w, scores, mixed| {
                 let mut q = q.to_vec();
                 q.chunks_mut(dim).for_each(|q| arrange(dtype, q));

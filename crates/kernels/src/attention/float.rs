@@ -3,25 +3,25 @@
 //! Rows are read in the order they lie, once for every four queries; sums are added across lanes four at a time. Nothing is
 //! asked for ahead: the hardware foresees such long runs, and asking made it a tenth to a quarter slower (Zen 4).
 
-use tensorpress_tensor::DType;
+use crate::FloatType;
 
-use super::lanes::{Elem, Lanes, with_elem};
-use super::{LANES, Scores, Weights, stamp};
+use super::elem::{Elem, with_elem};
+use super::{LANES, Scores, Weights, Wide, stamp};
 
 /// Queries that share a pass, and sums that are added across lanes together.
 const FOUR: usize = 4;
 
 stamp! {
     /// `out[i][t] = queries[i] . row t` for rows of `dim` little-endian values of a float type.
-    fn float_dots(
-        dtype: DType, rows: &[u8], dim: usize, queries: &[f32], out: Scores<'_>
+    pub fn float_dots(
+        dtype: FloatType, rows: &[u8], dim: usize, queries: &[f32], out: Scores<'_>
     ) = dots_body
 }
 
 #[inline(always)]
-fn dots_body<L: Lanes>(
+fn dots_body<L: Wide>(
     l: L,
-    dtype: DType,
+    dtype: FloatType,
     rows: &[u8],
     dim: usize,
     queries: &[f32],
@@ -38,7 +38,7 @@ fn dots_body<L: Lanes>(
 
 /// `N` whole chunks a row; 0 stands for any number.
 #[inline(always)]
-fn dots<L: Lanes, E: Elem, const N: usize>(
+fn dots<L: Wide, E: Elem, const N: usize>(
     l: L,
     rows: &[u8],
     dim: usize,
@@ -95,24 +95,24 @@ fn dots<L: Lanes, E: Elem, const N: usize>(
 
 /// Products of the whole chunks of a row with those of queries.
 #[inline(always)]
-fn dots_of_row<L: Lanes, E: Elem, const Q: usize>(l: L, row: &[u8], q: [&[f32]; Q]) -> [L::F; Q] {
+fn dots_of_row<L: Wide, E: Elem, const Q: usize>(l: L, row: &[u8], q: [&[f32]; Q]) -> [L::F; Q] {
     let mut sums = [l.splat(0.0); Q];
     for (i, v) in row.chunks_exact(LANES * E::SIZE).enumerate() {
         let v = E::load(l, v);
         for j in 0..Q {
             let q = l.load(q[j][i * LANES..].first_chunk().expect("a chunk"));
-            sums[j] = l.fma(v, q, sums[j]);
+            sums[j] = l.mul_add(v, q, sums[j]);
         }
     }
     sums
 }
 
 #[inline(always)]
-fn dot_in_registers<L: Lanes, E: Elem, const N: usize>(l: L, row: &[u8], q: [L::F; N]) -> L::F {
+fn dot_in_registers<L: Wide, E: Elem, const N: usize>(l: L, row: &[u8], q: [L::F; N]) -> L::F {
     let row = &row[..N * LANES * E::SIZE];
     let mut sum = l.splat(0.0);
     for c in 0..N {
-        sum = l.fma(E::load(l, &row[c * LANES * E::SIZE..]), q[c], sum);
+        sum = l.mul_add(E::load(l, &row[c * LANES * E::SIZE..]), q[c], sum);
     }
     sum
 }
@@ -129,15 +129,15 @@ fn tail<E: Elem>(row: &[u8], q: &[f32], from: usize) -> f32 {
 
 stamp! {
     /// `out[i] += sum over t of weights[i][t] * row t` for rows of `dim` values, `out` as many.
-    fn float_mix(
-        dtype: DType, rows: &[u8], dim: usize, weights: Weights<'_>, out: &mut [f32]
+    pub fn float_mix(
+        dtype: FloatType, rows: &[u8], dim: usize, weights: Weights<'_>, out: &mut [f32]
     ) = mix_body
 }
 
 #[inline(always)]
-fn mix_body<L: Lanes>(
+fn mix_body<L: Wide>(
     l: L,
-    dtype: DType,
+    dtype: FloatType,
     rows: &[u8],
     dim: usize,
     weights: Weights<'_>,
@@ -148,7 +148,7 @@ fn mix_body<L: Lanes>(
 }
 
 #[inline(always)]
-fn mix<L: Lanes, E: Elem>(l: L, rows: &[u8], dim: usize, weights: Weights<'_>, out: &mut [f32]) {
+fn mix<L: Wide, E: Elem>(l: L, rows: &[u8], dim: usize, weights: Weights<'_>, out: &mut [f32]) {
     let mut outs = out.chunks_exact_mut(dim);
     let mut first = 0;
     while outs.len() > 0 {
@@ -181,7 +181,7 @@ impl Columns<'_> {
     /// As many blocks of `N` x 16 columns as there are from `at` on, the sums of `Q` queries in registers; gives the next
     /// column.
     #[inline(always)]
-    fn mix<L: Lanes, E: Elem, const N: usize, const Q: usize>(
+    fn mix<L: Wide, E: Elem, const N: usize, const Q: usize>(
         &self,
         l: L,
         weights: [&[f32]; Q],
@@ -200,7 +200,7 @@ impl Columns<'_> {
                 for i in 0..N {
                     let v = E::load(l, &row[i * LANES * E::SIZE..]);
                     for q in 0..Q {
-                        sums[q][i] = l.fma(v, w[q], sums[q][i]);
+                        sums[q][i] = l.mul_add(v, w[q], sums[q][i]);
                     }
                 }
             }

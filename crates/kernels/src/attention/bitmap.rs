@@ -3,44 +3,45 @@
 //! A row is spread out in registers, once for every four queries, and in segments of up to 128 entries; sums are added
 //! across lanes four at a time. While a page is read, the next one is asked for.
 
-use tensorpress_tensor::DType;
+use crate::FloatType;
 
-use super::lanes::{Elem, Lanes, with_elem};
-use super::{LANES, Scores, Weights, stamp};
+use super::elem::{Elem, with_elem};
+use super::{LANES, Scores, Weights, Wide, ask, ask_all, stamp};
 
 /// Values that must lie behind the last one, because so many are read at a time.
-pub(crate) const SLACK: usize = 2 * LANES;
+pub const SLACK: usize = 2 * LANES;
 
 /// Queries that share a pass, and sums that are added across lanes together.
 const FOUR: usize = 4;
 
 /// Rows of one page.
-#[derive(Clone, Copy)]
-pub(crate) struct Bitmaps<'a> {
-    pub(crate) dtype: DType,
+#[derive(Debug, Clone, Copy)]
+pub struct Bitmaps<'a> {
+    /// Type of the values.
+    pub dtype: FloatType,
     /// Masks of a row, of 16 entries each.
-    pub(crate) chunks: usize,
+    pub chunks: usize,
     /// `[token][chunk]`
-    pub(crate) masks: &'a [u16],
+    pub masks: &'a [u16],
     /// Where the values of a row begin, counted in values.
-    pub(crate) starts: &'a [u32],
+    pub starts: &'a [u32],
     /// Values of all rows, and [`SLACK`].
-    pub(crate) values: &'a [u8],
+    pub values: &'a [u8],
 }
 
 /// Orders the entries of a row (whole chunks) as the kernels take queries and give sums: entries of bf16 are spread 32 at a
 /// time, the even ones first.
-pub(crate) fn arrange(dtype: DType, row: &mut [f32]) {
+pub fn arrange(dtype: FloatType, row: &mut [f32]) {
     reorder(dtype, row, |i| (i % LANES) * 2 + i / LANES);
 }
 
 /// Undoes [`arrange`].
-pub(crate) fn restore(dtype: DType, row: &mut [f32]) {
+pub fn restore(dtype: FloatType, row: &mut [f32]) {
     reorder(dtype, row, |i| i / 2 + (i % 2) * LANES);
 }
 
-fn reorder(dtype: DType, row: &mut [f32], from: impl Fn(usize) -> usize) {
-    if dtype == DType::BF16 {
+fn reorder(dtype: FloatType, row: &mut [f32], from: impl Fn(usize) -> usize) {
+    if dtype == FloatType::Bf16 {
         for pair in row.as_chunks_mut::<{ 2 * LANES }>().0 {
             let before = *pair;
             *pair = std::array::from_fn(|i| before[from(i)]);
@@ -89,7 +90,7 @@ impl<'a, const N: usize> Row<'a, N> {
 
     /// All entries, arranged.
     #[inline(always)]
-    fn spread<L: Lanes, E: Elem>(&self, l: L) -> [L::F; N] {
+    fn spread<L: Wide, E: Elem>(&self, l: L) -> [L::F; N] {
         let mut out = [l.splat(0.0); N];
         if E::PAIRED && N > 1 {
             for i in (0..N).step_by(2) {
@@ -114,11 +115,11 @@ impl<'a> Bitmaps<'a> {
 
     /// Asks for what stands at the same place of the next page.
     #[inline(always)]
-    fn ahead<L: Lanes>(next: Option<Self>, l: L, start: u32, t: usize) {
+    fn ahead(next: Option<Self>, start: u32, t: usize) {
         if let Some(next) = next {
             // Two lines whatever the row takes: a loop would be a branch that nobody can foresee.
-            l.ahead(next.values, start as usize * next.dtype.size(), 128);
-            l.prefetch(next.masks.as_ptr().wrapping_add(t * next.chunks).cast());
+            ask_all(next.values, start as usize * next.dtype.size(), 128);
+            ask(next.masks.as_ptr().wrapping_add(t * next.chunks).cast());
         }
     }
 }
@@ -147,13 +148,13 @@ macro_rules! segments {
 
 stamp! {
     /// `out[i][t] = queries[i] . row t` for arranged queries.
-    fn bitmap_dots(
+    pub fn bitmap_dots(
         rows: Bitmaps<'_>, queries: &[f32], out: Scores<'_>, next: Option<Bitmaps<'_>>,
     ) = dots_body
 }
 
 #[inline(always)]
-fn dots_body<L: Lanes>(
+fn dots_body<L: Wide>(
     l: L,
     rows: Bitmaps<'_>,
     queries: &[f32],
@@ -166,7 +167,7 @@ fn dots_body<L: Lanes>(
 }
 
 #[inline(always)]
-fn dots<L: Lanes, E: Elem, const N: usize>(
+fn dots<L: Wide, E: Elem, const N: usize>(
     l: L,
     rows: Bitmaps<'_>,
     first: usize,
@@ -183,7 +184,7 @@ fn dots<L: Lanes, E: Elem, const N: usize>(
     for i in (0..fours).step_by(FOUR) {
         let q: [_; FOUR] = std::array::from_fn(|j| segment(i + j));
         for (t, (masks, start)) in rows.rows().enumerate() {
-            Bitmaps::ahead(next, l, start, t);
+            Bitmaps::ahead(next, start, t);
             let row = Row::<N>::new::<E>(masks, start, rows.values, first).spread::<L, E>(l);
             let mut sums = [l.splat(0.0); FOUR];
             for j in 0..FOUR {
@@ -198,7 +199,7 @@ fn dots<L: Lanes, E: Elem, const N: usize>(
     for i in fours..n {
         let q = load(l, segment(i));
         for (t, ((masks, start), to)) in rows.rows().zip(out.row(i)).enumerate() {
-            Bitmaps::ahead(next, l, start, t);
+            Bitmaps::ahead(next, start, t);
             let row = Row::<N>::new::<E>(masks, start, rows.values, first).spread::<L, E>(l);
             let sum = l.sum(dot::<L, N>(l, row, q));
             *to = if first == 0 { sum } else { *to + sum };
@@ -207,7 +208,7 @@ fn dots<L: Lanes, E: Elem, const N: usize>(
 }
 
 #[inline(always)]
-fn load<L: Lanes, const N: usize>(l: L, q: &[[f32; LANES]; N]) -> [L::F; N] {
+fn load<L: Wide, const N: usize>(l: L, q: &[[f32; LANES]; N]) -> [L::F; N] {
     let mut out = [l.splat(0.0); N];
     for c in 0..N {
         out[c] = l.load(&q[c]);
@@ -216,23 +217,23 @@ fn load<L: Lanes, const N: usize>(l: L, q: &[[f32; LANES]; N]) -> [L::F; N] {
 }
 
 #[inline(always)]
-fn dot<L: Lanes, const N: usize>(l: L, row: [L::F; N], q: [L::F; N]) -> L::F {
+fn dot<L: Wide, const N: usize>(l: L, row: [L::F; N], q: [L::F; N]) -> L::F {
     let mut sums = [l.splat(0.0); 2];
     for c in 0..N {
-        sums[c % 2] = l.fma(row[c], q[c], sums[c % 2]);
+        sums[c % 2] = l.mul_add(row[c], q[c], sums[c % 2]);
     }
     l.add(sums[0], sums[1])
 }
 
 stamp! {
     /// `out[i] += sum over t of weights[i][t] * row t`, `out` arranged.
-    fn bitmap_mix(
+    pub fn bitmap_mix(
         rows: Bitmaps<'_>, weights: Weights<'_>, out: &mut [f32], next: Option<Bitmaps<'_>>,
     ) = mix_body
 }
 
 #[inline(always)]
-fn mix_body<L: Lanes>(
+fn mix_body<L: Wide>(
     l: L,
     rows: Bitmaps<'_>,
     weights: Weights<'_>,
@@ -261,7 +262,7 @@ fn mix_body<L: Lanes>(
 
 /// The sums of `Q` queries from query `i` on, in registers.
 #[inline(always)]
-fn mix<L: Lanes, E: Elem, const N: usize, const Q: usize>(
+fn mix<L: Wide, E: Elem, const N: usize, const Q: usize>(
     l: L,
     rows: Bitmaps<'_>,
     first: usize,
@@ -273,12 +274,12 @@ fn mix<L: Lanes, E: Elem, const N: usize, const Q: usize>(
     let weights: [&[f32]; Q] = std::array::from_fn(|q| weights.row(i + q));
     let mut sums = [[l.splat(0.0); N]; Q];
     for (t, (masks, start)) in rows.rows().enumerate() {
-        Bitmaps::ahead(next, l, start, t);
+        Bitmaps::ahead(next, start, t);
         let row = Row::<N>::new::<E>(masks, start, rows.values, first).spread::<L, E>(l);
         for q in 0..Q {
             let w = l.splat(weights[q][t]);
             for c in 0..N {
-                sums[q][c] = l.fma(row[c], w, sums[q][c]);
+                sums[q][c] = l.mul_add(row[c], w, sums[q][c]);
             }
         }
     }

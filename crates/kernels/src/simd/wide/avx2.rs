@@ -1,117 +1,15 @@
-//! The lanes of AVX-512 (one register) and AVX2 (two).
+//! AVX2: two registers.
 
 use std::arch::x86_64::*;
 
-use super::{Line, PanelLanes, ROWS};
-use crate::simd::{Avx2, Avx512, prefetch};
+use super::portable::{expand, planes};
+use super::{LANES, Line, Wide, word};
+use crate::simd::Avx2;
 
 // SAFETY: a token exists only where the features do.
-unsafe impl PanelLanes for Avx512 {
-    type I = __m512i;
-    type F = __m512;
-
-    #[inline(always)]
-    fn zero(self) -> __m512i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_setzero_si512() }
-    }
-    #[inline(always)]
-    fn line(self, line: &Line) -> __m512i {
-        // SAFETY: the token proves the features; a line is 64 aligned bytes.
-        unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
-    }
-    #[inline(always)]
-    fn shift_left(self, v: __m512i, by: usize) -> __m512i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_sllv_epi32(v, _mm512_set1_epi32(by as i32)) }
-    }
-    #[inline(always)]
-    fn shift_right(self, v: __m512i, by: usize) -> __m512i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_srlv_epi32(v, _mm512_set1_epi32(by as i32)) }
-    }
-    #[inline(always)]
-    fn mask(self, v: __m512i, mask: u8) -> __m512i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_and_si512(v, _mm512_set1_epi8(mask as i8)) }
-    }
-    #[inline(always)]
-    fn or(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_or_si512(a, b) }
-    }
-    #[inline(always)]
-    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_add_epi32(a, b) }
-    }
-    #[inline(always)]
-    fn dot<const BITS: usize>(self, sum: __m512i, codes: __m512i, x: [i8; 4]) -> __m512i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(word(x))) }
-    }
-    #[inline(always)]
-    fn to_floats(self, v: __m512i) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_cvtepi32_ps(v) }
-    }
-    #[inline(always)]
-    fn splat_f(self, v: f32) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_set1_ps(v) }
-    }
-    #[inline(always)]
-    fn mul(self, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    fn floats(self, v: &[f32; ROWS]) -> __m512 {
-        // SAFETY: the token proves the features; the array has 16 numbers.
-        unsafe { _mm512_loadu_ps(v.as_ptr()) }
-    }
-    #[inline(always)]
-    fn store(self, to: &mut [f32; ROWS], v: __m512) {
-        // SAFETY: the token proves the features; the array has 16 numbers.
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) }
-    }
-    #[inline(always)]
-    fn line_floats(self, line: &Line) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_castsi512_ps(self.line(line)) }
-    }
-    #[inline(always)]
-    fn halves(self, line: &Line) -> (__m512, __m512) {
-        let line = self.line(line);
-        // SAFETY: the token proves the features.
-        unsafe {
-            let low = _mm512_castsi512_si256(line);
-            let high = _mm512_extracti64x4_epi64::<1>(line);
-            (_mm512_cvtph_ps(low), _mm512_cvtph_ps(high))
-        }
-    }
-    #[inline(always)]
-    fn prefetch(self, line: *const Line, keep: bool) {
-        prefetch(line, keep);
-    }
-}
-
-/// Four bytes as one lane; x86 is little-endian.
-#[inline(always)]
-fn word(x: [i8; 4]) -> i32 {
-    i32::from_le_bytes(x.map(|x| x as u8))
-}
-
-// SAFETY: a token exists only where the features do.
-unsafe impl PanelLanes for Avx2 {
+unsafe impl Wide for Avx2 {
     type I = [__m256i; 2];
     type F = [__m256; 2];
-
     #[inline(always)]
     fn zero(self) -> [__m256i; 2] {
         // SAFETY: the token proves the features.
@@ -183,9 +81,14 @@ unsafe impl PanelLanes for Avx2 {
         unsafe { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
     }
     #[inline(always)]
-    fn splat_f(self, v: f32) -> [__m256; 2] {
+    fn splat(self, v: f32) -> [__m256; 2] {
         // SAFETY: the token proves the features.
         unsafe { [_mm256_set1_ps(v); 2] }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
     #[inline(always)]
     fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
@@ -198,16 +101,35 @@ unsafe impl PanelLanes for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
     #[inline(always)]
-    fn floats(self, v: &[f32; ROWS]) -> [__m256; 2] {
+    fn load(self, v: &[f32; LANES]) -> [__m256; 2] {
         // SAFETY: the token proves the features; the array has 16 numbers.
         unsafe { [_mm256_loadu_ps(v.as_ptr()), _mm256_loadu_ps(v.as_ptr().add(8))] }
     }
     #[inline(always)]
-    fn store(self, to: &mut [f32; ROWS], v: [__m256; 2]) {
-        // SAFETY: the token proves the features; the array has 16 numbers.
+    fn load_f32(self, v: &[u8; 4 * LANES]) -> Self::F {
+        let at: *const f32 = v.as_ptr().cast();
+        // SAFETY: the token proves the features; 64 bytes are there.
+        unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] }
+    }
+    #[inline(always)]
+    fn load_f16(self, v: &[u8; 2 * LANES]) -> Self::F {
+        let at: *const __m128i = v.as_ptr().cast();
+        // SAFETY: the token proves the features; 32 bytes are there.
         unsafe {
-            _mm256_storeu_ps(to.as_mut_ptr(), v[0]);
-            _mm256_storeu_ps(to.as_mut_ptr().add(8), v[1]);
+            [_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at.add(1)))]
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, v: &[u8; 2 * LANES]) -> Self::F {
+        let at: *const __m128i = v.as_ptr().cast();
+        // SAFETY: the token proves the features; 32 bytes are there.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(at));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.add(1)));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
         }
     }
     #[inline(always)]
@@ -229,7 +151,47 @@ unsafe impl PanelLanes for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch(self, line: *const Line, keep: bool) {
-        prefetch(line, keep);
+    fn store(self, to: &mut [f32; LANES], v: [__m256; 2]) {
+        // SAFETY: the token proves the features; the array has 16 numbers.
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let eight = _mm256_add_ps(v[0], v[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, v);
+        lanes.iter().fold(0.0, |a, b| if *b > a { *b } else { a })
+    }
+    #[inline(always)]
+    fn max_abs(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features. The second operand is what a NaN in the first gives.
+        unsafe {
+            let abs = |v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v);
+            [_mm256_max_ps(abs(b[0]), a[0]), _mm256_max_ps(abs(b[1]), a[1])]
+        }
+    }
+    #[inline(always)]
+    fn planes(self, x: Self::F, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
+        let mut values = [0.0; LANES];
+        self.store(&mut values, x);
+        planes(values, high, low);
+    }
+    #[inline(always)]
+    fn expand(self, mask: u16, v: Self::F) -> Self::F {
+        let mut values = [0.0; LANES];
+        self.store(&mut values, v);
+        self.load(&expand(mask, values))
     }
 }

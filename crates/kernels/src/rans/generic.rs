@@ -1,8 +1,6 @@
 //! The portable path, which defines what the others compute.
 
-use super::{Cursor, LANES, LOWEST, state_of};
-use crate::coder::slots::{Alias, Slots};
-use crate::model::{PROB_BITS, PROB_TOTAL};
+use super::{Alias, Cursor, LANES, LOWEST, Layout, PROB_BITS, PROB_TOTAL, state_of};
 
 /// Symbol of each state, in the order of states.
 const SYMBOL_OF: [usize; LANES] = {
@@ -64,14 +62,14 @@ pub(super) fn to_bytes(alias: &Alias, symbols: &mut [u8], escapes: &mut &[u8]) -
 }
 
 pub(super) fn encode(
-    slots: &Slots,
+    layout: &impl Layout,
     states: &mut [u32; LANES],
     symbols: &[u8],
     words: &mut [u8],
     mut at: usize,
 ) -> usize {
-    let codes = slots.codes();
-    let slot_of: &[u16; PROB_TOTAL as usize] = slots.slot_of().try_into().expect("4096 slots");
+    let codes = layout.codes();
+    let slot_of = layout.slot_of();
     for step in symbols.as_chunks::<LANES>().0.iter().rev() {
         // A step needs room for a word of every lane, written whether needed or not.
         let room = &mut words[at - 2 * LANES..at];

@@ -1,6 +1,7 @@
 //! Weighted sums of values.
 
-use super::super::lanes::{Elem, Lanes, Line};
+use super::super::elem::Elem;
+use super::super::{Line, Wide, ask, ask_all};
 use super::{FOUR, LANES, Page, Work, line_dot, page_kernel};
 
 page_kernel! {
@@ -10,7 +11,7 @@ page_kernel! {
 }
 
 #[inline(always)]
-fn mix<L: Lanes, E: Elem, const BITS: u32>(
+fn mix<L: Wide, E: Elem, const BITS: usize>(
     l: L,
     page: Page<'_>,
     next: Page<'_>,
@@ -27,13 +28,13 @@ fn mix<L: Lanes, E: Elem, const BITS: u32>(
             let x = work.x[g * tokens..][..tokens].as_chunks_mut::<LANES>().0;
             for ((b, w), x) in weights.as_chunks::<LANES>().0.iter().enumerate().zip(x) {
                 let at = (b * groups + g) * LANES * E::SIZE;
-                l.ahead(next.scales, at, LANES * E::SIZE);
-                l.ahead(next.mins, at, LANES * E::SIZE);
+                ask_all(next.scales, at, LANES * E::SIZE);
+                ask_all(next.mins, at, LANES * E::SIZE);
                 let w = l.load(w);
                 let product = l.mul(w, E::load(l, &page.scales[at..]));
                 l.store(x, product);
                 largest = l.max_abs(largest, product);
-                *offset = l.fma(w, E::load(l, &page.mins[at..]), *offset);
+                *offset = l.mul_add(w, E::load(l, &page.mins[at..]), *offset);
             }
         }
         work.offsets[four..four + FOUR].copy_from_slice(&l.sum4(offsets));
@@ -56,24 +57,24 @@ struct Columns<'a> {
 impl Columns<'_> {
     /// As many blocks of `N` panels as there are from `p` on; gives the next panel.
     #[inline(always)]
-    fn mix<L: Lanes, const BITS: u32, const N: usize>(
+    fn mix<L: Wide, const BITS: usize, const N: usize>(
         &self,
         l: L,
         mut p: usize,
         out: &mut [f32],
     ) -> usize {
-        let (fields, panels) = ((8 / BITS) as usize, self.page.dim.div_ceil(LANES));
+        let (fields, panels) = (8 / BITS, self.page.dim.div_ceil(LANES));
         // Planes of tokens, four bytes at a time; those behind the last token are 0.
         let (h, w) = self.work.fours(0);
         let token_lines = (self.tokens / (4 * fields)).min(self.page.lines.len() / panels);
         while p + N <= panels {
             let group: [usize; N] = std::array::from_fn(|i| (p + i) * LANES / self.page.group);
-            let (mut high, mut low) = ([l.zero_i(); N], [l.zero_i(); N]);
+            let (mut high, mut low) = ([l.zero(); N], [l.zero(); N]);
             for t in 0..token_lines {
                 let lines: &[Line; N] =
                     self.page.lines[t * panels + p..].first_chunk().expect("N panels");
                 for i in 0..N {
-                    l.prefetch(self.next.lines.as_ptr().wrapping_add(t * panels + p + i).cast());
+                    ask(self.next.lines.as_ptr().wrapping_add(t * panels + p + i).cast());
                     let at = group[i] * self.tokens / 4 + t * fields;
                     let (h, w) = (&h[at..][..fields], &w[at..][..fields]);
                     line_dot::<L, BITS>(l, &lines[i], h, w, (&mut high[i], &mut low[i]));

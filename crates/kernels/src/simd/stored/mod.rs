@@ -1,13 +1,18 @@
-//! What products by stored numbers ask of an instruction set beyond [`Simd`].
+//! Reading stored numbers and spreading them over the lanes of a support, beyond what [`Simd`] does.
 
-use crate::simd::{Portable, Simd};
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use super::{Portable, Simd};
 
 /// Reading stored numbers as f32 and spreading them over the lanes of a support.
 ///
 /// # Safety
 ///
 /// As [`Simd`].
-pub(super) unsafe trait Lanes: Simd {
+pub(crate) unsafe trait Stored: Simd {
     /// `LANES` little-endian f32.
     ///
     /// # Safety
@@ -18,37 +23,37 @@ pub(super) unsafe trait Lanes: Simd {
     ///
     /// # Safety
     ///
-    /// As [`Lanes::f32s`].
+    /// As [`Stored::f32s`].
     unsafe fn f16s(self, at: *const u8) -> Self::F32;
     /// `LANES` bf16.
     ///
     /// # Safety
     ///
-    /// As [`Lanes::f32s`].
+    /// As [`Stored::f32s`].
     unsafe fn bf16s(self, at: *const u8) -> Self::F32;
     /// `LANES` bytes as whole numbers.
     ///
     /// # Safety
     ///
-    /// As [`Lanes::f32s`].
+    /// As [`Stored::f32s`].
     unsafe fn bytes(self, at: *const u8) -> Self::F32;
     /// The first half of `LANES` f32; the others are 0. So for the other types below.
     ///
     /// # Safety
     ///
-    /// As [`Lanes::f32s`], for half as many.
+    /// As [`Stored::f32s`], for half as many.
     unsafe fn half_f32s(self, at: *const u8) -> Self::F32;
     /// Half as many f16.
     ///
     /// # Safety
     ///
-    /// As [`Lanes::half_f32s`].
+    /// As [`Stored::half_f32s`].
     unsafe fn half_f16s(self, at: *const u8) -> Self::F32;
     /// Half as many bf16.
     ///
     /// # Safety
     ///
-    /// As [`Lanes::half_f32s`].
+    /// As [`Stored::half_f32s`].
     unsafe fn half_bf16s(self, at: *const u8) -> Self::F32;
     /// Lane by lane from the lowest: the next number of `v` where the bit of `keep` is set, else 0.
     fn expand(self, keep: u32, v: Self::F32) -> Self::F32;
@@ -60,12 +65,6 @@ pub(super) unsafe trait Lanes: Simd {
     ///
     /// There is place for them at `at`.
     unsafe fn store(self, at: *mut f32, v: Self::F32);
-    /// Asks for the cache line at an address.
-    #[inline(always)]
-    fn prefetch(self, _at: *const u8) {}
-    /// Asks for the cache line at an address to come as far as the second cache.
-    #[inline(always)]
-    fn prefetch_outer(self, _at: *const u8) {}
 }
 
 /// Numbers from the bytes at an address.
@@ -89,7 +88,7 @@ fn half([a, b, c, d]: [f32; 4]) -> [f32; 8] {
 }
 
 // SAFETY: the operations need no CPU feature.
-unsafe impl Lanes for Portable {
+unsafe impl Stored for Portable {
     #[inline(always)]
     unsafe fn f32s(self, at: *const u8) -> [f32; 8] {
         // SAFETY: the caller's.
