@@ -10,30 +10,40 @@
 //!
 //! - [`Compose`](compose::Compose) makes methods of methods: prune, then quantise what stays, then correct, then code.
 //!
+//! Features, all on by default: `model` (whole models: pipeline, bills, the reference transformer, tokenizers), `kvcache`,
+//! `tokencomp`. Without them, what is left compresses matrices by recipes.
+//!
 //! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`], [`prune`] and [`lowrank`]
 //! (methods), [`entropy`] (lossless coding and packed files), [`kvcache`] (keys and values), [`tokencomp`] (fewer tokens,
 //! shorter prompts), [`model`] (the reference transformer that calibrates and judges).
 
+#[cfg(feature = "model")]
 pub mod bill;
 pub mod compose;
 mod compress;
+#[cfg(feature = "model")]
 mod open;
+#[cfg(feature = "model")]
 pub mod pipeline;
 pub mod prelude;
 pub mod recipe;
 mod registry;
 
 pub use compress::{compress, compress_with};
+#[cfg(feature = "model")]
 pub use open::{open_model, open_packed_model};
 pub use registry::registry;
 pub use tensorpress_entropy as entropy;
+#[cfg(feature = "kvcache")]
 pub use tensorpress_kvcache as kvcache;
 pub use tensorpress_lowrank as lowrank;
+#[cfg(feature = "model")]
 pub use tensorpress_model as model;
 pub use tensorpress_prune as prune;
 pub use tensorpress_quant as quant;
 pub use tensorpress_tensor as tensor;
 pub use tensorpress_tensor::{Error, ErrorKind, Result};
+#[cfg(feature = "tokencomp")]
 pub use tensorpress_tokencomp as tokencomp;
 
 /// The README's example is a test.
