@@ -26,11 +26,12 @@ fn main() -> ExitCode {
         ["api"] => api::write(),
         ["wrap"] => wrap::run(),
         ["tables"] => tables(),
+        ["stages"] => stages(),
         ["made-checkpoint", folder] => made::write(Path::new(folder)),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | tables | wrap | made-checkpoint DIR | memory [DIR]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint DIR | memory [DIR]\n{}",
             ci::names()
         )),
     };
@@ -41,6 +42,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes the lists of stages in docs/recipes.md anew, as the stages say.
+fn stages() -> Outcome {
+    let test = ["test", "-p", "tensorpress", "--test", "stages", "--", "the_page"];
+    execute(cargo(&test).env("TENSORPRESS_WRITE_TABLES", "1"))
 }
 
 /// Measures compositions and caches on real models, and writes their pages in docs/benchmarks anew.

@@ -58,6 +58,7 @@ pub fn api() -> Verdict {
 /// What no other step turns on; never all features at once.
 pub fn features() -> Verdict {
     execute(&mut cargo(&["check", "-p", "tensorpress-cli", "--features", "hub"]))?;
+    execute(&mut cargo(&["check", "-p", "tensorpress", "--no-default-features"]))?;
     PASSED
 }
 
