@@ -337,14 +337,15 @@ fn bad_input_is_refused() {
     let missing = Compressor::new(Recipe::parse("flap").unwrap()).run(&demo, &out).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::MissingCalibration);
     assert!(missing.message().contains("`flap`"), "{missing}");
-    // A weight that is not finite is named, and nothing is left.
+    assert!(!out.exists() && !partial_of(&out).exists());
+    // A weight that is not finite is named.
     let mut tiny = Tiny::new("llama", (4, 2), 4, 20, false, 5);
     let name = "model.layers.1.mlp.down_proj.weight";
     tiny.tensors.get_mut(name).unwrap().1[7] = f32::NAN;
     let poisoned = tiny.source(&folder.path().join("poisoned"));
-    let error = compress("flap", &poisoned, &out).unwrap_err();
+    let error = compress("flap", &poisoned, &folder.path().join("bad")).unwrap_err();
     assert_eq!((error.kind(), error.tensor()), (ErrorKind::Numerical, Some(name)), "{error}");
-    assert!(!out.exists() && !partial_of(&out).exists());
+    assert!(!folder.path().join("bad").exists());
     // What is compressed, or has blocks of different shapes, cannot be made plain.
     let tiny = Tiny::new("llama", (4, 2), 4, 30, false, 6).source(&folder.path().join("tiny"));
     let _ = compress("flap(sparsity=0.4)", &tiny, &folder.path().join("uneven")).unwrap();
@@ -352,6 +353,7 @@ fn bad_input_is_refused() {
     let error = compress("flap(uniform=true)", &uneven, &out).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert!(error.message().contains("uniform"), "{error}");
+    assert!(!out.exists() && !partial_of(&out).exists());
     let twice = compress("flap(sparsity=0.2)", &uneven, &folder.path().join("twice")).unwrap();
     assert!(twice.bytes_after < twice.bytes_before);
     let _ = compress("rtn(bits=4)", &tiny, &folder.path().join("codes")).unwrap();

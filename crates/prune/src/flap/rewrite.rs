@@ -7,6 +7,7 @@ use tensorpress_tensor::rewrite::{
 };
 use tensorpress_tensor::{Context, Error, ErrorKind, Result, Rewrite};
 
+use super::allocation::unlike;
 use super::{
     BlockScores, BlockSupport, ChannelMetric, Flap, HeadLayout, InputStatistics, compensation,
 };
@@ -55,6 +56,9 @@ impl Rewrite for Flap {
         self.check()?;
         for block in &model.blocks {
             JUDGED.iter().try_for_each(|(role, _)| judged(block, *role).map(drop))?;
+            if self.uniform && block.shape != model.blocks[0].shape {
+                return Err(unlike(block.block));
+            }
         }
         Ok(())
     }

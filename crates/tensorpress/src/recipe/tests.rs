@@ -270,7 +270,7 @@ fn rewrites_come_first() {
     let error = Recipe::from_toml("[[layer]]\nmatch = '*q*'\nstage = ['flap | rtn']").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     assert!(
-        error.message().contains("layer `*q*`") && error.message().contains("whole blocks"),
+        error.message().contains("layer `*q*`") && error.message().contains("whole models"),
         "{error}"
     );
 }
