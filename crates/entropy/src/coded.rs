@@ -21,6 +21,19 @@ use crate::chunk::plane::{self, Allowed};
 use crate::varint::{read_varint, write_varint};
 
 /// The coder of a [`coded`] node.
+///
+/// ```
+/// use tensorpress_entropy::{TileCoder, coded};
+/// use tensorpress_tensor::node::{Dense, decode};
+/// use tensorpress_tensor::{Node, ndarray::Array2};
+///
+/// # fn main() -> tensorpress_entropy::Result<()> {
+/// let weight = Array2::from_shape_fn((64, 64), |(r, c)| (r * c % 5) as f32);
+/// let node = coded(Dense::new(&weight)?.boxed(), TileCoder::Rans)?;
+/// assert_eq!(decode(&*node)?, weight);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum TileCoder {

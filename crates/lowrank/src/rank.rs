@@ -2,6 +2,13 @@ use tensorpress_tensor::stage::{Keys, Knobs, Value};
 use tensorpress_tensor::{Error, Result};
 
 /// How the rank of a matrix is chosen.
+///
+/// ```
+/// use tensorpress_lowrank::Rank;
+///
+/// assert!(Rank::Ratio(0.3).check().is_ok());
+/// assert!(Rank::Number(0).check().is_err());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Rank {

@@ -14,6 +14,14 @@ use tensorpress_tensor::{Error, Method, Result, Rewrite};
 /// The influence of a block is 1 - mean over the tokens of cos(x, y), where x is the hidden state before the block and y
 /// that after it (eq. 1): 0 for a block that only scales, 2 at most. All blocks are judged on the model as it is, once. Of
 /// equal influences, those of later blocks go first.
+///
+/// ```
+/// use tensorpress_prune::DropBlocks;
+/// use tensorpress_tensor::Rewrite;
+///
+/// let rewrite = DropBlocks::default().with_count(2);
+/// assert_eq!(rewrite.describe(), "drop_blocks(count=2)");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DropBlocks {

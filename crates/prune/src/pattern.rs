@@ -21,6 +21,18 @@ pub enum Scope {
 }
 
 /// The shape of a support.
+///
+/// ```
+/// use tensorpress_prune::Pattern;
+/// use tensorpress_tensor::ndarray::array;
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let saliency = array![[3.0f32, 1.0, 2.0, 4.0]];
+/// let mask = Pattern::nm(2, 4).select(saliency.view())?;
+/// assert!(mask.keeps(0, 0) && mask.keeps(0, 3) && !mask.keeps(0, 1));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Pattern {

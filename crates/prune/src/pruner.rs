@@ -48,12 +48,39 @@ pub(crate) fn stages() -> [Row<WeightPart>; 2] {
 }
 
 /// Magnitude pruning.
+///
+/// ```
+/// use tensorpress_prune::{Pattern, magnitude};
+/// use tensorpress_tensor::node::decode;
+/// use tensorpress_tensor::{Compress, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let made = magnitude(Pattern::unstructured(0.5)).compress(weight.view(), &Calibration::none(64))?;
+/// assert!(decode(&made.node)?.iter().filter(|w| **w == 0.0).count() >= 16 * 32);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub fn magnitude(pattern: Pattern) -> Pruner<Magnitude> {
     Pruner::new(Magnitude, pattern)
 }
 
 /// Wanda (Sun et al., 2024): magnitude times input norm.
+///
+/// ```
+/// use tensorpress_prune::{Pattern, wanda};
+/// use tensorpress_tensor::node::decode;
+/// use tensorpress_tensor::{Compress, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = wanda(Pattern::nm(2, 4)).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert!(decode(&made.node)?.iter().filter(|w| **w == 0.0).count() >= 16 * 32);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub fn wanda(pattern: Pattern) -> Pruner<InputNorm> {
     Pruner::new(InputNorm, pattern)

@@ -21,6 +21,20 @@ use crate::pruner::{magnitude, prune_group};
 /// Unstructured patterns are chosen for a block of columns over all rows at once, when the block begins; n of m for each
 /// group of m columns when it begins. Never fails on singular or missing statistics, as GPTQ does not: a layer that
 /// saw no token is pruned by magnitude, and says so.
+///
+/// ```
+/// use tensorpress_prune::{Pattern, SparseGpt};
+/// use tensorpress_tensor::node::decode;
+/// use tensorpress_tensor::{Compress, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = SparseGpt::new(Pattern::nm(2, 4)).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert!(decode(&made.node)?.iter().filter(|w| **w == 0.0).count() >= 16 * 32);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct SparseGpt {

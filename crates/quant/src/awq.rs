@@ -22,6 +22,19 @@ use search::{Inputs, best_scale, clip_to_outputs};
 /// round-to-nearest on sampled tokens. Matrices that share an input share one scale; it is folded into the preceding
 /// norm where the [`Group`] offers one, else stored (and counted) as f16. The scaled weights then go to a solver:
 /// [`Rtn`] in the paper, or any other, such as [`crate::Gptq`].
+///
+/// ```
+/// use tensorpress_quant::{Awq, Gptq, GridSpec};
+/// use tensorpress_tensor::{Compress, Node, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = Awq::with_solver(GridSpec::new(4, 32), Gptq::new(GridSpec::new(4, 32))).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Awq<S = Rtn> {

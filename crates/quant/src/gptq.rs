@@ -22,6 +22,19 @@ use rule::GptqRule;
 ///
 /// Never fails on singular or missing statistics: damping grows until the matrix can be factored, and a layer
 /// that saw no token falls back to [`Rtn`] and says so.
+///
+/// ```
+/// use tensorpress_quant::{Gptq, GridSpec};
+/// use tensorpress_tensor::{Compress, Node, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = Gptq::new(GridSpec::new(3, 32)).with_act_order(true).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Gptq {

@@ -6,6 +6,18 @@ use tensorpress_tensor::{Compress, Compressed, CompressedGroup, Group, Method, R
 use crate::{GridSpec, GroupedAffine};
 
 /// Round to nearest: each weight becomes the nearest level of its group's grid. Needs no calibration.
+///
+/// ```
+/// use tensorpress_quant::{GridSpec, Rtn};
+/// use tensorpress_tensor::{Compress, Node, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let made = Rtn::new(GridSpec::new(4, 32)).compress(weight.view(), &Calibration::none(64))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Rtn {

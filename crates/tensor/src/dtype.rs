@@ -6,6 +6,13 @@ use crate::error::{Error, Result};
 use crate::kernels::{self, FloatType};
 
 /// Element type of a stored tensor. Names and widths are those of safetensors.
+///
+/// ```
+/// use tensorpress_tensor::DType;
+///
+/// assert_eq!((DType::BF16.size(), DType::BF16.is_float()), (2, true));
+/// assert_eq!(DType::F16.round(1.0 / 3.0), 0.333_251_95);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[non_exhaustive]

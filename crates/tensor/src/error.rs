@@ -7,6 +7,13 @@ use std::path::{Path, PathBuf};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, in terms a caller can act on.
+///
+/// ```
+/// use tensorpress_tensor::{DType, ErrorKind, ndarray::Array2, node::Dense};
+///
+/// let integers = Dense::from_f32(Array2::zeros((1, 1)).view(), DType::U8);
+/// assert_eq!(integers.unwrap_err().kind(), ErrorKind::Unsupported);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {

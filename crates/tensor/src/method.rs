@@ -33,6 +33,14 @@ pub trait Method: Debug + Send + Sync {
 }
 
 /// One matrix to compress.
+///
+/// ```
+/// use tensorpress_tensor::{DType, Target, ndarray::array};
+///
+/// let weight = array![[1.0f32, f32::NAN]];
+/// let target = Target::new("layer.weight", weight.view()).with_dtype(DType::BF16);
+/// assert_eq!(target.check_finite().unwrap_err().tensor(), Some("layer.weight"));
+/// ```
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Target<'a> {
@@ -125,6 +133,15 @@ impl Fold<'_> {
 }
 
 /// Matrices that share one input, and what is known about it.
+///
+/// ```
+/// use tensorpress_tensor::{Group, Target, ndarray::Array2, stats::Calibration};
+///
+/// let (q, k) = (Array2::zeros((8, 16)), Array2::zeros((4, 16)));
+/// let mut group = Group::single(Target::new("q", q.view()), Calibration::none(16));
+/// group.targets.push(Target::new("k", k.view()));
+/// assert_eq!(group.channels().unwrap(), 16);
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Group<'a> {

@@ -4,10 +4,10 @@
 pub use crate::bill::Bill;
 pub use crate::compose::Compose;
 #[cfg(feature = "model")]
+pub use crate::open_model;
+#[cfg(feature = "model")]
 pub use crate::pipeline::{Compressor, Report};
 pub use crate::recipe::Recipe;
-#[cfg(feature = "model")]
-pub use crate::open_model;
 pub use crate::registry;
 pub use tensorpress_entropy::{PackedFile, Packer, TileCoder};
 pub use tensorpress_lowrank::{Rank, eora, svd, svd_llm};

@@ -5,6 +5,14 @@ use crate::recipe::presets;
 
 /// Readers of every node and plane of this version, and the stages of its recipes: what opens any compressed folder, and
 /// what a registry with nodes and stages of your own starts from.
+///
+/// ```
+/// use tensorpress::prelude::*;
+///
+/// let registry = tensorpress::registry();
+/// assert!(registry.stages().find("gptq").is_ok());
+/// assert!(registry.stages().find("gtpq").unwrap_err().to_string().contains("gptq"));
+/// ```
 #[must_use]
 pub fn registry() -> Registry {
     complete().expect("the names of this workspace differ")

@@ -21,6 +21,13 @@ use crate::chunk::{self, CHUNK_BYTES};
 ///
 /// Clones share the file. Nothing is allocated that the index does not back: a chunk decodes to [`CHUNK_BYTES`] at
 /// most, and each takes at least 9 bytes of the index and one of its own.
+///
+/// ```
+/// use tensorpress_entropy::PackedFile;
+///
+/// let error = PackedFile::from_bytes("not.tpk", b"no packed file".to_vec()).unwrap_err();
+/// assert!(error.to_string().contains("not.tpk"));
+/// ```
 #[derive(Debug, Clone)]
 pub struct PackedFile {
     inner: Arc<Inner>,

@@ -22,6 +22,14 @@ pub use heads::HeadLayout;
 pub use saliency::{ChannelMetric, InputStatistics, least_salient};
 
 /// FLAP: which heads and channels of every block stay.
+///
+/// ```
+/// use tensorpress_prune::{ChannelMetric, Flap};
+///
+/// let flap = Flap::new(0.3).with_metric(ChannelMetric::Ifv).with_uniform(true);
+/// assert!(flap.check().is_ok());
+/// assert!(Flap::new(1.0).check().is_err(), "something must stay");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Flap {

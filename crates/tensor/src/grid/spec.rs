@@ -18,6 +18,14 @@ pub enum Granularity {
 }
 
 /// Bits, granularity and grid of an integer quantiser.
+///
+/// ```
+/// use tensorpress_tensor::DType;
+/// use tensorpress_tensor::grid::{Clip, GridSpec};
+///
+/// let spec = GridSpec::new(4, 64).with_clip(Clip::Mse).with_scale(DType::BF16);
+/// assert_eq!((spec.group_of(4096), spec.group_of(48)), (64, 48));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GridSpec {

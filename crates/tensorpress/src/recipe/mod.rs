@@ -44,6 +44,17 @@ pub use describe::{reference, schema};
 pub use presets::presets;
 
 /// What to do to which weights. The default does nothing.
+///
+/// ```
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let recipe = Recipe::parse("awq | gptq(bits=3, group=64)")?;
+/// assert!(recipe.canonical().contains("damp=0.01"), "every key is spelled out");
+/// assert!(Recipe::parse("gptq(bits=9)").unwrap_err().to_string().contains("from 2 to 8"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recipe {
     chain: Option<Chain>,
