@@ -8,6 +8,16 @@ use tensorpress_tensor::{Context, Result, Storage};
 /// What a model is made of: compressed matrices by kind of part, everything else, and the container around it.
 ///
 /// `storage + uncompressed_bytes + container_bytes = file_bytes`, always.
+///
+/// ```
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let bill = Bill::of(&Source::demo(&registry())?)?;
+/// assert_eq!(bill.storage.bytes() + bill.uncompressed_bytes + bill.container_bytes, bill.file_bytes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 #[must_use]

@@ -11,6 +11,13 @@ use crate::registry;
 ///
 /// # Errors
 /// Those of [`Source::open`] and [`PackedFile::open`].
+///
+/// ```
+/// use tensorpress::open_model;
+///
+/// let error = open_model("no/such/model").unwrap_err();
+/// assert!(error.to_string().contains("no/such/model"));
+/// ```
 pub fn open_model(path: impl AsRef<Path>) -> Result<Source> {
     let path = path.as_ref();
     match path.is_file() {

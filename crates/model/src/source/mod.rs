@@ -24,6 +24,18 @@ use names::Names;
 pub use tensorpress_tensor::rewrite::LinearSpec;
 
 /// An opened model. Weights are mapped, or lie coded in a packed file, until they are asked for.
+///
+/// ```
+/// use tensorpress_model::Source;
+/// use tensorpress_tensor::Registry;
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let source = Source::demo(&Registry::default())?;
+/// let linears: usize = (0..source.blocks()).map(|block| source.linears(block).len()).sum();
+/// assert_eq!(linears, 7 * source.blocks());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Source {
     config: Config,

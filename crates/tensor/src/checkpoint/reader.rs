@@ -15,6 +15,13 @@ use crate::source::RawTensor;
 /// One or more safetensors files seen as one set of named tensors, mapped or decoded when asked for rather than read.
 ///
 /// The files must not be truncated while they are mapped.
+///
+/// ```
+/// use tensorpress_tensor::Checkpoint;
+///
+/// let error = Checkpoint::from_bytes("model.safetensors", vec![1, 2, 3]).unwrap_err();
+/// assert!(error.to_string().contains("model.safetensors"));
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Checkpoint {
     files: Vec<Shard>,

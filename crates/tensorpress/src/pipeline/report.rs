@@ -35,6 +35,19 @@ pub struct BlockReport {
 }
 
 /// What became of a model.
+///
+/// ```
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let folder = tempfile::tempdir().expect("a folder");
+/// let source = Source::demo(&registry())?;
+/// let report = Compressor::new(Recipe::parse("rtn(bits=4, group=64)")?)
+///     .run(&source, &folder.path().join("w4"))?;
+/// assert!(report.bits_per_weight < 5.0 && report.layers.iter().all(|layer| layer.fallback.is_none()));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 #[must_use]
