@@ -8,6 +8,7 @@ use tensorpress_tensor::obs::{self, ColumnRule, Decision, LANES, Lanes, Prepared
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, CompressedGroup, Context, Error, Group, Method, Result, Select, Selection, Target,
+    Usable,
 };
 
 use crate::pattern::{Pattern, count};
@@ -332,8 +333,8 @@ impl Select for SparseGpt {
             target.check_finite()?;
         }
         let prepared = match Prepared::new(group, f64::from(self.damp), false)? {
-            Ok(prepared) => prepared,
-            Err(reason) => {
+            Usable::Yes(prepared) => prepared,
+            Usable::No(reason) => {
                 let mut selections = magnitude(self.pattern).select_group(group)?;
                 for selection in &mut selections {
                     selection.fallback = Some(format!("{reason}: pruned by magnitude instead"));

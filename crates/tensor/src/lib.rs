@@ -2,6 +2,7 @@
 //! exact bit accounting, linear algebra and SIMD kernels. No compression method lives here.
 
 pub mod bytes;
+pub mod carry;
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod stats;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod usable;
 
 pub use bytes::Bytes;
 pub use checkpoint::Checkpoint;
@@ -30,3 +32,4 @@ pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};
+pub use usable::Usable;

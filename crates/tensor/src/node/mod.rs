@@ -5,6 +5,7 @@
 
 mod dense;
 mod form;
+pub mod map;
 mod mask;
 mod masked;
 mod plane;
@@ -14,7 +15,6 @@ mod rows;
 mod scratch;
 mod split;
 mod sum;
-mod transform;
 mod transformed;
 
 use std::fmt::Debug;
@@ -24,6 +24,8 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 pub use dense::Dense;
+pub use form::{Bitmap, Blocks, MaskForm, NOfM};
+pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
 pub use masked::Masked;
 pub use plane::{Kept, Packed, Plane};
@@ -33,7 +35,6 @@ pub use rows::Rows;
 pub use scratch::Scratch;
 pub use split::SplitFloats;
 pub use sum::Sum;
-pub use transform::{Side, Transform};
 pub use transformed::Transformed;
 
 use crate::error::{Error, Result};

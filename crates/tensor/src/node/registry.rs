@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Dense, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, SplitFloats, Sum, Transformed,
-    join,
+    Bitmap, Blocks, Composed, Dense, Hadamard, Index, Json, Kept, Map, Mask, MaskForm, Masked,
+    NOfM, Node, Packed, Plane, Product, Rotation, Scale, SplitFloats, Sum, Transformed, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -29,18 +29,27 @@ impl PartSource for BTreeMap<String, RawTensor> {
 
 type ReadNode = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Node>>;
 type ReadPlane = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Plane>>;
+type ReadMaskForm = fn(&Json) -> Result<Arc<dyn MaskForm>>;
+type ReadMap = fn(&NodeReader<'_>, &Json, &str) -> Result<Arc<dyn Map>>;
 
 /// Readers by wire id. An id names a wire layout and is never reused.
 #[derive(Debug, Clone)]
 pub struct Registry {
     nodes: BTreeMap<&'static str, ReadNode>,
     planes: BTreeMap<&'static str, ReadPlane>,
+    maps: BTreeMap<&'static str, ReadMap>,
+    mask_forms: BTreeMap<&'static str, ReadMaskForm>,
 }
 
 impl Default for Registry {
-    /// The nodes and planes of this crate.
+    /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let mut registry = Self { nodes: BTreeMap::new(), planes: BTreeMap::new() };
+        let mut registry = Self {
+            nodes: BTreeMap::new(),
+            planes: BTreeMap::new(),
+            maps: BTreeMap::new(),
+            mask_forms: BTreeMap::new(),
+        };
         registry.add_node("dense.v1", Dense::read_from);
         registry.add_node("split_floats.v1", SplitFloats::read_from);
         registry.add_node("sum.v1", Sum::read_from);
@@ -50,6 +59,14 @@ impl Default for Registry {
         registry.add_node("transformed.v1", Transformed::read_from);
         registry.add_plane("packed.v1", Packed::read_from);
         registry.add_plane("kept.v1", Kept::read_from);
+        registry.add_map("scale", Scale::read_from);
+        registry.add_map("index", Index::read_from);
+        registry.add_map("hadamard", Hadamard::read_from);
+        registry.add_map("rotation", Rotation::read_from);
+        registry.add_map("composed", Composed::read_from);
+        registry.add_mask_form("bitmap", Bitmap::read_from);
+        registry.add_mask_form("n_of_m", NOfM::read_from);
+        registry.add_mask_form("blocks", Blocks::read_from);
         registry
     }
 }
@@ -69,6 +86,22 @@ impl Registry {
     /// If the id is taken.
     pub fn add_plane(&mut self, id: &'static str, read: ReadPlane) {
         assert!(self.planes.insert(id, read).is_none(), "plane id {id} is taken");
+    }
+
+    /// Adds a reader of maps.
+    ///
+    /// # Panics
+    /// If the kind is taken.
+    pub fn add_map(&mut self, kind: &'static str, read: ReadMap) {
+        assert!(self.maps.insert(kind, read).is_none(), "kind of map {kind} is taken");
+    }
+
+    /// Adds a reader of a form of masks.
+    ///
+    /// # Panics
+    /// If the name is taken.
+    pub fn add_mask_form(&mut self, form: &'static str, read: ReadMaskForm) {
+        assert!(self.mask_forms.insert(form, read).is_none(), "form of masks {form} is taken");
     }
 
     /// Reads the tree `json` whose parts are named `prefix...` in `source`.
@@ -142,6 +175,30 @@ impl NodeReader<'_> {
             .get(id.as_str())
             .ok_or_else(|| Error::version(format!("unknown plane `{id}`")))?;
         read(&self.deeper()?, json, prefix)
+    }
+
+    /// Reads the map described by `json`, its parts named `prefix...`.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn map(&self, json: &Json, prefix: &str) -> Result<Arc<dyn Map>> {
+        let kind = field::<String>(json, "kind")?;
+        let read = self
+            .registry
+            .maps
+            .get(kind.as_str())
+            .ok_or_else(|| Error::version(format!("unknown map `{kind}`")))?;
+        read(&self.deeper()?, json, prefix)
+    }
+
+    /// The form of a mask from its description.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn mask_form(&self, json: &Json) -> Result<Arc<dyn MaskForm>> {
+        let form = field::<String>(json, "form")?;
+        let read = self.registry.mask_forms.get(form.as_str());
+        read.ok_or_else(|| Error::version(format!("unknown form `{form}` of a mask")))?(json)
     }
 
     /// A part as a tensor.

@@ -5,7 +5,7 @@ use tensorpress_tensor::obs::Prepared;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
-    kernels,
+    Usable, kernels,
 };
 
 use super::Then;
@@ -67,8 +67,8 @@ impl Compress for JointSparseGpt {
             return Err(Error::unsupported("one grid for a whole matrix in SparseGPT's sweep"));
         }
         let prepared = match Prepared::new(&mut group, f64::from(self.prune.damp), false)? {
-            Ok(prepared) => prepared,
-            Err(reason) => {
+            Usable::Yes(prepared) => prepared,
+            Usable::No(reason) => {
                 let plain = Then::new(magnitude(self.prune.pattern), Rtn::new(self.grid));
                 let mut result = plain.compress_group(group)?;
                 for layer in &mut result.layers {

@@ -33,6 +33,7 @@ use std::time::Instant;
 
 use tensorpress_model::Source;
 use tensorpress_prune::Flap;
+use tensorpress_tensor::stats::{self, Supplied};
 use tensorpress_tensor::{Error, Registry, Result};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
@@ -68,6 +69,7 @@ use structure::Structure;
 pub struct Compressor<'a> {
     recipe: Recipe,
     calibration: Option<CalibrationText>,
+    supplied: Option<Arc<dyn Supplied>>,
     seed: u64,
     force: bool,
     progress: Option<&'a mut dyn Progress>,
@@ -93,6 +95,7 @@ struct Context<'r> {
     structure: Option<&'r Structure>,
     registry: Registry,
     plan: Plan,
+    supplied: Option<Arc<dyn Supplied>>,
     seed: u64,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -117,13 +120,29 @@ impl<'a> Compressor<'a> {
     /// A compressor by this recipe.
     #[must_use]
     pub fn new(recipe: Recipe) -> Self {
-        Self { recipe, calibration: None, seed: 0, force: false, progress: None, cancel: None }
+        Self {
+            recipe,
+            calibration: None,
+            supplied: None,
+            seed: 0,
+            force: false,
+            progress: None,
+            cancel: None,
+        }
     }
 
     /// Sets the text whose activations calibrate; methods that need none ignore it.
     #[must_use]
     pub fn with_calibration(mut self, text: CalibrationText) -> Self {
         self.calibration = Some(text);
+        self
+    }
+
+    /// Hands methods what only the caller knows of the weights, such as gradients. Not part of what a resumed run is compared
+    /// by: hand over the same.
+    #[must_use]
+    pub fn with_supplied(mut self, by: Arc<dyn Supplied>) -> Self {
+        self.supplied = Some(by);
         self
     }
 
@@ -202,7 +221,8 @@ impl<'a> Compressor<'a> {
         let cancel = self.cancel.clone();
         let registry = crate::registry();
         let structure = structure.as_ref();
-        let context = Context { source, structure, registry, plan, seed: self.seed, cancel };
+        let (supplied, seed) = (self.supplied.clone(), self.seed);
+        let context = Context { source, structure, registry, plan, supplied, seed, cancel };
         let mut work = Work::open(out, identity, source.blocks(), self.force)?;
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
@@ -214,7 +234,8 @@ impl<'a> Compressor<'a> {
         let mut stream = None;
         if context.plan.needs_calibration().is_some() && !work.is_complete() {
             let table = context.compressed_table(&work.shard(0))?;
-            stream = Some(Stream::begin(source, &windows, table)?);
+            let original = context.plan.reads(stats::Stream::Original);
+            stream = Some(Stream::begin(source, &windows, table, original)?);
         }
         for index in 0..source.blocks() {
             context.check_cancelled()?;

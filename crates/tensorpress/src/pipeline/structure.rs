@@ -76,7 +76,7 @@ pub(super) fn prune(
     begins: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Structure> {
     let mut pruning = Pruning { source, flap, plain, notes: BTreeMap::new() };
-    let mut stream = Stream::begin(source, windows, None)?;
+    let mut stream = Stream::begin(source, windows, None, false)?;
     let (mut judged, mut scores) = (Vec::new(), Vec::new());
     for index in 0..source.blocks() {
         begins(index)?;
