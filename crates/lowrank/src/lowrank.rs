@@ -149,14 +149,9 @@ impl<M: Metric> Compress for LowRank<M> {
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
         self.rank.check()?;
         group.channels()?;
-        let (weighing, note) = match self.metric.weighing(&group.calibration, group.par)? {
-            Ok(weighing) => (weighing, None),
-            Err(reason) => {
-                let plain = Plain.weighing(&group.calibration, group.par)?;
-                let plain = plain.map_err(tensorpress_tensor::Error::invalid)?;
-                (plain, Some(format!("{reason}: factored by the error of the weights instead")))
-            }
-        };
+        let weighing = self.metric.weighing(&group.calibration, group.par)?;
+        let (weighing, reason) = weighing.or_else(|_| Weighing::plain());
+        let note = reason.map(|why| format!("{why}: factored by the error of the weights instead"));
         let factor = |target: &Target<'_>| {
             let layer = self.factor(target, &weighing, &group).in_tensor(target.name)?;
             Ok(layer.with_note(note.clone()))

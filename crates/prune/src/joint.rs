@@ -4,7 +4,7 @@ use tensorpress_tensor::obs::Prepared;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Select,
-    Selection, Target, kernels,
+    Selection, Target, Usable, kernels,
 };
 
 use crate::pruner::magnitude;
@@ -87,8 +87,8 @@ impl Compress for JointSparseGpt {
             return Err(Error::unsupported("one grid for a whole matrix in SparseGPT's sweep"));
         }
         let prepared = match Prepared::new(&mut group, f64::from(self.prune.damp), false)? {
-            Ok(prepared) => prepared,
-            Err(reason) => {
+            Usable::Yes(prepared) => prepared,
+            Usable::No(reason) => {
                 return self.plain(group, &reason);
             }
         };

@@ -103,12 +103,8 @@ impl<S: Saliency> Select for Pruner<S> {
             target.check_finite()?;
             let weight = target.kept_weight();
             let scores = self.saliency.scores(weight.view(), &group.calibration)?;
-            let (scores, fallback) = match scores {
-                Ok(scores) => (scores, None),
-                Err(reason) => {
-                    (weight.mapv(f32::abs), Some(format!("{reason}: pruned by magnitude instead")))
-                }
-            };
+            let (scores, reason) = scores.or_else(|_| weight.mapv(f32::abs));
+            let fallback = reason.map(|reason| format!("{reason}: pruned by magnitude instead"));
             Ok(Selection { mask: self.pattern.select(scores.view())?, weight: None, fallback })
         };
         group.targets.iter().map(|t| select(t).in_tensor(t.name)).collect()

@@ -9,6 +9,7 @@ use tensorpress_tensor::stage::{Auto, Keys, Knobs, Row, WeightPart, WeightRole};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, CompressedGroup, Context, Error, Group, Method, Result, Select, Selection, Target,
+    Usable,
 };
 
 use crate::joint::JointSparseGpt;
@@ -412,8 +413,8 @@ impl Select for SparseGpt {
             target.check_finite()?;
         }
         let prepared = match Prepared::new(group, f64::from(self.damp), false)? {
-            Ok(prepared) => prepared,
-            Err(reason) => {
+            Usable::Yes(prepared) => prepared,
+            Usable::No(reason) => {
                 let mut selections = magnitude(self.pattern).select_group(group)?;
                 for selection in &mut selections {
                     selection.fallback = Some(format!("{reason}: pruned by magnitude instead"));

@@ -1,8 +1,11 @@
 mod search;
 
+use std::sync::Arc;
+
+use tensorpress_tensor::carry::{Keep, carry};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::Array2;
-use tensorpress_tensor::node::{Side, Transform, Transformed};
+use tensorpress_tensor::node::{Map, Scale};
 use tensorpress_tensor::stage::{Keys, Knobs, Row, Value, WeightPart};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
@@ -203,55 +206,42 @@ impl<S: Compress> Compress for Awq<S> {
             return self.without_scales(group, &reason);
         }
         let (mut scale, _) = self.search(&group.targets, &group.calibration, group.par)?;
-        let folded = group.fold.map(|fold| fold.make_exact(&mut scale));
-        let back = if folded.is_none() {
-            // What is stored is 1/s, rounded; the scale that goes with it is its reciprocal.
-            let back = scale.iter().map(|s| 1.0 / s).collect();
-            let back = Transform::scale(back, DType::F16).or_else(|_| {
-                Transform::scale(scale.iter().map(|s| 1.0 / s).collect(), DType::F32)
-            })?;
-            if let Transform::Scale { values, .. } = &back {
-                scale = values.iter().map(|v| 1.0 / v).collect();
-            }
-            Some(back)
-        } else {
-            None
-        };
         debug_assert_eq!(scale.len(), channels);
-        let calibration = group.calibration.scaled(&scale)?;
-        let mut weights: Vec<Array2<f32>> = Vec::with_capacity(group.targets.len());
-        for target in &group.targets {
-            let mut weight = target.kept_weight().into_owned();
-            for mut row in weight.rows_mut() {
-                row.iter_mut().zip(&scale).for_each(|(w, s)| *w *= s);
+        let folded = group.fold.map(|fold| fold.make_exact(&mut scale));
+        let (map, keep) = match folded {
+            Some(_) => (Scale::dividing(scale)?, Keep::Folded),
+            // What is stored is 1/s, rounded; the scale that goes with it is its reciprocal.
+            None => {
+                let back: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
+                let half = Scale::new(back.clone(), DType::F16);
+                (half.or_else(|_| Scale::new(back, DType::F32))?, Keep::Stored)
             }
-            if self.clip == AwqClip::Output {
-                clip_to_outputs(&self.grid, &mut weight, calibration.samples()?.view(), group.par)?;
-            }
-            weights.push(weight);
-        }
-        let targets = group
-            .targets
-            .iter()
-            .zip(&weights)
-            .map(|(t, w)| Target { weight: w.view(), ..t.clone() })
-            .collect();
-        let scaled = Group { targets, calibration, fold: None, seed: group.seed, par: group.par };
-        let solved = self.solver.compress_group(scaled)?;
-        let wrap = |layer: Compressed<S::Node>| {
-            let Compressed { bias, fallback, node } = layer.boxed();
-            let node = match &back {
-                None => node,
-                Some(back) => Transformed::new(Side::In, back.clone(), node)?.boxed(),
-            };
-            Ok(Compressed { bias, fallback, node })
         };
-        let layers = solved.layers.into_iter().map(wrap).collect::<Result<_>>()?;
-        Ok(CompressedGroup { layers, folded })
+        let map: Arc<dyn Map> = Arc::new(map);
+        let solved = carry(group, &map, keep, |group| self.solve(group))?;
+        Ok(CompressedGroup { folded, ..solved })
     }
 }
 
 impl<S: Compress> Awq<S> {
+    /// Clips if asked, and rounds.
+    fn solve(&self, group: Group<'_>) -> Result<CompressedGroup<S::Node>> {
+        if self.clip == AwqClip::Off {
+            return self.solver.compress_group(group);
+        }
+        let samples = group.calibration.samples()?;
+        let clip = |target: &Target<'_>| {
+            let mut weight = target.kept_weight().into_owned();
+            clip_to_outputs(&self.grid, &mut weight, samples.view(), group.par)?;
+            Ok(weight)
+        };
+        let weights = group.targets.iter().map(clip).collect::<Result<Vec<Array2<f32>>>>()?;
+        let clipped = group.targets.iter().zip(&weights);
+        let targets = clipped.map(|(t, w)| Target { weight: w.view(), ..t.clone() }).collect();
+        let Group { calibration, fold, seed, par, .. } = group;
+        self.solver.compress_group(Group { targets, calibration, fold, seed, par })
+    }
+
     fn without_scales(&self, group: Group<'_>, reason: &str) -> Result<CompressedGroup> {
         let solved = self.solver.compress_group(Group { fold: None, ..group })?;
         let note = format!("{reason}: channels not scaled");

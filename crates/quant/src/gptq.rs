@@ -1,17 +1,18 @@
 mod rule;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use tensorpress_tensor::grid::Affine;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis};
-use tensorpress_tensor::node::{Side, Transform, Transformed};
+use tensorpress_tensor::node::{Index, Side, Transformed};
 use tensorpress_tensor::obs::Prepared;
 use tensorpress_tensor::stage::{Auto, Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
-    kernels, obs,
+    Usable, kernels, obs,
 };
 
 use crate::{Granularity, GridSpec, GroupedAffine, Rtn};
@@ -159,7 +160,7 @@ impl Gptq {
                 let codes = swept.codes.as_slice().expect("standard layout");
                 let node = GroupedAffine::on_grids(&grid, [rows, cols], group, codes, &params)?;
                 let index = order.iter().map(|c| *c as u32).collect();
-                let permutation = Transform::index(index, cols)?;
+                let permutation = Arc::new(Index::new(index, cols)?);
                 Ok(Box::new(Transformed::new(Side::In, permutation, Box::new(node))?))
             }
             order => {
@@ -233,11 +234,11 @@ impl Compress for Gptq {
         let par = group.par;
         let layers = group.targets.iter().map(|target| {
             let (node, note): (Box<dyn Node>, _) = match &prepared {
-                Ok(prepared) => (
+                Usable::Yes(prepared) => (
                     self.quantize(target, prepared, par).in_tensor(target.name)?,
                     prepared.note.clone(),
                 ),
-                Err(reason) => {
+                Usable::No(reason) => {
                     let node = Rtn::new(self.grid).round(target, par)?;
                     (Box::new(node), Some(format!("{reason}: rounded to nearest instead")))
                 }

@@ -2,6 +2,7 @@
 //! exact bit accounting, linear algebra, and the SIMD [`kernels`]. No compression method lives here.
 
 pub mod bytes;
+pub mod carry;
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
@@ -17,6 +18,7 @@ pub mod stats;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod usable;
 
 pub use bytes::Bytes;
 pub use checkpoint::Checkpoint;
@@ -33,3 +35,4 @@ pub use rewrite::Rewrite;
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};
 pub use tensorpress_kernels as kernels;
+pub use usable::Usable;

@@ -8,6 +8,7 @@ mod targets;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tensorpress::entropy::{Effort, Packer, TileCoder, ValueType, coded, compress, compress_with};
 use tensorpress::kvcache::{
@@ -17,7 +18,9 @@ use tensorpress::quant::{Gptq, GridSpec, GroupedAffine, Nf4, Rtn};
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
 use tensorpress::tensor::ndarray::{Array2, Array3};
-use tensorpress::tensor::node::{Dense, Mask, Masked, Product, Side, Sum, Transform, Transformed};
+use tensorpress::tensor::node::{
+    Dense, Hadamard, Mask, Masked, Product, Rotation, Scale, Side, Sum, Transformed,
+};
 use tensorpress::tensor::stats::Calibration;
 use tensorpress::tensor::{Checkpoint, Compress, DType, Node, Scratch};
 
@@ -42,8 +45,9 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
     let calibration = Calibration::from_samples(matrix(40, 10, 2), Par::Seq);
     let gptq = Gptq::new(GridSpec::new(3, 4)).with_act_order(true);
     let mask = || Mask::from_bools(matrix(6, 10, 3).mapv(|v| v > 0.0).view());
-    let hadamard = Transform::hadamard(6, 2, vec![0b10_1101]).unwrap();
-    let scale = Transform::scale(vec![0.5; 10], DType::F16).unwrap();
+    let hadamard = Arc::new(Hadamard::new(6, 2, vec![0b10_1101]).unwrap());
+    let turn = Arc::new(Rotation::new(10, 10, 1).unwrap());
+    let scale = Arc::new(Scale::new(vec![0.5; 10], DType::F16).unwrap());
     let product = Product::new(dense(6, 2, 4), dense(2, 10, 5)).unwrap().boxed();
     // Large enough to shrink: a row of codes for each coder, most of them alike for rANS.
     let rows = matrix(12, 200, 12);
@@ -99,6 +103,7 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
         ("masked_values", Masked::new(mask(), dense(6, 10, 6)).unwrap().boxed()),
         ("sum", Sum::new(vec![dense(6, 10, 7), product]).unwrap().boxed()),
         ("rotated", Transformed::new(Side::Out, hadamard, dense(6, 10, 8)).unwrap().boxed()),
+        ("turned", Transformed::new(Side::In, turn, dense(6, 10, 9)).unwrap().boxed()),
         ("scaled", Transformed::new(Side::In, scale, dense(6, 10, 9)).unwrap().boxed()),
     ]
 }

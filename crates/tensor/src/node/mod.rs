@@ -4,8 +4,9 @@
 //! W is `[out, in]`, row-major; products are Y = X Wᵀ with X `[tokens, in]` and Y `[tokens, out]`.
 
 mod dense;
-mod form;
+pub mod form;
 mod leaf;
+pub mod map;
 mod mask;
 mod masked;
 mod plane;
@@ -16,7 +17,6 @@ mod saved;
 mod scratch;
 mod split;
 mod sum;
-mod transform;
 mod transformed;
 
 use std::fmt::Debug;
@@ -26,10 +26,12 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 pub use dense::Dense;
+pub use form::MaskForm;
 pub use leaf::{
     AffineFormat, Blocks, Child, Format, Fused, GroupedAffine, KnownLevels, Leaf, LevelFormat,
     LevelTable, Slot, Stored,
 };
+pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
 pub use masked::Masked;
 pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, SymbolsMut};
@@ -41,7 +43,6 @@ pub use scratch::Scratch;
 pub use split::SplitFloats;
 pub use sum::Sum;
 pub use tensorpress_kernels::Accum;
-pub use transform::{Side, Transform};
 pub use transformed::Transformed;
 
 use crate::error::{Error, Result};

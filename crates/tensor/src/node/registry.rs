@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    AffineFormat, Dense, Format, Json, KeptPlane, KnownLevels, Leaf, LevelFormat, Mask, Masked,
-    Node, PackedPlane, Plane, Product, SplitFloats, Sum, Transformed, join,
+    AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane, KnownLevels, Leaf,
+    LevelFormat, Map, Mask, MaskForm, Masked, Node, PackedPlane, Plane, Product, Rotation, Scale,
+    SplitFloats, Sum, Transformed, form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -30,6 +31,8 @@ impl PartSource for BTreeMap<String, RawTensor> {
 
 type ReadNode = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Node>>;
 type ReadPlane = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Plane>>;
+type ReadMaskForm = fn(&Json) -> Result<Arc<dyn MaskForm>>;
+type ReadMap = fn(&NodeReader<'_>, &Json, &str) -> Result<Arc<dyn Map>>;
 
 /// Readers by wire id. An id names a wire layout and is never reused.
 #[derive(Debug, Clone)]
@@ -37,13 +40,13 @@ pub struct Registry {
     stages: Stages<WeightPart>,
     nodes: BTreeMap<&'static str, ReadNode>,
     planes: BTreeMap<&'static str, ReadPlane>,
+    maps: BTreeMap<&'static str, ReadMap>,
+    mask_forms: BTreeMap<&'static str, ReadMaskForm>,
 }
 
 impl Default for Registry {
-    /// The nodes and planes of this crate.
+    /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let mut registry =
-            Self { stages: Stages::default(), nodes: BTreeMap::new(), planes: BTreeMap::new() };
         let nodes: [(_, ReadNode); 10] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
@@ -58,9 +61,25 @@ impl Default for Registry {
         ];
         let planes: [(_, ReadPlane); 2] =
             [("packed.v1", PackedPlane::read_from), ("kept.v1", KeptPlane::read_from)];
-        registry.nodes.extend(nodes);
-        registry.planes.extend(planes);
-        registry
+        let maps: [(_, ReadMap); 5] = [
+            ("scale", Scale::read_from),
+            ("index", Index::read_from),
+            ("hadamard", Hadamard::read_from),
+            ("rotation", Rotation::read_from),
+            ("composed", Composed::read_from),
+        ];
+        let mask_forms: [(_, ReadMaskForm); 3] = [
+            ("bitmap", form::Bitmap::read_from),
+            ("n_of_m", form::NOfM::read_from),
+            ("blocks", form::Blocks::read_from),
+        ];
+        Self {
+            stages: Stages::default(),
+            nodes: nodes.into(),
+            planes: planes.into(),
+            maps: maps.into(),
+            mask_forms: mask_forms.into(),
+        }
     }
 }
 
@@ -103,6 +122,22 @@ impl Registry {
     /// The stages of recipes for weights, to add to.
     pub fn stages_mut(&mut self) -> &mut Stages<WeightPart> {
         &mut self.stages
+    }
+
+    /// Adds a reader of maps.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the kind is taken.
+    pub fn add_map(&mut self, kind: &'static str, read: ReadMap) -> Result<()> {
+        add(&mut self.maps, "map", kind, read)
+    }
+
+    /// Adds a reader of a form of masks.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the name is taken.
+    pub fn add_mask_form(&mut self, form: &'static str, read: ReadMaskForm) -> Result<()> {
+        add(&mut self.mask_forms, "form of masks", form, read)
     }
 
     /// Reads the tree `json` whose parts are named `prefix...` in `source`.
@@ -176,6 +211,30 @@ impl NodeReader<'_> {
             .get(id.as_str())
             .ok_or_else(|| Error::version(format!("unknown plane `{id}`")))?;
         read(&self.deeper()?, json, prefix)
+    }
+
+    /// Reads the map described by `json`, its parts named `prefix...`.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn map(&self, json: &Json, prefix: &str) -> Result<Arc<dyn Map>> {
+        let kind = field::<String>(json, "kind")?;
+        let read = self
+            .registry
+            .maps
+            .get(kind.as_str())
+            .ok_or_else(|| Error::version(format!("unknown map `{kind}`")))?;
+        read(&self.deeper()?, json, prefix)
+    }
+
+    /// The form of a mask from its description.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn mask_form(&self, json: &Json) -> Result<Arc<dyn MaskForm>> {
+        let form = field::<String>(json, "form")?;
+        let read = self.registry.mask_forms.get(form.as_str());
+        read.ok_or_else(|| Error::version(format!("unknown form `{form}` of a mask")))?(json)
     }
 
     /// A part as a tensor.

@@ -63,8 +63,8 @@ impl<S: Select, C: Compress> Compress for Then<S, C> {
     type Node = Box<dyn Node>;
 
     fn compress_group(&self, mut group: Group<'_>) -> Result<CompressedGroup> {
-        // A sweep factors the Gram matrix in its own memory; the method after it needs one too.
-        let both = self.select.needs().gram && self.method.needs().gram;
+        // A sweep factors the Gram matrix in its own memory; the method after it may need one too.
+        let both = self.select.needs().meets(&self.method.needs());
         let spare = both.then(|| group.calibration.clone());
         let selections = self.select.select_group(&mut group)?;
         let Group { targets, calibration, fold, seed, par } = group;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use tensorpress_model::{Block, Source};
 use tensorpress_tensor::Result;
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::stats::{Calibration, Collector};
+use tensorpress_tensor::stats::{self, Calibration, Collector};
 
 use super::Context;
 use super::advance::Stream;
@@ -44,9 +44,10 @@ pub(super) fn compress(
             None => Calibration::none(channels),
             Some(stream) => {
                 let needs = context.needs_of(&jobs);
-                let collector = Collector::new(channels, needs, context.seed);
                 let block = if needs.true_sequential { &block } else { &original };
-                stream.calibrate(context, block, input, collector)?
+                let beside = needs.reads(stats::Stream::Original).then_some(&original);
+                let collector = Collector::new(channels, needs, context.seed);
+                stream.calibrate(context, block, beside, input, collector)?
             }
         };
         for output in run(context, &jobs, calibration)? {

@@ -102,6 +102,10 @@ impl Job {
         par: Par,
     ) -> Result<Output> {
         let source = context.source;
+        let calibration = match &context.supplied {
+            Some(by) => calibration.with_supplied(by.clone()),
+            None => calibration,
+        };
         let planned = context.plan.method(self.method);
         let load = |spec: &LinearSpec| -> Result<Array2<f32>> {
             let read = || source.checkpoint().tensor(&spec.name)?.to_matrix();

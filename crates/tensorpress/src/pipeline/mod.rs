@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tensorpress_model::Source;
+use tensorpress_tensor::stats::{self, Supplied};
 use tensorpress_tensor::{Error, Registry, Result, Rewrite};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
@@ -70,6 +71,7 @@ pub struct Compressor<'a> {
     recipe: Recipe,
     rewrites: Vec<Box<dyn Rewrite>>,
     calibration: Option<CalibrationText>,
+    supplied: Option<Arc<dyn Supplied>>,
     seed: u64,
     force: bool,
     progress: Option<&'a mut dyn Progress>,
@@ -97,6 +99,7 @@ struct Context<'r> {
     rewritten: Option<&'r Rewritten>,
     registry: Registry,
     plan: Plan,
+    supplied: Option<Arc<dyn Supplied>>,
     seed: u64,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -122,8 +125,17 @@ impl<'a> Compressor<'a> {
     #[must_use]
     pub fn new(recipe: Recipe) -> Self {
         let rewrites = Vec::new();
-        let (calibration, progress, cancel, registry) = (None, None, None, None);
-        Self { recipe, rewrites, calibration, seed: 0, force: false, progress, cancel, registry }
+        Self {
+            recipe,
+            rewrites,
+            calibration: None,
+            supplied: None,
+            seed: 0,
+            force: false,
+            progress: None,
+            cancel: None,
+            registry: None,
+        }
     }
 
     /// Adds a rewrite of one's own, after those of the recipe and before its other stages.
@@ -137,6 +149,14 @@ impl<'a> Compressor<'a> {
     #[must_use]
     pub fn with_calibration(mut self, text: CalibrationText) -> Self {
         self.calibration = Some(text);
+        self
+    }
+
+    /// Hands methods what only the caller knows of the weights, such as gradients. Not part of what a resumed run is compared
+    /// by: hand over the same.
+    #[must_use]
+    pub fn with_supplied(mut self, by: Arc<dyn Supplied>) -> Self {
+        self.supplied = Some(by);
         self
     }
 
@@ -223,7 +243,8 @@ impl<'a> Compressor<'a> {
         let cancel = self.cancel.clone();
         let registry = self.registry.take().unwrap_or_else(crate::registry);
         let rewritten = rewritten.as_ref();
-        let context = Context { source, rewritten, registry, plan, seed: self.seed, cancel };
+        let (supplied, seed) = (self.supplied.clone(), self.seed);
+        let context = Context { source, rewritten, registry, plan, supplied, seed, cancel };
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
         if resumed == 0 {
@@ -234,7 +255,8 @@ impl<'a> Compressor<'a> {
         let mut stream = None;
         if context.plan.needs_calibration().is_some() && !work.is_complete() {
             let table = context.compressed_table(&work.shard(0))?;
-            stream = Some(Stream::begin(source, &windows, table)?);
+            let original = context.plan.reads(stats::Stream::Original);
+            stream = Some(Stream::begin(source, &windows, table, original)?);
         }
         for index in 0..source.blocks() {
             context.check_cancelled()?;

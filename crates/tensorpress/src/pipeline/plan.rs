@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use tensorpress_model::Source;
+use tensorpress_tensor::stats::Stream;
 use tensorpress_tensor::{DynCompress, Error, Result};
 
 use crate::recipe::{Chain, Recipe};
@@ -90,6 +91,12 @@ impl Plan {
 
     pub(super) fn method(&self, index: usize) -> &Planned {
         &self.methods[index]
+    }
+
+    /// Some method wants a statistic of this stream.
+    pub(super) fn reads(&self, stream: Stream) -> bool {
+        let reads = |planned: &Planned| planned.used && planned.method.needs().reads(stream);
+        self.methods.iter().any(reads)
     }
 
     /// The first method that needs statistics, if one does.
