@@ -1,17 +1,18 @@
 //! What every room of tensorpress stands on: tensors, the algebra of compressed nodes, calibration statistics,
-//! exact bit accounting, linear algebra and SIMD kernels. No compression method lives here.
+//! exact bit accounting, linear algebra, and the SIMD [`kernels`]. No compression method lives here.
 
 pub mod bytes;
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
 pub mod grid;
-pub mod kernels;
 pub mod linalg;
 pub mod method;
 pub mod node;
 pub mod obs;
+pub mod rewrite;
 pub mod source;
+pub mod stage;
 pub mod stats;
 pub mod storage;
 #[cfg(feature = "testing")]
@@ -23,10 +24,12 @@ pub use dtype::DType;
 pub use error::{Context, Error, ErrorKind, Result};
 pub use half;
 pub use method::{
-    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Select, Selection,
-    Target,
+    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Recode, Select,
+    Selection, Target,
 };
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
+pub use rewrite::Rewrite;
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};
+pub use tensorpress_kernels as kernels;

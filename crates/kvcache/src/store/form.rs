@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tensorpress_tensor::kernels::LANES;
+use tensorpress_tensor::kernels::attention::MAX_DIM;
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{DType, Error, Result};
 
@@ -8,13 +10,12 @@ use super::float::FloatRows;
 use super::int::{Axis, IntRows, IntShape, Role};
 use super::rows::Rows;
 use super::windowed::Windowed;
-use crate::kernels::{LANES, MAX_DIM};
 
 /// How keys and values are held.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Form {
+pub enum StoreForm {
     /// Every value in a float type: f32, f16 or bf16.
     Float(DType),
     /// Integers on grids, the newest tokens exact.
@@ -199,7 +200,7 @@ pub(crate) fn check_window(shape: &IntShape, window: usize) -> Result<()> {
     Ok(())
 }
 
-impl Form {
+impl StoreForm {
     /// Whether heads of `dim` channels can be held in this form.
     ///
     /// # Errors

@@ -44,33 +44,10 @@ pub use qr::{Qr, qr};
 pub use randomized::{RandomizedSvd, svd_randomized};
 pub use rng::{SplitMix, gaussian};
 pub use svd::{Svd, svd, svd_truncated};
+pub use tensorpress_kernels::Par;
 pub use triangular::{Triangle, invert_triangular, solve_triangular};
 
 use crate::{Error, Result};
-
-/// How many threads a call may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Par {
-    /// The calling thread alone.
-    #[default]
-    Seq,
-    /// Work cut for this many threads of the current rayon pool; 0 and 1 mean [`Par::Seq`].
-    Threads(usize),
-    /// Work cut for all threads of the current rayon pool.
-    Rayon,
-}
-
-impl Par {
-    /// Number of threads work is cut for.
-    #[must_use]
-    pub fn threads(self) -> usize {
-        match self {
-            Self::Seq => 1,
-            Self::Threads(n) => n.max(1),
-            Self::Rayon => rayon::current_num_threads(),
-        }
-    }
-}
 
 /// A numerical error naming the first entry of `a` that is NaN or infinite.
 fn check_finite<T: Real>(what: &str, a: ArrayView2<'_, T>) -> Result<()> {

@@ -2,14 +2,15 @@
 
 use serde_json::json;
 
+use super::plane::bands;
 use super::registry::field;
-use super::{Json, Mask, Packed, Plane};
+use super::{Json, Mask, PackedPlane, Plane, SymbolsMut};
 use crate::error::{Error, Result};
 use crate::kernels::packed_len;
 
 /// How a mask is written; each form holds some masks only, and those exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum MaskForm {
     /// A bit an entry, rows padded to bytes: the symbols are those bytes.
     Bitmap,
     /// Every group of `m` columns keeps `n`: a symbol says which, by its rank in the combinatorial number system
@@ -22,7 +23,7 @@ pub(super) enum Form {
 /// Entries of a block, at most: what readers allocate stays within a known multiple of what they read.
 const MOST_IN_BLOCK: usize = 4096;
 
-impl Form {
+impl MaskForm {
     /// The form that takes the fewest bytes; the first of equals.
     pub(super) fn smallest(mask: &Mask) -> Self {
         let shape @ [rows, cols] = mask.shape();
@@ -106,7 +107,7 @@ impl Form {
                 }
             }
         }
-        Ok(Box::new(Packed::pack(&symbols, rows, count, self.bits())?))
+        Ok(Box::new(PackedPlane::pack(&symbols, rows, count, self.bits())?))
     }
 
     /// The mask whose symbols a plane holds.
@@ -127,18 +128,15 @@ impl Form {
             Self::NOfM { n, m } => supports(n, m),
             _ => Vec::new(),
         };
-        // Bands of rows: coded planes decode many at once.
-        let band = ((1 << 17) / count.max(1)).max(1);
         let mut symbols = Vec::new();
-        for first in (0..height).step_by(band) {
-            let range = first..(first + band).min(height);
-            symbols.resize(range.len() * count, 0u16);
-            plane.read(range.clone(), &mut symbols)?;
+        for range in bands(height, count) {
+            symbols.resize(range.len() * count, 0u8);
+            plane.read(range.clone(), SymbolsMut::U8(&mut symbols))?;
             for (row, symbols) in range.zip(symbols.chunks_exact(count.max(1))) {
                 match self {
                     Self::Bitmap => {
                         let row = &mut bits[row * stride..(row + 1) * stride];
-                        row.iter_mut().zip(symbols).for_each(|(bits, s)| *bits = *s as u8);
+                        row.copy_from_slice(symbols);
                     }
                     Self::NOfM { m, .. } => {
                         let row = &mut bits[row * stride..(row + 1) * stride];

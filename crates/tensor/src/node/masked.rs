@@ -4,7 +4,7 @@ use std::sync::Arc;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use serde_json::json;
 
-use super::form::Form;
+use super::form::MaskForm;
 use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
@@ -22,7 +22,7 @@ use crate::storage::{PartKind, PartSink, Storage};
 #[derive(Debug)]
 pub struct Masked {
     mask: Arc<Mask>,
-    form: Form,
+    form: MaskForm,
     /// The symbols of the form; `None` for a bitmap that is not coded.
     plane: Option<Box<dyn Plane>>,
     inner: Box<dyn Node>,
@@ -38,8 +38,8 @@ impl Masked {
     /// `ShapeMismatch`, or `Unsupported` as [`Node::keep`].
     pub fn new(mask: Mask, inner: Box<dyn Node>) -> Result<Self> {
         check_same_shape(inner.shape(), mask.shape(), "mask")?;
-        let form = Form::smallest(&mask);
-        let plane = if form == Form::Bitmap { None } else { Some(form.plane(&mask)?) };
+        let form = MaskForm::smallest(&mask);
+        let plane = if form == MaskForm::Bitmap { None } else { Some(form.plane(&mask)?) };
         let mask = Arc::new(mask);
         Ok(Self { inner: inner.keep(&mask)?, form, plane, mask })
     }
@@ -58,7 +58,7 @@ impl Masked {
         let [rows, cols] = shape_field(json)?;
         let bits = reader.bytes(&part_name(prefix, "mask"), DType::U8)?;
         let mask = Mask::new(rows, cols, bits)?;
-        Self::read_inner(reader, json, prefix, mask, Form::Bitmap, None)
+        Self::read_inner(reader, json, prefix, mask, MaskForm::Bitmap, None)
     }
 
     /// Supports in other forms, and coded ones.
@@ -69,7 +69,7 @@ impl Masked {
     ) -> Result<Box<dyn Node>> {
         let shape @ [rows, cols] = shape_field(json)?;
         let described = field::<Json>(json, "mask")?;
-        let form = Form::read_from(&described)?;
+        let form = MaskForm::read_from(&described)?;
         let name = part_name(prefix, "mask");
         let stored = reader.part(&name)?.bytes().len();
         if rows.saturating_mul(cols.div_ceil(8)) > stored.saturating_mul(MOST_PER_BYTE) {
@@ -85,7 +85,7 @@ impl Masked {
         json: &Json,
         prefix: &str,
         mask: Mask,
-        form: Form,
+        form: MaskForm,
         plane: Option<Box<dyn Plane>>,
     ) -> Result<Box<dyn Node>> {
         let mask = Arc::new(mask);
@@ -181,7 +181,7 @@ impl Node for Masked {
             // Readers would refuse what is smaller still.
             plane = self.form.plane(&self.mask)?;
         }
-        if self.form != Form::Bitmap || plane.as_packed().is_none() {
+        if self.form != MaskForm::Bitmap || plane.as_packed().is_none() {
             self.plane = Some(plane);
         }
         self.inner = self.inner.map_planes(f)?;

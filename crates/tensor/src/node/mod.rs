@@ -5,12 +5,14 @@
 
 mod dense;
 mod form;
+mod leaf;
 mod mask;
 mod masked;
 mod plane;
 mod product;
 pub mod registry;
 mod rows;
+mod saved;
 mod scratch;
 mod split;
 mod sum;
@@ -24,15 +26,21 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 pub use dense::Dense;
+pub use leaf::{
+    AffineFormat, Blocks, Child, Format, Fused, GroupedAffine, KnownLevels, Leaf, LevelFormat,
+    LevelTable, Slot, Stored,
+};
 pub use mask::Mask;
 pub use masked::Masked;
-pub use plane::{Kept, Packed, Plane};
+pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, SymbolsMut};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
 pub use rows::Rows;
+pub use saved::{SAVED, bits_per_weight, from_bytes, load, read_from, save, to_bytes, write_to};
 pub use scratch::Scratch;
 pub use split::SplitFloats;
 pub use sum::Sum;
+pub use tensorpress_kernels::Accum;
 pub use transform::{Side, Transform};
 pub use transformed::Transformed;
 
@@ -42,16 +50,6 @@ use crate::storage::PartSink;
 
 /// JSON description of a tree.
 pub type Json = serde_json::Value;
-
-/// Whether a result replaces the output or is added to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Accum {
-    /// `out = result`
-    #[default]
-    Replace,
-    /// `out += result`
-    Add,
-}
 
 /// How a node multiplies: a kernel over the stored form, or tile-wise decoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

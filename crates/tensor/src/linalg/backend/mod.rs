@@ -115,7 +115,7 @@ macro_rules! sealed {
                 alpha: Self,
                 par: Par,
             ) {
-                matmul(mat_mut(c), accum(accumulate), mat(a), mat(b), alpha, par.into());
+                matmul(mat_mut(c), accum(accumulate), mat(a), mat(b), alpha, threads(par));
             }
             fn gemm_lower(
                 c: ArrayViewMut2<'_, Self>,
@@ -128,17 +128,17 @@ macro_rules! sealed {
                     (tri::BlockStructure::TriangularLower, tri::BlockStructure::Rectangular);
                 let beta = accum(accumulate);
                 let (a, b) = (mat(a), mat(b));
-                tri::matmul(mat_mut(c), lower, beta, a, full, b, full, 1.0, par.into());
+                tri::matmul(mat_mut(c), lower, beta, a, full, b, full, 1.0, threads(par));
             }
             fn llt(a: ArrayViewMut2<'_, Self>, par: Par) -> Result<(), usize> {
-                triangular::llt(mat_mut(a), par.into())
+                triangular::llt(mat_mut(a), threads(par))
             }
             fn invert_lower(a: ArrayViewMut2<'_, Self>, par: Par) {
-                triangular::invert_lower(mat_mut(a), par.into());
+                triangular::invert_lower(mat_mut(a), threads(par));
             }
             fn solve_lower(l: ArrayView2<'_, Self>, b: ArrayViewMut2<'_, Self>, par: Par) {
                 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
-                solve_lower_triangular_in_place(mat(l), mat_mut(b), par.into());
+                solve_lower_triangular_in_place(mat(l), mat_mut(b), threads(par));
             }
             fn svd(a: ArrayView2<'_, Self>) -> Option<(Array2<Self>, Array1<Self>, Array2<Self>)> {
                 orthogonal::svd(a)
@@ -158,11 +158,9 @@ fn accum(accumulate: bool) -> faer::Accum {
     if accumulate { faer::Accum::Add } else { faer::Accum::Replace }
 }
 
-impl From<Par> for faer::Par {
-    fn from(par: Par) -> Self {
-        match NonZeroUsize::new(par.threads()) {
-            Some(n) if n.get() > 1 => Self::Rayon(n),
-            _ => Self::Seq,
-        }
+fn threads(par: Par) -> faer::Par {
+    match NonZeroUsize::new(par.threads()) {
+        Some(n) if n.get() > 1 => faer::Par::Rayon(n),
+        _ => faer::Par::Seq,
     }
 }

@@ -1,0 +1,66 @@
+//! SIMD kernels: the inner loops of compressing and of multiplying by compressed weights.
+//!
+//! Weights are `[out, in]`, row-major, and products are `Y = X Wᵀ`. Every function is safe and
+//! picks its instruction set when the program runs ([`Isa::detect`]); its twin ending in `_on`
+//! takes the set as an argument. A kernel whose page says *bit-identical* gives the same bytes on
+//! every instruction set; all give the same bytes for any number of threads.
+//!
+//! Sizes that do not fit are programmer errors and panic; no value inside the slices (NaN,
+//! infinity) ever does.
+#![allow(unsafe_code)]
+
+mod accum;
+mod affine;
+pub mod attention;
+mod bitpack;
+mod convert;
+mod float;
+mod float_type;
+mod grid;
+mod int8;
+mod isa;
+mod panels;
+mod par;
+pub mod planes;
+pub mod rans;
+mod rows;
+mod simd;
+mod sparse;
+mod stats;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+pub use accum::Accum;
+pub use affine::{decode_affine, decode_affine_on};
+pub use bitpack::{
+    code_at, pack_bits, pack_bits_on, pack_wide, packed_len, unpack_bits, unpack_bits_on,
+    unpack_wide,
+};
+pub use convert::{
+    bf16_bytes_to_f32, bf16_bytes_to_f32_on, bf16_to_f32, bf16_to_f32_on, f16_bytes_to_f32,
+    f16_bytes_to_f32_on, f16_to_f32, f16_to_f32_on, f32_to_bf16, f32_to_bf16_bytes,
+    f32_to_bf16_bytes_on, f32_to_bf16_on, f32_to_f16, f32_to_f16_bytes, f32_to_f16_bytes_on,
+    f32_to_f16_on,
+};
+pub use float::{
+    axpy, axpy_on, dot, dot_f64, dot_f64_on, dot_on, gemm_nt, gemm_nt_on, gemv, gemv_on,
+};
+pub use float_type::FloatType;
+pub use grid::{
+    ErrorNorm, grid_error, grid_error_on, grid_errors, grid_errors_on, quantize_affine,
+    quantize_affine_on, step_error, step_error_on,
+};
+pub use int8::{dot_i8, dot_i8_on, dot_u8_i8, dot_u8_i8_on};
+pub use isa::Isa;
+pub use panels::{Activations, AffinePanels, PanelInput};
+pub use par::Par;
+pub use rows::{AffineRows, affine_matmul, affine_matmul_on};
+pub use simd::wide::{LANES, Line};
+pub use sparse::{
+    Bitmap, BitmapFault, BlockInputs, KeptAffine, StoredRows, Support, block_matmul,
+    block_matmul_on, kept_affine_decode, kept_affine_decode_on, kept_affine_matmul,
+    kept_affine_matmul_on, stored_decode, stored_decode_on, stored_matmul, stored_matmul_on,
+};
+pub use stats::{abs_max, abs_max_on, has_non_finite, has_non_finite_on, minmax, minmax_on};
+pub use sweep::{Columns, Swept, sweep, sweep_on};

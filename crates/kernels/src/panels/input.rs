@@ -1,0 +1,220 @@
+//! Activations as integers.
+//!
+//! Each group of each token gets a scale of its own, so an outlier costs accuracy only in its
+//! group. An activation becomes `scale * (256 * high + low)` with two signed bytes, or
+//! `scale * high` with one. The product with the codes is then exact in integers; the zero points
+//! enter through the sum of the rounded activations, so that they cancel exactly too.
+
+use super::pack::BLOCK;
+use crate::Isa;
+use crate::simd::{Simd, stamp};
+use crate::stats::{abs_max_body, has_non_finite_body};
+
+/// How finely activations are rounded for a product with panels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Activations {
+    /// 16 bits: an error of about 2e-5 of the product, well under 1e-4.
+    #[default]
+    Int16,
+    /// 8 bits: an error of about 5e-3 of the product; faster where memory is not the limit.
+    Int8,
+}
+
+impl Activations {
+    fn planes(self) -> usize {
+        match self {
+            Activations::Int16 => 2,
+            Activations::Int8 => 1,
+        }
+    }
+}
+
+/// Activations of some tokens, prepared for products with [`AffinePanels`](super::AffinePanels) of
+/// one input size and group.
+///
+/// A group with a NaN or an infinity makes every product of its token NaN.
+#[derive(Clone, Debug)]
+pub struct PanelInput {
+    tokens: usize,
+    cols: usize,
+    group: usize,
+    planes: usize,
+    /// For each tile of tokens, for each step of four inputs, for each token of the tile, for each
+    /// plane: four bytes.
+    words: Vec<[i8; 4]>,
+    /// `[tokens, groups]`: the scale, and the sum of the integers.
+    grids: Vec<Grid>,
+}
+
+/// What a product needs to know of one group of one token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub(super) scale: f32,
+    pub(super) sum: f32,
+}
+
+impl PanelInput {
+    /// Prepares `x [tokens, cols]` for matrices with this `group` (as
+    /// [`AffinePanels::group`](super::AffinePanels::group) tells it).
+    ///
+    /// # Panics
+    ///
+    /// If `x` does not have `tokens * cols` entries or `group` is zero.
+    pub fn new(
+        x: &[f32],
+        tokens: usize,
+        cols: usize,
+        group: usize,
+        activations: Activations,
+    ) -> Self {
+        Self::new_on(Isa::detect(), x, tokens, cols, group, activations)
+    }
+
+    /// [`PanelInput::new`] on a chosen instruction set; the portable code where this CPU lacks it.
+    /// Bit-identical on all.
+    pub fn new_on(
+        isa: Isa,
+        x: &[f32],
+        tokens: usize,
+        cols: usize,
+        group: usize,
+        activations: Activations,
+    ) -> Self {
+        assert_eq!(Some(x.len()), tokens.checked_mul(cols), "panel input: x is not [tokens, cols]");
+        assert!(group > 0, "panel input: group is zero");
+        let (planes, groups) = (activations.planes(), cols.div_ceil(group));
+        let steps = cols.next_multiple_of(BLOCK) / 4;
+        let mut input = Self {
+            tokens,
+            cols,
+            group,
+            planes,
+            words: vec![[0; 4]; steps * tokens * planes],
+            grids: Vec::with_capacity(tokens * groups),
+        };
+        if cols == 0 {
+            return input;
+        }
+        let mut levels = vec![0; cols.next_multiple_of(BLOCK)];
+        for (token, x) in x.chunks(cols).enumerate() {
+            for (x, levels) in x.chunks(group).zip(levels.chunks_mut(group)) {
+                input.grids.push(round_on(isa, x, planes, levels));
+            }
+            let tile = TokenTile::of(token, tokens);
+            let words = &mut input.words[tile.first * planes * steps..];
+            let place = (token - tile.first) * planes;
+            split_on(isa, &levels, planes, &mut words[place..], tile.tokens * planes);
+        }
+        input
+    }
+
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(super) fn group(&self) -> usize {
+        self.group
+    }
+
+    pub(super) fn planes(&self) -> usize {
+        self.planes
+    }
+
+    /// The words of a tile of tokens, from the given input on.
+    pub(super) fn words(&self, tile: &TokenTile, from: usize) -> &[[i8; 4]] {
+        let steps = self.cols.next_multiple_of(BLOCK) / 4;
+        let words = &self.words[tile.first * self.planes * steps..];
+        &words[from / 4 * tile.tokens * self.planes..steps * tile.tokens * self.planes]
+    }
+
+    /// What there is to know of each group of a token.
+    pub(super) fn grids(&self, token: usize) -> &[Grid] {
+        let groups = self.cols.div_ceil(self.group);
+        &self.grids[token * groups..(token + 1) * groups]
+    }
+}
+
+/// Tokens that go through a panel together: four, two or one.
+pub(super) struct TokenTile {
+    pub(super) first: usize,
+    pub(super) tokens: usize,
+}
+
+impl TokenTile {
+    /// The tile that `token` of so many belongs to.
+    pub(super) fn of(token: usize, tokens: usize) -> Self {
+        let fours = tokens / 4 * 4;
+        let (start, width) = match token {
+            _ if token < fours => (token / 4 * 4, 4),
+            _ if token < fours + (tokens - fours) / 2 * 2 => (fours, 2),
+            _ => (token, 1),
+        };
+        Self { first: start, tokens: width }
+    }
+
+    /// All tiles, in order.
+    pub(super) fn all(tokens: usize) -> impl Iterator<Item = Self> {
+        let mut token = 0;
+        std::iter::from_fn(move || {
+            let tile = (token < tokens).then(|| Self::of(token, tokens))?;
+            token += tile.tokens;
+            Some(tile)
+        })
+    }
+}
+
+stamp! {
+    /// Rounds one group to integers of `planes` bytes.
+    fn round_on(x: &[f32], planes: usize, levels: &mut [i32]) -> Grid = round_body
+}
+
+#[inline(always)]
+fn round_body<S: Simd>(s: S, x: &[f32], planes: usize, levels: &mut [i32]) -> Grid {
+    levels.fill(0);
+    // The high byte is at most 127 when the low one is -128 to 127.
+    let most = if planes == 2 { 127.0 * 256.0 } else { 127.0 };
+    if has_non_finite_body(s, x) {
+        return Grid { scale: f32::NAN, sum: 0.0 };
+    }
+    let scale = abs_max_body(s, x) / most;
+    let inverse = 1.0 / scale;
+    if !inverse.is_finite() {
+        // All zero, or so small that the product is below the smallest normal number.
+        return Grid { scale: 0.0, sum: 0.0 };
+    }
+    for (level, x) in levels.iter_mut().zip(x) {
+        // Adding this leaves the integer, rounded, in the low bits; a cast would not become vector
+        // code.
+        const ALIGN: f32 = 12_582_912.0;
+        *level = (x * inverse + ALIGN).to_bits().wrapping_sub(ALIGN.to_bits()) as i32;
+    }
+    // At most 65 536 levels below 2^15: their sum fits.
+    let sum = levels.iter().fold(0, |sum: i32, level| sum.wrapping_add(*level));
+    Grid { scale, sum: sum as f32 }
+}
+
+stamp! {
+    /// Cuts integers into planes of bytes, the high one first, four to a word; the words of one
+    /// plane lie `stride` apart.
+    fn split_on(levels: &[i32], planes: usize, words: &mut [[i8; 4]], stride: usize) = split_body
+}
+
+#[inline(always)]
+fn split_body<S: Simd>(_: S, levels: &[i32], planes: usize, words: &mut [[i8; 4]], stride: usize) {
+    let steps = levels.as_chunks::<4>().0;
+    if planes == 1 {
+        for (word, levels) in words.iter_mut().step_by(stride).zip(steps) {
+            *word = levels.map(|level| level as i8);
+        }
+    } else {
+        for (words, levels) in words.chunks_mut(stride).zip(steps) {
+            words[0] = levels.map(|level| ((level + 128) >> 8) as i8);
+            words[1] = levels.map(|level| level as i8);
+        }
+    }
+}

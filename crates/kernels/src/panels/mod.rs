@@ -1,0 +1,210 @@
+//! Integer grids repacked for products with few tokens at the speed of memory.
+//!
+//! A panel holds 16 rows side by side, one row to each 32-bit lane, so that a product needs no sum
+//! across lanes; activations are integers, so that one instruction multiplies 64 codes. The memory
+//! layout is in [`pack`](self::pack), the arithmetic in [`input`](self::input).
+
+mod input;
+mod pack;
+mod product;
+
+use rayon::prelude::*;
+
+pub use input::{Activations, PanelInput};
+
+use super::Isa;
+use super::rows::AffineRows;
+use crate::simd::wide::{LANES, Line};
+use pack::Shape;
+
+/// Rows in a panel, one a lane.
+const ROWS: usize = LANES;
+
+/// A matrix on an integer grid of 2, 3, 4 or 8 bits, repacked in panels of 16 rows.
+///
+/// The values are those of the [`AffineRows`] it was made from, exactly. It takes the same number
+/// of bits for the codes and 16 for each scale and each zero point, if half precision holds them
+/// all exactly, else 32; rows are padded to a multiple of 16, the input to a multiple of 32.
+#[derive(Clone, Debug)]
+pub struct AffinePanels {
+    shape: Shape,
+    lines: Vec<Line>,
+}
+
+impl AffinePanels {
+    /// Rows of a panel.
+    pub const ROWS: usize = ROWS;
+
+    /// Whether a matrix of `cols` inputs can be packed: 2, 3, 4 or 8 bits, and groups of a
+    /// multiple of 32 or one group for the whole row, of at most 65 536 weights either way.
+    pub fn supports(bits: u32, cols: usize, group: usize) -> bool {
+        let whole_row = group >= cols;
+        matches!(bits, 2 | 3 | 4 | 8)
+            && group > 0
+            && (whole_row || group.is_multiple_of(32))
+            && group.min(cols) <= 65_536
+    }
+
+    /// Repacks a matrix; `None` where [`AffinePanels::supports`] says no. With `par` the work is
+    /// shared among the threads of the current rayon pool.
+    ///
+    /// # Panics
+    ///
+    /// If the fields of `w` do not fit together.
+    pub fn new(w: &AffineRows<'_>, par: bool) -> Option<Self> {
+        w.check();
+        if !Self::supports(w.bits, w.cols, w.group) {
+            return None;
+        }
+        let shape = Shape::of(w);
+        let lines = pack::pack(w, &shape, par);
+        Some(Self { shape, lines })
+    }
+
+    /// Output size.
+    pub fn rows(&self) -> usize {
+        self.shape.rows
+    }
+
+    /// Input size.
+    pub fn cols(&self) -> usize {
+        self.shape.cols
+    }
+
+    /// Bits of a code.
+    pub fn bits(&self) -> u32 {
+        self.shape.bits as u32
+    }
+
+    /// Weights along a row that share a scale: `cols`, rounded up to a multiple of 32, where the
+    /// whole row does.
+    pub fn group(&self) -> usize {
+        self.shape.group
+    }
+
+    /// Bytes of the panels, all of which a product reads.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
+    /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and
+    /// `y [t, rows]`.
+    ///
+    /// The only error is that of rounding the activations (see [`Activations`]) and of a few f32
+    /// sums per group. Bit-identical on every instruction set, for any cut of the tokens, and
+    /// with or without `par`, which shares the rows among the threads of the current rayon pool.
+    ///
+    /// # Panics
+    ///
+    /// If a size does not fit.
+    pub fn matmul(
+        &self,
+        x: &[f32],
+        t: usize,
+        y: &mut [f32],
+        accumulate: bool,
+        activations: Activations,
+        par: bool,
+    ) {
+        self.matmul_on(Isa::detect(), x, t, y, accumulate, activations, par);
+    }
+
+    /// [`AffinePanels::matmul`] on a chosen instruction set; the portable code where this CPU
+    /// lacks it.
+    pub fn matmul_on(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        t: usize,
+        y: &mut [f32],
+        accumulate: bool,
+        activations: Activations,
+        par: bool,
+    ) {
+        let input = PanelInput::new_on(isa, x, t, self.cols(), self.group(), activations);
+        self.matmul_input_on(isa, &input, y, accumulate, par);
+    }
+
+    /// [`AffinePanels::matmul`] for activations that are prepared already: those that feed several
+    /// matrices need to be only once.
+    ///
+    /// # Panics
+    ///
+    /// If `input` was made for another input size or group, or `y` is not `[t, rows]`.
+    pub fn matmul_input(&self, input: &PanelInput, y: &mut [f32], accumulate: bool, par: bool) {
+        self.matmul_input_on(Isa::detect(), input, y, accumulate, par);
+    }
+
+    /// [`AffinePanels::matmul_input`] on a chosen instruction set; the portable code where this
+    /// CPU lacks it.
+    pub fn matmul_input_on(
+        &self,
+        isa: Isa,
+        input: &PanelInput,
+        y: &mut [f32],
+        accumulate: bool,
+        par: bool,
+    ) {
+        let (rows, t) = (self.rows(), input.tokens());
+        self.check(input);
+        assert_eq!(Some(y.len()), t.checked_mul(rows), "panels: y is not [t, rows]");
+        if !accumulate {
+            y.fill(0.0);
+        }
+        if y.is_empty() {
+            return;
+        }
+        // By panel first, so that threads write to places of their own.
+        let mut sums = vec![[0.0f32; ROWS]; rows.div_ceil(ROWS) * t];
+        self.add_on(isa, input, &mut sums, par);
+        for (p, sums) in sums.chunks(t).enumerate() {
+            let row = p * ROWS;
+            let held = ROWS.min(rows - row);
+            for (token, sums) in sums.iter().enumerate() {
+                let y = &mut y[token * rows + row..][..held];
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+            }
+        }
+    }
+
+    /// The same products in the order in which they are made, `[panels, tokens]` of 16 rows each, for those who look at each
+    /// product once: on one thread, without a second copy. Rows that fill up the last panel give 0.
+    ///
+    /// # Panics
+    ///
+    /// If `input` was made for another input size or group, or `products` is not `[panels, tokens]`.
+    pub fn products_by_panel(&self, input: &PanelInput, products: &mut [[f32; ROWS]]) {
+        self.check(input);
+        let panels = self.rows().div_ceil(ROWS);
+        assert_eq!(
+            Some(products.len()),
+            panels.checked_mul(input.tokens()),
+            "panels: the products are not [panels, tokens]"
+        );
+        products.fill([0.0; ROWS]);
+        if !products.is_empty() {
+            self.add_on(Isa::detect(), input, products, false);
+        }
+    }
+
+    /// Adds products to sums that are neither empty nor of another size.
+    fn add_on(&self, isa: Isa, input: &PanelInput, sums: &mut [[f32; ROWS]], par: bool) {
+        let t = input.tokens();
+        if par {
+            // Four pieces a thread even out what the threads are given beside.
+            let piece = (sums.len() / t).div_ceil(4 * rayon::current_num_threads());
+            sums.par_chunks_mut(piece * t).enumerate().for_each(|(i, sums)| {
+                product::product_on(isa, &self.shape, &self.lines, input, i * piece, sums);
+            });
+        } else {
+            product::product_on(isa, &self.shape, &self.lines, input, 0, sums);
+        }
+    }
+
+    fn check(&self, input: &PanelInput) {
+        assert!(
+            input.cols() == self.cols() && input.group() == self.group(),
+            "panels: the input was prepared for another matrix"
+        );
+    }
+}

@@ -1,0 +1,168 @@
+//! Multiplying by stored numbers as they lie in a file: all entries of a matrix, or only those of a support.
+//!
+//! A support is a bitmap, and the numbers of its entries lie one after the other, row after row. A vector of mask
+//! bits spreads as many consecutive numbers over the lanes as it has bits set (*expand*); products and decoded rows
+//! never see the others. Nothing is repacked, so memory is read once and in order.
+
+mod bitmap;
+mod blocks;
+mod codes;
+mod product;
+mod stream;
+
+pub use bitmap::{Bitmap, BitmapFault};
+pub use blocks::{BlockInputs, block_matmul, block_matmul_on};
+pub use codes::{
+    KeptAffine, kept_affine_decode, kept_affine_decode_on, kept_affine_matmul,
+    kept_affine_matmul_on,
+};
+
+use super::rows::by_rows;
+use super::{FloatType, Isa};
+use product::{decode_on, product_on};
+
+/// Which entries of a matrix are stored: a borrowed [`Bitmap`], which has counted the bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Support<'a> {
+    cols: usize,
+    bits: &'a [u8],
+    /// Stored entries before each row, and in all.
+    starts: &'a [usize],
+    /// `[n, m]` if every group of `m` columns, a power of two that divides `cols`, stores `n`; else `[0, 0]`.
+    every: [usize; 2],
+    /// So many consecutive rows are alike, from each multiple of the number on.
+    alike: usize,
+}
+
+impl<'a> Support<'a> {
+    /// The bits of a row.
+    fn row(&self, row: usize) -> &'a [u8] {
+        let stride = self.cols.div_ceil(8);
+        &self.bits[row * stride..(row + 1) * stride]
+    }
+}
+
+/// A matrix `[rows, cols]` of stored numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredRows<'a> {
+    /// The numbers, at any alignment.
+    pub values: &'a [u8],
+    /// Their type.
+    pub format: FloatType,
+    /// Output size.
+    pub rows: usize,
+    /// Input size.
+    pub cols: usize,
+    /// The entries that are stored; `None` for all.
+    pub support: Option<Support<'a>>,
+}
+
+impl StoredRows<'_> {
+    /// # Panics
+    ///
+    /// If the fields do not fit together.
+    fn check(&self) {
+        let count = match &self.support {
+            Some(support) => {
+                assert_eq!(support.cols, self.cols, "stored rows: columns of the support");
+                assert_eq!(support.starts.len(), self.rows + 1, "stored rows: rows of the support");
+                Some(support.starts[self.rows])
+            }
+            None => self.rows.checked_mul(self.cols),
+        };
+        let bytes = count.and_then(|count| count.checked_mul(self.format.size()));
+        assert_eq!(bytes, Some(self.values.len()), "stored rows: bytes of the values");
+    }
+
+    /// Stored numbers before a row.
+    fn start(&self, row: usize) -> usize {
+        self.support.map_or(row * self.cols, |support| support.starts[row])
+    }
+}
+
+/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`, straight from the
+/// stored numbers. Meant for a few tokens.
+///
+/// An entry of `y` does not depend on the number of tokens or threads; with `par` the rows are shared among the
+/// threads of the current rayon pool.
+///
+/// # Panics
+///
+/// If a size does not fit.
+pub fn stored_matmul(
+    w: &StoredRows<'_>,
+    x: &[f32],
+    t: usize,
+    y: &mut [f32],
+    accumulate: bool,
+    par: bool,
+) {
+    stored_matmul_on(Isa::detect(), w, x, t, y, accumulate, par);
+}
+
+/// [`stored_matmul`] on a chosen instruction set; the portable code where this CPU lacks it.
+pub fn stored_matmul_on(
+    isa: Isa,
+    w: &StoredRows<'_>,
+    x: &[f32],
+    t: usize,
+    y: &mut [f32],
+    accumulate: bool,
+    par: bool,
+) {
+    w.check();
+    assert_eq!(Some(y.len()), t.checked_mul(w.rows), "stored_matmul: y is not [t, rows]");
+    let x = Input::new(x, t, w.cols);
+    by_rows(t, w.rows, y, accumulate, par, |first, out| product_on(isa, w, &x, first, out));
+}
+
+/// Decodes row `row` into `out [cols]` (or adds it): entries outside the support are 0. Bit-identical on every
+/// instruction set.
+///
+/// # Panics
+///
+/// If a size does not fit.
+pub fn stored_decode(w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool) {
+    stored_decode_on(Isa::detect(), w, row, out, accumulate);
+}
+
+/// [`stored_decode`] on a chosen instruction set; the portable code where this CPU lacks it.
+pub fn stored_decode_on(
+    isa: Isa,
+    w: &StoredRows<'_>,
+    row: usize,
+    out: &mut [f32],
+    accumulate: bool,
+) {
+    w.check();
+    assert!(row < w.rows && out.len() == w.cols, "stored_decode: row or size of out");
+    decode_on(isa, w, row, out, accumulate);
+}
+
+/// Columns of a word of mask bits.
+const WORD: usize = 64;
+
+/// Activations, each token's padded with zeros to whole words.
+struct Input {
+    x: Vec<f32>,
+    tokens: usize,
+    stride: usize,
+}
+
+impl Input {
+    fn new(x: &[f32], tokens: usize, cols: usize) -> Self {
+        assert_eq!(Some(x.len()), tokens.checked_mul(cols), "x is not [t, cols]");
+        let stride = cols.next_multiple_of(WORD);
+        let mut padded = vec![0.0; tokens * stride];
+        if cols > 0 {
+            for (to, from) in padded.chunks_exact_mut(stride).zip(x.chunks_exact(cols)) {
+                to[..cols].copy_from_slice(from);
+            }
+        }
+        Self { x: padded, tokens, stride }
+    }
+
+    fn token(&self, token: usize) -> &[f32] {
+        &self.x[token * self.stride..(token + 1) * self.stride]
+    }
+}

@@ -1,0 +1,285 @@
+//! The loop over the columns of a few rows.
+
+use super::stream::{BF16, F16, F32, Plain, Stream};
+use super::{FloatType, Input, StoredRows, WORD};
+use crate::simd::Stored;
+use crate::simd::stamp;
+
+stamp! {
+    /// The products of the rows from `first` on with all tokens: `out` is `[some rows, t]`.
+    pub(super) fn product_on(w: &StoredRows<'_>, x: &Input, first: usize, out: &mut [f32])
+        = product_body
+}
+
+#[inline(always)]
+fn product_body<S: Stored>(s: S, w: &StoredRows<'_>, x: &Input, first: usize, out: &mut [f32]) {
+    match w.format {
+        FloatType::F32 => formatted::<S, F32>(s, w, x, first, out),
+        FloatType::F16 => formatted::<S, F16>(s, w, x, first, out),
+        FloatType::Bf16 => formatted::<S, BF16>(s, w, x, first, out),
+    }
+}
+
+#[inline(always)]
+fn formatted<S: Stored, const FORMAT: u8>(
+    s: S,
+    w: &StoredRows<'_>,
+    x: &Input,
+    first: usize,
+    out: &mut [f32],
+) {
+    match w.support {
+        None => rows::<S, FORMAT, DENSE>(s, w, x, first, out),
+        Some(support) if even(support.every, S::LANES) => {
+            rows::<S, FORMAT, EVEN>(s, w, x, first, out);
+        }
+        Some(_) => rows::<S, FORMAT, SPARSE>(s, w, x, first, out),
+    }
+}
+
+/// Whether every vector of columns keeps as many, and at most half of them.
+fn even([n, m]: [usize; 2], lanes: usize) -> bool {
+    m > 0 && lanes.is_multiple_of(m) && 2 * n <= m
+}
+
+/// All entries are stored.
+const DENSE: u8 = 0;
+/// Those of a support.
+pub(super) const SPARSE: u8 = 1;
+/// Those of a support that keeps the same number in each vector of columns, at most half of them.
+const EVEN: u8 = 2;
+
+/// Rows that share one reading of the activations.
+pub(super) const TOGETHER: usize = 4;
+
+#[inline(always)]
+fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
+    s: S,
+    w: &StoredRows<'_>,
+    x: &Input,
+    first: usize,
+    out: &mut [f32],
+) {
+    let t = x.tokens;
+    let end = first + out.len() / t;
+    let [n, m] = w.support.map_or([0, 1], |support| support.every);
+    let each = if MODE == EVEN { S::LANES / m * n } else { 0 };
+    let mut row = first;
+    while row < end {
+        let out = &mut out[(row - first) * t..];
+        let mut copies = [const { Vec::new() }; TOGETHER];
+        if end - row >= TOGETHER {
+            let streams: [Plain<FORMAT>; TOGETHER] =
+                std::array::from_fn(|r| w.stream(row + r, &mut copies[r]));
+            let bits = std::array::from_fn(|r| w.bits(row + r));
+            // SAFETY: the streams are those of the rows and bits.
+            unsafe { tokens::<S, _, TOGETHER, MODE>(s, streams, bits, each, w.cols, x, out) };
+            row += TOGETHER;
+        } else {
+            let stream: Plain<FORMAT> = w.stream(row, &mut copies[0]);
+            // SAFETY: as above.
+            unsafe { tokens::<S, _, 1, MODE>(s, [stream], [w.bits(row)], each, w.cols, x, out) };
+            row += 1;
+        }
+    }
+}
+
+/// The products of `R` rows with all tokens.
+///
+/// # Safety
+///
+/// `rows` are the streams of the rows whose mask bits are `bits`, and `each` is how many a vector of columns keeps.
+#[inline(always)]
+pub(super) unsafe fn tokens<S: Stored, W: Stream<S>, const R: usize, const MODE: u8>(
+    s: S,
+    rows: [W; R],
+    bits: [&[u8]; R],
+    each: usize,
+    cols: usize,
+    x: &Input,
+    out: &mut [f32],
+) {
+    let mut token = 0;
+    while token < x.tokens {
+        let out = &mut out[token..];
+        let tokens = if x.tokens - token >= S::TILE { S::TILE } else { 1 };
+        // SAFETY: the caller's.
+        unsafe {
+            match tokens {
+                1 => tile::<S, W, 1, R, MODE>(s, rows, bits, each, cols, x, token, out),
+                2 => tile::<S, W, 2, R, MODE>(s, rows, bits, each, cols, x, token, out),
+                _ => tile::<S, W, 4, R, MODE>(s, rows, bits, each, cols, x, token, out),
+            }
+        }
+        token += tokens;
+    }
+}
+
+/// Puts a tile of `T` tokens and `R` rows into `out [R, all tokens]`.
+///
+/// # Safety
+///
+/// As [`tokens`].
+#[inline(always)]
+unsafe fn tile<S: Stored, W: Stream<S>, const T: usize, const R: usize, const MODE: u8>(
+    s: S,
+    mut rows: [W; R],
+    bits: [&[u8]; R],
+    each: usize,
+    cols: usize,
+    x: &Input,
+    token: usize,
+    out: &mut [f32],
+) {
+    let whole = cols / WORD * WORD;
+    let xs: [&[f32]; T] = std::array::from_fn(|i| x.token(token + i));
+    let mut sums = [[s.splat(0.0); R]; T];
+    let starts = bits.map(<[u8]>::as_ptr);
+    for col in (0..whole).step_by(WORD) {
+        for r in 0..R {
+            let word = if MODE == DENSE {
+                0
+            } else {
+                // SAFETY: a row of a mask has a bit for every column.
+                u64::from_le_bytes(unsafe { starts[r].add(col / 8).cast::<[u8; 8]>().read() })
+            };
+            rows[r].prefetch((MODE == DENSE).then(|| [cols - col, (R - 1) * cols]));
+            for lane in (0..WORD).step_by(S::LANES) {
+                let keep = (word >> lane) as u32 & (!0 >> (32 - S::LANES));
+                // SAFETY: so many numbers of the row lie before this column.
+                let v = unsafe {
+                    match MODE {
+                        DENSE => rows[r].load(s, lane, col + lane),
+                        EVEN => {
+                            let at = lane / S::LANES * each;
+                            s.expand(keep, rows[r].load_half(s, at, col + lane))
+                        }
+                        _ => s.expand(keep, rows[r].load(s, before(word, lane), col + lane)),
+                    }
+                };
+                for i in 0..T {
+                    // SAFETY: tokens are as long as all columns.
+                    let x = unsafe { s.load(xs[i], col + lane) };
+                    sums[i][r] = s.mul_add(v, x, sums[i][r]);
+                }
+            }
+            rows[r].advance(match MODE {
+                DENSE => WORD,
+                EVEN => WORD / S::LANES * each,
+                _ => word.count_ones() as usize,
+            });
+        }
+    }
+    for r in 0..R {
+        let word = if MODE == DENSE { !0 } else { last_word(bits[r], whole / 8) };
+        let n = cols - whole;
+        let word = word & !(!0u64).checked_shl(n as u32).unwrap_or(0);
+        for lane in (0..n).step_by(S::LANES) {
+            let keep = (word >> lane) as u32 & (!0 >> (32 - S::LANES));
+            // SAFETY: as above.
+            let v = unsafe { rows[r].load(s, before(word, lane), whole + lane) };
+            let v = s.expand(keep, v);
+            for i in 0..T {
+                // SAFETY: tokens are padded to whole words.
+                let x = unsafe { s.load(xs[i], whole + lane) };
+                sums[i][r] = s.mul_add(v, x, sums[i][r]);
+            }
+        }
+    }
+    for i in 0..T {
+        for r in 0..R {
+            out[r * x.tokens + i] = s.sum(sums[i][r]);
+        }
+    }
+}
+
+/// How many bits are set below bit `lane`.
+#[inline(always)]
+fn before(word: u64, lane: usize) -> usize {
+    if lane == 0 { 0 } else { (word << (WORD - lane)).count_ones() as usize }
+}
+
+/// Up to 64 mask bits from a byte on; those behind the end are 0.
+#[inline(always)]
+fn last_word(bits: &[u8], at: usize) -> u64 {
+    match bits[at..].first_chunk() {
+        Some(bytes) => u64::from_le_bytes(*bytes),
+        None => {
+            let mut bytes = [0; 8];
+            bytes[..bits.len() - at].copy_from_slice(&bits[at..]);
+            u64::from_le_bytes(bytes)
+        }
+    }
+}
+
+stamp! {
+    /// Decodes a row.
+    pub(super) fn decode_on(w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool)
+        = decode_body
+}
+
+#[inline(always)]
+fn decode_body<S: Stored>(s: S, w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool) {
+    match w.format {
+        FloatType::F32 => decode_row::<S, F32>(s, w, row, out, accumulate),
+        FloatType::F16 => decode_row::<S, F16>(s, w, row, out, accumulate),
+        FloatType::Bf16 => decode_row::<S, BF16>(s, w, row, out, accumulate),
+    }
+}
+
+#[inline(always)]
+fn decode_row<S: Stored, const FORMAT: u8>(
+    s: S,
+    w: &StoredRows<'_>,
+    row: usize,
+    out: &mut [f32],
+    accumulate: bool,
+) {
+    let mut copy = Vec::new();
+    let stream: Plain<FORMAT> = w.stream(row, &mut copy);
+    let bits = w.support.map(|_| w.bits(row));
+    // SAFETY: the stream is that of the row and its bits.
+    unsafe { spread(s, stream, bits, out, accumulate) };
+}
+
+/// Spreads a row's numbers over its columns.
+///
+/// # Safety
+///
+/// As [`tokens`].
+#[inline(always)]
+pub(super) unsafe fn spread<S: Stored, W: Stream<S>>(
+    s: S,
+    mut row: W,
+    bits: Option<&[u8]>,
+    out: &mut [f32],
+    accumulate: bool,
+) {
+    let cols = out.len();
+    for col in (0..cols).step_by(WORD) {
+        let n = (cols - col).min(WORD);
+        let bits = bits.map_or(!0 >> (WORD - n), |bits| last_word(bits, col / 8));
+        for lane in (0..n).step_by(S::LANES) {
+            let keep = (bits >> lane) as u32 & (!0 >> (32 - S::LANES));
+            // SAFETY: the row is advanced by the bits of its mask.
+            let v = s.expand(keep, unsafe { row.load(s, 0, col + lane) });
+            row.advance(keep.count_ones() as usize);
+            let out = &mut out[col + lane..];
+            if out.len() >= S::LANES {
+                // SAFETY: so many numbers are left.
+                unsafe {
+                    let v = if accumulate { s.add(s.load(out, 0), v) } else { v };
+                    s.store(out.as_mut_ptr(), v);
+                }
+            } else {
+                let mut last = [0.0; BEHIND];
+                // SAFETY: no vector has more lanes.
+                unsafe { s.store(last.as_mut_ptr(), v) };
+                let last = out.iter_mut().zip(last);
+                last.for_each(|(o, v)| *o = if accumulate { *o + v } else { v });
+            }
+        }
+    }
+}
+
+use super::stream::BEHIND;

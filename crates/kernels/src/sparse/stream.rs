@@ -1,0 +1,118 @@
+//! Where the numbers of a row come from.
+
+use super::StoredRows;
+use crate::FloatType;
+use crate::simd::Stored;
+use crate::simd::{Ahead, prefetch};
+
+/// The numbers of one row from some place on.
+pub(super) trait Stream<S: Stored>: Copy {
+    /// `LANES` numbers from `at` on.
+    ///
+    /// # Safety
+    ///
+    /// Not more than `at` numbers of the row are left, and [`BEHIND`] more can be read. `col` is a column.
+    unsafe fn load(self, s: S, at: usize, col: usize) -> S::F32;
+    /// Half as many; the others are 0.
+    ///
+    /// # Safety
+    ///
+    /// As [`Stream::load`].
+    unsafe fn load_half(self, s: S, at: usize, col: usize) -> S::F32;
+    /// The place `by` numbers on.
+    fn advance(&mut self, by: usize);
+    /// Asks for the memory of a word of columns some way ahead. Where all entries are stored, `dense` is how many
+    /// numbers are left in the row, and how many lie between its end and the row that is read next.
+    fn prefetch(self, dense: Option<[usize; 2]>);
+}
+
+/// So many numbers behind the last one of a row may be read (and are not used): the widest vector.
+pub(super) const BEHIND: usize = 16;
+
+/// How many bytes ahead of the reading the next ones are asked for: first into the second cache, across the end of a
+/// page, where the hardware stops foreseeing; then into the first.
+const AHEAD: [usize; 2] = [4096, 512];
+
+pub(super) const F32: u8 = FloatType::F32 as u8;
+pub(super) const F16: u8 = FloatType::F16 as u8;
+pub(super) const BF16: u8 = FloatType::Bf16 as u8;
+
+/// Stored numbers, at their address.
+#[derive(Clone, Copy)]
+pub(super) struct Plain<const FORMAT: u8>(*const u8);
+
+impl<const FORMAT: u8> Plain<FORMAT> {
+    const SIZE: usize = if FORMAT == F32 { 4 } else { 2 };
+}
+
+impl<S: Stored, const FORMAT: u8> Stream<S> for Plain<FORMAT> {
+    #[inline(always)]
+    unsafe fn load(self, s: S, at: usize, _: usize) -> S::F32 {
+        // SAFETY: the row and [`BEHIND`] numbers behind it can be read.
+        unsafe {
+            let from = self.0.add(at * Self::SIZE);
+            match FORMAT {
+                F32 => s.f32s(from),
+                F16 => s.f16s(from),
+                _ => s.bf16s(from),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_half(self, s: S, at: usize, _: usize) -> S::F32 {
+        // SAFETY: as above.
+        unsafe {
+            let from = self.0.add(at * Self::SIZE);
+            match FORMAT {
+                F32 => s.half_f32s(from),
+                F16 => s.half_f16s(from),
+                _ => s.half_bf16s(from),
+            }
+        }
+    }
+    #[inline(always)]
+    fn advance(&mut self, by: usize) {
+        self.0 = self.0.wrapping_add(by * Self::SIZE);
+    }
+    #[inline(always)]
+    fn prefetch(self, dense: Option<[usize; 2]>) {
+        match dense {
+            Some([left, between]) => {
+                for (ahead, to) in [(AHEAD[0], Ahead::Outer), (AHEAD[1], Ahead::Near)] {
+                    let ends = left * Self::SIZE <= ahead;
+                    let jump = if ends { between * Self::SIZE } else { 0 };
+                    for line in 0..Self::SIZE {
+                        let at = self.0.wrapping_add(ahead + jump + 64 * line);
+                        prefetch(at, to);
+                    }
+                }
+            }
+            // Of a sparse row about half is taken to be stored.
+            None => {
+                for line in 0..Self::SIZE / 2 {
+                    prefetch(self.0.wrapping_add(AHEAD[0] + 64 * line), Ahead::Outer);
+                    prefetch(self.0.wrapping_add(AHEAD[1] + 64 * line), Ahead::Near);
+                }
+            }
+        }
+    }
+}
+
+impl<'a> StoredRows<'a> {
+    /// A row, read in place, or in a `copy` where [`BEHIND`] numbers more would not lie in the matrix.
+    pub(super) fn stream<const FORMAT: u8>(&self, row: usize, copy: &mut Vec<u8>) -> Plain<FORMAT> {
+        let size = self.format.size();
+        let (start, end) = (self.start(row) * size, self.start(row + 1) * size);
+        if self.values.len() - end >= BEHIND * size {
+            return Plain(self.values[start..].as_ptr());
+        }
+        *copy = self.values[start..end].to_vec();
+        copy.resize(end - start + BEHIND * size, 0);
+        Plain(copy.as_ptr())
+    }
+
+    /// The mask bits of a row.
+    pub(super) fn bits(&self, row: usize) -> &'a [u8] {
+        self.support.map_or(&[], |support| support.row(row))
+    }
+}

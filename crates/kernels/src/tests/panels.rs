@@ -1,0 +1,221 @@
+use super::*;
+use crate::*;
+
+/// A matrix on a grid, and the same in f64.
+struct Case {
+    packed: Vec<u8>,
+    scales: Vec<f32>,
+    zeros: Vec<f32>,
+    dense: Vec<f64>,
+    bits: u32,
+    rows: usize,
+    cols: usize,
+    group: usize,
+}
+
+impl Case {
+    fn new(bits: u32, rows: usize, cols: usize, group: usize, half: bool) -> Self {
+        let mut random = Random(20);
+        let (bytes, groups) = (packed_len(cols, bits), cols.div_ceil(group));
+        let mut packed = vec![0; rows * bytes];
+        let round = |v: f32| if half { half::f16::from_f32(v).to_f32() } else { v };
+        let scales: Vec<f32> =
+            (0..rows * groups).map(|_| round(0.01 * (1.0 + 0.3 * random.normal()))).collect();
+        let zeros: Vec<f32> = (0..rows * groups)
+            .map(|_| f32::from(random.byte() >> (8 - bits)) + if half { 0.0 } else { 0.1 })
+            .collect();
+        let mut dense = vec![0.0; rows * cols];
+        for r in 0..rows {
+            let codes = random.codes(cols, bits);
+            pack_bits(&codes, bits, &mut packed[r * bytes..(r + 1) * bytes]);
+            for j in 0..cols {
+                let g = r * groups + j / group;
+                dense[r * cols + j] =
+                    f64::from(scales[g]) * (f64::from(codes[j]) - f64::from(zeros[g]));
+            }
+        }
+        Self { packed, scales, zeros, dense, bits, rows, cols, group }
+    }
+
+    fn rows(&self) -> AffineRows<'_> {
+        AffineRows {
+            packed: &self.packed,
+            bits: self.bits,
+            rows: self.rows,
+            cols: self.cols,
+            group: self.group,
+            scales: &self.scales,
+            zeros: &self.zeros,
+        }
+    }
+
+    fn product(&self, x: &[f32], t: usize) -> Vec<f64> {
+        (0..t * self.rows)
+            .map(|i| {
+                let (token, r) = (i / self.rows, i % self.rows);
+                let x = &x[token * self.cols..(token + 1) * self.cols];
+                let w = &self.dense[r * self.cols..(r + 1) * self.cols];
+                x.iter().zip(w).map(|(&x, w)| f64::from(x) * w).sum()
+            })
+            .collect()
+    }
+
+    fn name(&self) -> String {
+        format!("{} bits {}x{} in groups of {}", self.bits, self.rows, self.cols, self.group)
+    }
+}
+
+const SHAPES: &[(usize, usize, usize)] = &[
+    (1, 1, 32),
+    (16, 32, 32),
+    (17, 33, 64),
+    (15, 128, 128),
+    (48, 256, 128),
+    (33, 300, 128),
+    (5, 4096, 128),
+    (20, 4200, 32),
+    (3, 9000, 9000),
+    (7, 12_320, 96),
+    (2, 8300, 4128),
+];
+
+#[test]
+fn products_are_accurate_and_the_same_everywhere() {
+    for bits in [2, 3, 4, 8] {
+        for &(rows, cols, group) in SHAPES {
+            for half in [true, false] {
+                let case = Case::new(bits, rows, cols, group, half);
+                let panels = AffinePanels::new(&case.rows(), half).expect("supported");
+                for (mode, tolerance) in [(Activations::Int16, 1e-4), (Activations::Int8, 2e-2)] {
+                    for t in [1, 2, 3, 4, 7, 9] {
+                        let x = Random(21).normals(t * cols);
+                        let mut portable = vec![f32::NAN; t * rows];
+                        panels.matmul_on(Isa::Generic, &x, t, &mut portable, false, mode, false);
+                        // Against a norm that does not vanish where a short sum happens to.
+                        let mut exact = case.product(&x, t);
+                        let size: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>()
+                            * case.dense.iter().map(|w| w * w).sum::<f64>()
+                            / cols as f64;
+                        exact.push(size.sqrt());
+                        portable.push(size.sqrt() as f32);
+                        assert_close(&portable, &exact, tolerance, &case.name());
+                        portable.pop();
+                        for isa in Isa::available() {
+                            let what = format!("{isa} {} t={t}", case.name());
+                            let mut y = vec![0.0; t * rows];
+                            panels.matmul_on(isa, &x, t, &mut y, true, mode, true);
+                            assert_same_bits(&y, &portable, &what);
+                        }
+                        // A token's product does not depend on those beside it.
+                        let mut last = vec![0.0; rows];
+                        panels.matmul(&x[(t - 1) * cols..], 1, &mut last, false, mode, false);
+                        assert_same_bits(&last, &portable[(t - 1) * rows..], "one token alone");
+                    }
+                }
+            }
+        }
+    }
+    println!("on {:?}", Isa::available());
+}
+
+#[test]
+fn products_by_panel_are_the_same() {
+    for (rows, t) in [(1, 1), (16, 3), (17, 9), (40, 4), (33, 0), (0, 2)] {
+        let case = Case::new(8, rows, 100, 100, false);
+        let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+        let x = Random(23).normals(t * 100);
+        let input = PanelInput::new(&x, t, 100, panels.group(), Activations::Int8);
+        let mut y = vec![0.0; t * rows];
+        panels.matmul_input(&input, &mut y, false, false);
+        let mut products = vec![[f32::NAN; AffinePanels::ROWS]; rows.div_ceil(16) * t];
+        panels.products_by_panel(&input, &mut products);
+        for (i, products) in products.iter().enumerate() {
+            let (panel, token) = (i / t, i % t);
+            for (r, product) in products.iter().enumerate() {
+                let row = 16 * panel + r;
+                let expected = if row < rows { y[token * rows + row] } else { 0.0 };
+                assert_eq!(*product, expected, "{rows} rows, {t} tokens: {token}, {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn outliers_do_not_spoil_the_product() {
+    for bits in [2, 3, 4, 8] {
+        let case = Case::new(bits, 64, 1024, 128, true);
+        let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+        let mut x = Random(22).normals(1024);
+        for (i, x) in x.iter_mut().enumerate() {
+            // A few channels a hundred to a thousand times the others, as in language models.
+            *x *= if i % 97 == 5 { 100.0 + i as f32 } else { 1.0 };
+        }
+        let mut y = vec![0.0; 64];
+        panels.matmul(&x, 1, &mut y, false, Activations::Int16, false);
+        assert_close(&y, &case.product(&x, 1), 1e-4, &case.name());
+    }
+}
+
+#[test]
+fn integers_do_not_overflow_at_the_limit() {
+    let (bits, cols) = (8, 65_536);
+    let packed = vec![255; cols];
+    let w = AffineRows {
+        packed: &packed,
+        bits,
+        rows: 1,
+        cols,
+        group: cols,
+        scales: &[1.0],
+        zeros: &[0.0],
+    };
+    let panels = AffinePanels::new(&w, false).expect("supported");
+    for isa in Isa::available() {
+        for sign in [1.0, -1.0] {
+            let mut y = [0.0];
+            panels.matmul_on(isa, &vec![sign; cols], 1, &mut y, false, Activations::Int16, false);
+            assert!((y[0] / (sign * 255.0 * 65_536.0) - 1.0).abs() < 1e-6, "{isa} {}", y[0]);
+        }
+    }
+}
+
+#[test]
+fn odd_activations_are_told_apart() {
+    let case = Case::new(4, 20, 96, 32, true);
+    let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+    for isa in Isa::available() {
+        for odd in [f32::NAN, f32::INFINITY] {
+            let mut x = vec![1.0; 3 * 96];
+            x[96 + 40] = odd;
+            let mut y = vec![0.0; 3 * 20];
+            panels.matmul_on(isa, &x, 3, &mut y, false, Activations::Int16, false);
+            assert!(y[..20].iter().chain(&y[40..]).all(|y| y.is_finite()));
+            assert!(y[20..40].iter().all(|y| y.is_nan()));
+        }
+        for tiny in [0.0, 1e-42, f32::MIN_POSITIVE] {
+            let mut y = vec![1.0; 20];
+            panels.matmul_on(isa, &[tiny; 96], 1, &mut y, false, Activations::Int16, false);
+            assert!(y.iter().all(|y| y.abs() < 1e-36));
+        }
+    }
+}
+
+#[test]
+fn sizes() {
+    assert!(AffinePanels::supports(4, 4096, 128));
+    assert!(AffinePanels::supports(3, 100, 100));
+    assert!(!AffinePanels::supports(5, 4096, 128));
+    assert!(!AffinePanels::supports(4, 4096, 48));
+    assert!(!AffinePanels::supports(4, 4096, 0));
+    let case = Case::new(4, 32, 256, 128, true);
+    let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+    assert_eq!(panels.bytes(), 32 * 128 + 32 * 2 * 4);
+    let empty = Case::new(4, 0, 256, 128, true);
+    let panels = AffinePanels::new(&empty.rows(), false).expect("supported");
+    panels.matmul(&[0.0; 256], 1, &mut [], false, Activations::Int16, true);
+    let empty = Case::new(4, 3, 0, 128, true);
+    let panels = AffinePanels::new(&empty.rows(), false).expect("supported");
+    let mut y = [1.0; 3];
+    panels.matmul(&[], 1, &mut y, false, Activations::Int16, true);
+    assert_eq!(y, [0.0; 3]);
+}
