@@ -63,7 +63,7 @@ fn damage_allocates_no_more_than_is_stated() {
     let mut worst = [0, 0];
     for kind in [ValueType::F32, ValueType::BF16, ValueType::Bytes] {
         for effort in [Effort::Fast, Effort::Best] {
-            let stored = encode(kind, &values, None, effort);
+            let stored = encode(kind, &values, None, effort).unwrap();
             for _ in 0..300 {
                 let mut damaged = stored.clone();
                 for _ in 0..1 + noise(&mut seed) % 4 {

@@ -8,6 +8,7 @@
 mod wide;
 
 use super::Isa;
+use crate::simd::dispatch;
 
 pub use wide::{pack_wide, unpack_wide};
 
@@ -65,12 +66,13 @@ pub fn pack_bits_on(isa: Isa, codes: &[u8], bits: u32, out: &mut [u8]) {
     let out = &mut out[..len];
     let (units, rest) = codes.as_chunks::<8>();
     let (packed, last) = out.split_at_mut(units.len() * bits as usize);
-    match isa.or_generic() {
-        _ if bits == 8 => packed.copy_from_slice(units.as_flattened()),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `or_generic` names only sets that this CPU has, and both include BMI2.
-        Isa::Avx2 | Isa::Avx512 => unsafe { x86::pack(units, bits, packed) },
-        _ => by_bits!(bits, pack_units(units, packed)),
+    if bits == 8 {
+        packed.copy_from_slice(units.as_flattened());
+    } else {
+        dispatch! { isa;
+            avx2 => x86::pack(units, bits, packed);
+            _ => by_bits!(bits, pack_units(units, packed))
+        }
     }
     if !rest.is_empty() {
         let mut unit = [0; 8];
@@ -106,17 +108,14 @@ pub fn unpack_bits_on(isa: Isa, packed: &[u8], bits: u32, start: usize, out: &mu
     }
     let first = (start + lead.len()) / 8 * bits as usize;
     let packed = &packed[first..first + packed_len(out.len(), bits)];
-    match isa.or_generic() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `or_generic` names only sets that this CPU has.
-        Isa::Avx512 => unsafe { x86::unpack_avx512(packed, bits, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::unpack_bmi2(packed, bits, out) },
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: as above.
-        Isa::Neon if bits == 4 => unsafe { neon::unpack4(packed, out) },
-        _ => by_bits!(bits, unpack_units(packed, out)),
+    dispatch! { isa;
+        avx512 => x86::unpack_avx512(packed, bits, out);
+        avx2 => x86::unpack_bmi2(packed, bits, out);
+        neon => match bits {
+            4 => neon::unpack4(packed, out),
+            _ => by_bits!(bits, unpack_units(packed, out)),
+        };
+        _ => by_bits!(bits, unpack_units(packed, out))
     }
 }
 
@@ -171,41 +170,45 @@ fn unpack_units<const BITS: usize>(packed: &[u8], out: &mut [u8]) {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
+    use crate::simd::{avx2, avx512};
+
     /// Which bit of each byte of a word of eight codes belongs to a code.
     fn code_bits(bits: u32) -> u64 {
         u64::from(super::mask(bits)) * 0x0101_0101_0101_0101
     }
 
-    /// One bit-gathering instruction packs a unit of eight codes.
-    #[target_feature(enable = "bmi2")]
-    pub(super) fn pack(units: &[[u8; 8]], bits: u32, packed: &mut [u8]) {
-        let select = code_bits(bits);
-        let bytes = bits as usize;
-        for (unit, packed) in units.iter().zip(packed.chunks_exact_mut(bytes)) {
-            let word = _pext_u64(u64::from_le_bytes(*unit), select).to_le_bytes();
-            packed.copy_from_slice(&word[..bytes]);
+    avx2! {
+        /// One bit-gathering instruction packs a unit of eight codes.
+        pub(super) fn pack(units: &[[u8; 8]], bits: u32, packed: &mut [u8]) {
+            let select = code_bits(bits);
+            let bytes = bits as usize;
+            for (unit, packed) in units.iter().zip(packed.chunks_exact_mut(bytes)) {
+                let word = _pext_u64(u64::from_le_bytes(*unit), select).to_le_bytes();
+                packed.copy_from_slice(&word[..bytes]);
+            }
         }
     }
 
-    /// One bit-scattering instruction unpacks a unit of eight codes.
-    #[target_feature(enable = "bmi2")]
-    pub(super) fn unpack_bmi2(packed: &[u8], bits: u32, out: &mut [u8]) {
-        let select = code_bits(bits);
-        let bytes = bits as usize;
-        for (i, unit) in out.chunks_mut(8).enumerate() {
-            let rest = &packed[i * bytes..];
-            let word = match rest.first_chunk::<8>() {
-                Some(word) => u64::from_le_bytes(*word),
-                None => {
-                    let mut word = [0; 8];
-                    word[..rest.len()].copy_from_slice(rest);
-                    u64::from_le_bytes(word)
+    avx2! {
+        /// One bit-scattering instruction unpacks a unit of eight codes.
+        pub(super) fn unpack_bmi2(packed: &[u8], bits: u32, out: &mut [u8]) {
+            let select = code_bits(bits);
+            let bytes = bits as usize;
+            for (i, unit) in out.chunks_mut(8).enumerate() {
+                let rest = &packed[i * bytes..];
+                let word = match rest.first_chunk::<8>() {
+                    Some(word) => u64::from_le_bytes(*word),
+                    None => {
+                        let mut word = [0; 8];
+                        word[..rest.len()].copy_from_slice(rest);
+                        u64::from_le_bytes(word)
+                    }
+                };
+                let codes = _pdep_u64(word, select).to_le_bytes();
+                match <&mut [u8; 8]>::try_from(&mut *unit) {
+                    Ok(unit) => *unit = codes,
+                    Err(_) => unit.copy_from_slice(&codes[..unit.len()]),
                 }
-            };
-            let codes = _pdep_u64(word, select).to_le_bytes();
-            match <&mut [u8; 8]>::try_from(&mut *unit) {
-                Ok(unit) => *unit = codes,
-                Err(_) => unit.copy_from_slice(&codes[..unit.len()]),
             }
         }
     }
@@ -223,45 +226,48 @@ pub(super) mod x86 {
     }
 
     impl Unpacker {
-        /// For codes of `bits` (1 to 8) bits.
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-        pub(crate) fn new(bits: u32) -> Self {
-            let width = bits as usize;
-            let place: [u8; 64] = std::array::from_fn(|i| (i / 8 * width + i % 8).min(63) as u8);
-            // SAFETY: the array holds the 64 bytes that are read.
-            let place = unsafe { _mm512_loadu_epi8(place.as_ptr().cast()) };
-            let shifts: [u8; 8] = std::array::from_fn(|i| (i * width) as u8);
-            Self {
-                place,
-                shift: _mm512_set1_epi64(i64::from_le_bytes(shifts)),
-                mask: _mm512_set1_epi8(super::mask(bits) as i8),
-                full: !0 >> (64 - 8 * width),
-            }
+        avx512! {
+                /// For codes of `bits` (1 to 8) bits.
+                #[inline]
+                pub(crate) fn new(bits: u32) -> Self {
+                    let width = bits as usize;
+                    let place: [u8; 64] = std::array::from_fn(|i| (i / 8 * width + i % 8).min(63) as u8);
+                    // SAFETY: the array holds the 64 bytes that are read.
+                    let place = unsafe { _mm512_loadu_epi8(place.as_ptr().cast()) };
+                    let shifts: [u8; 8] = std::array::from_fn(|i| (i * width) as u8);
+                    Self {
+                        place,
+                        shift: _mm512_set1_epi64(i64::from_le_bytes(shifts)),
+                        mask: _mm512_set1_epi8(super::mask(bits) as i8),
+                        full: !0 >> (64 - 8 * width),
+                    }
+                }
         }
 
-        /// The codes, a byte each, of the packed bytes in `raw`.
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-        pub(crate) fn unpack(self, raw: __m512i) -> __m512i {
-            let units = _mm512_permutexvar_epi8(self.place, raw);
-            _mm512_and_si512(_mm512_multishift_epi64_epi8(self.shift, units), self.mask)
+        avx512! {
+                /// The codes, a byte each, of the packed bytes in `raw`.
+                #[inline]
+                pub(crate) fn unpack(self, raw: __m512i) -> __m512i {
+                    let units = _mm512_permutexvar_epi8(self.place, raw);
+                    _mm512_and_si512(_mm512_multishift_epi64_epi8(self.shift, units), self.mask)
+                }
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    pub(super) fn unpack_avx512(packed: &[u8], bits: u32, out: &mut [u8]) {
-        let unpacker = Unpacker::new(bits);
-        for (i, block) in out.chunks_mut(64).enumerate() {
-            let packed = &packed[i * 8 * bits as usize..];
-            let held = if packed.len() >= 64 { !0 } else { (1u64 << packed.len()) - 1 };
-            // SAFETY: the mask keeps the read within the slice.
-            let raw =
-                unsafe { _mm512_maskz_loadu_epi8(unpacker.full & held, packed.as_ptr().cast()) };
-            let keep = !0 >> (64 - block.len());
-            // SAFETY: the mask keeps the write within the block.
-            unsafe {
-                _mm512_mask_storeu_epi8(block.as_mut_ptr().cast(), keep, unpacker.unpack(raw));
+    avx512! {
+        pub(super) fn unpack_avx512(packed: &[u8], bits: u32, out: &mut [u8]) {
+            let unpacker = Unpacker::new(bits);
+            for (i, block) in out.chunks_mut(64).enumerate() {
+                let packed = &packed[i * 8 * bits as usize..];
+                let held = if packed.len() >= 64 { !0 } else { (1u64 << packed.len()) - 1 };
+                // SAFETY: the mask keeps the read within the slice.
+                let raw =
+                    unsafe { _mm512_maskz_loadu_epi8(unpacker.full & held, packed.as_ptr().cast()) };
+                let keep = !0 >> (64 - block.len());
+                // SAFETY: the mask keeps the write within the block.
+                unsafe {
+                    _mm512_mask_storeu_epi8(block.as_mut_ptr().cast(), keep, unpacker.unpack(raw));
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 
 use super::Isa;
 use super::simd::{Simd, stamp};
+use crate::simd::dispatch;
 
 stamp! {
     /// Widens bf16 to f32.
@@ -91,18 +92,14 @@ pub fn f16_to_f32(src: &[f16], dst: &mut [f32]) {
 /// [`f16_to_f32`] on a chosen instruction set; the portable code where this CPU lacks it.
 pub fn f16_to_f32_on(isa: Isa, src: &[f16], dst: &mut [f32]) {
     assert_eq!(src.len(), dst.len(), "f16_to_f32: lengths differ");
-    match isa.or_generic() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => {
-            // SAFETY: f16 is a transparent u16, and x86 is little-endian; every byte is initialised.
-            let src = unsafe { std::slice::from_raw_parts(src.as_ptr().cast(), src.len()) };
-            // SAFETY: `or_generic` names only sets that this CPU has, and both include F16C.
-            unsafe { x86::widen_f16(src, dst) }
-        }
-        _ => {
-            for (dst, src) in dst.iter_mut().zip(src) {
-                *dst = widen_f16(src.to_bits());
-            }
+    dispatch! { isa;
+        avx2 => {
+            // f16 is a transparent u16, and x86 is little-endian; every byte is initialised.
+            let src = std::slice::from_raw_parts(src.as_ptr().cast(), src.len());
+            x86::widen_f16(src, dst);
+        };
+        _ => for (dst, src) in dst.iter_mut().zip(src) {
+            *dst = widen_f16(src.to_bits());
         }
     }
 }
@@ -119,14 +116,10 @@ pub fn f16_bytes_to_f32(src: &[u8], dst: &mut [f32]) {
 /// [`f16_bytes_to_f32`] on a chosen instruction set; the portable code where this CPU lacks it.
 pub fn f16_bytes_to_f32_on(isa: Isa, src: &[u8], dst: &mut [f32]) {
     let src = pairs(src, dst.len());
-    match isa.or_generic() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `or_generic` names only sets that this CPU has, and both include F16C.
-        Isa::Avx2 | Isa::Avx512 => unsafe { x86::widen_f16(src, dst) },
-        _ => {
-            for (dst, src) in dst.iter_mut().zip(src) {
-                *dst = widen_f16(u16::from_le_bytes(*src));
-            }
+    dispatch! { isa;
+        avx2 => x86::widen_f16(src, dst);
+        _ => for (dst, src) in dst.iter_mut().zip(src) {
+            *dst = widen_f16(u16::from_le_bytes(*src));
         }
     }
 }
@@ -143,18 +136,14 @@ pub fn f32_to_f16(src: &[f32], dst: &mut [f16]) {
 /// [`f32_to_f16`] on a chosen instruction set; the portable code where this CPU lacks it.
 pub fn f32_to_f16_on(isa: Isa, src: &[f32], dst: &mut [f16]) {
     assert_eq!(src.len(), dst.len(), "f32_to_f16: lengths differ");
-    match isa.or_generic() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => {
-            // SAFETY: f16 is a transparent u16, x86 is little-endian, and any bytes are a valid f16.
-            let dst = unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len()) };
-            // SAFETY: `or_generic` names only sets that this CPU has, and both include F16C.
-            unsafe { x86::narrow_f16(src, dst) }
-        }
-        _ => {
-            for (dst, src) in dst.iter_mut().zip(src) {
-                *dst = f16::from_bits(narrow_f16(*src));
-            }
+    dispatch! { isa;
+        avx2 => {
+            // f16 is a transparent u16, x86 is little-endian, and any bytes are a valid f16.
+            let dst = std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len());
+            x86::narrow_f16(src, dst);
+        };
+        _ => for (dst, src) in dst.iter_mut().zip(src) {
+            *dst = f16::from_bits(narrow_f16(*src));
         }
     }
 }
@@ -171,14 +160,10 @@ pub fn f32_to_f16_bytes(src: &[f32], dst: &mut [u8]) {
 /// [`f32_to_f16_bytes`] on a chosen instruction set; the portable code where this CPU lacks it.
 pub fn f32_to_f16_bytes_on(isa: Isa, src: &[f32], dst: &mut [u8]) {
     let dst = pairs_mut(dst, src.len());
-    match isa.or_generic() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `or_generic` names only sets that this CPU has, and both include F16C.
-        Isa::Avx2 | Isa::Avx512 => unsafe { x86::narrow_f16(src, dst) },
-        _ => {
-            for (dst, src) in dst.iter_mut().zip(src) {
-                *dst = narrow_f16(*src).to_le_bytes();
-            }
+    dispatch! { isa;
+        avx2 => x86::narrow_f16(src, dst);
+        _ => for (dst, src) in dst.iter_mut().zip(src) {
+            *dst = narrow_f16(*src).to_le_bytes();
         }
     }
 }
@@ -254,38 +239,42 @@ fn narrow_f16(v: f32) -> u16 {
 mod x86 {
     use std::arch::x86_64::*;
 
-    /// Widens eight numbers at a time.
-    #[target_feature(enable = "avx,f16c")]
-    pub(super) fn widen_f16(src: &[[u8; 2]], dst: &mut [f32]) {
-        let (src_blocks, src_rest) = src.as_chunks::<8>();
-        let (dst_blocks, dst_rest) = dst.as_chunks_mut::<8>();
-        for (src, dst) in src_blocks.iter().zip(dst_blocks) {
-            // SAFETY: a block of the source holds 16 bytes, one of the target eight numbers.
-            unsafe {
-                let halves = _mm_loadu_si128(src.as_ptr().cast());
-                _mm256_storeu_ps(dst.as_mut_ptr(), _mm256_cvtph_ps(halves));
+    use crate::simd::avx2;
+
+    avx2! {
+        /// Widens eight numbers at a time.
+        pub(super) fn widen_f16(src: &[[u8; 2]], dst: &mut [f32]) {
+            let (src_blocks, src_rest) = src.as_chunks::<8>();
+            let (dst_blocks, dst_rest) = dst.as_chunks_mut::<8>();
+            for (src, dst) in src_blocks.iter().zip(dst_blocks) {
+                // SAFETY: a block of the source holds 16 bytes, one of the target eight numbers.
+                unsafe {
+                    let halves = _mm_loadu_si128(src.as_ptr().cast());
+                    _mm256_storeu_ps(dst.as_mut_ptr(), _mm256_cvtph_ps(halves));
+                }
             }
-        }
-        for (src, dst) in src_rest.iter().zip(dst_rest) {
-            *dst = super::widen_f16(u16::from_le_bytes(*src));
+            for (src, dst) in src_rest.iter().zip(dst_rest) {
+                *dst = super::widen_f16(u16::from_le_bytes(*src));
+            }
         }
     }
 
-    /// Narrows eight numbers at a time.
-    #[target_feature(enable = "avx,f16c")]
-    pub(super) fn narrow_f16(src: &[f32], dst: &mut [[u8; 2]]) {
-        let (src_blocks, src_rest) = src.as_chunks::<8>();
-        let (dst_blocks, dst_rest) = dst.as_chunks_mut::<8>();
-        for (src, dst) in src_blocks.iter().zip(dst_blocks) {
-            // SAFETY: a block of the source holds eight numbers, one of the target 16 bytes.
-            unsafe {
-                let wide = _mm256_loadu_ps(src.as_ptr());
-                let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(wide);
-                _mm_storeu_si128(dst.as_mut_ptr().cast(), halves);
+    avx2! {
+        /// Narrows eight numbers at a time.
+        pub(super) fn narrow_f16(src: &[f32], dst: &mut [[u8; 2]]) {
+            let (src_blocks, src_rest) = src.as_chunks::<8>();
+            let (dst_blocks, dst_rest) = dst.as_chunks_mut::<8>();
+            for (src, dst) in src_blocks.iter().zip(dst_blocks) {
+                // SAFETY: a block of the source holds eight numbers, one of the target 16 bytes.
+                unsafe {
+                    let wide = _mm256_loadu_ps(src.as_ptr());
+                    let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(wide);
+                    _mm_storeu_si128(dst.as_mut_ptr().cast(), halves);
+                }
             }
-        }
-        for (src, dst) in src_rest.iter().zip(dst_rest) {
-            *dst = super::narrow_f16(*src).to_le_bytes();
+            for (src, dst) in src_rest.iter().zip(dst_rest) {
+                *dst = super::narrow_f16(*src).to_le_bytes();
+            }
         }
     }
 }

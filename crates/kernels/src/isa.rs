@@ -83,11 +83,8 @@ impl Isa {
 
     #[cfg(target_arch = "x86_64")]
     fn probe() -> Isa {
-        macro_rules! has {
-            ($($feature:tt)*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
-        }
-        let avx2 = has!("avx2" "fma" "f16c" "bmi2" "popcnt");
-        let avx512 = has!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vbmi2" "avx512vnni");
+        let avx2 = crate::simd::avx2_features!(detected);
+        let avx512 = crate::simd::avx512_features!(detected);
         match (avx2, avx512) {
             (true, true) => Isa::Avx512,
             (true, false) => Isa::Avx2,

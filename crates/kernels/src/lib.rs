@@ -11,18 +11,23 @@
 
 mod accum;
 mod affine;
+pub mod attention;
 mod bitpack;
 mod convert;
 mod float;
+mod float_type;
 mod grid;
 mod int8;
 mod isa;
 mod panels;
 mod par;
+pub mod planes;
+pub mod rans;
 mod rows;
 mod simd;
 mod sparse;
 mod stats;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +46,7 @@ pub use convert::{
 pub use float::{
     axpy, axpy_on, dot, dot_f64, dot_f64_on, dot_on, gemm_nt, gemm_nt_on, gemv, gemv_on,
 };
+pub use float_type::FloatType;
 pub use grid::{
     ErrorNorm, grid_error, grid_error_on, grid_errors, grid_errors_on, quantize_affine,
     quantize_affine_on, step_error, step_error_on,
@@ -50,9 +56,11 @@ pub use isa::Isa;
 pub use panels::{Activations, AffinePanels, PanelInput};
 pub use par::Par;
 pub use rows::{AffineRows, affine_matmul, affine_matmul_on};
+pub use simd::wide::{LANES, Line};
 pub use sparse::{
-    Bitmap, BitmapFault, BlockInputs, Format, KeptAffine, StoredRows, Support, block_matmul,
+    Bitmap, BitmapFault, BlockInputs, KeptAffine, StoredRows, Support, block_matmul,
     block_matmul_on, kept_affine_decode, kept_affine_decode_on, kept_affine_matmul,
     kept_affine_matmul_on, stored_decode, stored_decode_on, stored_matmul, stored_matmul_on,
 };
 pub use stats::{abs_max, abs_max_on, has_non_finite, has_non_finite_on, minmax, minmax_on};
+pub use sweep::{Columns, Swept, sweep, sweep_on};

@@ -182,34 +182,35 @@ mod x86 {
 
     use super::AffineRows;
     use crate::bitpack::x86::Unpacker;
-    use crate::simd::prefetch;
+    use crate::simd::{Ahead, avx512, prefetch};
 
-    #[target_feature(enable = "fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    pub(super) fn rows(
-        w: &AffineRows<'_>,
-        x: &[f32],
-        sums: &[f32],
-        t: usize,
-        first: usize,
-        out: &mut [f32],
-    ) {
-        let unpacker = Unpacker::new(w.bits);
-        let step = (TILE / t.min(8) / w.group).max(1);
-        for from in (0..w.groups()).step_by(step) {
-            let groups = from..(from + step).min(w.groups());
-            for (r, out) in out.chunks_mut(t).enumerate() {
-                let mut token = 0;
-                while token < t {
-                    let x = &x[token * w.cols..];
-                    let sums = &sums[token * w.groups()..];
-                    let out = &mut out[token..];
-                    let groups = groups.clone();
-                    token += match t - token {
-                        8.. => tile::<8, 1>(w, unpacker, first + r, groups, x, sums, out),
-                        4.. => tile::<4, 1>(w, unpacker, first + r, groups, x, sums, out),
-                        2.. => tile::<2, 2>(w, unpacker, first + r, groups, x, sums, out),
-                        _ => tile::<1, 4>(w, unpacker, first + r, groups, x, sums, out),
-                    };
+    avx512! {
+        pub(super) fn rows(
+            w: &AffineRows<'_>,
+            x: &[f32],
+            sums: &[f32],
+            t: usize,
+            first: usize,
+            out: &mut [f32],
+        ) {
+            let unpacker = Unpacker::new(w.bits);
+            let step = (TILE / t.min(8) / w.group).max(1);
+            for from in (0..w.groups()).step_by(step) {
+                let groups = from..(from + step).min(w.groups());
+                for (r, out) in out.chunks_mut(t).enumerate() {
+                    let mut token = 0;
+                    while token < t {
+                        let x = &x[token * w.cols..];
+                        let sums = &sums[token * w.groups()..];
+                        let out = &mut out[token..];
+                        let groups = groups.clone();
+                        token += match t - token {
+                            8.. => tile::<8, 1>(w, unpacker, first + r, groups, x, sums, out),
+                            4.. => tile::<4, 1>(w, unpacker, first + r, groups, x, sums, out),
+                            2.. => tile::<2, 2>(w, unpacker, first + r, groups, x, sums, out),
+                            _ => tile::<1, 4>(w, unpacker, first + r, groups, x, sums, out),
+                        };
+                    }
                 }
             }
         }
@@ -220,71 +221,72 @@ mod x86 {
     /// How many bytes ahead of the reading the next ones are asked for.
     const AHEAD: usize = 4096;
 
-    /// Adds the products of some groups of one row with `T` tokens; gives `T` back. `U` sums run
-    /// side by side: enough to hide the latency of an addition.
-    #[inline]
-    #[target_feature(enable = "fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    fn tile<const T: usize, const U: usize>(
-        w: &AffineRows<'_>,
-        unpacker: Unpacker,
-        r: usize,
-        groups: Range<usize>,
-        x: &[f32],
-        sums: &[f32],
-        out: &mut [f32],
-    ) -> usize {
-        let (packed, scales, zeros) = w.row(r);
-        let (cols, bits, stride) = (w.cols, w.bits as usize, scales.len());
-        assert!(x.len() >= T * cols && sums.len() >= T * stride);
-        let mut totals = [_mm512_setzero_ps(); T];
-        let mut offsets = [0.0f32; T];
-        for g in groups {
-            let end = ((g + 1).saturating_mul(w.group)).min(cols);
-            let mut inner = [[_mm512_setzero_ps(); T]; U];
-            let mut at = g * w.group;
-            while at < end {
-                let n = (end - at).min(64);
-                let bytes = (n * bits).div_ceil(8);
-                let from = packed.as_ptr().wrapping_add(at / 8 * bits);
-                prefetch(from.wrapping_add(AHEAD), true);
-                // SAFETY: the mask keeps the read within the row: `at` is a multiple of eight, so
-                // the `n` codes begin at a byte and end within it.
-                let raw = unsafe { _mm512_maskz_loadu_epi8(!0 >> (64 - bytes), from.cast()) };
-                let codes = unpacker.unpack(raw);
-                let quarters = [
-                    _mm512_castsi512_si128(codes),
-                    _mm512_extracti32x4_epi32::<1>(codes),
-                    _mm512_extracti32x4_epi32::<2>(codes),
-                    _mm512_extracti32x4_epi32::<3>(codes),
-                ];
-                for (q, quarter) in quarters.into_iter().enumerate() {
-                    let keep = (!0u64 >> (64 - n) >> (16 * q)) as u16;
-                    let codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(quarter));
-                    for i in 0..T {
-                        // SAFETY: the mask keeps the read within token `i`, which ends at
-                        // `(i + 1) * cols` at the latest; a masked address may lie beyond.
-                        let x = unsafe {
-                            let from = x.as_ptr().wrapping_add(i * cols + at + 16 * q);
-                            _mm512_maskz_loadu_ps(keep, from)
-                        };
-                        inner[q % U][i] = _mm512_fmadd_ps(codes, x, inner[q % U][i]);
+    avx512! {
+        /// Adds the products of some groups of one row with `T` tokens; gives `T` back. `U` sums run
+        /// side by side: enough to hide the latency of an addition.
+        #[inline]
+        fn tile<const T: usize, const U: usize>(
+            w: &AffineRows<'_>,
+            unpacker: Unpacker,
+            r: usize,
+            groups: Range<usize>,
+            x: &[f32],
+            sums: &[f32],
+            out: &mut [f32],
+        ) -> usize {
+            let (packed, scales, zeros) = w.row(r);
+            let (cols, bits, stride) = (w.cols, w.bits as usize, scales.len());
+            assert!(x.len() >= T * cols && sums.len() >= T * stride);
+            let mut totals = [_mm512_setzero_ps(); T];
+            let mut offsets = [0.0f32; T];
+            for g in groups {
+                let end = ((g + 1).saturating_mul(w.group)).min(cols);
+                let mut inner = [[_mm512_setzero_ps(); T]; U];
+                let mut at = g * w.group;
+                while at < end {
+                    let n = (end - at).min(64);
+                    let bytes = (n * bits).div_ceil(8);
+                    let from = packed.as_ptr().wrapping_add(at / 8 * bits);
+                    prefetch(from.wrapping_add(AHEAD), Ahead::Near);
+                    // SAFETY: the mask keeps the read within the row: `at` is a multiple of eight, so
+                    // the `n` codes begin at a byte and end within it.
+                    let raw = unsafe { _mm512_maskz_loadu_epi8(!0 >> (64 - bytes), from.cast()) };
+                    let codes = unpacker.unpack(raw);
+                    let quarters = [
+                        _mm512_castsi512_si128(codes),
+                        _mm512_extracti32x4_epi32::<1>(codes),
+                        _mm512_extracti32x4_epi32::<2>(codes),
+                        _mm512_extracti32x4_epi32::<3>(codes),
+                    ];
+                    for (q, quarter) in quarters.into_iter().enumerate() {
+                        let keep = (!0u64 >> (64 - n) >> (16 * q)) as u16;
+                        let codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(quarter));
+                        for i in 0..T {
+                            // SAFETY: the mask keeps the read within token `i`, which ends at
+                            // `(i + 1) * cols` at the latest; a masked address may lie beyond.
+                            let x = unsafe {
+                                let from = x.as_ptr().wrapping_add(i * cols + at + 16 * q);
+                                _mm512_maskz_loadu_ps(keep, from)
+                            };
+                            inner[q % U][i] = _mm512_fmadd_ps(codes, x, inner[q % U][i]);
+                        }
                     }
+                    at += n;
                 }
-                at += n;
+                let scale = _mm512_set1_ps(scales[g]);
+                for i in 0..T {
+                    let mut sum = inner[0][i];
+                    for others in &inner[1..] {
+                        sum = _mm512_add_ps(sum, others[i]);
+                    }
+                    totals[i] = _mm512_fmadd_ps(sum, scale, totals[i]);
+                    offsets[i] = (scales[g] * zeros[g]).mul_add(sums[i * stride + g], offsets[i]);
+                }
             }
-            let scale = _mm512_set1_ps(scales[g]);
             for i in 0..T {
-                let mut sum = inner[0][i];
-                for others in &inner[1..] {
-                    sum = _mm512_add_ps(sum, others[i]);
-                }
-                totals[i] = _mm512_fmadd_ps(sum, scale, totals[i]);
-                offsets[i] = (scales[g] * zeros[g]).mul_add(sums[i * stride + g], offsets[i]);
+                out[i] += _mm512_reduce_add_ps(totals[i]) - offsets[i];
             }
+            T
         }
-        for i in 0..T {
-            out[i] += _mm512_reduce_add_ps(totals[i]) - offsets[i];
-        }
-        T
     }
 }

@@ -129,6 +129,14 @@ impl<M: Metric> Method for LowRank<M> {
         self.id
     }
 
+    fn takes_mask(&self) -> bool {
+        false
+    }
+
+    fn corrects_bias(&self) -> bool {
+        self.metric.corrects_bias()
+    }
+
     fn needs(&self) -> Needs {
         let factors = if self.factors.need_gram() { Needs::GRAM } else { Needs::default() };
         self.metric.needs().union(factors)

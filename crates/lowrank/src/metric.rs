@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::stage::Keys;
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{Error, ErrorKind, Result};
 
@@ -64,6 +65,17 @@ pub trait Metric: Debug + Send + Sync {
     fn id(&self) -> &'static str;
     /// Statistics it uses.
     fn needs(&self) -> Needs;
+    /// Its own knobs; none by default.
+    ///
+    /// # Errors
+    /// Those of `keys`.
+    fn knobs(&mut self, _: &mut Keys<'_>) -> Result<()> {
+        Ok(())
+    }
+    /// The mean goes into a bias. False by default.
+    fn corrects_bias(&self) -> bool {
+        false
+    }
     /// The weighing of a shared input; `Err(reason)` inside if the statistics cannot be used.
     ///
     /// # Errors
@@ -113,6 +125,10 @@ impl Metric for InputScale {
 
     fn needs(&self) -> Needs {
         Needs::MOMENTS
+    }
+
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.float("alpha", &mut self.alpha, 0.0..=4.0, "how much activity counts")
     }
 
     fn weighing(
@@ -172,6 +188,10 @@ impl Metric for InputCovariance {
 
     fn needs(&self) -> Needs {
         Needs::GRAM.union(Needs::MOMENTS)
+    }
+
+    fn corrects_bias(&self) -> bool {
+        true
     }
 
     fn weighing(

@@ -1,4 +1,5 @@
 use tensorpress_tensor::node::{Dense, Masked};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Group, Method, Node, Result, Select, Selection,
@@ -23,6 +24,27 @@ impl<S: Saliency> Pruner<S> {
     pub fn new(saliency: S, pattern: Pattern) -> Self {
         Self { saliency, pattern }
     }
+}
+
+impl<S: Saliency> Knobs for Pruner<S> {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.pattern.knobs(keys)
+    }
+}
+
+pub(crate) fn stages() -> [Row<WeightPart>; 2] {
+    [
+        Row::select(
+            Magnitude.id(),
+            "keeps the largest weights of each row; needs no calibration",
+            || magnitude(Pattern::default()),
+        ),
+        Row::select(
+            InputNorm.id(),
+            "keeps the weights that are largest times the norm of their input",
+            || wanda(Pattern::default()),
+        ),
+    ]
 }
 
 /// Magnitude pruning.

@@ -3,12 +3,14 @@ mod search;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Side, Transform, Transformed};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, Value, WeightPart};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, DType, Error, ErrorKind, Group, Method, Node, Result,
-    Target,
+    Compress, Compressed, CompressedGroup, DType, DynCompress, Error, ErrorKind, Group, Method,
+    Node, Result, Target,
 };
 
+use crate::Clip;
 use crate::GridSpec;
 use crate::rtn::Rtn;
 use search::{Inputs, best_scale, clip_to_outputs};
@@ -27,7 +29,7 @@ pub struct Awq<S = Rtn> {
     pub grid: GridSpec,
     /// Search ratios `i / ratios` for i below this. Default 20.
     pub ratios: usize,
-    /// Sampled tokens that score a ratio. Default 1024.
+    /// Sampled tokens that score a ratio. Default 4096.
     pub samples: usize,
     /// Whether weights are clipped by output error before they are rounded.
     pub clip: AwqClip,
@@ -46,6 +48,12 @@ pub enum AwqClip {
     Output,
 }
 
+impl Default for Awq<Rtn> {
+    fn default() -> Self {
+        Self::new(GridSpec::default())
+    }
+}
+
 impl Awq<Rtn> {
     /// The method of the paper on the given grid.
     #[must_use]
@@ -58,7 +66,7 @@ impl<S> Awq<S> {
     /// The search on `grid`, rounding by `solver` (which should use the same grid).
     #[must_use]
     pub fn with_solver(grid: GridSpec, solver: S) -> Self {
-        Self { grid, ratios: 20, samples: 1024, clip: AwqClip::Off, solver }
+        Self { grid, ratios: 20, samples: 4096, clip: AwqClip::Off, solver }
     }
 
     /// Sets the clipping.
@@ -102,9 +110,62 @@ impl<S> Awq<S> {
     }
 }
 
+/// The grid counts only where no quantiser follows, whose own decides.
+impl Knobs for Awq<Rtn> {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.alone(|keys| self.grid.codes(keys))?;
+        let clips = [
+            ("minmax", (Clip::MinMax, AwqClip::Off)),
+            ("mse", (Clip::Mse, AwqClip::Off)),
+            ("output", (Clip::MinMax, AwqClip::Output)),
+        ];
+        let mut clip = (self.grid.clip, self.clip);
+        let about = "as of the quantiser; output: weights are clamped by output error";
+        match keys.peek("clip") {
+            Some(Value::Word(word)) if word == "output" => {
+                keys.choice("clip", &mut clip, &clips, about)?;
+            }
+            _ => keys.alone(|keys| keys.choice("clip", &mut clip, &clips, about))?,
+        }
+        (self.grid.clip, self.clip) = clip;
+        keys.alone(|keys| self.grid.scales(keys))?;
+        keys.int("ratios", &mut self.ratios, 1..=1000, "exponents tried")?;
+        keys.int("samples", &mut self.samples, 1..=1 << 20, "tokens that judge an exponent")?;
+        self.solver = Rtn::new(self.grid);
+        Ok(())
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    let about = "scales input channels up by how active they are, before a quantiser (alone: rounds to nearest)";
+    Row::transform("awq", about, Awq::default, |awq, solver| {
+        let Some(solver) = solver else { return Ok(Some(Box::new(awq))) };
+        let Some(grid) = solver.grid() else {
+            let message =
+                format!("`awq` before `{}`: it needs a quantiser with a grid", solver.id());
+            return Err(Error::unsupported(message));
+        };
+        let Awq { ratios, samples, clip, .. } = awq;
+        let awq: Box<dyn DynCompress> = Box::new(Awq { grid, ratios, samples, clip, solver });
+        Ok(Some(awq))
+    })
+}
+
 impl<S: Method> Method for Awq<S> {
     fn id(&self) -> &'static str {
         "awq"
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        self.solver.grid()
+    }
+
+    fn takes_mask(&self) -> bool {
+        self.solver.takes_mask()
+    }
+
+    fn corrects_bias(&self) -> bool {
+        self.solver.corrects_bias()
     }
 
     fn needs(&self) -> Needs {

@@ -7,6 +7,7 @@ use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis};
 use tensorpress_tensor::node::{Side, Transform, Transformed};
 use tensorpress_tensor::obs::Prepared;
+use tensorpress_tensor::stage::{Auto, Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
@@ -34,9 +35,13 @@ pub struct Gptq {
     pub static_groups: bool,
     /// Damping as a fraction of the mean diagonal. Default 0.01.
     pub damp: f32,
-    /// Columns between two updates of the rest of the matrix. Default 128.
-    pub block: usize,
+    /// Columns between two updates of the rest of the matrix. By default 128, or a smaller group, so that its grid is
+    /// fitted to the weights as they stand when it begins.
+    pub block: Auto<usize>,
 }
+
+/// Columns of a block where groups are no shorter.
+const LONGEST_BLOCK: usize = 128;
 
 impl Default for Gptq {
     fn default() -> Self {
@@ -45,7 +50,7 @@ impl Default for Gptq {
             act_order: false,
             static_groups: false,
             damp: 0.01,
-            block: 128,
+            block: Auto::Auto,
         }
     }
 }
@@ -81,15 +86,23 @@ impl Gptq {
     /// Sets the columns between two updates of the rest.
     #[must_use]
     pub fn with_block(mut self, block: usize) -> Self {
-        self.block = block;
+        self.block = Auto::Set(block);
         self
+    }
+
+    /// Groups are fitted when their block begins: no block is longer than a group, unless that would make it tiny.
+    fn own_block(&self) -> usize {
+        match self.grid.granularity {
+            Granularity::Group(group) if (16..LONGEST_BLOCK).contains(&group) => group,
+            _ => LONGEST_BLOCK,
+        }
     }
 
     fn check(&self) -> Result<()> {
         if !self.damp.is_finite() || self.damp < 0.0 {
             return Err(Error::invalid(format!("damp = {}: allowed are 0 and more", self.damp)));
         }
-        if self.block == 0 {
+        if self.block == Auto::Set(0) {
             return Err(Error::invalid("block = 0: allowed are 1 and more"));
         }
         Ok(())
@@ -120,7 +133,8 @@ impl Gptq {
         for &dead in &prepared.dead {
             weight.column_mut(dead).fill(0.0);
         }
-        let swept = obs::sweep(weight, prepared.factor.view(), self.block, &mut rule, par)?;
+        let block = self.block.or(self.own_block());
+        let swept = obs::sweep(weight, prepared.factor.view(), block, &mut rule, par)?;
         drop(swept.weight);
         let params = if self.grid.per_tensor() { vec![rule.param(0, 0)] } else { rule.params() };
         // Groups that follow the order of decision keep it, with a permutation around them; all others go back.
@@ -155,9 +169,37 @@ fn in_original_order(codes: ArrayView2<'_, u8>, order: &[usize]) -> Array2<u8> {
     original
 }
 
+impl Knobs for Gptq {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.grid.knobs(keys)?;
+        let about = "columns in the order of falling input energy";
+        keys.flag("act_order", &mut self.act_order, about)?;
+        let about = "all groups are fitted before the first column is rounded";
+        keys.flag("static_groups", &mut self.static_groups, about)?;
+        let about = "added to the diagonal, as a fraction of its mean";
+        keys.float("damp", &mut self.damp, 0.0..=1e6, about)?;
+        let about =
+            "columns between two updates of the rest: 128, or the group where that is 16 to 127";
+        let own = self.own_block();
+        keys.auto("block", &mut self.block, own, 1..=1 << 16, about)
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    Row::method(
+        "gptq",
+        "rounds column by column and spreads each error over the columns still to come",
+        Gptq::default,
+    )
+}
+
 impl Method for Gptq {
     fn id(&self) -> &'static str {
         "gptq"
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        Some(self.grid)
     }
 
     fn needs(&self) -> Needs {

@@ -2,7 +2,8 @@
 //!
 //! Each method is a few lines along those axes: [`Rtn`] rounds to the nearest level, [`Gptq`] spreads each rounding
 //! error over the columns still to come, [`Awq`] scales channels by how active they are before either of them.
-//! All return [`GroupedAffine`] nodes, which multiply without ever being expanded.
+//! All end in [`GroupedAffine`] nodes, under a transform where columns were reordered or scales could not be folded. Those
+//! multiply a few tokens straight from the codes; for many, tiles of rows are decoded, never the whole matrix.
 
 mod awq;
 mod gptq;
@@ -15,3 +16,12 @@ pub use levels::{Dynamic8, Fp4, Nf4};
 pub use rtn::Rtn;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
 pub use tensorpress_tensor::node::{GroupedAffine, LevelTable};
+
+use tensorpress_tensor::stage::{Row, WeightPart};
+
+/// All stages of this crate.
+#[must_use]
+pub fn stages() -> Vec<Row<WeightPart>> {
+    let [nf4, fp4, dynamic8] = levels::stages();
+    vec![rtn::stage(), gptq::stage(), awq::stage(), nf4, fp4, dynamic8]
+}

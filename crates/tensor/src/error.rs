@@ -30,6 +30,10 @@ pub enum ErrorKind {
     Io,
     /// The caller asked to stop.
     Interrupted,
+    /// Something is there already, and the caller did not say that it may be replaced.
+    Exists,
+    /// What is stored is a difference, and what it differs from was not given.
+    MissingBase,
 }
 
 /// An error: its [`ErrorKind`], a message, and the tensor and file it concerns where known.
@@ -78,6 +82,10 @@ impl Error {
         version => Version;
         /// [`ErrorKind::Interrupted`].
         interrupted => Interrupted;
+        /// [`ErrorKind::Exists`].
+        exists => Exists;
+        /// [`ErrorKind::MissingBase`].
+        missing_base => MissingBase;
     }
 
     /// An operating-system error on `file`; `doing` completes the sentence "cannot ...".

@@ -10,7 +10,9 @@ pub mod linalg;
 pub mod method;
 pub mod node;
 pub mod obs;
+pub mod rewrite;
 pub mod source;
+pub mod stage;
 pub mod stats;
 pub mod storage;
 #[cfg(feature = "testing")]
@@ -22,11 +24,12 @@ pub use dtype::DType;
 pub use error::{Context, Error, ErrorKind, Result};
 pub use half;
 pub use method::{
-    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Select, Selection,
-    Target,
+    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Recode, Select,
+    Selection, Target,
 };
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
+pub use rewrite::Rewrite;
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};
 pub use tensorpress_kernels as kernels;

@@ -268,7 +268,7 @@ impl Format for Pairs {
 #[test]
 fn formats_may_have_fewer_codes_than_weights() {
     let mut registry = Registry::default();
-    registry.add_node(Pairs::ID, Leaf::<Pairs>::read_from);
+    registry.add_node(Pairs::ID, Leaf::<Pairs>::read_from).unwrap();
     for shape @ [rows, cols] in SIZES {
         let shifts = Child::Plane(packed([rows, 1], 4, 1));
         let codes = packed([rows, cols.div_ceil(2)], 8, 2);

@@ -47,11 +47,6 @@ pub struct LayerBill {
     pub tree: Json,
 }
 
-/// Bits of a node's parts over the number of its weights.
-pub(crate) fn bits_per_weight(storage: &Storage, shape: [usize; 2]) -> f64 {
-    storage.bits() as f64 / (shape[0] * shape[1]).max(1) as f64
-}
-
 impl Bill {
     /// Counts the parts of every compressed matrix of a model.
     ///
@@ -71,7 +66,7 @@ impl Bill {
             layers.push(LayerBill {
                 name: name.clone(),
                 shape,
-                bits_per_weight: bits_per_weight(&parts, shape),
+                bits_per_weight: parts.bits_per_weight(shape),
                 storage: parts,
                 multiply: node.multiply(),
                 tree: tree.clone(),

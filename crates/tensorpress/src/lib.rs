@@ -1,5 +1,6 @@
 //! Compress neural networks on CPUs: recipes, a streaming pipeline, and every method of tensorpress under one roof.
 //!
+//! - [`compress`] does it to one matrix, in one call.
 //! - [`Recipe`](recipe::Recipe) says what to do, as a line (`awq | gptq(bits=3, group=64)`), a preset or a TOML file.
 //! - [`Compressor`](pipeline::Compressor) does it to a model, block by block, in bounded memory, and can be stopped
 //!   and resumed at any moment.
@@ -15,12 +16,14 @@
 
 pub mod bill;
 pub mod compose;
+mod compress;
 mod open;
 pub mod pipeline;
 pub mod prelude;
 pub mod recipe;
 mod registry;
 
+pub use compress::{compress, compress_with};
 pub use open::{open_model, open_packed_model};
 pub use registry::registry;
 pub use tensorpress_entropy as entropy;

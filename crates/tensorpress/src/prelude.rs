@@ -8,9 +8,9 @@ pub use crate::{open_model, registry};
 pub use tensorpress_entropy::{PackedFile, Packer, TileCoder};
 pub use tensorpress_lowrank::{Rank, eora, svd, svd_llm};
 pub use tensorpress_model::Source;
-pub use tensorpress_prune::{Pattern, SparseGpt, magnitude, wanda};
+pub use tensorpress_prune::{DropBlocks, Flap, Pattern, SparseGpt, magnitude, wanda};
 pub use tensorpress_quant::{Awq, Gptq, GridSpec, Rtn};
 pub use tensorpress_tensor::{
     Checkpoint, Compress, DType, DynCompress, Error, ErrorKind, Group, Method, Node, Result,
-    Select, Target,
+    Rewrite, Select, Target,
 };

@@ -1,8 +1,8 @@
 //! Methods made of methods: what a residual corrects, what a joint sweep returns, and what cannot be composed.
 
-use tensorpress::compose::JointSparseGpt;
 use tensorpress::lowrank::feature_mimicking;
 use tensorpress::prelude::*;
+use tensorpress::prune::JointSparseGpt;
 use tensorpress::quant::Granularity;
 use tensorpress::tensor::linalg::{Par, SplitMix};
 use tensorpress::tensor::ndarray::{Array2, ArrayView2};

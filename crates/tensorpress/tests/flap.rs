@@ -3,6 +3,7 @@
 
 mod tiny;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,13 +35,13 @@ fn inputs(source: &Source) -> Vec<[Array2<f32>; 2]> {
     #[derive(Default)]
     struct Keep([Vec<Array2<f32>>; 2]);
     impl Observer for Keep {
-        fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()> {
+        fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
             match input {
                 SharedInput::AttentionOutput => self.0[0].push(x.to_owned()),
                 SharedInput::MlpOutput => self.0[1].push(x.to_owned()),
                 _ => {}
             }
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         }
     }
     let model = source.decoder().unwrap();
@@ -307,7 +308,7 @@ fn stopped_work_resumes_and_threads_change_nothing() {
                 .with_cancel(cancel)
                 .run(&demo, &out);
             assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);
-            assert!(!out.exists() && partial_of(&out).exists() == judged.is_none());
+            assert!(!out.exists() && partial_of(&out).exists());
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         let resumed = pool.install(|| compress(line, &demo, &out)).unwrap();
@@ -324,10 +325,7 @@ fn stopped_work_resumes_and_threads_change_nothing() {
             .with_cancel(cancel);
         assert!(run.run(&demo, &other).is_err());
         let error = compress("flap(sparsity=0.4)", &demo, &other).unwrap_err();
-        assert!(
-            error.message().contains("structure") && error.message().contains("recipe"),
-            "{error}"
-        );
+        assert!(error.message().contains("recipe"), "{error}");
     }
 }
 

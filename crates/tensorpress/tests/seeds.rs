@@ -9,7 +9,7 @@ mod targets;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tensorpress::entropy::{Effort, Packer, TileCoder, coded};
+use tensorpress::entropy::{Effort, Packer, TileCoder, ValueType, coded, compress, compress_with};
 use tensorpress::kvcache::{
     Axis, Bitmap, HeadSlots, Int, KvRecipe, KvShape, KvStore, Layer, StoreForm,
 };
@@ -215,6 +215,16 @@ fn write_packed() {
         ),
     ];
     std::fs::create_dir_all(seeds("tpk")).unwrap();
+    let words: Vec<u16> = bf16.as_chunks().0.iter().map(|w| u16::from_le_bytes(*w)).collect();
+    let ramp: Vec<u32> = (0..3000).collect();
+    for (name, frame) in [
+        ("frame_bf16", compress(&words, ValueType::BF16)),
+        ("frame_best", compress_with(&near.repeat(40), ValueType::Bytes, Effort::Best)),
+        ("frame_ramp", compress(&ramp, ValueType::I32)),
+        ("frame_empty", compress::<f32>(&[], ValueType::F32)),
+    ] {
+        std::fs::write(seeds("tpk").join(name), frame).unwrap();
+    }
     for (name, bytes) in packed {
         std::fs::write(seeds("tpk").join(name), bytes.unwrap()).unwrap();
     }
@@ -273,11 +283,6 @@ fn fuzz_targets_survive_their_seeds() {
         write_packed();
         write_caches();
     }
-    let inputs = run("node", targets::node)
-        + run("checkpoint", targets::checkpoint)
-        + run("recipe", targets::recipe)
-        + run("config", targets::config)
-        + run("tpk", targets::tpk)
-        + run("kv", targets::kv);
+    let inputs: usize = targets::ALL.into_iter().map(|(target, f)| run(target, f)).sum();
     assert!(inputs > 1000);
 }

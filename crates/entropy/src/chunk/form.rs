@@ -1,10 +1,10 @@
 //! What planes are made of: the values themselves, or their differences from something.
 
+use tensorpress_tensor::kernels::planes::{join_planes, split_planes};
 use tensorpress_tensor::{Error, Result};
 
 use super::Effort;
 use super::window::Window;
-use crate::kernels::{join_planes, split_planes};
 use crate::value::ValueType;
 
 /// How values become the integers whose bytes are the planes.

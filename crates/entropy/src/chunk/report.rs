@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 
 use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::planes::split_planes;
 use tensorpress_tensor::{Error, Result};
 
 use super::form::Form;
 use super::plane::{Coded, entropy};
 use super::{CONSTANT, PALETTE, PLANES, RAW, SPLIT, early, split};
 use crate::coder::blocks::count;
-use crate::kernels::split_planes;
 use crate::value::ValueType;
 use crate::varint::read_varint;
 

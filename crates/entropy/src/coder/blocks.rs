@@ -1,11 +1,12 @@
 //! A byte plane as rANS with a table per block.
 
 use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::planes::join_planes;
+use tensorpress_tensor::kernels::rans::LANES;
 use tensorpress_tensor::{Error, Result};
 
 use super::rans::{Decoder, Encoder, STATE_BYTES, to_symbols};
 use super::slots::Slots;
-use crate::kernels::{LANES, join_planes};
 use crate::model::{Counts, Table};
 use crate::varint::{read_varint, write_varint};
 

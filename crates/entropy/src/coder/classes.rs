@@ -2,13 +2,13 @@
 //! scale, and near ones are not always alike.
 
 use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::rans::LANES;
 use tensorpress_tensor::{Error, Result};
 
 use super::blocks::count;
 use super::huffman;
 use super::rans::{Decoder, Encoder};
 use super::slots::Slots;
-use crate::kernels::LANES;
 use crate::model::{Counts, Table};
 use crate::varint::{read_varint, write_varint};
 

@@ -2,11 +2,11 @@
 //! the alias layout after Giesen, "Interleaved entropy coders", 2014): 128 states of 32 bits, 16-bit words.
 
 use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::rans::{self, Cursor, LANES, LOWEST, Layout, SLACK};
 use tensorpress_tensor::{Error, Result};
 
 use super::slots::Slots;
 use crate::bits::{BitReader, BitWriter};
-use crate::kernels::{self, Cursor, LANES, LOWEST, SLACK};
 use crate::model::Table;
 
 /// Bytes of the states in a stream, on average: states are spread evenly over the octaves.
@@ -38,11 +38,10 @@ impl Encoder {
             let mut step = [slots.likeliest(); LANES];
             step[..rest.len()].copy_from_slice(rest);
             self.at =
-                kernels::encode(self.isa, slots, &mut self.states, &step, &mut self.words, self.at);
+                rans::encode(self.isa, slots, &mut self.states, &step, &mut self.words, self.at);
         }
         let whole = &symbols[..whole];
-        self.at =
-            kernels::encode(self.isa, slots, &mut self.states, whole, &mut self.words, self.at);
+        self.at = rans::encode(self.isa, slots, &mut self.states, whole, &mut self.words, self.at);
     }
 
     /// Appends states and words.
@@ -115,10 +114,10 @@ impl<'a> Decoder<'a> {
     ) -> Result<()> {
         let whole = out.len() / LANES * LANES;
         let (whole, rest) = out.split_at_mut(whole);
-        let mut done = kernels::decode(self.isa, slots, &mut self.cursor, escapes, whole);
+        let mut done = rans::decode(self.isa, slots, &mut self.cursor, escapes, whole);
         if !rest.is_empty() {
             let mut step = [0; LANES];
-            done = done && kernels::decode(self.isa, slots, &mut self.cursor, escapes, &mut step);
+            done = done && rans::decode(self.isa, slots, &mut self.cursor, escapes, &mut step);
             rest.copy_from_slice(&step[..rest.len()]);
         }
         if done { Ok(()) } else { Err(early()) }
@@ -132,7 +131,7 @@ impl<'a> Decoder<'a> {
         raw: &[u8],
         out: &mut [u8],
     ) -> Option<Result<()>> {
-        let done = kernels::decode_bf16(self.isa, slots, &mut self.cursor, escapes, raw, out)?;
+        let done = rans::decode_bf16(self.isa, slots, &mut self.cursor, escapes, raw, out)?;
         Some(if done { Ok(()) } else { Err(early()) })
     }
 
@@ -167,5 +166,5 @@ pub(crate) fn to_symbols(
         (0, Some(escape)) => escape,
         _ => slots.symbol_of(b as u8),
     });
-    kernels::map_bytes(isa, &map, alias.escape, bytes, out, escapes);
+    rans::map_bytes(isa, &map, alias.escape, bytes, out, escapes);
 }

@@ -2,10 +2,11 @@
 
 use std::sync::OnceLock;
 
+use tensorpress_tensor::kernels::rans::{Alias, BUCKETS, BySlot, Code, Layout};
+
 use crate::model::{PROB_TOTAL, Table};
 
-/// Buckets of the alias layout, and slots of one.
-const BUCKETS: usize = 16;
+/// Slots of a bucket of the alias layout.
 const BUCKET: u32 = PROB_TOTAL / BUCKETS as u32;
 
 /// The slots of a table with at least two entries.
@@ -20,43 +21,15 @@ pub(crate) struct Slots {
     narrow: Option<Alias>,
     /// Entry of each byte.
     entry_of: [u8; 256],
-    slot_of: OnceLock<Vec<u16>>,
+    slot_of: OnceLock<Box<[u16; PROB_TOTAL as usize]>>,
     by_slot: OnceLock<Box<BySlot>>,
 }
-
-/// By slot: `symbol | frequency << 8 | occurrence << 20`.
-pub(crate) type BySlot = [u32; PROB_TOTAL as usize];
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     byte: Option<u8>,
     freq: u32,
     start: u32,
-}
-
-/// The alias layout, as kernels hold it in registers: entries by bucket.
-#[derive(Debug, Clone)]
-pub(crate) struct Alias {
-    /// Positions below this in a bucket belong to the bucket's own entry.
-    pub(crate) threshold: [u32; BUCKETS],
-    /// Own entry: `frequency | symbol << 13`.
-    pub(crate) own: [u32; BUCKETS],
-    /// The other entry: `frequency | symbol << 13 | shift << 17`, where position + (signed) shift is the
-    /// occurrence's number.
-    pub(crate) other: [u32; BUCKETS],
-    /// Byte of each symbol; that of the escape is 0.
-    pub(crate) bytes: [u8; BUCKETS],
-    /// The escape's symbol, if there is one.
-    pub(crate) escape: Option<u8>,
-}
-
-/// What encoding needs to know of a symbol.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Code {
-    /// floor((2^64 - 1) / frequency): division by multiplication.
-    pub(crate) reciprocal: u64,
-    pub(crate) freq: u32,
-    pub(crate) start: u32,
 }
 
 impl Slots {
@@ -73,13 +46,8 @@ impl Slots {
                 entry_of[usize::from(byte)] = i as u8;
             }
         }
-        let narrow = (entries.len() <= BUCKETS).then(|| Alias::lay_out(&entries));
+        let narrow = (entries.len() <= BUCKETS).then(|| lay_out(&entries));
         Self { entries, narrow, entry_of, slot_of: OnceLock::new(), by_slot: OnceLock::new() }
-    }
-
-    /// The layout in registers, of a narrow table.
-    pub(crate) fn alias(&self) -> Option<&Alias> {
-        self.narrow.as_ref()
     }
 
     /// The symbol that stands for a byte: its entry's number where the table is narrow, else the byte.
@@ -95,9 +63,14 @@ impl Slots {
         let bytes = self.entries.iter().filter_map(|e| Some((e.freq, e.byte?)));
         bytes.max().map_or(0, |(_, byte)| self.symbol_of(byte))
     }
+}
 
-    /// By symbol.
-    pub(crate) fn codes(&self) -> [Code; 256] {
+impl Layout for Slots {
+    fn alias(&self) -> Option<&Alias> {
+        self.narrow.as_ref()
+    }
+
+    fn codes(&self) -> [Code; 256] {
         let mut codes = [Code::default(); 256];
         for (i, entry) in self.entries.iter().enumerate() {
             let symbol = match (&self.narrow, entry.byte) {
@@ -113,14 +86,13 @@ impl Slots {
         codes
     }
 
-    /// Slot of the r-th occurrence of the entry that starts at `start`: `slot_of[start + r]`.
-    pub(crate) fn slot_of(&self) -> &[u16] {
+    fn slot_of(&self) -> &[u16; PROB_TOTAL as usize] {
         self.slot_of.get_or_init(|| match &self.narrow {
-            None => (0..PROB_TOTAL as u16).collect(),
+            None => Box::new(std::array::from_fn(|slot| slot as u16)),
             Some(alias) => {
-                let mut slots = vec![0; PROB_TOTAL as usize];
+                let mut slots = Box::new([0; PROB_TOTAL as usize]);
                 for slot in 0..PROB_TOTAL {
-                    let (symbol, occurrence) = alias.occurrence(slot);
+                    let (symbol, occurrence) = occurrence(alias, slot);
                     let start = self.entries[symbol].start;
                     slots[(start + occurrence) as usize] = slot as u16;
                 }
@@ -129,8 +101,7 @@ impl Slots {
         })
     }
 
-    /// The table by slot, for kernels that look it up in memory.
-    pub(crate) fn by_slot(&self) -> &BySlot {
+    fn by_slot(&self) -> &BySlot {
         self.by_slot.get_or_init(|| {
             let mut table = Box::new([0; PROB_TOTAL as usize]);
             for (i, entry) in self.entries.iter().enumerate() {
@@ -148,65 +119,67 @@ impl Slots {
     }
 }
 
-impl Alias {
-    /// Vose's method in integers: buckets with too little take from those with too much, in the order of a stack, so
-    /// that every machine finds the same layout.
-    fn lay_out(entries: &[Entry]) -> Self {
-        let freq = |bucket: usize| entries.get(bucket).map_or(0, |e| e.freq);
-        let mut left: [u32; BUCKETS] = std::array::from_fn(freq);
-        let mut threshold = [BUCKET; BUCKETS];
-        let mut giver_of = [0usize; BUCKETS];
-        let mut poor: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] < BUCKET).collect();
-        let mut rich: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] >= BUCKET).collect();
-        while let Some(bucket) = poor.pop() {
-            let giver = *rich.last().expect("what one bucket lacks another has");
-            threshold[bucket] = left[bucket];
-            giver_of[bucket] = giver;
-            left[giver] -= BUCKET - left[bucket];
-            if left[giver] < BUCKET {
-                rich.pop();
-                poor.push(giver);
-            }
+/// Vose's method in integers: buckets with too little take from those with too much, in the order of a stack, so
+/// that every machine finds the same layout.
+fn lay_out(entries: &[Entry]) -> Alias {
+    let freq = |bucket: usize| entries.get(bucket).map_or(0, |e| e.freq);
+    let mut left: [u32; BUCKETS] = std::array::from_fn(freq);
+    let mut threshold = [BUCKET; BUCKETS];
+    let mut giver_of = [0usize; BUCKETS];
+    let mut poor: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] < BUCKET).collect();
+    let mut rich: Vec<usize> = (0..BUCKETS).filter(|i| left[*i] >= BUCKET).collect();
+    while let Some(bucket) = poor.pop() {
+        let giver = *rich.last().expect("what one bucket lacks another has");
+        threshold[bucket] = left[bucket];
+        giver_of[bucket] = giver;
+        left[giver] -= BUCKET - left[bucket];
+        if left[giver] < BUCKET {
+            rich.pop();
+            poor.push(giver);
         }
-        // Occurrences in an entry's own bucket come first, those in others' after them, by bucket.
-        let mut next: [u32; BUCKETS] = std::array::from_fn(|i| threshold[i].min(freq(i)));
-        let mut alias = Self {
-            threshold,
-            own: [0; BUCKETS],
-            other: [0; BUCKETS],
-            bytes: [0; BUCKETS],
-            escape: entries.iter().position(|e| e.byte.is_none()).map(|i| i as u8),
-        };
-        for bucket in 0..BUCKETS {
-            if let Some(entry) = entries.get(bucket) {
-                alias.own[bucket] = entry.freq | (bucket as u32) << 13;
-                alias.bytes[bucket] = entry.byte.unwrap_or(0);
-            }
-            if threshold[bucket] < BUCKET {
-                let giver = giver_of[bucket];
-                let shift = next[giver] as i32 - threshold[bucket] as i32;
-                let freq = entries[giver].freq;
-                alias.other[bucket] = freq | (giver as u32) << 13 | (shift as u32) << 17;
-                next[giver] += BUCKET - threshold[bucket];
-            }
-        }
-        alias
     }
+    // Occurrences in an entry's own bucket come first, those in others' after them, by bucket.
+    let mut next: [u32; BUCKETS] = std::array::from_fn(|i| threshold[i].min(freq(i)));
+    let mut alias = Alias {
+        threshold,
+        own: [0; BUCKETS],
+        other: [0; BUCKETS],
+        bytes: [0; BUCKETS],
+        escape: entries.iter().position(|e| e.byte.is_none()).map(|i| i as u8),
+    };
+    for bucket in 0..BUCKETS {
+        if let Some(entry) = entries.get(bucket) {
+            alias.own[bucket] = entry.freq | (bucket as u32) << 13;
+            alias.bytes[bucket] = entry.byte.unwrap_or(0);
+        }
+        if threshold[bucket] < BUCKET {
+            let giver = giver_of[bucket];
+            let shift = next[giver] as i32 - threshold[bucket] as i32;
+            let freq = entries[giver].freq;
+            alias.other[bucket] = freq | (giver as u32) << 13 | (shift as u32) << 17;
+            next[giver] += BUCKET - threshold[bucket];
+        }
+    }
+    alias
+}
 
-    /// Symbol and number of the occurrence that a slot holds.
-    fn occurrence(&self, slot: u32) -> (usize, u32) {
-        let (bucket, position) = ((slot / BUCKET) as usize, slot % BUCKET);
-        if position < self.threshold[bucket] {
-            return (bucket, position);
-        }
-        let other = self.other[bucket];
-        ((other >> 13 & 0xf) as usize, (position as i32 + (other as i32 >> 17)) as u32)
+/// Symbol and number of the occurrence that a slot holds.
+fn occurrence(alias: &Alias, slot: u32) -> (usize, u32) {
+    let (bucket, position) = ((slot / BUCKET) as usize, slot % BUCKET);
+    if position < alias.threshold[bucket] {
+        return (bucket, position);
     }
+    let other = alias.other[bucket];
+    ((other >> 13 & 0xf) as usize, (position as i32 + (other as i32 >> 17)) as u32)
 }
 
 #[cfg(test)]
 mod tests {
+    use tensorpress_tensor::kernels::Isa;
+    use tensorpress_tensor::kernels::rans::{Cursor, LANES, LOWEST, SLACK, decode, encode};
+
     use super::*;
+    use crate::coder::blocks::count;
 
     /// Both layouts: every slot belongs to one occurrence of one entry, and the registers say the same as the list.
     #[test]
@@ -232,6 +205,60 @@ mod tests {
                     assert_eq!(occurrence, (entry >> 20) as i32);
                 }
             }
+        }
+    }
+
+    /// Symbols of a table with these frequencies, likelier ones more often.
+    fn symbols(slots: &Slots, counts: &[u32; 256], len: usize) -> Vec<u8> {
+        let total: u64 = counts.iter().map(|n| u64::from(*n)).sum();
+        let mut x = 0x9e37_79b9_7f4a_7c15u64;
+        let draw = |x: &mut u64| {
+            *x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let mut left = (*x >> 33) % total;
+            let byte = counts.iter().position(|n| {
+                let inside = left < u64::from(*n);
+                left = left.saturating_sub(if inside { 0 } else { u64::from(*n) });
+                inside
+            });
+            slots.symbol_of(byte.expect("below the total") as u8)
+        };
+        (0..len).map(|_| draw(&mut x)).collect()
+    }
+
+    fn check(counts: &[u32; 256], len: usize) {
+        let slots = Slots::new(&Table::wide(counts));
+        let symbols = symbols(&slots, counts, len);
+        let mut expected = ([LOWEST; LANES], vec![0; 2 * len + 2 * LANES + SLACK]);
+        let room = 2 * len + 2 * LANES;
+        let at = encode(Isa::Generic, &slots, &mut expected.0, &symbols, &mut expected.1, room);
+        for isa in Isa::available() {
+            let (mut states, mut words) = ([LOWEST; LANES], vec![0; expected.1.len()]);
+            let start = encode(isa, &slots, &mut states, &symbols, &mut words, room);
+            assert_eq!(start, at, "{isa:?}");
+            assert_eq!(states, expected.0, "{isa:?}");
+            assert_eq!(words[at..room], expected.1[at..room], "{isa:?}");
+            let mut cursor = Cursor { states, words: &words[at..], at: 0, len: room - at };
+            let mut out = vec![0; len];
+            assert!(decode(isa, &slots, &mut cursor, &mut &[][..], &mut out), "{isa:?}");
+            let coded: Vec<u8> = out.iter().map(|byte| slots.symbol_of(*byte)).collect();
+            assert_eq!(coded, symbols, "{isa:?}");
+            assert!(cursor.states.iter().all(|x| *x == LOWEST) && cursor.at == cursor.len);
+        }
+        assert_eq!(count(&symbols).iter().sum::<u32>() as usize, len);
+    }
+
+    /// Every frequency: division by multiplication must be exact on every path.
+    #[test]
+    fn every_path_writes_the_same_words() {
+        for freq in 1..PROB_TOTAL {
+            let mut counts = [0; 256];
+            (counts[3], counts[200]) = (freq, PROB_TOTAL - freq);
+            check(&counts, if freq % 64 < 2 || freq > 4000 { 20 * LANES } else { 2 * LANES });
+        }
+        for entries in [3, 15, 16, 17, 40, 256] {
+            let counts =
+                std::array::from_fn(|i| if i < entries { 1 + (i as u32 * 37) % 101 } else { 0 });
+            check(&counts, 40 * LANES);
         }
     }
 }

@@ -133,7 +133,7 @@ impl PackedFile {
     /// Decodes a tensor, of the first file that has one of this name, and checks its hash.
     ///
     /// # Errors
-    /// `InsufficientData` if there is none; `Corruption` for damage; `InvalidArgument` if it needs a base that was not
+    /// `InsufficientData` if there is none; `Corruption` for damage; `MissingBase` if it needs a base that was not
     /// given, or another one than was given. Each names tensor and file.
     pub fn tensor(&self, name: &str) -> Result<Bytes> {
         self.segment(self.found(name)?.0)
@@ -279,8 +279,8 @@ impl PackedFile {
             return Err(Error::corruption("a difference, but from nothing"));
         };
         let Some(base) = &self.inner.base else {
-            return Err(Error::invalid(format!(
-                "packed against a base, which is needed (--base): it was at {:?}, and its tensor has xxh3-128 {hash:032x}",
+            return Err(Error::missing_base(format!(
+                "packed against a base, which is needed: it was at {:?}, and its tensor has xxh3-128 {hash:032x}",
                 index.base.as_deref().unwrap_or_default()
             )));
         };

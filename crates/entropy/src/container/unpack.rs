@@ -26,7 +26,7 @@ impl PackedFile {
     /// A folder is made in `to.partial`, and what an interrupted call left there is removed.
     ///
     /// # Errors
-    /// `InvalidArgument` if `to` exists and is not to be replaced, or a delta's base is missing or another one;
+    /// `Exists` if `to` is there and is not to be replaced; `MissingBase`, or `InvalidArgument` for another base;
     /// `Corruption` for damage, naming where; `Io`; `Interrupted`. Nothing is left behind.
     pub fn unpack(&self, to: &Path, force: bool, watch: Option<&mut Watch<'_>>) -> Result<()> {
         self.check_target(to, force)?;
@@ -90,7 +90,7 @@ impl PackedFile {
         }
         let Ok(found) = fs::symlink_metadata(to) else { return Ok(()) };
         if !force {
-            return Err(Error::invalid("exists already; --force replaces it").in_file(to));
+            return Err(Error::exists("exists already").in_file(to));
         }
         if !self.index().is_folder {
             let same = |path: &Path| path.canonicalize().ok();

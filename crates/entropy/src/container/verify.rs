@@ -28,7 +28,7 @@ impl PackedFile {
     /// file was opened.
     ///
     /// # Errors
-    /// `InvalidArgument` if a delta's base is missing or another one; `Interrupted`. Damage is no error here: it is
+    /// `MissingBase`, or `InvalidArgument` for another base; `Interrupted`. Damage is no error here: it is
     /// what [`Verified::damages`] lists.
     pub fn verify(&self, watch: Option<&mut Watch<'_>>) -> Result<Verified> {
         self.need_base()?;
@@ -45,7 +45,8 @@ impl PackedFile {
         Ok(found.verified)
     }
 
-    /// `InvalidArgument` if this is a delta and there is no base, or one without the first tensor that is needed.
+    /// `MissingBase` if this is a delta and there is no base, `InvalidArgument` for one without the first tensor that is
+    /// needed.
     pub(super) fn need_base(&self) -> Result<()> {
         let delta = |stored: &Stored| matches!(stored, Stored::Chunks { base: Some(_), .. });
         let segments = self.index().segments.iter().enumerate();

@@ -13,7 +13,8 @@ use crate::coder::range::Interval;
 pub use adaptive::AdaptiveBytes;
 pub use buckets::Buckets;
 pub use gaussian::{Gaussian, Gaussians};
-pub use table::{Counts, PROB_BITS, PROB_TOTAL, Table};
+pub use table::{Counts, Table};
+pub use tensorpress_tensor::kernels::rans::{PROB_BITS, PROB_TOTAL};
 
 /// What a coder is told about its symbols; encoder and decoder must be told the same.
 #[derive(Debug)]
@@ -25,18 +26,6 @@ pub enum Model<'a> {
     Adaptive(&'a mut dyn AdaptiveModel),
     /// A distribution for each symbol of its own.
     PerSymbol(&'a dyn SymbolModels),
-}
-
-impl Model<'_> {
-    /// The name of the kind, for messages.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Static(_) => "static",
-            Self::Adaptive(_) => "adaptive",
-            Self::PerSymbol(_) => "per-symbol",
-        }
-    }
 }
 
 /// A model of bytes that changes with every one. (Do not implement it with floats that another machine could round

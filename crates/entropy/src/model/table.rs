@@ -1,11 +1,7 @@
+use tensorpress_tensor::kernels::rans::{PROB_BITS, PROB_TOTAL};
 use tensorpress_tensor::{Error, Result};
 
 use crate::bits::{BitReader, BitWriter};
-
-/// Bits of a probability.
-pub const PROB_BITS: u32 = 12;
-/// Sum of the frequencies of a table.
-pub const PROB_TOTAL: u32 = 1 << PROB_BITS;
 
 /// Entries of a narrow table, the escape included: as many as fit a vector register.
 const NARROW: usize = 16;

@@ -57,7 +57,7 @@ fn folders_come_back() {
 
     // What is there is replaced only when asked, and only where nothing else is lost.
     let kind = |force| packed.unpack(&again, force, None).expect_err("exists").kind();
-    assert_eq!(kind(false), ErrorKind::InvalidArgument);
+    assert_eq!(kind(false), ErrorKind::Exists);
     fs::write(again.join("config.json"), "changed").unwrap();
     packed.unpack(&again, true, None).unwrap();
     assert_eq!(fs::read(again.join("config.json")).unwrap(), b"{}");
@@ -83,7 +83,7 @@ fn targets_are_checked() {
         Packer::new().with_force(force).pack(from, to).expect_err("refused").kind()
     };
     fs::write(&to, "there").unwrap();
-    assert_eq!(kind(&model, &to, false), ErrorKind::InvalidArgument);
+    assert_eq!(kind(&model, &to, false), ErrorKind::Exists);
     assert_eq!(fs::read(&to).unwrap(), b"there");
     assert_eq!(kind(&to, &to, true), ErrorKind::InvalidArgument);
     assert_eq!(kind(&model, &model.join("m.tpk"), false), ErrorKind::InvalidArgument);

@@ -5,7 +5,6 @@
 //! layout is in [`pack`](self::pack), the arithmetic in [`input`](self::input).
 
 mod input;
-mod lanes;
 mod pack;
 mod product;
 
@@ -15,10 +14,11 @@ pub use input::{Activations, PanelInput};
 
 use super::Isa;
 use super::rows::AffineRows;
-use pack::{Line, Shape};
+use crate::simd::wide::{LANES, Line};
+use pack::Shape;
 
-/// Rows in a panel.
-const ROWS: usize = 16;
+/// Rows in a panel, one a lane.
+const ROWS: usize = LANES;
 
 /// A matrix on an integer grid of 2, 3, 4 or 8 bits, repacked in panels of 16 rows.
 ///

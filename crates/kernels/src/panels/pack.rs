@@ -20,12 +20,8 @@ use rayon::prelude::*;
 
 use super::ROWS;
 use crate::rows::AffineRows;
+use crate::simd::wide::Line;
 use crate::unpack_bits;
-
-/// A cache line.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u8; 64]);
 
 /// Inputs that make whole lines at every width.
 pub(super) const BLOCK: usize = 32;
@@ -125,7 +121,7 @@ pub(super) fn pack(w: &AffineRows<'_>, shape: &Shape, par: bool) -> Vec<Line> {
 fn zeroed(n: usize) -> Vec<Line> {
     let mut lines = Vec::with_capacity(n);
     advise_large_pages(lines.spare_capacity_mut());
-    lines.resize(n, Line([0; 64]));
+    lines.resize(n, Line::ZERO);
     lines
 }
 

@@ -2,10 +2,10 @@
 
 use super::ROWS;
 use super::input::{PanelInput, TokenTile};
-use super::lanes::PanelLanes;
-use super::pack::{Line, Shape, Tile};
+use super::pack::{Shape, Tile};
 use crate::Isa;
-use crate::simd::stamp;
+use crate::simd::wide::{Line, Wide};
+use crate::simd::{Ahead, prefetch, stamp};
 
 /// How many lines ahead of the reading the next ones are asked for: 12 KiB. Only memory gains by
 /// it, so only panels of more than this many bytes do it.
@@ -20,7 +20,7 @@ stamp! {
 }
 
 #[inline(always)]
-fn product_body<S: PanelLanes>(
+fn product_body<S: Wide>(
     s: S,
     shape: &Shape,
     lines: &[Line],
@@ -53,7 +53,7 @@ struct Work<'a> {
 
 /// All panels, for codes of `BITS` bits and activations of `P` planes.
 #[inline(always)]
-fn run<S: PanelLanes, const BITS: usize, const P: usize>(
+fn run<S: Wide, const BITS: usize, const P: usize>(
     s: S,
     shape: &Shape,
     lines: &[Line],
@@ -85,14 +85,14 @@ fn run<S: PanelLanes, const BITS: usize, const P: usize>(
 
 /// Adds the products of one panel with `T` tokens of `P` planes; `U` sums run side by side.
 #[inline(always)]
-fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const U: usize>(
+fn panel<S: Wide, const BITS: usize, const P: usize, const T: usize, const U: usize>(
     s: S,
     work: Work<'_>,
     sums: &mut [[f32; ROWS]],
 ) {
     let Work { shape, tile, lines, input, tokens, ahead } = work;
     let mut words = input.words(tokens, tile.first * shape.group);
-    let mut totals: [S::F; T] = std::array::from_fn(|t| s.floats(&sums[t]));
+    let mut totals: [S::F; T] = std::array::from_fn(|t| s.load(&sums[t]));
     let grids: [_; T] = std::array::from_fn(|t| input.grids(tokens.first + t));
     let mut rest = lines;
     for g in tile.first..tile.end {
@@ -106,7 +106,8 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
         for (lines, xs) in codes.as_chunks::<BITS>().0.iter().zip(xs.chunks_exact(8 * T * P)) {
             for line in lines {
                 // A single token reads the line once; more come back to it.
-                s.prefetch(std::ptr::from_ref(line).wrapping_add(ahead), T > 1);
+                let to = if T > 1 { Ahead::Near } else { Ahead::Once };
+                prefetch(std::ptr::from_ref(line).wrapping_add(ahead), to);
             }
             let lines: [S::I; BITS] = std::array::from_fn(|i| s.line(&lines[i]));
             // Written out: a loop here may stay a loop, with shifts that are not constant. But not
@@ -130,12 +131,12 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
         for t in 0..T {
             let mut dot = s.to_floats(side_sum(s, &dots, t, 0));
             if P == 2 {
-                dot = s.fma(dot, s.splat_f(256.0), s.to_floats(side_sum(s, &dots, t, P - 1)));
+                dot = s.fma(dot, s.splat(256.0), s.to_floats(side_sum(s, &dots, t, P - 1)));
             }
             let grid = grids[t][g];
             // scale * (dot - zero * sum), the sum being that of the integers in `dot`.
-            let centred = s.fma(zeros, s.splat_f(-grid.sum), dot);
-            totals[t] = s.fma(s.mul(scales, s.splat_f(grid.scale)), centred, totals[t]);
+            let centred = s.fma(zeros, s.splat(-grid.sum), dot);
+            totals[t] = s.fma(s.mul(scales, s.splat(grid.scale)), centred, totals[t]);
         }
     }
     for t in 0..T {
@@ -145,7 +146,7 @@ fn panel<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const
 
 /// Adds the products of one step of a block.
 #[inline(always)]
-fn add_step<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, const U: usize>(
+fn add_step<S: Wide, const BITS: usize, const P: usize, const T: usize, const U: usize>(
     s: S,
     dots: &mut [[[S::I; P]; T]; U],
     lines: &[S::I; BITS],
@@ -163,13 +164,7 @@ fn add_step<S: PanelLanes, const BITS: usize, const P: usize, const T: usize, co
 
 /// [`add_step`] as a function of its own.
 #[inline(never)]
-fn add_step_portable<
-    S: PanelLanes,
-    const BITS: usize,
-    const P: usize,
-    const T: usize,
-    const U: usize,
->(
+fn add_step_portable<S: Wide, const BITS: usize, const P: usize, const T: usize, const U: usize>(
     s: S,
     dots: &mut [[[S::I; P]; T]; U],
     lines: &[S::I; BITS],
@@ -181,7 +176,7 @@ fn add_step_portable<
 
 /// The sum of those that ran side by side.
 #[inline(always)]
-fn side_sum<S: PanelLanes, const P: usize, const T: usize, const U: usize>(
+fn side_sum<S: Wide, const P: usize, const T: usize, const U: usize>(
     s: S,
     dots: &[[[S::I; P]; T]; U],
     t: usize,
@@ -196,11 +191,7 @@ fn side_sum<S: PanelLanes, const P: usize, const T: usize, const U: usize>(
 
 /// The codes of four inputs, a byte each, out of the lines of a block (see the layout in `pack`).
 #[inline(always)]
-fn codes_of_step<S: PanelLanes, const BITS: usize>(
-    s: S,
-    lines: &[S::I; BITS],
-    step: usize,
-) -> S::I {
+fn codes_of_step<S: Wide, const BITS: usize>(s: S, lines: &[S::I; BITS], step: usize) -> S::I {
     match BITS {
         8 => lines[step],
         4 => s.bits(lines[step / 2], step % 2 * 4, 0x0f),

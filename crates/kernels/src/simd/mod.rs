@@ -1,34 +1,50 @@
-//! Vectors of f32 behind one private trait, so that an algorithm is written once.
+//! One family of vectors behind private traits, so that an algorithm is written once.
 //!
-//! A body is a generic `#[inline(always)]` function over a token `S: Simd`. The [`stamp!`] macro
-//! instantiates it inside one `#[target_feature]` function per instruction set and makes the
-//! safe entry points from it. Bodies that need no vector operation by name ignore the token:
-//! LLVM vectorises their plain loops for the features of the function they were inlined into.
+//! A body is a generic `#[inline(always)]` function over a token `S`: of [`Simd`] where it wants vectors of the registers'
+//! own width, of [`Wide`] where it wants 16 lanes whatever the registers, of [`Stored`] where it reads stored numbers. The
+//! [`stamp!`] macro instantiates it inside one `#[target_feature]` function per instruction set and makes the safe entry
+//! points from it. Bodies that need no vector operation by name ignore the token: LLVM vectorises their plain loops for
+//! the features of the function they were inlined into. Kernels written by hand for a set are chosen with [`dispatch!`],
+//! which [`stamp!`] uses too.
 
+mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+pub(super) mod stored;
+pub(super) mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(super) use memory::{Ahead, prefetch};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
 pub(super) use portable::Portable;
+pub(super) use stored::Stored;
+pub(super) use wide::Wide;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512, prefetch, prefetch_outer};
+pub(super) use x86::{Avx2, Avx512};
 
 use super::Isa;
 
-/// Vector operations of one instruction set.
+/// Proof that code runs with an instruction set.
 ///
 /// # Safety
 ///
 /// A value of an implementing type may exist only while code runs that was compiled for, and on
 /// a CPU that has, the features of the set: then the operations are safe to call. An operation
 /// may be used only in `#[inline(always)]` code reachable from a function with those features.
-pub(super) unsafe trait Simd: Copy {
+pub(super) unsafe trait Token: Copy {
     /// The set's name.
     const ISA: Isa;
+}
+
+/// Operations on vectors as wide as the registers.
+///
+/// # Safety
+///
+/// As for [`Token`].
+pub(super) unsafe trait Simd: Token {
     /// A vector of [`Simd::LANES`] numbers.
     type F32: Copy;
     /// How many numbers a vector holds.
@@ -54,6 +70,73 @@ pub(super) unsafe trait Simd: Copy {
     fn mul_add1(self, a: f32, b: f32, c: f32) -> f32;
 }
 
+/// The features of [`Isa::Avx512`], given to a macro.
+macro_rules! avx512_features {
+    ($macro:ident $($rest:tt)*) => {
+        $crate::simd::$macro! {
+            ["avx2" "fma" "f16c" "bmi2" "popcnt" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vbmi2"
+                "avx512vnni"]
+            $($rest)*
+        }
+    };
+}
+/// The features of [`Isa::Avx2`], given to a macro.
+macro_rules! avx2_features {
+    ($macro:ident $($rest:tt)*) => {
+        $crate::simd::$macro! { ["avx2" "fma" "f16c" "bmi2" "popcnt"] $($rest)* }
+    };
+}
+/// Compiles a function for features.
+macro_rules! compiled_for {
+    ([$($feature:tt)*] $($function:tt)*) => {
+        #[target_feature($(enable = $feature),*)]
+        $($function)*
+    };
+}
+/// Whether the CPU has features.
+macro_rules! detected {
+    ([$($feature:tt)*]) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
+}
+/// Compiles a function for [`Isa::Avx512`].
+macro_rules! avx512 {
+    ($($function:tt)*) => { $crate::simd::avx512_features! { compiled_for $($function)* } };
+}
+/// Compiles a function for [`Isa::Avx2`].
+macro_rules! avx2 {
+    ($($function:tt)*) => { $crate::simd::avx2_features! { compiled_for $($function)* } };
+}
+pub(super) use {avx2, avx2_features, avx512, avx512_features, compiled_for, detected};
+
+/// Calls what is written for an instruction set, if this CPU has it: functions of `avx512!` and `avx2!`, and of NEON. What
+/// is written for AVX2 serves AVX-512 too where nothing else is.
+macro_rules! dispatch {
+    ($isa:expr; $(avx512 => $avx512:expr;)? $(avx2 => $avx2:expr;)? $(neon => $neon:expr;)? _ => $portable:expr $(;)?) => {
+        {
+        #[allow(unreachable_patterns)]
+        let given = match $isa.or_generic() {
+            $(
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `or_generic` names only sets that this CPU has.
+                $crate::Isa::Avx512 => unsafe { $avx512 },
+            )?
+            $(
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `or_generic` names only sets that this CPU has.
+                $crate::Isa::Avx2 | $crate::Isa::Avx512 => unsafe { $avx2 },
+            )?
+            $(
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: `or_generic` names only sets that this CPU has.
+                $crate::Isa::Neon => unsafe { $neon },
+            )?
+            _ => $portable,
+        };
+        given
+        }
+    };
+}
+pub(super) use dispatch;
+
 /// Makes a kernel `$name` and its twin `$on`, which takes the instruction set, from a generic body
 /// `fn body<S: Simd>(s: S, args...)`; or the twin alone where one name is given.
 macro_rules! stamp {
@@ -75,39 +158,35 @@ macro_rules! stamp {
     };
     (
         $(#[$doc:meta])*
-        $vis:vis fn $on:ident ( $($arg:ident : $ty:ty),* $(,)? ) $(-> $ret:ty)? = $body:ident
+        $vis:vis fn $on:ident $(<$K:ident : $bound:path>)? ( $($arg:ident : $ty:ty),* $(,)? ) $(-> $ret:ty)? = $body:ident
     ) => {
         $(#[$doc])*
-        $vis fn $on( isa: $crate::Isa, $($arg: $ty),* ) $(-> $ret)? {
+        $vis fn $on $(<$K: $bound>)? ( isa: $crate::Isa, $($arg: $ty),* ) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-            fn avx2( $($arg: $ty),* ) $(-> $ret)? {
-                // SAFETY: this function has the features of the token.
-                $body(unsafe { $crate::simd::Avx2::new() }, $($arg),*)
+            $crate::simd::avx2! {
+                fn avx2 $(<$K: $bound>)? ( $($arg: $ty),* ) $(-> $ret)? {
+                    // SAFETY: this function has the features of the token.
+                    $body(unsafe { $crate::simd::Avx2::new() }, $($arg),*)
+                }
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-            fn avx512( $($arg: $ty),* ) $(-> $ret)? {
-                // SAFETY: this function has the features of the token.
-                $body(unsafe { $crate::simd::Avx512::new() }, $($arg),*)
+            $crate::simd::avx512! {
+                fn avx512 $(<$K: $bound>)? ( $($arg: $ty),* ) $(-> $ret)? {
+                    // SAFETY: this function has the features of the token.
+                    $body(unsafe { $crate::simd::Avx512::new() }, $($arg),*)
+                }
             }
             #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon")]
-            fn neon( $($arg: $ty),* ) $(-> $ret)? {
+            fn neon $(<$K: $bound>)? ( $($arg: $ty),* ) $(-> $ret)? {
                 // SAFETY: this function has the features of the token.
                 $body(unsafe { $crate::simd::Neon::new() }, $($arg),*)
             }
-            match isa.or_generic() {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: `or_generic` names only sets that this CPU has.
-                $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: `or_generic` names only sets that this CPU has.
-                $crate::Isa::Avx512 => unsafe { avx512($($arg),*) },
-                #[cfg(target_arch = "aarch64")]
-                // SAFETY: `or_generic` names only sets that this CPU has.
-                $crate::Isa::Neon => unsafe { neon($($arg),*) },
-                _ => $body($crate::simd::Portable, $($arg),*),
+            $crate::simd::dispatch! { isa;
+                avx512 => avx512($($arg),*);
+                avx2 => avx2($($arg),*);
+                neon => neon($($arg),*);
+                _ => $body($crate::simd::Portable, $($arg),*)
             }
         }
     };

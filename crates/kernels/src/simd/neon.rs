@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::Simd;
+use super::{Simd, Token};
 use crate::Isa;
 
 /// Proof that code runs with NEON.
@@ -19,9 +19,13 @@ impl Neon {
     }
 }
 
+// SAFETY: as `new` demands.
+unsafe impl Token for Neon {
+    const ISA: Isa = Isa::Neon;
+}
+
 // SAFETY: a token exists only where the feature does.
 unsafe impl Simd for Neon {
-    const ISA: Isa = Isa::Neon;
     type F32 = float32x4_t;
     const LANES: usize = 4;
     const TILE: usize = 4;

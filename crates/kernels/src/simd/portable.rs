@@ -1,15 +1,19 @@
 //! The portable token: plain arrays.
 
-use super::Simd;
+use super::{Simd, Token};
 use crate::Isa;
 
 /// Eight lanes in an array; every CPU has this one.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
+// SAFETY: ordinary Rust runs everywhere.
+unsafe impl Token for Portable {
+    const ISA: Isa = Isa::Generic;
+}
+
 // SAFETY: the operations are ordinary Rust and need no CPU feature.
 unsafe impl Simd for Portable {
-    const ISA: Isa = Isa::Generic;
     type F32 = [f32; 8];
     const LANES: usize = 8;
     const TILE: usize = 1;

@@ -2,31 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, Token};
 use crate::Isa;
 
-/// Asks for the cache line at an address: past the outer caches, unless it is to be kept.
-#[inline(always)]
-pub(crate) fn prefetch<T>(at: *const T, keep: bool) {
-    // SAFETY: a prefetch reads nothing and every x86-64 CPU has it; any address is allowed.
-    unsafe {
-        if keep {
-            _mm_prefetch::<_MM_HINT_T0>(at.cast());
-        } else {
-            _mm_prefetch::<_MM_HINT_NTA>(at.cast());
-        }
-    }
-}
-
-/// Asks for the cache line at an address to come as far as the second cache: unlike [`prefetch`], which holds one of the
-/// few places for lines on their way to the first cache, it may ask far ahead.
-#[inline(always)]
-pub(crate) fn prefetch_outer<T>(at: *const T) {
-    // SAFETY: as for `prefetch`.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-}
-
-/// Proof that code runs with AVX2, FMA, F16C and BMI2.
+/// Proof that code runs with what [`Isa::Avx2`] names.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
@@ -40,7 +19,7 @@ impl Avx2 {
     }
 }
 
-/// Proof that code runs with the AVX-512 sets that [`Isa::Avx512`](crate::Isa) names.
+/// Proof that code runs with what [`Isa::Avx512`] names.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -54,9 +33,13 @@ impl Avx512 {
     }
 }
 
+// SAFETY: as `new` demands.
+unsafe impl Token for Avx2 {
+    const ISA: Isa = Isa::Avx2;
+}
+
 // SAFETY: a token exists only where the features do.
 unsafe impl Simd for Avx2 {
-    const ISA: Isa = Isa::Avx2;
     type F32 = __m256;
     const LANES: usize = 8;
     const TILE: usize = 2;
@@ -96,9 +79,13 @@ unsafe impl Simd for Avx2 {
     }
 }
 
+// SAFETY: as `new` demands.
+unsafe impl Token for Avx512 {
+    const ISA: Isa = Isa::Avx512;
+}
+
 // SAFETY: a token exists only where the features do.
 unsafe impl Simd for Avx512 {
-    const ISA: Isa = Isa::Avx512;
     type F32 = __m512;
     const LANES: usize = 16;
     const TILE: usize = 4;

@@ -6,9 +6,9 @@
 
 use rayon::prelude::*;
 
-use super::lanes::Lanes;
-use super::{Format, Isa, StoredRows};
-use crate::simd::stamp;
+use super::{FloatType, Isa, StoredRows};
+use crate::simd::Stored;
+use crate::simd::{Ahead, prefetch, stamp};
 use crate::{bf16_bytes_to_f32, f16_bytes_to_f32};
 
 impl StoredRows<'_> {
@@ -147,7 +147,7 @@ stamp! {
 }
 
 #[inline(always)]
-fn panel_body<S: Lanes>(
+fn panel_body<S: Stored>(
     s: S,
     w: &StoredRows<'_>,
     groups: &BlockInputs,
@@ -178,8 +178,8 @@ fn panel_body<S: Lanes>(
 }
 
 /// Stored numbers as f32: where they lie, or widened into `place`.
-fn numbers<'a>(format: Format, bytes: &'a [u8], place: &'a mut Vec<f32>) -> &'a [f32] {
-    if format == Format::F32 && cfg!(target_endian = "little") {
+fn numbers<'a>(format: FloatType, bytes: &'a [u8], place: &'a mut Vec<f32>) -> &'a [f32] {
+    if format == FloatType::F32 && cfg!(target_endian = "little") {
         // SAFETY: any bytes are an f32, stored in the order of this machine.
         let (before, numbers, after) = unsafe { bytes.align_to::<f32>() };
         if before.is_empty() && after.is_empty() {
@@ -188,20 +188,20 @@ fn numbers<'a>(format: Format, bytes: &'a [u8], place: &'a mut Vec<f32>) -> &'a 
     }
     place.resize(bytes.len() / format.size(), 0.0);
     match format {
-        Format::F32 => {
+        FloatType::F32 => {
             for (number, bytes) in place.iter_mut().zip(bytes.as_chunks().0) {
                 *number = f32::from_le_bytes(*bytes);
             }
         }
-        Format::F16 => f16_bytes_to_f32(bytes, place),
-        Format::Bf16 => bf16_bytes_to_f32(bytes, place),
+        FloatType::F16 => f16_bytes_to_f32(bytes, place),
+        FloatType::Bf16 => bf16_bytes_to_f32(bytes, place),
     }
     place
 }
 
 /// The products of `R` rows, whose numbers are `values [R, inputs]`, with a panel, two vectors of tokens at a time.
 #[inline(always)]
-fn tiles<S: Lanes, const R: usize>(
+fn tiles<S: Stored, const R: usize>(
     s: S,
     values: &[f32],
     inputs: &[u32],
@@ -215,8 +215,8 @@ fn tiles<S: Lanes, const R: usize>(
         for j in 0..k {
             if token == 0 {
                 let next = inputs[(j + AHEAD).min(k - 1)] as usize * PANEL;
-                s.prefetch(panel.as_ptr().wrapping_add(next).cast());
-                s.prefetch(panel.as_ptr().wrapping_add(next + 16).cast());
+                prefetch(panel.as_ptr().wrapping_add(next), Ahead::Near);
+                prefetch(panel.as_ptr().wrapping_add(next + 16), Ahead::Near);
             }
             let at = inputs[j] as usize * PANEL + token;
             assert!(at + 2 * S::LANES <= panel.len());

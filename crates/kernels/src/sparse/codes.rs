@@ -1,11 +1,11 @@
 //! Multiplying by the codes of kept entries on an integer grid.
 
-use super::lanes::Lanes;
 use super::product::{SPARSE, TOGETHER, spread, tokens};
 use super::stream::{BEHIND, Stream};
 use super::{Input, Isa, Support};
 use crate::bitpack::check_bits;
 use crate::rows::by_rows;
+use crate::simd::Stored;
 use crate::simd::stamp;
 use crate::{packed_len, unpack_bits_on};
 
@@ -81,7 +81,7 @@ struct Codes {
     shift: u32,
 }
 
-impl<S: Lanes> Stream<S> for Codes {
+impl<S: Stored> Stream<S> for Codes {
     #[inline(always)]
     unsafe fn load(self, s: S, at: usize, col: usize) -> S::F32 {
         // SAFETY: the row and [`BEHIND`] bytes behind it can be read; every column has a group.
@@ -101,7 +101,7 @@ impl<S: Lanes> Stream<S> for Codes {
         self.codes = self.codes.wrapping_add(by);
     }
     #[inline(always)]
-    fn prefetch(self, _: S, _: Option<[usize; 2]>) {}
+    fn prefetch(self, _: Option<[usize; 2]>) {}
 }
 
 /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`, straight from the
@@ -143,7 +143,7 @@ stamp! {
 }
 
 #[inline(always)]
-fn rows_body<S: Lanes>(s: S, w: &KeptAffine<'_>, x: &Input, first: usize, out: &mut [f32]) {
+fn rows_body<S: Stored>(s: S, w: &KeptAffine<'_>, x: &Input, first: usize, out: &mut [f32]) {
     let end = first + out.len() / x.tokens;
     let cols = w.support.cols;
     let mut places = [const { Vec::new() }; TOGETHER];
@@ -184,7 +184,7 @@ stamp! {
 }
 
 #[inline(always)]
-fn decode_body<S: Lanes>(s: S, w: &KeptAffine<'_>, row: usize, out: &mut [f32], accumulate: bool) {
+fn decode_body<S: Stored>(s: S, w: &KeptAffine<'_>, row: usize, out: &mut [f32], accumulate: bool) {
     w.check();
     assert!(row < w.rows() && out.len() == w.support.cols, "kept_affine_decode: row or size");
     let mut place = Vec::new();

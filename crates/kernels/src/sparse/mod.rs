@@ -7,11 +7,6 @@
 mod bitmap;
 mod blocks;
 mod codes;
-mod lanes;
-#[cfg(target_arch = "aarch64")]
-mod lanes_neon;
-#[cfg(target_arch = "x86_64")]
-mod lanes_x86;
 mod product;
 mod stream;
 
@@ -22,8 +17,8 @@ pub use codes::{
     kept_affine_matmul_on,
 };
 
-use super::Isa;
 use super::rows::by_rows;
+use super::{FloatType, Isa};
 use product::{decode_on, product_on};
 
 /// Which entries of a matrix are stored: a borrowed [`Bitmap`], which has counted the bits.
@@ -47,30 +42,13 @@ impl<'a> Support<'a> {
     }
 }
 
-/// The type of stored numbers, little-endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Format {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Format {
-    /// Bytes of a number.
-    #[must_use]
-    pub fn size(self) -> usize {
-        if self == Format::F32 { 4 } else { 2 }
-    }
-}
-
 /// A matrix `[rows, cols]` of stored numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct StoredRows<'a> {
     /// The numbers, at any alignment.
     pub values: &'a [u8],
     /// Their type.
-    pub format: Format,
+    pub format: FloatType,
     /// Output size.
     pub rows: usize,
     /// Input size.

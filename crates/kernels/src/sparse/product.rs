@@ -1,8 +1,8 @@
 //! The loop over the columns of a few rows.
 
-use super::lanes::Lanes;
 use super::stream::{BF16, F16, F32, Plain, Stream};
-use super::{Format, Input, StoredRows, WORD};
+use super::{FloatType, Input, StoredRows, WORD};
+use crate::simd::Stored;
 use crate::simd::stamp;
 
 stamp! {
@@ -12,16 +12,16 @@ stamp! {
 }
 
 #[inline(always)]
-fn product_body<S: Lanes>(s: S, w: &StoredRows<'_>, x: &Input, first: usize, out: &mut [f32]) {
+fn product_body<S: Stored>(s: S, w: &StoredRows<'_>, x: &Input, first: usize, out: &mut [f32]) {
     match w.format {
-        Format::F32 => formatted::<S, F32>(s, w, x, first, out),
-        Format::F16 => formatted::<S, F16>(s, w, x, first, out),
-        Format::Bf16 => formatted::<S, BF16>(s, w, x, first, out),
+        FloatType::F32 => formatted::<S, F32>(s, w, x, first, out),
+        FloatType::F16 => formatted::<S, F16>(s, w, x, first, out),
+        FloatType::Bf16 => formatted::<S, BF16>(s, w, x, first, out),
     }
 }
 
 #[inline(always)]
-fn formatted<S: Lanes, const FORMAT: u8>(
+fn formatted<S: Stored, const FORMAT: u8>(
     s: S,
     w: &StoredRows<'_>,
     x: &Input,
@@ -53,7 +53,7 @@ const EVEN: u8 = 2;
 pub(super) const TOGETHER: usize = 4;
 
 #[inline(always)]
-fn rows<S: Lanes, const FORMAT: u8, const MODE: u8>(
+fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
     s: S,
     w: &StoredRows<'_>,
     x: &Input,
@@ -90,7 +90,7 @@ fn rows<S: Lanes, const FORMAT: u8, const MODE: u8>(
 ///
 /// `rows` are the streams of the rows whose mask bits are `bits`, and `each` is how many a vector of columns keeps.
 #[inline(always)]
-pub(super) unsafe fn tokens<S: Lanes, W: Stream<S>, const R: usize, const MODE: u8>(
+pub(super) unsafe fn tokens<S: Stored, W: Stream<S>, const R: usize, const MODE: u8>(
     s: S,
     rows: [W; R],
     bits: [&[u8]; R],
@@ -121,7 +121,7 @@ pub(super) unsafe fn tokens<S: Lanes, W: Stream<S>, const R: usize, const MODE: 
 ///
 /// As [`tokens`].
 #[inline(always)]
-unsafe fn tile<S: Lanes, W: Stream<S>, const T: usize, const R: usize, const MODE: u8>(
+unsafe fn tile<S: Stored, W: Stream<S>, const T: usize, const R: usize, const MODE: u8>(
     s: S,
     mut rows: [W; R],
     bits: [&[u8]; R],
@@ -143,7 +143,7 @@ unsafe fn tile<S: Lanes, W: Stream<S>, const T: usize, const R: usize, const MOD
                 // SAFETY: a row of a mask has a bit for every column.
                 u64::from_le_bytes(unsafe { starts[r].add(col / 8).cast::<[u8; 8]>().read() })
             };
-            rows[r].prefetch(s, (MODE == DENSE).then(|| [cols - col, (R - 1) * cols]));
+            rows[r].prefetch((MODE == DENSE).then(|| [cols - col, (R - 1) * cols]));
             for lane in (0..WORD).step_by(S::LANES) {
                 let keep = (word >> lane) as u32 & (!0 >> (32 - S::LANES));
                 // SAFETY: so many numbers of the row lie before this column.
@@ -219,16 +219,16 @@ stamp! {
 }
 
 #[inline(always)]
-fn decode_body<S: Lanes>(s: S, w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool) {
+fn decode_body<S: Stored>(s: S, w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool) {
     match w.format {
-        Format::F32 => decode_row::<S, F32>(s, w, row, out, accumulate),
-        Format::F16 => decode_row::<S, F16>(s, w, row, out, accumulate),
-        Format::Bf16 => decode_row::<S, BF16>(s, w, row, out, accumulate),
+        FloatType::F32 => decode_row::<S, F32>(s, w, row, out, accumulate),
+        FloatType::F16 => decode_row::<S, F16>(s, w, row, out, accumulate),
+        FloatType::Bf16 => decode_row::<S, BF16>(s, w, row, out, accumulate),
     }
 }
 
 #[inline(always)]
-fn decode_row<S: Lanes, const FORMAT: u8>(
+fn decode_row<S: Stored, const FORMAT: u8>(
     s: S,
     w: &StoredRows<'_>,
     row: usize,
@@ -248,7 +248,7 @@ fn decode_row<S: Lanes, const FORMAT: u8>(
 ///
 /// As [`tokens`].
 #[inline(always)]
-pub(super) unsafe fn spread<S: Lanes, W: Stream<S>>(
+pub(super) unsafe fn spread<S: Stored, W: Stream<S>>(
     s: S,
     mut row: W,
     bits: Option<&[u8]>,

@@ -1,10 +1,12 @@
 //! Where the numbers of a row come from.
 
-use super::lanes::Lanes;
-use super::{Format, StoredRows};
+use super::StoredRows;
+use crate::FloatType;
+use crate::simd::Stored;
+use crate::simd::{Ahead, prefetch};
 
 /// The numbers of one row from some place on.
-pub(super) trait Stream<S: Lanes>: Copy {
+pub(super) trait Stream<S: Stored>: Copy {
     /// `LANES` numbers from `at` on.
     ///
     /// # Safety
@@ -21,7 +23,7 @@ pub(super) trait Stream<S: Lanes>: Copy {
     fn advance(&mut self, by: usize);
     /// Asks for the memory of a word of columns some way ahead. Where all entries are stored, `dense` is how many
     /// numbers are left in the row, and how many lie between its end and the row that is read next.
-    fn prefetch(self, s: S, dense: Option<[usize; 2]>);
+    fn prefetch(self, dense: Option<[usize; 2]>);
 }
 
 /// So many numbers behind the last one of a row may be read (and are not used): the widest vector.
@@ -31,9 +33,9 @@ pub(super) const BEHIND: usize = 16;
 /// page, where the hardware stops foreseeing; then into the first.
 const AHEAD: [usize; 2] = [4096, 512];
 
-pub(super) const F32: u8 = Format::F32 as u8;
-pub(super) const F16: u8 = Format::F16 as u8;
-pub(super) const BF16: u8 = Format::Bf16 as u8;
+pub(super) const F32: u8 = FloatType::F32 as u8;
+pub(super) const F16: u8 = FloatType::F16 as u8;
+pub(super) const BF16: u8 = FloatType::Bf16 as u8;
 
 /// Stored numbers, at their address.
 #[derive(Clone, Copy)]
@@ -43,7 +45,7 @@ impl<const FORMAT: u8> Plain<FORMAT> {
     const SIZE: usize = if FORMAT == F32 { 4 } else { 2 };
 }
 
-impl<S: Lanes, const FORMAT: u8> Stream<S> for Plain<FORMAT> {
+impl<S: Stored, const FORMAT: u8> Stream<S> for Plain<FORMAT> {
     #[inline(always)]
     unsafe fn load(self, s: S, at: usize, _: usize) -> S::F32 {
         // SAFETY: the row and [`BEHIND`] numbers behind it can be read.
@@ -73,23 +75,23 @@ impl<S: Lanes, const FORMAT: u8> Stream<S> for Plain<FORMAT> {
         self.0 = self.0.wrapping_add(by * Self::SIZE);
     }
     #[inline(always)]
-    fn prefetch(self, s: S, dense: Option<[usize; 2]>) {
+    fn prefetch(self, dense: Option<[usize; 2]>) {
         match dense {
             Some([left, between]) => {
-                for (ahead, outer) in [(AHEAD[0], true), (AHEAD[1], false)] {
+                for (ahead, to) in [(AHEAD[0], Ahead::Outer), (AHEAD[1], Ahead::Near)] {
                     let ends = left * Self::SIZE <= ahead;
                     let jump = if ends { between * Self::SIZE } else { 0 };
                     for line in 0..Self::SIZE {
                         let at = self.0.wrapping_add(ahead + jump + 64 * line);
-                        if outer { s.prefetch_outer(at) } else { s.prefetch(at) }
+                        prefetch(at, to);
                     }
                 }
             }
             // Of a sparse row about half is taken to be stored.
             None => {
                 for line in 0..Self::SIZE / 2 {
-                    s.prefetch_outer(self.0.wrapping_add(AHEAD[0] + 64 * line));
-                    s.prefetch(self.0.wrapping_add(AHEAD[1] + 64 * line));
+                    prefetch(self.0.wrapping_add(AHEAD[0] + 64 * line), Ahead::Outer);
+                    prefetch(self.0.wrapping_add(AHEAD[1] + 64 * line), Ahead::Near);
                 }
             }
         }

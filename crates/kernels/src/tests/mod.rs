@@ -1,7 +1,7 @@
 //! One suite for all instruction sets: every kernel against a naive oracle on each set that this
 //! CPU has, and bit for bit against the portable code where the kernel promises that.
 
-use super::Isa;
+use super::{FloatType, Isa};
 
 mod codes;
 mod floats;
@@ -24,7 +24,7 @@ fn on_every_isa(check: impl Fn(Isa)) {
 }
 
 /// A small deterministic generator (splitmix64).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn word(&mut self) -> u64 {
@@ -33,6 +33,11 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// Between 0 and 1.
+    pub(crate) fn unit(&mut self) -> f64 {
+        (self.word() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     fn byte(&mut self) -> u8 {
@@ -52,6 +57,24 @@ impl Random {
     fn codes(&mut self, n: usize, bits: u32) -> Vec<u8> {
         (0..n).map(|_| self.byte() >> (8 - bits)).collect()
     }
+}
+
+/// Every type of stored numbers.
+pub(crate) const FLOATS: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+
+/// Numbers in a stored type, and what they were rounded to.
+pub(crate) fn store(format: FloatType, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let one = |v: &f32| match format {
+        FloatType::F32 => (v.to_le_bytes().to_vec(), *v),
+        FloatType::F16 => {
+            (half::f16::from_f32(*v).to_le_bytes().to_vec(), half::f16::from_f32(*v).to_f32())
+        }
+        FloatType::Bf16 => {
+            (half::bf16::from_f32(*v).to_le_bytes().to_vec(), half::bf16::from_f32(*v).to_f32())
+        }
+    };
+    let (bytes, rounded): (Vec<_>, Vec<_>) = values.iter().map(one).unzip();
+    (bytes.concat(), rounded)
 }
 
 #[test]

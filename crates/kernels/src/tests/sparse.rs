@@ -1,8 +1,6 @@
 use super::*;
 use crate::*;
 
-const FORMATS: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
-
 type Mask = Bitmap<Vec<u8>>;
 
 /// A support from what it keeps.
@@ -17,28 +15,13 @@ fn mask(rows: usize, cols: usize, mut keep: impl FnMut(usize, usize) -> bool) ->
     Bitmap::new(rows, cols, bits).unwrap()
 }
 
-/// Numbers in a stored type, and what they were rounded to.
-fn store(format: Format, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
-    let one = |v: &f32| match format {
-        Format::F32 => (v.to_le_bytes().to_vec(), *v),
-        Format::F16 => {
-            (half::f16::from_f32(*v).to_le_bytes().to_vec(), half::f16::from_f32(*v).to_f32())
-        }
-        Format::Bf16 => {
-            (half::bf16::from_f32(*v).to_le_bytes().to_vec(), half::bf16::from_f32(*v).to_f32())
-        }
-    };
-    let (bytes, rounded): (Vec<_>, Vec<_>) = values.iter().map(one).unzip();
-    (bytes.concat(), rounded)
-}
-
 /// A random support in which about one of `every` entries stays: 0 for none, 1 for all.
 fn support(rows: usize, cols: usize, every: u64, random: &mut Random) -> Mask {
     mask(rows, cols, |_, _| every > 0 && random.word().is_multiple_of(every))
 }
 
 /// Kept numbers in their stored type, and the dense matrix they stand for.
-fn stored(mask: &Mask, format: Format, random: &mut Random) -> (Vec<u8>, Vec<f32>) {
+fn stored(mask: &Mask, format: FloatType, random: &mut Random) -> (Vec<u8>, Vec<f32>) {
     let [rows, cols] = mask.shape();
     let values = random.normals(mask.kept(0..rows));
     let (bytes, rounded) = store(format, &values);
@@ -80,7 +63,7 @@ fn stored_numbers_multiply_and_decode() {
         let mut random = Random(2);
         for mask in supports() {
             let [rows, cols] = mask.shape();
-            for format in FORMATS {
+            for format in FLOATS {
                 for sparse in [true, false] {
                     let (mut values, dense) = stored(&mask, format, &mut random);
                     if !sparse {
@@ -141,11 +124,11 @@ fn entries_outside_touch_nothing() {
     let mut values = vec![1.0f32; 40];
     values.extend([f32::NAN; 60]);
     let mask = mask(2, 70, |r, c| if r == 0 { c < 40 } else { c < 60 });
-    let (bytes, _) = store(Format::F32, &values);
+    let (bytes, _) = store(FloatType::F32, &values);
     on_every_isa(|isa| {
         let w = StoredRows {
             values: &bytes,
-            format: Format::F32,
+            format: FloatType::F32,
             rows: 2,
             cols: 70,
             support: Some(mask.support()),

@@ -2,13 +2,12 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::{Isa, attention};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result, linalg, ndarray};
 
 use super::describe::described;
 use super::{Held, Score};
-use crate::kernels;
 use crate::statistics::KvNeeds;
 
 /// Attention received since the token came (H2O, Zhang et al., 2023), the mean over the query heads of a group.
@@ -56,7 +55,7 @@ fn weights(
     for (mut row, at) in w.rows_mut().into_iter().zip(at) {
         let row = row.as_slice_mut().expect("contiguous");
         let seen = positions.partition_point(|p| p <= at);
-        kernels::softmax(Isa::detect(), &mut row[..seen], scale);
+        attention::softmax(Isa::detect(), &mut row[..seen], scale);
         row[seen..].fill(0.0);
     }
     w

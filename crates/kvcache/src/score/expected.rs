@@ -1,12 +1,11 @@
 use ndarray::{Array1, Array2};
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::{Isa, attention};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result, ndarray};
 
 use super::describe::described;
 use super::{Held, Score};
-use crate::kernels;
 use crate::rope::Rope;
 use crate::statistics::{KvNeeds, QueryMoments};
 
@@ -103,7 +102,7 @@ impl Score for ExpectedAttention {
                         &((keys.dot(&covariance) * &keys).sum_axis(ndarray::Axis(1)) / (2.0 * dim));
                 }
                 let mut logits: Vec<f32> = logits.iter().skip(sinks).map(|l| *l as f32).collect();
-                kernels::softmax(Isa::detect(), &mut logits, 1.0);
+                attention::softmax(Isa::detect(), &mut logits, 1.0);
                 for (sum, w) in sum[sinks..].iter_mut().zip(logits) {
                     *sum += w / shape.group() as f32;
                 }

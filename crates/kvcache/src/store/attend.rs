@@ -4,13 +4,12 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
 use rayon::prelude::*;
-use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::{Isa, attention};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{Scratch, linalg, ndarray};
 
 use super::head::Tier;
 use super::{Causal, Layer, Watch};
-use crate::kernels;
 
 /// Queries handled at a time: a good matrix product, and few scores of keys that none of them sees.
 const QUERIES: usize = 64;
@@ -204,7 +203,7 @@ impl Layer {
                 tier.hide(part, causal, p);
                 if let [_] = tiers {
                     let span = tier.span(causal, p, p);
-                    kernels::softmax(isa, &mut part[span.clone()], scale);
+                    attention::softmax(isa, &mut part[span.clone()], scale);
                     part[..span.start].fill(0.0);
                     part[span.end..].fill(0.0);
                 } else {
@@ -215,7 +214,7 @@ impl Layer {
             if joint.is_empty() {
                 continue;
             }
-            kernels::softmax(isa, &mut joint, scale);
+            attention::softmax(isa, &mut joint, scale);
             let (mut at, mut from) = (0, 0);
             for tier in tiers {
                 let part = &mut scores[at * n + i * tier.len()..][..tier.len()];

@@ -3,14 +3,14 @@ use std::sync::Arc;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use serde_json::json;
-use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::attention::{self, Bitmaps, SLACK, Scores, Weights};
+use tensorpress_tensor::kernels::{Isa, LANES};
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 
-use super::float::{pages, read_dtype};
+use super::float::{float_type, pages, read_dtype};
 use super::rows::{bytes_part, count, product, read_bytes};
 use super::windowed::PackedRows;
-use crate::kernels::{self, Bitmaps, LANES, SLACK, Scores, Weights};
 
 /// The largest entries of each row: a bitmap and the values.
 #[derive(Debug, Clone)]
@@ -70,7 +70,7 @@ impl BitmapRows {
         let (page, chunks) = (&self.pages[page], self.chunks());
         let masks = &page.masks[within.start * chunks..within.end * chunks];
         let (starts, values) = (&page.starts[within], &page.values);
-        Bitmaps { dtype: self.dtype, chunks, masks, starts, values }
+        Bitmaps { dtype: float_type(self.dtype), chunks, masks, starts, values }
     }
 
     /// What will be read after a page.
@@ -224,12 +224,12 @@ impl PackedRows for BitmapRows {
         let mut padded = vec![0.0; queries.nrows() * width];
         for (q, to) in queries.rows().into_iter().zip(padded.chunks_mut(width)) {
             to[..self.dim].copy_from_slice(q.to_slice().expect("contiguous"));
-            kernels::arrange(self.dtype, to);
+            attention::arrange(float_type(self.dtype), to);
         }
         for (n, within) in pages(tokens, PAGE) {
             let (first, len) = (n * PAGE + within.start, within.len());
             let out = Scores { data: out, stride, first, len };
-            kernels::bitmap_dots(isa, self.view(n, within), &padded, out, self.after(n));
+            attention::bitmap_dots(isa, self.view(n, within), &padded, out, self.after(n));
         }
     }
 
@@ -245,10 +245,10 @@ impl PackedRows for BitmapRows {
         for (n, within) in pages(tokens, PAGE) {
             let (first, len) = (n * PAGE + within.start, within.len());
             let weights = Weights { data: weights, stride, first, len };
-            kernels::bitmap_mix(isa, self.view(n, within), weights, &mut padded, self.after(n));
+            attention::bitmap_mix(isa, self.view(n, within), weights, &mut padded, self.after(n));
         }
         for (mut out, sums) in out.rows_mut().into_iter().zip(padded.chunks_mut(width)) {
-            kernels::restore(self.dtype, sums);
+            attention::restore(float_type(self.dtype), sums);
             out.iter_mut().zip(sums).for_each(|(o, v)| *o += *v);
         }
     }

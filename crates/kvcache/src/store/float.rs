@@ -3,12 +3,12 @@ use std::sync::Arc;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use serde_json::json;
-use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::attention::{self, Scores, Weights};
+use tensorpress_tensor::kernels::{FloatType, Isa};
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{DType, PartKind, PartSink, Result, ndarray};
 
 use super::rows::{Rows, bytes_part, count, product, read_bytes};
-use crate::kernels::{self, Scores, Weights};
 
 /// Rows of f32, f16 or bf16, in pages that forks share.
 #[derive(Debug, Clone)]
@@ -57,6 +57,11 @@ impl FloatRows {
         let pages = bytes.chunks(PAGE * stride).map(|page| Arc::new(page.to_vec())).collect();
         Ok(Self { dtype, dim, len, pages })
     }
+}
+
+/// A float type, as the kernels know it.
+pub(crate) fn float_type(dtype: DType) -> FloatType {
+    dtype.float_type().expect("a cache is of f32, f16 or bf16")
 }
 
 /// The float type `dtype` of a description.
@@ -147,7 +152,7 @@ impl Rows for FloatRows {
             let rows = &self.pages[page][within.start * stride..within.end * stride];
             let (first, len) = (page * PAGE + within.start, within.len());
             let out = Scores { data: out, stride: self.len, first, len };
-            kernels::float_dots(isa, self.dtype, rows, self.dim, queries, out);
+            attention::float_dots(isa, float_type(self.dtype), rows, self.dim, queries, out);
         }
     }
 
@@ -158,7 +163,7 @@ impl Rows for FloatRows {
             let rows = &self.pages[page][within.start * stride..within.end * stride];
             let (first, len) = (page * PAGE + within.start, within.len());
             let weights = Weights { data: weights, stride: self.len, first, len };
-            kernels::float_mix(isa, self.dtype, rows, self.dim, weights, out);
+            attention::float_mix(isa, float_type(self.dtype), rows, self.dim, weights, out);
         }
     }
 

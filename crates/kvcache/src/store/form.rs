@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tensorpress_tensor::kernels::LANES;
+use tensorpress_tensor::kernels::attention::MAX_DIM;
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{DType, Error, Result};
 
@@ -8,7 +10,6 @@ use super::float::FloatRows;
 use super::int::{Axis, IntRows, IntShape, Role};
 use super::rows::Rows;
 use super::windowed::Windowed;
-use crate::kernels::{LANES, MAX_DIM};
 
 /// How keys and values are held.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use ndarray::{ArrayView2, ArrayViewMut2, s};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::attention::{self, Work};
+use tensorpress_tensor::kernels::{Isa, LANES, Line};
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 
-use super::float::{pages, read_dtype};
+use super::float::{float_type, pages, read_dtype};
 use super::rows::{bytes_part, count, product, read_bytes};
 use super::windowed::PackedRows;
-use crate::kernels::{self, LANES, Line, Work};
 
 /// What shares a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -217,10 +217,11 @@ impl Page {
         }
     }
 
-    fn view(&self, shape: &IntShape) -> kernels::Page<'_> {
+    fn view(&self, shape: &IntShape) -> attention::Page<'_> {
         let IntShape { bits, dim, dtype, group, .. } = *shape;
         let (lines, scales, mins) = (&self.lines, &self.scales, &self.mins);
-        kernels::Page { bits, dim, lines, dtype, group, scales, mins }
+        let dtype = float_type(dtype);
+        attention::Page { bits, dim, lines, dtype, group, scales, mins }
     }
 }
 
@@ -289,7 +290,7 @@ impl IntRows {
     }
 
     /// A page, and the one that will be read after it, for the kernels.
-    fn views(&self, page: usize) -> [kernels::Page<'_>; 2] {
+    fn views(&self, page: usize) -> [attention::Page<'_>; 2] {
         let next = (page + 1).min(self.pages.len() - 1);
         [page, next].map(|page| self.pages[page].view(&self.shape))
     }
@@ -303,12 +304,12 @@ impl IntRows {
         stride: usize,
     ) {
         let dots = match self.shape.axis {
-            Axis::Channel => kernels::by_channel_dots,
-            Axis::Token => kernels::by_token_dots,
+            Axis::Channel => attention::by_channel_dots,
+            Axis::Token => attention::by_token_dots,
         };
         let mut work = Work::default();
         // Panels are whole; what lies behind the last token is cut off.
-        let mut scores = [0.0; kernels::MAX_DIM];
+        let mut scores = [0.0; attention::MAX_DIM];
         for (n, _) in pages(tokens, self.shape.page()) {
             let ([page, next], tokens) = (self.views(n), self.tokens(n));
             let scores = &mut scores[..tokens.next_multiple_of(LANES)];
@@ -329,7 +330,7 @@ impl IntRows {
         mut out: ArrayViewMut2<'_, f32>,
     ) {
         let mut work = Work::default();
-        let mut all = [0.0; kernels::MAX_DIM];
+        let mut all = [0.0; attention::MAX_DIM];
         for (n, within) in pages(tokens, self.shape.page()) {
             let [page, next] = self.views(n);
             let all = &mut all[..self.tokens(n).next_multiple_of(LANES)];
@@ -338,7 +339,7 @@ impl IntRows {
                 all.fill(0.0);
                 all[within.clone()].copy_from_slice(&weights[within.clone()]);
                 let out = out.as_slice_mut().expect("contiguous");
-                kernels::by_token_mix(isa, page, next, all, out, &mut work);
+                attention::by_token_mix(isa, page, next, all, out, &mut work);
             }
         }
     }

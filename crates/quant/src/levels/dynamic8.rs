@@ -1,4 +1,5 @@
 use tensorpress_tensor::node::{KnownLevels, LevelTable};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Compress, CompressedGroup, Group, Method, Result};
 
@@ -35,6 +36,19 @@ impl Dynamic8 {
         self.double_quant = double_quant;
         self
     }
+}
+
+impl Knobs for Dynamic8 {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let about = "consecutive weights of the flattened matrix that share a scale";
+        keys.int("block", &mut self.block, 1..=1 << 20, about)?;
+        let about = "scales are quantised in turn, to 8 bits in blocks of 256";
+        keys.flag("double_quant", &mut self.double_quant, about)
+    }
+}
+
+pub(super) fn stage() -> Row<WeightPart> {
+    Row::method("dynamic8", "rounds to 256 dynamic floats; needs no calibration", Dynamic8::default)
 }
 
 impl Method for Dynamic8 {

@@ -15,9 +15,15 @@ use tensorpress_tensor::ndarray::ArrayView2;
 use tensorpress_tensor::node::{
     Blocks, Child, Dense, KnownLevels, LevelFormat, LevelTable, Node, PackedPlane,
 };
+use tensorpress_tensor::stage::{Row, WeightPart};
 use tensorpress_tensor::{
     Compressed, CompressedGroup, DType, Error, Group, Result, Target, kernels,
 };
+
+/// The stages of this module.
+pub(crate) fn stages() -> [Row<WeightPart>; 3] {
+    [nf4::stage(), fp4::stage(), dynamic8::stage()]
+}
 
 /// Blocks of scales that are quantised in turn.
 const SCALES_A_BLOCK: usize = 256;

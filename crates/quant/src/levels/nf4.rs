@@ -1,4 +1,5 @@
 use tensorpress_tensor::node::{KnownLevels, LevelTable};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Compress, CompressedGroup, Group, Method, Result};
 
@@ -35,6 +36,23 @@ impl Nf4 {
         self.double_quant = double_quant;
         self
     }
+}
+
+impl Knobs for Nf4 {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let about = "consecutive weights of the flattened matrix that share a scale";
+        keys.int("block", &mut self.block, 1..=1 << 20, about)?;
+        let about = "scales are quantised in turn, to 8 bits in blocks of 256";
+        keys.flag("double_quant", &mut self.double_quant, about)
+    }
+}
+
+pub(super) fn stage() -> Row<WeightPart> {
+    Row::method(
+        "nf4",
+        "rounds to the 16 quantiles of a normal distribution; needs no calibration",
+        Nf4::default,
+    )
 }
 
 impl Method for Nf4 {

@@ -4,6 +4,7 @@
 //! those of the quantiser of GPTQ (Frantar et al., 2023): a range always includes zero, a symmetric grid has its
 //! zero at `2^(bits-1)`.
 
+mod round;
 mod spec;
 
 use serde::{Deserialize, Serialize};

@@ -3,6 +3,7 @@ use serde::{Deserialize, Serialize};
 use super::{Clip, IntGrid, Span};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::stage::{Keys, Knobs};
 
 /// Which weights share one scale and zero point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,62 @@ impl Default for GridSpec {
             range: Span::WithZero,
             scale: DType::F16,
         }
+    }
+}
+
+impl Knobs for GridSpec {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.bits(keys)?;
+        self.all_but_bits(keys)
+    }
+}
+
+/// Parts of the knobs, for methods that have a range of their own.
+impl GridSpec {
+    fn bits(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.int("bits", &mut self.bits, 2..=8, "bits of a code")
+    }
+
+    /// All knobs but the bits.
+    ///
+    /// # Errors
+    /// Those of `keys`.
+    pub fn all_but_bits(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.groups(keys)?;
+        let clips = [("minmax", Clip::MinMax), ("mse", Clip::Mse)];
+        let about = "range of a group: all of it, or the one with the least error";
+        keys.choice("clip", &mut self.clip, &clips, about)?;
+        self.scales(keys)
+    }
+
+    /// Bits, group and symmetry.
+    ///
+    /// # Errors
+    /// Those of `keys`.
+    pub fn codes(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.bits(keys)?;
+        self.groups(keys)
+    }
+
+    fn groups(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let mut group = match self.granularity {
+            Granularity::Group(group) => group,
+            _ => 0,
+        };
+        let about = "consecutive inputs that share a scale; 0: a whole row";
+        keys.int("group", &mut group, 0..=1 << 20, about)?;
+        *self = self.with_group(group);
+        let about = "zero point fixed in the middle, not stored";
+        keys.flag("symmetric", &mut self.symmetric, about)
+    }
+
+    /// The type of scales.
+    ///
+    /// # Errors
+    /// Those of `keys`.
+    pub fn scales(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let types = [("f16", DType::F16), ("bf16", DType::BF16), ("f32", DType::F32)];
+        keys.choice("scale", &mut self.scale, &types, "stored type of scales")
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kernels::{self, BlockInputs, Format, StoredRows};
+use crate::kernels::{self, BlockInputs, StoredRows};
 use crate::linalg::Par;
 use crate::source::{RawTensor, Tensor};
 use crate::storage::{Part, PartKind, PartSink};
@@ -121,12 +121,7 @@ impl Dense {
 
     /// The matrix as the kernels take it; they know no f64.
     fn stored_rows(&self) -> Option<StoredRows<'_>> {
-        let format = match self.dtype {
-            DType::F32 => Format::F32,
-            DType::F16 => Format::F16,
-            DType::BF16 => Format::Bf16,
-            _ => return None,
-        };
+        let format = self.dtype.float_type()?;
         let [rows, cols] = self.shape;
         let support = self.support.as_ref().map(|mask| mask.support());
         Some(StoredRows { values: &self.values, format, rows, cols, support })

@@ -12,6 +12,7 @@ mod plane;
 mod product;
 pub mod registry;
 mod rows;
+mod saved;
 mod scratch;
 mod split;
 mod sum;
@@ -35,6 +36,7 @@ pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, Symbo
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
 pub use rows::Rows;
+pub use saved::{SAVED, bits_per_weight, from_bytes, load, read_from, save, to_bytes, write_to};
 pub use scratch::Scratch;
 pub use split::SplitFloats;
 pub use sum::Sum;

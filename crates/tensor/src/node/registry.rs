@@ -11,6 +11,7 @@ use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::source::{RawTensor, Tensor};
+use crate::stage::{Stages, WeightPart};
 
 /// Where parts are read from: a file, or a map in memory.
 pub trait PartSource {
@@ -33,6 +34,7 @@ type ReadPlane = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Plane>>;
 /// Readers by wire id. An id names a wire layout and is never reused.
 #[derive(Debug, Clone)]
 pub struct Registry {
+    stages: Stages<WeightPart>,
     nodes: BTreeMap<&'static str, ReadNode>,
     planes: BTreeMap<&'static str, ReadPlane>,
 }
@@ -40,38 +42,67 @@ pub struct Registry {
 impl Default for Registry {
     /// The nodes and planes of this crate.
     fn default() -> Self {
-        let mut registry = Self { nodes: BTreeMap::new(), planes: BTreeMap::new() };
-        registry.add_node("dense.v1", Dense::read_from);
-        registry.add_node("split_floats.v1", SplitFloats::read_from);
-        registry.add_node("sum.v1", Sum::read_from);
-        registry.add_node("product.v1", Product::read_from);
-        registry.add_node(AffineFormat::ID, Leaf::<AffineFormat>::read_from);
-        registry.add_node(LevelFormat::ID, Leaf::<LevelFormat>::read_from);
-        registry.add_node("known_levels.v1", KnownLevels::read_from);
-        registry.add_node("masked.v1", Masked::read_from);
-        registry.add_node("masked.v2", Masked::read_v2);
-        registry.add_node("transformed.v1", Transformed::read_from);
-        registry.add_plane("packed.v1", PackedPlane::read_from);
-        registry.add_plane("kept.v1", KeptPlane::read_from);
+        let mut registry =
+            Self { stages: Stages::default(), nodes: BTreeMap::new(), planes: BTreeMap::new() };
+        let nodes: [(_, ReadNode); 10] = [
+            ("dense.v1", Dense::read_from),
+            ("split_floats.v1", SplitFloats::read_from),
+            ("sum.v1", Sum::read_from),
+            ("product.v1", Product::read_from),
+            (AffineFormat::ID, Leaf::<AffineFormat>::read_from),
+            (LevelFormat::ID, Leaf::<LevelFormat>::read_from),
+            ("known_levels.v1", KnownLevels::read_from),
+            ("masked.v1", Masked::read_from),
+            ("masked.v2", Masked::read_v2),
+            ("transformed.v1", Transformed::read_from),
+        ];
+        let planes: [(_, ReadPlane); 2] =
+            [("packed.v1", PackedPlane::read_from), ("kept.v1", KeptPlane::read_from)];
+        registry.nodes.extend(nodes);
+        registry.planes.extend(planes);
         registry
     }
+}
+
+fn add<T>(
+    readers: &mut BTreeMap<&'static str, T>,
+    kind: &str,
+    id: &'static str,
+    read: T,
+) -> Result<()> {
+    if readers.contains_key(id) {
+        return Err(Error::invalid(format!("{kind} id `{id}`: the id is taken")));
+    }
+    readers.insert(id, read);
+    Ok(())
 }
 
 impl Registry {
     /// Adds a reader of nodes.
     ///
-    /// # Panics
-    /// If the id is taken: ids are never reused.
-    pub fn add_node(&mut self, id: &'static str, read: ReadNode) {
-        assert!(self.nodes.insert(id, read).is_none(), "node id {id} is taken");
+    /// # Errors
+    /// `InvalidArgument` if the id is taken: ids are never reused.
+    pub fn add_node(&mut self, id: &'static str, read: ReadNode) -> Result<()> {
+        add(&mut self.nodes, "node", id, read)
     }
 
     /// Adds a reader of planes.
     ///
-    /// # Panics
-    /// If the id is taken.
-    pub fn add_plane(&mut self, id: &'static str, read: ReadPlane) {
-        assert!(self.planes.insert(id, read).is_none(), "plane id {id} is taken");
+    /// # Errors
+    /// `InvalidArgument` if the id is taken.
+    pub fn add_plane(&mut self, id: &'static str, read: ReadPlane) -> Result<()> {
+        add(&mut self.planes, "plane", id, read)
+    }
+
+    /// The stages of recipes for weights.
+    #[must_use]
+    pub fn stages(&self) -> &Stages<WeightPart> {
+        &self.stages
+    }
+
+    /// The stages of recipes for weights, to add to.
+    pub fn stages_mut(&mut self) -> &mut Stages<WeightPart> {
+        &mut self.stages
     }
 
     /// Reads the tree `json` whose parts are named `prefix...` in `source`.

@@ -1,4 +1,5 @@
 use tensorpress_prune::prune_group;
+use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::node::Masked;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
@@ -47,6 +48,14 @@ impl<S: Method, C: Method> Method for Then<S, C> {
 
     fn needs(&self) -> Needs {
         self.select.needs().union(self.method.needs())
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        self.method.grid()
+    }
+
+    fn corrects_bias(&self) -> bool {
+        self.method.corrects_bias()
     }
 }
 

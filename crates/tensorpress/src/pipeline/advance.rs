@@ -1,14 +1,13 @@
 //! Hidden states of the calibration windows on their way through the compressed model.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use tensorpress_model::{Block, Calibrations, Collecting, Observer, SharedInput, Source};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
 use tensorpress_tensor::stats::{Calibration, Collector, Needs};
-use tensorpress_tensor::{
-    Checkpoint, Context as _, Error, ErrorKind, Node, Result, Scratch, Tensor,
-};
+use tensorpress_tensor::{Checkpoint, Context as _, ErrorKind, Node, Result, Scratch, Tensor};
 
 use super::Context;
 
@@ -21,21 +20,19 @@ pub(super) struct Stream {
 /// Tokens watched together: enough for good products, few enough to bound the copies.
 const CHUNK: usize = 2048;
 
-/// Collects from one input, and stops the forward pass there.
+/// Collects from one input, and ends the forward pass there.
 struct Watch {
     input: SharedInput,
     collector: Collector,
-    seen: bool,
 }
 
 impl Observer for Watch {
-    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()> {
+    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
         if input != self.input {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
         self.collector.update(x, Par::Rayon);
-        self.seen = true;
-        Err(Error::interrupted("the input was seen"))
+        Ok(ControlFlow::Break(()))
     }
 }
 
@@ -81,15 +78,26 @@ impl Stream {
         Ok(Self { hidden, lengths })
     }
 
+    /// The hidden states `[tokens, hidden]`.
+    pub(super) fn hidden(&self) -> ArrayView2<'_, f32> {
+        self.hidden.view()
+    }
+
+    /// Tokens of each sequence.
+    pub(super) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
     /// Statistics of one input of a block, which is run no further than needed.
     pub(super) fn calibrate(
         &self,
         context: &Context<'_>,
         block: &Block,
         input: SharedInput,
-        mut collector: Collector,
+        collector: Collector,
     ) -> Result<Calibration> {
         let mut scratch = Scratch::new(Par::Rayon);
+        let mut watch = Watch { input, collector };
         let (mut from, mut row) = (0, 0);
         while from < self.lengths.len() {
             let (mut to, mut tokens) = (from, 0);
@@ -100,17 +108,12 @@ impl Stream {
             let slice = Slice::from(row..row + tokens);
             let mut hidden = self.hidden.slice_axis(Axis(0), slice).to_owned();
             let lengths = &self.lengths[from..to];
-            let mut watch = Watch { input, collector, seen: false };
-            let run =
-                block.forward_sequences(hidden.view_mut(), lengths, Some(&mut watch), &mut scratch);
-            match run {
-                Err(error) if !watch.seen => return Err(error),
-                _ => collector = watch.collector,
-            }
+            let hidden = hidden.view_mut();
+            block.forward_sequences(hidden, lengths, Some(&mut watch), &mut scratch)?;
             (from, row) = (to, row + tokens);
         }
         context.source.checkpoint().release();
-        Ok(collector.finish())
+        Ok(watch.collector.finish())
     }
 
     /// Runs the hidden states through a compressed block, as it is read from its shard: what is not in the shard as

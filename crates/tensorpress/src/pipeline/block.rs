@@ -18,15 +18,6 @@ use super::state::Unit;
 /// Jobs up to this size (in f32) are done in parallel; larger ones come one after another, each in parallel inside.
 const SMALL: usize = 16 << 20;
 
-/// What all names of a block begin with.
-pub(super) fn prefix(source: &Source, block: usize) -> String {
-    let names = source.linears(block);
-    let name = &names[0].name;
-    let number = format!(".{block}.");
-    let at = name.find(&number).expect("names of a block have its number");
-    name[..at + number.len()].to_owned()
-}
-
 /// Compresses a block and writes its shard.
 ///
 /// Input after input, in the order in which a token meets them, so that only one input's statistics are there at a
@@ -75,11 +66,11 @@ pub(super) fn compress(
             }
         }
     }
-    if let Some(structure) = context.structure {
-        structure.report(index, &mut layers);
+    if let Some(rewritten) = context.rewritten {
+        rewritten.report(index, &mut layers);
     }
     let items = items(source, index, &block, &compressed, vectors);
-    Ok(Unit { bytes: shard::write(path, source, &items)?, layers })
+    Ok(shard::write(path, source, &items)?.unit(layers))
 }
 
 /// Does the jobs of one input.
@@ -122,7 +113,7 @@ fn items<'a>(
         values,
     }));
     let done: BTreeSet<String> = items.iter().map(|item| item.name().to_owned()).collect();
-    let prefix = prefix(source, index);
+    let prefix = source.block_prefix(index);
     let extras = source.extras().into_iter().filter(|name| name.starts_with(&prefix));
     let linears = source.linears(index).into_iter().map(|spec| spec.name);
     items.extend(linears.chain(extras).filter(|name| !done.contains(name)).map(Item::Copied));

@@ -21,7 +21,8 @@ pub(super) struct Planned {
 }
 
 impl Plan {
-    pub(super) fn new(source: &Source, recipe: &Recipe) -> Result<Self> {
+    /// `rewritten`: the model changes before that, so that there may be nothing else to do.
+    pub(super) fn new(source: &Source, recipe: &Recipe, rewritten: bool) -> Result<Self> {
         let linears: Vec<String> = (0..source.blocks())
             .flat_map(|block| source.linears(block))
             .map(|linear| linear.name)
@@ -60,7 +61,7 @@ impl Plan {
         for index in plan.by_name.values() {
             plan.methods[*index].used = true;
         }
-        if plan.by_name.is_empty() && recipe.structured().is_none() {
+        if plan.by_name.is_empty() && !rewritten {
             return Err(Error::invalid("the recipe leaves every weight as it is"));
         }
         Ok(plan)

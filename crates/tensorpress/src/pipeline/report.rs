@@ -22,15 +22,15 @@ pub struct LayerReport {
     pub fallback: Option<String>,
 }
 
-/// What is left of a block that lost heads and channels.
+/// What rewrites left of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct BlockReport {
-    /// Its number, from 0.
+    /// Its number in the source, from 0.
     pub block: usize,
     /// Heads and channels it had.
     pub before: BlockShape,
-    /// Heads and channels it has.
+    /// Heads and channels it has; all 0 if the block went.
     pub after: BlockShape,
 }
 
@@ -49,9 +49,9 @@ pub struct Report {
     pub seconds: f64,
     /// The largest memory the process had at a time, where the system says so.
     pub peak_rss_bytes: Option<u64>,
-    /// The compressed matrices; if heads and channels were removed, all matrices of the blocks.
+    /// The compressed matrices; if the recipe has rewrites, all matrices of the blocks.
     pub layers: Vec<LayerReport>,
-    /// What is left of the blocks, if heads and channels were removed.
+    /// What is left of the blocks of the source, if the recipe has rewrites.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockReport>,
     /// What the result is made of.

@@ -1,0 +1,72 @@
+//! Softmax of attention scores.
+
+use super::{LANES, Wide, stamp};
+
+stamp! {
+    /// `exp(scale * (x - max)) / sum` in place; minus infinity becomes 0. Nothing but minus infinity becomes zeros.
+    pub fn softmax(x: &mut [f32], scale: f32) = softmax_body
+}
+
+#[inline(always)]
+fn softmax_body<L: Wide>(_: L, x: &mut [f32], scale: f32) {
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            maxima[i] = if chunk[i] > maxima[i] { chunk[i] } else { maxima[i] };
+        }
+    }
+    let max = maxima.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    if max == f32::NEG_INFINITY {
+        return x.fill(0.0);
+    }
+    let mut sums = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            chunk[i] = exp(scale * (chunk[i] - max));
+            sums[i] += chunk[i];
+        }
+    }
+    for x in &mut *rest {
+        *x = exp(scale * (*x - max));
+    }
+    let sum = sums.iter().sum::<f32>() + rest.iter().sum::<f32>();
+    let factor = 1.0 / sum;
+    x.iter_mut().for_each(|x| *x *= factor);
+}
+
+/// `e^x` for `x <= 0` to 2e-7 relative, 0 below -87; NaN stays NaN. No branch, so that loops become vector code.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let clamped = if x < -87.0 { -87.0 } else { x };
+    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    // ln 2 in two parts, so that the remainder is exact.
+    let r = (clamped - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let mut p = 1.0 / 720.0;
+    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + c;
+    }
+    // Adding this leaves the integer in the low bits; a cast would not become vector code.
+    let bits = (n + (127.0 + 8_388_608.0)).to_bits() << 23;
+    let e = p * f32::from_bits(bits);
+    if x < -87.0 { 0.0 } else { e }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exp;
+
+    #[test]
+    fn exp_is_accurate() {
+        let mut x = 0.0f32;
+        while x > -87.0 {
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 4e-7, "{x}");
+            x -= 0.003_7;
+        }
+        assert_eq!(exp(-1000.0), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+}
