@@ -38,11 +38,14 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
 
     /// Decodes a row straight from its stored form, added to `out` where `add`; `false` where no kernel knows the form,
     /// as for all unless the format says otherwise. Bit for bit what [`Format::decode_row`] gives, and 0 outside a support.
-    ///
-    /// # Errors
-    /// As [`crate::Node::decode_rows`].
-    fn decode_stored(_: &Leaf<Self>, _row: usize, _out: &mut [f32], _add: bool) -> Result<bool> {
-        Ok(false)
+    fn decode_stored(
+        _: &Leaf<Self>,
+        _row: usize,
+        _beside: &[&[f32]],
+        _out: &mut [f32],
+        _add: bool,
+    ) -> bool {
+        false
     }
 
     /// A product over the stored form, for few tokens, where a kernel knows it.

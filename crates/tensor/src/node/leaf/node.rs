@@ -128,7 +128,7 @@ impl<F: Format> Node for Leaf<F> {
         for (i, row) in rows.clone().enumerate() {
             let mut out = out.row_mut(i);
             if let Some(out) = out.as_slice_mut()
-                && F::decode_stored(self, row, out, add)?
+                && F::decode_stored(self, row, &beside, out, add)
             {
                 continue;
             }

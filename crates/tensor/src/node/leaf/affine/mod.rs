@@ -121,8 +121,14 @@ impl Format for AffineFormat {
         }
     }
 
-    fn decode_stored(leaf: &Leaf<Self>, row: usize, out: &mut [f32], add: bool) -> Result<bool> {
-        stored::decode_row(leaf, row, out, add)
+    fn decode_stored(
+        leaf: &Leaf<Self>,
+        row: usize,
+        beside: &[&[f32]],
+        out: &mut [f32],
+        add: bool,
+    ) -> bool {
+        stored::decode_row(leaf, row, beside, out, add)
     }
 
     fn fused(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused + '_>>> {

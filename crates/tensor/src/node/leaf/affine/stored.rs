@@ -1,30 +1,31 @@
 //! Kernels over the stored forms: packed codes, packed codes of a support, and panels made for the machine.
 
-use super::{AffineFormat, Fused, GroupedAffine, SCALES};
+use super::{Fused, GroupedAffine, SCALES};
 use crate::error::Result;
 use crate::kernels::{self, Activations, AffinePanels, AffineRows, KeptAffine};
 use crate::node::plane::{bands, bits_of};
-use crate::node::{Leaf, Node, PackedPlane};
+use crate::node::{Node, PackedPlane, SymbolsMut};
 
 /// As [`super::Format::decode_stored`].
 pub(super) fn decode_row(
-    leaf: &Leaf<AffineFormat>,
+    leaf: &GroupedAffine,
     row: usize,
+    beside: &[&[f32]],
     out: &mut [f32],
     add: bool,
-) -> Result<bool> {
-    if let Some(kept) = kept_affine(leaf)? {
+) -> bool {
+    if let Some(kept) = kept_affine(leaf, beside) {
         kernels::kept_affine_decode(&kept, row, out, add);
-        return Ok(true);
+        return true;
     }
     let packed = leaf.codes().as_packed().filter(|packed| packed.bits() <= 8);
     let Some((packed, bytes)) = packed.and_then(|p| Some((p, p.row_bytes(row)?))) else {
-        return Ok(false);
+        return false;
     };
-    let (scales, zeros, group) = leaf.format().row(row, out.len(), &leaf.beside()?);
+    let (scales, zeros, group) = leaf.format().row(row, out.len(), beside);
     let bits = u32::from(packed.bits());
     kernels::decode_affine(bytes, bits, 0, scales, zeros, group, out, add);
-    Ok(true)
+    true
 }
 
 /// As [`super::Format::fused`].
@@ -34,7 +35,7 @@ pub(super) fn fused(leaf: &GroupedAffine) -> Result<Option<Box<dyn Fused + '_>>>
     {
         return Ok(Some(Box::new(rows)));
     }
-    Ok(match kept_affine(leaf)? {
+    Ok(match kept_affine(leaf, &leaf.beside()?) {
         Some(kept) => Some(Box::new(kept)),
         None => None,
     })
@@ -75,18 +76,13 @@ fn affine_rows<'a>(
 }
 
 /// The matrix as the fused kernels take it, where its codes are those of a support, packed.
-fn kept_affine(leaf: &GroupedAffine) -> Result<Option<KeptAffine<'_>>> {
-    let Some(kept) = leaf.codes().as_kept().filter(|_| !leaf.format().per_tensor) else {
-        return Ok(None);
-    };
+fn kept_affine<'a>(leaf: &'a GroupedAffine, beside: &[&'a [f32]]) -> Option<KeptAffine<'a>> {
+    let kept = leaf.codes().as_kept().filter(|_| !leaf.format().per_tensor)?;
     let fits = KeptAffine::fits(leaf.group(), leaf.shape()[1]);
-    let Some((packed, bits)) = kept.packed().filter(|(_, bits)| fits && *bits <= 8) else {
-        return Ok(None);
-    };
+    let (packed, bits) = kept.packed().filter(|(_, bits)| fits && *bits <= 8)?;
     let (support, group) = (kept.mask().support(), leaf.group());
-    let beside = leaf.beside()?;
-    let (scales, zeros) = (beside[SCALES], leaf.format().zeros(&beside));
-    Ok(Some(KeptAffine { support, packed, bits, group, scales, zeros }))
+    let (scales, zeros) = (beside[SCALES], leaf.format().zeros(beside));
+    Some(KeptAffine { support, packed, bits, group, scales, zeros })
 }
 
 /// The codes of kept entries among all, where those of the others are the zero point of their group; and scales, 0
@@ -107,7 +103,7 @@ fn filled(leaf: &GroupedAffine) -> Result<Option<(PackedPlane, Vec<f32>)>> {
     let mut read = Vec::new();
     for range in bands(rows, cols) {
         read.resize(range.len() * cols, 0u8);
-        plane.read(range.clone(), crate::node::SymbolsMut::U8(&mut read))?;
+        plane.read(range.clone(), SymbolsMut::U8(&mut read))?;
         for (row, read) in range.zip(read.chunks_exact(cols.max(1))) {
             let codes = &mut codes[row * cols..(row + 1) * cols];
             let grids = row * groups..(row + 1) * groups;
