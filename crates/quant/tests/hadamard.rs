@@ -51,8 +51,7 @@ fn rotations_of_any_size_spread_outliers() {
 
 #[test]
 fn rotated_nodes_keep_the_laws() {
-    let mut registry = Registry::default();
-    tensorpress_quant::register(&mut registry);
+    let registry = Registry::default();
     let weight = with_outliers(12, 36, 3);
     let calibration = Calibration::of(random(80, 36, 1).view());
     for sides in [Sides::In, Sides::Out, Sides::Both] {

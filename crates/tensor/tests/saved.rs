@@ -3,7 +3,7 @@
 use ndarray::Array2;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::node::{
-    Dense, Mask, Masked, Node, Product, SAVED, Side, Sum, Transform, Transformed, bits_per_weight,
+    Dense, Mask, Masked, Node, Product, SAVED, Scale, Side, Sum, Transformed, bits_per_weight,
     decode, from_bytes, load, read_from, save, to_bytes, write_to,
 };
 use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Registry, Storage, ndarray};
@@ -19,7 +19,7 @@ fn dense(rows: usize, cols: usize, dtype: DType) -> Box<dyn Node> {
 
 fn nodes() -> Vec<Box<dyn Node>> {
     let mask = Mask::from_bools(matrix(6, 10, 3).mapv(|v| v > 0.0).view());
-    let scale = Transform::scale(vec![0.5; 10], DType::F16).unwrap();
+    let scale = std::sync::Arc::new(Scale::new(vec![0.5; 10], DType::F16).unwrap());
     vec![
         dense(6, 10, DType::BF16),
         dense(1, 1, DType::F32),

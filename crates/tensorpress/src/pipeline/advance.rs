@@ -137,7 +137,7 @@ impl Stream {
             (from, row) = (to, row + tokens);
         }
         context.source.checkpoint().release();
-        Ok(watch.collector.finish())
+        Ok(collector.finish())
     }
 
     /// Runs the hidden states through a compressed block, as it is read from its shard: what is not in the shard as

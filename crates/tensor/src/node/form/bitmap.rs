@@ -36,13 +36,13 @@ impl MaskForm for Bitmap {
     fn read(
         &self,
         row: usize,
-        symbols: &[u16],
+        symbols: &[u8],
         [_, cols]: [usize; 2],
         bits: &mut [u8],
     ) -> Result<()> {
         let stride = cols.div_ceil(8);
         let row = &mut bits[row * stride..(row + 1) * stride];
-        row.iter_mut().zip(symbols).for_each(|(bits, s)| *bits = *s as u8);
+        row.copy_from_slice(symbols);
         Ok(())
     }
 

@@ -59,7 +59,7 @@ impl MaskForm for Blocks {
     fn read(
         &self,
         row: usize,
-        symbols: &[u16],
+        symbols: &[u8],
         [rows, cols]: [usize; 2],
         bits: &mut [u8],
     ) -> Result<()> {

@@ -11,7 +11,8 @@ pub use bitmap::Bitmap;
 pub use blocks::Blocks;
 pub use n_of_m::NOfM;
 
-use super::{Json, Mask, Packed, Plane};
+use super::plane::bands;
+use super::{Json, Mask, PackedPlane, Plane, SymbolsMut};
 use crate::error::{Error, Result};
 use crate::kernels::packed_len;
 
@@ -44,7 +45,7 @@ pub trait MaskForm: Debug + Send + Sync {
     ///
     /// # Errors
     /// `Corruption` for symbols that are none.
-    fn read(&self, row: usize, symbols: &[u16], shape: [usize; 2], bits: &mut [u8]) -> Result<()>;
+    fn read(&self, row: usize, symbols: &[u8], shape: [usize; 2], bits: &mut [u8]) -> Result<()>;
 
     /// Its name under `"form"`, and parameters.
     fn describe(&self) -> Json;
@@ -81,7 +82,7 @@ fn bytes(form: &dyn MaskForm, shape: [usize; 2]) -> usize {
 pub(super) fn plane(form: &dyn MaskForm, mask: &Mask) -> Result<Box<dyn Plane>> {
     form.check(mask.shape()).map_err(|e| Error::invalid(e.message()))?;
     let [rows, count] = form.symbols(mask.shape());
-    Ok(Box::new(Packed::pack(&form.write(mask)?, rows, count, form.bits())?))
+    Ok(Box::new(PackedPlane::pack(&form.write(mask)?, rows, count, form.bits())?))
 }
 
 /// The mask whose symbols a plane holds.
@@ -97,13 +98,10 @@ pub(super) fn mask(form: &dyn MaskForm, shape: [usize; 2], plane: &dyn Plane) ->
         return Err(Error::corruption(format!("the plane of a {rows} x {cols} mask")));
     }
     let mut bits = vec![0u8; rows * cols.div_ceil(8)];
-    // Bands of rows: coded planes decode many at once.
-    let band = ((1 << 17) / count.max(1)).max(1);
     let mut symbols = Vec::new();
-    for first in (0..height).step_by(band) {
-        let range = first..(first + band).min(height);
-        symbols.resize(range.len() * count, 0u16);
-        plane.read(range.clone(), &mut symbols)?;
+    for range in bands(height, count) {
+        symbols.resize(range.len() * count, 0u8);
+        plane.read(range.clone(), SymbolsMut::U8(&mut symbols))?;
         for (row, symbols) in range.zip(symbols.chunks_exact(count.max(1))) {
             form.read(row, symbols, shape, &mut bits)?;
         }

@@ -66,7 +66,7 @@ impl MaskForm for NOfM {
     fn read(
         &self,
         row: usize,
-        symbols: &[u16],
+        symbols: &[u8],
         [_, cols]: [usize; 2],
         bits: &mut [u8],
     ) -> Result<()> {

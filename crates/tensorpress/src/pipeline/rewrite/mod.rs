@@ -169,7 +169,7 @@ impl Rewriting<'_> {
 
     /// Hidden states before a block.
     fn stream(&self, one: &One<'_>, block: usize) -> Result<Stream> {
-        let mut stream = Stream::begin(one.source, self.windows, None)?;
+        let mut stream = Stream::begin(one.source, self.windows, None, false)?;
         for before in 0..block {
             super::check_cancelled(self.cancel)?;
             stream.watch(&one.source.block(before)?, &|_| Needs::NONE)?;
