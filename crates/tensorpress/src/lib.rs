@@ -31,7 +31,7 @@ mod registry;
 
 pub use compress::{compress, compress_with};
 #[cfg(feature = "model")]
-pub use open::{open_model, open_packed_model};
+pub use open::{open_model, open_model_with, open_packed_model, open_packed_model_with};
 pub use registry::registry;
 pub use tensorpress_entropy as entropy;
 #[cfg(feature = "kvcache")]

@@ -3,14 +3,9 @@ use std::sync::Arc;
 
 use tensorpress_entropy::PackedFile;
 use tensorpress_model::Source;
-use tensorpress_tensor::Result;
-
-use crate::registry;
+use tensorpress_tensor::{Registry, Result};
 
 /// Opens a model, compressed or not: a Hugging Face folder, or a packed file of one.
-///
-/// # Errors
-/// Those of [`Source::open`] and [`PackedFile::open`].
 ///
 /// ```
 /// use tensorpress::open_model;
@@ -18,11 +13,22 @@ use crate::registry;
 /// let error = open_model("no/such/model").unwrap_err();
 /// assert!(error.to_string().contains("no/such/model"));
 /// ```
+///
+/// # Errors
+/// Those of [`Source::open`] and [`PackedFile::open`].
 pub fn open_model(path: impl AsRef<Path>) -> Result<Source> {
+    open_model_with(path, &crate::registry())
+}
+
+/// [`open_model`] with nodes of your own in the registry.
+///
+/// # Errors
+/// As there.
+pub fn open_model_with(path: impl AsRef<Path>, registry: &Registry) -> Result<Source> {
     let path = path.as_ref();
     match path.is_file() {
-        true => open_packed_model(PackedFile::open(path)?),
-        false => Source::open(path, &registry()),
+        true => open_packed_model_with(PackedFile::open(path)?, registry),
+        false => Source::open(path, registry),
     }
 }
 
@@ -30,7 +36,16 @@ pub fn open_model(path: impl AsRef<Path>) -> Result<Source> {
 /// A delta must have [its base](PackedFile::with_base).
 ///
 /// # Errors
-/// As [`Source::open_in`]; `Corruption` for damage, `InvalidArgument` for a missing or wrong base, naming the tensor.
+/// As [`Source::open_in`]; `Corruption` for damage, `MissingBase` or `InvalidArgument` for a missing or wrong base, naming
+/// the tensor.
 pub fn open_packed_model(packed: PackedFile) -> Result<Source> {
-    Source::open_in(Arc::new(packed), &registry())
+    open_packed_model_with(packed, &crate::registry())
+}
+
+/// [`open_packed_model`] with nodes of your own in the registry.
+///
+/// # Errors
+/// As there.
+pub fn open_packed_model_with(packed: PackedFile, registry: &Registry) -> Result<Source> {
+    Source::open_in(Arc::new(packed), registry)
 }
