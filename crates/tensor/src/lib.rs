@@ -3,6 +3,7 @@
 
 pub mod bytes;
 pub mod carry;
+#[cfg(feature = "checkpoint")]
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod grid;
 pub mod linalg;
 pub mod method;
 pub mod node;
+#[cfg(feature = "faer")]
 pub mod obs;
 pub mod rewrite;
 pub mod source;
@@ -21,6 +23,7 @@ pub mod testing;
 pub mod usable;
 
 pub use bytes::Bytes;
+#[cfg(feature = "checkpoint")]
 pub use checkpoint::Checkpoint;
 pub use dtype::DType;
 pub use error::{Context, Error, ErrorKind, Result};

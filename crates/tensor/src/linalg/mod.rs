@@ -2,7 +2,8 @@
 //!
 //! One-call functions for what compression methods need: products, Cholesky factors and the inverse factor of the
 //! optimal-brain family, singular values, symmetric eigenvalues, QR, least squares and Walsh-Hadamard transforms.
-//! The engine behind them is [faer](https://docs.rs/faer); no faer type appears here. Matrices are [`f32`] or
+//! The engine behind them is [faer](https://docs.rs/faer) (the feature of that name, on by default; without it there are
+//! products alone, by ndarray on one thread); no faer type appears here. Matrices are [`f32`] or
 //! [`f64`] ([`Real`]), of any strides; results are row-major.
 //!
 //! # What is guaranteed
@@ -17,43 +18,60 @@
 //! - **Empty and 1 x 1 matrices** are valid everywhere.
 
 mod backend;
+#[cfg(feature = "faer")]
 mod cholesky;
+#[cfg(feature = "faer")]
 mod eigen;
 mod hadamard;
+#[cfg(feature = "faer")]
 mod inverse_factor;
 mod lanes;
 #[cfg(feature = "lapack")]
 pub mod lapack;
+#[cfg(feature = "faer")]
 mod least_squares;
 mod paley;
 mod product;
+#[cfg(feature = "faer")]
 mod qr;
+#[cfg(feature = "faer")]
 mod randomized;
 mod rng;
+#[cfg(feature = "faer")]
 mod svd;
+#[cfg(feature = "faer")]
 mod triangular;
 
 use ndarray::ArrayView2;
 
 pub use backend::Real;
+#[cfg(feature = "faer")]
 pub use cholesky::{cholesky, cholesky_damped};
+#[cfg(feature = "faer")]
 pub use eigen::{SymmetricEigen, symmetric_eigen};
 pub use hadamard::{hadamard, hadamard_block, hadamard_rows};
+#[cfg(feature = "faer")]
 pub use inverse_factor::{DampedFactor, damped_inverse_factor, inverse_cholesky_factor};
 pub use lanes::{hadamard_lanes, hadamard_lanes_of};
+#[cfg(feature = "faer")]
 pub use least_squares::{LeastSquares, least_squares};
 pub use paley::hadamard_matrix;
 pub use product::{gram_lower, matmul, matmul_nt, matmul_tn, mirror_lower};
+#[cfg(feature = "faer")]
 pub use qr::{Qr, qr};
+#[cfg(feature = "faer")]
 pub use randomized::{RandomizedSvd, svd_randomized};
 pub use rng::{SplitMix, gaussian};
+#[cfg(feature = "faer")]
 pub use svd::{Svd, svd, svd_truncated};
 pub use tensorpress_kernels::Par;
+#[cfg(feature = "faer")]
 pub use triangular::{Triangle, invert_triangular, solve_triangular};
 
 use crate::{Error, Result};
 
 /// A numerical error naming the first entry of `a` that is NaN or infinite.
+#[cfg(feature = "faer")]
 fn check_finite<T: Real>(what: &str, a: ArrayView2<'_, T>) -> Result<()> {
     for (i, row) in a.rows().into_iter().enumerate() {
         if row.iter().all(|v| v.is_finite()) {
@@ -67,6 +85,7 @@ fn check_finite<T: Real>(what: &str, a: ArrayView2<'_, T>) -> Result<()> {
 }
 
 /// The side of a square matrix, or a shape error.
+#[cfg(feature = "faer")]
 fn check_square<T: Real>(what: &str, a: ArrayView2<'_, T>) -> Result<usize> {
     let (m, n) = a.dim();
     if m == n {

@@ -13,6 +13,7 @@ mod plane;
 mod product;
 pub mod registry;
 mod rows;
+#[cfg(feature = "checkpoint")]
 mod saved;
 mod scratch;
 mod split;
@@ -38,6 +39,7 @@ pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, Symbo
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
 pub use rows::Rows;
+#[cfg(feature = "checkpoint")]
 pub use saved::{SAVED, bits_per_weight, from_bytes, load, read_from, save, to_bytes, write_to};
 pub use scratch::Scratch;
 pub use split::SplitFloats;

@@ -1,23 +1,39 @@
-//! The only place that sees faer: ndarray views in, faer's kernels inside.
+//! The only place that sees faer: ndarray views in, faer's kernels inside. Without the feature `faer` there are products
+//! alone, by ndarray.
 //!
-//! [`Sealed`] lists the kernels the rest of `linalg` is written with. They are methods of the element type, so that
+//! [`Sealed`] and `Factors` list the kernels the rest of `linalg` is written with. They are methods of the element type, so that
 //! faer's generic code is compiled once, here, and not again in every crate that factors a matrix.
 
+#[cfg(feature = "faer")]
 mod bridge;
+#[cfg(feature = "faer")]
+mod factors;
+#[cfg(feature = "faer")]
 mod orthogonal;
+#[cfg(any(not(feature = "faer"), test))]
+mod plain;
+#[cfg(feature = "faer")]
+mod products;
+#[cfg(feature = "faer")]
 mod triangular;
 
 use std::fmt::{Debug, Display};
-use std::num::NonZeroUsize;
 use std::ops::{AddAssign, MulAssign, SubAssign};
 
-use faer::linalg::matmul::{matmul, triangular as tri};
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, LinalgScalar, ScalarOperand};
+use ndarray::{ArrayView2, ArrayViewMut2, LinalgScalar, ScalarOperand};
 
 use super::Par;
-use bridge::{mat, mat_mut};
+#[cfg(feature = "faer")]
+pub use factors::Factors;
+#[cfg(not(feature = "faer"))]
+use plain as products;
 
 /// Element type of the matrices: [`f32`] or [`f64`]. Sealed.
+#[cfg(feature = "faer")]
+pub trait Real: Factors {}
+
+/// Element type of the matrices: [`f32`] or [`f64`]. Sealed.
+#[cfg(not(feature = "faer"))]
 pub trait Real: Sealed {}
 
 impl Real for f32 {}
@@ -68,18 +84,6 @@ pub trait Sealed:
         b: ArrayView2<'_, Self>,
         par: Par,
     );
-    /// Lower Cholesky factor in place, touching the lower triangle only; `Err(pivot)` if not positive definite.
-    fn llt(a: ArrayViewMut2<'_, Self>, par: Par) -> Result<(), usize>;
-    /// Inverse of a lower triangular matrix in place, touching the lower triangle only.
-    fn invert_lower(a: ArrayViewMut2<'_, Self>, par: Par);
-    /// B = L^-1 B for the lower triangle L.
-    fn solve_lower(l: ArrayView2<'_, Self>, b: ArrayViewMut2<'_, Self>, par: Par);
-    /// Thin U, singular values in falling order, and the transpose of thin V; `None` without convergence.
-    fn svd(a: ArrayView2<'_, Self>) -> Option<(Array2<Self>, Array1<Self>, Array2<Self>)>;
-    /// Eigenvalues in rising order and eigenvectors as columns, from the lower triangle.
-    fn eigen(a: ArrayView2<'_, Self>) -> Option<(Array1<Self>, Array2<Self>)>;
-    /// Thin Q and R.
-    fn qr(a: ArrayView2<'_, Self>) -> (Array2<Self>, Array2<Self>);
 }
 
 macro_rules! sealed {
@@ -115,7 +119,7 @@ macro_rules! sealed {
                 alpha: Self,
                 par: Par,
             ) {
-                matmul(mat_mut(c), accum(accumulate), mat(a), mat(b), alpha, threads(par));
+                products::gemm(c, accumulate, a, b, alpha, par);
             }
             fn gemm_lower(
                 c: ArrayViewMut2<'_, Self>,
@@ -124,43 +128,9 @@ macro_rules! sealed {
                 b: ArrayView2<'_, Self>,
                 par: Par,
             ) {
-                let (lower, full) =
-                    (tri::BlockStructure::TriangularLower, tri::BlockStructure::Rectangular);
-                let beta = accum(accumulate);
-                let (a, b) = (mat(a), mat(b));
-                tri::matmul(mat_mut(c), lower, beta, a, full, b, full, 1.0, threads(par));
-            }
-            fn llt(a: ArrayViewMut2<'_, Self>, par: Par) -> Result<(), usize> {
-                triangular::llt(mat_mut(a), threads(par))
-            }
-            fn invert_lower(a: ArrayViewMut2<'_, Self>, par: Par) {
-                triangular::invert_lower(mat_mut(a), threads(par));
-            }
-            fn solve_lower(l: ArrayView2<'_, Self>, b: ArrayViewMut2<'_, Self>, par: Par) {
-                use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
-                solve_lower_triangular_in_place(mat(l), mat_mut(b), threads(par));
-            }
-            fn svd(a: ArrayView2<'_, Self>) -> Option<(Array2<Self>, Array1<Self>, Array2<Self>)> {
-                orthogonal::svd(a)
-            }
-            fn eigen(a: ArrayView2<'_, Self>) -> Option<(Array1<Self>, Array2<Self>)> {
-                orthogonal::eigen(a)
-            }
-            fn qr(a: ArrayView2<'_, Self>) -> (Array2<Self>, Array2<Self>) {
-                orthogonal::qr(a)
+                products::gemm_lower(c, accumulate, a, b, par);
             }
         }
     )*};
 }
 sealed!(f32 f64);
-
-fn accum(accumulate: bool) -> faer::Accum {
-    if accumulate { faer::Accum::Add } else { faer::Accum::Replace }
-}
-
-fn threads(par: Par) -> faer::Par {
-    match NonZeroUsize::new(par.threads()) {
-        Some(n) if n.get() > 1 => faer::Par::Rayon(n),
-        _ => faer::Par::Seq,
-    }
-}

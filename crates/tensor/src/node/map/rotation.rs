@@ -216,6 +216,7 @@ fn check_block(size: usize, block: usize) -> Result<()> {
 }
 
 /// The orthogonal factor of a matrix of normal numbers, with the signs that make its distribution uniform (Mezzadri, 2007).
+#[cfg(feature = "faer")]
 fn random_orthogonal(order: usize, seed: u64) -> Result<Array2<f32>> {
     let at = |(i, j)| linalg::gaussian(seed, (i * order + j) as u64);
     let qr = linalg::qr(Array2::<f64>::from_shape_fn((order, order), at).view())?;
@@ -224,6 +225,13 @@ fn random_orthogonal(order: usize, seed: u64) -> Result<Array2<f32>> {
         column *= if *r < 0.0 { -1.0 } else { 1.0 };
     }
     Ok(q.mapv(|v| v as f32))
+}
+
+/// What is stored can be read; making one takes a factorisation.
+#[cfg(not(feature = "faer"))]
+fn random_orthogonal(order: usize, _: u64) -> Result<Array2<f32>> {
+    let message = format!("a new rotation with a factor of {order}, in a build without `faer`");
+    Err(Error::unsupported(message))
 }
 
 fn read_factor(reader: &NodeReader<'_>, order: usize, prefix: &str) -> Result<Array2<f32>> {
