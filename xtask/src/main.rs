@@ -4,6 +4,8 @@
 mod ci;
 mod made;
 mod memory;
+#[cfg(test)]
+mod unsafety;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};

@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use serde_json::json;
 use tensorpress_tensor::grid::{Affine, IntGrid};
 use tensorpress_tensor::kernels::{AffineRows, KeptAffine};
-use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{ArrayView2, ArrayViewMut2};
 use tensorpress_tensor::node::registry::{field, shape_field};
 use tensorpress_tensor::node::{
@@ -396,7 +395,7 @@ impl Node for GroupedAffine {
     ) -> Result<()> {
         check_matmul(self.shape, &x, &y);
         if x.nrows() <= FUSED_TOKENS {
-            let (add, par) = (accum == Accum::Add, scratch.par() != Par::Seq);
+            let (add, par) = (accum == Accum::Add, scratch.par());
             if let Some(rows) = self.affine_rows()? {
                 with_slices(x, y, |x, y, t| kernels::affine_matmul(&rows, x, t, y, add, par));
                 return Ok(());

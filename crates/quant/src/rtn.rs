@@ -1,4 +1,3 @@
-use rayon::prelude::*;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
@@ -46,18 +45,8 @@ impl Rtn {
             }
         };
         if rows * cols > 0 {
-            let rows = all
-                .par_chunks(cols)
-                .zip(codes.par_chunks_mut(cols))
-                .zip(params.par_chunks_mut(groups));
-            if par == Par::Seq {
-                all.chunks(cols)
-                    .zip(codes.chunks_mut(cols))
-                    .zip(params.chunks_mut(groups))
-                    .for_each(round_row);
-            } else {
-                rows.for_each(round_row);
-            }
+            let rows = all.chunks(cols).zip(codes.chunks_mut(cols)).zip(params.chunks_mut(groups));
+            par.for_each(rows, round_row);
         }
         if let Some(whole) = whole {
             params = vec![whole];

@@ -31,7 +31,7 @@ impl PanelAffine {
             (None, Some(packed)) => original.affine_rows_of(packed, &original.scales)?,
             (None, None) => original.affine_rows()?,
         };
-        let panels = rows.and_then(|rows| AffinePanels::new(&rows, false));
+        let panels = rows.and_then(|rows| AffinePanels::new(&rows, Par::Seq));
         Ok(match panels {
             Some(panels) => Box::new(Self { original, panels }),
             None => Box::new(original),
@@ -65,7 +65,7 @@ impl Node for PanelAffine {
         if x.nrows() > FUSED_TOKENS {
             return self.original.matmul(x, y, accum, scratch);
         }
-        let par = scratch.par() != Par::Seq;
+        let par = scratch.par();
         with_slices(x, y, |x, y, tokens| {
             let accumulate = accum == Accum::Add;
             self.panels.matmul(x, tokens, y, accumulate, Activations::default(), par);
