@@ -16,7 +16,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use tensorpress_tensor::kernels::{
-    self, Activations, AffinePanels, AffineRows, ErrorNorm, Isa, packed_len,
+    self, Activations, AffinePanels, AffineRows, ErrorNorm, Isa, Par, packed_len,
 };
 use turns::{Contender, read, take_turns};
 
@@ -24,6 +24,10 @@ fn main() {
     // SAFETY: the first thing the program does; no other thread exists yet.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", "1") };
     let test = std::env::args().any(|arg| arg == "--test");
+    println!(
+        "{}",
+        kernels::cpu_name().unwrap_or_else(|| "a CPU that does not say its name".into())
+    );
     println!("instruction sets: {:?}, chosen: {}", Isa::available(), Isa::detect());
     few_tokens(test);
     let mut criterion = Criterion::default().configure_from_args();
@@ -115,7 +119,7 @@ fn few_tokens(test: bool) {
     let (rows, cols, rounds) = if test { (64, 1024, 2) } else { (8192, 28_672, 31) };
     let matrix = Matrix::new(rows, cols);
     let w = matrix.rows();
-    let panels = AffinePanels::new(&w, false).expect("4 bits in groups of 128");
+    let panels = AffinePanels::new(&w, Par::Seq).expect("4 bits in groups of 128");
     let buffer = vec![1u8; panels.bytes()];
     let x = Noise(8).floats(8 * cols);
     let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("two threads");
@@ -145,12 +149,12 @@ fn few_tokens(test: bool) {
         for t in [1, 2, 4, 8] {
             let (x, panels) = (&x[..t * cols], &panels);
             let mut y = vec![0.0; t * rows];
-            panels.matmul(x, t, &mut y, false, mode, false);
+            panels.matmul(x, t, &mut y, false, mode, Par::Seq);
             let error = matrix.error(x, t, &y);
             assert!(error < tolerance, "{label} activations: relative error {error:e}");
             let name = format!("panels, {label} activations, {t} tokens");
             contenders.push(Contender::new(&name, bytes, move || {
-                panels.matmul(x, t, &mut y, false, mode, false);
+                panels.matmul(x, t, &mut y, false, mode, Par::Seq);
             }));
         }
     }
@@ -158,15 +162,15 @@ fn few_tokens(test: bool) {
     let mut y = vec![0.0; rows];
     let name = "panels, 16-bit activations, 1 token, two threads";
     contenders.push(Contender::new(name, bytes, move || {
-        two.install(|| panels.matmul(one, 1, &mut y, false, Activations::Int16, true));
+        two.install(|| panels.matmul(one, 1, &mut y, false, Activations::Int16, Par::Rayon));
     }));
     let mut y = vec![0.0; rows];
-    kernels::affine_matmul(w, one, 1, &mut y, false, false);
+    kernels::affine_matmul(w, one, 1, &mut y, false, Par::Seq);
     let error = matrix.error(one, 1, &y);
     assert!(error < 1e-5, "packed rows: relative error {error:e}");
     let name = "packed rows, f32 activations, 1 token";
     contenders.push(Contender::new(name, matrix.packed.len(), move || {
-        kernels::affine_matmul(w, one, 1, &mut y, false, false);
+        kernels::affine_matmul(w, one, 1, &mut y, false, Par::Seq);
     }));
     // 144 bytes for 256 weights.
     contenders.push(Contender::new("candle Q4_K, 1 token", rows * cols / 256 * 144, || {

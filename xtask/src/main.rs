@@ -6,6 +6,8 @@ mod ci;
 mod made;
 mod memory;
 mod tools;
+#[cfg(test)]
+mod unsafety;
 mod wrap;
 
 use std::path::{Path, PathBuf};

@@ -14,6 +14,7 @@ mod affine;
 pub mod attention;
 mod bitpack;
 mod convert;
+mod cpu;
 mod float;
 mod float_type;
 mod grid;
@@ -43,6 +44,7 @@ pub use convert::{
     f32_to_bf16_bytes_on, f32_to_bf16_on, f32_to_f16, f32_to_f16_bytes, f32_to_f16_bytes_on,
     f32_to_f16_on,
 };
+pub use cpu::cpu_name;
 pub use float::{
     axpy, axpy_on, dot, dot_f64, dot_f64_on, dot_on, gemm_nt, gemm_nt_on, gemv, gemv_on,
 };

@@ -1,12 +1,10 @@
 //! Multiplying by an integer grid straight from its packed rows.
 
-use rayon::prelude::*;
-
 use super::affine::{BUFFER, decode_body};
 use super::bitpack::check_bits;
 use super::float::dot_body;
 use super::simd::{Simd, stamp};
-use super::{Isa, packed_len};
+use super::{Isa, Par, packed_len};
 
 /// A matrix `[rows, cols]` on an integer grid, in the form it is stored in: weight `(r, j)` is
 /// `scales[r, g] * (code[r, j] - zeros[r, g])` with `g = j / group`.
@@ -60,8 +58,8 @@ impl AffineRows<'_> {
 /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`,
 /// unpacking in registers: no dense row is ever written out. Meant for a few tokens.
 ///
-/// Activations and sums are f32. With `par` the rows are shared among the threads of the current
-/// rayon pool; the result is the same bytes.
+/// Activations and sums are f32. The rows are shared among the threads that `par`
+/// allows.
 ///
 /// # Panics
 ///
@@ -72,7 +70,7 @@ pub fn affine_matmul(
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
 ) {
     affine_matmul_on(Isa::detect(), w, x, t, y, accumulate, par);
 }
@@ -85,7 +83,7 @@ pub fn affine_matmul_on(
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
 ) {
     w.check();
     assert_eq!(Some(x.len()), t.checked_mul(w.cols), "affine_matmul: x is not [t, cols]");
@@ -113,7 +111,7 @@ pub(super) fn by_rows(
     rows: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
     block: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if y.is_empty() {
@@ -122,11 +120,7 @@ pub(super) fn by_rows(
     // By row first, so that threads write to places of their own.
     let mut by_row = vec![0.0f32; y.len()];
     let block = |(i, out): (usize, &mut [f32])| block(i * ROWS, out);
-    if par {
-        by_row.par_chunks_mut(ROWS * t).enumerate().for_each(block);
-    } else {
-        by_row.chunks_mut(ROWS * t).enumerate().for_each(block);
-    }
+    par.for_each(by_row.chunks_mut(ROWS * t).enumerate(), block);
     if !accumulate {
         y.fill(0.0);
     }

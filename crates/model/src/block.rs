@@ -1,9 +1,9 @@
 //! A transformer block: attention and a feed-forward network, each around a residual stream.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Mutex;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
-use rayon::prelude::*;
 use tensorpress_kvcache::{Cache, KvShape, Layer, StoreForm};
 use tensorpress_tensor::linalg::Par;
 pub use tensorpress_tensor::rewrite::SharedInput;
@@ -201,10 +201,17 @@ impl Block {
                 .into_iter()
                 .try_for_each(|(q, k, v, out)| self.attention.mix(q, k, v, out, None, scratch));
         }
-        sequences.into_par_iter().try_for_each_init(
+        let failure = Mutex::new(None);
+        scratch.par().for_each_init(
+            sequences.into_iter(),
             || Scratch::new(Par::Seq),
-            |scratch, (q, k, v, out)| self.attention.mix(q, k, v, out, None, scratch),
-        )
+            |scratch, (q, k, v, out)| {
+                if let Err(error) = self.attention.mix(q, k, v, out, None, scratch) {
+                    *failure.lock().expect("nothing panics while it is held") = Some(error);
+                }
+            },
+        );
+        failure.into_inner().expect("as above").map_or(Ok(()), Err)
     }
 
     fn run(

@@ -8,12 +8,10 @@ mod input;
 mod pack;
 mod product;
 
-use rayon::prelude::*;
-
 pub use input::{Activations, PanelInput};
 
-use super::Isa;
 use super::rows::AffineRows;
+use super::{Isa, Par};
 use crate::simd::wide::{LANES, Line};
 use pack::Shape;
 
@@ -45,13 +43,13 @@ impl AffinePanels {
             && group.min(cols) <= 65_536
     }
 
-    /// Repacks a matrix; `None` where [`AffinePanels::supports`] says no. With `par` the work is
-    /// shared among the threads of the current rayon pool.
+    /// Repacks a matrix; `None` where [`AffinePanels::supports`] says no. The work is shared
+    /// among the threads that `par` allows.
     ///
     /// # Panics
     ///
     /// If the fields of `w` do not fit together.
-    pub fn new(w: &AffineRows<'_>, par: bool) -> Option<Self> {
+    pub fn new(w: &AffineRows<'_>, par: Par) -> Option<Self> {
         w.check();
         if !Self::supports(w.bits, w.cols, w.group) {
             return None;
@@ -91,8 +89,8 @@ impl AffinePanels {
     /// `y [t, rows]`.
     ///
     /// The only error is that of rounding the activations (see [`Activations`]) and of a few f32
-    /// sums per group. Bit-identical on every instruction set, for any cut of the tokens, and
-    /// with or without `par`, which shares the rows among the threads of the current rayon pool.
+    /// sums per group. Bit-identical on every instruction set, for any cut of the tokens, and for
+    /// any number of threads, among which the rows are shared.
     ///
     /// # Panics
     ///
@@ -104,7 +102,7 @@ impl AffinePanels {
         y: &mut [f32],
         accumulate: bool,
         activations: Activations,
-        par: bool,
+        par: Par,
     ) {
         self.matmul_on(Isa::detect(), x, t, y, accumulate, activations, par);
     }
@@ -119,7 +117,7 @@ impl AffinePanels {
         y: &mut [f32],
         accumulate: bool,
         activations: Activations,
-        par: bool,
+        par: Par,
     ) {
         let input = PanelInput::new_on(isa, x, t, self.cols(), self.group(), activations);
         self.matmul_input_on(isa, &input, y, accumulate, par);
@@ -131,7 +129,7 @@ impl AffinePanels {
     /// # Panics
     ///
     /// If `input` was made for another input size or group, or `y` is not `[t, rows]`.
-    pub fn matmul_input(&self, input: &PanelInput, y: &mut [f32], accumulate: bool, par: bool) {
+    pub fn matmul_input(&self, input: &PanelInput, y: &mut [f32], accumulate: bool, par: Par) {
         self.matmul_input_on(Isa::detect(), input, y, accumulate, par);
     }
 
@@ -143,7 +141,7 @@ impl AffinePanels {
         input: &PanelInput,
         y: &mut [f32],
         accumulate: bool,
-        par: bool,
+        par: Par,
     ) {
         let (rows, t) = (self.rows(), input.tokens());
         self.check(input);
@@ -183,22 +181,23 @@ impl AffinePanels {
         );
         products.fill([0.0; ROWS]);
         if !products.is_empty() {
-            self.add_on(Isa::detect(), input, products, false);
+            self.add_on(Isa::detect(), input, products, Par::Seq);
         }
     }
 
     /// Adds products to sums that are neither empty nor of another size.
-    fn add_on(&self, isa: Isa, input: &PanelInput, sums: &mut [[f32; ROWS]], par: bool) {
+    fn add_on(&self, isa: Isa, input: &PanelInput, sums: &mut [[f32; ROWS]], par: Par) {
         let t = input.tokens();
-        if par {
-            // Four pieces a thread even out what the threads are given beside.
-            let piece = (sums.len() / t).div_ceil(4 * rayon::current_num_threads());
-            sums.par_chunks_mut(piece * t).enumerate().for_each(|(i, sums)| {
-                product::product_on(isa, &self.shape, &self.lines, input, i * piece, sums);
-            });
-        } else {
-            product::product_on(isa, &self.shape, &self.lines, input, 0, sums);
-        }
+        // One thread takes all at once, so that it goes through memory from first to last. Four pieces for each of several
+        // even out what the threads are given beside.
+        let panels = sums.len() / t;
+        let piece = match par.threads() {
+            1 => panels,
+            threads => panels.div_ceil(4 * threads),
+        };
+        par.for_each(sums.chunks_mut(piece * t).enumerate(), |(i, sums)| {
+            product::product_on(isa, &self.shape, &self.lines, input, i * piece, sums);
+        });
     }
 
     fn check(&self, input: &PanelInput) {

@@ -16,9 +16,8 @@
 use std::mem::MaybeUninit;
 
 use half::f16;
-use rayon::prelude::*;
 
-use super::ROWS;
+use super::{Par, ROWS};
 use crate::rows::AffineRows;
 use crate::simd::wide::Line;
 use crate::unpack_bits;
@@ -100,18 +99,14 @@ pub(super) struct Tile {
 }
 
 /// Repacks a matrix.
-pub(super) fn pack(w: &AffineRows<'_>, shape: &Shape, par: bool) -> Vec<Line> {
+pub(super) fn pack(w: &AffineRows<'_>, shape: &Shape, par: Par) -> Vec<Line> {
     let mut lines = zeroed(shape.lines(0, shape.groups()) * shape.panels());
     let mut rest = &mut lines[..];
     for tile in shape.tiles() {
         let here;
         (here, rest) = rest.split_at_mut(tile.lines * shape.panels());
         let fill = |(panel, lines): (usize, &mut [Line])| fill(w, shape, &tile, panel, lines);
-        if par {
-            here.par_chunks_mut(tile.lines).enumerate().for_each(fill);
-        } else {
-            here.chunks_mut(tile.lines).enumerate().for_each(fill);
-        }
+        par.for_each(here.chunks_mut(tile.lines).enumerate(), fill);
     }
     lines
 }

@@ -5,7 +5,7 @@ use super::input::{PanelInput, TokenTile};
 use super::pack::{Shape, Tile};
 use crate::Isa;
 use crate::simd::wide::{Line, Wide};
-use crate::simd::{Ahead, prefetch, stamp};
+use crate::simd::{Ahead, prefetch, stamp, stream, stream_again};
 
 /// How many lines ahead of the reading the next ones are asked for: 12 KiB. Only memory gains by
 /// it, so only panels of more than this many bytes do it.
@@ -47,8 +47,9 @@ struct Work<'a> {
     lines: &'a [Line],
     input: &'a PanelInput,
     tokens: &'a TokenTile,
-    /// How many lines ahead to ask for memory.
+    /// How many lines ahead to ask for memory, and for which cache.
     ahead: usize,
+    to: Ahead,
 }
 
 /// All panels, for codes of `BITS` bits and activations of `P` planes.
@@ -62,6 +63,8 @@ fn run<S: Wide, const BITS: usize, const P: usize>(
     sums: &mut [[f32; ROWS]],
 ) {
     let ahead = if size_of_val(lines) > LARGER_THAN_CACHE { AHEAD } else { 0 };
+    // A single token reads the lines once; more come back to them.
+    let to = if input.tokens() > 1 { stream_again() } else { stream() };
     for tile in shape.tiles() {
         for (p, sums) in sums.chunks_mut(input.tokens()).enumerate() {
             let start = tile.start + (first + p) * tile.lines;
@@ -70,7 +73,7 @@ fn run<S: Wide, const BITS: usize, const P: usize>(
                 let sums = &mut sums[tokens.first..tokens.first + tokens.tokens];
                 // Later tokens find the panel in the cache.
                 let ahead = if tokens.first == 0 { ahead } else { 0 };
-                let work = Work { shape, tile: &tile, lines, input, tokens: &tokens, ahead };
+                let work = Work { shape, tile: &tile, lines, input, tokens: &tokens, ahead, to };
                 // The last number is how many sums run side by side: enough to hide the latency
                 // of an instruction.
                 match tokens.tokens {
@@ -90,7 +93,7 @@ fn panel<S: Wide, const BITS: usize, const P: usize, const T: usize, const U: us
     work: Work<'_>,
     sums: &mut [[f32; ROWS]],
 ) {
-    let Work { shape, tile, lines, input, tokens, ahead } = work;
+    let Work { shape, tile, lines, input, tokens, ahead, to } = work;
     let mut words = input.words(tokens, tile.first * shape.group);
     let mut totals: [S::F; T] = std::array::from_fn(|t| s.load(&sums[t]));
     let grids: [_; T] = std::array::from_fn(|t| input.grids(tokens.first + t));
@@ -104,11 +107,7 @@ fn panel<S: Wide, const BITS: usize, const P: usize, const T: usize, const U: us
 
         let mut dots = [[[s.zero(); P]; T]; U];
         for (lines, xs) in codes.as_chunks::<BITS>().0.iter().zip(xs.chunks_exact(8 * T * P)) {
-            for line in lines {
-                // A single token reads the line once; more come back to it.
-                let to = if T > 1 { Ahead::Near } else { Ahead::Once };
-                prefetch(std::ptr::from_ref(line).wrapping_add(ahead), to);
-            }
+            ask(lines, ahead, to);
             let lines: [S::I; BITS] = std::array::from_fn(|i| s.line(&lines[i]));
             // Written out: a loop here may stay a loop, with shifts that are not constant. But not
             // where a vector is an array: that would be half a megabyte of code.
@@ -141,6 +140,21 @@ fn panel<S: Wide, const BITS: usize, const P: usize, const T: usize, const U: us
     }
     for t in 0..T {
         s.store(&mut sums[t], totals[t]);
+    }
+}
+
+/// Asks for the lines that will be read `ahead` lines later: one choice for all of them.
+#[inline(always)]
+fn ask(lines: &[Line], ahead: usize, to: Ahead) {
+    let all = |to| {
+        for line in lines {
+            prefetch(std::ptr::from_ref(line).wrapping_add(ahead), to);
+        }
+    };
+    match to {
+        Ahead::Near => all(Ahead::Near),
+        Ahead::Outer => all(Ahead::Outer),
+        Ahead::Once => all(Ahead::Once),
     }
 }
 

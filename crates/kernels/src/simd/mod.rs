@@ -16,7 +16,7 @@ pub(super) mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(super) use memory::{Ahead, prefetch};
+pub(super) use memory::{Ahead, prefetch, stream, stream_again};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
 pub(super) use portable::Portable;

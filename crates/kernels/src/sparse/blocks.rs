@@ -4,11 +4,8 @@
 //! weight is one broadcast. The inputs that a group of rows has stored are a list, made once and followed with
 //! prefetches; inputs that it has dropped are never touched.
 
-use rayon::prelude::*;
-
-use super::{FloatType, Isa, StoredRows};
-use crate::simd::Stored;
-use crate::simd::{Ahead, prefetch, stamp};
+use super::{FloatType, Isa, Par, StoredRows};
+use crate::simd::{Ahead, Stored, prefetch, stamp};
 use crate::{bf16_bytes_to_f32, f16_bytes_to_f32};
 
 impl StoredRows<'_> {
@@ -34,7 +31,7 @@ pub fn block_matmul(
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
 ) {
     block_matmul_on(Isa::detect(), w, groups, x, t, y, accumulate, par);
 }
@@ -48,7 +45,7 @@ pub fn block_matmul_on(
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
 ) {
     w.check();
     assert_eq!(Some(x.len()), t.checked_mul(w.cols), "block_matmul: x is not [t, cols]");
@@ -67,11 +64,7 @@ pub fn block_matmul_on(
         let tokens = (t - first).min(PANEL);
         turn(&x[first * w.cols..(first + tokens) * w.cols], w.cols, &mut panel);
         let block = |(i, out): (usize, &mut [f32])| panel_on(isa, w, groups, &panel, i, out);
-        if par {
-            out.par_chunks_mut(groups.tall * PANEL).enumerate().for_each(block);
-        } else {
-            out.chunks_mut(groups.tall * PANEL).enumerate().for_each(block);
-        }
+        par.for_each(out.chunks_mut(groups.tall * PANEL).enumerate(), block);
         // A few rows at a time, which stay in the nearest cache.
         for row in (0..w.rows).step_by(CHUNK) {
             let out = &out[row * PANEL..(row + CHUNK).min(w.rows) * PANEL];

@@ -2,11 +2,10 @@
 
 use super::product::{SPARSE, TOGETHER, spread, tokens};
 use super::stream::{BEHIND, Stream};
-use super::{Input, Isa, Support};
+use super::{Input, Isa, Par, Support};
 use crate::bitpack::check_bits;
 use crate::rows::by_rows;
-use crate::simd::Stored;
-use crate::simd::stamp;
+use crate::simd::{Stored, stamp};
 use crate::{packed_len, unpack_bits_on};
 
 /// A matrix on an integer grid of which only the entries of a support are stored: weight `(r, j)` is
@@ -116,7 +115,7 @@ pub fn kept_affine_matmul(
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
 ) {
     kept_affine_matmul_on(Isa::detect(), w, x, t, y, accumulate, par);
 }
@@ -129,7 +128,7 @@ pub fn kept_affine_matmul_on(
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
 ) {
     w.check();
     assert_eq!(Some(y.len()), t.checked_mul(w.rows()), "kept_affine_matmul: y is not [t, rows]");

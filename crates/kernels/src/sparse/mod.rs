@@ -18,7 +18,7 @@ pub use codes::{
 };
 
 use super::rows::by_rows;
-use super::{FloatType, Isa};
+use super::{FloatType, Isa, Par};
 use product::{decode_on, product_on};
 
 /// Which entries of a matrix are stored: a borrowed [`Bitmap`], which has counted the bits.
@@ -83,8 +83,8 @@ impl StoredRows<'_> {
 /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`, straight from the
 /// stored numbers. Meant for a few tokens.
 ///
-/// An entry of `y` does not depend on the number of tokens or threads; with `par` the rows are shared among the
-/// threads of the current rayon pool.
+/// An entry of `y` does not depend on the number of tokens or threads; the rows are shared among the threads
+/// that `par` allows.
 ///
 /// # Panics
 ///
@@ -95,7 +95,7 @@ pub fn stored_matmul(
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
 ) {
     stored_matmul_on(Isa::detect(), w, x, t, y, accumulate, par);
 }
@@ -108,7 +108,7 @@ pub fn stored_matmul_on(
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: bool,
+    par: Par,
 ) {
     w.check();
     assert_eq!(Some(y.len()), t.checked_mul(w.rows), "stored_matmul: y is not [t, rows]");

@@ -2,8 +2,7 @@
 
 use super::stream::{BF16, F16, F32, Plain, Stream};
 use super::{FloatType, Input, StoredRows, WORD};
-use crate::simd::Stored;
-use crate::simd::stamp;
+use crate::simd::{Stored, stamp};
 
 stamp! {
     /// The products of the rows from `first` on with all tokens: `out` is `[some rows, t]`.

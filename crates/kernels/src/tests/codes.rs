@@ -143,10 +143,10 @@ fn check_rows(isa: Isa, bits: u32, rows: usize, cols: usize, group: usize, t: us
         .collect();
     let w = AffineRows { packed: &packed, bits, rows, cols, group, scales: &scales, zeros: &zeros };
     let mut y = vec![f32::NAN; t * rows];
-    affine_matmul_on(isa, &w, &x, t, &mut y, false, false);
+    affine_matmul_on(isa, &w, &x, t, &mut y, false, Par::Seq);
     assert_close(&y, &exact, 1e-5, &format!("{isa} {bits} bits {rows}x{cols}/{group} t={t}"));
     let mut parallel = vec![0.0; t * rows];
-    affine_matmul_on(isa, &w, &x, t, &mut parallel, true, true);
+    affine_matmul_on(isa, &w, &x, t, &mut parallel, true, Par::Threads(2));
     assert_same_bits(&y, &parallel, "in parallel");
 }
 

@@ -85,12 +85,14 @@ fn products_are_accurate_and_the_same_everywhere() {
         for &(rows, cols, group) in SHAPES {
             for half in [true, false] {
                 let case = Case::new(bits, rows, cols, group, half);
-                let panels = AffinePanels::new(&case.rows(), half).expect("supported");
+                let panels =
+                    AffinePanels::new(&case.rows(), if half { Par::Threads(3) } else { Par::Seq })
+                        .expect("supported");
                 for (mode, tolerance) in [(Activations::Int16, 1e-4), (Activations::Int8, 2e-2)] {
                     for t in [1, 2, 3, 4, 7, 9] {
                         let x = Random(21).normals(t * cols);
                         let mut portable = vec![f32::NAN; t * rows];
-                        panels.matmul_on(Isa::Generic, &x, t, &mut portable, false, mode, false);
+                        panels.matmul_on(Isa::Generic, &x, t, &mut portable, false, mode, Par::Seq);
                         // Against a norm that does not vanish where a short sum happens to.
                         let mut exact = case.product(&x, t);
                         let size: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>()
@@ -103,12 +105,12 @@ fn products_are_accurate_and_the_same_everywhere() {
                         for isa in Isa::available() {
                             let what = format!("{isa} {} t={t}", case.name());
                             let mut y = vec![0.0; t * rows];
-                            panels.matmul_on(isa, &x, t, &mut y, true, mode, true);
+                            panels.matmul_on(isa, &x, t, &mut y, true, mode, Par::Rayon);
                             assert_same_bits(&y, &portable, &what);
                         }
                         // A token's product does not depend on those beside it.
                         let mut last = vec![0.0; rows];
-                        panels.matmul(&x[(t - 1) * cols..], 1, &mut last, false, mode, false);
+                        panels.matmul(&x[(t - 1) * cols..], 1, &mut last, false, mode, Par::Seq);
                         assert_same_bits(&last, &portable[(t - 1) * rows..], "one token alone");
                     }
                 }
@@ -122,11 +124,11 @@ fn products_are_accurate_and_the_same_everywhere() {
 fn products_by_panel_are_the_same() {
     for (rows, t) in [(1, 1), (16, 3), (17, 9), (40, 4), (33, 0), (0, 2)] {
         let case = Case::new(8, rows, 100, 100, false);
-        let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+        let panels = AffinePanels::new(&case.rows(), Par::Seq).expect("supported");
         let x = Random(23).normals(t * 100);
         let input = PanelInput::new(&x, t, 100, panels.group(), Activations::Int8);
         let mut y = vec![0.0; t * rows];
-        panels.matmul_input(&input, &mut y, false, false);
+        panels.matmul_input(&input, &mut y, false, Par::Seq);
         let mut products = vec![[f32::NAN; AffinePanels::ROWS]; rows.div_ceil(16) * t];
         panels.products_by_panel(&input, &mut products);
         for (i, products) in products.iter().enumerate() {
@@ -144,14 +146,14 @@ fn products_by_panel_are_the_same() {
 fn outliers_do_not_spoil_the_product() {
     for bits in [2, 3, 4, 8] {
         let case = Case::new(bits, 64, 1024, 128, true);
-        let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+        let panels = AffinePanels::new(&case.rows(), Par::Seq).expect("supported");
         let mut x = Random(22).normals(1024);
         for (i, x) in x.iter_mut().enumerate() {
             // A few channels a hundred to a thousand times the others, as in language models.
             *x *= if i % 97 == 5 { 100.0 + i as f32 } else { 1.0 };
         }
         let mut y = vec![0.0; 64];
-        panels.matmul(&x, 1, &mut y, false, Activations::Int16, false);
+        panels.matmul(&x, 1, &mut y, false, Activations::Int16, Par::Seq);
         assert_close(&y, &case.product(&x, 1), 1e-4, &case.name());
     }
 }
@@ -169,11 +171,19 @@ fn integers_do_not_overflow_at_the_limit() {
         scales: &[1.0],
         zeros: &[0.0],
     };
-    let panels = AffinePanels::new(&w, false).expect("supported");
+    let panels = AffinePanels::new(&w, Par::Seq).expect("supported");
     for isa in Isa::available() {
         for sign in [1.0, -1.0] {
             let mut y = [0.0];
-            panels.matmul_on(isa, &vec![sign; cols], 1, &mut y, false, Activations::Int16, false);
+            panels.matmul_on(
+                isa,
+                &vec![sign; cols],
+                1,
+                &mut y,
+                false,
+                Activations::Int16,
+                Par::Seq,
+            );
             assert!((y[0] / (sign * 255.0 * 65_536.0) - 1.0).abs() < 1e-6, "{isa} {}", y[0]);
         }
     }
@@ -182,19 +192,19 @@ fn integers_do_not_overflow_at_the_limit() {
 #[test]
 fn odd_activations_are_told_apart() {
     let case = Case::new(4, 20, 96, 32, true);
-    let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+    let panels = AffinePanels::new(&case.rows(), Par::Seq).expect("supported");
     for isa in Isa::available() {
         for odd in [f32::NAN, f32::INFINITY] {
             let mut x = vec![1.0; 3 * 96];
             x[96 + 40] = odd;
             let mut y = vec![0.0; 3 * 20];
-            panels.matmul_on(isa, &x, 3, &mut y, false, Activations::Int16, false);
+            panels.matmul_on(isa, &x, 3, &mut y, false, Activations::Int16, Par::Seq);
             assert!(y[..20].iter().chain(&y[40..]).all(|y| y.is_finite()));
             assert!(y[20..40].iter().all(|y| y.is_nan()));
         }
         for tiny in [0.0, 1e-42, f32::MIN_POSITIVE] {
             let mut y = vec![1.0; 20];
-            panels.matmul_on(isa, &[tiny; 96], 1, &mut y, false, Activations::Int16, false);
+            panels.matmul_on(isa, &[tiny; 96], 1, &mut y, false, Activations::Int16, Par::Seq);
             assert!(y.iter().all(|y| y.abs() < 1e-36));
         }
     }
@@ -208,14 +218,14 @@ fn sizes() {
     assert!(!AffinePanels::supports(4, 4096, 48));
     assert!(!AffinePanels::supports(4, 4096, 0));
     let case = Case::new(4, 32, 256, 128, true);
-    let panels = AffinePanels::new(&case.rows(), false).expect("supported");
+    let panels = AffinePanels::new(&case.rows(), Par::Seq).expect("supported");
     assert_eq!(panels.bytes(), 32 * 128 + 32 * 2 * 4);
     let empty = Case::new(4, 0, 256, 128, true);
-    let panels = AffinePanels::new(&empty.rows(), false).expect("supported");
-    panels.matmul(&[0.0; 256], 1, &mut [], false, Activations::Int16, true);
+    let panels = AffinePanels::new(&empty.rows(), Par::Seq).expect("supported");
+    panels.matmul(&[0.0; 256], 1, &mut [], false, Activations::Int16, Par::Rayon);
     let empty = Case::new(4, 3, 0, 128, true);
-    let panels = AffinePanels::new(&empty.rows(), false).expect("supported");
+    let panels = AffinePanels::new(&empty.rows(), Par::Seq).expect("supported");
     let mut y = [1.0; 3];
-    panels.matmul(&[], 1, &mut y, false, Activations::Int16, true);
+    panels.matmul(&[], 1, &mut y, false, Activations::Int16, Par::Rayon);
     assert_eq!(y, [0.0; 3]);
 }

@@ -95,11 +95,20 @@ fn check_stored(isa: Isa, w: &StoredRows<'_>, dense: &[f32], random: &mut Random
     for t in [0, 1, 2, 3, 5, 33] {
         let x = random.normals(t * cols);
         let mut y = vec![f32::NAN; t * rows];
-        stored_matmul_on(isa, w, &x, t, &mut y, false, false);
+        stored_matmul_on(isa, w, &x, t, &mut y, false, Par::Seq);
         if w.support.is_some() {
             let mut blocks = vec![f32::NAN; t * rows];
             let inputs = BlockInputs::new(w);
-            block_matmul_on(isa, w, &inputs, &x, t, &mut blocks, false, t % 2 == 1);
+            block_matmul_on(
+                isa,
+                w,
+                &inputs,
+                &x,
+                t,
+                &mut blocks,
+                false,
+                if t % 2 == 1 { Par::Rayon } else { Par::Seq },
+            );
             let y: Vec<f64> = y.iter().map(|y| f64::from(*y)).collect();
             assert_near(&blocks, &y, 1e-6 * (1.0 + cols as f64), "product in blocks");
         }
@@ -112,7 +121,15 @@ fn check_stored(isa: Isa, w: &StoredRows<'_>, dense: &[f32], random: &mut Random
         assert_near(&y, &exact, 1e-6 * (1.0 + cols as f64), "product");
         for token in 0..t {
             let mut one = vec![0.0; rows];
-            stored_matmul_on(isa, w, &x[token * cols..(token + 1) * cols], 1, &mut one, true, true);
+            stored_matmul_on(
+                isa,
+                w,
+                &x[token * cols..(token + 1) * cols],
+                1,
+                &mut one,
+                true,
+                Par::Threads(2),
+            );
             assert_same_bits(&one, &y[token * rows..(token + 1) * rows], "a token alone");
         }
     }
@@ -134,7 +151,7 @@ fn entries_outside_touch_nothing() {
             support: Some(mask.support()),
         };
         let mut y = [0.0; 2];
-        stored_matmul_on(isa, &w, &[1.0; 70], 1, &mut y, false, false);
+        stored_matmul_on(isa, &w, &[1.0; 70], 1, &mut y, false, Par::Seq);
         assert!(y[0] == 40.0 && y[1].is_nan(), "{y:?}");
     });
 }
@@ -175,7 +192,15 @@ fn kept_codes_multiply_and_decode() {
                 for t in [1, 3, 4] {
                     let x = random.normals(t * cols);
                     let mut y = vec![f32::NAN; t * rows];
-                    kept_affine_matmul_on(isa, &w, &x, t, &mut y, false, t == 3);
+                    kept_affine_matmul_on(
+                        isa,
+                        &w,
+                        &x,
+                        t,
+                        &mut y,
+                        false,
+                        if t == 3 { Par::Rayon } else { Par::Seq },
+                    );
                     let exact: Vec<f64> = (0..t * rows)
                         .map(|i| {
                             let (x, w) = (&x[i / rows * cols..], &dense[i % rows * cols..]);

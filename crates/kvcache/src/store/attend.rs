@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
-use rayon::prelude::*;
 use tensorpress_tensor::kernels::{Isa, attention};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{Scratch, linalg, ndarray};
@@ -48,7 +47,8 @@ impl Layer {
             let blocks: Vec<_> =
                 (0..heads).map(|head| Block::new(self, head, true, causal, 0..tokens)).collect();
             let mut buffers: Vec<_> = blocks.iter().map(|b| b.buffers(scratch)).collect();
-            blocks.par_iter().zip(&mut buffers).for_each(|(block, [q, scores, mixed])| {
+            let work = blocks.iter().zip(&mut buffers);
+            scratch.par().for_each(work, |(block, [q, scores, mixed])| {
                 block.weights(queries, q, scores, Par::Seq);
                 block.mix(scores, mixed, Par::Seq);
             });

@@ -1,4 +1,3 @@
-use rayon::prelude::*;
 use tensorpress_tensor::grid::IntGrid;
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
@@ -130,11 +129,7 @@ fn for_each_row(matrix: &mut Array2<f32>, par: Par, f: impl Fn(&mut [f32]) + Sen
     if cols == 0 {
         return;
     }
-    if par == Par::Seq {
-        all.chunks_mut(cols).for_each(f);
-    } else {
-        all.par_chunks_mut(cols).for_each(f);
-    }
+    par.for_each(all.chunks_mut(cols), f);
 }
 
 /// Tokens that score a clipping range.

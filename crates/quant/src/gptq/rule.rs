@@ -1,6 +1,5 @@
 use std::ops::Range;
 
-use rayon::prelude::*;
 use tensorpress_tensor::Result;
 use tensorpress_tensor::grid::{Affine, IntGrid};
 use tensorpress_tensor::linalg::Par;
@@ -9,6 +8,9 @@ use tensorpress_tensor::node::Mask;
 use tensorpress_tensor::obs::{ColumnRule, Decision, LANES, Lanes};
 
 use super::{PADDING, columns_of};
+
+/// Rows whose grids a thread fits at a time.
+const FEW: usize = 16;
 
 /// Rounds each column on the grid of its group. A group's grid is fitted when its first column's block begins, on
 /// the weights as they stand then (the convention of the official code), or before the sweep.
@@ -65,7 +67,7 @@ impl<'a> GptqRule<'a> {
         let scales = &mut self.scales[at..at + self.rows];
         let zeros = &mut self.zeros[at..at + self.rows];
         let grid = self.grid;
-        let fit = |(row, (scale, zero)): (usize, (&mut f32, &mut f32))| {
+        let fit = |row: usize, scale: &mut f32, zero: &mut f32| {
             let row = columns.row(row);
             let fitted = match row.as_slice() {
                 Some(row) => grid.fit(row),
@@ -73,11 +75,12 @@ impl<'a> GptqRule<'a> {
             };
             (*scale, *zero) = (fitted.scale, fitted.zero);
         };
-        if par == Par::Seq {
-            scales.iter_mut().zip(zeros).enumerate().for_each(fit);
-        } else {
-            scales.par_iter_mut().zip(zeros).enumerate().with_min_len(16).for_each(fit);
-        }
+        // A few rows at a time: a row alone is soon done.
+        let pieces = scales.chunks_mut(FEW).zip(zeros.chunks_mut(FEW)).enumerate();
+        par.for_each(pieces, |(piece, (scales, zeros))| {
+            let rows = piece * FEW..;
+            rows.zip(scales).zip(zeros).for_each(|((row, scale), zero)| fit(row, scale, zero));
+        });
     }
 
     /// The grid of a group of a row.

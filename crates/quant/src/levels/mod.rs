@@ -9,7 +9,6 @@ pub use dynamic8::Dynamic8;
 pub use fp4::Fp4;
 pub use nf4::Nf4;
 
-use rayon::prelude::*;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::ArrayView2;
 use tensorpress_tensor::node::{
@@ -99,12 +98,7 @@ fn codes(levels: KnownLevels, values: &[f32], block: usize, par: Par) -> (Vec<u8
             *code = nearest.code(if *scale > 0.0 { value / *scale } else { 0.0 });
         }
     };
-    if par == Par::Seq {
-        values.chunks(block).zip(codes.chunks_mut(block)).zip(&mut scales).for_each(round);
-    } else {
-        let blocks = values.par_chunks(block).zip(codes.par_chunks_mut(block));
-        blocks.zip(scales.par_iter_mut()).for_each(round);
-    }
+    par.for_each(values.chunks(block).zip(codes.chunks_mut(block)).zip(&mut scales), round);
     (codes, scales)
 }
 

@@ -1,5 +1,3 @@
-use rayon::prelude::*;
-
 use super::{Affine, GridSpec};
 use crate::error::Result;
 use crate::kernels;
@@ -30,18 +28,8 @@ impl GridSpec {
             }
         };
         if rows * cols > 0 {
-            let rows = all
-                .par_chunks(cols)
-                .zip(codes.par_chunks_mut(cols))
-                .zip(params.par_chunks_mut(groups));
-            if par == Par::Seq {
-                all.chunks(cols)
-                    .zip(codes.chunks_mut(cols))
-                    .zip(params.chunks_mut(groups))
-                    .for_each(round_row);
-            } else {
-                rows.for_each(round_row);
-            }
+            let rows = all.chunks(cols).zip(codes.chunks_mut(cols)).zip(params.chunks_mut(groups));
+            par.for_each(rows, round_row);
         }
         if let Some(whole) = whole {
             params = vec![whole];

@@ -15,7 +15,6 @@ use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::{self, BlockInputs, StoredRows};
-use crate::linalg::Par;
 use crate::source::{RawTensor, Tensor};
 use crate::storage::{Part, PartKind, PartSink};
 
@@ -197,7 +196,7 @@ impl Node for Dense {
         let Some(stored) = self.stored_rows() else {
             return matmul_by_tiles(self, x, y, accum, scratch);
         };
-        let (add, par) = (accum == Accum::Add, scratch.par() != Par::Seq);
+        let (add, par) = (accum == Accum::Add, scratch.par());
         if x.nrows() <= FUSED_TOKENS {
             with_slices(x, y, |x, y, t| kernels::stored_matmul(&stored, x, t, y, add, par));
         } else if stored.in_blocks() {

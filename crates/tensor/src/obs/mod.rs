@@ -10,7 +10,6 @@ mod tile;
 
 use std::ops::Range;
 
-use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, s};
 
 use crate::error::{Error, Result};
@@ -125,24 +124,14 @@ pub fn sweep<R: ColumnRule>(
                 &mut buffers,
             )
         };
-        let tiles: Vec<f64> = if par == Par::Seq {
-            weight
-                .axis_chunks_iter_mut(Axis(0), LANES)
-                .zip(codes.axis_chunks_iter_mut(Axis(0), LANES))
-                .zip(errors.axis_chunks_iter_mut(Axis(0), LANES))
-                .enumerate()
-                .map(|(tile, ((w, c), e))| decide(tile, w, c, e))
-                .collect()
-        } else {
-            weight
-                .axis_chunks_iter_mut(Axis(0), LANES)
-                .into_par_iter()
-                .zip(codes.axis_chunks_iter_mut(Axis(0), LANES).into_par_iter())
-                .zip(errors.axis_chunks_iter_mut(Axis(0), LANES).into_par_iter())
-                .enumerate()
-                .map(|(tile, ((w, c), e))| decide(tile, w, c, e))
-                .collect()
-        };
+        let mut tiles = vec![0.0; weight.nrows().div_ceil(LANES)];
+        let views = weight
+            .axis_chunks_iter_mut(Axis(0), LANES)
+            .zip(codes.axis_chunks_iter_mut(Axis(0), LANES))
+            .zip(errors.axis_chunks_iter_mut(Axis(0), LANES))
+            .zip(&mut tiles)
+            .enumerate();
+        par.for_each(views, |(tile, (((w, c), e), loss))| *loss = decide(tile, w, c, e));
         loss += tiles.iter().sum::<f64>();
         if end < cols {
             // `errors` holds -e, so that the update of the rest is one accumulating product.

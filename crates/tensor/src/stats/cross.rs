@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2, Axis, s};
-use rayon::prelude::*;
 
 use super::NonFinite;
 use super::statistic::{Ask, Batch, Statistic, Stream, Via};
@@ -75,10 +74,7 @@ impl CrossGram {
             sum.zip_mut_with(&product, |sum, p: &f32| *sum += f64::from(*p));
         };
         let strips: Vec<_> = self.sum.axis_chunks_iter_mut(Axis(0), STRIP).enumerate().collect();
-        match par.threads() {
-            1 => strips.into_iter().for_each(add),
-            _ => strips.into_par_iter().for_each(add),
-        }
+        par.for_each(strips.into_iter(), add);
     }
 }
 

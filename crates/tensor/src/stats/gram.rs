@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
-use rayon::prelude::*;
 
 use super::NonFinite;
 use super::statistic::{Ask, Batch, Statistic, Via};
@@ -189,12 +188,7 @@ impl Gram {
             matmul_tn(left, right, product.view_mut(), false, Par::Seq);
             tile.sum.zip_mut_with(&product, |sum, &p| *sum += f64::from(p));
         };
-        if par.threads() == 1 {
-            let mut product = Vec::new();
-            self.tiles.iter_mut().for_each(|tile| add(&mut product, tile));
-        } else {
-            self.tiles.par_iter_mut().for_each_init(Vec::new, add);
-        }
+        par.for_each_init(self.tiles.iter_mut(), Vec::new, add);
     }
 }
 

@@ -67,6 +67,7 @@ pub(super) fn step(row: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use tensorpress_tensor::kernels::Par;
     use tensorpress_tensor::kernels::{
         Activations, AffinePanels, AffineRows, PanelInput, quantize_affine,
     };
@@ -114,11 +115,11 @@ mod tests {
                 scales: &scales,
                 zeros: &vec![128.0; rows.len()],
             };
-            let panels = AffinePanels::new(&coded, false).expect("supported");
+            let panels = AffinePanels::new(&coded, Par::Seq).expect("supported");
             let all = rows.concat();
             let input = PanelInput::new(&all, rows.len(), cols, panels.group(), Activations::Int8);
             let mut products = vec![0.0; rows.len() * rows.len()];
-            panels.matmul_input(&input, &mut products, false, false);
+            panels.matmul_input(&input, &mut products, false, Par::Seq);
             for (i, a) in rows.iter().enumerate() {
                 for (j, b) in rows.iter().enumerate() {
                     let exact: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum();

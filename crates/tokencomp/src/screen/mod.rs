@@ -5,7 +5,7 @@ mod bound;
 
 use ndarray::ArrayView2;
 use tensorpress_tensor::Result;
-use tensorpress_tensor::kernels::{self, Activations, AffinePanels, AffineRows, PanelInput};
+use tensorpress_tensor::kernels::{self, Activations, AffinePanels, AffineRows, PanelInput, Par};
 
 use crate::similarity::unit_rows;
 use bound::{Errors, Rounding, step};
@@ -169,7 +169,7 @@ impl Coded {
         let (packed, group) = (&codes[..], cols);
         let rows =
             AffineRows { packed, bits: 8, rows, cols, group, scales: &scales, zeros: &zeros };
-        Some(Self { exact, panels: AffinePanels::new(&rows, false)?, rounding })
+        Some(Self { exact, panels: AffinePanels::new(&rows, Par::Seq)?, rounding })
     }
 
     fn row(&self, at: usize) -> &[f32] {

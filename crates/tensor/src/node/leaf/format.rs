@@ -2,6 +2,7 @@ use std::fmt::Debug;
 
 use super::{Leaf, Slot};
 use crate::error::Result;
+use crate::linalg::Par;
 use crate::node::{Json, Symbols};
 
 /// What the codes of a [`Leaf`] stand for: its parameters, what it needs beside the codes, and how a row is decoded.
@@ -68,5 +69,5 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
 /// A product over a stored form: the matrix is never expanded.
 pub trait Fused: Debug + Send + Sync {
     /// Y = X Wᵀ, or Y += X Wᵀ where `add`, for X `[tokens, in]` and Y `[tokens, out]`, row-major.
-    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: bool);
+    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par);
 }

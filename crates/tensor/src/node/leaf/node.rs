@@ -169,7 +169,7 @@ impl<F: Format> Node for Leaf<F> {
         if x.nrows() <= FUSED_TOKENS {
             let made = if self.fast.is_none() { F::fused(self)? } else { None };
             if let Some(fused) = self.fast.as_deref().or(made.as_deref()) {
-                let (add, par) = (accum == Accum::Add, scratch.par() != Par::Seq);
+                let (add, par) = (accum == Accum::Add, scratch.par());
                 with_slices(x, y, |x, y, tokens| fused.matmul(x, tokens, y, add, par));
                 return Ok(());
             }

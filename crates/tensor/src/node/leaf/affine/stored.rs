@@ -3,6 +3,7 @@
 use super::{Fused, GroupedAffine, SCALES};
 use crate::error::Result;
 use crate::kernels::{self, Activations, AffinePanels, AffineRows, KeptAffine};
+use crate::linalg::Par;
 use crate::node::plane::{bands, bits_of};
 use crate::node::{Node, PackedPlane, SymbolsMut};
 
@@ -55,7 +56,7 @@ pub(super) fn prepacked(leaf: &GroupedAffine) -> Result<Option<Box<dyn Fused>>> 
         (None, None, None) => return Ok(None),
     };
     let rows = affine_rows(leaf, packed, scales)?;
-    Ok(match rows.and_then(|rows| AffinePanels::new(&rows, false)) {
+    Ok(match rows.and_then(|rows| AffinePanels::new(&rows, Par::Seq)) {
         Some(panels) => Some(Box::new(panels)),
         None => None,
     })
@@ -122,19 +123,19 @@ fn filled(leaf: &GroupedAffine) -> Result<Option<(PackedPlane, Vec<f32>)>> {
 }
 
 impl Fused for AffineRows<'_> {
-    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: bool) {
+    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par) {
         kernels::affine_matmul(self, x, tokens, y, add, par);
     }
 }
 
 impl Fused for KeptAffine<'_> {
-    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: bool) {
+    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par) {
         kernels::kept_affine_matmul(self, x, tokens, y, add, par);
     }
 }
 
 impl Fused for AffinePanels {
-    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: bool) {
+    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par) {
         self.matmul(x, tokens, y, add, Activations::default(), par);
     }
 }
