@@ -42,6 +42,7 @@ mod svd;
 #[cfg(feature = "faer")]
 mod triangular;
 
+#[cfg(feature = "faer")]
 use ndarray::ArrayView2;
 
 pub use backend::Real;
@@ -68,6 +69,7 @@ pub use tensorpress_kernels::Par;
 #[cfg(feature = "faer")]
 pub use triangular::{Triangle, invert_triangular, solve_triangular};
 
+#[cfg(feature = "faer")]
 use crate::{Error, Result};
 
 /// A numerical error naming the first entry of `a` that is NaN or infinite.

@@ -7,7 +7,6 @@ use serde_json::json;
 use super::child::Held;
 use super::{Child, Format, Fused};
 use crate::error::{Error, Result};
-use crate::linalg::Par;
 use crate::node::plane::is_even;
 use crate::node::registry::shape_field;
 use crate::node::{
@@ -166,13 +165,20 @@ impl<F: Format> Node for Leaf<F> {
         scratch: &mut Scratch,
     ) -> Result<()> {
         check_matmul(self.shape, &x, &y);
-        if x.nrows() <= FUSED_TOKENS {
-            let made = if self.fast.is_none() { F::fused(self)? } else { None };
-            if let Some(fused) = self.fast.as_deref().or(made.as_deref()) {
-                let (add, par) = (accum == Accum::Add, scratch.par());
-                with_slices(x, y, |x, y, tokens| fused.matmul(x, tokens, y, add, par));
-                return Ok(());
-            }
+        // A kernel that was prepared takes any number of tokens, a few at a time: decoding anew costs more than all of them.
+        let few = x.nrows() <= FUSED_TOKENS;
+        let made = if self.fast.is_none() && few { F::fused(self)? } else { None };
+        if let Some(fused) = self.fast.as_deref().or(made.as_deref()) {
+            let [out, inp] = self.shape;
+            let (add, par) = (accum == Accum::Add, scratch.par());
+            with_slices(x, y, |x, y, tokens| {
+                for first in (0..tokens).step_by(FUSED_TOKENS) {
+                    let end = (first + FUSED_TOKENS).min(tokens);
+                    let (x, y) = (&x[first * inp..end * inp], &mut y[first * out..end * out]);
+                    fused.matmul(x, end - first, y, add, par);
+                }
+            });
+            return Ok(());
         }
         matmul_by_tiles(self, x, y, accum, scratch)
     }
