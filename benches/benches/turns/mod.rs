@@ -1,5 +1,7 @@
 //! Contenders that take turns in one run, and the plain read they are held against.
 
+#![allow(dead_code)] // each bench uses a part of it
+
 use std::time::Instant;
 
 /// Reads all of it, asking for memory `AHEAD` bytes before.
