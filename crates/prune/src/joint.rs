@@ -66,7 +66,7 @@ impl JointSparseGpt {
 
 impl Method for JointSparseGpt {
     fn id(&self) -> &'static str {
-        "sparsegpt"
+        Method::id(&self.prune)
     }
 
     fn needs(&self) -> Needs {

@@ -84,8 +84,8 @@ impl LayerRule {
     pub fn new(pattern: &str, chain: Option<Chain>) -> Result<Self> {
         if let Some(chain) = chain.as_ref().filter(|chain| !chain.rewrites().is_empty()) {
             return Err(Error::invalid(format!(
-                "layer `{pattern}`: `{chain}`: whole blocks are rewritten before layers are looked at: allowed only in the \
-                 stages of the recipe itself"
+                "layer `{pattern}`: `{chain}`: rewrites work on whole models: allowed only in the stages of the recipe \
+                 itself"
             )));
         }
         let glob = GlobBuilder::new(pattern).build().map_err(|e| {
