@@ -12,8 +12,6 @@ use constriction::stream::stack::SmallAnsCoder;
 use criterion::{Criterion, Throughput};
 use rayon::prelude::*;
 use tensorpress_entropy::chunk::{self, CHUNK_BYTES, Effort};
-use tensorpress_entropy::coder::{EntropyCoder, Rans};
-use tensorpress_entropy::model::{Model, Table};
 use tensorpress_entropy::value::ValueType;
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::{Checkpoint, DType, Tensor};
@@ -80,7 +78,8 @@ fn counts(bytes: &[u8]) -> [u32; 256] {
 fn side_by_side(data: &[u8], test: bool) {
     let turns = if test { 1 } else { 9 };
     let chunks: Vec<&[u8]> = data.chunks(CHUNK_BYTES).collect();
-    let encode = |c: &[u8]| chunk::encode(ValueType::BF16, c, None, Effort::Fast);
+    let encode =
+        |c: &[u8]| chunk::encode(ValueType::BF16, c, None, Effort::Fast).expect("one chunk");
     let coded: Vec<Vec<u8>> = chunks.iter().map(|c| encode(c)).collect();
     let zstd: Vec<Vec<u8>> =
         chunks.iter().map(|c| zstd::bulk::compress(c, 3).expect("zstd")).collect();
@@ -98,11 +97,13 @@ fn side_by_side(data: &[u8], test: bool) {
         100.0 * pco_coded.len() as f64 / data.len() as f64
     );
 
-    // The exponent plane under one table, for the coders by themselves.
+    // The exponent plane, for the coders by themselves.
     let exponents: Vec<u8> = words.iter().map(|w| (w >> 7) as u8).collect();
-    let table = Table::narrow(&counts(&exponents));
-    let mut rans = Vec::new();
-    Rans.encode(&exponents, Model::Static(&table), &mut rans).expect("rANS");
+    let encode_plane =
+        |c: &[u8]| chunk::encode(ValueType::Bytes, c, None, Effort::Fast).expect("one chunk");
+    let rans: Vec<Vec<u8>> = exponents.chunks(CHUNK_BYTES).map(encode_plane).collect();
+    let coding = chunk::describe(ValueType::Bytes, &rans[0], exponents.len().min(CHUNK_BYTES));
+    assert_eq!(coding.expect("own chunk")[0].coding, "rans");
     let probabilities: Vec<f64> =
         counts(&exponents).iter().map(|n| f64::from((*n).max(1))).collect();
     let model = SmallContiguousCategoricalEntropyModel::from_floating_point_probabilities_fast(
@@ -160,7 +161,9 @@ fn side_by_side(data: &[u8], test: bool) {
         (
             "rANS decode",
             Box::new(|| {
-                Rans.decode(&rans, Model::Static(&table), &mut symbols).expect("rANS");
+                for (c, o) in rans.iter().zip(symbols.chunks_mut(CHUNK_BYTES)) {
+                    chunk::decode(ValueType::Bytes, c, None, o).expect("own chunk");
+                }
             }),
         ),
         (
@@ -218,7 +221,7 @@ fn criterion_figures(data: &[u8], test: bool) {
     group.throughput(Throughput::Bytes(some.len() as u64));
     let mut out = vec![0; some.len()];
     for values in [ValueType::BF16, ValueType::F16, ValueType::F32, ValueType::Bytes] {
-        let best = |c: &[u8]| chunk::encode(values, c, None, Effort::Best);
+        let best = |c: &[u8]| chunk::encode(values, c, None, Effort::Best).expect("one chunk");
         let coded: Vec<Vec<u8>> = some.chunks(CHUNK_BYTES).map(best).collect();
         let mut decode = || {
             for (c, o) in coded.iter().zip(out.chunks_mut(CHUNK_BYTES)) {
@@ -228,7 +231,7 @@ fn criterion_figures(data: &[u8], test: bool) {
         decode();
         group.bench_function(format!("decode {}, best", values.name()), |b| b.iter(&mut decode));
         assert!(out == some, "decoded from the best effort");
-        let encode = |c: &[u8]| chunk::encode(values, c, None, Effort::Fast);
+        let encode = |c: &[u8]| chunk::encode(values, c, None, Effort::Fast).expect("one chunk");
         let coded: Vec<Vec<u8>> = some.chunks(CHUNK_BYTES).map(encode).collect();
         for isa in Isa::available() {
             let mut decode = || {

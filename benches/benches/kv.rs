@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use criterion::Criterion;
 use tensorpress_kvcache::policy::{h2o, knorm, snapkv};
 use tensorpress_kvcache::{
-    Bitmap, Budget, Cache, Causal, Form, Int, KvShape, KvStore, Layer, LayerAt,
+    Bitmap, Budget, Cache, Causal, Int, KvShape, KvStore, Layer, LayerAt, StoreForm,
 };
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::linalg::{Par, SplitMix};
@@ -33,7 +33,7 @@ fn noise(tokens: usize, heads: usize, seed: u64) -> Array3<f32> {
     Array3::from_shape_fn((tokens, heads, DIM), |_| random.next_f64() as f32 - 0.5)
 }
 
-fn layer(heads: usize, tokens: usize, form: Form) -> Layer {
+fn layer(heads: usize, tokens: usize, form: StoreForm) -> Layer {
     let shape = KvShape::new(heads, KV_HEADS, DIM).expect("a shape");
     let mut layer = Layer::new(shape, form).expect("a form");
     for start in (0..tokens).step_by(1024) {
@@ -88,19 +88,20 @@ fn read_seconds(bytes: usize, turns: usize) -> f64 {
 
 fn forms(heads: usize, tokens: usize, test: bool) {
     let turns = if test { 1 } else { 25 };
-    let int =
-        |bits, group: usize| Form::Int(Int::new(bits).with_group(group).with_window(group.max(32)));
+    let int = |bits, group: usize| {
+        StoreForm::Int(Int::new(bits).with_group(group).with_window(group.max(32)))
+    };
     let forms = [
-        ("f32", Form::Float(DType::F32)),
-        ("f16", Form::Float(DType::F16)),
+        ("f32", StoreForm::Float(DType::F32)),
+        ("f16", StoreForm::Float(DType::F16)),
         ("int8 g32", int(8, 32)),
         ("int4 g32", int(4, 32)),
         ("int4 g64", int(4, 64)),
         ("int4 g128", int(4, 128)),
         ("int2 g32", int(2, 32)),
-        ("mustafar 50%", Form::Bitmap(Bitmap::new(0.5))),
-        ("mustafar 70%", Form::Bitmap(Bitmap::new(0.7))),
-        ("... of bf16", Form::Bitmap(Bitmap::new(0.7).with_dtype(DType::BF16))),
+        ("mustafar 50%", StoreForm::Bitmap(Bitmap::new(0.5))),
+        ("mustafar 70%", StoreForm::Bitmap(Bitmap::new(0.7))),
+        ("... of bf16", StoreForm::Bitmap(Bitmap::new(0.7).with_dtype(DType::BF16))),
     ];
     let layers: Vec<Layer> = forms.iter().map(|(_, form)| layer(heads, tokens, *form)).collect();
     let q = noise(1, heads, 3).mapv(|q| 8.0 * q);
@@ -171,7 +172,7 @@ fn bookkeeping(tokens: usize, test: bool) {
     ];
     let mut alone = 0.0;
     for (name, policy) in policies {
-        let empty = Layer::new(shape, Form::Float(DType::F16)).expect("a form");
+        let empty = Layer::new(shape, StoreForm::Float(DType::F16)).expect("a form");
         let mut cache = Cache::new(empty);
         if let Some(policy) = policy {
             cache = cache.with_policy(policy, LayerAt { index: 0, of: 1 }).expect("a policy");

@@ -64,7 +64,7 @@ fn codes(rows: usize, cols: usize, seed: u64) -> Box<dyn Node> {
     let codes: Vec<u8> = (0..rows * cols).map(|_| (random.next_u64() >> 60) as u8).collect();
     let zeros: Vec<u8> = (0..groups).map(|_| (random.next_u64() >> 60) as u8).collect();
     let scales = vec![0.01; groups];
-    GroupedAffine::new([rows, cols], 4, 128, &codes, scales, DType::F16, &zeros)
+    GroupedAffine::from_codes([rows, cols], 4, 128, &codes, scales, DType::F16, &zeros)
         .expect("codes of 4 bits")
         .boxed()
 }

@@ -1,10 +1,12 @@
-//! What is fuzzed: each function takes any bytes and must neither panic nor allocate what no bytes back. The fuzz
-//! targets call them under libFuzzer, `crates/tensorpress/tests/seeds.rs` on the committed seeds.
+//! What is fuzzed: each function takes any bytes and must neither panic nor allocate what no bytes back. The
+//! program `all` calls them under libFuzzer, `crates/tensorpress/tests/seeds.rs` on the committed seeds.
 
+use std::io::Read;
 use std::path::Path;
 
 use tensorpress::entropy::chunk;
-use tensorpress::entropy::container::{Base, Packed, Stored};
+use tensorpress::entropy::container::{Base, PackedFile, Stored};
+use tensorpress::entropy::frame::{Frame, FrameReader};
 use tensorpress::kvcache::{Cache, Causal, KvRecipe, KvStore, Layer};
 use tensorpress::model::Config;
 use tensorpress::recipe::Recipe;
@@ -12,6 +14,16 @@ use tensorpress::tensor::ndarray::Array3;
 use tensorpress::tensor::node::decode;
 use tensorpress::tensor::{Bytes, Checkpoint, Scratch, Tensor};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+/// Every target; its seeds lie in `fuzz/seeds`, in the folder of its name.
+pub const ALL: [(&str, fn(&[u8])); 6] = [
+    ("node", node),
+    ("checkpoint", checkpoint),
+    ("recipe", recipe),
+    ("config", config),
+    ("tpk", tpk),
+    ("kv", kv),
+];
 
 /// Weights larger than this are not decoded: a few bytes may truthfully describe a large, empty matrix.
 const MOST_VALUES: usize = 1 << 20;
@@ -114,16 +126,47 @@ pub fn config(data: &[u8]) {
 /// Packed files that say they unpack to more are not unpacked: a few bytes may truthfully describe many zeros.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// A packed file, as it is and with its checksums mended, so that what they guard is reached too.
+/// A packed file or a frame of numbers, as it is and with its checksums mended, so that what they guard is reached too.
 pub fn tpk(data: &[u8]) {
+    frame(data);
+    if let Some(mended) = mend_frame(data) {
+        frame(&mended);
+    }
     packed(data);
     if let Some(mended) = mend(data) {
         packed(&mended);
     }
 }
 
+/// Slices and streams say the same of a frame.
+fn frame(data: &[u8]) {
+    let Ok(opened) = Frame::open(data) else { return };
+    if opened.byte_len() > MOST_BYTES {
+        return;
+    }
+    let decoded = opened.decode::<u8>();
+    let mut bytes = Vec::new();
+    let read = FrameReader::new(data).expect("opened").read_to_end(&mut bytes);
+    assert_eq!(decoded.ok(), read.ok().map(|_| bytes), "slices and streams disagree");
+}
+
+/// The same records with checksums that fit.
+fn mend_frame(data: &[u8]) -> Option<Vec<u8>> {
+    let mut mended = data.to_vec();
+    let mut at = 6;
+    data.get(..at)?;
+    mended[..5].copy_from_slice(b"\x89TPF\x01");
+    while let Some(head) = data.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+        at += 8 + u32::from_le_bytes(head[4..].try_into().ok()?) as usize;
+        let sum = xxh3_64(mended.get(..at)?);
+        mended.get_mut(at..at + 8)?.copy_from_slice(&sum.to_le_bytes());
+        at += 8;
+    }
+    Some(mended)
+}
+
 fn packed(data: &[u8]) {
-    let Ok(packed) = Packed::from_bytes("fuzzed", Bytes::from(data.to_vec())) else { return };
+    let Ok(packed) = PackedFile::from_bytes("fuzzed", Bytes::from(data.to_vec())) else { return };
     if packed.unpacked_bytes() > MOST_BYTES {
         return;
     }
@@ -143,7 +186,7 @@ fn packed(data: &[u8]) {
 }
 
 /// Decodes chunks whatever their checksums say.
-fn chunks(data: &[u8], packed: &Packed) {
+fn chunks(data: &[u8], packed: &PackedFile) {
     for segment in &packed.index().segments {
         let Stored::Chunks { chunks, .. } = &segment.stored else { continue };
         for (i, chunk) in chunks.iter().enumerate() {

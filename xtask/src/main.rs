@@ -1,11 +1,14 @@
-//! What a maintainer runs: `cargo xtask ci`, `cargo xtask tables`, `cargo xtask made-checkpoint DIR`, `cargo xtask memory
-//! [DIR]`.
+//! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
+//! `tables`, `wrap` (lines of docs), `made-checkpoint DIR`, `memory [DIR]`.
 
+mod api;
 mod ci;
 mod made;
 mod memory;
+mod tools;
 #[cfg(test)]
 mod unsafety;
+mod wrap;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -14,18 +17,24 @@ use std::process::{Command, ExitCode};
 pub type Outcome<T = ()> = Result<T, String>;
 
 fn main() -> ExitCode {
+    if let Some(code) = api::stand_in() {
+        return code;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        ["ci"] => ci::run(&[]),
         ["ci", steps @ ..] => ci::run(steps),
+        ["more", steps @ ..] => ci::more(steps),
+        ["api"] => api::write(),
+        ["wrap"] => wrap::run(),
         ["tables"] => tables(),
+        ["stages"] => stages(),
         ["made-checkpoint", folder] => made::write(Path::new(folder)),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | tables | made-checkpoint DIR | memory [DIR]\nsteps: {}",
-            ci::names().join(" ")
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint DIR | memory [DIR]\n{}",
+            ci::names()
         )),
     };
     match outcome {
@@ -37,10 +46,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// Writes the lists of stages in docs/recipes.md anew, as the stages say.
+fn stages() -> Outcome {
+    let test = ["test", "-p", "tensorpress", "--test", "stages", "--", "the_page"];
+    execute(cargo(&test).env("TENSORPRESS_WRITE_TABLES", "1"))
+}
+
 /// Measures compositions and caches on real models, and writes their pages in docs/benchmarks anew.
 fn tables() -> Outcome {
     let test = ["test", "-p", "tensorpress", "--test", "tables", "--"];
-    let mut command = cargo(&[&test[..], &["compositions", "caches", "--nocapture"]].concat());
+    let mut command = cargo(
+        &[
+            &test[..],
+            &["--include-ignored", "compositions", "caches", "--nocapture", "--skip", "smaller"],
+        ]
+        .concat(),
+    );
     command.env("TENSORPRESS_WRITE_TABLES", "1").env("TENSORPRESS_REQUIRE_DATA", "1");
     execute(&mut command)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::{Outcome, cargo, execute, made, root};
+use crate::{Outcome, cargo, execute, made, root, tools};
 
 /// Recipe, other arguments, and the bound in bytes.
 const RUNS: [(&str, &[&str], u64); 2] = [
@@ -20,9 +20,7 @@ pub fn run(folder: &Path) -> Outcome {
         made::write(folder)?;
     }
     execute(&mut cargo(&["build", "--release", "-p", "tensorpress-cli"]))?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
-    let program = target.join("release/tensorpress");
+    let program = tools::target().join("release/tensorpress");
     let mut failures = Vec::new();
     for (recipe, arguments, bound) in RUNS {
         let out = folder.with_extension("compressed");

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Run(Run),
     /// Make a prompt fit a budget of tokens
     Squeeze(Squeeze),
+    /// Tell what recipes are made of: for weights, for caches and for prompts
+    Stages(Stages),
     /// Make a file or folder smaller without losing a bit
     Pack(Pack),
     /// Restore what was packed, byte for byte
@@ -166,6 +168,19 @@ pub(crate) struct Compress {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Stages {
+    /// One stage: its keys, what they take and their defaults
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Print the JSON schema of recipes in TOML
+    #[arg(long, conflicts_with_all = ["name", "markdown"])]
+    pub(crate) schema: bool,
+    /// Print tables for a page
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) markdown: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Eval {
     #[arg(help = MODEL)]
     pub(crate) model: String,
@@ -177,7 +192,7 @@ pub(crate) struct Eval {
     /// Text to judge on: .jsonl line by line, any other in windows (`demo` brings its own)
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
-    /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see docs/recipes.md
+    /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see `tensorpress stages`
     #[arg(long, value_name = "RECIPE")]
     pub(crate) kv: Option<String>,
     /// Judge at most this many lines or windows
@@ -200,7 +215,7 @@ pub(crate) struct Run {
     /// The text to continue
     #[arg(long, short)]
     pub(crate) prompt: String,
-    /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see docs/recipes.md
+    /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see `tensorpress stages`
     #[arg(long, value_name = "RECIPE")]
     pub(crate) kv: Option<String>,
     /// New tokens at most
@@ -234,6 +249,10 @@ pub(crate) struct Squeeze {
     /// Keep what is relevant to this
     #[arg(long, value_name = "Q")]
     pub(crate) question: Option<String>,
+    /// What ranks sentences and words, such as `likelihood | bm25 | surprise`; see `tensorpress stages` [default: by the
+    /// kind of model]
+    #[arg(long, value_name = "RECIPE")]
+    pub(crate) recipe: Option<String>,
     /// Keep every word that contains this; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) keep: Vec<String>,
@@ -263,19 +282,17 @@ fn temperature(text: &str) -> Result<f32, String> {
     }
 }
 
-/// Presets and stages, from the tables of the library.
+/// Presets and the names of stages, from the tables of the library.
 fn recipes_help() -> String {
+    let registry = tensorpress::registry();
+    let stages = registry.stages();
     let mut text = "Presets:\n".to_owned();
-    for preset in tensorpress::recipe::PRESETS {
+    for preset in stages.presets() {
         text += &format!("  {:6}{:38}{}\n", preset.name, preset.line, preset.about);
     }
-    text += "\nStages, joined by `|`:\n";
-    for stage in tensorpress::recipe::known_stages() {
-        text += &format!("  {:6}{}\n", stage.name, stage.about);
-        for key in stage.keys {
-            let takes = key.takes.to_string();
-            text += &format!("    {:14}{takes} [{}]: {}\n", key.name, key.default, key.about);
-        }
+    text += "\nStages, joined by `|` (`tensorpress stages NAME` tells the keys of one):\n";
+    for row in stages.rows() {
+        text += &format!("  {:18}{}\n", row.name(), row.about());
     }
     text + "\nExample: --recipe 'awq | gptq(bits=3, group=64, clip=mse)'"
 }

@@ -41,7 +41,11 @@ impl Failure {
                 ExitCode::from(2)
             }
             Self::Failed(error) => {
-                eprintln!("error: {error}");
+                match error.kind() {
+                    ErrorKind::Exists => eprintln!("error: {error}; --force replaces it"),
+                    ErrorKind::MissingBase => eprintln!("error: {error}; --base names it"),
+                    _ => eprintln!("error: {error}"),
+                }
                 ExitCode::from(1)
             }
             Self::Told | Self::Closed => ExitCode::from(1),

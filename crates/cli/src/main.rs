@@ -11,6 +11,7 @@ mod pack;
 mod progress;
 mod run;
 mod squeeze;
+mod stages;
 mod unpack;
 mod verify;
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Run(args) => run::run(args),
         Command::Squeeze(args) => squeeze::run(args),
+        Command::Stages(args) => stages::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Unpack(args) => unpack::run(args),
         Command::Verify(args) => verify::run(args),

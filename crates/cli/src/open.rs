@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use tensorpress::entropy::container::MAGIC;
-use tensorpress::entropy::{Base, Packed};
+use tensorpress::entropy::{Base, PackedFile};
 use tensorpress::model::{Source, embedded};
 use tensorpress::{Error, Result, open_model, open_packed_model, registry};
 
@@ -39,7 +39,7 @@ pub(crate) fn open(model: &str, base: Option<&Path>) -> Result<Opened> {
 }
 
 /// The packed file that MODEL names, if it names one.
-pub(crate) fn packed(model: &str, base: Option<&Path>) -> Result<Option<Packed>> {
+pub(crate) fn packed(model: &str, base: Option<&Path>) -> Result<Option<PackedFile>> {
     let path = Path::new(model);
     let named = path.extension().is_some_and(|e| e == "tpk");
     if model == DEMO || !path.is_file() || !(named || begins_like_one(path)) {
@@ -49,8 +49,8 @@ pub(crate) fn packed(model: &str, base: Option<&Path>) -> Result<Option<Packed>>
 }
 
 /// Opens a packed file and its base.
-pub(crate) fn open_packed(path: &Path, base: Option<&Path>) -> Result<Packed> {
-    let packed = Packed::open(path)?;
+pub(crate) fn open_packed(path: &Path, base: Option<&Path>) -> Result<PackedFile> {
+    let packed = PackedFile::open(path)?;
     Ok(match base {
         Some(base) => packed.with_base(Base::open(base)?),
         None => packed,

@@ -35,10 +35,10 @@ impl Progress for Bar {
                         .suspend(|| eprintln!("resuming: {resumed} of {blocks} blocks are done"));
                 }
             }
-            Event::Judged { block, blocks } => {
+            Event::Judged { stage, block, blocks } => {
                 self.bar.set_length(blocks as u64);
                 self.bar.set_position(block as u64);
-                self.bar.set_message(format!("judging block {block}"));
+                self.bar.set_message(format!("{stage}: judging block {block}"));
             }
             Event::Block { block, .. } => {
                 self.bar.set_position(block as u64);

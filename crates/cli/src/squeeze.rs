@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use tensorpress::model::{LanguageModel, SentenceSimilarity, Tokenizer, text};
-use tensorpress::tokencomp::text::{Bm25, Fused, QuestionLikelihood, Squeeze, Squeezed, Surprise};
+use tensorpress::tokencomp::PromptModels;
+use tensorpress::tokencomp::text::{PromptRecipe, Squeeze, Squeezed};
 use tensorpress::{Error, Result};
 
 use crate::args::Squeeze as Args;
@@ -31,20 +32,24 @@ pub(crate) fn run(args: &Args) -> Outcome {
         None => own.clone(),
     };
     let keep: Vec<&str> = args.keep.iter().map(String::as_str).collect();
-    let squeeze =
-        Squeeze::new(&counter).with_forced(&keep).map_err(|e| Failure::of_argument("--keep", e))?;
-    let bm25 = Bm25::new();
+    Squeeze::new(&counter).with_forced(&keep).map_err(|e| Failure::of_argument("--keep", e))?;
+    let recipe = |default: &str| {
+        let line = args.recipe.as_deref().unwrap_or(default);
+        line.parse::<PromptRecipe>().map_err(|e| Failure::of_argument("--recipe", e))
+    };
+    let asked = (text.as_str(), args.question.as_deref());
     let short = if source.config().architecture.is_decoder() {
+        let recipe = recipe(BY_DECODER)?;
         let decoder = decoder(&source)?;
         let model = LanguageModel::new(&decoder, &own)?;
-        let (likelihood, words) = (QuestionLikelihood::new(&model), Surprise::new(&model));
-        let relevance = Fused::new().with(&likelihood, 1.0).with(&bm25, 1.0);
-        run_with(squeeze.with_words(&words).with_relevance(&relevance), &text, args)?
+        let models = PromptModels::default().with_language(&model);
+        recipe.squeeze((&counter, &models), &keep, asked, args.budget)?
     } else {
+        let recipe = recipe(BY_ENCODER)?;
         let encoder = source.encoder()?.materialise()?;
         let similarity = SentenceSimilarity::new(&encoder, &own);
-        let relevance = Fused::new().with(&similarity, 1.0).with(&bm25, 0.25);
-        run_with(squeeze.with_relevance(&relevance), &text, args)?
+        let models = PromptModels::default().with_similarity(&similarity);
+        recipe.squeeze((&counter, &models), &keep, asked, args.budget)?
     };
     let Squeezed { text, tokens, tokens_before, .. } = &short;
     if args.json {
@@ -57,9 +62,10 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(())
 }
 
-fn run_with(squeeze: Squeeze<'_>, text: &str, args: &Args) -> Result<Squeezed> {
-    squeeze.squeeze(text, args.question.as_deref(), args.budget)
-}
+/// Words that surprise a language model; with a question, sentences come first.
+const BY_DECODER: &str = "likelihood | bm25 | surprise";
+/// Whole sentences.
+const BY_ENCODER: &str = "similarity | bm25(weight=0.25)";
 
 /// A file, or standard input where it is `-`.
 fn read(file: &Path) -> Result<String> {

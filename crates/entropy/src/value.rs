@@ -55,6 +55,15 @@ impl ValueType {
         matches!(self, Self::F8 | Self::F16 | Self::BF16 | Self::F32 | Self::F64)
     }
 
+    /// The number in frames: the place in [`ValueType::ALL`].
+    pub(crate) fn id(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn from_id(id: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(id)).copied()
+    }
+
     /// The name in files.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tensorpress_entropy::Effort;
 use tensorpress_entropy::chunk::{CHUNK_BYTES, decode, encode};
-use tensorpress_entropy::container::{Packed, Packer};
+use tensorpress_entropy::container::{PackedFile, Packer};
 use tensorpress_entropy::value::ValueType;
 use tensorpress_tensor::Bytes;
 
@@ -63,7 +63,7 @@ fn damage_allocates_no_more_than_is_stated() {
     let mut worst = [0, 0];
     for kind in [ValueType::F32, ValueType::BF16, ValueType::Bytes] {
         for effort in [Effort::Fast, Effort::Best] {
-            let stored = encode(kind, &values, None, effort);
+            let stored = encode(kind, &values, None, effort).unwrap();
             for _ in 0..300 {
                 let mut damaged = stored.clone();
                 for _ in 0..1 + noise(&mut seed) % 4 {
@@ -100,7 +100,7 @@ fn damage_allocates_no_more_than_is_stated() {
         }
         let len = damaged.len();
         let bytes = peak(|| {
-            if let Ok(packed) = Packed::from_bytes("damaged", damaged) {
+            if let Ok(packed) = PackedFile::from_bytes("damaged", damaged) {
                 let _ = packed.verify(None);
             }
         });

@@ -10,7 +10,7 @@ const EFFORTS: [Effort; 2] = [Effort::Fast, Effort::Best];
 
 /// Encodes, decodes on every instruction set, returns the stored length.
 fn round_trip(values: ValueType, data: &[u8], base: Option<&[u8]>, effort: Effort) -> usize {
-    let stored = encode(values, data, base, effort);
+    let stored = encode(values, data, base, effort).unwrap();
     assert!(stored.len() <= data.len() + 1, "{values:?}: {} from {}", stored.len(), data.len());
     for isa in Isa::available() {
         let mut out = vec![0xa5; data.len()];
@@ -132,7 +132,7 @@ fn differences_from_a_base() {
             assert!(stored < alone / 2, "{values:?}: {stored} against {alone}");
             assert!(round_trip(values, &base, Some(&base), effort) < 64, "{values:?}");
         }
-        let stored = encode(values, &data, Some(&base), Effort::Fast);
+        let stored = encode(values, &data, Some(&base), Effort::Fast).unwrap();
         let mut out = vec![0; data.len()];
         let error = decode(values, &stored, None, &mut out).expect_err("needs its base");
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{values:?}");
@@ -184,7 +184,7 @@ fn every_coding_is_used() {
     for (values, data) in cases {
         for effort in EFFORTS {
             round_trip(values, &data, None, effort);
-            let stored = encode(values, &data, None, effort);
+            let stored = encode(values, &data, None, effort).unwrap();
             for plane in describe(values, &stored, data.len()).unwrap() {
                 found.extend([plane.coding.to_owned(), plane.plane.into_owned()]);
             }
@@ -228,7 +228,7 @@ proptest! {
                 row.chunks_mut(4).for_each(|v| v[..2].fill(0));
             });
         }
-        let stored = encode(values, &data, None, if best { Effort::Best } else { Effort::Fast });
+        let stored = encode(values, &data, None, if best { Effort::Best } else { Effort::Fast }).unwrap();
         let mut flipped = stored.clone();
         flipped[at.index(stored.len())] ^= 1 << bit;
         for isa in Isa::available() {

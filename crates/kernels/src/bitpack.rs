@@ -1,12 +1,16 @@
-//! Codes of 1 to 8 bits as a dense bit stream.
+//! Codes of 1 to 16 bits as a dense bit stream: bytes up to 8 bits, else of 16 bits each.
 //!
 //! Code `i` occupies the bits `i * bits ..` of the stream, the least significant bit first, the
 //! bytes in ascending order. A row starts at a byte boundary and the bits after its last code are
 //! zero. Eight codes therefore fill exactly `bits` bytes: that is the unit the fast paths use.
 //! All results are bit-identical on every instruction set.
 
+mod wide;
+
 use super::Isa;
 use crate::simd::dispatch;
+
+pub use wide::{pack_wide, unpack_wide};
 
 /// Calls `$f::<BITS>` for the value of `$bits`.
 macro_rules! by_bits {
@@ -28,16 +32,16 @@ macro_rules! by_bits {
 ///
 /// # Panics
 ///
-/// Unless `bits` is 1 to 8, or if the number of bytes exceeds the address space.
+/// Unless `bits` is 1 to 16, or if the number of bytes exceeds the address space.
 pub const fn packed_len(n: usize, bits: u32) -> usize {
-    check_bits(bits);
+    assert!(1 <= bits && bits <= 16, "codes have 1 to 16 bits");
     let bits = bits as usize;
     // In whole units of eight codes first, so that nothing overflows on the way.
     n / 8 * bits + (n % 8 * bits).div_ceil(8)
 }
 
-const fn check_bits(bits: u32) {
-    assert!(1 <= bits && bits <= 8, "codes have 1 to 8 bits");
+pub(crate) const fn check_bits(bits: u32) {
+    assert!(1 <= bits && bits <= 8, "codes in bytes have 1 to 8 bits");
 }
 
 const fn mask(bits: u32) -> u8 {
@@ -56,6 +60,7 @@ pub fn pack_bits(codes: &[u8], bits: u32, out: &mut [u8]) {
 
 /// [`pack_bits`] on a chosen instruction set; the portable code where this CPU lacks it.
 pub fn pack_bits_on(isa: Isa, codes: &[u8], bits: u32, out: &mut [u8]) {
+    check_bits(bits);
     let len = packed_len(codes.len(), bits);
     assert!(out.len() >= len, "pack_bits: the target is too short");
     let out = &mut out[..len];
@@ -88,6 +93,7 @@ pub fn unpack_bits(packed: &[u8], bits: u32, start: usize, out: &mut [u8]) {
 
 /// [`unpack_bits`] on a chosen instruction set; the portable code where this CPU lacks it.
 pub fn unpack_bits_on(isa: Isa, packed: &[u8], bits: u32, start: usize, out: &mut [u8]) {
+    check_bits(bits);
     let end = start.checked_add(out.len());
     let held = end.is_some_and(|end| packed_len(end, bits) <= packed.len());
     assert!(held, "unpack_bits: the row is too short");

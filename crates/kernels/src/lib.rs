@@ -34,7 +34,10 @@ mod tests;
 
 pub use accum::Accum;
 pub use affine::{decode_affine, decode_affine_on};
-pub use bitpack::{code_at, pack_bits, pack_bits_on, packed_len, unpack_bits, unpack_bits_on};
+pub use bitpack::{
+    code_at, pack_bits, pack_bits_on, pack_wide, packed_len, unpack_bits, unpack_bits_on,
+    unpack_wide,
+};
 pub use convert::{
     bf16_bytes_to_f32, bf16_bytes_to_f32_on, bf16_to_f32, bf16_to_f32_on, f16_bytes_to_f32,
     f16_bytes_to_f32_on, f16_to_f32, f16_to_f32_on, f32_to_bf16, f32_to_bf16_bytes,

@@ -1,6 +1,7 @@
 //! Multiplying by an integer grid straight from its packed rows.
 
 use super::affine::{BUFFER, decode_body};
+use super::bitpack::check_bits;
 use super::float::dot_body;
 use super::simd::{Simd, stamp};
 use super::{Isa, Par, packed_len};
@@ -36,6 +37,7 @@ impl AffineRows<'_> {
     /// If the fields do not fit together.
     pub(super) fn check(&self) {
         assert!(self.group > 0, "affine rows: group is zero");
+        check_bits(self.bits);
         let bytes = packed_len(self.cols, self.bits).checked_mul(self.rows);
         assert_eq!(Some(self.packed.len()), bytes, "affine rows: size of the packed codes");
         let grids = self.groups().checked_mul(self.rows);

@@ -4,6 +4,7 @@ use ndarray::{ArrayView3, ArrayViewMut3};
 use tensorpress_tensor::{Error, Result, Scratch, ndarray};
 
 use crate::budget::{Budget, LayerAt};
+use crate::deferred::Drafts;
 use crate::policy::{Action, Policy};
 use crate::score::Held;
 use crate::statistics::Statistics;
@@ -15,13 +16,15 @@ pub struct Cache {
     pub(crate) layer: Layer,
     pub(crate) policy: Option<(Policy, Statistics)>,
     pub(crate) at: LayerAt,
+    /// Where eviction is put off.
+    pub(crate) drafts: Option<Box<Drafts>>,
 }
 
 impl Cache {
     /// Everything stays.
     #[must_use]
     pub fn new(layer: Layer) -> Self {
-        Self { layer, policy: None, at: LayerAt { index: 0, of: 1 } }
+        Self { layer, policy: None, at: LayerAt { index: 0, of: 1 }, drafts: None }
     }
 
     /// Keeps what a policy says, in layer `at` of a model.
@@ -42,7 +45,7 @@ impl Cache {
         let statistics = Statistics::new(self.layer.shape(), needs);
         self.policy = Some((policy, statistics));
         self.at = at;
-        Ok(self)
+        Ok(if self.drafts.is_some() { self.with_deferred() } else { self })
     }
 
     /// Keys and values.
@@ -63,7 +66,7 @@ impl Cache {
         self.layer.is_empty()
     }
 
-    /// Bytes held for keys and values.
+    /// Bytes held for keys and values; what [`Cache::with_deferred`] holds beside them is not counted.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.layer.bytes()
@@ -74,11 +77,13 @@ impl Cache {
     /// # Errors
     /// As [`KvStore::append`]; the cache is then as it was.
     pub fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
-        self.layer.append(keys, values)
+        self.layer.append(keys, values)?;
+        self.draft_tokens(keys, values);
+        Ok(())
     }
 
     /// Attention of the queries `[tokens, heads, head_dim]` of the tokens that were appended last, and then what the
-    /// policy says. See [`KvStore::attend`].
+    /// policy says (unless that is put off: [`Cache::with_deferred`]). See [`KvStore::attend`].
     ///
     /// # Errors
     /// `ShapeMismatch`, `InvalidArgument` for more queries than tokens; those of the score.
@@ -94,7 +99,25 @@ impl Cache {
             let held = self.layer.len();
             return Err(Error::invalid(format!("{tokens} queries of {held} tokens")));
         };
+        self.look(queries, first, window, out, scratch)?;
+        if self.drafts.is_some() {
+            self.draft_queries(queries, first, window);
+            return Ok(());
+        }
+        self.plan(tokens == 1)
+    }
+
+    /// Attention, and what the score wants to know of it.
+    pub(crate) fn look(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        first: usize,
+        window: Option<usize>,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let causal = Causal { first, window };
+        let tokens = queries.dim().0;
         let Some((_, statistics)) = &mut self.policy else {
             return self.layer.attend(queries, causal, out, scratch, None);
         };
@@ -114,11 +137,11 @@ impl Cache {
             self.layer.attend(queries, causal, out, scratch, None)?;
         }
         statistics.observe(queries, first, mass);
-        self.plan(tokens == 1)
+        Ok(())
     }
 
     /// Brings the layer within its budget.
-    fn plan(&mut self, decoding: bool) -> Result<()> {
+    pub(crate) fn plan(&mut self, decoding: bool) -> Result<()> {
         let Some((policy, statistics)) = &mut self.policy else { return Ok(()) };
         let shape = self.layer.shape();
         loop {
@@ -147,6 +170,9 @@ impl Cache {
     /// The shortest length, but 0, to which [`Cache::truncate`] can go back.
     #[must_use]
     pub fn earliest(&self) -> usize {
+        if let Some(earliest) = self.earliest_draft() {
+            return earliest;
+        }
         let statistics = self.policy.as_ref().map_or(0, |(_, s)| s.earliest());
         self.layer.earliest().max(statistics)
     }
@@ -163,6 +189,9 @@ impl Cache {
                 self.layer.len()
             )));
         }
+        if self.drafts.is_some() {
+            return self.take_back(len);
+        }
         let shorter = len < self.layer.len();
         self.layer.truncate(len)?;
         if let (Some((_, statistics)), true) = (&mut self.policy, shorter) {
@@ -171,7 +200,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Forgets all slots but these, whatever the policy.
+    /// Forgets all slots but these, whatever the policy; what is left counts as settled.
     ///
     /// # Errors
     /// As [`KvStore::retain`].
@@ -179,6 +208,9 @@ impl Cache {
         self.layer.retain(keep)?;
         if let Some((_, statistics)) = &mut self.policy {
             statistics.retain(keep);
+        }
+        if self.drafts.is_some() {
+            self.mark();
         }
         Ok(())
     }

@@ -6,10 +6,12 @@
 
 pub mod budget;
 mod cache;
+mod deferred;
 pub mod policy;
 pub mod recipe;
 mod rope;
 pub mod score;
+mod stage;
 mod statistics;
 pub mod store;
 mod wire;
@@ -20,5 +22,6 @@ pub use policy::{Action, Policy};
 pub use recipe::KvRecipe;
 pub use rope::Rope;
 pub use score::{Held, Score};
+pub use stage::{KvModel, KvPart, KvRole, MakePolicy, stages};
 pub use statistics::{KvNeeds, QueryMoments, Statistics};
-pub use store::{Axis, Bitmap, Causal, Form, HeadSlots, Int, KvShape, KvStore, Layer};
+pub use store::{Axis, Bitmap, Causal, HeadSlots, Int, KvShape, KvStore, Layer, StoreForm};

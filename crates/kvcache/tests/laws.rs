@@ -4,29 +4,32 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array2, Array3, s};
 use tensorpress_kvcache::{
-    Axis, Bitmap, Causal, Form, HeadSlots, Int, KvShape, KvStore, Layer, Rope,
+    Axis, Bitmap, Causal, HeadSlots, Int, KvShape, KvStore, Layer, Rope, StoreForm,
 };
 use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Scratch, ndarray};
 
-fn forms() -> Vec<Form> {
-    let mut forms =
-        vec![Form::Float(DType::F32), Form::Float(DType::F16), Form::Float(DType::BF16)];
+fn forms() -> Vec<StoreForm> {
+    let mut forms = vec![
+        StoreForm::Float(DType::F32),
+        StoreForm::Float(DType::F16),
+        StoreForm::Float(DType::BF16),
+    ];
     for bits in [2, 4, 8] {
         for keys in [Axis::Channel, Axis::Token] {
-            forms.push(Form::Int(Int::new(bits).with_keys(keys)));
+            forms.push(StoreForm::Int(Int::new(bits).with_keys(keys)));
         }
     }
-    forms.push(Form::Int(Int::new(4).with_group(48).with_window(96).with_scales(DType::F32)));
-    forms.push(Form::Bitmap(Bitmap::new(0.7)));
-    forms.push(Form::Bitmap(Bitmap::new(0.5).with_value_group(24).with_window(20)));
-    forms.push(Form::Bitmap(Bitmap::new(0.0).with_dtype(DType::F32).with_window(0)));
+    forms.push(StoreForm::Int(Int::new(4).with_group(48).with_window(96).with_scales(DType::F32)));
+    forms.push(StoreForm::Bitmap(Bitmap::new(0.7)));
+    forms.push(StoreForm::Bitmap(Bitmap::new(0.5).with_value_group(24).with_window(20)));
+    forms.push(StoreForm::Bitmap(Bitmap::new(0.0).with_dtype(DType::F32).with_window(0)));
     forms
 }
 
 /// Shapes each form can hold.
-fn shapes(form: Form) -> Vec<KvShape> {
+fn shapes(form: StoreForm) -> Vec<KvShape> {
     let shape = |h, k, d| KvShape::new(h, k, d).expect("a shape");
     [shape(2, 1, 8), shape(4, 2, 32), shape(3, 3, 96), shape(1, 1, 33)]
         .into_iter()
@@ -48,7 +51,7 @@ fn tokens(shape: KvShape, n: usize, seed: u64) -> (Array3<f32>, Array3<f32>) {
     )
 }
 
-fn filled(shape: KvShape, form: Form, n: usize) -> Layer {
+fn filled(shape: KvShape, form: StoreForm, n: usize) -> Layer {
     let mut layer = Layer::new(shape, form).expect("a layer");
     let (k, v) = tokens(shape, n, 1);
     layer.append(k.view(), v.view()).expect("appends");
@@ -113,7 +116,7 @@ fn same(a: &dyn KvStore, b: &dyn KvStore, what: &str) {
 }
 
 /// Every form, at a few shapes and lengths around the borders of windows, groups and pages.
-fn each(mut f: impl FnMut(KvShape, Form, usize, &str)) {
+fn each(mut f: impl FnMut(KvShape, StoreForm, usize, &str)) {
     for form in forms() {
         for shape in shapes(form) {
             for n in [1, 15, 33, 64, 130, 300] {
@@ -184,7 +187,7 @@ fn truncate_is_as_if_never_past() {
         let mut layer = filled(shape, form, n);
         assert_eq!(layer.truncate(n + 1).unwrap_err().kind(), ErrorKind::InvalidArgument);
         // What came last can always be taken back.
-        let packs = !matches!(form, Form::Float(_));
+        let packs = !matches!(form, StoreForm::Float(_));
         assert!(layer.earliest() <= n.saturating_sub(if packs { 32 } else { n }), "{what}");
     });
     assert!(refused > 0, "no store refused");
@@ -338,12 +341,12 @@ fn eviction_keeps_what_it_says_and_frees_the_rest() {
         for (h, (k, v)) in before.iter().enumerate() {
             let positions = layer.positions(h);
             assert!(positions.iter().all(|p| p % 3 != 0), "{what}");
-            if matches!(form, Form::Float(_)) {
+            if matches!(form, StoreForm::Float(_)) {
                 assert_eq!(layer.decode(h).0, k.select(ndarray::Axis(0), &positions), "{what}");
                 assert_eq!(layer.decode(h).1, v.select(ndarray::Axis(0), &positions), "{what}");
             }
         }
-        if let Form::Float(_) = form {
+        if let StoreForm::Float(_) = form {
             assert!(
                 n < 64 || layer.bytes() < bytes * 3 / 4,
                 "{what}: {} of {bytes}",
@@ -373,9 +376,10 @@ fn eviction_keeps_what_it_says_and_frees_the_rest() {
 #[test]
 fn demoted_tokens_still_count() {
     let shape = KvShape::new(4, 2, 32).expect("a shape");
-    let exact = filled(shape, Form::Float(DType::F32), 200);
-    let low = Form::Int(Int::new(8).with_keys(Axis::Token).with_window(0).with_margin(0));
-    let mut layer = filled(shape, Form::Float(DType::F32), 200).with_low(low).expect("a low form");
+    let exact = filled(shape, StoreForm::Float(DType::F32), 200);
+    let low = StoreForm::Int(Int::new(8).with_keys(Axis::Token).with_window(0).with_margin(0));
+    let mut layer =
+        filled(shape, StoreForm::Float(DType::F32), 200).with_low(low).expect("a low form");
     let bytes = layer.bytes();
     // Twice, so that demoted tokens do not come in the order of their positions.
     layer
@@ -392,7 +396,7 @@ fn demoted_tokens_still_count() {
     let (file, json) = written(&layer);
     let back = read(file, &json).expect("reads");
     same(&layer, &back, "two tiers");
-    let plain = filled(shape, Form::Float(DType::F32), 10);
+    let plain = filled(shape, StoreForm::Float(DType::F32), 10);
     let keep = HeadSlots(vec![vec![1]; 2]);
     assert_eq!(plain.clone().demote(&keep).unwrap_err().kind(), ErrorKind::Unsupported);
 }
@@ -408,7 +412,7 @@ fn plain_keys_are_rotated_when_read() {
     {
         rope.rotate(row.as_slice_mut().expect("contiguous"), t);
     }
-    let form = Form::Float(DType::F32);
+    let form = StoreForm::Float(DType::F32);
     let mut plain =
         Layer::new(shape, form).expect("a layer").with_plain_keys(rope).expect("same size");
     let mut usual = Layer::new(shape, form).expect("a layer");
@@ -433,14 +437,14 @@ fn impossible_stores_are_refused() {
     let shape = KvShape::new(2, 1, 32).expect("a shape");
     let int = Int::new;
     for form in [
-        Form::Int(int(3)),
-        Form::Int(int(4).with_group(20)),
-        Form::Int(int(4).with_window(0)),
-        Form::Int(int(4).with_window(33)),
-        Form::Float(DType::I8),
-        Form::Bitmap(Bitmap::new(1.0)),
-        Form::Bitmap(Bitmap::new(0.5).with_value_group(0)),
-        Form::Bitmap(Bitmap::new(f64::NAN)),
+        StoreForm::Int(int(3)),
+        StoreForm::Int(int(4).with_group(20)),
+        StoreForm::Int(int(4).with_window(0)),
+        StoreForm::Int(int(4).with_window(33)),
+        StoreForm::Float(DType::I8),
+        StoreForm::Bitmap(Bitmap::new(1.0)),
+        StoreForm::Bitmap(Bitmap::new(0.5).with_value_group(0)),
+        StoreForm::Bitmap(Bitmap::new(f64::NAN)),
     ] {
         assert_eq!(
             Layer::new(shape, form).unwrap_err().kind(),

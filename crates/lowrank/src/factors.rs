@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Dense, Product, decode};
-use tensorpress_tensor::stats::Calibration;
+use tensorpress_tensor::stats::{Calibration, Gram};
 use tensorpress_tensor::{DType, DynCompress, Error, Group, Node, Result, Target};
 
 use crate::metric::Root;
@@ -36,7 +36,7 @@ pub(crate) struct Around<'a> {
 impl Factors {
     /// Whether a method of their own needs the inputs' Gram matrix.
     pub(crate) fn need_gram(&self) -> bool {
-        matches!(self, Self::By(method) if method.needs().gram)
+        matches!(self, Self::By(method) if method.needs().has::<Gram>())
     }
 
     /// Bytes of a value, where that is known before storing.
@@ -86,7 +86,7 @@ fn by_method(
     let right = compress(&right, around.calibration.clone())?;
     let stored = decode(&*right)?;
     let left = refit(weight, &left, &stored, around)?;
-    let calibration = if method.needs().gram {
+    let calibration = if method.needs().has::<Gram>() {
         let seen = outputs_gram(&stored, around)?;
         Calibration::from_gram(seen, around.calibration.tokens())?
     } else {

@@ -12,9 +12,11 @@ mod lowrank;
 pub mod metric;
 mod project;
 mod rank;
+mod stage;
 
 pub use factors::Factors;
 pub use lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
 pub use metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Root};
 pub use project::{Projection, Solver, project};
 pub use rank::Rank;
+pub use stage::stages;

@@ -129,6 +129,14 @@ impl<M: Metric> Method for LowRank<M> {
         self.id
     }
 
+    fn takes_mask(&self) -> bool {
+        false
+    }
+
+    fn corrects_bias(&self) -> bool {
+        self.metric.corrects_bias()
+    }
+
     fn needs(&self) -> Needs {
         let factors = if self.factors.need_gram() { Needs::GRAM } else { Needs::default() };
         self.metric.needs().union(factors)
@@ -141,14 +149,9 @@ impl<M: Metric> Compress for LowRank<M> {
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
         self.rank.check()?;
         group.channels()?;
-        let (weighing, note) = match self.metric.weighing(&group.calibration, group.par)? {
-            Ok(weighing) => (weighing, None),
-            Err(reason) => {
-                let plain = Plain.weighing(&group.calibration, group.par)?;
-                let plain = plain.map_err(tensorpress_tensor::Error::invalid)?;
-                (plain, Some(format!("{reason}: factored by the error of the weights instead")))
-            }
-        };
+        let weighing = self.metric.weighing(&group.calibration, group.par)?;
+        let (weighing, reason) = weighing.or_else(|_| Weighing::plain());
+        let note = reason.map(|why| format!("{why}: factored by the error of the weights instead"));
         let factor = |target: &Target<'_>| {
             let layer = self.factor(target, &weighing, &group).in_tensor(target.name)?;
             Ok(layer.with_note(note.clone()))
@@ -159,6 +162,18 @@ impl<M: Metric> Compress for LowRank<M> {
 }
 
 /// Truncated SVD: the closest matrix of this rank.
+///
+/// ```
+/// use tensorpress_lowrank::{Rank, svd};
+/// use tensorpress_tensor::{Compress, Node, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let made = svd(Rank::Number(8)).compress(weight.view(), &Calibration::none(64))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub fn svd(rank: Rank) -> LowRank<Plain> {
     LowRank::new(Plain, rank)
@@ -172,6 +187,19 @@ pub fn asvd(rank: Rank, alpha: f32) -> LowRank<InputScale> {
 
 /// SVD-LLM (Wang et al., *Truncation-aware Singular Value Decomposition*, 2024): whitened inputs, so that each singular
 /// value is the output error of dropping it.
+///
+/// ```
+/// use tensorpress_lowrank::{Rank, svd_llm};
+/// use tensorpress_tensor::{Compress, Node, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = svd_llm(Rank::Ratio(0.5)).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub fn svd_llm(rank: Rank) -> LowRank<InputGram> {
     LowRank::new(InputGram, rank)
@@ -194,6 +222,19 @@ pub fn feature_mimicking(rank: Rank) -> LowRank<InputCovariance> {
 
 /// EoRA (Liu et al., *Training-free Compensation for Compressed LLM with Eigenspace Low-Rank Approximation*, 2024):
 /// [`svd_llm`] of what a compressed matrix left over, in f32 factors, whatever they cost.
+///
+/// ```
+/// use tensorpress_lowrank::eora;
+/// use tensorpress_tensor::{Compress, Node, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = eora(4).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub fn eora(rank: usize) -> LowRank<InputGram> {
     let correction = svd_llm(Rank::Number(rank)).with_always(true);

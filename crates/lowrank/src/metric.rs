@@ -4,8 +4,9 @@ use std::fmt::Debug;
 
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
-use tensorpress_tensor::stats::{Calibration, Needs};
-use tensorpress_tensor::{Error, ErrorKind, Result};
+use tensorpress_tensor::stage::Keys;
+use tensorpress_tensor::stats::{Calibration, Gram, Moments, Needs};
+use tensorpress_tensor::{Error, Result, Usable};
 
 /// A root of the inputs' second moments.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,21 +59,35 @@ pub struct Weighing {
     pub mean: Option<Vec<f32>>,
 }
 
+impl Weighing {
+    /// Every weight counts alike.
+    pub(crate) fn plain() -> Self {
+        Self { root: Root::Identity, mean: None }
+    }
+}
+
 /// What an error costs.
 pub trait Metric: Debug + Send + Sync {
     /// Name of the method that factors by it.
     fn id(&self) -> &'static str;
     /// Statistics it uses.
     fn needs(&self) -> Needs;
-    /// The weighing of a shared input; `Err(reason)` inside if the statistics cannot be used.
+    /// Its own knobs; none by default.
+    ///
+    /// # Errors
+    /// Those of `keys`.
+    fn knobs(&mut self, _: &mut Keys<'_>) -> Result<()> {
+        Ok(())
+    }
+    /// The mean goes into a bias. False by default.
+    fn corrects_bias(&self) -> bool {
+        false
+    }
+    /// The weighing of a shared input, if the statistics can be used.
     ///
     /// # Errors
     /// `MissingCalibration`, `ShapeMismatch`.
-    fn weighing(
-        &self,
-        calibration: &Calibration,
-        par: Par,
-    ) -> Result<std::result::Result<Weighing, String>>;
+    fn weighing(&self, calibration: &Calibration, par: Par) -> Result<Usable<Weighing>>;
 }
 
 /// S = I: the error of the weights themselves.
@@ -88,8 +103,8 @@ impl Metric for Plain {
         Needs::default()
     }
 
-    fn weighing(&self, _: &Calibration, _: Par) -> Result<std::result::Result<Weighing, String>> {
-        Ok(Ok(Weighing { root: Root::Identity, mean: None }))
+    fn weighing(&self, _: &Calibration, _: Par) -> Result<Usable<Weighing>> {
+        Ok(Usable::Yes(Weighing::plain()))
     }
 }
 
@@ -115,21 +130,19 @@ impl Metric for InputScale {
         Needs::MOMENTS
     }
 
-    fn weighing(
-        &self,
-        calibration: &Calibration,
-        _: Par,
-    ) -> Result<std::result::Result<Weighing, String>> {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.float("alpha", &mut self.alpha, 0.0..=4.0, "how much activity counts")
+    }
+
+    fn weighing(&self, calibration: &Calibration, _: Par) -> Result<Usable<Weighing>> {
         if !(self.alpha.is_finite() && self.alpha >= 0.0) {
             return Err(Error::invalid(format!("alpha = {}: allowed are 0 and more", self.alpha)));
         }
-        let moments = match usable(calibration, Calibration::moments)? {
-            Ok(moments) => moments,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        let scale = |mean: f64| (mean.powf(f64::from(self.alpha)) + 1e-6) as f32;
-        let root = Root::Diagonal(moments.mean_abs().iter().map(|mean| scale(*mean)).collect());
-        Ok(Ok(Weighing { root, mean: None }))
+        let scale = |mean: &f64| (mean.powf(f64::from(self.alpha)) + 1e-6) as f32;
+        Ok(calibration.usable::<Moments>()?.map(|moments| {
+            let root = Root::Diagonal(moments.mean_abs().iter().map(scale).collect());
+            Weighing { root, mean: None }
+        }))
     }
 }
 
@@ -147,16 +160,9 @@ impl Metric for InputGram {
         Needs::GRAM
     }
 
-    fn weighing(
-        &self,
-        calibration: &Calibration,
-        par: Par,
-    ) -> Result<std::result::Result<Weighing, String>> {
-        let gram = match usable(calibration, Calibration::gram)? {
-            Ok(gram) => gram,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        Ok(root_of(gram.clone(), par).map(|root| Weighing { root, mean: None }))
+    fn weighing(&self, calibration: &Calibration, par: Par) -> Result<Usable<Weighing>> {
+        let root = calibration.usable::<Gram>()?.and_then(|gram| root_of(gram.clone(), par));
+        Ok(root.map(|root| Weighing { root, mean: None }))
     }
 }
 
@@ -174,58 +180,42 @@ impl Metric for InputCovariance {
         Needs::GRAM.union(Needs::MOMENTS)
     }
 
-    fn weighing(
-        &self,
-        calibration: &Calibration,
-        par: Par,
-    ) -> Result<std::result::Result<Weighing, String>> {
-        let (gram, moments) = (usable(calibration, Calibration::gram)?, calibration.moments());
-        let (gram, moments) = match (gram, moments) {
-            (Ok(gram), Ok(moments)) => (gram, moments),
-            (Err(reason), _) => return Ok(Err(reason)),
-            (_, Err(e)) if e.kind() == ErrorKind::Numerical => {
-                return Ok(Err(e.message().to_owned()));
-            }
-            (_, Err(e)) => return Err(e),
-        };
-        let (mean, tokens) = (moments.mean(), calibration.tokens() as f64);
-        let mut covariance = gram.clone();
-        for ((i, j), g) in covariance.indexed_iter_mut() {
-            *g = (f64::from(*g) - tokens * mean[i] * mean[j]) as f32;
-        }
-        let mean = Some(mean.iter().map(|m| *m as f32).collect());
-        Ok(root_of(covariance, par).map(|root| Weighing { root, mean }))
+    fn corrects_bias(&self) -> bool {
+        true
     }
-}
 
-/// A statistic, or why it cannot be used.
-fn usable<'a, T>(
-    calibration: &'a Calibration,
-    get: impl FnOnce(&'a Calibration) -> Result<&'a T>,
-) -> Result<std::result::Result<&'a T, String>> {
-    match get(calibration) {
-        Ok(_) if calibration.tokens() == 0 => Ok(Err("saw no calibration token".into())),
-        Ok(value) => Ok(Ok(value)),
-        Err(e) if e.kind() == ErrorKind::Numerical => Ok(Err(e.message().to_owned())),
-        Err(e) => Err(e),
+    fn weighing(&self, calibration: &Calibration, par: Par) -> Result<Usable<Weighing>> {
+        let both = calibration.usable::<Gram>()?.and(calibration.usable::<Moments>()?);
+        Ok(both.and_then(|(gram, moments)| {
+            let (mean, tokens) = (moments.mean(), calibration.tokens() as f64);
+            let mut covariance = gram.clone();
+            for ((i, j), g) in covariance.indexed_iter_mut() {
+                *g = (f64::from(*g) - tokens * mean[i] * mean[j]) as f32;
+            }
+            let mean = Some(mean.iter().map(|m| *m as f32).collect());
+            root_of(covariance, par).map(|root| Weighing { root, mean })
+        }))
     }
 }
 
 /// A root of a symmetric matrix without negative eigenvalues: the Cholesky factor, or from eigenvalues where it is
 /// singular (those below 0 by rounding count as 0).
-fn root_of(moments: Array2<f32>, par: Par) -> std::result::Result<Root, String> {
+fn root_of(moments: Array2<f32>, par: Par) -> Usable<Root> {
     if moments.iter().any(|v| !v.is_finite()) {
-        return Err("its second moments are not finite".into());
+        return Usable::no("its second moments are not finite");
     }
     if moments.diag().iter().all(|v| *v <= 0.0) {
-        return Err("all its inputs were zero or constant".into());
+        return Usable::no("all its inputs were zero or constant");
     }
     if let Ok(lower) = linalg::cholesky(moments.clone(), par) {
-        return Ok(Root::Full(lower));
+        return Usable::Yes(Root::Full(lower));
     }
     // In double precision: a root is as wrong as the root of the error.
-    let eigen = linalg::symmetric_eigen(moments.mapv(f64::from).view())
-        .map_err(|e| e.message().to_owned())?;
-    let scale = eigen.values.mapv(|value| value.max(0.0).sqrt());
-    Ok(Root::Full((eigen.vectors * scale).mapv(|v| v as f32)))
+    match linalg::symmetric_eigen(moments.mapv(f64::from).view()) {
+        Ok(eigen) => {
+            let scale = eigen.values.mapv(|value| value.max(0.0).sqrt());
+            Usable::Yes(Root::Full((eigen.vectors * scale).mapv(|v| v as f32)))
+        }
+        Err(e) => Usable::no(e.message()),
+    }
 }

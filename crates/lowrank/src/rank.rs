@@ -1,6 +1,14 @@
+use tensorpress_tensor::stage::{Keys, Knobs, Value};
 use tensorpress_tensor::{Error, Result};
 
 /// How the rank of a matrix is chosen.
+///
+/// ```
+/// use tensorpress_lowrank::Rank;
+///
+/// assert!(Rank::Ratio(0.3).check().is_ok());
+/// assert!(Rank::Number(0).check().is_err());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Rank {
@@ -10,6 +18,49 @@ pub enum Rank {
     Ratio(f64),
     /// The least rank that keeps this fraction of ‖W S‖², the energy of the outputs. Needs all singular values.
     Energy(f64),
+}
+
+/// A fifth of the parameters goes.
+impl Default for Rank {
+    fn default() -> Self {
+        Self::Ratio(0.2)
+    }
+}
+
+/// A ratio, unless a number or an energy is said in its place.
+impl Knobs for Rank {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let (mut ratio, mut rank, mut energy) = match *self {
+            Self::Ratio(ratio) => (ratio, 0, 0.0),
+            Self::Number(rank) => (0.0, rank, 0.0),
+            Self::Energy(energy) => (0.0, 0, energy),
+        };
+        let says = |key| match keys.peek(key) {
+            Some(Value::Int(value)) => *value > 0,
+            Some(Value::Float(value)) => *value > 0.0,
+            _ => false,
+        };
+        if says("rank") || says("energy") {
+            (ratio, rank, energy) = (0.0, 0, 0.0);
+        }
+        let about = "fraction of the parameters that goes";
+        keys.float("ratio", &mut ratio, 0.0..=0.999, about)?;
+        let about = "inner size, in the place of a ratio; 0: by ratio";
+        keys.int("rank", &mut rank, 0..=1 << 20, about)?;
+        let about = "fraction of the squared singular values that stays, in the place of a ratio; 0: by ratio";
+        keys.float("energy", &mut energy, 0.0..=1.0, about)?;
+        *self = match (rank, energy > 0.0, ratio > 0.0) {
+            (0, false, _) => Self::Ratio(ratio),
+            (0, true, false) => Self::Energy(energy),
+            (rank, false, false) => Self::Number(rank),
+            _ => {
+                return Err(Error::invalid(format!(
+                    "rank = {rank}, energy = {energy} and ratio = {ratio}: allowed is one of them"
+                )));
+            }
+        };
+        Ok(())
+    }
 }
 
 impl Rank {

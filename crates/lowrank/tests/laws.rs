@@ -10,7 +10,7 @@ use tensorpress_lowrank::{
 use tensorpress_tensor::linalg::{self, Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::node::{Dense, decode};
-use tensorpress_tensor::stats::{Calibration, Needs};
+use tensorpress_tensor::stats::{Calibration, Gram, Moments, Needs};
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, DType, DynCompress, ErrorKind, Group, Method, Node,
@@ -305,7 +305,7 @@ impl Method for Coarse {
         "coarse"
     }
     fn needs(&self) -> Needs {
-        self.0
+        self.0.clone()
     }
 }
 
@@ -313,7 +313,7 @@ impl Compress for Coarse {
     type Node = Dense;
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Dense>> {
         let layers = group.targets.iter().map(|target| {
-            if self.0.gram {
+            if self.0.has::<Gram>() {
                 assert_eq!(group.calibration.gram()?.nrows(), target.weight.ncols());
             }
             let rounded = target.weight.mapv(|w| (w * 16.0).round() / 16.0);
@@ -346,9 +346,9 @@ fn factors_by_another_method_are_fitted_to_each_other() {
         assert!(ours - least < 0.8 * (apart - least), "{ours}, {apart}, at best {least}");
         check_node(node, &Registry::default(), 1e-4);
     }
-    assert!(svd(Rank::Number(1)).with_factors(by(Needs::GRAM)).needs().gram);
+    assert!(svd(Rank::Number(1)).with_factors(by(Needs::GRAM)).needs().has::<Gram>());
     let covariance = LowRank::new(InputCovariance, Rank::Number(1));
-    assert!(covariance.needs().gram && covariance.needs().moments);
+    assert!(covariance.needs().has::<Gram>() && covariance.needs().has::<Moments>());
 }
 
 proptest! {

@@ -1,50 +1,32 @@
 //! A transformer block: attention and a feed-forward network, each around a residual stream.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Mutex;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
-use tensorpress_kvcache::{Cache, Form, KvShape, Layer};
+use tensorpress_kvcache::{Cache, KvShape, Layer, StoreForm};
 use tensorpress_tensor::linalg::Par;
+pub use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{DType, Error, ErrorKind, Node, Result, Scratch, kernels};
 
 use crate::cache::KvCache;
 use crate::layers::{Attention, Linear, Mlp, Norm, Rope, as_matrix, buffer};
 
-/// The inputs that the linear layers of a block read; layers that read the same one share its statistics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SharedInput {
-    /// Read by q, k and v.
-    Attention,
-    /// Read by the attention's output matrix.
-    AttentionOutput,
-    /// Read by gate and up.
-    Mlp,
-    /// Read by down.
-    MlpOutput,
-}
-
-impl SharedInput {
-    /// All of them, in the order in which a block meets them.
-    pub const ALL: [Self; 4] = [Self::Attention, Self::AttentionOutput, Self::Mlp, Self::MlpOutput];
-}
-
 /// Watches the inputs of a block's linear layers.
 pub trait Observer {
-    /// Sees some tokens X `[tokens, channels]` of an input.
+    /// Sees some tokens X `[tokens, channels]` of an input. A break ends the forward pass there: it has seen enough.
     ///
     /// # Errors
-    /// Any error stops the forward pass.
-    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()>;
+    /// Any error ends the forward pass and is its error.
+    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>>;
 }
 
 /// Watches nothing.
 struct Ignore;
 
 impl Observer for Ignore {
-    fn input(&mut self, _: SharedInput, _: ArrayView2<'_, f32>) -> Result<()> {
-        Ok(())
+    fn input(&mut self, _: SharedInput, _: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
+        Ok(ControlFlow::Continue(()))
     }
 }
 
@@ -118,11 +100,12 @@ impl Block {
         let Attention { q, k, head_dim, .. } = &self.attention;
         let heads = |linear: &Linear| linear.shape()[0] / head_dim;
         let layer = KvShape::new(heads(q), heads(k), *head_dim)
-            .and_then(|shape| Layer::new(shape, Form::Float(DType::F32)));
+            .and_then(|shape| Layer::new(shape, StoreForm::Float(DType::F32)));
         Cache::new(layer.expect("heads were checked against the config, which was checked"))
     }
 
-    /// Continues one sequence: replaces `hidden` `[tokens, hidden]` of its next tokens by the block's output.
+    /// Continues one sequence: replaces `hidden` `[tokens, hidden]` of its next tokens by the block's output. Where the
+    /// observer ends the pass, `hidden` has whatever it has by then, and so has the cache.
     ///
     /// # Errors
     /// `Unsupported` in encoders; `Numerical` where a weight or an activation is not finite, naming the tensor; those
@@ -153,12 +136,13 @@ impl Block {
                 self.linears().try_for_each(Linear::check_finite)?;
                 Err(error)
             }
-            result => result,
+            result => result.map(|_| ()),
         }
     }
 
     /// Runs whole sequences that lie one after the other in `hidden` `[sum of lengths, hidden]`, and replaces them by
-    /// the block's output. The same bytes for any parallelism of `scratch`.
+    /// the block's output. The same bytes for any parallelism of `scratch`. Where the observer ends the pass, `hidden` has
+    /// whatever it has by then.
     ///
     /// # Errors
     /// As [`Block::forward`].
@@ -187,7 +171,9 @@ impl Block {
                 Some(observer) => Some(&mut **observer),
                 None => None,
             };
-            self.run(chunk, &mut mix, observer, scratch)?;
+            if self.run(chunk, &mut mix, observer, scratch)?.is_break() {
+                break;
+            }
         }
         Ok(())
     }
@@ -234,10 +220,12 @@ impl Block {
         mix: &mut Mix<'_>,
         observer: Option<&mut dyn Observer>,
         scratch: &mut Scratch,
-    ) -> Result<()> {
+    ) -> Result<ControlFlow<()>> {
         let mut ignore = Ignore;
         let observer = observer.unwrap_or(&mut ignore);
-        self.attend(&mut hidden, mix, Some(&mut *observer), scratch)?;
+        if self.attend(&mut hidden, mix, Some(&mut *observer), scratch)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
         self.feed_forward(&mut hidden, Some(observer), scratch)
     }
 
@@ -248,7 +236,7 @@ impl Block {
         mix: &mut Mix<'_>,
         observer: Option<&mut dyn Observer>,
         scratch: &mut Scratch,
-    ) -> Result<()> {
+    ) -> Result<ControlFlow<()>> {
         let (tokens, width) = hidden.dim();
         let mut memory = buffer(scratch, tokens, width);
         let mut x = as_matrix(&mut memory, width);
@@ -256,10 +244,13 @@ impl Block {
         if self.norm_first {
             self.norms[0].apply(x.view_mut());
         }
-        self.attention_part(x.view_mut(), mix, observer.unwrap_or(&mut Ignore), scratch)?;
-        self.add(hidden, x.view(), 0);
+        let flow =
+            self.attention_part(x.view_mut(), mix, observer.unwrap_or(&mut Ignore), scratch)?;
+        if flow.is_continue() {
+            self.add(hidden, x.view(), 0);
+        }
         scratch.put(memory);
-        Ok(())
+        Ok(flow)
     }
 
     /// The second half: adds the feed-forward network's output, and checks the result.
@@ -268,7 +259,7 @@ impl Block {
         hidden: &mut ArrayViewMut2<'_, f32>,
         observer: Option<&mut dyn Observer>,
         scratch: &mut Scratch,
-    ) -> Result<()> {
+    ) -> Result<ControlFlow<()>> {
         let (tokens, width) = hidden.dim();
         let mut memory = buffer(scratch, tokens, width);
         let mut x = as_matrix(&mut memory, width);
@@ -276,11 +267,16 @@ impl Block {
         if self.norm_first {
             self.norms[1].apply(x.view_mut());
         }
-        self.mlp_part(x.view_mut(), observer.unwrap_or(&mut Ignore), scratch)?;
-        self.add(hidden, x.view(), 1);
+        let flow = self.mlp_part(x.view_mut(), observer.unwrap_or(&mut Ignore), scratch)?;
+        if flow.is_continue() {
+            self.add(hidden, x.view(), 1);
+        }
         scratch.put(memory);
         let values = hidden.as_slice().expect("hidden states are contiguous");
-        if kernels::has_non_finite(values) { Err(self.find_non_finite()) } else { Ok(()) }
+        if flow.is_continue() && kernels::has_non_finite(values) {
+            return Err(self.find_non_finite());
+        }
+        Ok(flow)
     }
 
     fn add(&self, hidden: &mut ArrayViewMut2<'_, f32>, x: ArrayView2<'_, f32>, norm: usize) {
@@ -297,11 +293,13 @@ impl Block {
         mix: &mut Mix<'_>,
         observer: &mut dyn Observer,
         scratch: &mut Scratch,
-    ) -> Result<()> {
+    ) -> Result<ControlFlow<()>> {
         let Attention { q, k, v, o, .. } = &self.attention;
         let tokens = x.nrows();
         let [q_width, kv_width] = [q.shape()[0], k.shape()[0]];
-        observer.input(SharedInput::Attention, x.view())?;
+        if observer.input(SharedInput::Attention, x.view())?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
         let mut memory = [q_width, kv_width, kv_width, q_width].map(|w| buffer(scratch, tokens, w));
         let [qs, ks, vs, out] = &mut memory;
         let (mut qs, mut out) = (as_matrix(qs, q_width), as_matrix(out, q_width));
@@ -310,10 +308,12 @@ impl Block {
         k.forward(x.view(), ks.view_mut(), scratch)?;
         v.forward(x.view(), vs.view_mut(), scratch)?;
         mix(qs, ks, vs.view(), out.view_mut(), scratch)?;
-        observer.input(SharedInput::AttentionOutput, out.view())?;
-        o.forward(out.view(), x.view_mut(), scratch)?;
+        let flow = observer.input(SharedInput::AttentionOutput, out.view())?;
+        if flow.is_continue() {
+            o.forward(out.view(), x.view_mut(), scratch)?;
+        }
         memory.into_iter().for_each(|m| scratch.put(m));
-        Ok(())
+        Ok(flow)
     }
 
     /// Replaces x by the feed-forward network's output.
@@ -322,10 +322,12 @@ impl Block {
         mut x: ArrayViewMut2<'_, f32>,
         observer: &mut dyn Observer,
         scratch: &mut Scratch,
-    ) -> Result<()> {
+    ) -> Result<ControlFlow<()>> {
         let Mlp { gate, up, down, activation } = &self.mlp;
         let width = up.shape()[0];
-        observer.input(SharedInput::Mlp, x.view())?;
+        if observer.input(SharedInput::Mlp, x.view())?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
         let mut memory = buffer(scratch, x.nrows(), width);
         up.forward(x.view(), as_matrix(&mut memory, width), scratch)?;
         if let Some(gate) = gate {
@@ -337,10 +339,12 @@ impl Block {
             activation.apply(&mut memory);
         }
         let inner = as_matrix(&mut memory, width);
-        observer.input(SharedInput::MlpOutput, inner.view())?;
-        down.forward(inner.view(), x.view_mut(), scratch)?;
+        let flow = observer.input(SharedInput::MlpOutput, inner.view())?;
+        if flow.is_continue() {
+            down.forward(inner.view(), x.view_mut(), scratch)?;
+        }
         scratch.put(memory);
-        Ok(())
+        Ok(flow)
     }
 
     /// The linear layers, in the order in which a token meets them.

@@ -1,6 +1,7 @@
 //! Collecting the statistics of a block's inputs, in a stream.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use ndarray::{ArrayView2, Axis, Slice};
 use tensorpress_tensor::linalg::Par;
@@ -72,10 +73,10 @@ impl Collecting {
 }
 
 impl Observer for Collecting {
-    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()> {
+    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
         if let Some(collector) = self.collectors.get_mut(&input) {
             collector.update(x, self.par);
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 }

@@ -54,5 +54,5 @@ pub use layers::{Linear, Norm, Rope};
 pub use prompts::{LanguageModel, SentenceSimilarity};
 pub use recall::{Passages, Recall, recall};
 pub use reduced::{Reduced, Reduction};
-pub use source::{BlockCut, LinearSpec, Source};
+pub use source::{LinearSpec, Source};
 pub use tokenizer::{TextStream, Tokenizer};

@@ -2,16 +2,29 @@
 //!
 //! A method is a saliency ([`saliency`]) x a support pattern ([`Pattern`]) x what is done to the weights that stay:
 //! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once. [`flap`] has the
-//! same axes for what a model is built of: whole heads and channels.
+//! same axes for what a model is built of, whole heads and channels; [`DropBlocks`] drops whole blocks.
 
+mod drop_blocks;
 pub mod flap;
+mod joint;
 mod pattern;
 mod pruner;
 pub mod saliency;
 mod sparsegpt;
 
+pub use drop_blocks::DropBlocks;
 pub use flap::{ChannelMetric, Flap};
+pub use joint::JointSparseGpt;
 pub use pattern::{Pattern, Scope};
 pub use pruner::{Pruner, magnitude, prune_group, wanda};
 pub use saliency::{InputNorm, Magnitude, Saliency};
 pub use sparsegpt::{Grid, Pruned, SparseGpt};
+
+use tensorpress_tensor::stage::{Row, WeightPart};
+
+/// All stages of this crate.
+#[must_use]
+pub fn stages() -> Vec<Row<WeightPart>> {
+    let [magnitude, wanda] = pruner::stages();
+    vec![flap::stage(), drop_blocks::stage(), magnitude, wanda, sparsegpt::stage()]
+}

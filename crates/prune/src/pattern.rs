@@ -1,5 +1,9 @@
+use std::fmt;
+use std::str::FromStr;
+
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, ArrayViewMut1};
 use tensorpress_tensor::node::Mask;
+use tensorpress_tensor::stage::{Keys, Knobs, Value};
 use tensorpress_tensor::{Error, Result};
 
 /// Where the least salient entries are looked for.
@@ -17,6 +21,18 @@ pub enum Scope {
 }
 
 /// The shape of a support.
+///
+/// ```
+/// use tensorpress_prune::Pattern;
+/// use tensorpress_tensor::ndarray::array;
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let saliency = array![[3.0f32, 1.0, 2.0, 4.0]];
+/// let mask = Pattern::nm(2, 4).select(saliency.view())?;
+/// assert!(mask.keeps(0, 0) && mask.keeps(0, 3) && !mask.keeps(0, 1));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Pattern {
@@ -44,6 +60,86 @@ pub enum Pattern {
         /// Fraction of blocks that goes, 0 to 1.
         sparsity: f64,
     },
+}
+
+/// Half of the entries of each row.
+impl Default for Pattern {
+    fn default() -> Self {
+        Self::unstructured(0.5)
+    }
+}
+
+/// The shape of a support without its sparsity: `any`, `n:m` or `RxC`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Shape {
+    Any,
+    NM(usize, usize),
+    Block(usize, usize),
+}
+
+impl FromStr for Shape {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        let pair = |separator| {
+            let (a, b) = text.split_once(separator)?;
+            Some((a.parse::<usize>().ok()?, b.parse::<usize>().ok()?))
+        };
+        match (text, pair(':'), pair('x')) {
+            ("any", ..) => Ok(Self::Any),
+            (_, Some((n, m)), _) if n <= m && m > 0 => Ok(Self::NM(n, m)),
+            (_, _, Some((rows, cols))) if rows > 0 && cols > 0 => Ok(Self::Block(rows, cols)),
+            _ => Err(()),
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::NM(n, m) => write!(f, "{n}:{m}"),
+            Self::Block(rows, cols) => write!(f, "{rows}x{cols}"),
+        }
+    }
+}
+
+/// A sparsity and a shape, of which n:m says both.
+impl Knobs for Pattern {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let (mut shape, mut sparsity) = match *self {
+            Self::Unstructured { sparsity, .. } => (Shape::Any, sparsity),
+            Self::NM { n, m } => (Shape::NM(n, m), 1.0 - n as f64 / m as f64),
+            Self::Block { rows, cols, sparsity } => (Shape::Block(rows, cols), sparsity),
+        };
+        // What n:m leaves no choice about.
+        let said = match keys.peek("pattern") {
+            Some(Value::Word(word)) => word.parse().ok(),
+            _ => None,
+        };
+        if let Some(Shape::NM(n, m)) = said {
+            sparsity = 1.0 - n as f64 / m as f64;
+        }
+        keys.float("sparsity", &mut sparsity, 0.0..=1.0, "fraction that goes")?;
+        let allowed = "any, n:m with n <= m, and blocks like 16x1 or 4x4";
+        let about = "n:m: n of every m inputs stay, in the place of a sparsity; RxC: blocks of outputs x inputs";
+        keys.text("pattern", &mut shape, allowed, about)?;
+        let scope = match *self {
+            Self::Unstructured { scope, .. } => scope,
+            _ => Scope::Row,
+        };
+        *self = match shape {
+            Shape::Any => Self::Unstructured { sparsity, scope },
+            Shape::Block(rows, cols) => Self::Block { rows, cols, sparsity },
+            Shape::NM(n, m) if sparsity == 1.0 - n as f64 / m as f64 => Self::NM { n, m },
+            Shape::NM(n, m) => {
+                return Err(Error::invalid(format!(
+                    "sparsity = {sparsity} with pattern = {n}:{m}: allowed is one of them"
+                )));
+            }
+        };
+        Ok(())
+    }
 }
 
 impl Pattern {

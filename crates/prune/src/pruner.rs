@@ -1,4 +1,5 @@
 use tensorpress_tensor::node::{Dense, Masked};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Group, Method, Node, Result, Select, Selection,
@@ -25,13 +26,61 @@ impl<S: Saliency> Pruner<S> {
     }
 }
 
+impl<S: Saliency> Knobs for Pruner<S> {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.pattern.knobs(keys)
+    }
+}
+
+pub(crate) fn stages() -> [Row<WeightPart>; 2] {
+    [
+        Row::select(
+            Magnitude.id(),
+            "keeps the largest weights of each row; needs no calibration",
+            || magnitude(Pattern::default()),
+        ),
+        Row::select(
+            InputNorm.id(),
+            "keeps the weights that are largest times the norm of their input",
+            || wanda(Pattern::default()),
+        ),
+    ]
+}
+
 /// Magnitude pruning.
+///
+/// ```
+/// use tensorpress_prune::{Pattern, magnitude};
+/// use tensorpress_tensor::node::decode;
+/// use tensorpress_tensor::{Compress, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let made = magnitude(Pattern::unstructured(0.5)).compress(weight.view(), &Calibration::none(64))?;
+/// assert!(decode(&made.node)?.iter().filter(|w| **w == 0.0).count() >= 16 * 32);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub fn magnitude(pattern: Pattern) -> Pruner<Magnitude> {
     Pruner::new(Magnitude, pattern)
 }
 
 /// Wanda (Sun et al., 2024): magnitude times input norm.
+///
+/// ```
+/// use tensorpress_prune::{Pattern, wanda};
+/// use tensorpress_tensor::node::decode;
+/// use tensorpress_tensor::{Compress, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = wanda(Pattern::nm(2, 4)).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert!(decode(&made.node)?.iter().filter(|w| **w == 0.0).count() >= 16 * 32);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub fn wanda(pattern: Pattern) -> Pruner<InputNorm> {
     Pruner::new(InputNorm, pattern)
@@ -54,12 +103,8 @@ impl<S: Saliency> Select for Pruner<S> {
             target.check_finite()?;
             let weight = target.kept_weight();
             let scores = self.saliency.scores(weight.view(), &group.calibration)?;
-            let (scores, fallback) = match scores {
-                Ok(scores) => (scores, None),
-                Err(reason) => {
-                    (weight.mapv(f32::abs), Some(format!("{reason}: pruned by magnitude instead")))
-                }
-            };
+            let (scores, reason) = scores.or_else(|_| weight.mapv(f32::abs));
+            let fallback = reason.map(|reason| format!("{reason}: pruned by magnitude instead"));
             Ok(Selection { mask: self.pattern.select(scores.view())?, weight: None, fallback })
         };
         group.targets.iter().map(|t| select(t).in_tensor(t.name)).collect()

@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
-use tensorpress_tensor::stats::{Calibration, Needs};
-use tensorpress_tensor::{ErrorKind, Result};
+use tensorpress_tensor::stats::{Calibration, Moments, Needs};
+use tensorpress_tensor::{Result, Usable};
 
 /// A score for every weight; the least go first.
 pub trait Saliency: Debug + Send + Sync {
@@ -12,7 +12,7 @@ pub trait Saliency: Debug + Send + Sync {
     fn id(&self) -> &'static str;
     /// Statistics it uses.
     fn needs(&self) -> Needs;
-    /// Scores of a matrix; `Err(reason)` inside if the statistics cannot be used.
+    /// Scores of a matrix, if the statistics can be used.
     ///
     /// # Errors
     /// `MissingCalibration`, `ShapeMismatch`.
@@ -20,7 +20,7 @@ pub trait Saliency: Debug + Send + Sync {
         &self,
         weight: ArrayView2<'_, f32>,
         calibration: &Calibration,
-    ) -> Result<std::result::Result<Array2<f32>, String>>;
+    ) -> Result<Usable<Array2<f32>>>;
 }
 
 /// |w|: what is small goes (LeCun et al., 1989, call it the baseline; Han et al., 2015).
@@ -36,12 +36,8 @@ impl Saliency for Magnitude {
         Needs::default()
     }
 
-    fn scores(
-        &self,
-        weight: ArrayView2<'_, f32>,
-        _: &Calibration,
-    ) -> Result<std::result::Result<Array2<f32>, String>> {
-        Ok(Ok(weight.mapv(f32::abs)))
+    fn scores(&self, weight: ArrayView2<'_, f32>, _: &Calibration) -> Result<Usable<Array2<f32>>> {
+        Ok(Usable::Yes(weight.mapv(f32::abs)))
     }
 }
 
@@ -63,16 +59,13 @@ impl Saliency for InputNorm {
         &self,
         weight: ArrayView2<'_, f32>,
         calibration: &Calibration,
-    ) -> Result<std::result::Result<Array2<f32>, String>> {
-        if calibration.tokens() == 0 {
-            return Ok(Err("saw no calibration token".into()));
+    ) -> Result<Usable<Array2<f32>>> {
+        if let Usable::No(reason) = calibration.seen() {
+            return Ok(Usable::No(reason));
         }
-        let moments = match calibration.moments() {
-            Ok(moments) => moments,
-            Err(e) if e.kind() == ErrorKind::Numerical => return Ok(Err(e.message().to_owned())),
-            Err(e) => return Err(e),
-        };
-        let norms = moments.l2_norm().mapv(|norm| norm as f32);
-        Ok(Ok(weight.mapv(f32::abs) * &norms))
+        Ok(calibration.usable::<Moments>()?.map(|moments| {
+            let norms = moments.l2_norm().mapv(|norm| norm as f32);
+            weight.mapv(f32::abs) * &norms
+        }))
     }
 }

@@ -1,15 +1,18 @@
 use std::ops::Range;
 
-use tensorpress_tensor::grid::{Affine, IntGrid};
+use tensorpress_tensor::grid::{Affine, Granularity, GridSpec, IntGrid};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
 use tensorpress_tensor::node::{Mask, Masked};
 use tensorpress_tensor::obs::{self, ColumnRule, Decision, LANES, Lanes, Prepared};
+use tensorpress_tensor::stage::{Auto, Keys, Knobs, Row, WeightPart, WeightRole};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, CompressedGroup, Context, Error, Group, Method, Result, Select, Selection, Target,
+    Usable,
 };
 
+use crate::joint::JointSparseGpt;
 use crate::pattern::{Pattern, count};
 use crate::pruner::{magnitude, prune_group};
 
@@ -19,6 +22,20 @@ use crate::pruner::{magnitude, prune_group};
 /// Unstructured patterns are chosen for a block of columns over all rows at once, when the block begins; n of m for each
 /// group of m columns when it begins. Never fails on singular or missing statistics, as GPTQ does not: a layer that
 /// saw no token is pruned by magnitude, and says so.
+///
+/// ```
+/// use tensorpress_prune::{Pattern, SparseGpt};
+/// use tensorpress_tensor::node::decode;
+/// use tensorpress_tensor::{Compress, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = SparseGpt::new(Pattern::nm(2, 4)).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert!(decode(&made.node)?.iter().filter(|w| **w == 0.0).count() >= 16 * 32);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct SparseGpt {
@@ -26,8 +43,9 @@ pub struct SparseGpt {
     pub pattern: Pattern,
     /// Damping as a fraction of the mean diagonal. Default 0.01.
     pub damp: f32,
-    /// Columns between two updates of the rest of the matrix. Default 128; rounded up to whole groups of m.
-    pub block: usize,
+    /// Columns between two updates of the rest of the matrix, rounded up to whole groups of m. By default 128, or a
+    /// smaller group of a grid that is rounded to in the same sweep.
+    pub block: Auto<usize>,
 }
 
 /// What a sweep made of one matrix.
@@ -50,7 +68,7 @@ impl SparseGpt {
     /// SparseGPT to this pattern.
     #[must_use]
     pub fn new(pattern: Pattern) -> Self {
-        Self { pattern, damp: 0.01, block: 128 }
+        Self { pattern, damp: 0.01, block: Auto::Auto }
     }
 
     /// Sets the damping, a fraction of the mean diagonal.
@@ -63,7 +81,7 @@ impl SparseGpt {
     /// Sets the columns between two updates of the rest.
     #[must_use]
     pub fn with_block(mut self, block: usize) -> Self {
-        self.block = block;
+        self.block = Auto::Set(block);
         self
     }
 
@@ -72,7 +90,7 @@ impl SparseGpt {
         if !self.damp.is_finite() || self.damp < 0.0 {
             return Err(Error::invalid(format!("damp = {}: allowed are 0 and more", self.damp)));
         }
-        if self.block == 0 {
+        if self.block == Auto::Set(0) {
             return Err(Error::invalid("block = 0: allowed are 1 and more"));
         }
         Ok(())
@@ -98,9 +116,10 @@ impl SparseGpt {
         for &dead in &prepared.dead {
             weight.column_mut(dead).fill(0.0);
         }
+        let block = self.block.or(own_block(grid.map(|grid| grid.group)));
         let block = match self.pattern {
-            Pattern::NM { m, .. } => self.block.next_multiple_of(m),
-            _ => self.block,
+            Pattern::NM { m, .. } => block.next_multiple_of(m),
+            _ => block,
         };
         let mut rule = Rule {
             pattern: self.pattern,
@@ -125,6 +144,68 @@ impl SparseGpt {
         let mask = Mask::from_bools(kept.view());
         Ok(Pruned { weight, codes, grids, mask, loss: swept.loss })
     }
+}
+
+/// Groups are fitted when their block begins: no block is longer than a group, unless that would make it tiny.
+fn own_block(group: Option<usize>) -> usize {
+    const LONGEST: usize = 128;
+    group.filter(|group| (16..LONGEST).contains(group)).unwrap_or(LONGEST)
+}
+
+/// SparseGPT as a recipe says it: with bits, weights that stay are rounded in the same sweep.
+#[derive(Debug, Clone)]
+struct Knobbed {
+    prune: SparseGpt,
+    bits: u8,
+    grid: GridSpec,
+}
+
+impl Default for Knobbed {
+    fn default() -> Self {
+        let grid = GridSpec::default();
+        Self { prune: SparseGpt::new(Pattern::default()), bits: 0, grid }
+    }
+}
+
+impl Knobs for Knobbed {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let Self { prune, bits, grid } = self;
+        prune.pattern.knobs(keys)?;
+        keys.alone(|keys| {
+            let about = "bits of a code, rounded to in the same sweep; 0: weights that stay are not rounded";
+            keys.int("bits", bits, 0..=8, about)?;
+            grid.all_but_bits(keys)
+        })?;
+        if *bits > 0 {
+            grid.bits = *bits;
+        }
+        let about = "added to the diagonal, as a fraction of its mean";
+        keys.float("damp", &mut prune.damp, 0.0..=1e6, about)?;
+        let group = match grid.granularity {
+            Granularity::Group(group) if *bits > 0 => Some(group),
+            _ => None,
+        };
+        let about = "columns between two updates of the rest: 128, or the group where that is 16 to 127 and codes are chosen";
+        keys.auto("block", &mut prune.block, own_block(group), 1..=1 << 16, about)
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.bits {
+            1 => Err(Error::invalid("bits = 1: allowed are 0, and 2 to 8")),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    let about = "prunes column by column and spreads each error over the columns still to come";
+    Row::new("sparsegpt", WeightRole::Selector, about, Knobbed::default, |knobbed: Knobbed, _| {
+        let Knobbed { prune, bits, grid } = knobbed;
+        Ok(match bits {
+            0 => WeightPart::Select(Box::new(prune)),
+            _ => WeightPart::Method(Box::new(JointSparseGpt::new(prune, grid))),
+        })
+    })
 }
 
 /// Integer grids for groups of consecutive inputs of a row.
@@ -332,8 +413,8 @@ impl Select for SparseGpt {
             target.check_finite()?;
         }
         let prepared = match Prepared::new(group, f64::from(self.damp), false)? {
-            Ok(prepared) => prepared,
-            Err(reason) => {
+            Usable::Yes(prepared) => prepared,
+            Usable::No(reason) => {
                 let mut selections = magnitude(self.pattern).select_group(group)?;
                 for selection in &mut selections {
                     selection.fallback = Some(format!("{reason}: pruned by magnitude instead"));

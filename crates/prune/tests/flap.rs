@@ -347,5 +347,5 @@ fn nothing_may_go_and_equal_scores_are_no_trouble() {
         assert!(kept.iter().all(|k| k.heads.len() == 4 && k.kv_heads.len() == 4));
         assert!(kept.iter().map(|k| k.channels.len()).sum::<usize>() < 30);
     }
-    assert_eq!((Flap::new(0.1).id(), Flap::new(0.1).needs().moments), ("flap", true));
+    assert_eq!((Flap::new(0.1).id(), Flap::new(0.1).needs().has::<Moments>()), ("flap", true));
 }

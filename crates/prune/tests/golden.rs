@@ -8,7 +8,7 @@ use tensorpress_tensor::node::{Mask, decode};
 use tensorpress_tensor::obs::Prepared;
 use tensorpress_tensor::stats::Calibration;
 use tensorpress_tensor::testing::golden::Golden;
-use tensorpress_tensor::{Compress, DType, Group, Select, Target};
+use tensorpress_tensor::{Compress, DType, Group, Select, Target, Usable};
 
 /// Share of entries on which two supports agree; `pruned` is 1 where the official code prunes.
 fn agreement(mask: &Mask, pruned: &Array2<f32>) -> f64 {
@@ -58,7 +58,8 @@ fn sweep(method: &SparseGpt, golden: &Golden, gram: &Array2<f32>, grid: Option<G
     let calibration = Calibration::from_gram(gram.clone(), 1024).unwrap();
     let target = Target::new("w", golden.layer.weight.view());
     let mut group = Group::single(target.clone(), calibration);
-    let prepared = Prepared::new(&mut group, f64::from(method.damp), false).unwrap().unwrap();
+    let prepared = Prepared::new(&mut group, f64::from(method.damp), false).unwrap();
+    let Usable::Yes(prepared) = prepared else { panic!("statistics that can be used") };
     method.sweep(&target, &prepared, grid, Par::Seq).unwrap()
 }
 

@@ -1,16 +1,21 @@
 mod search;
 
+use std::sync::Arc;
+
+use tensorpress_tensor::carry::{Keep, carry};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::Array2;
-use tensorpress_tensor::node::{Side, Transform, Transformed};
+use tensorpress_tensor::node::{Map, Scale};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, Value, WeightPart};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, DType, Error, ErrorKind, Group, Method, Node, Result,
-    Target,
+    Compress, Compressed, CompressedGroup, DType, DynCompress, Error, ErrorKind, Group, Method,
+    Node, Result, Target,
 };
 
+use crate::Clip;
+use crate::GridSpec;
 use crate::rtn::Rtn;
-use crate::spec::GridSpec;
 use search::{Inputs, best_scale, clip_to_outputs};
 
 /// AWQ (Lin et al., 2024): input channels are scaled up by how active they are before rounding, and scaled back
@@ -20,6 +25,19 @@ use search::{Inputs, best_scale, clip_to_outputs};
 /// round-to-nearest on sampled tokens. Matrices that share an input share one scale; it is folded into the preceding
 /// norm where the [`Group`] offers one, else stored (and counted) as f16. The scaled weights then go to a solver:
 /// [`Rtn`] in the paper, or any other, such as [`crate::Gptq`].
+///
+/// ```
+/// use tensorpress_quant::{Awq, Gptq, GridSpec};
+/// use tensorpress_tensor::{Compress, Node, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = Awq::with_solver(GridSpec::new(4, 32), Gptq::new(GridSpec::new(4, 32))).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Awq<S = Rtn> {
@@ -27,7 +45,7 @@ pub struct Awq<S = Rtn> {
     pub grid: GridSpec,
     /// Search ratios `i / ratios` for i below this. Default 20.
     pub ratios: usize,
-    /// Sampled tokens that score a ratio. Default 1024.
+    /// Sampled tokens that score a ratio. Default 4096.
     pub samples: usize,
     /// Whether weights are clipped by output error before they are rounded.
     pub clip: AwqClip,
@@ -46,6 +64,12 @@ pub enum AwqClip {
     Output,
 }
 
+impl Default for Awq<Rtn> {
+    fn default() -> Self {
+        Self::new(GridSpec::default())
+    }
+}
+
 impl Awq<Rtn> {
     /// The method of the paper on the given grid.
     #[must_use]
@@ -58,7 +82,7 @@ impl<S> Awq<S> {
     /// The search on `grid`, rounding by `solver` (which should use the same grid).
     #[must_use]
     pub fn with_solver(grid: GridSpec, solver: S) -> Self {
-        Self { grid, ratios: 20, samples: 1024, clip: AwqClip::Off, solver }
+        Self { grid, ratios: 20, samples: 4096, clip: AwqClip::Off, solver }
     }
 
     /// Sets the clipping.
@@ -102,9 +126,62 @@ impl<S> Awq<S> {
     }
 }
 
+/// The grid counts only where no quantiser follows, whose own decides.
+impl Knobs for Awq<Rtn> {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.alone(|keys| self.grid.codes(keys))?;
+        let clips = [
+            ("minmax", (Clip::MinMax, AwqClip::Off)),
+            ("mse", (Clip::Mse, AwqClip::Off)),
+            ("output", (Clip::MinMax, AwqClip::Output)),
+        ];
+        let mut clip = (self.grid.clip, self.clip);
+        let about = "as of the quantiser; output: weights are clamped by output error";
+        match keys.peek("clip") {
+            Some(Value::Word(word)) if word == "output" => {
+                keys.choice("clip", &mut clip, &clips, about)?;
+            }
+            _ => keys.alone(|keys| keys.choice("clip", &mut clip, &clips, about))?,
+        }
+        (self.grid.clip, self.clip) = clip;
+        keys.alone(|keys| self.grid.scales(keys))?;
+        keys.int("ratios", &mut self.ratios, 1..=1000, "exponents tried")?;
+        keys.int("samples", &mut self.samples, 1..=1 << 20, "tokens that judge an exponent")?;
+        self.solver = Rtn::new(self.grid);
+        Ok(())
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    let about = "scales input channels up by how active they are, before a quantiser (alone: rounds to nearest)";
+    Row::transform("awq", about, Awq::default, |awq, solver| {
+        let Some(solver) = solver else { return Ok(Some(Box::new(awq))) };
+        let Some(grid) = solver.grid() else {
+            let message =
+                format!("`awq` before `{}`: it needs a quantiser with a grid", solver.id());
+            return Err(Error::unsupported(message));
+        };
+        let Awq { ratios, samples, clip, .. } = awq;
+        let awq: Box<dyn DynCompress> = Box::new(Awq { grid, ratios, samples, clip, solver });
+        Ok(Some(awq))
+    })
+}
+
 impl<S: Method> Method for Awq<S> {
     fn id(&self) -> &'static str {
         "awq"
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        self.solver.grid()
+    }
+
+    fn takes_mask(&self) -> bool {
+        self.solver.takes_mask()
+    }
+
+    fn corrects_bias(&self) -> bool {
+        self.solver.corrects_bias()
     }
 
     fn needs(&self) -> Needs {
@@ -129,55 +206,42 @@ impl<S: Compress> Compress for Awq<S> {
             return self.without_scales(group, &reason);
         }
         let (mut scale, _) = self.search(&group.targets, &group.calibration, group.par)?;
-        let folded = group.fold.map(|fold| fold.make_exact(&mut scale));
-        let back = if folded.is_none() {
-            // What is stored is 1/s, rounded; the scale that goes with it is its reciprocal.
-            let back = scale.iter().map(|s| 1.0 / s).collect();
-            let back = Transform::scale(back, DType::F16).or_else(|_| {
-                Transform::scale(scale.iter().map(|s| 1.0 / s).collect(), DType::F32)
-            })?;
-            if let Transform::Scale { values, .. } = &back {
-                scale = values.iter().map(|v| 1.0 / v).collect();
-            }
-            Some(back)
-        } else {
-            None
-        };
         debug_assert_eq!(scale.len(), channels);
-        let calibration = group.calibration.scaled(&scale)?;
-        let mut weights: Vec<Array2<f32>> = Vec::with_capacity(group.targets.len());
-        for target in &group.targets {
-            let mut weight = target.kept_weight().into_owned();
-            for mut row in weight.rows_mut() {
-                row.iter_mut().zip(&scale).for_each(|(w, s)| *w *= s);
+        let folded = group.fold.map(|fold| fold.make_exact(&mut scale));
+        let (map, keep) = match folded {
+            Some(_) => (Scale::dividing(scale)?, Keep::Folded),
+            // What is stored is 1/s, rounded; the scale that goes with it is its reciprocal.
+            None => {
+                let back: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
+                let half = Scale::new(back.clone(), DType::F16);
+                (half.or_else(|_| Scale::new(back, DType::F32))?, Keep::Stored)
             }
-            if self.clip == AwqClip::Output {
-                clip_to_outputs(&self.grid, &mut weight, calibration.samples()?.view(), group.par)?;
-            }
-            weights.push(weight);
-        }
-        let targets = group
-            .targets
-            .iter()
-            .zip(&weights)
-            .map(|(t, w)| Target { weight: w.view(), ..t.clone() })
-            .collect();
-        let scaled = Group { targets, calibration, fold: None, seed: group.seed, par: group.par };
-        let solved = self.solver.compress_group(scaled)?;
-        let wrap = |layer: Compressed<S::Node>| {
-            let Compressed { bias, fallback, node } = layer.boxed();
-            let node = match &back {
-                None => node,
-                Some(back) => Transformed::new(Side::In, back.clone(), node)?.boxed(),
-            };
-            Ok(Compressed { bias, fallback, node })
         };
-        let layers = solved.layers.into_iter().map(wrap).collect::<Result<_>>()?;
-        Ok(CompressedGroup { layers, folded })
+        let map: Arc<dyn Map> = Arc::new(map);
+        let solved = carry(group, &map, keep, |group| self.solve(group))?;
+        Ok(CompressedGroup { folded, ..solved })
     }
 }
 
 impl<S: Compress> Awq<S> {
+    /// Clips if asked, and rounds.
+    fn solve(&self, group: Group<'_>) -> Result<CompressedGroup<S::Node>> {
+        if self.clip == AwqClip::Off {
+            return self.solver.compress_group(group);
+        }
+        let samples = group.calibration.samples()?;
+        let clip = |target: &Target<'_>| {
+            let mut weight = target.kept_weight().into_owned();
+            clip_to_outputs(&self.grid, &mut weight, samples.view(), group.par)?;
+            Ok(weight)
+        };
+        let weights = group.targets.iter().map(clip).collect::<Result<Vec<Array2<f32>>>>()?;
+        let clipped = group.targets.iter().zip(&weights);
+        let targets = clipped.map(|(t, w)| Target { weight: w.view(), ..t.clone() }).collect();
+        let Group { calibration, fold, seed, par, .. } = group;
+        self.solver.compress_group(Group { targets, calibration, fold, seed, par })
+    }
+
     fn without_scales(&self, group: Group<'_>, reason: &str) -> Result<CompressedGroup> {
         let solved = self.solver.compress_group(Group { fold: None, ..group })?;
         let note = format!("{reason}: channels not scaled");

@@ -1,21 +1,21 @@
 mod rule;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use tensorpress_tensor::grid::Affine;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis};
-use tensorpress_tensor::node::{Side, Transform, Transformed};
+use tensorpress_tensor::node::{Index, Side, Transformed};
 use tensorpress_tensor::obs::Prepared;
+use tensorpress_tensor::stage::{Auto, Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
-    kernels, obs,
+    Usable, kernels, obs,
 };
 
-use crate::grouped::GroupedAffine;
-use crate::rtn::Rtn;
-use crate::spec::{Granularity, GridSpec};
+use crate::{Granularity, GridSpec, GroupedAffine, Rtn};
 use rule::GptqRule;
 
 /// GPTQ (Frantar et al., 2023): columns are rounded one after another, and each rounding error is spread over the
@@ -23,6 +23,19 @@ use rule::GptqRule;
 ///
 /// Never fails on singular or missing statistics: damping grows until the matrix can be factored, and a layer
 /// that saw no token falls back to [`Rtn`] and says so.
+///
+/// ```
+/// use tensorpress_quant::{Gptq, GridSpec};
+/// use tensorpress_tensor::{Compress, Node, linalg::Par, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let inputs = Array2::from_shape_fn((128, 64), |(t, c)| ((t * 13 + c * 5) % 17) as f32 - 8.0);
+/// let made = Gptq::new(GridSpec::new(3, 32)).with_act_order(true).compress(weight.view(), &Calibration::from_samples(inputs, Par::Seq))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Gptq {
@@ -36,9 +49,13 @@ pub struct Gptq {
     pub static_groups: bool,
     /// Damping as a fraction of the mean diagonal. Default 0.01.
     pub damp: f32,
-    /// Columns between two updates of the rest of the matrix. Default 128.
-    pub block: usize,
+    /// Columns between two updates of the rest of the matrix. By default 128, or a smaller group, so that its grid is
+    /// fitted to the weights as they stand when it begins.
+    pub block: Auto<usize>,
 }
+
+/// Columns of a block where groups are no shorter.
+const LONGEST_BLOCK: usize = 128;
 
 impl Default for Gptq {
     fn default() -> Self {
@@ -47,7 +64,7 @@ impl Default for Gptq {
             act_order: false,
             static_groups: false,
             damp: 0.01,
-            block: 128,
+            block: Auto::Auto,
         }
     }
 }
@@ -83,15 +100,23 @@ impl Gptq {
     /// Sets the columns between two updates of the rest.
     #[must_use]
     pub fn with_block(mut self, block: usize) -> Self {
-        self.block = block;
+        self.block = Auto::Set(block);
         self
+    }
+
+    /// Groups are fitted when their block begins: no block is longer than a group, unless that would make it tiny.
+    fn own_block(&self) -> usize {
+        match self.grid.granularity {
+            Granularity::Group(group) if (16..LONGEST_BLOCK).contains(&group) => group,
+            _ => LONGEST_BLOCK,
+        }
     }
 
     fn check(&self) -> Result<()> {
         if !self.damp.is_finite() || self.damp < 0.0 {
             return Err(Error::invalid(format!("damp = {}: allowed are 0 and more", self.damp)));
         }
-        if self.block == 0 {
+        if self.block == Auto::Set(0) {
             return Err(Error::invalid("block = 0: allowed are 1 and more"));
         }
         Ok(())
@@ -122,7 +147,8 @@ impl Gptq {
         for &dead in &prepared.dead {
             weight.column_mut(dead).fill(0.0);
         }
-        let swept = obs::sweep(weight, prepared.factor.view(), self.block, &mut rule, par)?;
+        let block = self.block.or(self.own_block());
+        let swept = obs::sweep(weight, prepared.factor.view(), block, &mut rule, par)?;
         drop(swept.weight);
         let params = if self.grid.per_tensor() { vec![rule.param(0, 0)] } else { rule.params() };
         // Groups that follow the order of decision keep it, with a permutation around them; all others go back.
@@ -134,7 +160,7 @@ impl Gptq {
                 let codes = swept.codes.as_slice().expect("standard layout");
                 let node = GroupedAffine::on_grids(&grid, [rows, cols], group, codes, &params)?;
                 let index = order.iter().map(|c| *c as u32).collect();
-                let permutation = Transform::index(index, cols)?;
+                let permutation = Arc::new(Index::new(index, cols)?);
                 Ok(Box::new(Transformed::new(Side::In, permutation, Box::new(node))?))
             }
             order => {
@@ -157,9 +183,37 @@ fn in_original_order(codes: ArrayView2<'_, u8>, order: &[usize]) -> Array2<u8> {
     original
 }
 
+impl Knobs for Gptq {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.grid.knobs(keys)?;
+        let about = "columns in the order of falling input energy";
+        keys.flag("act_order", &mut self.act_order, about)?;
+        let about = "all groups are fitted before the first column is rounded";
+        keys.flag("static_groups", &mut self.static_groups, about)?;
+        let about = "added to the diagonal, as a fraction of its mean";
+        keys.float("damp", &mut self.damp, 0.0..=1e6, about)?;
+        let about =
+            "columns between two updates of the rest: 128, or the group where that is 16 to 127";
+        let own = self.own_block();
+        keys.auto("block", &mut self.block, own, 1..=1 << 16, about)
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    Row::method(
+        "gptq",
+        "rounds column by column and spreads each error over the columns still to come",
+        Gptq::default,
+    )
+}
+
 impl Method for Gptq {
     fn id(&self) -> &'static str {
         "gptq"
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        Some(self.grid)
     }
 
     fn needs(&self) -> Needs {
@@ -180,11 +234,11 @@ impl Compress for Gptq {
         let par = group.par;
         let layers = group.targets.iter().map(|target| {
             let (node, note): (Box<dyn Node>, _) = match &prepared {
-                Ok(prepared) => (
+                Usable::Yes(prepared) => (
                     self.quantize(target, prepared, par).in_tensor(target.name)?,
                     prepared.note.clone(),
                 ),
-                Err(reason) => {
+                Usable::No(reason) => {
                     let node = Rtn::new(self.grid).round(target, par)?;
                     (Box::new(node), Some(format!("{reason}: rounded to nearest instead")))
                 }

@@ -1,25 +1,30 @@
 //! Weight quantisation of tensorpress: number grid x granularity x rounding solver x transform before.
 //!
 //! Each method is a few lines along those axes: [`Rtn`] rounds to the nearest level, [`Gptq`] spreads each rounding
-//! error over the columns still to come, [`Awq`] scales channels by how active they are before either of them.
-//! All return [`GroupedAffine`] nodes, which multiply without ever being expanded.
+//! error over the columns still to come, [`Awq`] scales channels by how active they are before either of them, and
+//! [`Hadamard`] rotates them.
+//! All end in [`GroupedAffine`] nodes, under a transform where columns were reordered or scales could not be folded. Those
+//! multiply a few tokens straight from the codes; for many, tiles of rows are decoded, never the whole matrix.
 
 mod awq;
 mod gptq;
-mod grouped;
+mod hadamard;
+mod levels;
 mod rtn;
-mod spec;
 
 pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
-pub use grouped::{GroupedAffine, Zeros};
+pub use hadamard::{Hadamard, Sides};
+pub use levels::{Dynamic8, Fp4, Nf4};
 pub use rtn::Rtn;
-pub use spec::{Granularity, GridSpec};
-pub use tensorpress_tensor::grid::{Affine, Clip, IntGrid, Span};
+pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
+pub use tensorpress_tensor::node::{GroupedAffine, LevelTable};
 
-use tensorpress_tensor::Registry;
+use tensorpress_tensor::stage::{Row, WeightPart};
 
-/// Adds this crate's nodes to a registry, so that files holding them can be read.
-pub fn register(registry: &mut Registry) {
-    registry.add_node("grouped_affine.v1", GroupedAffine::read_from);
+/// All stages of this crate.
+#[must_use]
+pub fn stages() -> Vec<Row<WeightPart>> {
+    let [nf4, fp4, dynamic8] = levels::stages();
+    vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), nf4, fp4, dynamic8]
 }

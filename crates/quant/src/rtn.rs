@@ -1,14 +1,23 @@
 use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
-use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Group, Method, Result, Target, kernels,
-};
+use tensorpress_tensor::{Compress, Compressed, CompressedGroup, Group, Method, Result, Target};
 
-use crate::grouped::GroupedAffine;
-use crate::spec::GridSpec;
-use tensorpress_tensor::grid::Affine;
+use crate::{GridSpec, GroupedAffine};
 
 /// Round to nearest: each weight becomes the nearest level of its group's grid. Needs no calibration.
+///
+/// ```
+/// use tensorpress_quant::{GridSpec, Rtn};
+/// use tensorpress_tensor::{Compress, Node, ndarray::Array2, stats::Calibration};
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let weight = Array2::from_shape_fn((16, 64), |(r, c)| ((r * 7 + c * 3) % 11) as f32 - 5.0);
+/// let made = Rtn::new(GridSpec::new(4, 32)).compress(weight.view(), &Calibration::none(64))?;
+/// assert_eq!(made.node.shape(), [16, 64]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Rtn {
@@ -28,36 +37,31 @@ impl Rtn {
     /// # Errors
     /// `Numerical` for non-finite weights, `InvalidArgument` for an impossible grid.
     pub fn round(&self, target: &Target<'_>, par: Par) -> Result<GroupedAffine> {
-        target.check_finite()?;
-        let weight = target.kept_weight();
-        let (rows, cols) = weight.dim();
-        let all = weight.as_slice().expect("standard layout");
-        let grid = self.grid.family(kernels::abs_max(all))?;
-        let group = self.grid.group_of(cols);
-        let groups = cols.div_ceil(group);
-        let whole = self.grid.per_tensor().then(|| grid.fit(all));
-        let mut codes = vec![0u8; rows * cols];
-        let mut params = vec![Affine { scale: 1.0, zero: 0.0 }; rows * groups];
-        let round_row = |((w, codes), params): ((&[f32], &mut [u8]), &mut [Affine])| {
-            for ((w, codes), p) in w.chunks(group).zip(codes.chunks_mut(group)).zip(params) {
-                *p = whole.unwrap_or_else(|| grid.fit(w));
-                kernels::quantize_affine(w, p.scale, p.zero, grid.max_code() as u8, codes);
-            }
-        };
-        if rows * cols > 0 {
-            let rows = all.chunks(cols).zip(codes.chunks_mut(cols)).zip(params.chunks_mut(groups));
-            par.for_each(rows, round_row);
-        }
-        if let Some(whole) = whole {
-            params = vec![whole];
-        }
-        GroupedAffine::on_grids(&grid, [rows, cols], group, &codes, &params)
+        self.grid.round(target, par)
     }
+}
+
+impl Knobs for Rtn {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.grid.knobs(keys)
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    Row::method(
+        "rtn",
+        "rounds each weight to the nearest level; needs no calibration",
+        Rtn::default,
+    )
 }
 
 impl Method for Rtn {
     fn id(&self) -> &'static str {
         "rtn"
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        Some(self.grid)
     }
 
     fn needs(&self) -> Needs {

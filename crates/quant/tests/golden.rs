@@ -1,9 +1,11 @@
 //! Vectors made by the official implementations: codes and output errors must agree.
 
+use std::sync::Arc;
+
 use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn, Span};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::Array2;
-use tensorpress_tensor::node::{Side, Transform, Transformed, decode};
+use tensorpress_tensor::node::{Scale, Side, Transformed, decode};
 use tensorpress_tensor::stats::Calibration;
 use tensorpress_tensor::testing::golden::{Golden, Layer};
 use tensorpress_tensor::{Checkpoint, Compress, DType, Fold, Group, Node, Target};
@@ -163,7 +165,7 @@ fn awq_matches_official_codes() {
         let result = method.with_ratios(1).compress_group(group).unwrap();
         assert_eq!(result.folded, Some(ones.clone()));
         let inner = result.layers.into_iter().next().unwrap().node;
-        let back = Transform::scale(s.iter().map(|s| 1.0 / s).collect(), DType::F32).unwrap();
+        let back = Arc::new(Scale::new(s.iter().map(|s| 1.0 / s).collect(), DType::F32).unwrap());
         golden.check(&Transformed::new(Side::In, back, inner).unwrap(), 1.0);
 
         // And from the search on: the same quality.

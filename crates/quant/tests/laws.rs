@@ -9,12 +9,6 @@ use tensorpress_tensor::stats::Calibration;
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{Compress, DType, DynCompress, ErrorKind, Group, Node, Registry, Target};
 
-fn registry() -> Registry {
-    let mut registry = Registry::default();
-    tensorpress_quant::register(&mut registry);
-    registry
-}
-
 fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
     let mut random = SplitMix::new(seed);
     Array2::from_shape_fn((rows, cols), |_| random.next_f64() as f32 - 0.5)
@@ -37,7 +31,7 @@ fn every_grid_obeys_the_laws() {
                         .with_symmetric(symmetric)
                         .with_scale([DType::F16, DType::BF16, DType::F32][usize::from(bits) % 3]);
                     let node = round(grid, &random(rows, cols, u64::from(bits)));
-                    check_node(node.boxed(), &registry(), 1e-4);
+                    check_node(node.boxed(), &Registry::default(), 1e-4);
                 }
             }
         }
@@ -49,7 +43,7 @@ fn empty_matrices_round() {
     for (rows, cols) in [(0, 0), (0, 8), (8, 0)] {
         check_node(
             round(GridSpec::default(), &Array2::zeros((rows, cols))).boxed(),
-            &registry(),
+            &Registry::default(),
             1e-4,
         );
     }
@@ -71,8 +65,8 @@ fn masked_codes_are_stored_alone_and_decode_to_zero() {
         storage.bytes_of(tensorpress_tensor::PartKind::Codes),
         (kept as u64 * 4).div_ceil(8)
     );
-    check_damage(&node, &registry());
-    check_node(node.boxed(), &registry(), 1e-4);
+    check_damage(&node, &Registry::default());
+    check_node(node.boxed(), &Registry::default(), 1e-4);
 }
 
 #[test]
@@ -100,7 +94,7 @@ fn masked_codes_of_every_form_obey_the_laws() {
                     let expected = if keep[at] { *e } else { 0.0 };
                     assert_eq!(w.to_bits(), expected.to_bits(), "law 5 at {at:?}");
                 }
-                check_node(node.boxed(), &registry(), 1e-4);
+                check_node(node.boxed(), &Registry::default(), 1e-4);
             }
         }
     }
@@ -114,8 +108,8 @@ fn gptq_with_act_order_obeys_the_laws() {
         let method =
             Gptq::new(GridSpec::new(3, 16)).with_act_order(true).with_static_groups(static_groups);
         let node = method.compress(weight.view(), &calibration).unwrap().node;
-        check_damage(&*node, &registry());
-        check_node(node, &registry(), 1e-4);
+        check_damage(&*node, &Registry::default());
+        check_node(node, &Registry::default(), 1e-4);
     }
 }
 
@@ -151,7 +145,7 @@ fn awq_obeys_the_laws_and_folds_exactly() {
     let solver = Gptq::new(GridSpec::new(4, 16));
     let node =
         Awq::with_solver(GridSpec::new(4, 16), solver).compress(weights[0].view(), &calibration);
-    check_node(node.unwrap().node, &registry(), 1e-4);
+    check_node(node.unwrap().node, &Registry::default(), 1e-4);
 }
 
 /// What peers fail on: no calibration, dead inputs, singular and non-finite statistics.

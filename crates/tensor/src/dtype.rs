@@ -6,6 +6,13 @@ use crate::error::{Error, Result};
 use crate::kernels::{self, FloatType};
 
 /// Element type of a stored tensor. Names and widths are those of safetensors.
+///
+/// ```
+/// use tensorpress_tensor::DType;
+///
+/// assert_eq!((DType::BF16.size(), DType::BF16.is_float()), (2, true));
+/// assert_eq!(DType::F16.round(1.0 / 3.0), 0.333_251_95);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[non_exhaustive]
@@ -27,6 +34,23 @@ pub enum DType {
 }
 
 impl DType {
+    /// Every type.
+    pub const ALL: [Self; 13] = [
+        Self::F64,
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::I64,
+        Self::I32,
+        Self::I16,
+        Self::I8,
+        Self::U64,
+        Self::U32,
+        Self::U16,
+        Self::U8,
+        Self::BOOL,
+    ];
+
     /// Bytes of one element.
     #[must_use]
     pub fn size(self) -> usize {
@@ -121,23 +145,29 @@ impl DType {
         }
     }
 
-    pub(crate) fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
-        use safetensors::Dtype as S;
-        Some(match dtype {
-            S::F64 => Self::F64,
-            S::F32 => Self::F32,
-            S::F16 => Self::F16,
-            S::BF16 => Self::BF16,
-            S::I64 => Self::I64,
-            S::I32 => Self::I32,
-            S::I16 => Self::I16,
-            S::I8 => Self::I8,
-            S::U64 => Self::U64,
-            S::U32 => Self::U32,
-            S::U16 => Self::U16,
-            S::U8 => Self::U8,
-            S::BOOL => Self::BOOL,
-            _ => return None,
-        })
+    /// The type of this name: [`DType::name`].
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
+    }
+
+    /// The name in safetensors files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "F64",
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::I64 => "I64",
+            Self::I32 => "I32",
+            Self::I16 => "I16",
+            Self::I8 => "I8",
+            Self::U64 => "U64",
+            Self::U32 => "U32",
+            Self::U16 => "U16",
+            Self::U8 => "U8",
+            Self::BOOL => "BOOL",
+        }
     }
 }

@@ -7,6 +7,13 @@ use std::path::{Path, PathBuf};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, in terms a caller can act on.
+///
+/// ```
+/// use tensorpress_tensor::{DType, ErrorKind, ndarray::Array2, node::Dense};
+///
+/// let integers = Dense::from_f32(Array2::zeros((1, 1)).view(), DType::U8);
+/// assert_eq!(integers.unwrap_err().kind(), ErrorKind::Unsupported);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -30,6 +37,10 @@ pub enum ErrorKind {
     Io,
     /// The caller asked to stop.
     Interrupted,
+    /// Something is there already, and the caller did not say that it may be replaced.
+    Exists,
+    /// What is stored is a difference, and what it differs from was not given.
+    MissingBase,
 }
 
 /// An error: its [`ErrorKind`], a message, and the tensor and file it concerns where known.
@@ -78,6 +89,10 @@ impl Error {
         version => Version;
         /// [`ErrorKind::Interrupted`].
         interrupted => Interrupted;
+        /// [`ErrorKind::Exists`].
+        exists => Exists;
+        /// [`ErrorKind::MissingBase`].
+        missing_base => MissingBase;
     }
 
     /// An operating-system error on `file`; `doing` completes the sentence "cannot ...".

@@ -2,6 +2,7 @@
 //! exact bit accounting, linear algebra, and the SIMD [`kernels`]. No compression method lives here.
 
 pub mod bytes;
+pub mod carry;
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
@@ -10,11 +11,14 @@ pub mod linalg;
 pub mod method;
 pub mod node;
 pub mod obs;
+pub mod rewrite;
 pub mod source;
+pub mod stage;
 pub mod stats;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod usable;
 
 pub use bytes::Bytes;
 pub use checkpoint::Checkpoint;
@@ -22,11 +26,13 @@ pub use dtype::DType;
 pub use error::{Context, Error, ErrorKind, Result};
 pub use half;
 pub use method::{
-    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Select, Selection,
-    Target,
+    Compress, Compressed, CompressedGroup, DynCompress, Fold, Group, Method, Recode, Select,
+    Selection, Target,
 };
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
+pub use rewrite::Rewrite;
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};
 pub use tensorpress_kernels as kernels;
+pub use usable::Usable;

@@ -1,11 +1,13 @@
 //! What a compression method is: statistics it needs, targets in, nodes out.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
+use crate::grid::GridSpec;
 use crate::linalg::Par;
 use crate::node::{Mask, Node};
 use crate::stats::{Calibration, Needs};
@@ -16,9 +18,29 @@ pub trait Method: Debug + Send + Sync {
     fn id(&self) -> &'static str;
     /// Statistics it uses; the pipeline collects the union over all methods once.
     fn needs(&self) -> Needs;
+    /// The integer grid it rounds to, which transforms before it want to know; none by default.
+    fn grid(&self) -> Option<GridSpec> {
+        None
+    }
+    /// It can be told which entries are kept ([`Target::mask`]). True by default; factors cannot.
+    fn takes_mask(&self) -> bool {
+        true
+    }
+    /// It makes good for the mean error by a bias, so that nothing else may. False by default.
+    fn corrects_bias(&self) -> bool {
+        false
+    }
 }
 
 /// One matrix to compress.
+///
+/// ```
+/// use tensorpress_tensor::{DType, Target, ndarray::array};
+///
+/// let weight = array![[1.0f32, f32::NAN]];
+/// let target = Target::new("layer.weight", weight.view()).with_dtype(DType::BF16);
+/// assert_eq!(target.check_finite().unwrap_err().tensor(), Some("layer.weight"));
+/// ```
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Target<'a> {
@@ -111,6 +133,15 @@ impl Fold<'_> {
 }
 
 /// Matrices that share one input, and what is known about it.
+///
+/// ```
+/// use tensorpress_tensor::{Group, Target, ndarray::Array2, stats::Calibration};
+///
+/// let (q, k) = (Array2::zeros((8, 16)), Array2::zeros((4, 16)));
+/// let mut group = Group::single(Target::new("q", q.view()), Calibration::none(16));
+/// group.targets.push(Target::new("k", k.view()));
+/// assert_eq!(group.channels().unwrap(), 16);
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Group<'a> {
@@ -277,6 +308,21 @@ impl<T: Compress> DynCompress for T {
     }
 }
 
+/// Writes a node in another way without changing a bit of what it decodes to: entropy coding.
+pub trait Recode: Debug + Send + Sync {
+    /// The node coded anew.
+    ///
+    /// # Errors
+    /// `Corruption` if a plane turns out to be invalid.
+    fn recode(&self, node: Box<dyn Node>) -> Result<Box<dyn Node>>;
+}
+
+impl Recode for Arc<dyn Recode> {
+    fn recode(&self, node: Box<dyn Node>) -> Result<Box<dyn Node>> {
+        (**self).recode(node)
+    }
+}
+
 /// A boxed method is a method: what recipes compose.
 impl Method for Box<dyn DynCompress> {
     fn id(&self) -> &'static str {
@@ -285,6 +331,18 @@ impl Method for Box<dyn DynCompress> {
 
     fn needs(&self) -> Needs {
         (**self).needs()
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        (**self).grid()
+    }
+
+    fn takes_mask(&self) -> bool {
+        (**self).takes_mask()
+    }
+
+    fn corrects_bias(&self) -> bool {
+        (**self).corrects_bias()
     }
 }
 
@@ -303,6 +361,18 @@ impl Method for Box<dyn Select> {
 
     fn needs(&self) -> Needs {
         (**self).needs()
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        (**self).grid()
+    }
+
+    fn takes_mask(&self) -> bool {
+        (**self).takes_mask()
+    }
+
+    fn corrects_bias(&self) -> bool {
+        (**self).corrects_bias()
     }
 }
 

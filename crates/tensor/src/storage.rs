@@ -92,9 +92,20 @@ impl Storage {
         8 * self.bytes()
     }
 
+    /// [`Storage::bits`] over the weights of a matrix of this shape.
+    #[must_use]
+    pub fn bits_per_weight(&self, shape: [usize; 2]) -> f64 {
+        self.bits() as f64 / (shape[0] * shape[1]).max(1) as f64
+    }
+
     /// Kinds and their bytes.
     pub fn items(&self) -> impl Iterator<Item = (PartKind, u64)> + '_ {
         self.items.iter().map(|(k, v)| (*k, *v))
+    }
+
+    /// Counts a part.
+    pub fn count(&mut self, part: &Part<'_>) {
+        *self.items.entry(part.kind).or_default() += part.bytes.len() as u64;
     }
 
     /// Adds another bill to this one.
@@ -107,7 +118,7 @@ impl Storage {
 
 impl PartSink for Storage {
     fn part(&mut self, part: Part<'_>) -> Result<()> {
-        *self.items.entry(part.kind).or_default() += part.bytes.len() as u64;
+        self.count(&part);
         Ok(())
     }
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tensorpress_tensor::checkpoint::{ByteSource, Files, Folder, MappedFile};
-use tensorpress_tensor::{Bytes, Checkpoint, DType, Error, ErrorKind, Result, Tensor};
+use tensorpress_tensor::checkpoint::{ByteSource, Files, Folder, MappedFile, write_shard};
+use tensorpress_tensor::{
+    Bytes, Checkpoint, DType, Error, ErrorKind, Part, PartKind, Result, Tensor,
+};
 
 /// A folder in memory.
 #[derive(Debug, Default)]
@@ -123,4 +125,74 @@ fn lying_headers_are_errors() {
         assert!(error.message().contains("invalid safetensors file"), "{error}");
         assert_eq!(error.file(), Some("x".as_ref()));
     }
+}
+
+/// The reference implementation and this one read each other's files, and refuse the same lies.
+#[test]
+fn as_the_reference_has_it() {
+    use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+    let data: Vec<u8> = (0..48).collect();
+    let view = |dtype, shape: &[usize], bytes| {
+        TensorView::new(dtype, shape.to_vec(), bytes).expect("a tensor")
+    };
+    let tensors = [
+        ("b", view(Dtype::BF16, &[2, 3], &data[..12])),
+        ("a", view(Dtype::F32, &[5], &data[12..32])),
+        ("none", view(Dtype::I64, &[0, 4], &[])),
+        ("scalar", view(Dtype::F64, &[], &data[32..40])),
+        ("eight", view(Dtype::F8_E4M3, &[8], &data[40..])),
+    ];
+    let metadata = [("format".to_owned(), "pt".to_owned())];
+    let theirs =
+        safetensors::serialize(tensors.clone(), Some(metadata.clone().into())).expect("writes");
+    let ours = Checkpoint::from_bytes("theirs", theirs.clone()).expect("opens");
+    assert_eq!(ours.metadata().next().expect("one file"), &metadata.into());
+    for (name, view) in &tensors {
+        assert_eq!(ours.shape(name), Some(view.shape()), "{name}");
+        match ours.tensor(name) {
+            Ok(tensor) => assert_eq!(tensor.bytes()[..], *view.data(), "{name}"),
+            Err(e) => assert_eq!((*name, e.kind()), ("eight", ErrorKind::Unsupported)),
+        }
+    }
+    // Each bit of the header: both read the same, or both refuse.
+    let (mut read, mut refused) = (0, 0);
+    let length = u64::from_le_bytes(theirs[..8].try_into().expect("8 bytes")) as usize;
+    for at in 0..8 + length {
+        for bit in 0..8 {
+            let mut bytes = theirs.clone();
+            bytes[at] ^= 1 << bit;
+            let [mine, reference] = [
+                Checkpoint::from_bytes("x", bytes.clone()).is_ok(),
+                SafeTensors::deserialize(&bytes).is_ok(),
+            ];
+            // A type of the same size that only one of us knows by name is no lie.
+            let named = theirs[at].is_ascii_alphanumeric() || theirs[at] == b'_';
+            assert!(mine == reference || named, "byte {at} bit {bit}: {mine} and {reference}");
+            *if mine { &mut read } else { &mut refused } += 1;
+        }
+    }
+    assert!(read > 100 && refused > 1000, "{read} {refused}");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("ours.safetensors");
+    write_shard(&path, &BTreeMap::new(), &mut |sink| {
+        for name in ["scalar", "a", "b", "none"] {
+            let tensor = ours.tensor(name)?;
+            sink.part(Part {
+                name: name.to_owned(),
+                kind: PartKind::Values,
+                dtype: tensor.dtype(),
+                shape: tensor.shape().to_vec(),
+                bytes: tensor.bytes()[..].into(),
+            })?;
+        }
+        Ok(())
+    })
+    .expect("writes");
+    let bytes = std::fs::read(&path).expect("reads");
+    let read = SafeTensors::deserialize(&bytes).expect("the reference reads it");
+    assert_eq!(read.len(), 4);
+    assert_eq!(read.tensor("b").expect("is there").data(), &data[..12]);
+    assert_eq!(read.tensor("scalar").expect("is there").dtype(), Dtype::F64);
 }

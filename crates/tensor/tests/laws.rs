@@ -3,12 +3,14 @@
 #![cfg(feature = "testing")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ndarray::Array2;
 use serde_json::json;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::node::{
-    Dense, Mask, Masked, Product, Side, Sum, Transform, Transformed, decode,
+    Composed, Dense, Hadamard, Index, Map, Mask, Masked, Product, Rotation, Scale, Side, Sum,
+    Transformed, decode,
 };
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{DType, ErrorKind, Node, PartKind, RawTensor, Registry, Storage, ndarray};
@@ -198,17 +200,22 @@ fn transforms_on_both_sides() {
             let spread = (0..n as u32).map(|i| 2 * i + 1).collect();
             let block = if n == 0 { 1 } else { 1 << n.trailing_zeros() };
             let signs = (0..n.div_ceil(8)).map(|i| (i as u8).wrapping_mul(37)).collect();
-            let transforms = [
-                Transform::scale(scale, DType::F32).unwrap(),
-                Transform::index(reversed, n).unwrap(),
-                Transform::index(spread, 2 * n + 1).unwrap(),
-                Transform::hadamard(n, block, Vec::new()).unwrap(),
-                Transform::hadamard(n, block, signs).unwrap(),
+            let mut maps: Vec<Arc<dyn Map>> = vec![
+                Arc::new(Scale::new(scale, DType::F32).unwrap()),
+                Arc::new(Index::new(reversed, n).unwrap()),
+                Arc::new(Index::new(spread, 2 * n + 1).unwrap()),
+                Arc::new(Hadamard::new(n, block, Vec::new()).unwrap()),
+                Arc::new(Hadamard::new(n, block, signs).unwrap()),
             ];
-            for transform in transforms {
-                check(
-                    Transformed::new(side, transform, dense(shape, DType::F32, 7)).unwrap().boxed(),
-                );
+            if n > 0 {
+                let rotation = Arc::new(Rotation::new(n, n, 5).unwrap());
+                let then = Arc::new(Index::new((0..n as u32).rev().collect(), n).unwrap());
+                maps.push(rotation.clone());
+                maps.push(Arc::new(Rotation::new(n, block, 6).unwrap()));
+                maps.push(Arc::new(Composed::new(vec![rotation, then]).unwrap()));
+            }
+            for map in maps {
+                check(Transformed::new(side, map, dense(shape, DType::F32, 7)).unwrap().boxed());
             }
         }
     }
@@ -220,8 +227,10 @@ fn a_tree_of_everything() {
     let masked = Masked::new(mask(shape, 1), dense(shape, DType::BF16, 2)).unwrap().boxed();
     let product =
         Product::new(dense([24, 4], DType::F16, 3), dense([4, 40], DType::F32, 4)).unwrap();
-    let hadamard = Transform::hadamard(40, 8, vec![0xa5; 5]).unwrap();
+    let hadamard = Arc::new(Hadamard::new(40, 8, vec![0xa5; 5]).unwrap());
     let rotated = Transformed::new(Side::In, hadamard, product.boxed()).unwrap().boxed();
+    let rotation = Arc::new(Rotation::new(24, 24, 1).unwrap());
+    let rotated = Transformed::new(Side::Out, rotation, rotated).unwrap().boxed();
     let tree = Sum::new(vec![masked, rotated]).unwrap();
     check_damage(&tree, &Registry::default());
     check(tree.boxed());
@@ -236,14 +245,11 @@ fn impossible_trees_are_refused() {
     assert_eq!(kind(Sum::new(vec![]).map(drop)), ErrorKind::InvalidArgument);
     assert_eq!(kind(Product::new(a(), b()).map(drop)), ErrorKind::ShapeMismatch);
     assert_eq!(kind(Masked::new(mask([4, 5], 3), a()).map(drop)), ErrorKind::ShapeMismatch);
-    assert_eq!(
-        kind(Transform::scale(vec![1.0, f32::NAN], DType::F32).map(drop)),
-        ErrorKind::Numerical
-    );
-    assert_eq!(kind(Transform::scale(vec![1e-9], DType::F16).map(drop)), ErrorKind::Numerical);
-    assert_eq!(kind(Transform::index(vec![0, 0], 2).map(drop)), ErrorKind::InvalidArgument);
-    assert_eq!(kind(Transform::index(vec![2], 2).map(drop)), ErrorKind::InvalidArgument);
-    assert_eq!(kind(Transform::hadamard(12, 8, vec![]).map(drop)), ErrorKind::InvalidArgument);
-    let scale = Transform::scale(vec![1.0; 5], DType::F32).unwrap();
+    assert_eq!(kind(Scale::new(vec![1.0, f32::NAN], DType::F32).map(drop)), ErrorKind::Numerical);
+    assert_eq!(kind(Scale::new(vec![1e-9], DType::F16).map(drop)), ErrorKind::Numerical);
+    assert_eq!(kind(Index::new(vec![0, 0], 2).map(drop)), ErrorKind::InvalidArgument);
+    assert_eq!(kind(Index::new(vec![2], 2).map(drop)), ErrorKind::InvalidArgument);
+    assert_eq!(kind(Hadamard::new(12, 8, vec![]).map(drop)), ErrorKind::InvalidArgument);
+    let scale = Arc::new(Scale::new(vec![1.0; 5], DType::F32).unwrap());
     assert_eq!(kind(Transformed::new(Side::In, scale, a()).map(drop)), ErrorKind::ShapeMismatch);
 }

@@ -287,7 +287,8 @@ fn samples_merge_into_those_of_the_whole() {
 #[test]
 fn needs_unite() {
     let all = Needs::GRAM | Needs::MOMENTS | Needs::samples(5) | Needs::samples(3);
-    assert!(all.gram && all.moments && all.samples == 5);
+    assert!(all.has::<Gram>() && all.has::<Moments>() && all.amount::<SampledRows>() == 5);
+    assert_eq!(all, Needs::samples(5) | Needs::MOMENTS | Needs::GRAM);
     assert_eq!(Needs::NONE, Needs::default());
     assert!(Needs::NONE.is_none() && !all.is_none() && !Needs::samples(1).is_none());
 }
@@ -302,7 +303,7 @@ fn collector_collects_what_is_needed_and_no_more() {
         (Needs::samples(9), [false, false, true]),
         (Needs::GRAM | Needs::MOMENTS | Needs::samples(9), [true, true, true]),
     ] {
-        let mut collector = Collector::new(12, needs, 1);
+        let mut collector = Collector::new(12, needs.clone(), 1);
         collector.update(x.slice(s![..100, ..]), Par::Seq);
         collector.update(x.slice(s![100.., ..]), Par::Rayon);
         let mut calibration = collector.finish();
@@ -313,14 +314,14 @@ fn collector_collects_what_is_needed_and_no_more() {
             calibration.samples().is_ok(),
         ];
         assert_eq!(found, has);
-        if needs.gram {
+        if needs.has::<Gram>() {
             assert_close(calibration.gram().unwrap(), &naive_gram(x.view()), 1e-6);
             assert_close(&calibration.take_gram().unwrap(), &naive_gram(x.view()), 1e-6);
         }
-        if needs.moments {
+        if needs.has::<Moments>() {
             assert_moments(calibration.moments().unwrap(), x.view());
         }
-        if needs.samples > 0 {
+        if needs.has::<SampledRows>() {
             assert_eq!(calibration.samples().unwrap().dim(), (9, 12));
         }
         assert_eq!(calibration.gram().unwrap_err().kind(), ErrorKind::MissingCalibration);
@@ -333,7 +334,7 @@ fn collectors_merge() {
     let x = random(600, 40, 11);
     let needs = Needs::GRAM | Needs::MOMENTS | Needs::samples(30);
     let part = |rows: std::ops::Range<usize>| {
-        let mut part = Collector::new(40, needs, 7).starting_at(rows.start as u64);
+        let mut part = Collector::new(40, needs.clone(), 7).starting_at(rows.start as u64);
         part.update(x.slice(s![rows, ..]), Par::Seq);
         part
     };
@@ -441,7 +442,7 @@ proptest! {
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(tokens)).collect();
         cuts.extend([0, tokens]);
         cuts.sort_unstable();
-        let mut pieces = Collector::new(channels, needs, seed);
+        let mut pieces = Collector::new(channels, needs.clone(), seed);
         for cut in cuts.windows(2) {
             pieces.update(x.slice(s![cut[0]..cut[1], ..]), Par::Threads(3));
         }

@@ -8,6 +8,16 @@ use tensorpress_tensor::{Context, Result, Storage};
 /// What a model is made of: compressed matrices by kind of part, everything else, and the container around it.
 ///
 /// `storage + uncompressed_bytes + container_bytes = file_bytes`, always.
+///
+/// ```
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let bill = Bill::of(&Source::demo(&registry())?)?;
+/// assert_eq!(bill.storage.bytes() + bill.uncompressed_bytes + bill.container_bytes, bill.file_bytes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 #[must_use]
@@ -47,11 +57,6 @@ pub struct LayerBill {
     pub tree: Json,
 }
 
-/// Bits of a node's parts over the number of its weights.
-pub(crate) fn bits_per_weight(storage: &Storage, shape: [usize; 2]) -> f64 {
-    storage.bits() as f64 / (shape[0] * shape[1]).max(1) as f64
-}
-
 impl Bill {
     /// Counts the parts of every compressed matrix of a model.
     ///
@@ -71,7 +76,7 @@ impl Bill {
             layers.push(LayerBill {
                 name: name.clone(),
                 shape,
-                bits_per_weight: bits_per_weight(&parts, shape),
+                bits_per_weight: parts.bits_per_weight(shape),
                 storage: parts,
                 multiply: node.multiply(),
                 tree: tree.clone(),

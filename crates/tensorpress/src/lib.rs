@@ -1,5 +1,6 @@
 //! Compress neural networks on CPUs: recipes, a streaming pipeline, and every method of tensorpress under one roof.
 //!
+//! - [`compress`] does it to one matrix, in one call.
 //! - [`Recipe`](recipe::Recipe) says what to do, as a line (`awq | gptq(bits=3, group=64)`), a preset or a TOML file.
 //! - [`Compressor`](pipeline::Compressor) does it to a model, block by block, in bounded memory, and can be stopped
 //!   and resumed at any moment.
@@ -9,28 +10,40 @@
 //!
 //! - [`Compose`](compose::Compose) makes methods of methods: prune, then quantise what stays, then correct, then code.
 //!
+//! Features, all on by default: `model` (whole models: pipeline, bills, the reference transformer, tokenizers), `kvcache`,
+//! `tokencomp`. Without them, what is left compresses matrices by recipes.
+//!
 //! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`], [`prune`] and [`lowrank`]
 //! (methods), [`entropy`] (lossless coding and packed files), [`kvcache`] (keys and values), [`tokencomp`] (fewer tokens,
 //! shorter prompts), [`model`] (the reference transformer that calibrates and judges).
 
+#[cfg(feature = "model")]
 pub mod bill;
 pub mod compose;
+mod compress;
+#[cfg(feature = "model")]
 mod open;
+#[cfg(feature = "model")]
 pub mod pipeline;
 pub mod prelude;
 pub mod recipe;
 mod registry;
 
+pub use compress::{compress, compress_with};
+#[cfg(feature = "model")]
 pub use open::{open_model, open_packed_model};
 pub use registry::registry;
 pub use tensorpress_entropy as entropy;
+#[cfg(feature = "kvcache")]
 pub use tensorpress_kvcache as kvcache;
 pub use tensorpress_lowrank as lowrank;
+#[cfg(feature = "model")]
 pub use tensorpress_model as model;
 pub use tensorpress_prune as prune;
 pub use tensorpress_quant as quant;
 pub use tensorpress_tensor as tensor;
 pub use tensorpress_tensor::{Error, ErrorKind, Result};
+#[cfg(feature = "tokencomp")]
 pub use tensorpress_tokencomp as tokencomp;
 
 /// The README's example is a test.

@@ -8,10 +8,10 @@ use tensorpress::entropy::{TileCoder, coded};
 use tensorpress::model::text;
 use tensorpress::pipeline::CalibrationText;
 use tensorpress::prelude::*;
-use tensorpress::quant::{GridSpec, Rtn};
+use tensorpress::quant::{GridSpec, GroupedAffine, Nf4, Rtn};
 use tensorpress::tensor::linalg::SplitMix;
 use tensorpress::tensor::ndarray::Array2;
-use tensorpress::tensor::node::{Dense, Mask, Masked, Plane, Product, Sum, decode};
+use tensorpress::tensor::node::{Dense, Mask, Masked, Plane, Product, Sum, SymbolBuf, decode};
 use tensorpress::tensor::stats::Calibration;
 use tensorpress::tensor::{Compress, DType, Node, RawTensor, Storage};
 use tensorpress_tensor::testing::data;
@@ -54,6 +54,59 @@ fn coded_nodes_obey_the_laws() {
             assert_eq!(decode(&*node).unwrap(), dense, "no bit changes");
             check_node(node, &registry(), 1e-4);
         }
+    }
+}
+
+/// Codes of 9 to 16 bits: the highest 8 bits and the rest are coded apart.
+#[test]
+fn wide_codes_can_be_coded() {
+    for bits in 9..=16u8 {
+        let shape @ [rows, cols] = [40, 500];
+        let half = f32::from(1u16 << (bits - 1));
+        let codes = normal(rows, cols, 14).mapv(|v| (half + v * half / 8.0) as u16);
+        let grid = || {
+            let (codes, scales) = (codes.as_slice().unwrap(), vec![1e-3; rows]);
+            let zero = [1 << (bits - 1)];
+            GroupedAffine::from_codes(shape, bits, cols, codes, scales, DType::F32, &zero).unwrap()
+        };
+        let keep = Array2::from_shape_fn((rows, cols), |(r, c)| r != 3 && (r + c * 5) % 3 != 0);
+        let masked = || Masked::new(Mask::from_bools(keep.view()), grid().boxed()).unwrap().boxed();
+        for make in [&(|| grid().boxed()) as &dyn Fn() -> Box<dyn Node>, &masked] {
+            let plain = make();
+            let (dense, before) = (decode(&*plain).unwrap(), Storage::of(&*plain).unwrap());
+            for coder in CODERS {
+                let node = coded(make(), coder).unwrap();
+                let described = node.describe().to_string();
+                assert!(described.contains("tiled.v2"), "{coder:?} {bits} bits: {described}");
+                // About 1.5 bits of each code are no news.
+                let after = Storage::of(&*node).unwrap().bytes();
+                assert!(after + after / 16 < before.bytes(), "{coder:?} {bits} bits: {after}");
+                assert_eq!(decode(&*node).unwrap(), dense, "no bit changes");
+                check_node(node, &registry(), 1e-4);
+            }
+        }
+    }
+    let codes: Vec<u16> = (0..12 * 60).map(|i| 300 + i % 7).collect();
+    let node =
+        GroupedAffine::from_codes([12, 60], 10, 60, &codes, vec![1.0; 12], DType::F16, &[300]);
+    let node = coded(node.unwrap().boxed(), TileCoder::Range).unwrap();
+    assert!(node.describe().to_string().contains("tiled.v2"));
+    check_damage(&*node, &registry());
+}
+
+/// Tables of levels: codes of weights, codes of scales, and the bytes of what scales are made of.
+#[test]
+fn tables_of_levels_can_be_coded() {
+    let weight = normal(64, 600, 15);
+    let blind = Calibration::none(600);
+    for coder in CODERS {
+        let plain = Nf4::default().compress(weight.view(), &blind).unwrap().node;
+        let (dense, before) = (decode(&plain).unwrap(), Storage::of(&plain).unwrap().bytes());
+        let node = coded(plain.boxed(), coder).unwrap();
+        assert!(uses_tiles(&*node));
+        assert!(Storage::of(&*node).unwrap().bytes() < before);
+        assert_eq!(decode(&*node).unwrap(), dense, "no bit changes");
+        check_node(node, &registry(), 1e-4);
     }
 }
 
@@ -156,11 +209,11 @@ fn declared_sizes_need_bytes_behind_them() {
 fn entropy_bits(node: Box<dyn Node>) -> (f64, u32) {
     let (mut bits, mut planes) = (0.0, 0);
     let mut count = |plane: Box<dyn Plane>| {
-        let mut symbols = vec![0u16; plane.len(0..plane.rows())];
-        plane.read(0..plane.rows(), &mut symbols)?;
+        let mut symbols = SymbolBuf::of(&*plane);
+        let symbols = symbols.read(&*plane, 0..plane.rows())?;
         planes += 1;
         let mut counts = [0f64; 256];
-        symbols.iter().for_each(|s| counts[usize::from(*s)] += 1.0);
+        symbols.iter().for_each(|s| counts[usize::from(s)] += 1.0);
         let total = symbols.len() as f64;
         bits += counts.iter().filter(|n| **n > 0.0).map(|n| n * (total / n).log2()).sum::<f64>();
         Ok(plane)

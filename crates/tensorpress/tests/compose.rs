@@ -1,13 +1,13 @@
 //! Methods made of methods: what a residual corrects, what a joint sweep returns, and what cannot be composed.
 
-use tensorpress::compose::JointSparseGpt;
 use tensorpress::lowrank::feature_mimicking;
 use tensorpress::prelude::*;
+use tensorpress::prune::JointSparseGpt;
 use tensorpress::quant::Granularity;
 use tensorpress::tensor::linalg::{Par, SplitMix};
 use tensorpress::tensor::ndarray::{Array2, ArrayView2};
 use tensorpress::tensor::node::decode;
-use tensorpress::tensor::stats::Calibration;
+use tensorpress::tensor::stats::{Calibration, Gram, Moments};
 use tensorpress::tensor::testing::laws::{check_damage, check_node};
 use tensorpress::tensor::{Compressed, Fold, Storage};
 
@@ -45,7 +45,7 @@ fn one_line_prunes_rounds_corrects_and_codes() {
     let pruned = || wanda(Pattern::nm(2, 4)).then(Gptq::new(GridSpec::new(3, 32)));
     let corrected = || pruned().residual(eora(8));
     let coded = corrected().coded(TileCoder::Range);
-    assert!(coded.needs().gram && coded.needs().moments);
+    assert!(coded.needs().has::<Gram>() && coded.needs().has::<Moments>());
     assert!(error(&corrected(), &weight, &x) < 0.8 * error(&pruned(), &weight, &x));
     let (a, b) = (layer(&corrected(), &weight, &calibration), layer(&coded, &weight, &calibration));
     assert_eq!(decode(&*a.node).unwrap(), decode(&*b.node).unwrap());

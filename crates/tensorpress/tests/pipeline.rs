@@ -139,7 +139,7 @@ fn errors_have_kinds() {
         ErrorKind::InvalidArgument
     );
     fs::create_dir(&out).expect("a folder");
-    assert_eq!(kind(Compressor::new(recipe("rtn"))), ErrorKind::InvalidArgument);
+    assert_eq!(kind(Compressor::new(recipe("rtn"))), ErrorKind::Exists);
     fs::remove_dir(&out).expect("a folder");
 
     // Two at a time is one too many.
@@ -151,7 +151,7 @@ fn errors_have_kinds() {
     drop(held);
     // What is not ours is not touched.
     fs::write(partial.join("notes.txt"), "mine").expect("written");
-    assert_eq!(kind(Compressor::new(recipe("rtn"))), ErrorKind::InvalidArgument);
+    assert_eq!(kind(Compressor::new(recipe("rtn"))), ErrorKind::Exists);
     assert!(partial.join("notes.txt").exists());
     let forced = Compressor::new(recipe("rtn")).with_force(true).run(&demo(), &out);
     assert!(forced.is_ok(), "{forced:?}");

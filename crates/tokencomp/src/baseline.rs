@@ -4,10 +4,34 @@ use std::cmp::Ordering;
 
 use ndarray::ArrayView2;
 use tensorpress_tensor::linalg::SplitMix;
+use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 
 use crate::map::TokenMap;
 use crate::reduce::{TokenHints, TokenReduce};
+use crate::stage::{TokenPart, TokenRole, reduction};
+
+pub(crate) fn stages() -> [Row<TokenPart>; 3] {
+    let about = "keeps tokens by lot: what every method is measured against";
+    let random = Row::new("random", TokenRole::Reduce, about, RandomKeep::default, |random, _| {
+        Ok(TokenPart::Reduce(Box::new(random)))
+    });
+    [
+        reduction(
+            "attention_top_k",
+            "keeps the tokens that receive the most attention",
+            AttentionTopK::new,
+        ),
+        random,
+        reduction("pooling", "averages neighbours, in groups as even as can be", Pooling::new),
+    ]
+}
+
+impl Knobs for RandomKeep {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.int("seed", &mut self.seed, 0..=i64::MAX, "of the draws")
+    }
+}
 
 /// Keeps the tokens that receive the most attention, the earlier of equals.
 #[derive(Debug, Clone, Copy, Default)]

@@ -2,11 +2,13 @@
 //! Multimodal Models*, 2025.
 
 use ndarray::ArrayView2;
+use tensorpress_tensor::stage::Row;
 use tensorpress_tensor::{Result, kernels};
 
 use crate::map::TokenMap;
 use crate::reduce::{TokenHints, TokenReduce};
 use crate::similarity::{normalised, tiles};
+use crate::stage::{TokenPart, reduction};
 
 /// Keeps tokens that are far from one another, by the greedy algorithm for the max-min diversity problem: each next token
 /// is the one whose nearest kept token is farthest, in cosine distance. Memory is linear in the tokens; with n tokens of d
@@ -78,6 +80,10 @@ fn neighbour_distances(unit: ArrayView2<'_, f32>) -> Vec<f32> {
         }
     });
     distances
+}
+
+pub(crate) fn stage() -> Row<TokenPart> {
+    reduction("divprune", "keeps tokens that are far from one another", DivPrune::new)
 }
 
 impl TokenReduce for DivPrune {

@@ -28,6 +28,7 @@ mod reduce;
 mod schedule;
 mod screen;
 mod similarity;
+mod stage;
 pub mod text;
 mod tome;
 
@@ -36,4 +37,7 @@ pub use divprune::DivPrune;
 pub use map::TokenMap;
 pub use reduce::{TokenHints, TokenReduce};
 pub use schedule::Schedule;
+pub use stage::{
+    Choose, MakeRelevance, MakeWords, PromptModels, TokenPart, TokenRole, reducer, stages,
+};
 pub use tome::{Matching, ToMe, kth_matching, match_tokens};

@@ -1,11 +1,13 @@
 //! Token merging: Bolya, Fu, Dai, Zhang, Feichtenhofer, Hoffman, *Token Merging: Your ViT But Faster*, 2023.
 
 use ndarray::ArrayView2;
+use tensorpress_tensor::stage::Row;
 use tensorpress_tensor::{Error, Result};
 
 use crate::map::TokenMap;
 use crate::reduce::{TokenHints, TokenReduce, check_row};
 use crate::similarity::nearest;
+use crate::stage::{TokenPart, reduction};
 
 /// Bipartite soft matching as a [`TokenReduce`]: each round merges at most half of the tokens, into those most similar;
 /// as many rounds as it takes. Memory is linear in the tokens.
@@ -19,6 +21,10 @@ impl ToMe {
     pub fn new() -> Self {
         Self
     }
+}
+
+pub(crate) fn stage() -> Row<TokenPart> {
+    reduction("tome", "merges the most similar tokens, at most half of them a round", ToMe::new)
 }
 
 impl TokenReduce for ToMe {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use tensorpress::Result;
 use tensorpress::bill::Bill;
-use tensorpress::entropy::Packed;
+use tensorpress::entropy::PackedFile;
 use tensorpress::entropy::chunk::{CHUNK_BYTES, describe as describe_chunk};
 use tensorpress::entropy::container::{FileEntry, Stored, VERSION};
 use tensorpress::open_packed_model;
@@ -73,7 +73,7 @@ struct Plane {
 }
 
 /// Planes of a segment's chunks, added up.
-fn planes(packed: &Packed, number: usize) -> Result<Vec<Plane>> {
+fn planes(packed: &PackedFile, number: usize) -> Result<Vec<Plane>> {
     let segment = &packed.index().segments[number];
     let Stored::Chunks { chunks, .. } = &segment.stored else { return Ok(Vec::new()) };
     let mut planes: BTreeMap<String, Plane> = BTreeMap::new();
@@ -99,7 +99,7 @@ fn planes(packed: &Packed, number: usize) -> Result<Vec<Plane>> {
     Ok(planes)
 }
 
-pub(super) fn run(args: &Inspect, packed: &Packed) -> Outcome {
+pub(super) fn run(args: &Inspect, packed: &PackedFile) -> Outcome {
     let opened = open_packed_model(packed.clone());
     let bill = opened.as_ref().ok().map(Bill::of).transpose()?;
     let (model, no_model) = match (&opened, &bill) {
@@ -132,7 +132,7 @@ pub(super) fn run(args: &Inspect, packed: &Packed) -> Outcome {
     print(&text)
 }
 
-fn files(packed: &Packed) -> Vec<File<'_>> {
+fn files(packed: &PackedFile) -> Vec<File<'_>> {
     let stored =
         |file: &FileEntry| file.segments.clone().map(|number| packed.stored_bytes_of(number)).sum();
     let files = packed.index().files.iter();
@@ -146,7 +146,7 @@ fn files(packed: &Packed) -> Vec<File<'_>> {
         .collect()
 }
 
-fn tensors(packed: &Packed) -> Result<Vec<Tensor<'_>>> {
+fn tensors(packed: &PackedFile) -> Result<Vec<Tensor<'_>>> {
     let index = packed.index();
     let segments = index.segments.iter().enumerate();
     segments

@@ -42,14 +42,42 @@ const PLANES: u8 = 3;
 const SPLIT: u8 = 4;
 
 /// Codes `data`, which need not be a whole number of values. With `base` (as long as `data`), what is coded is the
-/// difference from it. Equal inputs give equal bytes.
+/// difference from it. Equal inputs give equal bytes, at most one more than `data` has. (Data of any length:
+/// [`compress`](crate::compress()).)
 ///
-/// # Panics
-/// If `base` has another length, or `data` is longer than [`CHUNK_BYTES`].
-#[must_use]
-pub fn encode(values: ValueType, data: &[u8], base: Option<&[u8]>, effort: Effort) -> Vec<u8> {
-    assert!(data.len() <= CHUNK_BYTES, "chunk of {} bytes", data.len());
-    assert!(base.is_none_or(|b| b.len() == data.len()), "base of another length");
+/// # Errors
+/// `InvalidArgument` if `data` is longer than [`CHUNK_BYTES`], `ShapeMismatch` if `base` has another length.
+pub fn encode(
+    values: ValueType,
+    data: &[u8],
+    base: Option<&[u8]>,
+    effort: Effort,
+) -> Result<Vec<u8>> {
+    let len = data.len();
+    if len > CHUNK_BYTES {
+        return Err(Error::invalid(format!("{len} bytes in a chunk, at most {CHUNK_BYTES}")));
+    }
+    check_base(len, base)?;
+    Ok(encode_whole(values, data, base, effort))
+}
+
+fn check_base(len: usize, base: Option<&[u8]>) -> Result<()> {
+    match base {
+        Some(base) if base.len() != len => {
+            Err(Error::shape(format!("a base of {} bytes for a chunk of {len}", base.len())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// [`encode`] for callers that cut their data into chunks themselves.
+pub(crate) fn encode_whole(
+    values: ValueType,
+    data: &[u8],
+    base: Option<&[u8]>,
+    effort: Effort,
+) -> Vec<u8> {
+    debug_assert!(data.len() <= CHUNK_BYTES && check_base(data.len(), base).is_ok());
     let width = values.width();
     let whole = data.len() / width * width;
     let (body, tail) = data.split_at(whole);
@@ -134,10 +162,8 @@ fn encode_palette(values: ValueType, body: &[u8], effort: Effort) -> Option<Vec<
 ///
 /// # Errors
 /// `Corruption` or `InsufficientData` if the bytes contradict themselves or that length, `Version` for a scheme
-/// that this version does not know, `InvalidArgument` if it is a difference and there is no base. Whatever the bytes, memory stays within a few times `out` plus 2 MiB.
-///
-/// # Panics
-/// If `base` has another length than `out`.
+/// that this version does not know, `InvalidArgument` if it is a difference and there is no base, `ShapeMismatch` if the
+/// base has another length than `out`. Whatever the bytes, memory stays within a few times `out` plus 2 MiB.
 pub fn decode(values: ValueType, stored: &[u8], base: Option<&[u8]>, out: &mut [u8]) -> Result<()> {
     decode_on(Isa::detect(), values, stored, base, out)
 }
@@ -146,9 +172,6 @@ pub fn decode(values: ValueType, stored: &[u8], base: Option<&[u8]>, out: &mut [
 ///
 /// # Errors
 /// As [`decode`].
-///
-/// # Panics
-/// As [`decode`].
 pub fn decode_on(
     isa: Isa,
     values: ValueType,
@@ -156,7 +179,7 @@ pub fn decode_on(
     base: Option<&[u8]>,
     out: &mut [u8],
 ) -> Result<()> {
-    assert!(base.is_none_or(|b| b.len() == out.len()), "base of another length");
+    check_base(out.len(), base)?;
     let (scheme, mut rest) = stored.split_first().ok_or_else(|| early("chunk"))?;
     let width = values.width();
     let whole = if *scheme == RAW { 0 } else { out.len() / width * width };

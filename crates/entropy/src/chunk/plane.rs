@@ -5,7 +5,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::Effort;
 use crate::coder::blocks::{Blocks, Plan, count, histograms};
-use crate::coder::{EntropyCoder, Range, classes, huffman};
+use crate::coder::{classes, huffman, range};
 use crate::model::{Counts, Model, Table};
 use crate::varint::{read_varint, write_varint};
 
@@ -79,6 +79,9 @@ pub(crate) fn encode(plane: &[u8], effort: Effort, out: &mut Vec<u8>) {
 
 /// [`encode`] by some coders only.
 pub(crate) fn encode_by(plane: &[u8], effort: Effort, allowed: Allowed, out: &mut Vec<u8>) {
+    if plane.is_empty() {
+        return append(Coding::Raw, plane, out);
+    }
     let grains = histograms(plane);
     let counts: Counts = std::array::from_fn(|i| grains.iter().map(|g| g[i]).sum());
     let mut body = Vec::new();
@@ -186,7 +189,7 @@ fn encode_range(plane: &[u8], counts: &Counts, body: &mut Vec<u8>) {
     let written = Table::write_all(std::slice::from_ref(&table));
     write_varint(written.len() as u64, body);
     body.extend_from_slice(&written);
-    let coded = Range.encode(plane, Model::Static(&table), body);
+    let coded = range::encode(plane, Model::Static(&table), body);
     coded.expect("the table has every symbol");
 }
 
@@ -196,7 +199,7 @@ fn decode_range(body: &[u8], out: &mut [u8]) -> Result<()> {
     let (table, code) =
         rest.split_at_checked(len).ok_or_else(|| Error::insufficient("table ends early"))?;
     let table = Table::read_all(table, 1)?;
-    Range.decode(code, Model::Static(&table[0]), out)
+    range::decode(code, Model::Static(&table[0]), out)
 }
 
 /// Bits of symbols with these counts, without any overhead.

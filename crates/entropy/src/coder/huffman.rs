@@ -8,7 +8,7 @@ use crate::model::Counts;
 use crate::varint::{read_varint, write_varint};
 
 /// Longest code word.
-pub(crate) const MAX_LENGTH: u32 = 12;
+const MAX_LENGTH: u32 = 12;
 
 /// Streams of a coded slice: their words do not wait for each other.
 const STREAMS: usize = 4;
@@ -18,12 +18,12 @@ const AT_ONCE: usize = 4;
 
 /// Code lengths of all bytes, 0 where a byte does not occur.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lengths([u8; 256]);
+struct Lengths([u8; 256]);
 
 impl Lengths {
     /// The optimal lengths of at most 12 bits (package-merge: Larmore and Hirschberg, 1990); a single symbol takes
     /// one bit.
-    pub(crate) fn new(counts: &Counts) -> Self {
+    fn new(counts: &Counts) -> Self {
         let mut used: Vec<(u64, u8)> = (0..=255u8)
             .filter(|s| counts[usize::from(*s)] > 0)
             .map(|s| (u64::from(counts[usize::from(s)]), s))
@@ -58,13 +58,8 @@ impl Lengths {
     }
 
     /// Bits of symbols with these counts.
-    pub(crate) fn cost(&self, counts: &Counts) -> u64 {
+    fn cost(&self, counts: &Counts) -> u64 {
         counts.iter().zip(self.0).map(|(n, l)| u64::from(*n) * u64::from(l)).sum()
-    }
-
-    /// Whether a symbol has a code word.
-    pub(crate) fn contains(&self, symbol: u8) -> bool {
-        self.0[usize::from(symbol)] > 0
     }
 
     fn write(&self, out: &mut BitWriter) {
@@ -133,7 +128,7 @@ pub(crate) fn encode(symbols: &[u8], counts: &Counts, out: &mut Vec<u8>) {
 }
 
 /// Appends the lengths of three streams (varints) and four streams of a quarter of the symbols each.
-pub(crate) fn encode_with(lengths: &Lengths, symbols: &[u8], out: &mut Vec<u8>) -> Result<()> {
+fn encode_with(lengths: &Lengths, symbols: &[u8], out: &mut Vec<u8>) -> Result<()> {
     if symbols.is_empty() {
         return Ok(());
     }
@@ -212,7 +207,7 @@ pub(crate) fn decode(bytes: &[u8], out: &mut [u8]) -> Result<()> {
 ///
 /// # Errors
 /// `Corruption` or `InsufficientData`.
-pub(crate) fn decode_with(lengths: &Lengths, bytes: &[u8], out: &mut [u8]) -> Result<()> {
+fn decode_with(lengths: &Lengths, bytes: &[u8], out: &mut [u8]) -> Result<()> {
     let mut rest = bytes;
     if !out.is_empty() {
         let table = lookups(lengths)?;

@@ -3,6 +3,8 @@
 
 use tensorpress_tensor::{Error, Result};
 
+pub use super::modelled::{decode, encode};
+
 /// A symbol's share of the unit interval: `start..start + size` of `total`, which is at most 2^16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interval {

@@ -13,7 +13,7 @@ use super::format::TensorInfo;
 use super::layout;
 use super::paths::{self, Links};
 use super::preamble::MAGIC;
-use super::reader::Packed;
+use super::reader::PackedFile;
 
 /// A checkpoint that others are packed against: a safetensors file, a folder of such files, or a packed file.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Base {
         }
         let map = MappedFile::open(given)?;
         if map.bytes().starts_with(&MAGIC) {
-            return Self::from_packed(Packed::open(given)?);
+            return Self::from_packed(PackedFile::open(given)?);
         }
         let name = given.file_name().unwrap_or_default().to_string_lossy().into_owned();
         base.add(&name, Arc::new(map))?;
@@ -79,7 +79,7 @@ impl Base {
     ///
     /// # Errors
     /// `Unsupported` if it is a delta itself.
-    pub fn from_packed(packed: Packed) -> Result<Self> {
+    pub fn from_packed(packed: PackedFile) -> Result<Self> {
         let given = packed.path().to_path_buf();
         if packed.index().base.is_some() {
             let what = "is packed against a base itself: unpack it first";

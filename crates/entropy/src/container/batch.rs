@@ -140,11 +140,11 @@ impl<'b, W: Write + Send> Batches<'b, W> {
 fn encode(job: &Job<'_>, effort: Effort) -> Result<Coded> {
     let data = job.source.read(job.range.clone())?;
     let len = data.len() as u64;
-    let mut bytes = chunk::encode(job.values, &data, None, effort);
+    let mut bytes = chunk::encode(job.values, &data, None, effort)?;
     let mut delta = false;
     if let Some((base, from)) = job.base {
         let base = base.read(from..from + len)?;
-        let difference = chunk::encode(job.values, &data, Some(&base), effort);
+        let difference = chunk::encode(job.values, &data, Some(&base), effort)?;
         if difference.len() < bytes.len() {
             (bytes, delta) = (difference, true);
         }

@@ -8,17 +8,17 @@ use tensorpress_tensor::checkpoint::{ByteSource, Files};
 use tensorpress_tensor::{Bytes, Result};
 
 use super::format::{FileEntry, Segment};
-use super::reader::Packed;
+use super::reader::PackedFile;
 
 /// A file inside a packed one.
 #[derive(Debug, Clone)]
-pub struct PackedFile {
-    packed: Packed,
+pub struct Member {
+    packed: PackedFile,
     number: usize,
 }
 
-impl PackedFile {
-    pub(super) fn new(packed: Packed, number: usize) -> Self {
+impl Member {
+    pub(super) fn new(packed: PackedFile, number: usize) -> Self {
         Self { packed, number }
     }
 
@@ -27,7 +27,7 @@ impl PackedFile {
     }
 }
 
-impl ByteSource for PackedFile {
+impl ByteSource for Member {
     fn size(&self) -> u64 {
         self.entry().len
     }
@@ -60,7 +60,7 @@ impl ByteSource for PackedFile {
 }
 
 /// The files at the top of the packed folder, or the packed file.
-impl Files for Packed {
+impl Files for PackedFile {
     fn names(&self) -> Result<Vec<String>> {
         let paths = self.index().files.iter().map(|file| &file.path);
         Ok(paths.filter(|path| !path.contains('/')).cloned().collect())
@@ -75,6 +75,6 @@ impl Files for Packed {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        Packed::path(self).join(name)
+        PackedFile::path(self).join(name)
     }
 }

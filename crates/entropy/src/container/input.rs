@@ -76,7 +76,7 @@ pub(super) fn check_target(from: &Path, to: &Path, force: bool) -> Result<()> {
     }
     match fs::symlink_metadata(to) {
         Err(_) => Ok(()),
-        Ok(_) if !force => Err(Error::invalid("exists already; --force replaces it").in_file(to)),
+        Ok(_) if !force => Err(Error::exists("exists already").in_file(to)),
         Ok(found) if found.is_file() => Ok(()),
         Ok(_) => Err(Error::invalid("exists and is no regular file").in_file(to)),
     }

@@ -1,12 +1,9 @@
 //! From a file to its segments.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use tensorpress_tensor::Result;
-use tensorpress_tensor::checkpoint::ByteSource;
+use tensorpress_tensor::checkpoint::{ByteSource, Header, Placed};
+use tensorpress_tensor::{ErrorKind, Result};
 
 use super::format::TensorInfo;
 use crate::value::ValueType;
@@ -25,25 +22,6 @@ impl Part {
     }
 }
 
-/// The header of a safetensors file, of which only what places the tensors is read: unknown element types are welcome.
-#[derive(Deserialize)]
-struct Header {
-    #[serde(rename = "__metadata__")]
-    _metadata: Option<IgnoredAny>,
-    #[serde(flatten)]
-    tensors: BTreeMap<String, Entry>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: [u64; 2],
-}
-
-/// Longest header that is read.
-const MAX_HEADER: u64 = 100_000_000;
-
 /// The segments of a file, which cover it without gap or overlap: of a safetensors file its header, its tensors in
 /// order of offset, and whatever lies between and behind them; of any other file, one segment of bytes. An empty file
 /// has none.
@@ -56,42 +34,25 @@ pub(super) fn parts(source: &dyn ByteSource) -> Result<Vec<Part>> {
 /// The segments of a safetensors file; nothing if it is none.
 fn safetensors(source: &dyn ByteSource) -> Result<Option<Vec<Part>>> {
     let len = source.size();
-    if len < 8 {
-        return Ok(None);
-    }
-    let header = u64::from_le_bytes(source.read(0..8)?[..].try_into().expect("8 bytes"));
-    if header > MAX_HEADER || 8 + header > len {
-        return Ok(None);
-    }
-    let start = 8 + header;
-    let text = source.read(8..start)?;
-    // Anything else could be JSON by chance only with great effort, and would be packed all the same.
-    if text.first() != Some(&b'{') {
-        return Ok(None);
-    }
-    let Ok(header) = serde_json::from_slice::<Header>(&text) else { return Ok(None) };
-    let mut tensors: Vec<(Range<u64>, TensorInfo)> = Vec::with_capacity(header.tensors.len());
-    for (name, entry) in header.tensors {
-        let [from, to] = entry.data_offsets.map(|offset| start.checked_add(offset));
-        let (Some(from), Some(to)) = (from, to) else { return Ok(None) };
-        let info = TensorInfo { name, dtype: entry.dtype, shape: entry.shape };
-        tensors.push((from..to, info));
-    }
-    tensors.sort_by(|(a, x), (b, y)| (a.start, a.end, &x.name).cmp(&(b.start, b.end, &y.name)));
-    let mut parts = vec![Part::bytes(0..start)];
-    let mut at = start;
-    for (range, tensor) in tensors {
-        let values = ValueType::of_safetensors(&tensor.dtype);
-        let size = tensor.shape.iter().try_fold(values.width() as u64, |n, d| n.checked_mul(*d));
-        let fits = range.start >= at && range.start <= range.end && range.end <= len;
-        if !fits || (values != ValueType::Bytes && size != Some(range.end - range.start)) {
+    let header = match Header::read(source) {
+        Ok(header) => header,
+        Err(e) if e.kind() == ErrorKind::Corruption => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut at = header.start();
+    let mut parts = vec![Part::bytes(0..at)];
+    for Placed { name, dtype, shape, range, .. } in header.into_tensors() {
+        let values = ValueType::of_safetensors(&dtype);
+        let size = shape.iter().try_fold(values.width() as u64, |n, d| n.checked_mul(*d));
+        let odd = values != ValueType::Bytes && size != Some(range.end - range.start);
+        if range.end > len || odd {
             return Ok(None);
         }
         if range.start > at {
             parts.push(Part::bytes(at..range.start));
         }
         at = range.end;
-        parts.push(Part { tensor: Some(tensor), values, range });
+        parts.push(Part { tensor: Some(TensorInfo { name, dtype, shape }), values, range });
     }
     if at < len {
         parts.push(Part::bytes(at..len));

@@ -7,7 +7,7 @@
 //! from another. `docs/format-tpk.md` is the format.
 //!
 //! ```
-//! use tensorpress_entropy::container::{Packed, Packer};
+//! use tensorpress_entropy::container::{PackedFile, Packer};
 //!
 //! # fn main() -> tensorpress_tensor::Result<()> {
 //! # let folder = tempfile::tempdir().expect("a folder");
@@ -16,7 +16,7 @@
 //! let report = Packer::new().pack(&file, &packed)?;
 //! assert_eq!(report.bytes_before, 1000);
 //!
-//! let packed = Packed::open(&packed)?;
+//! let packed = PackedFile::open(&packed)?;
 //! assert!(packed.verify(None)?.damages.is_empty());
 //! packed.unpack(&folder.path().join("again.bin"), false, None)?;
 //! # assert_eq!(std::fs::read(folder.path().join("again.bin")).expect("a file"), [7; 1000]);
@@ -42,10 +42,10 @@ mod wire;
 mod writer;
 
 pub use base::Base;
-pub use file::PackedFile;
+pub use file::Member;
 pub use format::{Chunk, FileEntry, Index, Segment, Stored, TensorInfo};
 pub use preamble::{MAGIC, VERSION};
 pub use progress::{Progress, Watch};
-pub use reader::Packed;
+pub use reader::PackedFile;
 pub use verify::Verified;
 pub use writer::{PackReport, Packer};

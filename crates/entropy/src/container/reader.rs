@@ -11,7 +11,7 @@ use tensorpress_tensor::{Bytes, Context, Error, Result};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::base::{Base, BaseTensor};
-use super::file::PackedFile;
+use super::file::Member;
 use super::format::{Chunk, FileEntry, Index, Segment, Stored};
 use super::index::read_index;
 use super::preamble::{PREAMBLE, Preamble};
@@ -21,8 +21,15 @@ use crate::chunk::{self, CHUNK_BYTES};
 ///
 /// Clones share the file. Nothing is allocated that the index does not back: a chunk decodes to [`CHUNK_BYTES`] at
 /// most, and each takes at least 9 bytes of the index and one of its own.
+///
+/// ```
+/// use tensorpress_entropy::PackedFile;
+///
+/// let error = PackedFile::from_bytes("not.tpk", b"no packed file".to_vec()).unwrap_err();
+/// assert!(error.to_string().contains("not.tpk"));
+/// ```
 #[derive(Debug, Clone)]
-pub struct Packed {
+pub struct PackedFile {
     inner: Arc<Inner>,
 }
 
@@ -47,7 +54,7 @@ impl AsRef<[u8]> for Shared {
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
 
-impl Packed {
+impl PackedFile {
     /// Opens a packed file, which must not be truncated while it is open.
     ///
     /// # Errors
@@ -60,7 +67,7 @@ impl Packed {
     /// A packed file in memory; `name` stands for it in errors.
     ///
     /// # Errors
-    /// As [`Packed::open`].
+    /// As [`PackedFile::open`].
     pub fn from_bytes(name: &str, bytes: impl Into<Bytes>) -> Result<Self> {
         Self::new(name.into(), Arc::new(bytes.into())).in_file(Path::new(name))
     }
@@ -133,7 +140,7 @@ impl Packed {
     /// Decodes a tensor, of the first file that has one of this name, and checks its hash.
     ///
     /// # Errors
-    /// `InsufficientData` if there is none; `Corruption` for damage; `InvalidArgument` if it needs a base that was not
+    /// `InsufficientData` if there is none; `Corruption` for damage; `MissingBase` if it needs a base that was not
     /// given, or another one than was given. Each names tensor and file.
     pub fn tensor(&self, name: &str) -> Result<Bytes> {
         self.segment(self.found(name)?.0)
@@ -142,7 +149,7 @@ impl Packed {
     /// Decodes rows of a tensor, where its first axis counts rows; only their chunks are decoded.
     ///
     /// # Errors
-    /// As [`Packed::tensor`]; `Unsupported` if its rows are no whole number of bytes.
+    /// As [`PackedFile::tensor`]; `Unsupported` if its rows are no whole number of bytes.
     ///
     /// # Panics
     /// If there are no such rows.
@@ -164,7 +171,7 @@ impl Packed {
     /// Decodes a segment and checks its hash.
     ///
     /// # Errors
-    /// As [`Packed::tensor`].
+    /// As [`PackedFile::tensor`].
     ///
     /// # Panics
     /// If there is no such segment.
@@ -193,7 +200,7 @@ impl Packed {
     /// Decodes a range of a segment: the chunks it lies in, each checked.
     ///
     /// # Errors
-    /// As [`Packed::tensor`].
+    /// As [`PackedFile::tensor`].
     ///
     /// # Panics
     /// If the range is out of bounds.
@@ -279,8 +286,8 @@ impl Packed {
             return Err(Error::corruption("a difference, but from nothing"));
         };
         let Some(base) = &self.inner.base else {
-            return Err(Error::invalid(format!(
-                "packed against a base, which is needed (--base): it was at {:?}, and its tensor has xxh3-128 {hash:032x}",
+            return Err(Error::missing_base(format!(
+                "packed against a base, which is needed: it was at {:?}, and its tensor has xxh3-128 {hash:032x}",
                 index.base.as_deref().unwrap_or_default()
             )));
         };
@@ -318,7 +325,7 @@ impl Packed {
     ///
     /// # Errors
     /// `InsufficientData` if there is none of this path.
-    pub fn file(&self, path: &str) -> Result<PackedFile> {
+    pub fn file(&self, path: &str) -> Result<Member> {
         let files = &self.inner.index.files;
         match files.binary_search_by(|file| file.path.as_str().cmp(path)) {
             Ok(number) => Ok(self.file_at(number)),
@@ -326,8 +333,8 @@ impl Packed {
         }
     }
 
-    pub(super) fn file_at(&self, number: usize) -> PackedFile {
-        PackedFile::new(self.clone(), number)
+    pub(super) fn file_at(&self, number: usize) -> Member {
+        Member::new(self.clone(), number)
     }
 }
 

@@ -9,7 +9,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::paths::{self, Links};
 use super::progress::{Progress, Watch, tell};
-use super::reader::Packed;
+use super::reader::PackedFile;
 use super::walk::{Consumer, walk};
 use crate::chunk::CHUNK_BYTES;
 
@@ -18,7 +18,7 @@ const MARKER: &str = "tensorpress.unpack";
 /// Where the files are meanwhile.
 const FILES: &str = "files";
 
-impl Packed {
+impl PackedFile {
     /// Restores what was packed: the file, or the folder, `to`, which appears under its name only when all of it is
     /// there, checked and on disk. With `force`, a file that is there is replaced, and so is a folder that has no
     /// files but those that are packed.
@@ -26,7 +26,7 @@ impl Packed {
     /// A folder is made in `to.partial`, and what an interrupted call left there is removed.
     ///
     /// # Errors
-    /// `InvalidArgument` if `to` exists and is not to be replaced, or a delta's base is missing or another one;
+    /// `Exists` if `to` is there and is not to be replaced; `MissingBase`, or `InvalidArgument` for another base;
     /// `Corruption` for damage, naming where; `Io`; `Interrupted`. Nothing is left behind.
     pub fn unpack(&self, to: &Path, force: bool, watch: Option<&mut Watch<'_>>) -> Result<()> {
         self.check_target(to, force)?;
@@ -90,7 +90,7 @@ impl Packed {
         }
         let Ok(found) = fs::symlink_metadata(to) else { return Ok(()) };
         if !force {
-            return Err(Error::invalid("exists already; --force replaces it").in_file(to));
+            return Err(Error::exists("exists already").in_file(to));
         }
         if !self.index().is_folder {
             let same = |path: &Path| path.canonicalize().ok();

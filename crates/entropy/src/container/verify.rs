@@ -4,7 +4,7 @@ use tensorpress_tensor::{Error, ErrorKind, Result};
 
 use super::format::Stored;
 use super::progress::{Progress, Watch, tell};
-use super::reader::Packed;
+use super::reader::PackedFile;
 use super::walk::{Consumer, walk};
 
 /// What checking has found.
@@ -23,12 +23,12 @@ pub struct Verified {
     pub damages: Vec<Error>,
 }
 
-impl Packed {
+impl PackedFile {
     /// Decodes everything and checks it against the hashes of what was packed. Header and index were checked when the
     /// file was opened.
     ///
     /// # Errors
-    /// `InvalidArgument` if a delta's base is missing or another one; `Interrupted`. Damage is no error here: it is
+    /// `MissingBase`, or `InvalidArgument` for another base; `Interrupted`. Damage is no error here: it is
     /// what [`Verified::damages`] lists.
     pub fn verify(&self, watch: Option<&mut Watch<'_>>) -> Result<Verified> {
         self.need_base()?;
@@ -45,7 +45,8 @@ impl Packed {
         Ok(found.verified)
     }
 
-    /// `InvalidArgument` if this is a delta and there is no base, or one without the first tensor that is needed.
+    /// `MissingBase` if this is a delta and there is no base, `InvalidArgument` for one without the first tensor that is
+    /// needed.
     pub(super) fn need_base(&self) -> Result<()> {
         let delta = |stored: &Stored| matches!(stored, Stored::Chunks { base: Some(_), .. });
         let segments = self.index().segments.iter().enumerate();

@@ -5,7 +5,7 @@ use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::format::Index;
-use super::reader::{Packed, WRONG_HASH};
+use super::reader::{PackedFile, WRONG_HASH};
 use crate::chunk::CHUNK_BYTES;
 
 /// A decoded chunk.
@@ -31,7 +31,7 @@ pub(super) trait Consumer: Send {
 }
 
 /// Decodes a file, chunk after chunk, and checks the hashes of its segments and its own.
-pub(super) fn walk(packed: &Packed, number: usize, consumer: &mut dyn Consumer) -> Result<()> {
+pub(super) fn walk(packed: &PackedFile, number: usize, consumer: &mut dyn Consumer) -> Result<()> {
     let index = packed.index();
     let file = &index.files[number];
     let mut pieces = file
@@ -85,7 +85,7 @@ pub(super) fn walk(packed: &Packed, number: usize, consumer: &mut dyn Consumer) 
 
 /// Hashes of what came so far.
 struct Check<'p> {
-    packed: &'p Packed,
+    packed: &'p PackedFile,
     /// The segment that the next bytes belong to.
     next: usize,
     part: Xxh3,

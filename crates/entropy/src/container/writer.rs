@@ -24,6 +24,17 @@ use crate::chunk::{CHUNK_BYTES, Effort};
 use crate::value::ValueType;
 
 /// Packs files.
+///
+/// ```
+/// use tensorpress_entropy::{PackedFile, Packer};
+///
+/// # fn main() -> tensorpress_entropy::Result<()> {
+/// let file = ("notes.txt".to_owned(), b"the same words, the same words".to_vec().into());
+/// let packed = Packer::new().pack_bytes(vec![file], false)?;
+/// assert!(PackedFile::from_bytes("notes.tpk", packed).is_ok());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default)]
 pub struct Packer<'a> {
     effort: Effort,

@@ -28,18 +28,6 @@ pub enum Model<'a> {
     PerSymbol(&'a dyn SymbolModels),
 }
 
-impl Model<'_> {
-    /// The name of the kind, for messages.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Static(_) => "static",
-            Self::Adaptive(_) => "adaptive",
-            Self::PerSymbol(_) => "per-symbol",
-        }
-    }
-}
-
 /// A model of bytes that changes with every one. (Do not implement it with floats that another machine could round
 /// otherwise.)
 pub trait AdaptiveModel: Debug + Send {

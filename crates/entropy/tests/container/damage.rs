@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use tensorpress_entropy::container::{Packed, Packer};
+use tensorpress_entropy::container::{PackedFile, Packer};
 use tensorpress_tensor::{Bytes, Error, ErrorKind};
 
 use crate::made::{bf16, f32s, safetensors};
@@ -23,7 +23,7 @@ fn small() -> Vec<u8> {
 
 /// All that is found wrong, by opening and verifying.
 fn found(bytes: Vec<u8>) -> Vec<Error> {
-    match Packed::from_bytes("small.tpk", bytes) {
+    match PackedFile::from_bytes("small.tpk", bytes) {
         Err(error) => vec![error],
         Ok(packed) => packed.verify(None).expect("needs no base").damages,
     }
@@ -75,7 +75,7 @@ fn every_flipped_bit_is_found() {
 fn every_truncation_and_every_longer_file_is_found() {
     let good = small();
     for len in 0..good.len() {
-        let error = Packed::from_bytes("small.tpk", good[..len].to_vec()).expect_err("is cut");
+        let error = PackedFile::from_bytes("small.tpk", good[..len].to_vec()).expect_err("is cut");
         assert!(
             matches!(error.kind(), ErrorKind::InsufficientData | ErrorKind::Corruption),
             "{error}"
@@ -90,12 +90,12 @@ fn every_truncation_and_every_longer_file_is_found() {
 #[test]
 fn the_rest_can_still_be_read() {
     let good = small();
-    let packed = Packed::from_bytes("small.tpk", good.clone()).unwrap();
+    let packed = PackedFile::from_bytes("small.tpk", good.clone()).unwrap();
     let (number, _) = packed.find("second.weight").next().unwrap();
     let (chunk, _) = packed.stored_chunk(number, 0).unwrap();
     let mut bad = good.clone();
     bad[chunk.offset as usize + 3] ^= 4;
-    let damaged = Packed::from_bytes("small.tpk", bad.clone()).unwrap();
+    let damaged = PackedFile::from_bytes("small.tpk", bad.clone()).unwrap();
     let error = damaged.tensor("second.weight").expect_err("is damaged");
     assert_eq!(error.kind(), ErrorKind::Corruption);
     assert_eq!(error.tensor(), Some("second.weight"));
@@ -112,7 +112,7 @@ fn the_rest_can_still_be_read() {
 
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("out");
-    let error = Packed::from_bytes("small.tpk", bad).unwrap().unpack(&to, false, None);
+    let error = PackedFile::from_bytes("small.tpk", bad).unwrap().unpack(&to, false, None);
     assert_eq!(error.expect_err("is damaged").tensor(), Some("first.weight"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
 }

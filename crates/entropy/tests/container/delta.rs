@@ -1,6 +1,6 @@
 //! Packed against a base.
 
-use tensorpress_entropy::container::{Base, Packed, Packer, Stored};
+use tensorpress_entropy::container::{Base, PackedFile, Packer, Stored};
 use tensorpress_tensor::checkpoint::ByteSource;
 use tensorpress_tensor::{Bytes, ErrorKind};
 
@@ -36,7 +36,7 @@ fn pack(bytes: &[u8], base: Base) -> Vec<u8> {
     Packer::new().with_base(base).pack_bytes(files, false).unwrap()
 }
 
-fn all(packed: &Packed) -> tensorpress_tensor::Result<Bytes> {
+fn all(packed: &PackedFile) -> tensorpress_tensor::Result<Bytes> {
     let file = packed.file("tuned.safetensors")?;
     file.read(0..file.size())
 }
@@ -47,7 +47,7 @@ fn differences_are_smaller_and_exact() {
     let alone = crate::made::pack("tuned.safetensors", &after);
     let delta = pack(&after, base(&before));
     assert!(delta.len() < alone.len() / 2, "{} alone, {} as a delta", alone.len(), delta.len());
-    let packed = Packed::from_bytes("delta.tpk", delta).unwrap().with_base(base(&before));
+    let packed = PackedFile::from_bytes("delta.tpk", delta).unwrap().with_base(base(&before));
     assert!(all(&packed).unwrap()[..] == after[..]);
     assert!(packed.verify(None).unwrap().damages.is_empty());
     let is_delta = |name: &str| {
@@ -69,7 +69,7 @@ fn differences_are_smaller_and_exact() {
 fn a_missing_or_wrong_base_is_told() {
     let [before, after] = pair();
     let delta = pack(&after, base(&before));
-    let without = Packed::from_bytes("delta.tpk", delta.clone()).unwrap();
+    let without = PackedFile::from_bytes("delta.tpk", delta.clone()).unwrap();
     let hash = {
         let (_, segment) = without.find("near").next().unwrap();
         let Stored::Chunks { base: Some(hash), .. } = segment.stored else { panic!("a delta") };
@@ -80,13 +80,13 @@ fn a_missing_or_wrong_base_is_told() {
     let mut wrong = before.clone();
     let last_of_near = before.len() - 600 * 4 - 5000 * 4 - 1;
     wrong[last_of_near] ^= 1;
-    let wrong = Packed::from_bytes("delta.tpk", delta.clone()).unwrap().with_base(base(&wrong));
+    let wrong = PackedFile::from_bytes("delta.tpk", delta.clone()).unwrap().with_base(base(&wrong));
     let unrelated = safetensors(&[("near", "BF16", vec![2], bf16(2, 1))]);
-    let unrelated = Packed::from_bytes("delta.tpk", delta).unwrap().with_base(base(&unrelated));
-    for (packed, says) in [
-        (without, "--base"),
-        (wrong, "not the base it was packed against"),
-        (unrelated, "none of its type and shape"),
+    let unrelated = PackedFile::from_bytes("delta.tpk", delta).unwrap().with_base(base(&unrelated));
+    for (packed, kind, says) in [
+        (without, ErrorKind::MissingBase, "a base, which is needed"),
+        (wrong, ErrorKind::InvalidArgument, "not the base it was packed against"),
+        (unrelated, ErrorKind::InvalidArgument, "none of its type and shape"),
     ] {
         for error in [
             packed.verify(None).map(drop).expect_err("no base"),
@@ -94,7 +94,7 @@ fn a_missing_or_wrong_base_is_told() {
             packed.tensor("near").map(drop).expect_err("no base"),
             all(&packed).map(drop).expect_err("no base"),
         ] {
-            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            assert_eq!(error.kind(), kind, "{error}");
             assert_eq!(error.tensor(), Some("near"), "{error}");
             assert!(error.message().contains(says) && error.message().contains(&hash), "{error}");
         }
@@ -125,7 +125,7 @@ fn kinds_of_bases() {
         .map(|path| {
             let delta = pack(&after, Base::open(path).unwrap());
             for other in [&file, &sub, &packed] {
-                let packed = Packed::from_bytes("delta.tpk", delta.clone()).unwrap();
+                let packed = PackedFile::from_bytes("delta.tpk", delta.clone()).unwrap();
                 let packed = packed.with_base(Base::open(other).unwrap());
                 assert!(all(&packed).unwrap()[..] == after[..], "{path:?} {other:?}");
                 assert!(packed.verify(None).unwrap().damages.is_empty());
@@ -136,7 +136,7 @@ fn kinds_of_bases() {
     assert!(sizes.iter().all(|size| size.abs_diff(sizes[0]) < 100), "{sizes:?}");
 
     let delta = pack(&after, Base::open(&file).unwrap());
-    let delta = Packed::from_bytes("delta.tpk", delta).unwrap();
+    let delta = PackedFile::from_bytes("delta.tpk", delta).unwrap();
     assert_eq!(Base::from_packed(delta).expect_err("a chain").kind(), ErrorKind::Unsupported);
 }
 
@@ -145,7 +145,7 @@ fn kinds_of_bases() {
 fn useless_bases_are_forgotten() {
     let [_, after] = pair();
     let unrelated = safetensors(&[("near", "BF16", vec![700, 1000], bf16(700_000, 77))]);
-    let packed = Packed::from_bytes("delta.tpk", pack(&after, base(&unrelated))).unwrap();
+    let packed = PackedFile::from_bytes("delta.tpk", pack(&after, base(&unrelated))).unwrap();
     assert_eq!(packed.index().base, None);
     assert!(all(&packed).unwrap()[..] == after[..]);
 }

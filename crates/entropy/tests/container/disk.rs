@@ -5,7 +5,7 @@ use std::io::{Cursor, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use tensorpress_entropy::container::{Packed, Packer};
+use tensorpress_entropy::container::{PackedFile, Packer};
 use tensorpress_tensor::ErrorKind;
 
 use crate::made::{bf16, safetensors};
@@ -43,7 +43,7 @@ fn folders_come_back() {
     assert_eq!((report.files, report.tensors), (5, 1));
     assert_eq!(report.bytes_after, fs::metadata(&to).unwrap().len());
     assert!(report.bytes_after < report.bytes_before * 3 / 4);
-    let packed = Packed::open(&to).unwrap();
+    let packed = PackedFile::open(&to).unwrap();
     assert_eq!(packed.unpacked_bytes(), report.bytes_before);
     let again = parent.path().join("again");
     packed.unpack(&again, false, None).unwrap();
@@ -57,7 +57,7 @@ fn folders_come_back() {
 
     // What is there is replaced only when asked, and only where nothing else is lost.
     let kind = |force| packed.unpack(&again, force, None).expect_err("exists").kind();
-    assert_eq!(kind(false), ErrorKind::InvalidArgument);
+    assert_eq!(kind(false), ErrorKind::Exists);
     fs::write(again.join("config.json"), "changed").unwrap();
     packed.unpack(&again, true, None).unwrap();
     assert_eq!(fs::read(again.join("config.json")).unwrap(), b"{}");
@@ -70,7 +70,7 @@ fn folders_come_back() {
     let empty = parent.path().join("empty");
     fs::create_dir(&empty).unwrap();
     let _ = Packer::new().pack(&empty, &parent.path().join("e.tpk")).unwrap();
-    let packed = Packed::open(parent.path().join("e.tpk")).unwrap();
+    let packed = PackedFile::open(parent.path().join("e.tpk")).unwrap();
     packed.unpack(&parent.path().join("empty again"), false, None).unwrap();
     assert_eq!(names(&parent.path().join("empty again")), [""; 0]);
 }
@@ -83,7 +83,7 @@ fn targets_are_checked() {
         Packer::new().with_force(force).pack(from, to).expect_err("refused").kind()
     };
     fs::write(&to, "there").unwrap();
-    assert_eq!(kind(&model, &to, false), ErrorKind::InvalidArgument);
+    assert_eq!(kind(&model, &to, false), ErrorKind::Exists);
     assert_eq!(fs::read(&to).unwrap(), b"there");
     assert_eq!(kind(&to, &to, true), ErrorKind::InvalidArgument);
     assert_eq!(kind(&model, &model.join("m.tpk"), false), ErrorKind::InvalidArgument);
@@ -92,7 +92,7 @@ fn targets_are_checked() {
     assert_eq!(kind(&parent.path().join("nothing"), &to, true), ErrorKind::Io);
     let _ = Packer::new().with_force(true).pack(&model, &to).unwrap();
     // A folder in the way of unfinished work is not removed if it is not ours.
-    let packed = Packed::open(&to).unwrap();
+    let packed = PackedFile::open(&to).unwrap();
     let (out, partial) = (parent.path().join("out"), parent.path().join("out.partial"));
     fs::create_dir(&partial).unwrap();
     fs::write(partial.join("mine"), "x").unwrap();
@@ -104,12 +104,12 @@ fn targets_are_checked() {
     // A packed file is not unpacked over itself.
     let single = parent.path().join("single.tpk");
     let _ = Packer::new().pack(&model.join("config.json"), &single).unwrap();
-    let packed = Packed::open(&single).unwrap();
+    let packed = PackedFile::open(&single).unwrap();
     assert_eq!(
         packed.unpack(&single, true, None).expect_err("itself").kind(),
         ErrorKind::InvalidArgument
     );
-    assert!(Packed::open(&single).is_ok());
+    assert!(PackedFile::open(&single).is_ok());
 }
 
 #[cfg(unix)]
@@ -141,7 +141,7 @@ fn links_and_odd_names_are_refused() {
     let link = parent.path().join("link");
     std::os::unix::fs::symlink(&outside, &link).unwrap();
     let _ = Packer::new().pack(&link, &to).unwrap();
-    assert_eq!(Packed::open(&to).unwrap().unpacked_bytes(), 6);
+    assert_eq!(PackedFile::open(&to).unwrap().unpacked_bytes(), 6);
 }
 
 /// A sink that fails after some bytes.
@@ -182,7 +182,7 @@ fn a_full_disk_is_an_error() {
         let error = Packer::new().pack_into(&model, &mut full, "sink").expect_err("full");
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
         // What was written is no packed file.
-        assert!(Packed::from_bytes("x", full.inner.into_inner()).is_err());
+        assert!(PackedFile::from_bytes("x", full.inner.into_inner()).is_err());
     }
 }
 
@@ -208,7 +208,7 @@ fn work_that_is_stopped_leaves_nothing() {
         (report.bytes_before, report.bytes_before, report.bytes_after)
     );
 
-    let packed = Packed::open(&to).unwrap();
+    let packed = PackedFile::open(&to).unwrap();
     let mut stop = |_| ControlFlow::Break(());
     let stopped = packed.unpack(&out, false, Some(&mut stop));
     assert_eq!(stopped.expect_err("stopped").kind(), ErrorKind::Interrupted);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tensorpress_entropy::Effort;
 use tensorpress_entropy::chunk::describe;
-use tensorpress_entropy::container::{Base, Packed, Packer, Stored};
+use tensorpress_entropy::container::{Base, PackedFile, Packer, Stored};
 
 use crate::made::{bf16, f32s, safetensors, weights};
 
@@ -118,7 +118,7 @@ fn golden_files_unpack() {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         let Some(stem) = name.strip_suffix(".tpk") else { continue };
         assert!(std::fs::metadata(&path).unwrap().len() < 5000, "{name} is large");
-        let mut packed = Packed::open(&path).unwrap();
+        let mut packed = PackedFile::open(&path).unwrap();
         if let Some(stem) = stem.strip_suffix(".delta") {
             packed = packed.with_base(Base::open(golden().join(format!("{stem}.base"))).unwrap());
         }
@@ -140,7 +140,7 @@ fn golden_files_unpack() {
 }
 
 /// Codings and kinds of planes in a packed file.
-fn codings_of(packed: &Packed) -> BTreeSet<String> {
+fn codings_of(packed: &PackedFile) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (number, segment) in packed.index().segments.iter().enumerate() {
         let Stored::Chunks { chunks, .. } = &segment.stored else { continue };

@@ -2,7 +2,7 @@
 //!
 //! The index is written here once more, from `docs/format-tpk.md` alone.
 
-use tensorpress_entropy::container::Packed;
+use tensorpress_entropy::container::PackedFile;
 use tensorpress_tensor::{ErrorKind, Result};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -73,8 +73,8 @@ fn folder(files: &[Vec<u8>]) -> Vec<u8> {
     [vec![1, 0], number(files.len() as u64), files.concat()].concat()
 }
 
-fn open(bytes: Vec<u8>) -> Result<Packed> {
-    Packed::from_bytes("hostile.tpk", bytes)
+fn open(bytes: Vec<u8>) -> Result<PackedFile> {
+    PackedFile::from_bytes("hostile.tpk", bytes)
 }
 
 fn good() -> (Vec<u8>, Vec<u8>) {

@@ -1,6 +1,6 @@
 //! What the tests pack.
 
-use tensorpress_entropy::container::{Packed, Packer};
+use tensorpress_entropy::container::{PackedFile, Packer};
 use tensorpress_tensor::Bytes;
 use tensorpress_tensor::linalg::gaussian;
 
@@ -48,12 +48,12 @@ pub fn pack(name: &str, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Opens a packed file in memory.
-pub fn open(bytes: &[u8]) -> Packed {
-    Packed::from_bytes("memory.tpk", bytes.to_vec()).expect("opens")
+pub fn open(bytes: &[u8]) -> PackedFile {
+    PackedFile::from_bytes("memory.tpk", bytes.to_vec()).expect("opens")
 }
 
 /// All bytes of a file inside.
-pub fn unpack(packed: &Packed, path: &str) -> Vec<u8> {
+pub fn unpack(packed: &PackedFile, path: &str) -> Vec<u8> {
     use tensorpress_tensor::checkpoint::ByteSource;
     let file = packed.file(path).expect("is there");
     let all = file.read(0..file.size()).expect("reads");

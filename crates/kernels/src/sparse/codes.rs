@@ -3,6 +3,7 @@
 use super::product::{SPARSE, TOGETHER, spread, tokens};
 use super::stream::{BEHIND, Stream};
 use super::{Input, Isa, Par, Support};
+use crate::bitpack::check_bits;
 use crate::rows::by_rows;
 use crate::simd::{Stored, stamp};
 use crate::{packed_len, unpack_bits_on};
@@ -45,6 +46,7 @@ impl KeptAffine<'_> {
     /// If the fields do not fit together.
     fn check(&self) {
         assert!(Self::fits(self.group, self.support.cols), "kept affine: group");
+        check_bits(self.bits);
         let codes = packed_len(self.support.starts[self.rows()], self.bits);
         assert_eq!(self.packed.len(), codes, "kept affine: size of the packed codes");
         let grids = self.groups().checked_mul(self.rows());

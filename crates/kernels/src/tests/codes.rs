@@ -150,6 +150,30 @@ fn check_rows(isa: Isa, bits: u32, rows: usize, cols: usize, group: usize, t: us
     assert_same_bits(&y, &parallel, "in parallel");
 }
 
+#[test]
+fn wide_codes_lie_in_the_stream_as_defined() {
+    for bits in 9..=16 {
+        for n in [0, 1, 2, 7, 8, 9, 63, 200] {
+            let codes: Vec<u16> =
+                (0..n).map(|i| (i as u32 * 40_503 + 977) as u16 >> (16 - bits)).collect();
+            let len = packed_len(n, bits);
+            assert_eq!(len, (n * bits as usize).div_ceil(8));
+            let mut packed = vec![0xa5; len + 1];
+            pack_wide(&codes, bits, &mut packed);
+            assert_eq!(packed[len], 0xa5);
+            for b in 0..8 * len {
+                let code = codes.get(b / bits as usize).map_or(0, |c| c >> (b % bits as usize) & 1);
+                assert_eq!(u16::from(bit(&packed, b)), code, "{bits} bits, bit {b}");
+            }
+            for start in 0..=n.min(20) {
+                let mut out = vec![0xeeee; n - start];
+                unpack_wide(&packed[..len], bits, start, &mut out);
+                assert_eq!(out, &codes[start..], "{bits} bits from {start}");
+            }
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn any_codes_come_back(

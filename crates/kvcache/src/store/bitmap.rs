@@ -10,7 +10,7 @@ use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 
 use super::float::{float_type, pages, read_dtype};
 use super::rows::{bytes_part, count, product, read_bytes};
-use super::windowed::Packed;
+use super::windowed::PackedRows;
 
 /// The largest entries of each row: a bitmap and the values.
 #[derive(Debug, Clone)]
@@ -151,7 +151,7 @@ impl BitmapRows {
     }
 }
 
-impl Packed for BitmapRows {
+impl PackedRows for BitmapRows {
     fn len(&self) -> usize {
         self.len
     }

@@ -15,7 +15,7 @@ use super::windowed::Windowed;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Form {
+pub enum StoreForm {
     /// Every value in a float type: f32, f16 or bf16.
     Float(DType),
     /// Integers on grids, the newest tokens exact.
@@ -200,7 +200,7 @@ pub(crate) fn check_window(shape: &IntShape, window: usize) -> Result<()> {
     Ok(())
 }
 
-impl Form {
+impl StoreForm {
     /// Whether heads of `dim` channels can be held in this form.
     ///
     /// # Errors

@@ -3,7 +3,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::ndarray;
 
-use super::form::Form;
+use super::form::StoreForm;
 use super::int::Role;
 use super::rows::Rows;
 use super::{Causal, KvShape};
@@ -34,7 +34,7 @@ impl Clone for Tier {
 }
 
 impl Tier {
-    pub(super) fn new(form: &Form, shape: KvShape) -> Self {
+    pub(super) fn new(form: &StoreForm, shape: KvShape) -> Self {
         let rows = |role| form.rows(role, shape.head_dim);
         let (keys, values) = (rows(Role::Keys), rows(Role::Values));
         Self { keys, values, dim: shape.head_dim, scattered: false, positions: None }

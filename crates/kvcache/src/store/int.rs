@@ -11,7 +11,7 @@ use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 
 use super::float::{float_type, pages, read_dtype};
 use super::rows::{bytes_part, count, product, read_bytes};
-use super::windowed::Packed;
+use super::windowed::PackedRows;
 
 /// What shares a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -345,7 +345,7 @@ impl IntRows {
     }
 }
 
-impl Packed for IntRows {
+impl PackedRows for IntRows {
     fn len(&self) -> usize {
         self.len
     }

@@ -2,17 +2,17 @@ use ndarray::{Array2, ArrayView3, ArrayViewMut3, Axis, s};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
-use super::form::Form;
+use super::form::StoreForm;
 use super::head::Tier;
 use super::{Causal, HeadSlots, KvShape, KvStore, Watch};
 use crate::rope::Rope;
 
-/// A layer in one [`Form`], or in two: tokens may be demoted to a second, lower one.
+/// A layer in one [`StoreForm`], or in two: tokens may be demoted to a second, lower one.
 #[derive(Debug, Clone)]
 pub struct Layer {
     pub(super) shape: KvShape,
-    pub(super) form: Form,
-    pub(super) low: Option<Form>,
+    pub(super) form: StoreForm,
+    pub(super) low: Option<StoreForm>,
     /// Keys are held before rotary embedding, and rotated when they are read.
     pub(super) rope: Option<Rope>,
     pub(super) heads: Vec<Head>,
@@ -31,8 +31,8 @@ impl Layer {
     /// An empty layer.
     ///
     /// # Errors
-    /// Those of [`Form::check`].
-    pub fn new(shape: KvShape, form: Form) -> Result<Self> {
+    /// Those of [`StoreForm::check`].
+    pub fn new(shape: KvShape, form: StoreForm) -> Result<Self> {
         form.check(shape.head_dim)?;
         let head = || Head { main: Tier::new(&form, shape), low: None };
         let heads = (0..shape.kv_heads).map(|_| head()).collect();
@@ -42,8 +42,8 @@ impl Layer {
     /// Lets tokens be demoted to this form.
     ///
     /// # Errors
-    /// Those of [`Form::check`].
-    pub fn with_low(mut self, form: Form) -> Result<Self> {
+    /// Those of [`StoreForm::check`].
+    pub fn with_low(mut self, form: StoreForm) -> Result<Self> {
         form.check(self.shape.head_dim)?;
         self.low = Some(form);
         Ok(self)
@@ -66,7 +66,7 @@ impl Layer {
 
     /// How tokens are held.
     #[must_use]
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> StoreForm {
         self.form
     }
 
@@ -168,7 +168,7 @@ impl KvStore for Layer {
                 u32::MAX
             )));
         }
-        let limit = self.low.iter().map(Form::limit).fold(self.form.limit(), f32::min);
+        let limit = self.low.iter().map(StoreForm::limit).fold(self.form.limit(), f32::min);
         for (what, x) in [("keys", &keys), ("values", &values)] {
             if let Some(bad) = x.iter().find(|v| v.is_nan() || v.abs() > limit) {
                 return Err(Error::numerical(format!(

@@ -3,10 +3,13 @@
 mod attend;
 mod bitmap;
 mod float;
+mod floats;
 mod form;
 mod head;
 mod int;
+mod kivi;
 mod layer;
+mod mustafar;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -17,12 +20,21 @@ use std::fmt::Debug;
 
 use ndarray::{Array2, ArrayView3, ArrayViewMut3};
 use tensorpress_tensor::node::Json;
+use tensorpress_tensor::stage::Row;
 use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
-pub use form::{Bitmap, Form, Int};
+use crate::stage::KvPart;
+
+pub use form::{Bitmap, Int, StoreForm};
 pub use int::Axis;
 pub use layer::Layer;
 pub(crate) use rows::{bytes_part, count, product, read_bytes};
+
+/// The stages of this module.
+pub(crate) fn stages() -> Vec<Row<KvPart>> {
+    let [f32, f16, bf16] = floats::stages();
+    vec![f32, f16, bf16, kivi::stage(), mustafar::stage()]
+}
 
 /// Heads of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

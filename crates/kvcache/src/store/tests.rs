@@ -6,7 +6,7 @@ use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, DType, ndarray};
 
 use super::int::{Axis, IntRows, IntShape, Role};
-use super::windowed::Packed;
+use super::windowed::PackedRows;
 
 fn floats(file: &Checkpoint, name: &str) -> Vec<f32> {
     let tensor = file.tensor(name).expect("a tensor of the file");

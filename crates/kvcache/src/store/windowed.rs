@@ -9,12 +9,12 @@ use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 use super::rows::{Rows, bytes_part, count, product, read_bytes};
 
 /// Rows in a packed form.
-pub(crate) trait Packed: Debug + Clone + Send + Sync + 'static {
+pub(crate) trait PackedRows: Debug + Clone + Send + Sync + 'static {
     fn len(&self) -> usize;
     fn dim(&self) -> usize;
     /// How many of `total` rows are packed where the last `window` shall stay exact.
     fn prefix(&self, total: usize, window: usize) -> usize;
-    /// Takes rows up to the next length that [`Packed::prefix`] may give.
+    /// Takes rows up to the next length that [`PackedRows::prefix`] may give.
     fn push(&mut self, rows: ArrayView2<'_, f32>);
     fn truncate(&mut self, len: usize);
     fn decode(&self, tokens: Range<usize>, out: ArrayViewMut2<'_, f32>);
@@ -50,7 +50,7 @@ pub(crate) struct Windowed<P> {
     first: usize,
 }
 
-impl<P: Packed> Windowed<P> {
+impl<P: PackedRows> Windowed<P> {
     pub(crate) fn new(packed: P, window: usize, margin: usize) -> Self {
         Self { packed, window, margin, exact: Vec::new(), first: 0 }
     }
@@ -105,7 +105,7 @@ impl<P: Packed> Windowed<P> {
     }
 }
 
-impl<P: Packed> Rows for Windowed<P> {
+impl<P: PackedRows> Rows for Windowed<P> {
     fn len(&self) -> usize {
         self.first + self.exact.len() / self.packed.dim()
     }

@@ -4,7 +4,7 @@ use serde_json::json;
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{DType, Error, Part, PartKind, PartSink, Result};
 
-use super::form::Form;
+use super::form::StoreForm;
 use super::head::Tier;
 use super::int::Role;
 use super::layer::{Head, Layer};
@@ -67,8 +67,9 @@ impl Layer {
             KvShape::new(count(json, "heads")?, count(json, "kv_heads")?, count(json, "head_dim")?)
                 .map_err(|e| bad(e.message().into()))?;
         let parse = |key: &str| json[key].clone();
-        let form: Form = serde_json::from_value(parse("form")).map_err(|e| bad(e.to_string()))?;
-        let low: Option<Form> =
+        let form: StoreForm =
+            serde_json::from_value(parse("form")).map_err(|e| bad(e.to_string()))?;
+        let low: Option<StoreForm> =
             serde_json::from_value(parse("low")).map_err(|e| bad(e.to_string()))?;
         let rope: Option<Rope> =
             serde_json::from_value(parse("rope")).map_err(|e| bad(e.to_string()))?;
@@ -110,7 +111,7 @@ impl Layer {
 }
 
 fn read_tier(
-    form: &Form,
+    form: &StoreForm,
     shape: KvShape,
     json: &Json,
     prefix: &str,

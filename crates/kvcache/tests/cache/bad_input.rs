@@ -20,7 +20,7 @@ impl Score for NaNs {
 fn bad_scores_and_budgets_are_errors() {
     let shape = KvShape::new(HEADS, KV_HEADS, DIM).expect("a shape");
     let layer =
-        || Layer::new(shape, tensorpress_kvcache::Form::Float(DType::F32)).expect("a layer");
+        || Layer::new(shape, tensorpress_kvcache::StoreForm::Float(DType::F32)).expect("a layer");
     let at = LayerAt { index: 0, of: 1 };
     for budget in [
         Budget::Tokens(0),
@@ -51,8 +51,8 @@ fn bad_scores_and_budgets_are_errors() {
 fn recipes_say_what_is_wrong() {
     for (text, parts) in [
         ("kivy", vec!["kivy", "kivi"]),
-        ("kivi(bits=3)", vec!["bits = 3", "2, 4 and 8"]),
-        ("kivi(bits=x)", vec!["bits = x", "2, 4 and 8"]),
+        ("kivi(bits=3)", vec!["bits = 3", "2, 4, 8"]),
+        ("kivi(bits=x)", vec!["bits = x", "2, 4, 8"]),
         ("kivi(bit=4)", vec!["bit = 4", "bits"]),
         ("kivi(group=20)", vec!["group = 20", "16"]),
         ("kivi(residual=33)", vec!["window = 33", "32"]),
@@ -66,16 +66,16 @@ fn recipes_say_what_is_wrong() {
         ("knorm(bytes=0)", vec!["bytes = 0"]),
         ("knorm(bytes=9000) | demote", vec!["bytes = 9000", "keep and tokens"]),
         ("snapkv(keep=0.5, pool=4)", vec!["pool = 4", "odd"]),
-        ("snapkv(keep=0.5, pooling=min)", vec!["pooling = min", "average and max"]),
+        ("snapkv(keep=0.5, pooling=min)", vec!["pooling = min", "average, max"]),
         ("knorm(keep=0.5, stride=0)", vec!["stride = 0"]),
-        ("expected_attention(keep=0.5, future=0)", vec!["future = 0", "1 to"]),
-        ("expected_attention(keep=0.5, epsilon=nan)", vec!["epsilon = NaN"]),
-        ("expected_attention(keep=0.5, theta=-1)", vec!["theta = -1", "positive"]),
+        ("expected_attention(keep=0.5, future=0)", vec!["future = 0", "from 1 to"]),
+        ("expected_attention(keep=0.5, epsilon=nan)", vec!["epsilon = nan"]),
+        ("expected_attention(keep=0.5, theta=-1)", vec!["theta = -1", "from 0"]),
         ("snapkv(keep=0.5) | kivi", vec!["kivi", "store"]),
         ("kivi | adakv", vec!["adakv", "policy"]),
-        ("kivi(bits=4", vec!["parenthesis"]),
+        ("kivi(bits=4", vec!["`)`"]),
         ("kivi(bits=4, bits=2)", vec!["bits", "twice"]),
-        ("", vec!["allowed"]),
+        ("", vec!["name of a stage"]),
     ] {
         let recipe = text.parse::<KvRecipe>();
         let error = recipe.and_then(|r| r.caches(2, HEADS, KV_HEADS, DIM)).expect_err(text);

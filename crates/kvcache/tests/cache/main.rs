@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod budgets;
+mod deferred;
 mod laws;
 mod wire;
 

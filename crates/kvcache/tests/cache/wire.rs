@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tensorpress_kvcache::{
-    Budget, Cache, Form, Held, KvShape, KvStore, Layer, LayerAt, Policy, Score, score,
+    Budget, Cache, Held, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm, score,
 };
 use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Result, Storage};
@@ -80,7 +80,7 @@ impl Score for Every {
 #[test]
 fn scores_of_other_crates_come_back_by_name() {
     let shape = KvShape::new(HEADS, KV_HEADS, DIM).expect("a shape");
-    let layer = Layer::new(shape, Form::Float(DType::F32)).expect("a layer");
+    let layer = Layer::new(shape, StoreForm::Float(DType::F32)).expect("a layer");
     let policy = Policy::new(Every(3), Budget::Tokens(10));
     let mut cache =
         Cache::new(layer).with_policy(policy, LayerAt { index: 0, of: 1 }).expect("a policy");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use ndarray::{Array3, s};
 use tensorpress_kvcache::{
-    Budget, Cache, Form, Held, KvShape, KvStore, Layer, LayerAt, Policy, Score,
+    Budget, Cache, Held, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm,
 };
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, DType, Scratch, ndarray};
@@ -58,7 +58,7 @@ impl Case {
 
     /// A cache that has seen everything and keeps it, the queries in steps of `step`.
     fn seen(&self, policy: Policy, step: usize) -> Cache {
-        let layer = Layer::new(self.shape(), Form::Float(DType::F32)).expect("a layer");
+        let layer = Layer::new(self.shape(), StoreForm::Float(DType::F32)).expect("a layer");
         let mut cache =
             Cache::new(layer).with_policy(policy, LayerAt { index: 0, of: 1 }).expect("a policy");
         let n = self.k.dim().0;
@@ -90,7 +90,7 @@ impl Case {
 
     /// Positions kept by a policy after the whole prompt.
     fn kept(&self, policy: Policy, at: LayerAt) -> Vec<BTreeSet<usize>> {
-        let layer = Layer::new(self.shape(), Form::Float(DType::F32)).expect("a layer");
+        let layer = Layer::new(self.shape(), StoreForm::Float(DType::F32)).expect("a layer");
         let mut cache = Cache::new(layer).with_policy(policy, at).expect("a policy");
         cache.append(self.k.view(), self.v.view()).expect("appends");
         let mut out = Array3::zeros(self.q.raw_dim());

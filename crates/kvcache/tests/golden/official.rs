@@ -1,7 +1,7 @@
 use ndarray::{Axis, s};
 use tensorpress_kvcache::policy::{h2o, snapkv, streaming};
 use tensorpress_kvcache::score::{Accumulated, KeyNorm, Pooling, QueryWindow, Recency};
-use tensorpress_kvcache::{Bitmap, Budget, Form, KvShape, KvStore, Layer, LayerAt, Policy};
+use tensorpress_kvcache::{Bitmap, Budget, KvShape, KvStore, Layer, LayerAt, Policy, StoreForm};
 use tensorpress_tensor::{DType, ndarray};
 
 use crate::{Case, ints, open, same_sets, sets, tokens_first};
@@ -48,8 +48,8 @@ fn mustafar() {
     let (k, v) = (tokens_first(&file, "in.k"), tokens_first(&file, "in.v"));
     for sparsity in [0.3, 0.5, 0.7] {
         let form = Bitmap::new(sparsity).with_dtype(DType::F32).with_window(0);
-        let by_channel = Form::Bitmap(form.with_value_group(32));
-        let form = Form::Bitmap(form);
+        let by_channel = StoreForm::Bitmap(form.with_value_group(32));
+        let form = StoreForm::Bitmap(form);
         let mut layer =
             Layer::new(KvShape::new(4, 4, 32).expect("a shape"), form).expect("a layer");
         layer.append(k.view(), v.view()).expect("appends");

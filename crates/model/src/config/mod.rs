@@ -2,16 +2,16 @@
 
 pub(crate) mod keys;
 mod rope;
-mod shape;
+pub(crate) mod shape;
 
 use std::path::Path;
 
 use serde_json::Value;
 use tensorpress_tensor::Result;
+pub use tensorpress_tensor::rewrite::BlockShape;
 
 use keys::Keys;
 pub use rope::{RopeConfig, RopeScaling};
-pub use shape::BlockShape;
 
 /// Kinds of transformers known here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -119,8 +119,8 @@ impl Config {
         let decoder = architecture.is_decoder();
         let hidden = keys.size("hidden_size", MAX_SIZE)?;
         let blocks = keys.size("num_hidden_layers", MAX_BLOCKS)?;
-        let BlockShape { heads, kv_heads, intermediate } = BlockShape::read(&keys)?;
-        let shapes = BlockShape::read_all(&keys, blocks)?;
+        let BlockShape { heads, kv_heads, intermediate, .. } = shape::read(&keys)?;
+        let shapes = shape::read_all(&keys, blocks)?;
         let head_dim = match keys.get::<usize>("head_dim")?.filter(|_| decoder) {
             Some(dim) => keys.check_size("head_dim", dim, MAX_SIZE)?,
             // Qwen 3 fixes the default, whatever the width.
@@ -198,7 +198,7 @@ impl Config {
     pub fn shape(&self, block: usize) -> BlockShape {
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
         let Self { heads, kv_heads, intermediate, .. } = *self;
-        let all = BlockShape { heads, kv_heads, intermediate };
+        let all = BlockShape::new(heads, kv_heads, intermediate);
         self.shapes.as_ref().map_or(all, |shapes| shapes[block])
     }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 use tensorpress_tensor::node::Dense;
+use tensorpress_tensor::rewrite::{BlockLayout, LinearSpec, ModelLayout, Role, Sayable};
 use tensorpress_tensor::{Error, Node, Result, Tensor};
 
-use super::names::{LinearSpec, Role, bias_of};
+use super::names::bias_of;
 use super::{Source, at};
 use crate::block::Block;
 use crate::decoder::{Decoder, Embedding, Head};
@@ -100,6 +101,31 @@ impl Source {
         assert!(block < self.config.blocks, "block {block} of {}", self.config.blocks);
         let roles = self.names.roles().iter();
         roles.map(|role| self.names.linear(&self.config, block, *role)).collect()
+    }
+
+    /// What all names of a block's tensors begin with, and no others.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    #[must_use]
+    pub fn block_prefix(&self, block: usize) -> String {
+        assert!(block < self.config.blocks, "block {block} of {}", self.config.blocks);
+        self.names.block(block)
+    }
+
+    /// What a rewrite needs to know of this model. `plain`: the result is to have a config that every reader knows.
+    #[must_use]
+    pub fn layout(&self, plain: bool) -> ModelLayout {
+        let (config, kind) = (&self.config, self.config.architecture);
+        let block = |block| {
+            let (prefix, shape) = (self.names.block(block), config.shape(block));
+            BlockLayout::new(block, prefix, shape, self.linears(block))
+        };
+        let blocks = (0..config.blocks).map(block).collect();
+        let says = Sayable::new(kind.has_head_dim(), kind.has_output_bias(), kind.has_mlp_bias());
+        ModelLayout::new(format!("{kind:?}"), config.hidden, config.head_dim, blocks)
+            .with_decoder(kind.is_decoder())
+            .with_says(if plain { says } else { Sayable::ALL })
     }
 
     /// Loads a block; its matrices stay in the memory map, or compressed.

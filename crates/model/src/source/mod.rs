@@ -1,9 +1,10 @@
 //! An opened model: its configuration, its checkpoint, and whatever can be loaded from them.
 
+mod edit;
 mod files;
 mod load;
 mod names;
-mod narrow;
+mod said;
 mod view;
 
 use std::collections::BTreeMap;
@@ -20,10 +21,21 @@ use crate::layers::Rope;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use names::Names;
 
-pub use names::LinearSpec;
-pub use narrow::BlockCut;
+pub use tensorpress_tensor::rewrite::LinearSpec;
 
 /// An opened model. Weights are mapped, or lie coded in a packed file, until they are asked for.
+///
+/// ```
+/// use tensorpress_model::Source;
+/// use tensorpress_tensor::Registry;
+///
+/// # fn main() -> tensorpress_tensor::Result<()> {
+/// let source = Source::demo(&Registry::default())?;
+/// let linears: usize = (0..source.blocks()).map(|block| source.linears(block).len()).sum();
+/// assert_eq!(linears, 7 * source.blocks());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Source {
     config: Config,

@@ -1,37 +1,8 @@
 //! Names of the weights in a checkpoint.
 
-use crate::block::SharedInput;
-use crate::config::{Architecture, BlockShape, Config};
+use tensorpress_tensor::rewrite::{BlockShape, LinearSpec, Role, SharedInput};
 
-/// A linear layer of a block: what a compression pipeline needs to know about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LinearSpec {
-    /// Full name of the weight.
-    pub name: String,
-    /// Full name its bias has, or would have.
-    pub bias: String,
-    /// `[out, in]`.
-    pub shape: [usize; 2],
-    /// The input it reads, shared with its siblings.
-    pub input: SharedInput,
-    /// Full name of the norm weight that feeds this input and nothing else, so that input scales fold into it.
-    pub norm: Option<String>,
-    /// The model does not work without the bias.
-    pub(crate) needs_bias: bool,
-}
-
-/// The matrices of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-}
+use crate::config::{Architecture, Config};
 
 /// Names in one checkpoint.
 #[derive(Debug, Clone)]
@@ -82,9 +53,22 @@ impl Names {
         "lm_head.weight".to_owned()
     }
 
-    fn in_block(&self, block: usize, name: &str) -> String {
+    /// What all names of a block begin with.
+    pub(crate) fn block(&self, block: usize) -> String {
         let layers = if self.bert { "encoder.layer" } else { "layers" };
-        format!("{}{layers}.{block}.{name}.weight", self.prefix)
+        format!("{}{layers}.{block}.", self.prefix)
+    }
+
+    /// The number of the block a name belongs to, and the rest of the name.
+    pub(crate) fn block_of<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
+        let layers = if self.bert { "encoder.layer." } else { "layers." };
+        let (number, rest) =
+            name.strip_prefix(self.prefix)?.strip_prefix(layers)?.split_once('.')?;
+        Some((number.parse().ok()?, rest))
+    }
+
+    fn in_block(&self, block: usize, name: &str) -> String {
+        format!("{}{name}.weight", self.block(block))
     }
 
     /// The two norms of a block.
@@ -124,26 +108,26 @@ impl Names {
     /// The linear layer of a role.
     pub(crate) fn linear(&self, config: &Config, block: usize, role: Role) -> LinearSpec {
         let (hidden, dim) = (config.hidden, config.head_dim);
-        let BlockShape { heads, kv_heads, intermediate: inner } = config.shape(block);
+        let BlockShape { heads, kv_heads, intermediate: inner, .. } = config.shape(block);
         let (width, kv) = (heads * dim, kv_heads * dim);
-        let (shape, input, needs_bias) = match role {
-            Role::Q => ([width, hidden], SharedInput::Attention, config.qkv_bias),
-            Role::K | Role::V => ([kv, hidden], SharedInput::Attention, config.qkv_bias),
-            Role::O => ([hidden, width], SharedInput::AttentionOutput, config.output_bias),
-            Role::Gate | Role::Up => ([inner, hidden], SharedInput::Mlp, config.mlp_bias),
-            Role::Down => ([hidden, inner], SharedInput::MlpOutput, config.mlp_bias),
+        let (shape, needs_bias) = match role {
+            Role::Q => ([width, hidden], config.qkv_bias),
+            Role::K | Role::V => ([kv, hidden], config.qkv_bias),
+            Role::O => ([hidden, width], config.output_bias),
+            Role::Gate | Role::Up => ([inner, hidden], config.mlp_bias),
+            Role::Down => ([hidden, inner], config.mlp_bias),
         };
         let [first, second] = self.norms(block);
-        let norm = match input {
+        let mut spec = LinearSpec::new(role, self.weight(block, role), shape);
+        spec.needs_bias = needs_bias;
+        spec.norm = match spec.input {
             // An encoder's norms feed the residual stream too.
             _ if self.bert => None,
             SharedInput::Attention => Some(first),
             SharedInput::Mlp => Some(second),
             _ => None,
         };
-        let name = self.weight(block, role);
-        let bias = bias_of(&name);
-        LinearSpec { name, bias, shape, input, norm, needs_bias }
+        spec
     }
 
     /// The matrices of a block, in the order in which a token meets them.

@@ -5,9 +5,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use tensorpress_tensor::bytes::Bytes;
-use tensorpress_tensor::checkpoint::ByteSource;
+use tensorpress_tensor::checkpoint::{ByteSource, Place, write_header};
 use tensorpress_tensor::{Checkpoint, DType, RawTensor, Result, Tensor};
 
 /// Where the bytes of a tensor come from.
@@ -23,46 +22,52 @@ pub(super) enum Content {
     Values { dtype: DType, shape: Vec<usize>, bytes: Bytes },
 }
 
+/// A tensor, and the name of the stored one it is made of.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) from: String,
+    pub(super) content: Content,
+}
+
 /// The bytes of a safetensors file that is made as it is read.
 #[derive(Debug)]
 struct View {
     of: Checkpoint,
     header: Bytes,
     /// In the order of their ranges, which follow each other.
-    tensors: Vec<(Range<u64>, String, Content)>,
+    tensors: Vec<(Range<u64>, Piece)>,
 }
 
 /// A checkpoint of tensors by name; `path` stands for its file in errors.
 pub(super) fn view(
     of: &Checkpoint,
-    tensors: BTreeMap<String, Content>,
+    tensors: BTreeMap<String, Piece>,
     path: PathBuf,
 ) -> Result<Checkpoint> {
-    let mut described = serde_json::Map::new();
     let mut placed = Vec::with_capacity(tensors.len());
+    let mut shapes = Vec::with_capacity(tensors.len());
     let mut at = 0;
-    for (name, content) in tensors {
-        let (dtype, shape) = match &content {
+    for (name, piece) in tensors {
+        let (dtype, shape) = match &piece.content {
             Content::Values { dtype, shape, .. } => (*dtype, shape.clone()),
-            _ => (of.dtype(&name)?, of.shape(&name).unwrap_or_default().to_vec()),
+            _ => (of.dtype(&piece.from)?, of.shape(&piece.from).unwrap_or_default().to_vec()),
         };
-        let shape = content.shape(shape);
+        let shape = piece.content.shape(shape);
         let end = at + (shape.iter().product::<usize>() * dtype.size()) as u64;
-        described.insert(
-            name.clone(),
-            json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, end] }),
-        );
-        placed.push((at..end, name, content));
+        shapes.push((dtype, shape));
+        placed.push((at..end, name, piece));
         at = end;
     }
-    let text = Value::Object(described).to_string();
-    let mut header = (text.len() as u64).to_le_bytes().to_vec();
-    header.extend_from_slice(text.as_bytes());
+    let places = placed.iter().zip(&shapes).map(|((range, name, _), (dtype, shape))| {
+        (name.as_str(), Place { dtype: *dtype, shape, range: range.clone() })
+    });
+    let header = write_header(&BTreeMap::new(), places);
     let start = header.len() as u64;
-    for (range, ..) in &mut placed {
-        *range = range.start + start..range.end + start;
-    }
-    let view = View { of: of.clone(), header: header.into(), tensors: placed };
+    let tensors = placed
+        .into_iter()
+        .map(|(range, _, piece)| (range.start + start..range.end + start, piece))
+        .collect();
+    let view = View { of: of.clone(), header: header.into(), tensors };
     Checkpoint::from_source(path, Arc::new(view))
 }
 
@@ -133,9 +138,9 @@ impl ByteSource for View {
         }
         let first = self.tensors.partition_point(|(tensor, ..)| tensor.end <= range.start);
         let touched = self.tensors[first..].iter().take_while(|(t, ..)| t.start < range.end);
-        for (tensor, name, content) in touched {
+        for (tensor, piece) in touched {
             if let Some(part) = overlap(tensor, &range) {
-                pieces.push(content.bytes(name, &self.of)?.slice(part));
+                pieces.push(piece.content.bytes(&piece.from, &self.of)?.slice(part));
             }
         }
         // A tensor, as a rule: nothing is copied.
@@ -164,6 +169,10 @@ fn overlap(of: &Range<u64>, range: &Range<u64>) -> Option<Range<usize>> {
 mod tests {
     use super::*;
 
+    fn piece(name: &str, from: &str, content: Content) -> (String, Piece) {
+        (name.to_owned(), Piece { from: from.to_owned(), content })
+    }
+
     #[test]
     fn any_range_is_that_of_the_file_it_would_be() {
         let mut source = BTreeMap::new();
@@ -173,28 +182,28 @@ mod tests {
             shape: shape.to_vec(),
             bytes: values(n),
         };
-        source.insert("a".to_owned(), new(&[3, 4], 12));
-        source.insert("b".to_owned(), new(&[5], 5));
-        source.insert("empty".to_owned(), new(&[0, 4], 0));
+        let mut insert = |name, content| source.extend([piece(name, name, content)]);
+        insert("a", new(&[3, 4], 12));
+        insert("b", new(&[5], 5));
+        insert("empty", new(&[0, 4], 0));
         let of = view(&Checkpoint::default(), source, "first".into()).unwrap();
-        let mut parts = BTreeMap::new();
-        parts.insert("a".to_owned(), Content::Columns(vec![0, 2, 3]));
-        parts.insert("b".to_owned(), Content::Columns(vec![1, 4]));
-        parts.insert("empty".to_owned(), Content::Whole);
-        parts.insert("new".to_owned(), new(&[2], 2));
+        let parts = BTreeMap::from([
+            piece("a", "a", Content::Columns(vec![0, 2, 3])),
+            piece("b", "b", Content::Columns(vec![1, 4])),
+            piece("moved", "b", Content::Whole),
+            piece("empty", "empty", Content::Whole),
+            piece("new", "new", new(&[2], 2)),
+        ]);
         let narrow = view(&of, parts, "second".into()).unwrap();
+        assert_eq!(narrow.tensor("moved").unwrap().bytes()[..], [0, 1, 2, 3, 4]);
         assert_eq!(narrow.tensor("a").unwrap().bytes()[..], [0, 2, 3, 4, 6, 7, 8, 10, 11]);
         assert_eq!(narrow.shape("a"), Some(&[3, 3][..]));
         assert_eq!(narrow.tensor("b").unwrap().bytes()[..], [1, 4]);
-        let mut rows = BTreeMap::new();
-        rows.insert("a".to_owned(), Content::Rows(vec![2]));
+        let rows = BTreeMap::from([piece("a", "a", Content::Rows(vec![2]))]);
         let rows = view(&of, rows, "third".into()).unwrap();
         assert_eq!(rows.tensor("a").unwrap().bytes()[..], [8, 9, 10, 11]);
 
-        let mut tensors = BTreeMap::new();
-        tensors.insert("a".to_owned(), Content::Rows(vec![0, 1]));
-        tensors.insert("b".to_owned(), Content::Whole);
-        let placed = |name: &str, range: Range<u64>, content| (range, name.to_owned(), content);
+        let placed = |name: &str, range: Range<u64>, content| (range, piece(name, name, content).1);
         let view = View {
             of,
             header: values(6),

@@ -2,10 +2,10 @@
 
 mod bad_input;
 mod common;
+mod edited;
 mod golden;
 mod judging;
 mod kv;
-mod narrow;
 mod prompts;
 mod properties;
 mod reduced;

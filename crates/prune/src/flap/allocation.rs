@@ -94,6 +94,14 @@ impl BlockScores {
     }
 }
 
+/// The error for a block that cannot be cut as the first one is.
+pub(super) fn unlike(block: usize) -> Error {
+    Error::unsupported(format!(
+        "uniform = true: block {block} has another shape than block 0; blocks that differ can be pruned with \
+         uniform = false only"
+    ))
+}
+
 /// A head or a channel that may go.
 struct Unit {
     score: f64,
@@ -127,11 +135,7 @@ impl Flap {
         let alike =
             |b: &&BlockScores| b.layout == first.layout && b.channels.len() == first.channels.len();
         if let Some(other) = blocks.iter().position(|b| !alike(&b)) {
-            let message = format!(
-                "uniform = true: block {other} has another shape than block 0; blocks that differ can be pruned \
-                 with uniform = false only"
-            );
-            return Err(Error::unsupported(message));
+            return Err(unlike(other));
         }
         let heads: Vec<Vec<f64>> = blocks.iter().map(BlockScores::head_scores).collect();
         let views: Vec<&[f64]> = heads.iter().map(Vec::as_slice).collect();

@@ -9,9 +9,11 @@
 
 mod allocation;
 mod heads;
+mod rewrite;
 mod saliency;
 
 use tensorpress_tensor::ndarray::{Array1, ArrayView1, ArrayView2};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Error, Method, Result};
 
@@ -20,6 +22,14 @@ pub use heads::HeadLayout;
 pub use saliency::{ChannelMetric, InputStatistics, least_salient};
 
 /// FLAP: which heads and channels of every block stay.
+///
+/// ```
+/// use tensorpress_prune::{ChannelMetric, Flap};
+///
+/// let flap = Flap::new(0.3).with_metric(ChannelMetric::Ifv).with_uniform(true);
+/// assert!(flap.check().is_ok());
+/// assert!(Flap::new(1.0).check().is_err(), "something must stay");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Flap {
@@ -31,6 +41,13 @@ pub struct Flap {
     /// Every block loses as much (the paper's UL-UM); else scores are standardised within each module of each block
     /// and one threshold decides for the whole model (AL-AM). Default false.
     pub uniform: bool,
+}
+
+/// A fifth goes, by the adaptive form.
+impl Default for Flap {
+    fn default() -> Self {
+        Self::new(0.2)
+    }
 }
 
 impl Flap {
@@ -67,6 +84,33 @@ impl Flap {
             self.sparsity
         )))
     }
+}
+
+impl Knobs for Flap {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.float("sparsity", &mut self.sparsity, 0.0..=1.0, "fraction that goes, below 1")?;
+        let about = "every block loses as much: alone, it gives a plain folder; else one threshold for the whole model";
+        keys.flag("uniform", &mut self.uniform, about)?;
+        let metrics = [
+            ("wifv", ChannelMetric::Wifv),
+            ("ifv", ChannelMetric::Ifv),
+            ("wifn", ChannelMetric::Wifn),
+        ];
+        let about = "a channel's score: weighted variance, variance, weighted norm";
+        keys.choice("metric", &mut self.metric, &metrics, about)
+    }
+
+    fn check(&self) -> Result<()> {
+        Flap::check(self)
+    }
+}
+
+pub(crate) fn stage() -> Row<WeightPart> {
+    Row::rewrite(
+        "flap",
+        "removes the attention heads and feed-forward channels that fluctuate least; their mean goes into biases",
+        Flap::default,
+    )
 }
 
 impl Method for Flap {

@@ -3,7 +3,7 @@ use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 use tensorpress_tensor::{Error, Result, Target, kernels};
 
-use crate::spec::GridSpec;
+use crate::GridSpec;
 
 /// Sampled inputs in the form that makes output errors cheapest: the rows themselves, or their Gram matrix where
 /// there are more rows than channels.

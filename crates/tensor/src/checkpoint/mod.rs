@@ -2,11 +2,13 @@
 //! all.
 
 mod files;
+mod header;
 mod map;
 mod reader;
 mod writer;
 
 pub use files::{ByteSource, Files, Folder};
+pub use header::{Header, Place, Placed, write_header};
 pub use map::MappedFile;
 pub use reader::Checkpoint;
-pub use writer::{CountSink, write_atomically, write_shard};
+pub use writer::{CountSink, Produce, shard_bytes, write_atomically, write_shard};

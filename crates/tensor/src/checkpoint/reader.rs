@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::{ByteSource, Files, Folder};
+use super::header::{Header, Placed};
 use super::map::MappedFile;
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -14,6 +15,13 @@ use crate::source::RawTensor;
 /// One or more safetensors files seen as one set of named tensors, mapped or decoded when asked for rather than read.
 ///
 /// The files must not be truncated while they are mapped.
+///
+/// ```
+/// use tensorpress_tensor::Checkpoint;
+///
+/// let error = Checkpoint::from_bytes("model.safetensors", vec![1, 2, 3]).unwrap_err();
+/// assert!(error.to_string().contains("model.safetensors"));
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Checkpoint {
     files: Vec<Shard>,
@@ -30,7 +38,7 @@ struct Shard {
 #[derive(Debug, Clone)]
 struct Entry {
     file: usize,
-    dtype: safetensors::Dtype,
+    dtype: String,
     shape: Vec<usize>,
     range: Range<u64>,
 }
@@ -155,27 +163,24 @@ impl Checkpoint {
     }
 
     fn add(&mut self, path: PathBuf, bytes: Arc<dyn ByteSource>) -> Result<()> {
-        let (start, metadata) = read_header(&*bytes)?;
-        let end = start.saturating_add(metadata.data_len() as u64);
-        if end != bytes.size() {
+        let header = Header::read(&*bytes)?;
+        if header.end() != bytes.size() {
             return Err(Error::insufficient(format!(
-                "invalid safetensors file: {} bytes long, its header describes {end}",
+                "invalid safetensors file: {} bytes long, its header describes {}",
                 bytes.size(),
+                header.end(),
             )));
         }
-        for (name, info) in metadata.tensors() {
-            let (from, to) = info.data_offsets;
-            let entry = Entry {
-                file: self.files.len(),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                range: start + from as u64..start + to as u64,
-            };
+        header.check_whole()?;
+        let metadata = header.metadata()?;
+        for Placed { name, dtype, shape, range } in header.into_tensors() {
+            let shape = to_usize(&shape).in_tensor(&name)?;
+            let entry = Entry { file: self.files.len(), dtype, shape, range };
+            entry.check().in_tensor(&name)?;
             if self.tensors.insert(name.clone(), entry).is_some() {
                 return Err(Error::corruption("stored in two files").in_tensor(name));
             }
         }
-        let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
         self.files.push(Shard { path, bytes, metadata });
         Ok(())
     }
@@ -220,8 +225,8 @@ impl Checkpoint {
     /// As [`Checkpoint::tensor`].
     pub fn dtype(&self, name: &str) -> Result<DType> {
         let entry = self.entry(name)?;
-        DType::from_safetensors(entry.dtype).ok_or_else(|| {
-            Error::unsupported(format!("element type {:?}", entry.dtype))
+        DType::from_name(&entry.dtype).ok_or_else(|| {
+            Error::unsupported(format!("element type {}", entry.dtype))
                 .in_tensor(name)
                 .in_file(&self.files[entry.file].path)
         })
@@ -289,23 +294,36 @@ impl Checkpoint {
     }
 }
 
-/// Longest header of a safetensors file that is read.
-const MAX_HEADER: u64 = 100_000_000;
+impl Entry {
+    /// Bytes and shape agree.
+    fn check(&self) -> Result<()> {
+        let invalid = |why| Error::corruption(format!("invalid safetensors file: {why}"));
+        let bits = element_bits(&self.dtype)
+            .ok_or_else(|| invalid(format!("element type {}", self.dtype)))?;
+        let bits = self.shape.iter().try_fold(bits, |n, d| n.checked_mul(*d));
+        let bytes = self.range.end - self.range.start;
+        if bits.is_some_and(|bits| bits.is_multiple_of(8) && (bits / 8) as u64 == bytes) {
+            return Ok(());
+        }
+        Err(invalid(format!("{bytes} bytes for {} {:?}", self.dtype, self.shape)))
+    }
+}
 
-/// Parses the header; also gives the offset of the data behind it.
-fn read_header(bytes: &dyn ByteSource) -> Result<(u64, safetensors::tensor::Metadata)> {
-    let invalid = |why: &str| Error::corruption(format!("invalid safetensors file: {why}"));
-    if bytes.size() < 8 {
-        return Err(invalid("too short for a header"));
+/// Bits of an element, also of types that are not read as numbers here.
+fn element_bits(dtype: &str) -> Option<usize> {
+    match DType::from_name(dtype) {
+        Some(dtype) => Some(8 * dtype.size()),
+        None if dtype.starts_with("F8_") => Some(8),
+        None if dtype.starts_with("F6_") => Some(6),
+        None if dtype == "F4" => Some(4),
+        None if dtype == "C64" => Some(64),
+        None => None,
     }
-    let length = bytes.read(0..8)?;
-    let length = u64::from_le_bytes(length[..].try_into().expect("8 bytes"));
-    if length > MAX_HEADER || 8 + length > bytes.size() {
-        return Err(invalid(&format!("a header of {length} bytes")));
-    }
-    let text = bytes.read(8..8 + length)?;
-    let metadata = serde_json::from_slice(&text).map_err(|e| invalid(&e.to_string()))?;
-    Ok((8 + length, metadata))
+}
+
+fn to_usize(shape: &[u64]) -> Result<Vec<usize>> {
+    let sizes = shape.iter().map(|n| usize::try_from(*n)).collect::<Result<_, _>>();
+    sizes.map_err(|_| Error::corruption(format!("invalid safetensors file: shape {shape:?}")))
 }
 
 impl PartSource for Checkpoint {

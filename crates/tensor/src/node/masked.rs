@@ -4,7 +4,7 @@ use std::sync::Arc;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use serde_json::json;
 
-use super::form::Form;
+use super::form::{self, Bitmap, MaskForm};
 use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
@@ -22,7 +22,7 @@ use crate::storage::{PartKind, PartSink, Storage};
 #[derive(Debug)]
 pub struct Masked {
     mask: Arc<Mask>,
-    form: Form,
+    form: Arc<dyn MaskForm>,
     /// The symbols of the form; `None` for a bitmap that is not coded.
     plane: Option<Box<dyn Plane>>,
     inner: Box<dyn Node>,
@@ -37,9 +37,17 @@ impl Masked {
     /// # Errors
     /// `ShapeMismatch`, or `Unsupported` as [`Node::keep`].
     pub fn new(mask: Mask, inner: Box<dyn Node>) -> Result<Self> {
+        let form = form::smallest(&mask);
+        Self::in_form(mask, form, inner)
+    }
+
+    /// The same, with the support stored in a form of one's choice.
+    ///
+    /// # Errors
+    /// As [`Masked::new`]; `InvalidArgument` if the form does not hold this mask.
+    pub fn in_form(mask: Mask, form: Arc<dyn MaskForm>, inner: Box<dyn Node>) -> Result<Self> {
         check_same_shape(inner.shape(), mask.shape(), "mask")?;
-        let form = Form::smallest(&mask);
-        let plane = if form == Form::Bitmap { None } else { Some(form.plane(&mask)?) };
+        let plane = if form.is_bitmap() { None } else { Some(form::plane(&*form, &mask)?) };
         let mask = Arc::new(mask);
         Ok(Self { inner: inner.keep(&mask)?, form, plane, mask })
     }
@@ -58,7 +66,7 @@ impl Masked {
         let [rows, cols] = shape_field(json)?;
         let bits = reader.bytes(&part_name(prefix, "mask"), DType::U8)?;
         let mask = Mask::new(rows, cols, bits)?;
-        Self::read_inner(reader, json, prefix, mask, Form::Bitmap, None)
+        Self::read_inner(reader, json, prefix, mask, Arc::new(Bitmap), None)
     }
 
     /// Supports in other forms, and coded ones.
@@ -69,14 +77,14 @@ impl Masked {
     ) -> Result<Box<dyn Node>> {
         let shape @ [rows, cols] = shape_field(json)?;
         let described = field::<Json>(json, "mask")?;
-        let form = Form::read_from(&described)?;
+        let form = reader.mask_form(&described)?;
         let name = part_name(prefix, "mask");
         let stored = reader.part(&name)?.bytes().len();
         if rows.saturating_mul(cols.div_ceil(8)) > stored.saturating_mul(MOST_PER_BYTE) {
             return Err(Error::corruption(format!("{stored} bytes for a {rows} x {cols} mask")));
         }
         let plane = reader.plane(&described, "plane", &name)?;
-        let mask = form.mask(shape, &*plane)?;
+        let mask = form::mask(&*form, shape, &*plane)?;
         Self::read_inner(reader, json, prefix, mask, form, Some(plane))
     }
 
@@ -85,7 +93,7 @@ impl Masked {
         json: &Json,
         prefix: &str,
         mask: Mask,
-        form: Form,
+        form: Arc<dyn MaskForm>,
         plane: Option<Box<dyn Plane>>,
     ) -> Result<Box<dyn Node>> {
         let mask = Arc::new(mask);
@@ -171,7 +179,7 @@ impl Node for Masked {
     fn map_planes(mut self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
         let plane = match self.plane.take() {
             Some(plane) => plane,
-            None => self.form.plane(&self.mask)?,
+            None => form::plane(&*self.form, &self.mask)?,
         };
         let mut plane = plane.map_inner(f)?;
         let mut stored = Storage::default();
@@ -179,9 +187,9 @@ impl Node for Masked {
         let [rows, cols] = self.mask.shape();
         if (rows * cols.div_ceil(8)) as u64 > stored.bytes() * MOST_PER_BYTE as u64 {
             // Readers would refuse what is smaller still.
-            plane = self.form.plane(&self.mask)?;
+            plane = form::plane(&*self.form, &self.mask)?;
         }
-        if self.form != Form::Bitmap || plane.as_packed().is_none() {
+        if !self.form.is_bitmap() || plane.as_packed().is_none() {
             self.plane = Some(plane);
         }
         self.inner = self.inner.map_planes(f)?;

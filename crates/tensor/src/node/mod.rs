@@ -4,17 +4,19 @@
 //! W is `[out, in]`, row-major; products are Y = X Wᵀ with X `[tokens, in]` and Y `[tokens, out]`.
 
 mod dense;
-mod form;
+pub mod form;
+mod leaf;
+pub mod map;
 mod mask;
 mod masked;
 mod plane;
 mod product;
 pub mod registry;
 mod rows;
+mod saved;
 mod scratch;
 mod split;
 mod sum;
-mod transform;
 mod transformed;
 
 use std::fmt::Debug;
@@ -24,17 +26,23 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 pub use dense::Dense;
+pub use form::MaskForm;
+pub use leaf::{
+    AffineFormat, Blocks, Child, Format, Fused, GroupedAffine, KnownLevels, Leaf, LevelFormat,
+    LevelTable, Slot, Stored,
+};
+pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
 pub use masked::Masked;
-pub use plane::{Kept, Packed, Plane};
+pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, SymbolsMut};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
 pub use rows::Rows;
+pub use saved::{SAVED, bits_per_weight, from_bytes, load, read_from, save, to_bytes, write_to};
 pub use scratch::Scratch;
 pub use split::SplitFloats;
 pub use sum::Sum;
 pub use tensorpress_kernels::Accum;
-pub use transform::{Side, Transform};
 pub use transformed::Transformed;
 
 use crate::error::{Error, Result};

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Dense, Json, Kept, Mask, Masked, Node, Packed, Plane, Product, SplitFloats, Sum, Transformed,
-    join,
+    AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane, KnownLevels, Leaf,
+    LevelFormat, Map, Mask, MaskForm, Masked, Node, PackedPlane, Plane, Product, Rotation, Scale,
+    SplitFloats, Sum, Transformed, form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::source::{RawTensor, Tensor};
+use crate::stage::{Stages, WeightPart};
 
 /// Where parts are read from: a file, or a map in memory.
 pub trait PartSource {
@@ -29,46 +31,113 @@ impl PartSource for BTreeMap<String, RawTensor> {
 
 type ReadNode = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Node>>;
 type ReadPlane = fn(&NodeReader<'_>, &Json, &str) -> Result<Box<dyn Plane>>;
+type ReadMaskForm = fn(&Json) -> Result<Arc<dyn MaskForm>>;
+type ReadMap = fn(&NodeReader<'_>, &Json, &str) -> Result<Arc<dyn Map>>;
 
 /// Readers by wire id. An id names a wire layout and is never reused.
 #[derive(Debug, Clone)]
 pub struct Registry {
+    stages: Stages<WeightPart>,
     nodes: BTreeMap<&'static str, ReadNode>,
     planes: BTreeMap<&'static str, ReadPlane>,
+    maps: BTreeMap<&'static str, ReadMap>,
+    mask_forms: BTreeMap<&'static str, ReadMaskForm>,
 }
 
 impl Default for Registry {
-    /// The nodes and planes of this crate.
+    /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let mut registry = Self { nodes: BTreeMap::new(), planes: BTreeMap::new() };
-        registry.add_node("dense.v1", Dense::read_from);
-        registry.add_node("split_floats.v1", SplitFloats::read_from);
-        registry.add_node("sum.v1", Sum::read_from);
-        registry.add_node("product.v1", Product::read_from);
-        registry.add_node("masked.v1", Masked::read_from);
-        registry.add_node("masked.v2", Masked::read_v2);
-        registry.add_node("transformed.v1", Transformed::read_from);
-        registry.add_plane("packed.v1", Packed::read_from);
-        registry.add_plane("kept.v1", Kept::read_from);
-        registry
+        let nodes: [(_, ReadNode); 10] = [
+            ("dense.v1", Dense::read_from),
+            ("split_floats.v1", SplitFloats::read_from),
+            ("sum.v1", Sum::read_from),
+            ("product.v1", Product::read_from),
+            (AffineFormat::ID, Leaf::<AffineFormat>::read_from),
+            (LevelFormat::ID, Leaf::<LevelFormat>::read_from),
+            ("known_levels.v1", KnownLevels::read_from),
+            ("masked.v1", Masked::read_from),
+            ("masked.v2", Masked::read_v2),
+            ("transformed.v1", Transformed::read_from),
+        ];
+        let planes: [(_, ReadPlane); 2] =
+            [("packed.v1", PackedPlane::read_from), ("kept.v1", KeptPlane::read_from)];
+        let maps: [(_, ReadMap); 5] = [
+            ("scale", Scale::read_from),
+            ("index", Index::read_from),
+            ("hadamard", Hadamard::read_from),
+            ("rotation", Rotation::read_from),
+            ("composed", Composed::read_from),
+        ];
+        let mask_forms: [(_, ReadMaskForm); 3] = [
+            ("bitmap", form::Bitmap::read_from),
+            ("n_of_m", form::NOfM::read_from),
+            ("blocks", form::Blocks::read_from),
+        ];
+        Self {
+            stages: Stages::default(),
+            nodes: nodes.into(),
+            planes: planes.into(),
+            maps: maps.into(),
+            mask_forms: mask_forms.into(),
+        }
     }
+}
+
+fn add<T>(
+    readers: &mut BTreeMap<&'static str, T>,
+    kind: &str,
+    id: &'static str,
+    read: T,
+) -> Result<()> {
+    if readers.contains_key(id) {
+        return Err(Error::invalid(format!("{kind} id `{id}`: the id is taken")));
+    }
+    readers.insert(id, read);
+    Ok(())
 }
 
 impl Registry {
     /// Adds a reader of nodes.
     ///
-    /// # Panics
-    /// If the id is taken: ids are never reused.
-    pub fn add_node(&mut self, id: &'static str, read: ReadNode) {
-        assert!(self.nodes.insert(id, read).is_none(), "node id {id} is taken");
+    /// # Errors
+    /// `InvalidArgument` if the id is taken: ids are never reused.
+    pub fn add_node(&mut self, id: &'static str, read: ReadNode) -> Result<()> {
+        add(&mut self.nodes, "node", id, read)
     }
 
     /// Adds a reader of planes.
     ///
-    /// # Panics
-    /// If the id is taken.
-    pub fn add_plane(&mut self, id: &'static str, read: ReadPlane) {
-        assert!(self.planes.insert(id, read).is_none(), "plane id {id} is taken");
+    /// # Errors
+    /// `InvalidArgument` if the id is taken.
+    pub fn add_plane(&mut self, id: &'static str, read: ReadPlane) -> Result<()> {
+        add(&mut self.planes, "plane", id, read)
+    }
+
+    /// The stages of recipes for weights.
+    #[must_use]
+    pub fn stages(&self) -> &Stages<WeightPart> {
+        &self.stages
+    }
+
+    /// The stages of recipes for weights, to add to.
+    pub fn stages_mut(&mut self) -> &mut Stages<WeightPart> {
+        &mut self.stages
+    }
+
+    /// Adds a reader of maps.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the kind is taken.
+    pub fn add_map(&mut self, kind: &'static str, read: ReadMap) -> Result<()> {
+        add(&mut self.maps, "map", kind, read)
+    }
+
+    /// Adds a reader of a form of masks.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the name is taken.
+    pub fn add_mask_form(&mut self, form: &'static str, read: ReadMaskForm) -> Result<()> {
+        add(&mut self.mask_forms, "form of masks", form, read)
     }
 
     /// Reads the tree `json` whose parts are named `prefix...` in `source`.
@@ -144,6 +213,30 @@ impl NodeReader<'_> {
         read(&self.deeper()?, json, prefix)
     }
 
+    /// Reads the map described by `json`, its parts named `prefix...`.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn map(&self, json: &Json, prefix: &str) -> Result<Arc<dyn Map>> {
+        let kind = field::<String>(json, "kind")?;
+        let read = self
+            .registry
+            .maps
+            .get(kind.as_str())
+            .ok_or_else(|| Error::version(format!("unknown map `{kind}`")))?;
+        read(&self.deeper()?, json, prefix)
+    }
+
+    /// The form of a mask from its description.
+    ///
+    /// # Errors
+    /// As [`Registry::read`].
+    pub fn mask_form(&self, json: &Json) -> Result<Arc<dyn MaskForm>> {
+        let form = field::<String>(json, "form")?;
+        let read = self.registry.mask_forms.get(form.as_str());
+        read.ok_or_else(|| Error::version(format!("unknown form `{form}` of a mask")))?(json)
+    }
+
     /// A part as a tensor.
     ///
     /// # Errors
@@ -172,6 +265,12 @@ impl NodeReader<'_> {
     #[must_use]
     pub fn mask(&self) -> Option<&Arc<Mask>> {
         self.mask.as_ref()
+    }
+
+    /// A reader for what no support restricts, such as the scales of a leaf.
+    #[must_use]
+    pub fn unmasked(&self) -> Self {
+        Self { mask: None, ..self.clone() }
     }
 
     /// A reader for what lies under `mask`.

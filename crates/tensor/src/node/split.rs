@@ -7,8 +7,8 @@ use serde_json::json;
 use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
-    Accum, Dense, Json, Mask, Multiply, Node, NodeReader, Packed, Plane, PlaneMap, Scratch,
-    check_same_shape, join, matmul_by_tiles,
+    Accum, Dense, Json, Mask, Multiply, Node, NodeReader, PackedPlane, Plane, PlaneMap, Scratch,
+    SymbolsMut, check_same_shape, join, matmul_by_tiles,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -39,8 +39,8 @@ impl SplitFloats {
             let bytes: Vec<u8> =
                 values.map(|value| rotated(value).to_be_bytes()[8 - size + place]).collect();
             let packed = match dense.support() {
-                Some(mask) => Packed::pack_kept(&bytes, mask, 8)?,
-                None => Packed::pack(&bytes, rows, cols, 8)?,
+                Some(mask) => PackedPlane::pack_kept(&bytes, mask, 8)?,
+                None => PackedPlane::pack(&bytes, rows, cols, 8)?,
             };
             Ok(Box::new(packed))
         };
@@ -101,9 +101,9 @@ impl SplitFloats {
     fn bytes(&self, rows: Range<usize>) -> Result<Vec<u8>> {
         let (size, count) = (self.dtype.size(), self.planes[0].len(rows.clone()));
         let mut words = vec![0u64; count];
-        let mut symbols = vec![0u16; count];
+        let mut symbols = vec![0u8; count];
         for plane in &self.planes {
-            plane.read(rows.clone(), &mut symbols)?;
+            plane.read(rows.clone(), SymbolsMut::U8(&mut symbols))?;
             words.iter_mut().zip(&symbols).for_each(|(word, s)| *word = *word << 8 | u64::from(*s));
         }
         let mut bytes = Vec::with_capacity(count * size);

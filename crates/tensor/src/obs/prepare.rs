@@ -1,8 +1,9 @@
 use ndarray::{Array2, Axis};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::linalg;
 use crate::method::Group;
+use crate::usable::Usable;
 
 /// The inverse factor of a Gram matrix, as a sweep takes it: what all matrices with one input share.
 #[derive(Debug)]
@@ -19,34 +20,31 @@ pub struct Prepared {
 
 impl Prepared {
     /// Takes the group's Gram matrix, orders it by falling input energy if asked, damps it (a fraction of the mean
-    /// diagonal, raised until the matrix can be factored) and factors it in its own memory. `Err(reason)` inside if
-    /// there is nothing to calibrate on: the method falls back, and says so.
+    /// diagonal, raised until the matrix can be factored) and factors it in its own memory. Not usable if there is
+    /// nothing to calibrate on: the method falls back, and says so.
     ///
     /// # Errors
     /// `MissingCalibration` if no Gram matrix was collected, `ShapeMismatch`, `InvalidArgument` for the damping.
-    pub fn new(
-        group: &mut Group<'_>,
-        damp: f64,
-        act_order: bool,
-    ) -> Result<std::result::Result<Self, String>> {
-        if group.calibration.tokens() == 0 {
-            return Ok(Err("saw no calibration token".into()));
+    pub fn new(group: &mut Group<'_>, damp: f64, act_order: bool) -> Result<Usable<Self>> {
+        Usable::of(Self::made(group, damp, act_order))
+    }
+
+    /// All that makes it unusable is a numerical error.
+    fn made(group: &mut Group<'_>, damp: f64, act_order: bool) -> Result<Self> {
+        if let Usable::No(reason) = group.calibration.seen() {
+            return Err(Error::numerical(reason));
         }
-        let mut gram = match group.calibration.take_gram() {
-            Ok(gram) => gram,
-            Err(e) if e.kind() == ErrorKind::Numerical => return Ok(Err(e.message().to_owned())),
-            Err(e) => return Err(e),
-        };
+        let mut gram = group.calibration.take_gram()?;
         let cols = group.channels()?;
         if gram.dim() != (cols, cols) {
             return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
         }
         if gram.iter().any(|v| !v.is_finite()) {
-            return Ok(Err("its Gram matrix is not finite".into()));
+            return Err(Error::numerical("its Gram matrix is not finite"));
         }
         let mut dead: Vec<usize> = (0..cols).filter(|j| gram[[*j, *j]] <= 0.0).collect();
         if dead.len() == cols {
-            return Ok(Err("all its inputs were zero".into()));
+            return Err(Error::numerical("all its inputs were zero"));
         }
         for &j in &dead {
             gram.row_mut(j).fill(0.0);
@@ -62,15 +60,11 @@ impl Prepared {
             gram = gram.select(Axis(0), order).select(Axis(1), order);
             dead = (0..cols).filter(|j| dead.contains(&order[*j])).collect();
         }
-        let damped = match linalg::damped_inverse_factor(gram, damp, group.par) {
-            Ok(damped) => damped,
-            Err(e) if e.kind() == ErrorKind::Numerical => return Ok(Err(e.message().to_owned())),
-            Err(e) => return Err(e),
-        };
+        let damped = linalg::damped_inverse_factor(gram, damp, group.par)?;
         let note = (damped.retries > 0).then(|| {
             let (damp, retries) = (damped.damp, damped.retries);
             format!("damping raised {retries} times, to {damp}, to factor the Gram matrix")
         });
-        Ok(Ok(Self { factor: damped.factor, order, dead, note }))
+        Ok(Self { factor: damped.factor, order, dead, note })
     }
 }

@@ -1,9 +1,14 @@
 //! The Gram matrix XᵀX of a stream.
 
+use std::sync::Arc;
+
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::NonFinite;
-use crate::linalg::{Par, matmul_tn};
+use super::statistic::{Ask, Batch, Statistic, Via};
+use crate::linalg::{Par, matmul_tn, mirror_lower};
+use crate::node::{Channels, Side};
+use crate::usable::Usable;
 use crate::{Error, Result};
 
 /// Side of a tile: 512 x 512 f64 values are 2 MiB.
@@ -195,7 +200,7 @@ fn place(tile: &Tile, matrix: &mut Array2<f32>) {
     lower.zip_mut_with(&tile.sum, |v, &sum| *v = sum as f32);
     if row == col {
         // Not the product's own upper half: symmetry must hold to the last bit.
-        crate::linalg::mirror_lower(lower);
+        mirror_lower(lower);
         return;
     }
     let upper = matrix.slice_mut(s![col..col + cols, row..row + rows]);
@@ -210,6 +215,58 @@ fn check_range(matrix: Array2<f32>) -> Result<Array2<f32>> {
         Some(channel) => {
             let message = format!("Gram matrix: channel {channel} is too large for f32 squares");
             Err(Error::numerical(message))
+        }
+    }
+}
+
+impl Statistic for Gram {
+    type Value = Array2<f32>;
+    const WHAT: &'static str = "the Gram matrix";
+
+    fn begin(ask: Ask) -> Self {
+        Self::new(ask.channels)
+    }
+
+    fn update(&mut self, batch: &Batch<'_>, par: Par) {
+        self.update(batch.input, par);
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.merge(other);
+    }
+
+    fn finish(self) -> Result<Array2<f32>> {
+        self.into_matrix()
+    }
+
+    fn through(value: &Arc<Array2<f32>>, via: &Via<'_>) -> Usable<Arc<Array2<f32>>> {
+        match via.side {
+            Side::In => Usable::Yes(Arc::new(moments_through(value, via))),
+            Side::Out => Usable::Yes(value.clone()),
+        }
+    }
+}
+
+/// XᵀX as the inputs are behind a map: T XᵀX Tᵀ.
+fn moments_through(gram: &Array2<f32>, via: &Via<'_>) -> Array2<f32> {
+    match via.map.channels() {
+        Channels::Scaled(s) => {
+            let mut gram = gram.clone();
+            for (mut row, &si) in gram.rows_mut().into_iter().zip(s) {
+                // One rounded product per pair, the same on both sides of the diagonal.
+                row.iter_mut().zip(s).for_each(|(g, &sj)| *g /= si * sj);
+            }
+            gram
+        }
+        Channels::Moved(index) => {
+            let index: Vec<usize> = index.iter().map(|i| *i as usize).collect();
+            gram.select(Axis(0), &index).select(Axis(1), &index)
+        }
+        Channels::Mixed => {
+            let right = via.map.inputs(gram.view(), via.par);
+            let mut both = via.map.inputs(right.t(), via.par);
+            mirror_lower(both.view_mut());
+            both
         }
     }
 }

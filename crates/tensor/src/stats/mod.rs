@@ -1,8 +1,10 @@
 //! Calibration statistics of a linear layer's input, gathered from a stream of activations.
 //!
-//! A method declares what it [`Needs`]; a [`Collector`] gathers that from chunks X `[tokens, channels]` in bounded
-//! memory, and [`Collector::finish`] gives the [`Calibration`] a method reads. Each statistic is also a type of its
-//! own: [`Gram`] (XᵀX), [`Moments`] (per channel), [`SampledRows`].
+//! A method declares what it [`Needs`]: a set of keys, each the type of a [`Statistic`]. A [`Collector`] gathers that from
+//! chunks X `[tokens, channels]` in bounded memory, and [`Collector::finish`] gives the [`Calibration`] a method reads:
+//! [`Gram`] (XᵀX), [`Moments`] (per channel), [`SampledRows`], [`CrossGram`] (of compressed and original inputs),
+//! [`OutputGram`], [`TokenNorms`], [`RouteCounts`]. A statistic of one's own is a type that implements the trait; what only
+//! the caller knows, such as gradients, he hands over as [`Supplied`].
 //!
 //! # What is guaranteed
 //! - **Streaming.** How the stream is cut into chunks does not change a byte of the Gram matrix and of the samples.
@@ -14,15 +16,29 @@
 
 mod calibration;
 mod collector;
+mod cross;
 mod gram;
 mod moments;
+mod needs;
+mod outputs;
+mod routes;
 mod samples;
+mod statistic;
+mod supplied;
+mod tokens;
 
 pub use calibration::Calibration;
-pub use collector::{Collector, Needs};
+pub use collector::Collector;
+pub use cross::CrossGram;
 pub use gram::Gram;
 pub use moments::Moments;
+pub use needs::Needs;
+pub use outputs::OutputGram;
+pub use routes::RouteCounts;
 pub use samples::SampledRows;
+pub use statistic::{Ask, Batch, Statistic, Stream, Via};
+pub use supplied::{Order, Supplied, Supply};
+pub use tokens::TokenNorms;
 
 use ndarray::{ArrayView1, ArrayView2};
 

@@ -1,8 +1,14 @@
 //! Moments of every channel of a stream.
 
+use std::sync::Arc;
+
 use ndarray::{Array1, ArrayView1, ArrayView2, Axis, Zip};
 
 use super::NonFinite;
+use super::statistic::{Ask, Batch, Statistic, Via};
+use crate::linalg::Par;
+use crate::node::{Channels, Side};
+use crate::usable::Usable;
 use crate::{Error, Result};
 
 /// Rows taken at once: the second pass over a block finds it in the cache.
@@ -172,6 +178,26 @@ impl Moments {
         }
     }
 
+    /// The moments of these channels, in this order.
+    ///
+    /// # Panics
+    /// If there is no such channel.
+    #[must_use]
+    pub fn select(&self, index: &[usize]) -> Self {
+        let wide = |values: &Array1<f64>| values.select(Axis(0), index);
+        let narrow = |values: &Array1<f32>| values.select(Axis(0), index);
+        Self {
+            tokens: self.tokens,
+            mean: wide(&self.mean),
+            spread: wide(&self.spread),
+            abs_sum: wide(&self.abs_sum),
+            square_sum: wide(&self.square_sum),
+            min: narrow(&self.min),
+            max: narrow(&self.max),
+            non_finite: self.non_finite,
+        }
+    }
+
     /// An error naming the first channel with NaN or infinity, if there was one; what such a stream holds from there
     /// on is not in the moments.
     ///
@@ -248,5 +274,51 @@ impl Moments {
     #[must_use]
     pub fn max(&self) -> ArrayView1<'_, f32> {
         self.max.view()
+    }
+}
+
+impl Statistic for Moments {
+    type Value = Self;
+    const WHAT: &'static str = "moments of the channels";
+
+    fn begin(ask: Ask) -> Self {
+        Self::new(ask.channels)
+    }
+
+    fn update(&mut self, batch: &Batch<'_>, _: Par) {
+        self.update(batch.input);
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.merge(other);
+    }
+
+    fn finish(self) -> Result<Self> {
+        Ok(self)
+    }
+
+    /// Through a map that mixes channels: the moments of the mapped sample, if rows were sampled.
+    fn through(value: &Arc<Self>, via: &Via<'_>) -> Usable<Arc<Self>> {
+        if via.side == Side::Out {
+            return Usable::Yes(value.clone());
+        }
+        match via.map.channels() {
+            Channels::Scaled(s) => Usable::Yes(Arc::new(value.scaled(s.into()))),
+            Channels::Moved(index) => {
+                let index: Vec<usize> = index.iter().map(|i| *i as usize).collect();
+                Usable::Yes(Arc::new(value.select(&index)))
+            }
+            Channels::Mixed => match via.of.samples() {
+                Ok(rows) => {
+                    let rows = via.map.inputs(rows.view(), via.par);
+                    let mut moments = Self::new(rows.ncols());
+                    moments.update(rows.view());
+                    Usable::Yes(Arc::new(moments))
+                }
+                Err(_) => Usable::no(
+                    "moments do not go through a map that mixes channels, and no rows were sampled",
+                ),
+            },
+        }
     }
 }

@@ -1,10 +1,15 @@
 //! A fixed number of rows drawn from a stream.
 
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2};
 
-use crate::linalg::SplitMix;
+use super::statistic::{Ask, Batch, Statistic, Via};
+use crate::Result;
+use crate::linalg::{Par, SplitMix};
+use crate::node::Side;
+use crate::usable::Usable;
 
 /// Up to `capacity` rows of a stream X `[tokens, channels]`, a uniform sample without replacement.
 ///
@@ -125,5 +130,37 @@ impl SampledRows {
             row.iter_mut().zip(values).for_each(|(r, &v)| *r = v);
         }
         matrix
+    }
+}
+
+impl Statistic for SampledRows {
+    type Value = Array2<f32>;
+    const WHAT: &'static str = "a sample of rows";
+
+    fn begin(ask: Ask) -> Self {
+        Self::new(ask.channels, ask.amount, ask.seed)
+    }
+
+    fn update(&mut self, batch: &Batch<'_>, _: Par) {
+        self.update(batch.input);
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.merge(other);
+    }
+
+    fn starting_at(&mut self, token: u64) {
+        self.next = token;
+    }
+
+    fn finish(self) -> Result<Array2<f32>> {
+        Ok(self.into_matrix())
+    }
+
+    fn through(value: &Arc<Array2<f32>>, via: &Via<'_>) -> Usable<Arc<Array2<f32>>> {
+        Usable::Yes(match via.side {
+            Side::In => Arc::new(via.map.inputs(value.view(), via.par)),
+            Side::Out => value.clone(),
+        })
     }
 }

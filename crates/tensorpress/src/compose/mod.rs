@@ -14,17 +14,21 @@
 //! Each result is a [`Compress`] of its own, so they nest; [`crate::recipe`] says the same in text.
 
 mod coded;
-mod joint;
 mod residual;
 mod then;
 
 pub use coded::Coded;
-pub use joint::JointSparseGpt;
 pub use residual::Residual;
 pub use then::{Kept, Then};
 
-use tensorpress_entropy::TileCoder;
-use tensorpress_tensor::{Compress, Method, Select};
+use tensorpress_tensor::stage::{Row, WeightPart};
+use tensorpress_tensor::{Compress, Method, Recode, Select};
+
+/// The stages of this module: what a recipe says in parentheses or after a method.
+#[must_use]
+pub fn stages() -> Vec<Row<WeightPart>> {
+    vec![residual::stage(), coded::stage()]
+}
 
 /// Composition of methods; implemented for all of them.
 pub trait Compose: Method + Sized {
@@ -48,7 +52,7 @@ pub trait Compose: Method + Sized {
 
     /// Entropy-codes the integers of what this method returns, without loss.
     #[must_use]
-    fn coded(self, coder: TileCoder) -> Coded<Self>
+    fn coded<C: Recode>(self, coder: C) -> Coded<Self, C>
     where
         Self: Compress,
     {

@@ -1,9 +1,11 @@
+use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Sum, decode};
+use tensorpress_tensor::stage::{Inside, Row, WeightPart, WeightRole};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, Error, Fold, Group, Method, Node, Result,
-    Target,
+    Compress, Compressed, CompressedGroup, Context, DynCompress, Error, Fold, Group, Method, Node,
+    Result, Target,
 };
 
 /// A method, and another for what it leaves over.
@@ -22,9 +24,42 @@ impl<A, B> Residual<A, B> {
     }
 }
 
+pub(super) fn stage() -> Row<WeightPart> {
+    let name = "residual";
+    let about = "compresses what the stages before left over; the result is the sum";
+    let build = move |(), correction| {
+        let Some(WeightPart::Method(correction)) = correction else {
+            return Err(Error::invalid(format!("{name}: needs a method inside")));
+        };
+        let after = move |method: Box<dyn DynCompress>| {
+            if method.corrects_bias() {
+                let message = format!(
+                    "`{name}` after `{}`: its bias makes good for the mean already",
+                    method.id()
+                );
+                return Err(Error::unsupported(message));
+            }
+            let both: Box<dyn DynCompress> = Box::new(Residual::new(method, correction));
+            Ok(both)
+        };
+        Ok(WeightPart::After(Box::new(after)))
+    };
+    Row::new(name, WeightRole::Residual, about, || (), build)
+        .with_inside(Inside::One(vec![WeightRole::Correction, WeightRole::Quantiser]))
+        .with_correction()
+}
+
 impl<A: Method, B: Method> Method for Residual<A, B> {
     fn id(&self) -> &'static str {
         self.method.id()
+    }
+
+    fn grid(&self) -> Option<GridSpec> {
+        self.method.grid()
+    }
+
+    fn takes_mask(&self) -> bool {
+        self.method.takes_mask()
     }
 
     fn needs(&self) -> Needs {

@@ -1,4 +1,5 @@
 use tensorpress_prune::prune_group;
+use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::node::Masked;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
@@ -48,14 +49,22 @@ impl<S: Method, C: Method> Method for Then<S, C> {
     fn needs(&self) -> Needs {
         self.select.needs().union(self.method.needs())
     }
+
+    fn grid(&self) -> Option<GridSpec> {
+        self.method.grid()
+    }
+
+    fn corrects_bias(&self) -> bool {
+        self.method.corrects_bias()
+    }
 }
 
 impl<S: Select, C: Compress> Compress for Then<S, C> {
     type Node = Box<dyn Node>;
 
     fn compress_group(&self, mut group: Group<'_>) -> Result<CompressedGroup> {
-        // A sweep factors the Gram matrix in its own memory; the method after it needs one too.
-        let both = self.select.needs().gram && self.method.needs().gram;
+        // A sweep factors the Gram matrix in its own memory; the method after it may need one too.
+        let both = self.select.needs().meets(&self.method.needs());
         let spare = both.then(|| group.calibration.clone());
         let selections = self.select.select_group(&mut group)?;
         let Group { targets, calibration, fold, seed, par } = group;

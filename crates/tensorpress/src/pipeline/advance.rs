@@ -1,41 +1,40 @@
 //! Hidden states of the calibration windows on their way through the compressed model.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use tensorpress_model::{Block, Calibrations, Collecting, Observer, SharedInput, Source};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
-use tensorpress_tensor::stats::{Calibration, Collector, Needs};
-use tensorpress_tensor::{
-    Checkpoint, Context as _, Error, ErrorKind, Node, Result, Scratch, Tensor,
-};
+use tensorpress_tensor::stats::{Batch, Calibration, Collector, Needs};
+use tensorpress_tensor::{Checkpoint, Context as _, ErrorKind, Node, Result, Scratch, Tensor};
 
 use super::Context;
 
 /// What the next block reads.
 pub(super) struct Stream {
     hidden: Array2<f32>,
+    /// The same in the model as it was, where a statistic compares both.
+    original: Option<Array2<f32>>,
     lengths: Vec<usize>,
 }
 
 /// Tokens watched together: enough for good products, few enough to bound the copies.
 const CHUNK: usize = 2048;
 
-/// Collects from one input, and stops the forward pass there.
-struct Watch {
+/// Sees one input, and ends the forward pass there.
+struct Watch<'a> {
     input: SharedInput,
-    collector: Collector,
-    seen: bool,
+    see: &'a mut dyn FnMut(ArrayView2<'_, f32>),
 }
 
-impl Observer for Watch {
-    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<()> {
+impl Observer for Watch<'_> {
+    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
         if input != self.input {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
-        self.collector.update(x, Par::Rayon);
-        self.seen = true;
-        Err(Error::interrupted("the input was seen"))
+        (self.see)(x);
+        Ok(ControlFlow::Break(()))
     }
 }
 
@@ -56,12 +55,18 @@ impl Context<'_> {
 }
 
 impl Stream {
-    /// The embeddings of the windows, out of another table if one is given.
+    /// The embeddings of the windows, out of another table if one is given; those of the model as it was beside them, if
+    /// asked for.
     pub(super) fn begin(
         source: &Source,
         windows: &[Vec<u32>],
         table: Option<Box<dyn Node>>,
+        original: bool,
     ) -> Result<Self> {
+        let original = match original {
+            true => Some(Self::begin(source, windows, None, false)?.hidden),
+            false => None,
+        };
         let mut scratch = Scratch::new(Par::Rayon);
         let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
         let hidden = if source.config().architecture.is_decoder() {
@@ -78,14 +83,26 @@ impl Stream {
             concatenate(Axis(0), &views).expect("parts of one width")
         };
         source.checkpoint().release();
-        Ok(Self { hidden, lengths })
+        Ok(Self { hidden, original, lengths })
     }
 
-    /// Statistics of one input of a block, which is run no further than needed.
+    /// The hidden states `[tokens, hidden]`.
+    pub(super) fn hidden(&self) -> ArrayView2<'_, f32> {
+        self.hidden.view()
+    }
+
+    /// Tokens of each sequence.
+    pub(super) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Statistics of one input of a block, which is run no further than needed; `original` is the block as it was, if what
+    /// it reads in the model as it was is wanted too.
     pub(super) fn calibrate(
         &self,
         context: &Context<'_>,
         block: &Block,
+        original: Option<&Block>,
         input: SharedInput,
         mut collector: Collector,
     ) -> Result<Calibration> {
@@ -98,15 +115,25 @@ impl Stream {
                 to += 1;
             }
             let slice = Slice::from(row..row + tokens);
-            let mut hidden = self.hidden.slice_axis(Axis(0), slice).to_owned();
             let lengths = &self.lengths[from..to];
-            let mut watch = Watch { input, collector, seen: false };
-            let run =
-                block.forward_sequences(hidden.view_mut(), lengths, Some(&mut watch), &mut scratch);
-            match run {
-                Err(error) if !watch.seen => return Err(error),
-                _ => collector = watch.collector,
+            let mut look = |hidden: &Array2<f32>,
+                            block: &Block,
+                            see: &mut dyn FnMut(ArrayView2<'_, f32>)| {
+                let mut hidden = hidden.slice_axis(Axis(0), slice).to_owned();
+                let mut watch = Watch { input, see };
+                block.forward_sequences(hidden.view_mut(), lengths, Some(&mut watch), &mut scratch)
+            };
+            let mut beside: Option<Array2<f32>> = None;
+            if let (Some(hidden), Some(block)) = (&self.original, original) {
+                look(hidden, block, &mut |x: ArrayView2<'_, f32>| beside = Some(x.to_owned()))?;
             }
+            look(&self.hidden, block, &mut |x: ArrayView2<'_, f32>| {
+                let mut batch = Batch::new(x);
+                if let Some(original) = &beside {
+                    batch = batch.with_original(original.view());
+                }
+                collector.update_all(&batch, Par::Rayon);
+            })?;
             (from, row) = (to, row + tokens);
         }
         context.source.checkpoint().release();
@@ -138,7 +165,10 @@ impl Stream {
                 loaded.norm_mut(norm)?.set_weight(vector(norm)?)?;
             }
         }
-        self.forward(&loaded, None)
+        if let Some(hidden) = &mut self.original {
+            forward(hidden, &self.lengths, &source.block(block)?, None)?;
+        }
+        forward(&mut self.hidden, &self.lengths, &loaded, None)
     }
 
     /// Runs the hidden states through a block as it is, and gives the statistics of its inputs.
@@ -148,20 +178,24 @@ impl Stream {
         needs: &dyn Fn(SharedInput) -> Needs,
     ) -> Result<Calibrations> {
         let mut collecting = Collecting::new(block, needs, 0, Par::Rayon);
-        self.forward(block, Some(&mut collecting))?;
+        forward(&mut self.hidden, &self.lengths, block, Some(&mut collecting))?;
         Ok(collecting.finish())
     }
+}
 
-    fn forward(&mut self, block: &Block, observer: Option<&mut dyn Observer>) -> Result<()> {
-        let mut scratch = Scratch::new(Par::Rayon);
-        let hidden = self.hidden.view_mut();
-        match block.forward_sequences(hidden, &self.lengths, observer, &mut scratch) {
-            // No weight is to blame: activations overflow. The layers to come see that, fall back, and say so.
-            Err(e) if e.kind() == ErrorKind::Numerical && e.tensor().is_none() => {
-                self.hidden.fill(f32::NAN);
-                Ok(())
-            }
-            done => done,
+fn forward(
+    hidden: &mut Array2<f32>,
+    lengths: &[usize],
+    block: &Block,
+    observer: Option<&mut dyn Observer>,
+) -> Result<()> {
+    let mut scratch = Scratch::new(Par::Rayon);
+    match block.forward_sequences(hidden.view_mut(), lengths, observer, &mut scratch) {
+        // No weight is to blame: activations overflow. The layers to come see that, fall back, and say so.
+        Err(e) if e.kind() == ErrorKind::Numerical && e.tensor().is_none() => {
+            hidden.fill(f32::NAN);
+            Ok(())
         }
+        done => done,
     }
 }

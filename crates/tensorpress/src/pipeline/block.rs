@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use tensorpress_model::{Block, Source};
 use tensorpress_tensor::Result;
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::stats::{Calibration, Collector};
+use tensorpress_tensor::stats::{self, Calibration, Collector};
 
 use super::Context;
 use super::advance::Stream;
@@ -17,15 +17,6 @@ use super::state::Unit;
 
 /// Jobs up to this size (in f32) are done in parallel; larger ones come one after another, each in parallel inside.
 const SMALL: usize = 16 << 20;
-
-/// What all names of a block begin with.
-pub(super) fn prefix(source: &Source, block: usize) -> String {
-    let names = source.linears(block);
-    let name = &names[0].name;
-    let number = format!(".{block}.");
-    let at = name.find(&number).expect("names of a block have its number");
-    name[..at + number.len()].to_owned()
-}
 
 /// Compresses a block and writes its shard.
 ///
@@ -53,9 +44,10 @@ pub(super) fn compress(
             None => Calibration::none(channels),
             Some(stream) => {
                 let needs = context.needs_of(&jobs);
-                let collector = Collector::new(channels, needs, context.seed);
                 let block = if needs.true_sequential { &block } else { &original };
-                stream.calibrate(context, block, input, collector)?
+                let beside = needs.reads(stats::Stream::Original).then_some(&original);
+                let collector = Collector::new(channels, needs, context.seed);
+                stream.calibrate(context, block, beside, input, collector)?
             }
         };
         for output in run(context, &jobs, calibration)? {
@@ -75,11 +67,11 @@ pub(super) fn compress(
             }
         }
     }
-    if let Some(structure) = context.structure {
-        structure.report(index, &mut layers);
+    if let Some(rewritten) = context.rewritten {
+        rewritten.report(index, &mut layers);
     }
     let items = items(source, index, &block, &compressed, vectors);
-    Ok(Unit { bytes: shard::write(path, source, &items)?, layers })
+    Ok(shard::write(path, source, &items)?.unit(layers))
 }
 
 /// Does the jobs of one input.
@@ -122,7 +114,7 @@ fn items<'a>(
         values,
     }));
     let done: BTreeSet<String> = items.iter().map(|item| item.name().to_owned()).collect();
-    let prefix = prefix(source, index);
+    let prefix = source.block_prefix(index);
     let extras = source.extras().into_iter().filter(|name| name.starts_with(&prefix));
     let linears = source.linears(index).into_iter().map(|spec| spec.name);
     items.extend(linears.chain(extras).filter(|name| !done.contains(name)).map(Item::Copied));

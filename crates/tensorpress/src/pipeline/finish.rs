@@ -32,7 +32,7 @@ pub(super) fn finish(
     let old = with_suffix(out, ".replaced");
     let had = out.exists();
     if had && !force {
-        return Err(Error::invalid("exists already; --force replaces it").in_file(out));
+        return Err(Error::exists("exists already").in_file(out));
     }
     if had {
         // Two renames: a crash between them leaves both models, each whole, and the same call ends what is left.

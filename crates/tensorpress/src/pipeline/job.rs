@@ -5,14 +5,13 @@ use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
-    Compressed, Context as _, DType, Error, Fold, Group, Node, Result, Storage, Target, Tensor,
+    Compressed, Context as _, DType, Error, Fold, Group, Node, Result, Target, Tensor,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Context;
 use super::error::{self, Around};
 use super::report::LayerReport;
-use crate::bill;
 
 /// Linear layers that share an input and a method.
 pub(super) struct Job {
@@ -103,6 +102,10 @@ impl Job {
         par: Par,
     ) -> Result<Output> {
         let source = context.source;
+        let calibration = match &context.supplied {
+            Some(by) => calibration.with_supplied(by.clone()),
+            None => calibration,
+        };
         let planned = context.plan.method(self.method);
         let load = |spec: &LinearSpec| -> Result<Array2<f32>> {
             let read = || source.checkpoint().tensor(&spec.name)?.to_matrix();
@@ -178,11 +181,11 @@ pub(super) fn report(
 ) -> Result<LayerReport> {
     let error =
         error::relative(weight, layer.node.as_ref(), around, inputs, par).in_tensor(name)?;
-    let storage = Storage::of(layer.node.as_ref()).in_tensor(name)?;
     Ok(LayerReport {
         name: name.to_owned(),
         method: method.to_owned(),
-        bits_per_weight: bill::bits_per_weight(&storage, layer.node.shape()),
+        // Known when the shard is written: see `Written::unit`.
+        bits_per_weight: 0.0,
         error,
         fallback: layer.fallback.clone(),
     })

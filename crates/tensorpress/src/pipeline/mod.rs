@@ -3,8 +3,8 @@
 //! For each transformer block in turn: where the recipe needs statistics, the calibration's hidden states run through
 //! the source block and are watched; each group of linear layers that share an input is compressed; the block's shard
 //! is written; and the hidden states run through the *compressed* block, so that the next one is calibrated on what it
-//! will really see. (A structured pruner decides before that, in a pass of its own over the model as it is; the rest
-//! then works on the smaller model.) Resident at a time are the hidden states and one group of weights, never a model.
+//! will really see. (Rewrites come before that, each in a pass of its own over the model it finds; the rest then works on
+//! the model they leave.) Resident at a time are the hidden states and one group of weights, never a model.
 //!
 //! The work lies in `DIR.partial`, with a state file that says for which source, recipe and calibration. `DIR` appears
 //! by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a folder that the same call
@@ -21,10 +21,11 @@ mod peak;
 mod plan;
 mod progress;
 mod report;
+mod rewrite;
 mod shard;
 mod state;
-mod structure;
 mod tables;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,22 +33,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tensorpress_model::Source;
-use tensorpress_prune::Flap;
-use tensorpress_tensor::{Error, Registry, Result};
+use tensorpress_tensor::stats::{self, Supplied};
+use tensorpress_tensor::{Error, Registry, Result, Rewrite};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
 pub use folder::partial_of;
 pub use peak::peak_rss_bytes;
 pub use progress::{Event, Progress};
 pub use report::{BlockReport, LayerReport, Report};
+pub use write::write_model;
 
 use crate::bill::Bill;
 use crate::recipe::Recipe;
 use advance::Stream;
 use folder::Work;
 use plan::Plan;
+use rewrite::{Named, Rewriting, Rewritten};
 use state::{Identity, Unit};
-use structure::Structure;
 
 /// Compresses models by a recipe.
 ///
@@ -67,18 +69,22 @@ use structure::Structure;
 /// ```
 pub struct Compressor<'a> {
     recipe: Recipe,
+    rewrites: Vec<Box<dyn Rewrite>>,
     calibration: Option<CalibrationText>,
+    supplied: Option<Arc<dyn Supplied>>,
     seed: u64,
     force: bool,
     progress: Option<&'a mut dyn Progress>,
     cancel: Option<Arc<AtomicBool>>,
+    registry: Option<Registry>,
 }
 
 impl std::fmt::Debug for Compressor<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { recipe, calibration, seed, force, .. } = self;
+        let Self { recipe, rewrites, calibration, seed, force, .. } = self;
         f.debug_struct("Compressor")
             .field("recipe", recipe)
+            .field("rewrites", rewrites)
             .field("calibration", calibration)
             .field("seed", seed)
             .field("force", force)
@@ -88,11 +94,12 @@ impl std::fmt::Debug for Compressor<'_> {
 
 /// What the parts of a run share.
 struct Context<'r> {
-    /// The model to compress: the source, or what a structured pruner left of it.
+    /// The model to compress: the source, or what rewrites left of it.
     source: &'r Source,
-    structure: Option<&'r Structure>,
+    rewritten: Option<&'r Rewritten>,
     registry: Registry,
     plan: Plan,
+    supplied: Option<Arc<dyn Supplied>>,
     seed: u64,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -117,13 +124,39 @@ impl<'a> Compressor<'a> {
     /// A compressor by this recipe.
     #[must_use]
     pub fn new(recipe: Recipe) -> Self {
-        Self { recipe, calibration: None, seed: 0, force: false, progress: None, cancel: None }
+        let rewrites = Vec::new();
+        Self {
+            recipe,
+            rewrites,
+            calibration: None,
+            supplied: None,
+            seed: 0,
+            force: false,
+            progress: None,
+            cancel: None,
+            registry: None,
+        }
+    }
+
+    /// Adds a rewrite of one's own, after those of the recipe and before its other stages.
+    #[must_use]
+    pub fn with_rewrite(mut self, rewrite: Box<dyn Rewrite>) -> Self {
+        self.rewrites.push(rewrite);
+        self
     }
 
     /// Sets the text whose activations calibrate; methods that need none ignore it.
     #[must_use]
     pub fn with_calibration(mut self, text: CalibrationText) -> Self {
         self.calibration = Some(text);
+        self
+    }
+
+    /// Hands methods what only the caller knows of the weights, such as gradients. Not part of what a resumed run is compared
+    /// by: hand over the same.
+    #[must_use]
+    pub fn with_supplied(mut self, by: Arc<dyn Supplied>) -> Self {
+        self.supplied = Some(by);
         self
     }
 
@@ -148,6 +181,14 @@ impl<'a> Compressor<'a> {
         self
     }
 
+    /// Reads what was written with the nodes of this registry, for stages that make nodes of your own. Default:
+    /// [`crate::registry`].
+    #[must_use]
+    pub fn with_registry(mut self, registry: Registry) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
     /// Stops with `Interrupted` soon after `cancel` becomes true.
     #[must_use]
     pub fn with_cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
@@ -164,11 +205,10 @@ impl<'a> Compressor<'a> {
     /// Compresses `source` into the folder `out`.
     ///
     /// # Errors
-    /// `InvalidArgument` if `out` exists and is not to be replaced, if `out.partial` belongs to other work, or if a
+    /// `Exists` if `out` is there and is not to be replaced, or `out.partial` belongs to other work; `InvalidArgument` if a
     /// rule of the recipe matches nothing; `MissingCalibration` if the recipe needs a text and there is none;
-    /// `Unsupported` for a model that is compressed already, or whose blocks differ and are to lose heads and channels
-    /// uniformly; `Numerical` for NaN in a weight; those of the source and
-    /// of the methods; `Io`. Each names tensor and file where known.
+    /// `Unsupported` for a model that is compressed already; `Numerical` for NaN in a weight; those of the source, of the
+    /// methods and of the rewrites; `Io`. Each names tensor and file where known.
     pub fn run(mut self, source: &Source, out: &Path) -> Result<Report> {
         let begun = Instant::now();
         if let Some(name) = source.trees().keys().next() {
@@ -176,34 +216,35 @@ impl<'a> Compressor<'a> {
             return Err(Error::unsupported(message).in_tensor(name));
         }
         folder::check_target(out, source.folder(), self.force)?;
-        let plan = Plan::new(source, &self.recipe)?;
+        let recipe = self.identity_of_recipe();
+        let mut rewrites = self.recipe.rewrites();
+        rewrites.extend(self.rewrites.drain(..).map(|rewrite| (rewrite.describe(), rewrite)));
+        let plan = Plan::new(source, &self.recipe, !rewrites.is_empty())?;
+        let plain = !rewrites.is_empty()
+            && plan.is_empty()
+            && source.config().shapes.is_none()
+            && rewrites.iter().all(|(_, rewrite)| rewrite.keeps_blocks_alike());
         // What is wrong with the model is better said before the work than in its middle.
         (0..source.blocks()).try_for_each(|block| source.block(block).map(drop))?;
-        let first = self.recipe.chain().and_then(|chain| chain.stages().first());
-        let flap = self.recipe.structured().zip(first.map(ToString::to_string));
-        let needy = flap.as_ref().map(|(_, stage)| stage.as_str());
-        let windows = match (needy.or(plan.needs_calibration()), &self.calibration) {
-            (None, _) => Vec::new(),
-            (Some(_), Some(text)) => text.windows(source)?,
-            (Some(stage), None) => {
-                let message = format!("`{stage}` needs a calibration text, and none was given");
-                return Err(Error::missing_calibration(message));
-            }
-        };
-        let plain = flap.as_ref().is_some_and(|(flap, _)| flap.uniform) && plan.is_empty();
-        let structure = match &flap {
-            Some((flap, stage)) => Some(self.structure(source, (stage, flap), &windows, plain)?),
-            None => None,
-        };
-        let hash = structure.as_ref().map(|structure| structure.hash.clone());
-        let identity = Identity::new(source, &self.recipe, &windows, self.seed, hash)?;
+        let layout = source.layout(plain);
+        rewrites.iter().try_for_each(|(_, rewrite)| rewrite.fits(&layout))?;
+        let windows = self.windows(source, &rewrites, &plan)?;
+        let identity = Identity::new(source, recipe, &windows, self.seed)?;
+        let mut work = Work::open(out, identity, self.force)?;
+        let rewritten = self.rewrite(source, &rewrites, &windows, plain, &mut work)?;
         let original = source;
-        let source = structure.as_ref().map_or(original, |structure| &structure.source);
+        let source = rewritten.as_ref().map_or(original, |rewritten| &rewritten.source);
+        let plan = match &rewritten {
+            // Names of weights are those of the model that is left.
+            Some(_) => Plan::new(source, &self.recipe, true)?,
+            None => plan,
+        };
+        work.begin(source.blocks())?;
         let cancel = self.cancel.clone();
-        let registry = crate::registry();
-        let structure = structure.as_ref();
-        let context = Context { source, structure, registry, plan, seed: self.seed, cancel };
-        let mut work = Work::open(out, identity, source.blocks(), self.force)?;
+        let registry = self.registry.take().unwrap_or_else(crate::registry);
+        let rewritten = rewritten.as_ref();
+        let (supplied, seed) = (self.supplied.clone(), self.seed);
+        let context = Context { source, rewritten, registry, plan, supplied, seed, cancel };
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
         if resumed == 0 {
@@ -214,7 +255,8 @@ impl<'a> Compressor<'a> {
         let mut stream = None;
         if context.plan.needs_calibration().is_some() && !work.is_complete() {
             let table = context.compressed_table(&work.shard(0))?;
-            stream = Some(Stream::begin(source, &windows, table)?);
+            let original = context.plan.reads(stats::Stream::Original);
+            stream = Some(Stream::begin(source, &windows, table, original)?);
         }
         for index in 0..source.blocks() {
             context.check_cancelled()?;
@@ -237,23 +279,46 @@ impl<'a> Compressor<'a> {
         self.tell(Event::Finished);
         let bill = Bill::of(&Source::open(out, &context.registry)?)?;
         let mut report = Report::new(original, bill, layers, begun.elapsed(), resumed);
-        report.blocks = structure.map(|structure| structure.blocks.clone()).unwrap_or_default();
+        report.blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
         Ok(report)
     }
 
-    /// What a structured pruner leaves.
-    fn structure(
+    /// All that decides what the recipe does.
+    fn identity_of_recipe(&self) -> String {
+        let added = self.rewrites.iter().map(|rewrite| format!(" + {}", rewrite.describe()));
+        added.fold(self.recipe.canonical(), |all, one| all + &one)
+    }
+
+    /// Token ids to calibrate on, if anything needs them.
+    fn windows(&self, source: &Source, rewrites: &[Named], plan: &Plan) -> Result<Vec<Vec<u32>>> {
+        let calibrated = |named: &&Named| rewrite::is_calibrated(&*named.1);
+        let needy = rewrites.iter().find(calibrated).map(|(text, _)| text.as_str());
+        match (needy.or(plan.needs_calibration()), &self.calibration) {
+            (None, _) => Ok(Vec::new()),
+            (Some(_), Some(text)) => text.windows(source),
+            (Some(stage), None) => {
+                let message = format!("`{stage}` needs a calibration text, and none was given");
+                Err(Error::missing_calibration(message))
+            }
+        }
+    }
+
+    /// The model that the rewrites leave, if there are any.
+    fn rewrite(
         &mut self,
         source: &Source,
-        flap: (&str, &Flap),
+        rewrites: &[Named],
         windows: &[Vec<u32>],
         plain: bool,
-    ) -> Result<Structure> {
+        work: &mut Work,
+    ) -> Result<Option<Rewritten>> {
+        if rewrites.is_empty() {
+            return Ok(None);
+        }
         let cancel = self.cancel.clone();
-        structure::prune(source, flap, windows, plain, &mut |block| {
-            self.tell(Event::Judged { block, blocks: source.blocks() });
-            check_cancelled(cancel.as_deref())
-        })
+        let (mut tell, cancel) = (|event: Event<'_>| self.tell(event), cancel.as_deref());
+        let tell = &mut tell;
+        Rewriting { windows, plain, work, tell, cancel }.run(source, rewrites).map(Some)
     }
 
     fn report(&mut self, unit: &Unit) {

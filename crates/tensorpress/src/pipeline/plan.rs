@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use tensorpress_model::Source;
+use tensorpress_tensor::stats::Stream;
 use tensorpress_tensor::{DynCompress, Error, Result};
 
 use crate::recipe::{Chain, Recipe};
@@ -21,7 +22,8 @@ pub(super) struct Planned {
 }
 
 impl Plan {
-    pub(super) fn new(source: &Source, recipe: &Recipe) -> Result<Self> {
+    /// `rewritten`: the model changes before that, so that there may be nothing else to do.
+    pub(super) fn new(source: &Source, recipe: &Recipe, rewritten: bool) -> Result<Self> {
         let linears: Vec<String> = (0..source.blocks())
             .flat_map(|block| source.linears(block))
             .map(|linear| linear.name)
@@ -60,7 +62,7 @@ impl Plan {
         for index in plan.by_name.values() {
             plan.methods[*index].used = true;
         }
-        if plan.by_name.is_empty() && recipe.structured().is_none() {
+        if plan.by_name.is_empty() && !rewritten {
             return Err(Error::invalid("the recipe leaves every weight as it is"));
         }
         Ok(plan)
@@ -89,6 +91,12 @@ impl Plan {
 
     pub(super) fn method(&self, index: usize) -> &Planned {
         &self.methods[index]
+    }
+
+    /// Some method wants a statistic of this stream.
+    pub(super) fn reads(&self, stream: Stream) -> bool {
+        let reads = |planned: &Planned| planned.used && planned.method.needs().reads(stream);
+        self.methods.iter().any(reads)
     }
 
     /// The first method that needs statistics, if one does.

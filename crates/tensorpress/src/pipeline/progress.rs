@@ -11,9 +11,11 @@ pub enum Event<'a> {
         /// Blocks that an earlier run has finished.
         resumed: usize,
     },
-    /// A block of the model as it is runs, so that its heads and channels can be judged; all of them do before the
-    /// work begins.
+    /// A rewrite (a stage that changes what the model is built of) judges a block, of the model as its predecessors left
+    /// it; all rewrites are done before the work on the blocks begins. Blocks that an earlier run has judged are not told.
     Judged {
+        /// The stage.
+        stage: &'a str,
         /// Its number, from 0.
         block: usize,
         /// Blocks of the model.

@@ -22,19 +22,32 @@ pub struct LayerReport {
     pub fallback: Option<String>,
 }
 
-/// What is left of a block that lost heads and channels.
+/// What rewrites left of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct BlockReport {
-    /// Its number, from 0.
+    /// Its number in the source, from 0.
     pub block: usize,
     /// Heads and channels it had.
     pub before: BlockShape,
-    /// Heads and channels it has.
+    /// Heads and channels it has; all 0 if the block went.
     pub after: BlockShape,
 }
 
 /// What became of a model.
+///
+/// ```
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let folder = tempfile::tempdir().expect("a folder");
+/// let source = Source::demo(&registry())?;
+/// let report = Compressor::new(Recipe::parse("rtn(bits=4, group=64)")?)
+///     .run(&source, &folder.path().join("w4"))?;
+/// assert!(report.bits_per_weight < 5.0 && report.layers.iter().all(|layer| layer.fallback.is_none()));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 #[must_use]
@@ -49,9 +62,9 @@ pub struct Report {
     pub seconds: f64,
     /// The largest memory the process had at a time, where the system says so.
     pub peak_rss_bytes: Option<u64>,
-    /// The compressed matrices; if heads and channels were removed, all matrices of the blocks.
+    /// The compressed matrices; if the recipe has rewrites, all matrices of the blocks.
     pub layers: Vec<LayerReport>,
-    /// What is left of the blocks, if heads and channels were removed.
+    /// What is left of the blocks of the source, if the recipe has rewrites.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockReport>,
     /// What the result is made of.

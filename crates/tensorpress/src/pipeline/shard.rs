@@ -6,7 +6,12 @@ use std::path::Path;
 
 use tensorpress_model::Source;
 use tensorpress_tensor::checkpoint::write_shard;
-use tensorpress_tensor::{DType, Node, Part, PartKind, Result, Tensor};
+use tensorpress_tensor::{
+    Context as _, DType, Node, Part, PartKind, PartSink, Result, Storage, Tensor,
+};
+
+use super::report::LayerReport;
+use super::state::Unit;
 
 /// One tensor, or the parts of a compressed one.
 pub(super) enum Item<'a> {
@@ -26,8 +31,41 @@ impl Item<'_> {
     }
 }
 
+/// A shard that is written.
+pub(super) struct Written {
+    /// Its length.
+    pub(super) bytes: u64,
+    /// Bits per weight of each compressed matrix.
+    bits: BTreeMap<String, f64>,
+}
+
+impl Written {
+    /// The unit of a shard, its lines completed by what was written.
+    pub(super) fn unit(self, mut layers: Vec<LayerReport>) -> Unit {
+        for layer in &mut layers {
+            if let Some(bits) = self.bits.get(&layer.name) {
+                layer.bits_per_weight = *bits;
+            }
+        }
+        Unit { bytes: self.bytes, layers }
+    }
+}
+
+/// Counts the parts that pass on their way to another sink.
+struct Counted<'a> {
+    storage: Storage,
+    sink: &'a mut dyn PartSink,
+}
+
+impl PartSink for Counted<'_> {
+    fn part(&mut self, part: Part<'_>) -> Result<()> {
+        self.storage.count(&part);
+        self.sink.part(part)
+    }
+}
+
 /// Writes a shard whole or not at all.
-pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<u64> {
+pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<Written> {
     let mut trees = serde_json::Map::new();
     for item in items {
         if let Item::Compressed { name, node } = item {
@@ -39,10 +77,15 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
     if !trees.is_empty() {
         metadata.insert("tensorpress".to_owned(), serde_json::Value::Object(trees).to_string());
     }
-    write_shard(path, &metadata, &mut |sink| {
+    let mut bits = BTreeMap::new();
+    let bytes = write_shard(path, &metadata, &mut |sink| {
         for item in items {
             match item {
-                Item::Compressed { name, node } => node.parts(name, sink)?,
+                Item::Compressed { name, node } => {
+                    let mut counted = Counted { storage: Storage::default(), sink };
+                    node.parts(name, &mut counted).in_tensor(name)?;
+                    bits.insert(name.clone(), counted.storage.bits_per_weight(node.shape()));
+                }
                 Item::Vector { name, dtype, values } => {
                     let mut bytes = Vec::new();
                     dtype.write_f32(values, &mut bytes)?;
@@ -59,7 +102,8 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
             }
         }
         Ok(())
-    })
+    })?;
+    Ok(Written { bytes, bits })
 }
 
 /// Pages of tensors beyond this size are given back once they are copied.

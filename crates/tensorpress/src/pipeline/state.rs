@@ -8,12 +8,11 @@ use tensorpress_tensor::{Error, Result, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::report::LayerReport;
-use crate::recipe::Recipe;
 
 /// Name of the state file.
 pub(super) const STATE: &str = "tensorpress.state.json";
 /// Layout of the state file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Contents of checkpoints up to this length are hashed in full.
 const FULL: u64 = 256 << 20;
 /// Of longer ones: the first bytes of each stride of each tensor, and the last of each tensor.
@@ -34,30 +33,41 @@ pub(super) struct Identity {
     calibration_windows: usize,
     calibration_tokens: usize,
     seed: u64,
-    /// Hash of what was removed before, if anything was.
-    #[serde(default)]
-    structure: Option<String>,
 }
 
 impl Identity {
+    /// `recipe`: all of it, with every key spelled out.
     pub(super) fn new(
         source: &Source,
-        recipe: &Recipe,
+        recipe: String,
         windows: &[Vec<u32>],
         seed: u64,
-        structure: Option<String>,
     ) -> Result<Self> {
         Ok(Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: hash_source(source)?,
             source_bytes: source.checkpoint().file_bytes(),
-            recipe: recipe.canonical(),
+            recipe,
             calibration: (!windows.is_empty()).then(|| hash_windows(windows)),
             calibration_windows: windows.len(),
             calibration_tokens: windows.iter().map(Vec::len).sum(),
             seed,
-            structure,
+        })
+    }
+
+    /// Of nodes that were made elsewhere, known by their hash.
+    pub(super) fn of_nodes(source: &Source, nodes: String) -> Result<Self> {
+        Ok(Self {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: hash_source(source)?,
+            source_bytes: source.checkpoint().file_bytes(),
+            recipe: format!("(nodes made elsewhere, hash {nodes})"),
+            calibration: None,
+            calibration_windows: 0,
+            calibration_tokens: 0,
+            seed: 0,
         })
     }
 
@@ -81,7 +91,6 @@ impl Identity {
             differ("recipe", self.recipe.clone(), now.recipe.clone()),
             differ("calibration", calibration(self), calibration(now)),
             differ("seed", self.seed.to_string(), now.seed.to_string()),
-            differ("structure", format!("{:?}", self.structure), format!("{:?}", now.structure)),
         ];
         let all: Vec<String> = all.into_iter().flatten().collect();
         (!all.is_empty()).then(|| all.join("; "))
@@ -95,10 +104,31 @@ pub(super) struct Unit {
     pub(super) layers: Vec<LayerReport>,
 }
 
+/// A finished file of a rewrite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stored {
+    pub(super) bytes: u64,
+    pub(super) hash: String,
+}
+
+/// How far a rewrite has come.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Steps {
+    /// Blocks that are judged.
+    pub(super) judged: Vec<Stored>,
+    /// What was decided, once all are.
+    pub(super) decisions: Option<Stored>,
+    /// Blocks whose edits are made.
+    pub(super) edits: Vec<Stored>,
+}
+
 /// The state file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) identity: Identity,
+    /// One a rewrite of the recipe, as far as they were begun.
+    #[serde(default)]
+    pub(super) rewrites: Vec<Steps>,
     pub(super) units: Vec<Unit>,
 }
 

@@ -8,7 +8,6 @@ use tensorpress_tensor::stats::Calibration;
 use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Target, Tensor};
 
 use super::Context;
-use super::block::prefix;
 use super::error::Around;
 use super::job::report;
 use super::shard::{self, Item};
@@ -31,7 +30,8 @@ pub(super) fn names(source: &Source) -> Result<Vec<String>> {
 /// Compresses what the recipe says and copies the rest.
 pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
     let source = context.source;
-    let blocks: Vec<String> = (0..source.blocks()).map(|block| prefix(source, block)).collect();
+    let blocks: Vec<String> =
+        (0..source.blocks()).map(|block| source.block_prefix(block)).collect();
     let mut items = Vec::new();
     let mut nodes: Vec<(String, Box<dyn Node>)> = Vec::new();
     let mut layers = Vec::new();
@@ -69,6 +69,5 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
     for (name, node) in &nodes {
         items.push(Item::Compressed { name: name.clone(), node: node.as_ref() });
     }
-    let bytes = shard::write(path, source, &items)?;
-    Ok(Unit { bytes, layers })
+    Ok(shard::write(path, source, &items)?.unit(layers))
 }

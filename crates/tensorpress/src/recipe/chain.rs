@@ -1,149 +1,127 @@
 use std::fmt;
 
-use tensorpress_prune::Flap;
-use tensorpress_tensor::{DynCompress, Error, Result};
+use tensorpress_tensor::stage::{self, RawStage, Stage, Stages, WeightPart, WeightRole};
+use tensorpress_tensor::{DynCompress, Error, Result, Rewrite};
 
-use super::build;
-use super::line::{self, RawStage};
-use super::stage::Stage;
-use super::table::Kind;
+use crate::compose::{Compose, Kept};
 
-/// Stages in order: at most one structured pruner, transforms, at most one selector, one quantiser or factoriser,
-/// residuals, at most one coding.
+/// Stages in order: any number of rewrites, transforms, at most one selector, one quantiser or factoriser, residuals, at
+/// most one coding.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Chain {
-    stages: Vec<Stage>,
-}
+pub struct Chain(stage::Chain<WeightPart>);
 
 impl Chain {
-    /// Reads a line of stages.
+    /// Reads a line of these stages.
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no recipe, `Unsupported` for stages of later versions; the message names what is
-    /// allowed.
-    pub fn parse(text: &str) -> Result<Self> {
-        Self::resolve(line::parse(text)?)
+    /// `InvalidArgument` for what is no recipe, `Unsupported` for a combination that does not exist; the message names what
+    /// is allowed.
+    pub fn parse(text: &str, stages: &Stages<WeightPart>) -> Result<Self> {
+        Self::resolve(stage::parse(text)?, stages)
     }
 
-    pub(super) fn resolve(raw: Vec<RawStage>) -> Result<Self> {
-        let stages = raw.into_iter().map(Stage::resolve).collect::<Result<Vec<_>>>()?;
-        let chain = Self { stages };
-        chain.check()?;
+    pub(super) fn resolve(raw: Vec<RawStage>, stages: &Stages<WeightPart>) -> Result<Self> {
+        let chain = Self(stage::Chain::resolve(raw, stages)?);
+        let built = chain.parts()?.method()?;
+        if chain.compresses() && built.is_none() {
+            let names = stages.names_of(&[WeightRole::Quantiser, WeightRole::Selector]);
+            return Err(Error::invalid(format!(
+                "`{chain}` has no quantiser, factoriser or selector: add one of {names}"
+            )));
+        }
         Ok(chain)
-    }
-
-    fn check(&self) -> Result<()> {
-        for pair in self.stages.windows(2) {
-            let [first, second] = [&pair[0], &pair[1]];
-            let (a, b) = (first.spec().kind, second.spec().kind);
-            if a > b {
-                let message = format!(
-                    "`{}` ({a}) cannot come before `{}` ({b}): the order is {}",
-                    first.spec().name,
-                    second.spec().name,
-                    Kind::ORDER
-                );
-                return Err(Error::invalid(message));
-            }
-            let once = [Kind::Structured, Kind::Selector, Kind::Quantiser, Kind::Coded];
-            if a == b && once.contains(&a) {
-                let message = format!(
-                    "`{}` and `{}`: a recipe has at most one {a}",
-                    first.spec().name,
-                    second.spec().name
-                );
-                return Err(Error::invalid(message));
-            }
-        }
-        let inner = |s: &&Stage| matches!(s.spec().kind, Kind::Correction | Kind::Coder);
-        if let Some(outside) = self.stages.iter().find(inner) {
-            let name = outside.spec().name;
-            return Err(Error::invalid(format!("`{name}` stands inside another stage only")));
-        }
-        if let (Some(selector), Some(method)) = (self.selector(), self.quantiser())
-            && !method.has("bits")
-        {
-            let [first, second] = [selector.spec().name, method.spec().name];
-            let message = format!(
-                "`{first}` before `{second}`: a support restricts codes, not factors; allowed are quantisers"
-            );
-            return Err(Error::invalid(message));
-        }
-        match self.quantiser() {
-            Some(quantiser) => self.before(quantiser).try_for_each(|s| s.check_before(quantiser)),
-            None if self.alone().or(self.selector()).is_some() => Ok(()),
-            None if !self.compresses() => Ok(()),
-            None => Err(Error::invalid(format!(
-                "`{self}` has no quantiser, factoriser or selector: add one of {}",
-                super::table::names_of(&[Kind::Quantiser, Kind::Selector]).join(", ")
-            ))),
-        }
     }
 
     /// The stages.
     #[must_use]
-    pub fn stages(&self) -> &[Stage] {
-        &self.stages
+    pub fn stages(&self) -> &[Stage<WeightPart>] {
+        self.0.stages()
     }
 
-    /// What removes heads and channels before the other stages, if there is such a stage.
+    /// What changes the model before the other stages, in order: the text of each stage, and the rewrite.
     #[must_use]
-    pub fn structured(&self) -> Option<Flap> {
-        let first = self.stages.first().filter(|s| s.spec().kind == Kind::Structured);
-        first.map(build::structured)
+    pub fn rewrites(&self) -> Vec<(String, Box<dyn Rewrite>)> {
+        let rewrite = |stage: &Stage<WeightPart>| match stage.build() {
+            Ok(WeightPart::Rewrite(rewrite)) => Some((stage.to_string(), rewrite)),
+            _ => None,
+        };
+        self.stages().iter().filter_map(rewrite).collect()
     }
 
     /// There are stages that compress matrices.
     #[must_use]
     pub fn compresses(&self) -> bool {
-        self.stages.iter().any(|s| s.spec().kind != Kind::Structured)
-    }
-
-    /// The stage that rounds or factors, if one is named.
-    pub(super) fn quantiser(&self) -> Option<&Stage> {
-        self.stages.iter().find(|s| s.spec().kind == Kind::Quantiser)
-    }
-
-    /// The stage that chooses what stays, if there is one.
-    pub(super) fn selector(&self) -> Option<&Stage> {
-        self.stages.iter().find(|s| s.spec().kind == Kind::Selector)
-    }
-
-    /// The last transform, if it brings its own quantiser along.
-    pub(super) fn alone(&self) -> Option<&Stage> {
-        let transform = |s: &&Stage| s.spec().kind == Kind::Transform;
-        self.stages.iter().rev().find(transform).filter(|s| s.spec().alone)
-    }
-
-    fn before<'a>(&'a self, quantiser: &'a Stage) -> impl Iterator<Item = &'a Stage> {
-        self.stages.iter().take_while(move |s| !std::ptr::eq(*s, quantiser))
+        self.stages().iter().any(|s| s.role() != WeightRole::Rewrite)
     }
 
     /// The method that this chain stands for.
     ///
     /// # Errors
-    /// `Unsupported` for a combination that does not exist, naming both, and for a chain that
-    /// [compresses no matrix](Chain::compresses).
+    /// `Unsupported` for a chain that [compresses no matrix](Chain::compresses).
     pub fn build(&self) -> Result<Box<dyn DynCompress>> {
-        build::chain(self)
+        let nothing = || Error::unsupported(format!("`{self}` compresses no matrix"));
+        self.parts()?.method()?.ok_or_else(nothing)
+    }
+
+    fn parts(&self) -> Result<Parts> {
+        let mut parts = Parts::default();
+        for stage in self.stages() {
+            let name = stage.name();
+            match stage.build()? {
+                WeightPart::Transform(transform) => parts.before.push(transform),
+                WeightPart::Select(select) => parts.select = Some((name, select)),
+                WeightPart::Method(method) => parts.method = Some((name, method)),
+                WeightPart::After(after) => parts.after.push(after),
+                // Not for matrices.
+                _ => {}
+            }
+        }
+        Ok(parts)
     }
 
     /// The chain with every key spelled out: equal texts mean equal results.
     #[must_use]
     pub fn canonical(&self) -> String {
-        let decided = self.quantiser().map(|q| self.before(q).count()).unwrap_or(0);
-        let text = |(i, stage): (usize, &Stage)| stage.canonical(i < decided);
-        self.stages.iter().enumerate().map(text).collect::<Vec<_>>().join(" | ")
+        self.0.canonical()
     }
 }
 
 /// Only the keys that were given; can be read again.
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, stage) in self.stages.iter().enumerate() {
-            let separator = if i == 0 { "" } else { " | " };
-            write!(f, "{separator}{stage}")?;
+        self.0.fmt(f)
+    }
+}
+
+/// What the stages build, by what becomes of it.
+#[derive(Default)]
+struct Parts {
+    before: Vec<stage::Before>,
+    select: Option<(&'static str, Box<dyn tensorpress_tensor::Select>)>,
+    method: Option<(&'static str, Box<dyn DynCompress>)>,
+    after: Vec<stage::After>,
+}
+
+impl Parts {
+    /// A support fixed first, a method for what stays; transforms around it, the last one innermost; then what works on the
+    /// result.
+    fn method(self) -> Result<Option<Box<dyn DynCompress>>> {
+        let mut made: Option<Box<dyn DynCompress>> = match (self.select, self.method) {
+            (None, method) => method.map(|(_, method)| method),
+            (Some((_, select)), None) => Some(Box::new(Kept(select))),
+            (Some((first, _)), Some((second, method))) if !method.takes_mask() => {
+                return Err(Error::invalid(format!(
+                    "`{first}` before `{second}`: a support restricts codes, not factors; allowed are quantisers"
+                )));
+            }
+            (Some((_, select)), Some((_, method))) => Some(Box::new(select.then(method))),
+        };
+        for transform in self.before.into_iter().rev() {
+            made = transform(made)?;
         }
-        Ok(())
+        for after in self.after {
+            made = made.map(after).transpose()?;
+        }
+        Ok(made)
     }
 }

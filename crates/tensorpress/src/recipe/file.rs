@@ -1,28 +1,32 @@
 //! The TOML form.
 
+use tensorpress_tensor::stage::{RawStage, Stages, Value, WeightPart, parse as parse_line};
 use tensorpress_tensor::{Error, Result};
 use toml::Value as Toml;
 
 use super::LayerRule;
 use super::chain::Chain;
-use super::line::{self, RawStage};
-use super::value::Value;
 
-pub(super) fn parse(text: &str) -> Result<(Option<Chain>, Vec<LayerRule>)> {
+pub(super) fn parse(
+    text: &str,
+    known: &Stages<WeightPart>,
+) -> Result<(Option<Chain>, Vec<LayerRule>)> {
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         Error::invalid(format!("no valid TOML: {}", e.to_string().trim_end()))
     })?;
     only_keys(&table, "the recipe", &["stage", "layer"])?;
-    let chain = table.get("stage").map(|stages| chain(stages, "stage")).transpose()?;
+    let chain = table.get("stage").map(|stages| chain(stages, "stage", known)).transpose()?;
     let layers = match table.get("layer") {
         None => Vec::new(),
-        Some(Toml::Array(layers)) => layers.iter().map(layer).collect::<Result<_>>()?,
+        Some(Toml::Array(layers)) => {
+            layers.iter().map(|rule| layer(rule, known)).collect::<Result<_>>()?
+        }
         Some(other) => return Err(unexpected("layer", other, "[[layer]] tables")),
     };
     Ok((chain, layers))
 }
 
-fn layer(json: &Toml) -> Result<LayerRule> {
+fn layer(json: &Toml, known: &Stages<WeightPart>) -> Result<LayerRule> {
     let Toml::Table(table) = json else {
         return Err(unexpected("layer", json, "[[layer]] tables"));
     };
@@ -40,7 +44,7 @@ fn layer(json: &Toml) -> Result<LayerRule> {
     let of = format!("layer `{pattern}`");
     let chain = match (skip, table.get("stage")) {
         (true, None) => None,
-        (false, Some(stages)) => Some(chain(stages, &of)?),
+        (false, Some(stages)) => Some(chain(stages, &of, known)?),
         _ => {
             let message = format!("{of}: needs either `stage` or `skip = true`");
             return Err(Error::invalid(message));
@@ -50,18 +54,18 @@ fn layer(json: &Toml) -> Result<LayerRule> {
 }
 
 /// A list of stages, each a table or a piece of a line.
-fn chain(stages: &Toml, of: &str) -> Result<Chain> {
+fn chain(stages: &Toml, of: &str, known: &Stages<WeightPart>) -> Result<Chain> {
     let Toml::Array(stages) = stages else {
         return Err(unexpected(of, stages, "a list of stages"));
     };
     let mut raw = Vec::new();
     for stage in stages {
         match stage {
-            Toml::String(text) => raw.extend(line::parse(text)?),
+            Toml::String(text) => raw.extend(parse_line(text)?),
             stage => raw.push(raw_stage(stage, of)?),
         }
     }
-    Chain::resolve(raw).map_err(|e| Error::new(e.kind(), format!("{of}: {}", e.message())))
+    Chain::resolve(raw, known).map_err(|e| Error::new(e.kind(), format!("{of}: {}", e.message())))
 }
 
 fn raw_stage(json: &Toml, of: &str) -> Result<RawStage> {

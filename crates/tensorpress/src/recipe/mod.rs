@@ -6,7 +6,7 @@
 //! wanda(pattern=2:4) | gptq(bits=4, group=64) | residual(eora(rank=16)) | coded(rans)
 //! ```
 //!
-//! The order is fixed: at most one structured pruner, transforms, at most one selector, one quantiser or factoriser,
+//! The order is fixed: any number of rewrites of whole blocks, transforms, at most one selector, one quantiser or factoriser,
 //! any number of residuals, at most one coding. Factorisers take a quantiser for their factors:
 //! `svd_llm(ratio=0.3, rtn(bits=8))`.
 //! A TOML file says the same with a `[[stage]]` each, and may treat some weights differently; the first match wins:
@@ -26,34 +26,36 @@
 //! skip = true
 //! ```
 //!
-//! Every error names the key, the value, and what is allowed.
+//! The stages are those of [`crate::registry`], or of a registry with stages of your own. Every error names the key, the value, and what is allowed.
 
-mod build;
 mod chain;
+mod describe;
 mod file;
-mod keys;
-mod line;
 mod presets;
-mod stage;
-mod stages;
-mod table;
-mod value;
 
 use std::fmt;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
-use tensorpress_prune::Flap;
-use tensorpress_tensor::{Context, Error, Result};
+use tensorpress_tensor::{Context, Error, Registry, Result, Rewrite};
 
 pub use chain::Chain;
-pub use presets::{PRESETS, Preset};
-pub use stage::Stage;
-pub use table::{Inside, Kind, StageSpec, known_stages, planned_stages};
-pub use value::{KeySpec, Type, Value};
+pub use describe::{reference, schema};
+pub use presets::presets;
 
-/// What to do to which weights.
-#[derive(Debug, Clone, PartialEq)]
+/// What to do to which weights. The default does nothing.
+///
+/// ```
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let recipe = Recipe::parse("awq | gptq(bits=3, group=64)")?;
+/// assert!(recipe.canonical().contains("damp=0.01"), "every key is spelled out");
+/// assert!(Recipe::parse("gptq(bits=9)").unwrap_err().to_string().contains("from 2 to 8"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recipe {
     chain: Option<Chain>,
     layers: Vec<LayerRule>,
@@ -78,11 +80,11 @@ impl LayerRule {
     /// chain the weights stay as they are.
     ///
     /// # Errors
-    /// `InvalidArgument` for an invalid pattern, or a chain with a structured pruner, which works on whole blocks.
+    /// `InvalidArgument` for an invalid pattern, or a chain that rewrites whole blocks.
     pub fn new(pattern: &str, chain: Option<Chain>) -> Result<Self> {
-        if let Some(chain) = chain.as_ref().filter(|chain| chain.structured().is_some()) {
+        if let Some(chain) = chain.as_ref().filter(|chain| !chain.rewrites().is_empty()) {
             return Err(Error::invalid(format!(
-                "layer `{pattern}`: `{chain}`: heads and channels are removed from whole blocks: allowed only in the \
+                "layer `{pattern}`: `{chain}`: whole blocks are rewritten before layers are looked at: allowed only in the \
                  stages of the recipe itself"
             )));
         }
@@ -125,39 +127,61 @@ impl Recipe {
         self
     }
 
-    /// A preset, a path that ends in `.toml`, or a line.
+    /// A preset, a path that ends in `.toml`, or a line, with the stages of [`crate::registry`].
     ///
     /// # Errors
     /// `Io` if the file cannot be read; else as [`Recipe::parse`].
     pub fn read(text: &str) -> Result<Self> {
+        Self::read_with(text, &crate::registry())
+    }
+
+    /// [`Recipe::read`] with the stages of a registry of your own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_with(text: &str, registry: &Registry) -> Result<Self> {
         if !text.trim().ends_with(".toml") {
-            return Self::parse(text);
+            return Self::parse_with(text, registry);
         }
         let path = Path::new(text.trim());
         let file =
             std::fs::read_to_string(path).map_err(|e| Error::io("read the recipe", path, e))?;
-        Self::from_toml(&file).in_file(path)
+        Self::from_toml_with(&file, registry).in_file(path)
     }
 
-    /// A preset or a line.
+    /// A preset or a line, with the stages of [`crate::registry`].
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no recipe, `Unsupported` for stages of later versions; the message names what is
+    /// `InvalidArgument` for what is no recipe, `Unsupported` for combinations that do not exist; the message names what is
     /// allowed.
     pub fn parse(text: &str) -> Result<Self> {
-        let text = text.trim();
-        match presets::find(text) {
-            Some(preset) => Self::parse(preset.line),
-            None => Ok(Self::new(Chain::parse(text)?)),
-        }
+        Self::parse_with(text, &crate::registry())
     }
 
-    /// The text of a TOML recipe.
+    /// [`Recipe::parse`] with the stages of a registry of your own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_with(text: &str, registry: &Registry) -> Result<Self> {
+        let (text, stages) = (text.trim(), registry.stages());
+        let line = stages.preset(text).map_or(text, |preset| preset.line);
+        Ok(Self::new(Chain::parse(line, stages)?))
+    }
+
+    /// The text of a TOML recipe, with the stages of [`crate::registry`].
     ///
     /// # Errors
     /// As [`Recipe::parse`].
     pub fn from_toml(text: &str) -> Result<Self> {
-        let (chain, layers) = file::parse(text)?;
+        Self::from_toml_with(text, &crate::registry())
+    }
+
+    /// [`Recipe::from_toml`] with the stages of a registry of your own.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`].
+    pub fn from_toml_with(text: &str, registry: &Registry) -> Result<Self> {
+        let (chain, layers) = file::parse(text, registry.stages())?;
         if chain.is_none() && layers.iter().all(|rule| rule.chain.is_none()) {
             return Err(Error::invalid("the recipe has no [[stage]]: nothing would be compressed"));
         }
@@ -176,10 +200,10 @@ impl Recipe {
         &self.layers
     }
 
-    /// What removes heads and channels before anything else, if the recipe has such a stage.
+    /// What changes the model before anything else, in order: the text of each stage, and the rewrite.
     #[must_use]
-    pub fn structured(&self) -> Option<Flap> {
-        self.chain.as_ref().and_then(Chain::structured)
+    pub fn rewrites(&self) -> Vec<(String, Box<dyn Rewrite>)> {
+        self.chain.as_ref().map_or_else(Vec::new, Chain::rewrites)
     }
 
     /// What to do to the linear layer of this name; nothing if it stays as it is.

@@ -1,5 +1,7 @@
 //! Small random decoders on disk, with the demo model's tokenizer.
 
+#![allow(dead_code)] // each test that includes this uses a part of it
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,18 +23,31 @@ pub fn folder_bytes(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     listing.map(read).collect()
 }
 
-/// A random model of two blocks.
+/// A random model.
 #[derive(Debug, Clone)]
 pub struct Tiny {
-    config: Value,
+    pub config: Value,
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
     seed: u64,
 }
 
 impl Tiny {
-    /// A model of an architecture with Llama's names; `biased` where its config has keys for that.
+    /// A model of two blocks of an architecture with Llama's names; `biased` where its config has keys for that.
     pub fn new(
         kind: &str,
+        heads: (usize, usize),
+        dim: usize,
+        inner: usize,
+        biased: bool,
+        seed: u64,
+    ) -> Self {
+        Self::deep(kind, 2, heads, dim, inner, biased, seed)
+    }
+
+    /// The same with more blocks.
+    pub fn deep(
+        kind: &str,
+        blocks: usize,
         (heads, kv_heads): (usize, usize),
         dim: usize,
         inner: usize,
@@ -42,7 +57,7 @@ impl Tiny {
         let vocab = Source::demo(&registry()).unwrap().config().vocab;
         let config = json!({
             "model_type": kind, "hidden_size": HIDDEN, "intermediate_size": inner,
-            "num_hidden_layers": 2, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+            "num_hidden_layers": blocks, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
             "head_dim": dim, "vocab_size": vocab, "max_position_embeddings": 96,
             "rms_norm_eps": 1e-5, "rope_theta": 1e4, "bos_token_id": 1, "eos_token_id": 2,
             "hidden_act": "silu", "attention_bias": biased, "mlp_bias": biased,
@@ -54,7 +69,7 @@ impl Tiny {
         let own = kind == "qwen2";
         let full = biased && (kind == "llama" || kind == "qwen3");
         let mlp = biased && kind == "llama";
-        for block in 0..2 {
+        for block in 0..blocks {
             let mut add = |name: &str, shape: &[usize]| {
                 tiny.add(&format!("model.layers.{block}.{name}"), shape);
             };

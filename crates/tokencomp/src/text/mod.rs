@@ -28,6 +28,7 @@
 //! ```
 
 mod lingua2;
+mod recipe;
 mod relevance;
 mod split;
 mod squeeze;
@@ -37,11 +38,21 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use tensorpress_tensor::Result;
+use tensorpress_tensor::stage::Row;
 
 pub use lingua2::{Classified, ClassifiedWord, KeepProbability, Labelling, WordProbability};
+pub use recipe::PromptRecipe;
 pub use relevance::{Bm25, Fused, QuestionLikelihood};
 pub use squeeze::{Squeeze, Squeezed};
 pub use surprise::Surprise;
+
+use crate::stage::TokenPart;
+
+/// The stages of this module.
+pub(crate) fn stages() -> Vec<Row<TokenPart>> {
+    let [likelihood, similarity, bm25] = relevance::stages();
+    vec![likelihood, similarity, bm25, surprise::stage(), recipe::stage()]
+}
 
 /// A tokenizer, as far as budgets care.
 pub trait TokenCount: Debug {

@@ -2,10 +2,58 @@
 
 use std::collections::HashMap;
 
+use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 use unicode_segmentation::UnicodeSegmentation;
 
+use super::recipe::ranking;
 use super::{Relevance, TokenLogProbs};
+use crate::stage::TokenPart;
+
+/// What ranks sentences.
+pub(super) fn stages() -> [Row<TokenPart>; 3] {
+    [
+        ranking(
+            "likelihood",
+            "ranks sentences by how probable a language model finds the question after them",
+            || (),
+            |(), models| Ok(Box::new(QuestionLikelihood::new(models.language_for("likelihood")?))),
+        ),
+        ranking(
+            "similarity",
+            "ranks sentences by how similar a model finds them to the question, or to the whole text",
+            || (),
+            |(), models| {
+                let missing =
+                    || Error::unsupported("`similarity` asks a model of sentences: an encoder");
+                Ok(Box::new(Lent(models.similarity.ok_or_else(missing)?)))
+            },
+        ),
+        ranking(
+            "bm25",
+            "ranks sentences by the words they share with the question, rare ones more",
+            Bm25::new,
+            |bm25, _| Ok(Box::new(*bm25)),
+        ),
+    ]
+}
+
+/// An opinion that somebody else holds.
+#[derive(Debug, Clone, Copy)]
+struct Lent<'a>(&'a dyn Relevance);
+
+impl Relevance for Lent<'_> {
+    fn relevance(&self, question: &str, passages: &[&str]) -> Result<Vec<f32>> {
+        self.0.relevance(question, passages)
+    }
+}
+
+impl Knobs for Bm25 {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.float("k1", &mut self.k1, 0.0..=100.0, "how soon a repeated word stops counting")?;
+        keys.float("b", &mut self.b, 0.0..=1.0, "how much long passages are held back")
+    }
+}
 
 /// BM25 over the passages (Robertson, Zaragoza, 2009): words they share with the question, rare ones more, in lower case.
 #[derive(Debug, Clone, Copy)]

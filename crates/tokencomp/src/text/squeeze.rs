@@ -37,10 +37,20 @@ pub struct Squeeze<'a> {
 }
 
 impl<'a> Squeeze<'a> {
+    /// Budgets whose sentences take part in the choice of words by default.
+    pub(super) const COARSE: f64 = 2.0;
+
     /// Counts tokens by this tokenizer.
     #[must_use]
     pub fn new(counter: &'a dyn TokenCount) -> Self {
-        Self { counter, words: None, relevance: None, forced: Vec::new(), whole: None, coarse: 2.0 }
+        Self {
+            counter,
+            words: None,
+            relevance: None,
+            forced: Vec::new(),
+            whole: None,
+            coarse: Self::COARSE,
+        }
     }
 
     /// Ranks words by this.

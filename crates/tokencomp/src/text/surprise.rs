@@ -3,9 +3,48 @@
 
 use std::ops::Range;
 
+use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 
 use super::{TokenLogProbs, WordScore, word_means};
+use crate::stage::{TokenPart, TokenRole};
+
+/// How the text is read.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    segment: usize,
+    rate: f64,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self { segment: 100, rate: 0.5 }
+    }
+}
+
+impl Knobs for Reading {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.int("segment", &mut self.segment, 1..=1 << 20, "words that are read at once")?;
+        let about = "share of a segment's words that is the context of the next";
+        keys.float("rate", &mut self.rate, 0.0..=1.0, about)
+    }
+}
+
+pub(super) fn stage() -> Row<TokenPart> {
+    let (name, about) = ("surprise", "keeps the words that a language model finds most surprising");
+    Row::new(
+        name,
+        TokenRole::Words,
+        about,
+        Reading::default,
+        move |Reading { segment, rate }, _| {
+            Ok(TokenPart::Words(Box::new(move |models| {
+                let model = models.language_for(name)?;
+                Ok(Box::new(Surprise::new(model).with_segment(segment)?.with_rate(rate)?))
+            })))
+        },
+    )
+}
 
 /// Scores words by a language model: the mean of -ln p over their tokens. The text is read in segments, each after what
 /// the segments before it would be compressed to (LLMLingua's iterative compression).
@@ -20,7 +59,8 @@ impl<'a> Surprise<'a> {
     /// Segments of 100 words, half of which are kept for the segments to come.
     #[must_use]
     pub fn new(model: &'a dyn TokenLogProbs) -> Self {
-        Self { model, segment: 100, rate: 0.5 }
+        let Reading { segment, rate } = Reading::default();
+        Self { model, segment, rate }
     }
 
     /// Reads segments of so many words.

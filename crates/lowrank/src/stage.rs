@@ -1,0 +1,126 @@
+//! The stages of recipes: every method of this crate, with its own metric.
+
+use std::sync::Arc;
+
+use tensorpress_tensor::stage::{Inside, Keys, Knobs, Row, WeightPart, WeightRole};
+use tensorpress_tensor::{DType, DynCompress, Error, Method, Result};
+
+use crate::factors::Factors;
+use crate::lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
+use crate::metric::{InputScale, Metric};
+use crate::rank::Rank;
+
+/// All stages of this crate.
+#[must_use]
+pub fn stages() -> Vec<Row<WeightPart>> {
+    vec![
+        row("factors of the closest matrix of a rank; needs no calibration", svd),
+        row("factors after inputs were scaled by how active they are", |rank| {
+            asvd(rank, InputScale::default().alpha)
+        }),
+        row("factors that lose least of the outputs", svd_llm),
+        row("projects outputs on their leading directions: the same product as by whitening", lord),
+        row("projects outputs less their mean, which a bias carries", feature_mimicking),
+        correction(),
+    ]
+}
+
+/// Rank, factors, and whatever the metric brings along.
+impl<M: Metric> Knobs for LowRank<M> {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        self.rank.knobs(keys)?;
+        self.factors.knobs(keys)?;
+        // A correction is asked for: it is never left out to save bytes.
+        self.always |= keys.corrects();
+        self.metric.knobs(keys)
+    }
+}
+
+impl Knobs for Factors {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let types = [
+            ("source", None),
+            ("f16", Some(DType::F16)),
+            ("bf16", Some(DType::BF16)),
+            ("f32", Some(DType::F32)),
+        ];
+        let mut dtype = match self {
+            Self::Float(dtype) => Some(*dtype),
+            _ => None,
+        };
+        let about = "stored type of the factors, where no quantiser stands inside";
+        keys.choice("factors", &mut dtype, &types, about)?;
+        *self = dtype.map_or(Self::Source, Self::Float);
+        Ok(())
+    }
+}
+
+/// A method's stage has the method's name.
+fn row<M: Metric + Clone + 'static>(
+    about: &'static str,
+    default: fn(Rank) -> LowRank<M>,
+) -> Row<WeightPart> {
+    let default = move || default(Rank::default());
+    let name = default().id();
+    Row::method_with(name, about, default, move |method: LowRank<M>, inner| {
+        stored_by(name, method, inner, default().factors)
+    })
+}
+
+/// EoRA has a number of its own for a rank, and stands inside a residual.
+#[derive(Debug, Clone)]
+struct Eora {
+    rank: usize,
+    factors: Factors,
+}
+
+impl Default for Eora {
+    fn default() -> Self {
+        let rank = 16;
+        Self { rank, factors: eora(rank).factors }
+    }
+}
+
+impl Knobs for Eora {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.int("rank", &mut self.rank, 1..=1 << 20, "inner size")?;
+        self.factors.knobs(keys)
+    }
+}
+
+fn correction() -> Row<WeightPart> {
+    let name = eora(Eora::default().rank).id();
+    let about = "in `residual`: the factors of a rank that make good most of the outputs";
+    let build = move |knobs: Eora, inner| {
+        let method = eora(knobs.rank).with_factors(knobs.factors);
+        let inner = match inner {
+            Some(WeightPart::Method(inner)) => Some(inner),
+            _ => None,
+        };
+        stored_by(name, method, inner, Eora::default().factors).map(WeightPart::Method)
+    };
+    Row::new(name, WeightRole::Correction, about, Eora::default, build)
+        .with_inside(Inside::Maybe(vec![WeightRole::Quantiser]))
+}
+
+/// The method whose factors are stored as it says, or by the method inside its parentheses.
+fn stored_by<M: Metric + 'static>(
+    name: &str,
+    method: LowRank<M>,
+    inner: Option<Box<dyn DynCompress>>,
+    default: Factors,
+) -> Result<Box<dyn DynCompress>> {
+    let Some(inner) = inner else { return Ok(Box::new(method)) };
+    let said = |factors: &Factors| match factors {
+        Factors::Float(dtype) => format!("{dtype:?}").to_lowercase(),
+        _ => "source".to_owned(),
+    };
+    let (factors, inner_id) = (said(&method.factors), inner.id());
+    if factors != said(&default) {
+        let message = format!(
+            "{name}: factors = {factors} with `{inner_id}`, which decides how they are stored"
+        );
+        return Err(Error::invalid(message));
+    }
+    Ok(Box::new(method.with_factors(Factors::By(Arc::from(inner)))))
+}

@@ -1,0 +1,233 @@
+//! Models as rewrites leave them: views whose tensors are cut, changed or made when they are asked for.
+
+use std::collections::BTreeMap;
+
+use tensorpress_tensor::bytes::Bytes;
+use tensorpress_tensor::rewrite::{BlockShape, Change, Edit, LinearSpec, Role};
+use tensorpress_tensor::{Context as _, DType, Error, Result, Tensor};
+
+use super::Source;
+use super::said::{Said, with_blocks, with_shapes};
+use super::view::{Content, Piece, view};
+use crate::config::Architecture;
+
+impl Architecture {
+    /// A `config.json` can say that the attention's output matrix has a bias, or it always has one.
+    #[must_use]
+    pub fn has_output_bias(self) -> bool {
+        matches!(self, Self::Llama | Self::Qwen3 | Self::Bert)
+    }
+
+    /// A `config.json` can say that the feed-forward network has biases, or it always has them.
+    #[must_use]
+    pub fn has_mlp_bias(self) -> bool {
+        matches!(self, Self::Llama | Self::Bert)
+    }
+
+    /// A `config.json` can say how wide a head is, so that there may be any number of heads.
+    #[must_use]
+    pub fn has_head_dim(self) -> bool {
+        self != Self::Bert
+    }
+}
+
+impl Source {
+    /// This model with an edit to each of its blocks: a view, whose tensors are cut out of this one's when they are asked
+    /// for, in their stored types. Blocks that stay are numbered anew; everything outside the blocks stays.
+    ///
+    /// `plain`: the config says it all in the keys every reader knows, so that the model can be written as a folder that
+    /// others load; blocks have one shape then, and all biases that such a config implies are there. Else, where an edit
+    /// names a shape, the shape of each block stands in `quantization_config.blocks`, and biases are where they were
+    /// added.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another number of edits, for edits that leave no block, for changes of tensors of other
+    /// blocks, and for indices out of range or out of order; `ShapeMismatch` for added values of another length, and
+    /// where tensors do not have the shape that their block is said to have; `Unsupported` for a compressed model, and if
+    /// `plain` for what the architecture's config cannot say.
+    pub fn edited(&self, edits: &[Edit], plain: bool) -> Result<Self> {
+        let config = &self.config;
+        if let Some(name) = self.trees.keys().next() {
+            let message = "is compressed: blocks, heads and channels are changed before that";
+            return Err(Error::unsupported(message).in_tensor(name));
+        }
+        if edits.len() != config.blocks {
+            let message = format!("edits of {} blocks for {}", edits.len(), config.blocks);
+            return Err(Error::invalid(message));
+        }
+        let left: Vec<usize> = (0..edits.len()).filter(|b| !edits[*b].is_dropped()).collect();
+        if left.is_empty() {
+            let message = format!("all {} blocks would go: at least one must stay", edits.len());
+            return Err(Error::invalid(message));
+        }
+        let shape = |b: &usize| edits[*b].shape().unwrap_or(config.shape(*b));
+        let shapes: Vec<BlockShape> = left.iter().map(shape).collect();
+        left.iter().zip(&shapes).try_for_each(|(block, shape)| check(*block, *shape))?;
+        let said = if plain { Some(Said::by_config(self, edits, &shapes)?) } else { None };
+        let mut tensors = self.moved(&left);
+        for ((new, old), shape) in left.iter().enumerate().zip(&shapes) {
+            self.edit_block(*old, new, &edits[*old], &mut tensors)?;
+            if let Some(said) = &said {
+                self.imply(said, *old, new, *shape, &mut tensors)?;
+            }
+        }
+        let path = self.folder.clone().unwrap_or_else(|| "model".into());
+        let checkpoint = view(&self.checkpoint, tensors, path)?;
+        let mut raw = with_blocks(self.raw.clone(), config, &left);
+        let shaped = config.shapes.is_some() || edits.iter().any(|edit| edit.shape().is_some());
+        raw = match &said {
+            Some(said) => said.write(raw, shaped),
+            None if shaped => with_shapes(raw, &shapes),
+            None => raw,
+        };
+        let mut source =
+            Self::new(raw, checkpoint, self.files.clone(), self.tokenizer.clone(), &self.registry)?;
+        source.folder = self.folder.clone();
+        source.check_linears()?;
+        Ok(source)
+    }
+
+    /// All tensors, those of blocks under their new numbers.
+    fn moved(&self, left: &[usize]) -> BTreeMap<String, Piece> {
+        let mut tensors = BTreeMap::new();
+        for name in self.checkpoint.names() {
+            let new = match self.names.block_of(name) {
+                Some((block, rest)) if block < self.config.blocks => {
+                    let Ok(new) = left.binary_search(&block) else { continue };
+                    format!("{}{rest}", self.names.block(new))
+                }
+                _ => name.to_owned(),
+            };
+            tensors.insert(new, Piece { from: name.to_owned(), content: Content::Whole });
+        }
+        tensors
+    }
+
+    fn edit_block(
+        &self,
+        old: usize,
+        new: usize,
+        edit: &Edit,
+        tensors: &mut BTreeMap<String, Piece>,
+    ) -> Result<()> {
+        let linears = self.linears(old);
+        for (name, change) in edit.changes() {
+            let Some(rest) = name.strip_prefix(&self.names.block(old)) else {
+                let message = format!("no tensor of block {old}, whose edit changes it");
+                return Err(Error::invalid(message).in_tensor(name));
+            };
+            let to = format!("{}{rest}", self.names.block(new));
+            let shape = self.checkpoint.shape(name);
+            let content = match (change, shape) {
+                (Change::Rows(_) | Change::Columns(_), None) => continue,
+                (Change::Rows(kept), Some(shape)) => {
+                    ascending(kept, shape.first().copied().unwrap_or(0)).in_tensor(name)?;
+                    Content::Rows(kept.clone())
+                }
+                (Change::Columns(kept), Some(shape)) => {
+                    ascending(kept, shape.last().copied().unwrap_or(0)).in_tensor(name)?;
+                    Content::Columns(kept.clone())
+                }
+                (Change::Added(values), _) => {
+                    let spec = linears.iter().find(|spec| spec.bias == *name);
+                    self.plus(name, spec, values).in_tensor(name)?
+                }
+                (Change::New(tensor), _) => Content::Values {
+                    dtype: tensor.dtype(),
+                    shape: tensor.shape().to_vec(),
+                    bytes: tensor.bytes().clone(),
+                },
+                (Change::Gone, _) => {
+                    tensors.remove(&to);
+                    continue;
+                }
+            };
+            tensors.insert(to, Piece { from: name.clone(), content });
+        }
+        Ok(())
+    }
+
+    /// A vector plus these values, in its stored type; a bias that is not there is zeros of its weight's.
+    fn plus(&self, name: &str, spec: Option<&LinearSpec>, added: &[f32]) -> Result<Content> {
+        let checkpoint = &self.checkpoint;
+        let (dtype, mut values): (DType, Vec<f32>) = match (checkpoint.contains(name), spec) {
+            (true, _) => {
+                let stored = checkpoint.tensor(name)?;
+                (stored.dtype(), stored.to_matrix()?.into_raw_vec_and_offset().0)
+            }
+            (false, Some(spec)) => (checkpoint.dtype(&spec.name)?, vec![0.0; spec.shape[0]]),
+            (false, None) => return Err(Error::insufficient("no such tensor to add to")),
+        };
+        if values.len() != added.len() {
+            let message = format!("{} values added to {}", added.len(), values.len());
+            return Err(Error::shape(message));
+        }
+        values.iter_mut().zip(added).for_each(|(value, added)| *value += added);
+        stored(dtype, &values)
+    }
+
+    /// Biases of zeros, where the config implies some.
+    fn imply(
+        &self,
+        said: &Said,
+        old: usize,
+        new: usize,
+        shape: BlockShape,
+        tensors: &mut BTreeMap<String, Piece>,
+    ) -> Result<()> {
+        let dim = self.config.head_dim;
+        for spec in self.linears(old).into_iter().filter(|spec| said.implies(spec.role)) {
+            let outputs = match spec.role {
+                Role::Q => shape.heads * dim,
+                Role::K | Role::V => shape.kv_heads * dim,
+                Role::Gate | Role::Up => shape.intermediate,
+                Role::O | Role::Down => self.config.hidden,
+            };
+            let name = self.names.linear(&self.config, new, spec.role).bias;
+            if let std::collections::btree_map::Entry::Vacant(free) = tensors.entry(name) {
+                let content = stored(self.checkpoint.dtype(&spec.name)?, &vec![0.0; outputs])?;
+                free.insert(Piece { from: spec.bias, content });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every matrix has the shape that the config implies.
+    fn check_linears(&self) -> Result<()> {
+        for spec in (0..self.config.blocks).flat_map(|block| self.linears(block)) {
+            let stored = self.checkpoint.shape(&spec.name);
+            if let Some(stored) = stored.filter(|stored| **stored != spec.shape) {
+                let message =
+                    format!("edited to {stored:?}, but its block's shape implies {:?}", spec.shape);
+                return Err(Error::shape(message).in_tensor(spec.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn stored(dtype: DType, values: &[f32]) -> Result<Content> {
+    let mut bytes = Vec::new();
+    dtype.write_f32(values, &mut bytes)?;
+    Ok(Content::Values { dtype, shape: vec![values.len()], bytes: Bytes::from(bytes) })
+}
+
+fn check(block: usize, shape: BlockShape) -> Result<()> {
+    let BlockShape { heads, kv_heads, intermediate, .. } = shape;
+    if heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && intermediate > 0 {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "block {block}: {heads} heads, {kv_heads} for keys and values, {intermediate} channels: allowed are 1 and more, \
+         the second a divisor of the first"
+    )))
+}
+
+fn ascending(kept: &[usize], all: usize) -> Result<()> {
+    match kept.last() {
+        Some(last) if *last < all && kept.windows(2).all(|pair| pair[0] < pair[1]) => Ok(()),
+        _ => Err(Error::invalid(format!(
+            "what stays: allowed are ascending numbers below {all}, at least one"
+        ))),
+    }
+}

@@ -1,0 +1,129 @@
+//! What the config of an edited model says.
+
+use serde_json::{Value, json};
+use tensorpress_tensor::rewrite::{BlockShape, Change, Edit, Role};
+use tensorpress_tensor::{Error, Result};
+
+use super::Source;
+use crate::config::{Architecture, Config, shape};
+
+/// What a plain config says.
+pub(super) struct Said {
+    shape: BlockShape,
+    /// If the architecture has a key for it.
+    head_dim: Option<usize>,
+    /// All matrices of the attention have biases that they did not have before.
+    attention_bias: bool,
+    /// All matrices of the feed-forward network have biases that they did not have before.
+    mlp_bias: bool,
+}
+
+impl Said {
+    /// `shapes` of the blocks that stay.
+    pub(super) fn by_config(
+        source: &Source,
+        edits: &[Edit],
+        shapes: &[BlockShape],
+    ) -> Result<Self> {
+        let config = source.config();
+        let kind = config.architecture;
+        let shape = shapes[0];
+        let refuse = |what: String| {
+            Err(Error::unsupported(format!("{what}: config.json has no key for that in {kind:?}")))
+        };
+        if shapes.iter().any(|other| *other != shape) {
+            return refuse("blocks of different shapes".to_owned());
+        }
+        if config.shapes.is_some() {
+            return refuse("a model whose blocks were given shapes of their own".to_owned());
+        }
+        if !kind.has_head_dim() && shape.heads != config.heads {
+            return refuse(format!("{} heads of width {}", shape.heads, config.head_dim));
+        }
+        let added = |attention: bool| {
+            let of = |block: usize, edit: &Edit| {
+                let specs = source.linears(block).into_iter();
+                let mut new = specs.filter(|spec| {
+                    is_attention(spec.role) == attention
+                        && !source.checkpoint().contains(&spec.bias)
+                });
+                let gains = |name: &str| {
+                    let change = edit.changes().get(name);
+                    matches!(change, Some(Change::Added(_) | Change::New(_)))
+                };
+                !edit.is_dropped() && new.any(|spec| gains(&spec.bias))
+            };
+            edits.iter().enumerate().any(|(block, edit)| of(block, edit))
+        };
+        let (attention_bias, mlp_bias) = (added(true), added(false));
+        if attention_bias && !kind.has_output_bias() {
+            return refuse("a bias of the attention's output matrix".to_owned());
+        }
+        if mlp_bias && !kind.has_mlp_bias() {
+            return refuse("biases of the feed-forward network".to_owned());
+        }
+        let head_dim = kind.has_head_dim().then_some(config.head_dim);
+        Ok(Self { shape, head_dim, attention_bias, mlp_bias })
+    }
+
+    /// The config implies biases of matrices of this role, that are new.
+    pub(super) fn implies(&self, role: Role) -> bool {
+        if is_attention(role) { self.attention_bias } else { self.mlp_bias }
+    }
+
+    /// `shaped`: the shape of the blocks is not what the config says.
+    pub(super) fn write(&self, mut raw: Value, shaped: bool) -> Value {
+        if let (Some(raw), Value::Object(shape)) = (raw.as_object_mut(), shape::to_json(self.shape))
+        {
+            let known =
+                |(key, _): &(String, Value)| self.head_dim.is_some() || key == "intermediate_size";
+            if shaped {
+                raw.extend(shape.into_iter().filter(known));
+                raw.extend(self.head_dim.map(|dim| ("head_dim".to_owned(), json!(dim))));
+            }
+            for (key, set) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)]
+            {
+                raw.extend(set.then(|| (key.to_owned(), json!(true))));
+            }
+            raw.remove("quantization_config");
+        }
+        raw
+    }
+}
+
+fn is_attention(role: Role) -> bool {
+    matches!(role, Role::Q | Role::K | Role::V | Role::O)
+}
+
+/// The config with the shape of each block.
+pub(super) fn with_shapes(mut raw: Value, shapes: &[BlockShape]) -> Value {
+    let blocks: Vec<Value> = shapes.iter().map(|shape| shape::to_json(*shape)).collect();
+    raw["quantization_config"]["quant_method"] = json!("tensorpress");
+    raw["quantization_config"]["blocks"] = json!(blocks);
+    raw
+}
+
+/// Lists in configs with an entry a block.
+const LISTS: [&str; 4] = ["layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers"];
+
+/// The config with these of its blocks.
+pub(super) fn with_blocks(mut raw: Value, config: &Config, left: &[usize]) -> Value {
+    if left.len() == config.blocks {
+        return raw;
+    }
+    raw["num_hidden_layers"] = json!(left.len());
+    for key in LISTS {
+        if let Some(Value::Array(list)) = raw.get_mut(key)
+            && list.len() == config.blocks
+        {
+            *list = left.iter().map(|block| list[*block].take()).collect();
+        }
+    }
+    // Where no list says which blocks have windows, a number does: all from there on.
+    let qwen = matches!(config.architecture, Architecture::Qwen2 | Architecture::Qwen3);
+    if qwen && config.windows.iter().any(Option::is_some) {
+        let full = left.iter().filter(|block| config.windows[**block].is_none()).count();
+        raw["max_window_layers"] = json!(full);
+    }
+    raw
+}

@@ -1,0 +1,71 @@
+use tensorpress_tensor::node::{KnownLevels, LevelTable};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
+use tensorpress_tensor::stats::Needs;
+use tensorpress_tensor::{Compress, CompressedGroup, Group, Method, Result};
+
+use super::Blockwise;
+
+/// 4-bit floats (bitsandbytes): sign, two bits of exponent and one of mantissa, scaled by the largest magnitude of each
+/// block. Needs no calibration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fp4 {
+    /// Consecutive weights of the flattened matrix that share a scale, 1 and more. Default 64.
+    pub block: usize,
+    /// Whether scales are quantised in turn: 8-bit codes in blocks of 256, about their mean. Default true.
+    pub double_quant: bool,
+}
+
+impl Default for Fp4 {
+    fn default() -> Self {
+        Self { block: 64, double_quant: true }
+    }
+}
+
+impl Fp4 {
+    /// Sets how many weights share a scale.
+    #[must_use]
+    pub fn with_block(mut self, block: usize) -> Self {
+        self.block = block;
+        self
+    }
+
+    /// Sets whether scales are quantised in turn.
+    #[must_use]
+    pub fn with_double_quant(mut self, double_quant: bool) -> Self {
+        self.double_quant = double_quant;
+        self
+    }
+}
+
+impl Knobs for Fp4 {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let about = "consecutive weights of the flattened matrix that share a scale";
+        keys.int("block", &mut self.block, 1..=1 << 20, about)?;
+        let about = "scales are quantised in turn, to 8 bits in blocks of 256";
+        keys.flag("double_quant", &mut self.double_quant, about)
+    }
+}
+
+pub(super) fn stage() -> Row<WeightPart> {
+    Row::method("fp4", "rounds to 4-bit floats; needs no calibration", Fp4::default)
+}
+
+impl Method for Fp4 {
+    fn id(&self) -> &'static str {
+        "fp4"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+}
+
+impl Compress for Fp4 {
+    type Node = LevelTable;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<LevelTable>> {
+        let &Self { block, double_quant } = self;
+        Blockwise { levels: KnownLevels::Fp4, block, double_quant }.compress_group(&group)
+    }
+}

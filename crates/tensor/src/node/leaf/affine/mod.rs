@@ -1,0 +1,223 @@
+//! Integer codes on grids, whose scales and zero points are shared by groups.
+
+mod stored;
+
+use std::sync::OnceLock;
+
+use super::{Child, Format, Fused, Leaf, Slot, Stored};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::grid::{Affine, IntGrid};
+use crate::kernels;
+use crate::node::registry::field;
+use crate::node::{Json, PackedPlane, Symbol, Symbols};
+use crate::storage::PartKind;
+
+/// Integer codes with a scale and zero point for each group of consecutive inputs of a row:
+/// `w[r, c] = scale[r, c / group] * (code[r, c] - zero[r, c / group])`.
+pub type GroupedAffine = Leaf<AffineFormat>;
+
+/// The format of a [`GroupedAffine`].
+#[derive(Debug)]
+pub struct AffineFormat {
+    group: usize,
+    /// One scale and zero for the whole matrix.
+    per_tensor: bool,
+    /// One zero point for all groups: symmetric grids. Else they are a plane of one code a group.
+    zero: Option<u16>,
+    /// `zero` for each group, as the kernels want it, filled by the first use.
+    zeros: OnceLock<Vec<f32>>,
+}
+
+/// Places of the slots.
+const SCALES: usize = 0;
+const ZEROS: usize = 1;
+
+impl AffineFormat {
+    fn new(group: usize, per_tensor: bool, zero: Option<u16>) -> Self {
+        Self { group, per_tensor, zero, zeros: OnceLock::new() }
+    }
+
+    /// `[rows, groups]` of scales and zeros.
+    fn grids(&self, [rows, cols]: [usize; 2]) -> [usize; 2] {
+        if self.per_tensor { [1, 1] } else { [rows, cols.div_ceil(self.group)] }
+    }
+
+    /// The zero points in the layout of the scales.
+    fn zeros<'a>(&'a self, beside: &[&'a [f32]]) -> &'a [f32] {
+        match self.zero {
+            None => beside[ZEROS],
+            Some(zero) => self.zeros.get_or_init(|| vec![f32::from(zero); beside[SCALES].len()]),
+        }
+    }
+
+    /// Scales and zeros of a row of `cols` columns, and the group size they apply to.
+    fn row<'a>(
+        &'a self,
+        row: usize,
+        cols: usize,
+        beside: &[&'a [f32]],
+    ) -> (&'a [f32], &'a [f32], usize) {
+        let (scales, zeros) = (beside[SCALES], self.zeros(beside));
+        if self.per_tensor {
+            return (scales, zeros, cols.max(1));
+        }
+        let groups = cols.div_ceil(self.group);
+        let at = row * groups..(row + 1) * groups;
+        (&scales[at.clone()], &zeros[at], self.group.min(cols.max(1)))
+    }
+}
+
+impl Format for AffineFormat {
+    const ID: &'static str = "grouped_affine.v1";
+
+    fn read_from(json: &Json) -> Result<Self> {
+        let group = field::<usize>(json, "group")?;
+        if group == 0 {
+            return Err(Error::corruption("group of 0 columns"));
+        }
+        let zero = json.get("zero").and_then(Json::as_u64).map(|zero| {
+            u16::try_from(zero).map_err(|_| Error::corruption(format!("zero point {zero}")))
+        });
+        let per_tensor = json.get("per_tensor").and_then(Json::as_bool).unwrap_or(false);
+        Ok(Self::new(group, per_tensor, zero.transpose()?))
+    }
+
+    fn describe(&self, json: &mut Json) {
+        json["group"] = self.group.into();
+        if self.per_tensor {
+            json["per_tensor"] = true.into();
+        }
+        if let Some(zero) = self.zero {
+            json["zero"] = zero.into();
+        }
+    }
+
+    fn slots(&self, shape: [usize; 2]) -> Vec<Slot> {
+        let shape = self.grids(shape);
+        let scales = Slot { name: "scales", kind: PartKind::Scales, shape, stored: Stored::Floats };
+        let zeros = Slot { name: "zeros", kind: PartKind::Zeros, shape, stored: Stored::Plane };
+        if self.zero.is_some() { vec![scales] } else { vec![scales, zeros] }
+    }
+
+    fn check(&self, _: [usize; 2], _: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn decode_row(&self, row: usize, codes: Symbols<'_>, beside: &[&[f32]], out: &mut [f32]) {
+        let (scales, zeros, group) = self.row(row, out.len(), beside);
+        match codes {
+            Symbols::U8(codes) => {
+                kernels::decode_affine(codes, 8, 0, scales, zeros, group, out, false);
+            }
+            Symbols::U16(codes) => {
+                let groups = out.chunks_mut(group).zip(codes.chunks(group));
+                for ((out, codes), (scale, zero)) in groups.zip(scales.iter().zip(zeros)) {
+                    for (out, code) in out.iter_mut().zip(codes) {
+                        *out = scale * (f32::from(*code) - zero);
+                    }
+                }
+            }
+        }
+    }
+
+    fn decode_stored(
+        leaf: &Leaf<Self>,
+        row: usize,
+        beside: &[&[f32]],
+        out: &mut [f32],
+        add: bool,
+    ) -> bool {
+        stored::decode_row(leaf, row, beside, out, add)
+    }
+
+    fn fused(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused + '_>>> {
+        stored::fused(leaf)
+    }
+
+    fn prepacked(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused>>> {
+        stored::prepacked(leaf)
+    }
+}
+
+impl GroupedAffine {
+    /// A node from unpacked codes (row-major), scales (`[rows, groups]`, or one for the whole matrix) rounded to
+    /// `scale_dtype`, and zero points: one a group, or a single one for all. Codes and zero points are bytes up to 8
+    /// `bits`, else 16 bits wide.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` if lengths disagree, `InvalidArgument` for codes or zeros that do not fit `bits`.
+    pub fn from_codes<S: Symbol>(
+        shape: [usize; 2],
+        bits: u8,
+        group: usize,
+        codes: &[S],
+        scales: Vec<f32>,
+        scale_dtype: DType,
+        zeros: &[S],
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        if group == 0 {
+            return Err(Error::invalid("group = 0: allowed are 1 and more"));
+        }
+        let per_tensor = scales.len() == 1 && rows * cols.div_ceil(group) != 1;
+        let scales: Vec<f32> = scales.into_iter().map(|s| scale_dtype.round(s)).collect();
+        let zero = match zeros {
+            [zero] if scales.len() != 1 => Some((*zero).into()),
+            _ => None,
+        };
+        let format = AffineFormat::new(group, per_tensor, zero);
+        let [grid_rows, groups] = format.grids(shape);
+        let mut beside = vec![Child::Floats { dtype: scale_dtype, values: scales }];
+        if zero.is_none() {
+            let zeros = PackedPlane::pack(zeros, grid_rows, groups, bits)?;
+            beside.push(Child::Plane(Box::new(zeros)));
+        }
+        let codes = PackedPlane::pack(codes, rows, cols, bits)?;
+        Self::new(format, shape, Box::new(codes), beside)
+    }
+
+    /// A node from unpacked codes (row-major) on fitted grids of one family: `[rows, groups]`, or one for the whole
+    /// matrix.
+    ///
+    /// # Errors
+    /// As [`GroupedAffine::from_codes`].
+    pub fn on_grids(
+        family: &IntGrid,
+        shape: [usize; 2],
+        group: usize,
+        codes: &[u8],
+        grids: &[Affine],
+    ) -> Result<Self> {
+        let scales = grids.iter().map(|p| p.scale).collect();
+        let zeros: Vec<u8> = if family.symmetric && grids.len() != 1 {
+            vec![1 << (family.bits - 1)]
+        } else {
+            grids.iter().map(|p| p.zero as u8).collect()
+        };
+        Self::from_codes(shape, family.bits, group, codes, scales, family.scale_dtype, &zeros)
+    }
+
+    /// Columns that share a scale.
+    #[must_use]
+    pub fn group(&self) -> usize {
+        self.format().group
+    }
+
+    /// Scales, row-major `[rows, groups]` (or a single one).
+    #[must_use]
+    pub fn scales(&self) -> &[f32] {
+        match self.child(SCALES) {
+            Child::Floats { values, .. } => values,
+            _ => unreachable!("the slot holds floats"),
+        }
+    }
+
+    /// Zero points in the layout of the scales.
+    ///
+    /// # Errors
+    /// `Corruption` if a coded plane turns out to be invalid.
+    pub fn zeros(&self) -> Result<Vec<f32>> {
+        Ok(self.format().zeros(&self.beside()?).to_vec())
+    }
+}

@@ -1,0 +1,73 @@
+use std::fmt::Debug;
+
+use super::{Leaf, Slot};
+use crate::error::Result;
+use crate::linalg::Par;
+use crate::node::{Json, Symbols};
+
+/// What the codes of a [`Leaf`] stand for: its parameters, what it needs beside the codes, and how a row is decoded.
+pub trait Format: Debug + Send + Sync + Sized + 'static {
+    /// Wire id of leaves of this format.
+    const ID: &'static str;
+
+    /// Reads the parameters from a description.
+    ///
+    /// # Errors
+    /// `Corruption` for parameters that are missing or impossible.
+    fn read_from(json: &Json) -> Result<Self>;
+
+    /// Adds the parameters to a description.
+    fn describe(&self, json: &mut Json);
+
+    /// What a matrix `[rows, columns]` needs beside its codes, in the order in which it is stored.
+    fn slots(&self, shape: [usize; 2]) -> Vec<Slot>;
+
+    /// Codes of a row of `cols` weights. Only leaves of a code a weight can be restricted to a support.
+    fn codes(&self, cols: usize) -> usize {
+        cols
+    }
+
+    /// Checks that it can decode a matrix whose codes lie below `alphabet`.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, saying what is allowed.
+    fn check(&self, shape: [usize; 2], alphabet: u32) -> Result<()>;
+
+    /// Decodes row `row` of a matrix of `out.len()` columns from its codes, all below the alphabet that was checked,
+    /// and `beside`, the values of each slot. What lies outside a support may become anything.
+    fn decode_row(&self, row: usize, codes: Symbols<'_>, beside: &[&[f32]], out: &mut [f32]);
+
+    /// Decodes a row straight from its stored form, added to `out` where `add`; `false` where no kernel knows the form,
+    /// as for all unless the format says otherwise. Bit for bit what [`Format::decode_row`] gives, and 0 outside a support.
+    fn decode_stored(
+        _: &Leaf<Self>,
+        _row: usize,
+        _beside: &[&[f32]],
+        _out: &mut [f32],
+        _add: bool,
+    ) -> bool {
+        false
+    }
+
+    /// A product over the stored form, for few tokens, where a kernel knows it.
+    ///
+    /// # Errors
+    /// As [`crate::Node::decode_rows`].
+    fn fused(_: &Leaf<Self>) -> Result<Option<Box<dyn Fused + '_>>> {
+        Ok(None)
+    }
+
+    /// A product over a form made for this machine, for few tokens.
+    ///
+    /// # Errors
+    /// As [`crate::Node::decode_rows`].
+    fn prepacked(_: &Leaf<Self>) -> Result<Option<Box<dyn Fused>>> {
+        Ok(None)
+    }
+}
+
+/// A product over a stored form: the matrix is never expanded.
+pub trait Fused: Debug + Send + Sync {
+    /// Y = X Wᵀ, or Y += X Wᵀ where `add`, for X `[tokens, in]` and Y `[tokens, out]`, row-major.
+    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par);
+}

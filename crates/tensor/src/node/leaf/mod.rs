@@ -1,0 +1,16 @@
+//! Leaves: nodes that hold codes. A [`Format`] says what the codes stand for; a [`Leaf`] of it does the rest.
+//!
+//! To add a format: its parameters, the children it needs beside the codes, and how a row is decoded; then one line in
+//! the registry, `registry.add_node(MyFormat::ID, Leaf::<MyFormat>::read_from)`.
+
+mod affine;
+mod child;
+mod format;
+mod levels;
+mod node;
+
+pub use affine::{AffineFormat, GroupedAffine};
+pub use child::{Child, Slot, Stored};
+pub use format::{Format, Fused};
+pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable};
+pub use node::Leaf;

@@ -1,0 +1,229 @@
+use std::ops::Range;
+use std::sync::Arc;
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+use serde_json::json;
+
+use super::child::Held;
+use super::{Child, Format, Fused};
+use crate::error::{Error, Result};
+use crate::node::plane::is_even;
+use crate::node::registry::shape_field;
+use crate::node::{
+    Accum, FUSED_TOKENS, Json, KeptPlane, Mask, Multiply, Node, NodeReader, Plane, PlaneMap,
+    Scratch, SymbolBuf, check_matmul, join, matmul_by_tiles, with_slices,
+};
+use crate::storage::{PartKind, PartSink};
+
+/// A matrix of codes in a [`Format`]: all of a node that does not depend on what the codes stand for.
+///
+/// The codes lie in a plane, so that they can be restricted to a support and entropy-coded.
+#[derive(Debug)]
+pub struct Leaf<F> {
+    format: F,
+    shape: [usize; 2],
+    codes: Box<dyn Plane>,
+    beside: Vec<Held>,
+    /// The product made by [`Node::prepack`]. The codes stay: where they were read from a file they are mapped pages
+    /// that the system can drop.
+    fast: Option<Box<dyn Fused>>,
+}
+
+impl<F: Format> Leaf<F> {
+    /// A leaf of codes and what lies in the format's slots.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` if something does not fill the matrix, `InvalidArgument` for codes that the format does not
+    /// know, `Numerical` for floats that are not finite.
+    pub fn new(
+        format: F,
+        shape: [usize; 2],
+        codes: Box<dyn Plane>,
+        beside: Vec<Child>,
+    ) -> Result<Self> {
+        let slots = format.slots(shape);
+        if slots.len() != beside.len() {
+            let (got, wanted) = (beside.len(), slots.len());
+            return Err(Error::shape(format!("{got} children of a {}, not {wanted}", F::ID)));
+        }
+        let beside = slots.into_iter().zip(beside).map(|(slot, child)| Held::new(slot, child));
+        Self { beside: beside.collect::<Result<_>>()?, format, shape, codes, fast: None }.check()
+    }
+
+    fn check(self) -> Result<Self> {
+        let [rows, cols] = self.shape;
+        if !is_even(&*self.codes, rows, self.format.codes(cols)) {
+            return Err(Error::shape(format!("codes do not fill {rows} x {cols}")));
+        }
+        self.format.check(self.shape, self.codes.alphabet())?;
+        Ok(self)
+    }
+
+    /// Reads a leaf of this format: what the registry holds for [`Format::ID`].
+    ///
+    /// # Errors
+    /// `Corruption` or `InsufficientData` for descriptions and parts that contradict each other.
+    pub fn read_from(reader: &NodeReader<'_>, json: &Json, prefix: &str) -> Result<Box<dyn Node>> {
+        let (shape, format) = (shape_field(json)?, F::read_from(json)?);
+        let codes = reader.plane(json, "codes", &join(prefix, "codes"))?;
+        let unmasked = reader.unmasked();
+        let slots = format.slots(shape).into_iter();
+        let beside = slots.map(|slot| Held::read_from(slot, &unmasked, json, prefix));
+        let leaf =
+            Self { beside: beside.collect::<Result<_>>()?, format, shape, codes, fast: None };
+        Ok(Box::new(leaf.check().map_err(|e| Error::corruption(e.message()))?))
+    }
+
+    /// The format's parameters.
+    #[must_use]
+    pub fn format(&self) -> &F {
+        &self.format
+    }
+
+    /// The codes.
+    #[must_use]
+    pub fn codes(&self) -> &dyn Plane {
+        &*self.codes
+    }
+
+    /// The values of the format's slots, in their order; read by the first use.
+    ///
+    /// # Errors
+    /// `Corruption` if something stored turns out to be invalid.
+    pub fn beside(&self) -> Result<Vec<&[f32]>> {
+        self.beside.iter().map(Held::values).collect()
+    }
+
+    /// What lies in a slot.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    #[must_use]
+    pub fn child(&self, slot: usize) -> &Child {
+        &self.beside[slot].child
+    }
+}
+
+impl<F: Format> Node for Leaf<F> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn decode_rows(
+        &self,
+        rows: Range<usize>,
+        mut out: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let cols = self.shape[1];
+        assert_eq!(out.dim(), (rows.len(), cols), "output shape");
+        let add = accum == Accum::Add;
+        let beside = self.beside()?;
+        let mask = self.codes.as_kept().map(KeptPlane::mask);
+        let mut symbols = SymbolBuf::of(&*self.codes);
+        let mut buffer = scratch.take(cols);
+        let mut read = 0..0;
+        for (i, row) in rows.clone().enumerate() {
+            let mut out = out.row_mut(i);
+            if let Some(out) = out.as_slice_mut()
+                && F::decode_stored(self, row, &beside, out, add)
+            {
+                continue;
+            }
+            if read.is_empty() {
+                // All rows at once: coded planes decode in tiles.
+                read = row..rows.end;
+                symbols.read(&*self.codes, read.clone())?;
+            }
+            let width = self.format.codes(cols);
+            let at = (row - read.start) * width;
+            let codes = symbols.lend().slice(at..at + width);
+            if let (None, false, Some(out)) = (mask, add, out.as_slice_mut()) {
+                self.format.decode_row(row, codes, &beside, out);
+                continue;
+            }
+            self.format.decode_row(row, codes, &beside, &mut buffer);
+            if !add {
+                out.fill(0.0);
+            }
+            let mut put = |c: usize| out[c] = if add { out[c] + buffer[c] } else { buffer[c] };
+            match mask {
+                Some(mask) => mask.for_each_kept(row, put),
+                None => (0..cols).for_each(&mut put),
+            }
+        }
+        scratch.put(buffer);
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        check_matmul(self.shape, &x, &y);
+        if x.nrows() <= FUSED_TOKENS {
+            let made = if self.fast.is_none() { F::fused(self)? } else { None };
+            if let Some(fused) = self.fast.as_deref().or(made.as_deref()) {
+                let (add, par) = (accum == Accum::Add, scratch.par());
+                with_slices(x, y, |x, y, tokens| fused.matmul(x, tokens, y, add, par));
+                return Ok(());
+            }
+        }
+        matmul_by_tiles(self, x, y, accum, scratch)
+    }
+
+    fn multiply(&self) -> Multiply {
+        match (&self.fast, F::fused(self)) {
+            (Some(_), _) | (_, Ok(Some(_))) => Multiply::Fused,
+            _ => Multiply::Decode,
+        }
+    }
+
+    fn zero_outside(&self) -> bool {
+        self.codes.as_kept().is_some()
+    }
+
+    fn describe(&self) -> Json {
+        let mut json = json!({"node": F::ID, "shape": self.shape, "codes": self.codes.describe()});
+        self.format.describe(&mut json);
+        for held in &self.beside {
+            if let Some(described) = held.describe() {
+                json[held.slot.name] = described;
+            }
+        }
+        json
+    }
+
+    fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
+        self.codes.parts(&join(prefix, "codes"), PartKind::Codes, sink)?;
+        self.beside.iter().try_for_each(|held| held.parts(prefix, sink))
+    }
+
+    fn map_planes(mut self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
+        self.codes = self.codes.map_inner(f)?;
+        let beside = self.beside.into_iter().map(|held| held.map_planes(f));
+        self.beside = beside.collect::<Result<_>>()?;
+        self.fast = None;
+        Ok(self)
+    }
+
+    fn keep(mut self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
+        if self.format.codes(self.shape[1]) != self.shape[1] {
+            return Err(Error::unsupported(format!("a mask over a {}", F::ID)));
+        }
+        self.codes = Box::new(KeptPlane::restrict(&*self.codes, mask)?);
+        self.fast = None;
+        Ok(self)
+    }
+
+    fn prepack(mut self: Box<Self>) -> Result<Box<dyn Node>> {
+        if self.fast.is_none() {
+            self.fast = F::prepacked(&self)?;
+        }
+        Ok(self)
+    }
+}

@@ -1,0 +1,175 @@
+//! What a rewrite does to a block: named tensors and shapes.
+
+use std::collections::BTreeMap;
+
+use super::{BlockLayout, BlockShape, ModelLayout, Role};
+use crate::error::{Error, Result};
+use crate::source::RawTensor;
+
+/// What becomes of one tensor.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// These rows of a matrix stay; indices ascend.
+    Rows(Vec<usize>),
+    /// These columns of a matrix, or entries of a vector, stay; indices ascend.
+    Columns(Vec<usize>),
+    /// These values are added to a vector, in its stored type. A bias that is not there counts as zeros of its weight's
+    /// type.
+    Added(Vec<f32>),
+    /// A new tensor, whether there was one or not.
+    New(RawTensor),
+    /// The tensor goes.
+    Gone,
+}
+
+/// What stays of the heads and channels of a block; indices ascend.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct BlockCut {
+    /// Query heads: as many in the group of each key and value head that stays.
+    pub heads: Vec<usize>,
+    /// Key and value heads.
+    pub kv_heads: Vec<usize>,
+    /// Channels of the feed-forward network.
+    pub channels: Vec<usize>,
+}
+
+impl BlockCut {
+    /// What stays.
+    #[must_use]
+    pub fn new(heads: Vec<usize>, kv_heads: Vec<usize>, channels: Vec<usize>) -> Self {
+        Self { heads, kv_heads, channels }
+    }
+
+    /// The shape that is left.
+    #[must_use]
+    pub fn shape(&self) -> BlockShape {
+        BlockShape::new(self.heads.len(), self.kv_heads.len(), self.channels.len())
+    }
+
+    fn check(&self, layout: &BlockLayout) -> Result<()> {
+        let (of, block) = (layout.shape, layout.block);
+        let within = |kept: &[usize], all: usize, what: &str| {
+            let ascending = kept.windows(2).all(|pair| pair[0] < pair[1]);
+            match kept.last() {
+                Some(last) if ascending && *last < all => Ok(()),
+                _ => Err(Error::invalid(format!(
+                    "block {block}: {what} that stay: allowed are ascending numbers below {all}, at least one"
+                ))),
+            }
+        };
+        within(&self.heads, of.heads, "heads")?;
+        within(&self.kv_heads, of.kv_heads, "key and value heads")?;
+        within(&self.channels, of.intermediate, "channels")?;
+        let group = of.heads / of.kv_heads;
+        let stays = |kv: &usize| self.heads.iter().filter(|head| *head / group == *kv).count();
+        let each = self.heads.len() / self.kv_heads.len();
+        let even = self.kv_heads.iter().all(|kv| stays(kv) == each);
+        if each * self.kv_heads.len() != self.heads.len() || !even {
+            let message =
+                format!("block {block}: allowed are as many query heads in each group that stays");
+            return Err(Error::invalid(message));
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of a block. The default changes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Edit {
+    dropped: bool,
+    shape: Option<BlockShape>,
+    changes: BTreeMap<String, Change>,
+    notes: BTreeMap<String, String>,
+}
+
+impl Edit {
+    /// Nothing changes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The block goes as a whole, and those after it move up.
+    #[must_use]
+    pub fn dropped() -> Self {
+        Self { dropped: true, ..Self::default() }
+    }
+
+    /// These heads and channels stay: matrices and biases are cut to them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for numbers out of range or out of order, or uneven groups of heads; the message names the block.
+    pub fn cut(model: &ModelLayout, layout: &BlockLayout, cut: &BlockCut) -> Result<Self> {
+        cut.check(layout)?;
+        let (of, dim) = (layout.shape, model.head_dim);
+        let wide = |heads: &[usize]| -> Vec<usize> {
+            heads.iter().flat_map(|head| head * dim..(head + 1) * dim).collect()
+        };
+        let (queries, keys) = (wide(&cut.heads), wide(&cut.kv_heads));
+        let mut edit = Self::new().with_shape(cut.shape());
+        for spec in &layout.linears {
+            let (stay, all) = match spec.role {
+                Role::Q | Role::O => (&queries, of.heads * dim),
+                Role::K | Role::V => (&keys, of.kv_heads * dim),
+                Role::Gate | Role::Up | Role::Down => (&cut.channels, of.intermediate),
+            };
+            if stay.len() == all {
+                continue;
+            }
+            if matches!(spec.role, Role::O | Role::Down) {
+                edit = edit.with_change(&spec.name, Change::Columns(stay.clone()));
+            } else {
+                edit = edit.with_change(&spec.name, Change::Rows(stay.clone()));
+                edit = edit.with_change(&spec.bias, Change::Columns(stay.clone()));
+            }
+        }
+        Ok(edit)
+    }
+
+    /// Sets the shape that is left. Without, it stays as it was.
+    #[must_use]
+    pub fn with_shape(mut self, shape: BlockShape) -> Self {
+        self.shape = Some(shape);
+        self
+    }
+
+    /// Changes a tensor of this block. Cuts of a tensor that is not stored (a bias that the model does without) change
+    /// nothing.
+    #[must_use]
+    pub fn with_change(mut self, name: &str, change: Change) -> Self {
+        self.changes.insert(name.to_owned(), change);
+        self
+    }
+
+    /// Says why less was done for a weight than asked.
+    #[must_use]
+    pub fn with_note(mut self, weight: &str, text: &str) -> Self {
+        super::note(&mut self.notes, weight, text);
+        self
+    }
+
+    /// The block goes as a whole.
+    #[must_use]
+    pub fn is_dropped(&self) -> bool {
+        self.dropped
+    }
+
+    /// The shape that is left, if it is another.
+    #[must_use]
+    pub fn shape(&self) -> Option<BlockShape> {
+        self.shape
+    }
+
+    /// What becomes of each tensor that changes, by full name.
+    #[must_use]
+    pub fn changes(&self) -> &BTreeMap<String, Change> {
+        &self.changes
+    }
+
+    /// Why less was done than asked, by weight.
+    #[must_use]
+    pub fn notes(&self) -> &BTreeMap<String, String> {
+        &self.notes
+    }
+}

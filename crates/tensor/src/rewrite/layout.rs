@@ -1,0 +1,212 @@
+//! What a model is built of, as far as a rewrite needs to know.
+
+/// The inputs that the linear layers of a block read; layers that read the same one share its statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SharedInput {
+    /// Read by q, k and v.
+    Attention,
+    /// Read by the attention's output matrix.
+    AttentionOutput,
+    /// Read by gate and up.
+    Mlp,
+    /// Read by down.
+    MlpOutput,
+}
+
+impl SharedInput {
+    /// All of them, in the order in which a block meets them.
+    pub const ALL: [Self; 4] = [Self::Attention, Self::AttentionOutput, Self::Mlp, Self::MlpOutput];
+}
+
+/// What a linear layer does in its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// The attention's output matrix.
+    O,
+    /// The gate of the feed-forward network.
+    Gate,
+    /// Into the feed-forward network.
+    Up,
+    /// Out of the feed-forward network.
+    Down,
+}
+
+impl Role {
+    /// The input that layers of this role read.
+    #[must_use]
+    pub fn input(self) -> SharedInput {
+        match self {
+            Self::Q | Self::K | Self::V => SharedInput::Attention,
+            Self::O => SharedInput::AttentionOutput,
+            Self::Gate | Self::Up => SharedInput::Mlp,
+            Self::Down => SharedInput::MlpOutput,
+        }
+    }
+}
+
+/// A linear layer of a block: what a compression pipeline needs to know about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinearSpec {
+    /// What it does in its block.
+    pub role: Role,
+    /// Full name of the weight.
+    pub name: String,
+    /// Full name its bias has, or would have.
+    pub bias: String,
+    /// `[out, in]`.
+    pub shape: [usize; 2],
+    /// The input it reads, shared with its siblings.
+    pub input: SharedInput,
+    /// Full name of the norm weight that feeds this input and nothing else, so that input scales fold into it.
+    pub norm: Option<String>,
+    /// The model does not work without the bias.
+    pub needs_bias: bool,
+}
+
+impl LinearSpec {
+    /// A layer without a norm of its own that works without a bias. The bias of `x.weight` is `x.bias`.
+    #[must_use]
+    pub fn new(role: Role, name: impl Into<String>, shape: [usize; 2]) -> Self {
+        let name = name.into();
+        let bias = format!("{}.bias", name.strip_suffix(".weight").unwrap_or(&name));
+        Self { role, bias, shape, input: role.input(), norm: None, needs_bias: false, name }
+    }
+}
+
+/// What one block has; blocks of a pruned model may differ.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+#[non_exhaustive]
+pub struct BlockShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width inside the feed-forward network.
+    pub intermediate: usize,
+}
+
+impl BlockShape {
+    /// A shape.
+    #[must_use]
+    pub fn new(heads: usize, kv_heads: usize, intermediate: usize) -> Self {
+        Self { heads, kv_heads, intermediate }
+    }
+}
+
+/// A block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BlockLayout {
+    /// Its number, from 0.
+    pub block: usize,
+    /// What the names of all its tensors begin with, and of no others.
+    pub prefix: String,
+    /// Its heads and width.
+    pub shape: BlockShape,
+    /// Its linear layers, in the order in which a token meets them.
+    pub linears: Vec<LinearSpec>,
+}
+
+impl BlockLayout {
+    /// A block.
+    #[must_use]
+    pub fn new(
+        block: usize,
+        prefix: impl Into<String>,
+        shape: BlockShape,
+        linears: Vec<LinearSpec>,
+    ) -> Self {
+        Self { block, prefix: prefix.into(), shape, linears }
+    }
+
+    /// The layer of a role, if the block has one.
+    #[must_use]
+    pub fn linear(&self, role: Role) -> Option<&LinearSpec> {
+        self.linears.iter().find(|spec| spec.role == role)
+    }
+
+    /// Weights of all its linear layers.
+    #[must_use]
+    pub fn weights(&self) -> usize {
+        self.linears.iter().map(|spec| spec.shape[0] * spec.shape[1]).sum()
+    }
+}
+
+/// What the config of the result can say beside the sizes that every config has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sayable {
+    /// How wide a head is, so that there may be any number of heads.
+    pub head_dim: bool,
+    /// That the attention's output matrix has a bias.
+    pub output_bias: bool,
+    /// That the feed-forward network has biases.
+    pub mlp_bias: bool,
+}
+
+impl Sayable {
+    /// All of it: a compressed folder, whose config records every block.
+    pub const ALL: Self = Self { head_dim: true, output_bias: true, mlp_bias: true };
+
+    /// What a plain config can say.
+    #[must_use]
+    pub const fn new(head_dim: bool, output_bias: bool, mlp_bias: bool) -> Self {
+        Self { head_dim, output_bias, mlp_bias }
+    }
+}
+
+/// A model, before a rewrite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelLayout {
+    /// Its architecture, for messages.
+    pub architecture: String,
+    /// Tokens see only what comes before them.
+    pub decoder: bool,
+    /// Channels of the residual stream.
+    pub hidden: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Its blocks, in order.
+    pub blocks: Vec<BlockLayout>,
+    /// What the config of the result can say.
+    pub says: Sayable,
+}
+
+impl ModelLayout {
+    /// A decoder whose result can say everything.
+    #[must_use]
+    pub fn new(
+        architecture: impl Into<String>,
+        hidden: usize,
+        head_dim: usize,
+        blocks: Vec<BlockLayout>,
+    ) -> Self {
+        let (architecture, decoder, says) = (architecture.into(), true, Sayable::ALL);
+        Self { architecture, decoder, hidden, head_dim, blocks, says }
+    }
+
+    /// Sets whether it is a decoder.
+    #[must_use]
+    pub fn with_decoder(mut self, decoder: bool) -> Self {
+        self.decoder = decoder;
+        self
+    }
+
+    /// Sets what the config of the result can say.
+    #[must_use]
+    pub fn with_says(mut self, says: Sayable) -> Self {
+        self.says = says;
+        self
+    }
+}

@@ -1,0 +1,85 @@
+//! Methods that change what a model is built of: heads, channels, experts and blocks that go, blocks that merge.
+//!
+//! A [`Rewrite`] works above a matrix. It judges block after block, with the statistics and hidden states it asks for; a
+//! [`Judgement`] is what it remembers of a block, and may offer [`Level`]s with cost and error. One settlement over the
+//! judgements of all blocks decides ([`Decision`]), and each decision becomes an [`Edit`]: named tensors that are cut,
+//! changed or made, the shape that is left, or that the block goes as a whole. Whoever holds the model applies the edits as
+//! a view on it; a rewrite never sees a file.
+//!
+//! Any number of rewrites may follow each other. Each sees the model that its predecessors left.
+
+mod edit;
+mod judgement;
+mod layout;
+mod view;
+
+use crate::error::Result;
+use crate::method::Method;
+
+pub use edit::{BlockCut, Change, Edit};
+pub use judgement::{Decision, Judgement, Level};
+pub use layout::{BlockLayout, BlockShape, LinearSpec, ModelLayout, Role, Sayable, SharedInput};
+pub use view::{BlockView, States};
+
+/// A method that changes what a model is built of.
+///
+/// [`Method::needs`] are the statistics of the inputs that [`Rewrite::inputs`] names, of the model as the rewrites before
+/// left it. Every call must give the same result for the same arguments: an interrupted run is taken up from stored
+/// judgements, decisions and edits, and ends in the same bytes.
+pub trait Rewrite: Method {
+    /// Name and all parameters, as a stage of a recipe: equal texts mean equal results.
+    fn describe(&self) -> String;
+
+    /// The inputs whose statistics it needs. Default: all.
+    fn inputs(&self) -> &[SharedInput] {
+        &SharedInput::ALL
+    }
+
+    /// It needs the hidden states before and after each block.
+    fn needs_states(&self) -> bool {
+        false
+    }
+
+    /// Blocks that were alike stay alike, so that a config with one shape for all can say what is left.
+    fn keeps_blocks_alike(&self) -> bool;
+
+    /// Refuses what is impossible in this model, before any work.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming the parameter and what is allowed; `Unsupported` for a kind of model.
+    fn fits(&self, model: &ModelLayout) -> Result<()>;
+
+    /// What there is to remember of a block.
+    ///
+    /// # Errors
+    /// `Numerical` for weights that are not finite, naming the tensor. Statistics that cannot be used are no error: it
+    /// falls back and says so in a note.
+    fn judge(&self, model: &ModelLayout, block: &BlockView<'_>) -> Result<Judgement>;
+
+    /// Decides for all blocks at once: one decision for each judgement.
+    ///
+    /// # Errors
+    /// As the method documents.
+    fn settle(&self, model: &ModelLayout, judgements: &[Judgement]) -> Result<Vec<Decision>>;
+
+    /// What a decision does to its block. There are no statistics any more, but all the weights of the model.
+    ///
+    /// # Errors
+    /// As [`Rewrite::judge`].
+    fn edit(
+        &self,
+        model: &ModelLayout,
+        block: &BlockView<'_>,
+        judgement: &Judgement,
+        decision: &Decision,
+    ) -> Result<Edit>;
+}
+
+/// Adds to the notes on a weight.
+fn note(notes: &mut std::collections::BTreeMap<String, String>, weight: &str, text: &str) {
+    let all = notes.entry(weight.to_owned()).or_default();
+    if !all.is_empty() {
+        all.push_str("; ");
+    }
+    all.push_str(text);
+}

@@ -1,0 +1,112 @@
+//! What a rewrite sees of a block.
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array2, ArrayView2};
+
+use super::{BlockLayout, SharedInput};
+use crate::error::{Context, Result};
+use crate::node::PartSource;
+use crate::source::{RawTensor, Tensor};
+use crate::stats::Calibration;
+
+/// Hidden states of all calibration tokens around a block, `[tokens, hidden]` each; whole sequences lie one after the
+/// other. Where activations of the model overflow, they are NaN.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct States<'a> {
+    /// What the block reads.
+    pub before: ArrayView2<'a, f32>,
+    /// What it makes of that.
+    pub after: ArrayView2<'a, f32>,
+    /// Tokens of each sequence.
+    pub lengths: &'a [usize],
+}
+
+impl<'a> States<'a> {
+    /// Hidden states.
+    #[must_use]
+    pub fn new(
+        before: ArrayView2<'a, f32>,
+        after: ArrayView2<'a, f32>,
+        lengths: &'a [usize],
+    ) -> Self {
+        Self { before, after, lengths }
+    }
+}
+
+/// A block, its weights, and what was seen of it.
+#[derive(Clone, Copy)]
+pub struct BlockView<'a> {
+    layout: &'a BlockLayout,
+    tensors: &'a dyn PartSource,
+    inputs: Option<&'a BTreeMap<SharedInput, Calibration>>,
+    states: Option<States<'a>>,
+}
+
+impl std::fmt::Debug for BlockView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { layout, inputs, states, .. } = self;
+        f.debug_struct("BlockView")
+            .field("layout", layout)
+            .field("inputs", inputs)
+            .field("states", states)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> BlockView<'a> {
+    /// A block of a model with these tensors, of which nothing was seen.
+    #[must_use]
+    pub fn new(layout: &'a BlockLayout, tensors: &'a dyn PartSource) -> Self {
+        Self { layout, tensors, inputs: None, states: None }
+    }
+
+    /// Adds the statistics of its inputs.
+    #[must_use]
+    pub fn with_inputs(mut self, inputs: &'a BTreeMap<SharedInput, Calibration>) -> Self {
+        self.inputs = Some(inputs);
+        self
+    }
+
+    /// Adds the hidden states around it.
+    #[must_use]
+    pub fn with_states(mut self, states: States<'a>) -> Self {
+        self.states = Some(states);
+        self
+    }
+
+    /// What it is built of.
+    #[must_use]
+    pub fn layout(&self) -> &'a BlockLayout {
+        self.layout
+    }
+
+    /// A tensor as it is stored, of this block or any other.
+    ///
+    /// # Errors
+    /// `InsufficientData` if there is none of this name.
+    pub fn tensor(&self, name: &str) -> Result<RawTensor> {
+        self.tensors.part(name).in_tensor(name)
+    }
+
+    /// A tensor as a matrix.
+    ///
+    /// # Errors
+    /// As [`BlockView::tensor`]; `Unsupported` if its elements are no floats.
+    pub fn matrix(&self, name: &str) -> Result<Array2<f32>> {
+        self.tensor(name)?.to_matrix().in_tensor(name)
+    }
+
+    /// Statistics of an input, as far as they were collected.
+    #[must_use]
+    pub fn input(&self, input: SharedInput) -> Option<&'a Calibration> {
+        self.inputs.and_then(|inputs| inputs.get(&input))
+    }
+
+    /// Hidden states around it, if they were asked for.
+    #[must_use]
+    pub fn states(&self) -> Option<States<'a>> {
+        self.states
+    }
+}

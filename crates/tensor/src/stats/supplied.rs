@@ -1,0 +1,153 @@
+//! What only the caller knows: gradients, and what is made of them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ndarray::Array2;
+
+use super::Calibration;
+use crate::error::{Context, Error, Result};
+use crate::linalg::Par;
+use crate::method::Target;
+use crate::node::{Channels, Map, Side, map};
+
+/// A quantity of every weight of a matrix that a caller supplies, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Supply {
+    name: &'static str,
+    order: Order,
+}
+
+/// How a quantity changes with the weights it is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Order {
+    /// As a first derivative by the weights: with W = A T it goes through a map as D Tᵀ.
+    First,
+    /// As a diagonal of second derivatives or of squares: through scales and permutations only, with the scales' squares.
+    Second,
+}
+
+impl Supply {
+    /// dL/dW `[out, in]`, of the loss the caller has in mind, averaged over the calibration.
+    pub const GRADIENT: Self = Self::new("gradient", Order::First);
+    /// The diagonal of the (empirical) Fisher matrix `[out, in]`: the mean of squared gradients.
+    pub const FISHER: Self = Self::new("fisher", Order::Second);
+
+    /// A quantity of one's own.
+    #[must_use]
+    pub const fn new(name: &'static str, order: Order) -> Self {
+        Self { name, order }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.name
+    }
+}
+
+/// A caller that knows something of every weight: handed to [`Calibration::with_supplied`].
+///
+/// Asked for one matrix at a time, when a method wants it, so that nothing needs to be held for a whole model.
+pub trait Supplied: fmt::Debug + Send + Sync {
+    /// The quantity of the matrix with this name, `[out, in]`; `None` if the caller has none.
+    ///
+    /// # Errors
+    /// Any the caller has.
+    fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>>;
+}
+
+/// A supplier, and the maps that stand before the matrices that are compressed now.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Supplies {
+    by: Option<Arc<dyn Supplied>>,
+    maps: Vec<Before>,
+}
+
+/// A map, and the matrix it stands at; all, if it is on the inputs.
+#[derive(Debug, Clone)]
+struct Before {
+    map: Arc<dyn Map>,
+    side: Side,
+    tensor: Option<String>,
+}
+
+impl Supplies {
+    pub(super) fn through(&self, map: Arc<dyn Map>, side: Side, tensor: Option<&str>) -> Self {
+        let mut supplies = self.clone();
+        if supplies.by.is_some() {
+            supplies.maps.push(Before { map, side, tensor: tensor.map(str::to_owned) });
+        }
+        supplies
+    }
+}
+
+impl Calibration {
+    /// The same with a caller's gradients or other quantities of the weights.
+    #[must_use]
+    pub fn with_supplied(mut self, by: Arc<dyn Supplied>) -> Self {
+        self.supplies = Supplies { by: Some(by), maps: Vec::new() };
+        self
+    }
+
+    /// What the caller supplies of a matrix, `[out, in]` as the matrix is now: behind the maps of transforms.
+    ///
+    /// # Errors
+    /// `MissingCalibration` if the caller has none, `ShapeMismatch`, `Numerical` if an entry is not finite or the
+    /// quantity does not go through a map; those of the caller. All name the tensor.
+    pub fn supplied(&self, supply: Supply, target: &Target<'_>, par: Par) -> Result<Array2<f32>> {
+        self.supplied_of(supply, target, par).in_tensor(target.name)
+    }
+
+    fn supplied_of(&self, supply: Supply, target: &Target<'_>, par: Par) -> Result<Array2<f32>> {
+        let what = supply.name;
+        let by = self.supplies.by.as_ref();
+        let found = by.map(|by| by.of_weights(supply, target.name)).transpose()?.flatten();
+        let mut value =
+            found.ok_or_else(|| Error::missing_calibration(format!("no {what} was supplied")))?;
+        if let Some(((i, j), v)) = value.indexed_iter().find(|(_, v)| !v.is_finite()) {
+            return Err(Error::numerical(format!("the {what}'s entry [{i}, {j}] is {v}")));
+        }
+        let concerns =
+            |before: &&Before| before.tensor.as_ref().is_none_or(|tensor| tensor == target.name);
+        for Before { map, side, .. } in self.supplies.maps.iter().filter(concerns) {
+            let width = if *side == Side::In { value.ncols() } else { value.nrows() };
+            if width != map.outer() {
+                return Err(Error::shape(format!(
+                    "{what} {:?} before a map of {}",
+                    value.dim(),
+                    map.outer()
+                )));
+            }
+            value = match (supply.order, map.channels()) {
+                (Order::First, _) => map::on_side(value.view(), *side, map.inner(), par, |x, y| {
+                    map.apply_transposed(x, y)
+                }),
+                (Order::Second, Channels::Mixed) => {
+                    let message =
+                        format!("the {what} does not go through a map that mixes channels");
+                    return Err(Error::numerical(message));
+                }
+                (Order::Second, Channels::Scaled(divisors)) => {
+                    let mut value = value;
+                    let axis = if *side == Side::In { 1 } else { 0 };
+                    for (mut lane, d) in value.axis_iter_mut(ndarray::Axis(axis)).zip(divisors) {
+                        lane.iter_mut().for_each(|v| *v /= d * d);
+                    }
+                    value
+                }
+                (Order::Second, Channels::Moved(index)) => {
+                    let index: Vec<usize> = index.iter().map(|i| *i as usize).collect();
+                    value.select(ndarray::Axis(if *side == Side::In { 1 } else { 0 }), &index)
+                }
+            };
+        }
+        if value.dim() != target.weight.dim() {
+            let message =
+                format!("the {what} is {:?}, the matrix {:?}", value.dim(), target.weight.dim());
+            return Err(Error::shape(message));
+        }
+        Ok(value)
+    }
+}

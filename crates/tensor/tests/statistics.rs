@@ -1,0 +1,262 @@
+//! Statistics beyond those of the first methods, a user's own, and what a caller supplies.
+
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayView2, Axis, s};
+use tensorpress_tensor::linalg::{Par, gaussian};
+use tensorpress_tensor::node::{Map, Rotation, Scale, Side};
+use tensorpress_tensor::stats::*;
+use tensorpress_tensor::{DType, Error, ErrorKind, Result, Target, Usable, half};
+
+fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+    Array2::from_shape_fn((rows, cols), |(r, c)| gaussian(seed, (r * cols + c) as u64) as f32)
+}
+
+fn product(a: &Array2<f32>, b: &Array2<f32>) -> Array2<f64> {
+    a.mapv(f64::from).t().dot(&b.mapv(f64::from))
+}
+
+fn assert_close(got: &Array2<f32>, want: &Array2<f64>) {
+    assert_eq!(got.dim(), want.dim());
+    let scale = want.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+    assert!(got.iter().zip(want).all(|(g, w)| (f64::from(*g) - w).abs() < 1e-5 * scale));
+}
+
+struct Streams {
+    x: Array2<f32>,
+    original: Array2<f32>,
+    y: Array2<f32>,
+    routes: Array2<u32>,
+}
+
+impl Streams {
+    fn new(tokens: usize) -> Self {
+        let x = random(tokens, 20, 1);
+        let original = &x + &(random(tokens, 20, 2) * 0.1);
+        let routes = Array2::from_shape_fn((tokens, 2), |(t, k)| ((t * 7 + k * 3) % 5) as u32);
+        Self { x, original, y: random(tokens, 9, 3), routes }
+    }
+
+    fn feed(&self, collector: &mut Collector, rows: std::ops::Range<usize>, par: Par) {
+        let rows = s![rows, ..];
+        let batch = Batch::new(self.x.slice(rows))
+            .with_original(self.original.slice(rows))
+            .with_output(self.y.slice(rows))
+            .with_routes(self.routes.slice(rows));
+        collector.update_all(&batch, par);
+    }
+}
+
+fn all() -> Needs {
+    Needs::of::<CrossGram>()
+        | Needs::of::<OutputGram>()
+        | Needs::of::<TokenNorms>()
+        | Needs::of::<RouteCounts>()
+}
+
+#[test]
+fn new_statistics_stream_merge_and_keep_their_bytes() {
+    let streams = Streams::new(700);
+    let collect = |cuts: &[usize], par| {
+        let mut collector = Collector::new(20, all(), 0);
+        for cut in cuts.windows(2) {
+            streams.feed(&mut collector, cut[0]..cut[1], par);
+        }
+        collector
+    };
+    let whole = collect(&[0, 700], Par::Seq).finish();
+    assert_close(whole.get::<CrossGram>().unwrap(), &product(&streams.x, &streams.original));
+    assert_close(whole.get::<OutputGram>().unwrap(), &product(&streams.y, &streams.y));
+    let norms = whole.get::<TokenNorms>().unwrap();
+    assert_eq!(norms.len(), 700);
+    assert!((norms[3] - streams.x.row(3).dot(&streams.x.row(3)).sqrt()).abs() < 1e-4);
+    let counts = whole.get::<RouteCounts>().unwrap();
+    let seen = |e: u32| streams.routes.iter().filter(|r| **r == e).count() as u64;
+    assert_eq!(counts, &(0..5).map(seen).collect::<Vec<_>>());
+    for (cuts, par) in
+        [(&[0, 1, 255, 256, 600, 700][..], Par::Threads(3)), (&[0, 512, 700], Par::Rayon)]
+    {
+        let pieces = collect(cuts, par).finish();
+        assert_eq!(pieces.get::<CrossGram>().unwrap(), whole.get::<CrossGram>().unwrap());
+        assert_eq!(pieces.get::<OutputGram>().unwrap(), whole.get::<OutputGram>().unwrap());
+        assert_eq!(pieces.get::<TokenNorms>().unwrap(), norms);
+        assert_eq!(pieces.get::<RouteCounts>().unwrap(), counts);
+    }
+    let mut merged = collect(&[0, 300], Par::Seq);
+    merged.merge(collect(&[300, 700], Par::Seq));
+    let merged = merged.finish();
+    assert_close(merged.get::<CrossGram>().unwrap(), &product(&streams.x, &streams.original));
+    assert_close(merged.get::<OutputGram>().unwrap(), &product(&streams.y, &streams.y));
+    assert_eq!(merged.get::<TokenNorms>().unwrap(), norms);
+    assert_eq!(merged.get::<RouteCounts>().unwrap(), counts);
+}
+
+#[test]
+fn streams_that_are_not_there_are_missing() {
+    let mut collector = Collector::new(20, all(), 0);
+    collector.update(random(5, 20, 1).view(), Par::Seq);
+    let calibration = collector.finish();
+    let kinds = [
+        calibration.get::<CrossGram>().unwrap_err().kind(),
+        calibration.get::<OutputGram>().unwrap_err().kind(),
+        calibration.get::<RouteCounts>().unwrap_err().kind(),
+    ];
+    assert_eq!(kinds, [ErrorKind::MissingCalibration; 3]);
+    assert!(calibration.get::<TokenNorms>().is_ok());
+    assert!(all().reads(Stream::Original) && all().reads(Stream::Routes));
+    assert!(!Needs::GRAM.reads(Stream::Original) && Needs::GRAM.reads(Stream::Input));
+    let mut streams = Streams::new(10);
+    streams.original[[4, 3]] = f32::NAN;
+    let mut collector = Collector::new(20, all(), 0);
+    streams.feed(&mut collector, 0..10, Par::Seq);
+    let error = collector.finish().get::<CrossGram>().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Numerical);
+    assert!(
+        error.message().contains("channel 3") && error.message().contains("token 4"),
+        "{error}"
+    );
+}
+
+#[test]
+fn new_statistics_go_through_maps() {
+    let streams = Streams::new(300);
+    let mut collector = Collector::new(20, all(), 0);
+    streams.feed(&mut collector, 0..300, Par::Seq);
+    let whole = collector.finish();
+    let map: Arc<dyn Map> = Arc::new(Rotation::new(20, 20, 3).unwrap());
+    let mapped = whole.through(map.clone(), Side::In, Par::Seq).unwrap();
+    let turn = |x: &Array2<f32>| map.inputs(x.view(), Par::Seq);
+    let want = product(&turn(&streams.x), &turn(&streams.original));
+    assert_close(mapped.get::<CrossGram>().unwrap(), &want);
+    // Lengths stay under a rotation, and change under scales.
+    assert_eq!(mapped.get::<TokenNorms>().unwrap(), whole.get::<TokenNorms>().unwrap());
+    let scale: Arc<dyn Map> = Arc::new(Scale::new(vec![0.5; 20], DType::F32).unwrap());
+    let scaled = whole.through(scale, Side::In, Par::Seq).unwrap();
+    assert_eq!(scaled.get::<TokenNorms>().unwrap_err().kind(), ErrorKind::Numerical);
+    let out: Arc<dyn Map> = Arc::new(Scale::new(vec![0.5; 9], DType::F32).unwrap());
+    let behind = whole.through(out, Side::Out, Par::Seq).unwrap();
+    let twice = &streams.y * 2.0;
+    assert_close(behind.get::<OutputGram>().unwrap(), &product(&twice, &twice));
+}
+
+/// A user's own statistic: how many entries are negative.
+#[derive(Debug, Clone)]
+struct Negatives(u64);
+
+impl Statistic for Negatives {
+    type Value = u64;
+    const WHAT: &'static str = "the count of negatives";
+
+    fn begin(_: Ask) -> Self {
+        Self(0)
+    }
+    fn update(&mut self, batch: &Batch<'_>, _: Par) {
+        self.0 += batch.input.iter().filter(|v| **v < 0.0).count() as u64;
+    }
+    fn merge(&mut self, other: Self) {
+        self.0 += other.0;
+    }
+    fn finish(self) -> Result<u64> {
+        Ok(self.0)
+    }
+    fn through(_: &Arc<u64>, _: &Via<'_>) -> Usable<Arc<u64>> {
+        Usable::no("signs do not go through maps")
+    }
+}
+
+#[test]
+fn a_statistic_of_ones_own_needs_no_list() {
+    let x = random(50, 4, 8);
+    let needs = Needs::of::<Negatives>() | Needs::GRAM;
+    let mut collector = Collector::new(4, needs, 0);
+    x.axis_chunks_iter(Axis(0), 7).for_each(|x| collector.update(x, Par::Seq));
+    let mut calibration = collector.finish();
+    let count = x.iter().filter(|v| **v < 0.0).count() as u64;
+    assert_eq!(calibration.get::<Negatives>().unwrap(), &count);
+    let map = Arc::new(Rotation::new(4, 4, 1).unwrap());
+    let mapped = calibration.through(map, Side::In, Par::Seq).unwrap();
+    assert_eq!(mapped.get::<Negatives>().unwrap_err().kind(), ErrorKind::Numerical);
+    assert_eq!(calibration.take::<Negatives>().unwrap(), count);
+    assert_eq!(calibration.take::<Negatives>().unwrap_err().kind(), ErrorKind::MissingCalibration);
+}
+
+#[test]
+fn clones_share_and_the_last_holder_takes_without_a_copy() {
+    let mut calibration = Calibration::of(random(9, 6, 1).view());
+    let clone = calibration.clone();
+    let at = clone.gram().unwrap().as_ptr();
+    assert_eq!(calibration.gram().unwrap().as_ptr(), at, "shared");
+    let copy = calibration.take_gram().unwrap();
+    assert!(copy.as_ptr() != at && &copy == clone.gram().unwrap());
+    let mut last = clone;
+    assert_eq!(last.take_gram().unwrap().as_ptr(), at, "its own memory");
+}
+
+#[test]
+fn calibration_of_views_and_slices() {
+    let x = random(6, 4, 2);
+    let wide = Calibration::of(x.view());
+    let bf16 = x.mapv(half::bf16::from_f32);
+    let narrow = Calibration::of(bf16.view());
+    assert_eq!(narrow.samples().unwrap(), &bf16.mapv(half::bf16::to_f32));
+    let f16 = x.mapv(half::f16::from_f32);
+    let slice = Calibration::of_slice(f16.as_slice().unwrap(), 4).unwrap();
+    assert_eq!((slice.tokens(), slice.channels()), (6, 4));
+    assert_eq!(wide.moments().unwrap().tokens(), 6);
+    let kind = |r: Result<Calibration>| r.unwrap_err().kind();
+    assert_eq!(kind(Calibration::of_slice(&[1.0f32; 7], 4)), ErrorKind::ShapeMismatch);
+    assert_eq!(kind(Calibration::of_slice::<f32>(&[], 0)), ErrorKind::InvalidArgument);
+    let transposed = Calibration::of(x.t());
+    assert_eq!(transposed.channels(), 6);
+    let nan = Calibration::of(ArrayView2::from_shape((1, 2), &[1.0, f32::NAN]).unwrap());
+    assert_eq!(nan.gram().unwrap_err().kind(), ErrorKind::Numerical);
+}
+
+/// Gradients of one matrix, and no others.
+#[derive(Debug)]
+struct Gradients(Array2<f32>);
+
+impl Supplied for Gradients {
+    fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>> {
+        match (supply, tensor) {
+            (Supply::GRADIENT, "w") => Ok(Some(self.0.clone())),
+            (Supply::FISHER, "w") => Ok(Some(self.0.mapv(|g| g * g))),
+            (Supply::GRADIENT, "broken") => Err(Error::insufficient("no more")),
+            _ => Ok(None),
+        }
+    }
+}
+
+#[test]
+fn a_caller_supplies_gradients() {
+    let (weight, gradient) = (random(6, 8, 1), random(6, 8, 2));
+    let calibration = Calibration::none(8).with_supplied(Arc::new(Gradients(gradient.clone())));
+    let target = Target::new("w", weight.view());
+    let get = |c: &Calibration, supply| c.supplied(supply, &target, Par::Seq);
+    assert_eq!(get(&calibration, Supply::GRADIENT).unwrap(), gradient);
+    assert_eq!(get(&calibration, Supply::FISHER).unwrap(), gradient.mapv(|g| g * g));
+    let own = Supply::new("curvature", Order::Second);
+    assert_eq!(get(&calibration, own).unwrap_err().kind(), ErrorKind::MissingCalibration);
+    let error = get(&Calibration::none(8), Supply::GRADIENT).unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (ErrorKind::MissingCalibration, Some("w")));
+    let broken = Target::new("broken", weight.view());
+    let error = calibration.supplied(Supply::GRADIENT, &broken, Par::Seq).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InsufficientData);
+
+    // L(A T) changes with A as <dL/dW, dA T>: through any map, D Tᵀ.
+    let map: Arc<dyn Map> = Arc::new(Rotation::new(8, 8, 1).unwrap());
+    let mapped = calibration.through(map.clone(), Side::In, Par::Seq).unwrap();
+    let got = get(&mapped, Supply::GRADIENT).unwrap();
+    let step = random(6, 8, 3);
+    let mut outer = Array2::zeros((6, 8));
+    map.apply(step.view(), outer.view_mut());
+    let (inside, outside) = ((&got * &step).sum(), (&gradient * &outer).sum());
+    assert!((inside - outside).abs() < 1e-4, "{inside} {outside}");
+    assert_eq!(get(&mapped, Supply::FISHER).unwrap_err().kind(), ErrorKind::Numerical);
+    let scale: Arc<dyn Map> = Arc::new(Scale::new(vec![0.5; 8], DType::F32).unwrap());
+    let scaled = calibration.through(scale, Side::In, Par::Seq).unwrap();
+    assert_eq!(get(&scaled, Supply::FISHER).unwrap(), gradient.mapv(|g| g * g * 0.25));
+    let needs = Needs::GRAM | Needs::supplied(Supply::FISHER);
+    assert_eq!(needs.of_caller(), [Supply::FISHER]);
+    assert!(Needs::supplied(Supply::FISHER).is_none());
+}
