@@ -290,9 +290,13 @@ fn recipes_help() -> String {
     for preset in stages.presets() {
         text += &format!("  {:6}{:38}{}\n", preset.name, preset.line, preset.about);
     }
-    text += "\nStages, joined by `|` (`tensorpress stages NAME` tells the keys of one):\n";
+    text += "\nStages, joined by `|` (`tensorpress stages NAME` tells of one):\n";
     for row in stages.rows() {
         text += &format!("  {:18}{}\n", row.name(), row.about());
+        for key in row.keys() {
+            let default = key.default.as_ref().map_or("none".to_owned(), ToString::to_string);
+            text += &format!("    {:16}{} [{default}]: {}\n", key.name, key.takes, key.about);
+        }
     }
     text + "\nExample: --recipe 'awq | gptq(bits=3, group=64, clip=mse)'"
 }

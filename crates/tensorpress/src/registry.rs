@@ -1,7 +1,7 @@
 use tensorpress_tensor::{Registry, Result};
 
 use crate::compose;
-use crate::recipe::presets;
+use crate::recipe::{PLANNED, presets};
 
 /// Readers of every node and plane of this version, and the stages of its recipes: what opens any compressed folder, and
 /// what a registry with nodes and stages of your own starts from.
@@ -28,6 +28,7 @@ fn complete() -> Result<Registry> {
     stages.extend(tensorpress_lowrank::stages())?;
     stages.extend(compose::stages())?;
     stages.extend(tensorpress_entropy::stages())?;
+    stages.plan(PLANNED);
     presets().into_iter().try_for_each(|preset| stages.add_preset(preset))?;
     Ok(registry)
 }

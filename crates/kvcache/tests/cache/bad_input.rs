@@ -53,7 +53,7 @@ fn recipes_say_what_is_wrong() {
         ("kivy", vec!["kivy", "kivi"]),
         ("kivi(bits=3)", vec!["bits = 3", "2, 4, 8"]),
         ("kivi(bits=x)", vec!["bits = x", "2, 4, 8"]),
-        ("kivi(bit=4)", vec!["bit = 4", "bits"]),
+        ("kivi(bit=4)", vec!["`bit` (= 4)", "bits"]),
         ("kivi(group=20)", vec!["group = 20", "16"]),
         ("kivi(residual=33)", vec!["window = 33", "32"]),
         ("kivi(keys=row)", vec!["keys = row", "channel"]),

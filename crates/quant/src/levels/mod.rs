@@ -98,16 +98,12 @@ fn codes(levels: KnownLevels, values: &[f32], block: usize, par: Par) -> (Vec<u8
             *code = nearest.code(if *scale > 0.0 { value / *scale } else { 0.0 });
         }
     };
-<<<<<<< HEAD
-    par.for_each(values.chunks(block).zip(codes.chunks_mut(block)).zip(&mut scales), round);
-=======
     // Many blocks at a time: one alone is soon done.
     let many = 64 * block;
     let pieces = values.chunks(many).zip(codes.chunks_mut(many)).zip(scales.chunks_mut(64));
     par.for_each(pieces, |((values, codes), scales)| {
         values.chunks(block).zip(codes.chunks_mut(block)).zip(scales).for_each(&round);
     });
->>>>>>> kernels
     (codes, scales)
 }
 

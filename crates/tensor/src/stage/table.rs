@@ -17,17 +17,22 @@ pub struct Preset {
 pub struct Stages<P: Part> {
     rows: Vec<Row<P>>,
     presets: Vec<Preset>,
+    planned: Vec<&'static str>,
 }
 
 impl<P: Part> Clone for Stages<P> {
     fn clone(&self) -> Self {
-        Self { rows: self.rows.clone(), presets: self.presets.clone() }
+        Self {
+            rows: self.rows.clone(),
+            presets: self.presets.clone(),
+            planned: self.planned.clone(),
+        }
     }
 }
 
 impl<P: Part> Default for Stages<P> {
     fn default() -> Self {
-        Self { rows: Vec::new(), presets: Vec::new() }
+        Self { rows: Vec::new(), presets: Vec::new(), planned: Vec::new() }
     }
 }
 
@@ -58,6 +63,11 @@ impl<P: Part> Stages<P> {
         self.check_name(preset.name)?;
         self.presets.push(preset);
         Ok(())
+    }
+
+    /// Names that a later version will have, so that an error can say so; they may be taken.
+    pub fn plan(&mut self, names: &[&'static str]) {
+        self.planned.extend_from_slice(names);
     }
 
     fn check_name(&self, name: &str) -> Result<()> {
@@ -93,12 +103,18 @@ impl<P: Part> Stages<P> {
     /// The stage of a name.
     ///
     /// # Errors
-    /// `InvalidArgument`, saying which there are.
+    /// `InvalidArgument`, saying which there are; `Unsupported` for one that is planned.
     pub fn find(&self, name: &str) -> Result<&Row<P>> {
         if let Some(row) = self.rows.iter().find(|row| row.name() == name) {
             return Ok(row);
         }
         let known: Vec<&str> = self.rows.iter().map(Row::name).collect();
+        if self.planned.contains(&name) {
+            return Err(Error::unsupported(format!(
+                "stage `{name}` is planned, but not in this version; allowed are {}",
+                known.join(", ")
+            )));
+        }
         let presets: Vec<&str> = self.presets.iter().map(|p| p.name).collect();
         let presets = match presets.is_empty() {
             true => String::new(),

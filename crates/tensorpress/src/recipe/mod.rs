@@ -41,6 +41,7 @@ use tensorpress_tensor::{Context, Error, Registry, Result, Rewrite};
 
 pub use chain::Chain;
 pub use describe::{reference, schema};
+pub(crate) use presets::PLANNED;
 pub use presets::presets;
 
 /// What to do to which weights. The default does nothing.

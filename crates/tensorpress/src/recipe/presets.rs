@@ -1,5 +1,8 @@
 use tensorpress_tensor::stage::Preset;
 
+/// Names of stages that later versions will have.
+pub(crate) const PLANNED: &[&str] = &["smoothquant", "quip", "aqlm", "spqr", "lqer"];
+
 /// Recipes with a name.
 #[must_use]
 pub fn presets() -> [Preset; 3] {

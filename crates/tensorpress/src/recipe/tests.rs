@@ -106,6 +106,16 @@ fn bad_lines() {
 }
 
 #[test]
+fn stages_of_later_versions_are_named_as_such() {
+    for text in ["quip | gptq(bits=3)", "spqr(bits=3)"] {
+        let error = Recipe::parse(text).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{text}");
+        assert!(error.message().contains("planned"), "{text}: {error}");
+        assert!(error.message().contains("rtn, gptq, awq"), "{text}: {error}");
+    }
+}
+
+#[test]
 fn selectors_stand_alone_or_before_a_quantiser() {
     for text in [
         "wanda(sparsity=0.3)",

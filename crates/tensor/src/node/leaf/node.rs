@@ -165,7 +165,6 @@ impl<F: Format> Node for Leaf<F> {
         scratch: &mut Scratch,
     ) -> Result<()> {
         check_matmul(self.shape, &x, &y);
-<<<<<<< HEAD
         // A kernel that was prepared takes any number of tokens, a few at a time: decoding anew costs more than all of them.
         let few = x.nrows() <= FUSED_TOKENS;
         let made = if self.fast.is_none() && few { F::fused(self)? } else { None };
@@ -180,15 +179,6 @@ impl<F: Format> Node for Leaf<F> {
                 }
             });
             return Ok(());
-=======
-        if x.nrows() <= FUSED_TOKENS {
-            let made = if self.fast.is_none() { F::fused(self)? } else { None };
-            if let Some(fused) = self.fast.as_deref().or(made.as_deref()) {
-                let (add, par) = (accum == Accum::Add, scratch.par());
-                with_slices(x, y, |x, y, tokens| fused.matmul(x, tokens, y, add, par));
-                return Ok(());
-            }
->>>>>>> kernels
         }
         matmul_by_tiles(self, x, y, accum, scratch)
     }
