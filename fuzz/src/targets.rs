@@ -15,8 +15,11 @@ use tensorpress::tensor::node::decode;
 use tensorpress::tensor::{Bytes, Checkpoint, Scratch, Tensor};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+/// A name, and what is done with data.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// Every target; its seeds lie in `fuzz/seeds`, in the folder of its name.
-pub const ALL: [(&str, fn(&[u8])); 6] = [
+pub const ALL: [Target; 6] = [
     ("node", node),
     ("checkpoint", checkpoint),
     ("recipe", recipe),

@@ -25,11 +25,11 @@ use crate::varint::{read_varint, write_varint};
 /// ```
 /// use tensorpress_entropy::{TileCoder, coded};
 /// use tensorpress_tensor::node::{Dense, decode};
-/// use tensorpress_tensor::{Node, ndarray::Array2};
+/// use tensorpress_tensor::{DType, Node, ndarray::Array2};
 ///
 /// # fn main() -> tensorpress_entropy::Result<()> {
 /// let weight = Array2::from_shape_fn((64, 64), |(r, c)| (r * c % 5) as f32);
-/// let node = coded(Dense::new(&weight)?.boxed(), TileCoder::Rans)?;
+/// let node = coded(Dense::from_f32(weight.view(), DType::F32)?.boxed(), TileCoder::Rans)?;
 /// assert_eq!(decode(&*node)?, weight);
 /// # Ok(())
 /// # }

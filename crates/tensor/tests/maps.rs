@@ -164,7 +164,7 @@ fn hadamards_of_old_files_sum_in_order() {
         for col in 0..10 {
             let mut sum = 0.0f32;
             for i in row / block * block..row / block * block + block {
-                let parity = (i % block & row % block).count_ones() & 1 == 1;
+                let parity = ((i % block) & (row % block)).count_ones() & 1 == 1;
                 let negative = parity != (signs[i / 8] >> (i % 8) & 1 == 1);
                 sum += if negative { -unit } else { unit } * weight[[i, col]];
             }

@@ -187,7 +187,7 @@ fn clones_share_and_the_last_holder_takes_without_a_copy() {
     let at = clone.gram().unwrap().as_ptr();
     assert_eq!(calibration.gram().unwrap().as_ptr(), at, "shared");
     let copy = calibration.take_gram().unwrap();
-    assert!(copy.as_ptr() != at && &copy == clone.gram().unwrap());
+    assert!(copy.as_ptr() != at && copy == *clone.gram().unwrap());
     let mut last = clone;
     assert_eq!(last.take_gram().unwrap().as_ptr(), at, "its own memory");
 }

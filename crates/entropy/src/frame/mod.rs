@@ -126,7 +126,7 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// `Corruption`, or `InvalidArgument` if the bytes are no whole number of `T`.
     pub fn decode<T: Number>(&self) -> Result<Vec<T>> {
-        if self.len % T::BYTES as u64 != 0 {
+        if !self.len.is_multiple_of(T::BYTES as u64) {
             let (len, width) = (self.len, T::BYTES);
             return Err(Error::invalid(format!(
                 "{len} bytes are no numbers of {width} bytes each"

@@ -116,12 +116,15 @@ pub(super) fn row<S: Score + Knobs + Clone + 'static>(
     row_with(name, about, default, |paper, _| Ok(Arc::new(paper.score.clone())))
 }
 
+/// Makes the score for a model.
+type MakeScore<S> = fn(&Paper<S>, &KvModel) -> Result<Arc<dyn Score>>;
+
 /// The stage of a paper whose score depends on the model.
 pub(super) fn row_with<S: Knobs + Send + Sync + 'static>(
     name: &'static str,
     about: &'static str,
     default: impl Fn() -> Paper<S> + Send + Sync + 'static,
-    score: fn(&Paper<S>, &KvModel) -> Result<Arc<dyn Score>>,
+    score: MakeScore<S>,
 ) -> Row<KvPart> {
     let build = move |mut paper: Paper<S>, _| {
         let named = move |e: Error| Error::new(e.kind(), format!("{name}: {}", e.message()));

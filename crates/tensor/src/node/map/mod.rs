@@ -98,6 +98,9 @@ pub trait Map: Debug + Send + Sync {
     fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()>;
 }
 
+/// Fills band number `n`.
+type MakeBand<'a> = dyn FnMut(usize, &mut [f32], &mut Scratch) -> Result<()> + 'a;
+
 /// Decodes rows of the inner node.
 pub type DecodeRows<'a> =
     dyn FnMut(Range<usize>, ArrayViewMut2<'_, f32>, &mut Scratch) -> Result<()> + 'a;
@@ -212,7 +215,7 @@ pub fn by_bands(
     rows: Range<usize>,
     mut out: ArrayViewMut2<'_, f32>,
     scratch: &mut Scratch,
-    make: &mut dyn FnMut(usize, &mut [f32], &mut Scratch) -> Result<()>,
+    make: &mut MakeBand<'_>,
 ) -> Result<()> {
     let cols = out.ncols();
     let mut at = rows.start;

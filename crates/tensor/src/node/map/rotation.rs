@@ -244,7 +244,7 @@ fn read_factor(reader: &NodeReader<'_>, order: usize, prefix: &str) -> Result<Ar
     let matrix = part.to_matrix()?;
     // Damage must not pass for a rotation: columns have length 1.
     let lengths = matrix.columns().into_iter().map(|c| c.dot(&c));
-    if lengths.into_iter().any(|square| !((square - 1.0).abs() < 1e-3)) {
+    if lengths.into_iter().any(|square| square.is_nan() || (square - 1.0).abs() >= 1e-3) {
         return Err(Error::corruption("a factor that is not orthogonal").in_tensor(&name));
     }
     Ok(matrix)
