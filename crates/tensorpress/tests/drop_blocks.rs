@@ -1,7 +1,6 @@
 //! Dropping blocks through the pipeline: a plain smaller model is left, without the blocks that a slow reference finds least
 //! influential.
 
-#[allow(dead_code, reason = "other tests use the rest")]
 mod tiny;
 
 use std::path::Path;

@@ -1,7 +1,6 @@
 //! Rewrites through the pipeline: several in a row, one from outside the workspace, and work that is stopped anywhere and
 //! taken up again.
 
-#[allow(dead_code, reason = "other tests use the rest")]
 mod tiny;
 
 use std::collections::{BTreeMap, BTreeSet};
