@@ -39,8 +39,6 @@ const CI: &[Step] = &[
     ("benches", tests::benches),
     ("wasm32", targets::wasm32),
     ("neon", targets::neon),
-    ("32-bit", targets::narrow),
-    ("big-endian", targets::big_endian),
     ("miri", targets::miri),
     ("fuzz", fuzz::short),
 ];
@@ -49,6 +47,8 @@ const MORE: &[Step] = &[
     ("release", tests::release),
     ("tables", tests::tables),
     ("lapack", tests::lapack),
+    ("32-bit", targets::narrow),
+    ("big-endian", targets::big_endian),
     ("oldest", builds::oldest),
     ("publish", packages::publish),
     ("advisories", packages::advisories),
