@@ -137,7 +137,7 @@ const ALSO: &[(&str, &[&str], &str)] = &[
         &["score/expected.rs", "score/describe.rs"],
         "a score's name in files of caches",
     ),
-    ("residual", &["store/kivi.rs"], "the exact window of a cache"),
+    ("residual", &["store/kivi.rs", "stage/weights.rs"], "the exact window of a cache; a role"),
     ("pooling", &["policy/snapkv.rs"], "a knob of a window of queries"),
 ];
 

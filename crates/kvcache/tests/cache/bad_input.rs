@@ -51,8 +51,8 @@ fn bad_scores_and_budgets_are_errors() {
 fn recipes_say_what_is_wrong() {
     for (text, parts) in [
         ("kivy", vec!["kivy", "kivi"]),
-        ("kivi(bits=3)", vec!["bits = 3", "2, 4, 8"]),
-        ("kivi(bits=x)", vec!["bits = x", "2, 4, 8"]),
+        ("kivi(bits=3)", vec!["bits = 3", "2, 4 and 8"]),
+        ("kivi(bits=x)", vec!["bits = x", "2, 4 and 8"]),
         ("kivi(bit=4)", vec!["`bit` (= 4)", "bits"]),
         ("kivi(group=20)", vec!["group = 20", "16"]),
         ("kivi(residual=33)", vec!["window = 33", "32"]),

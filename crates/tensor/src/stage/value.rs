@@ -73,7 +73,11 @@ impl fmt::Display for Takes {
             Self::Int(least, most) => write!(f, "integers from {least} to {most}"),
             Self::Ints(allowed) => {
                 let words: Vec<String> = allowed.iter().map(ToString::to_string).collect();
-                f.write_str(&words.join(", "))
+                match words.split_last() {
+                    Some((last, [])) => f.write_str(last),
+                    Some((last, rest)) => write!(f, "{} and {last}", rest.join(", ")),
+                    None => Ok(()),
+                }
             }
             Self::Float(least, most) => write!(f, "numbers from {least} to {most}"),
             Self::Bool => f.write_str("true and false"),
