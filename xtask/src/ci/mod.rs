@@ -47,6 +47,7 @@ const MORE: &[Step] = &[
     ("release", tests::release),
     ("tables", tests::tables),
     ("lapack", tests::lapack),
+    ("aarch64", targets::aarch64),
     ("32-bit", targets::narrow),
     ("big-endian", targets::big_endian),
     ("oldest", builds::oldest),

@@ -73,9 +73,14 @@ const ENTROPY: &[&str] =
 /// The laws of nodes.
 const NODES: &[&str] = &["-p", "tensorpress-tensor", "--test", "laws"];
 
-/// NEON kernels against the portable ones, attention over caches; the entropy coders, portable there.
+/// NEON kernels against the portable ones; all loops are in one crate.
 pub fn neon() -> Verdict {
-    AARCH64.run(&[KERNELS, &["-p", "tensorpress-kvcache", "--lib"], ENTROPY])
+    AARCH64.run(&[KERNELS])
+}
+
+/// What stands on the kernels: attention over caches, and the entropy coders, portable there.
+pub fn aarch64() -> Verdict {
+    AARCH64.run(&[&["-p", "tensorpress-kvcache", "--lib"], ENTROPY])
 }
 
 /// Where `usize` has 32 bits.
