@@ -39,7 +39,6 @@ const CI: &[Step] = &[
     ("benches", tests::benches),
     ("wasm32", targets::wasm32),
     ("neon", targets::neon),
-    ("miri", targets::miri),
     ("fuzz", fuzz::short),
 ];
 
@@ -48,6 +47,7 @@ const MORE: &[Step] = &[
     ("tables", tests::tables),
     ("lapack", tests::lapack),
     ("aarch64", targets::aarch64),
+    ("miri", targets::miri),
     ("32-bit", targets::narrow),
     ("big-endian", targets::big_endian),
     ("oldest", builds::oldest),
