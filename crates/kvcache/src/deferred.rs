@@ -76,7 +76,7 @@ impl Cache {
     ///
     /// ```
     /// use tensorpress_kvcache::KvRecipe;
-    /// use tensorpress_tensor::ndarray::{Array3, Axis, Slice};
+    /// use tensorpress_tensor::ndarray::Array3;
     /// use tensorpress_tensor::Scratch;
     ///
     /// let recipe: KvRecipe = "kivi(bits=4) | h2o(tokens=64)".parse()?;

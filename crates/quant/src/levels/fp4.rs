@@ -3,7 +3,7 @@ use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Compress, CompressedGroup, Group, Method, Result};
 
-use super::Blockwise;
+use super::{Blockwise, block_knobs};
 
 /// 4-bit floats (bitsandbytes): sign, two bits of exponent and one of mantissa, scaled by the largest magnitude of each
 /// block. Needs no calibration.
@@ -40,10 +40,7 @@ impl Fp4 {
 
 impl Knobs for Fp4 {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
-        let about = "consecutive weights of the flattened matrix that share a scale";
-        keys.int("block", &mut self.block, 1..=1 << 20, about)?;
-        let about = "scales are quantised in turn, to 8 bits in blocks of 256";
-        keys.flag("double_quant", &mut self.double_quant, about)
+        block_knobs(&mut self.block, &mut self.double_quant, keys)
     }
 }
 

@@ -14,7 +14,7 @@ use tensorpress_tensor::ndarray::ArrayView2;
 use tensorpress_tensor::node::{
     Blocks, Child, Dense, KnownLevels, LevelFormat, LevelTable, Node, PackedPlane,
 };
-use tensorpress_tensor::stage::{Row, WeightPart};
+use tensorpress_tensor::stage::{Keys, Row, WeightPart};
 use tensorpress_tensor::{
     Compressed, CompressedGroup, DType, Error, Group, Result, Target, kernels,
 };
@@ -22,6 +22,14 @@ use tensorpress_tensor::{
 /// The stages of this module.
 pub(crate) fn stages() -> [Row<WeightPart>; 3] {
     [nf4::stage(), fp4::stage(), dynamic8::stage()]
+}
+
+/// What all of them can be told.
+fn block_knobs(block: &mut usize, double_quant: &mut bool, keys: &mut Keys<'_>) -> Result<()> {
+    let about = "consecutive weights of the flattened matrix that share a scale";
+    keys.int("block", block, 1..=1 << 20, about)?;
+    let about = "scales are quantised in turn, to 8 bits in blocks of 256";
+    keys.flag("double_quant", double_quant, about)
 }
 
 /// Blocks of scales that are quantised in turn.
