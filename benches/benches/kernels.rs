@@ -16,7 +16,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use tensorpress_tensor::kernels::{
-    self, Activations, AffinePanels, AffineRows, ErrorNorm, Isa, Par, packed_len,
+    self, Activations, AffinePanels, AffineRows, ErrorNorm, Isa, Par, Work, packed_len,
 };
 use turns::{Contender, read, take_turns};
 
@@ -149,28 +149,30 @@ fn few_tokens(test: bool) {
         for t in [1, 2, 4, 8] {
             let (x, panels) = (&x[..t * cols], &panels);
             let mut y = vec![0.0; t * rows];
-            panels.matmul(x, t, &mut y, false, mode, Par::Seq);
+            let mut work = Work::new(Par::Seq);
+            panels.matmul(0..rows, x, t, &mut y, false, mode, &mut work);
             let error = matrix.error(x, t, &y);
             assert!(error < tolerance, "{label} activations: relative error {error:e}");
             let name = format!("panels, {label} activations, {t} tokens");
             contenders.push(Contender::new(&name, bytes, move || {
-                panels.matmul(x, t, &mut y, false, mode, Par::Seq);
+                panels.matmul(0..rows, x, t, &mut y, false, mode, &mut work);
             }));
         }
     }
     let (one, w, panels, two) = (&x[..cols], &w, &panels, &two);
-    let mut y = vec![0.0; rows];
+    let (mut y, mut work) = (vec![0.0; rows], Work::new(Par::Rayon));
     let name = "panels, 16-bit activations, 1 token, two threads";
     contenders.push(Contender::new(name, bytes, move || {
-        two.install(|| panels.matmul(one, 1, &mut y, false, Activations::Int16, Par::Rayon));
+        let (y, mode) = (&mut y, Activations::Int16);
+        two.install(|| panels.matmul(0..rows, one, 1, y, false, mode, &mut work));
     }));
-    let mut y = vec![0.0; rows];
-    kernels::affine_matmul(w, one, 1, &mut y, false, Par::Seq);
+    let (mut y, mut work) = (vec![0.0; rows], Work::new(Par::Seq));
+    kernels::affine_matmul(w, 0..rows, one, 1, &mut y, false, &mut work);
     let error = matrix.error(one, 1, &y);
     assert!(error < 1e-5, "packed rows: relative error {error:e}");
     let name = "packed rows, f32 activations, 1 token";
     contenders.push(Contender::new(name, matrix.packed.len(), move || {
-        kernels::affine_matmul(w, one, 1, &mut y, false, Par::Seq);
+        kernels::affine_matmul(w, 0..rows, one, 1, &mut y, false, &mut work);
     }));
     // 144 bytes for 256 weights.
     contenders.push(Contender::new("candle Q4_K, 1 token", rows * cols / 256 * 144, || {

@@ -4,7 +4,10 @@
 //! so cutting a product into pieces (threads, blocks of rows) never changes a bit of the result.
 //! Instruction sets differ from one another in the order of the sum.
 
+use std::ops::Range;
+
 use super::simd::{Simd, stamp};
+use super::work::together;
 
 stamp! {
     /// The scalar product of two vectors of one length.
@@ -103,7 +106,7 @@ pub fn gemv_on(isa: super::Isa, w: &[f32], rows: usize, cols: usize, x: &[f32], 
 
 stamp! {
     /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, k]`, `w [n, k]` and
-    /// `y [t, n]`. Meant for a few tokens (`t` up to about 16), correct for any number.
+    /// `y [t, n]`. Meant for up to about 64 tokens (`t`), correct for any number. Allocates nothing.
     ///
     /// # Panics
     ///
@@ -112,6 +115,13 @@ stamp! {
         x: &[f32], w: &[f32], t: usize, n: usize, k: usize, y: &mut [f32], accumulate: bool,
     ) = gemm_body
 }
+
+/// Inputs that are summed before they are added to `y`, so that the order of a sum depends on nothing else: those of a tile
+/// stay in the nearest cache.
+const DEPTH: usize = 2048;
+/// Activations that stay in the second cache while rows pass by. Where there are more, all rows meet some inputs of theirs
+/// before the next ones.
+const CACHED: usize = 64 * 1024;
 
 #[inline(always)]
 fn gemm_body<S: Simd>(
@@ -130,49 +140,59 @@ fn gemm_body<S: Simd>(
     if !accumulate {
         y.fill(0.0);
     }
-    let mut row = 0;
-    while row < n {
-        // Eight rows keep the adders busy for one token; four suffice for several tokens.
-        let rows = match n - row {
-            left if left >= 8 && t == 1 => 8,
-            left if left >= 4 => 4,
-            _ => 1,
-        };
-        let w = &w[row * k..(row + rows) * k];
-        let mut token = 0;
-        while token < t {
-            let tokens = if t - token >= S::TILE { S::TILE } else { 1 };
-            let x = &x[token * k..(token + tokens) * k];
-            let y = &mut y[token * n + row..];
-            match (tokens, rows) {
-                (1, 8) => tile::<S, 1, 8>(s, x, w, k, y, n),
-                (1, 4) => tile::<S, 1, 4>(s, x, w, k, y, n),
-                (1, _) => tile::<S, 1, 1>(s, x, w, k, y, n),
-                (2, 4) => tile::<S, 2, 4>(s, x, w, k, y, n),
-                (2, _) => tile::<S, 2, 1>(s, x, w, k, y, n),
-                (_, 4) => tile::<S, 4, 4>(s, x, w, k, y, n),
-                (_, _) => tile::<S, 4, 1>(s, x, w, k, y, n),
+    let some = if t * k > CACHED { DEPTH } else { k.max(1) };
+    for from in (0..k).step_by(some) {
+        let inputs = from..(from + some).min(k);
+        let mut row = 0;
+        while row < n {
+            // Eight rows keep the adders busy for one token; four suffice for several tokens.
+            let rows = match n - row {
+                left if left >= 8 && t == 1 => 8,
+                left if left >= 4 => 4,
+                _ => 1,
+            };
+            let w = &w[row * k..(row + rows) * k];
+            let mut token = 0;
+            while token < t {
+                let tokens = together(t - token).min(S::TILE);
+                let x = &x[token * k..(token + tokens) * k];
+                let y = &mut y[token * n + row..];
+                for from in inputs.clone().step_by(DEPTH) {
+                    let depth = from..(from + DEPTH).min(inputs.end);
+                    match (tokens, rows) {
+                        (1, 8) => tile::<S, 1, 8>(s, x, w, k, depth, y, n),
+                        (1, 4) => tile::<S, 1, 4>(s, x, w, k, depth, y, n),
+                        (1, _) => tile::<S, 1, 1>(s, x, w, k, depth, y, n),
+                        (2, 4) => tile::<S, 2, 4>(s, x, w, k, depth, y, n),
+                        (2, _) => tile::<S, 2, 1>(s, x, w, k, depth, y, n),
+                        (3, 4) => tile::<S, 3, 4>(s, x, w, k, depth, y, n),
+                        (3, _) => tile::<S, 3, 1>(s, x, w, k, depth, y, n),
+                        (_, 4) => tile::<S, 4, 4>(s, x, w, k, depth, y, n),
+                        (_, _) => tile::<S, 4, 1>(s, x, w, k, depth, y, n),
+                    }
+                }
+                token += tokens;
             }
-            token += tokens;
+            row += rows;
         }
-        row += rows;
     }
 }
 
-/// Adds a `T x R` tile of the product to `y`, whose rows lie `stride` apart.
+/// Adds a `T x R` tile of the product over some inputs to `y`, whose rows lie `stride` apart.
 #[inline(always)]
 fn tile<S: Simd, const T: usize, const R: usize>(
     s: S,
     x: &[f32],
     w: &[f32],
     k: usize,
+    depth: Range<usize>,
     y: &mut [f32],
     stride: usize,
 ) {
-    assert!(x.len() == T * k && w.len() == R * k);
+    assert!(x.len() == T * k && w.len() == R * k && depth.end <= k);
     let mut sums = [[s.splat(0.0); R]; T];
-    let mut at = 0;
-    while at + S::LANES <= k {
+    let mut at = depth.start;
+    while at + S::LANES <= depth.end {
         // SAFETY: `i * k + at + LANES <= (i + 1) * k`, within the slices asserted above.
         let xs: [S::F32; T] = std::array::from_fn(|i| unsafe { s.load(x, i * k + at) });
         for r in 0..R {
@@ -186,7 +206,7 @@ fn tile<S: Simd, const T: usize, const R: usize>(
     }
     for i in 0..T {
         for r in 0..R {
-            let (x, w) = (&x[i * k + at..(i + 1) * k], &w[r * k + at..(r + 1) * k]);
+            let (x, w) = (&x[i * k + at..i * k + depth.end], &w[r * k + at..r * k + depth.end]);
             y[i * stride + r] += dot_tail(s, x, w, s.sum(sums[i][r]));
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Weights are `[out, in]`, row-major, and products are `Y = X Wᵀ`. Every function is safe and
 //! picks its instruction set when the program runs ([`Isa::detect`]); its twin ending in `_on`
-//! takes the set as an argument. A kernel whose page says *bit-identical* gives the same bytes on
+//! takes the set as an argument; products take it from the [`Work`] that also holds their buffers. A kernel whose page says *bit-identical* gives the same bytes on
 //! every instruction set; all give the same bytes for any number of threads.
 //!
 //! Sizes that do not fit are programmer errors and panic; no value inside the slices (NaN,
@@ -31,6 +31,7 @@ mod stats;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use accum::Accum;
 pub use affine::{decode_affine, decode_affine_on};
@@ -57,12 +58,12 @@ pub use int8::{dot_i8, dot_i8_on, dot_u8_i8, dot_u8_i8_on};
 pub use isa::Isa;
 pub use panels::{Activations, AffinePanels, PanelInput};
 pub use par::Par;
-pub use rows::{AffineRows, affine_matmul, affine_matmul_on};
+pub use rows::{AffineRows, affine_matmul};
 pub use simd::wide::{LANES, Line};
 pub use sparse::{
     Bitmap, BitmapFault, BlockInputs, KeptAffine, StoredRows, Support, block_matmul,
-    block_matmul_on, kept_affine_decode, kept_affine_decode_on, kept_affine_matmul,
-    kept_affine_matmul_on, stored_decode, stored_decode_on, stored_matmul, stored_matmul_on,
+    kept_affine_decode, kept_affine_matmul, stored_decode, stored_matmul,
 };
 pub use stats::{abs_max, abs_max_on, has_non_finite, has_non_finite_on, minmax, minmax_on};
 pub use sweep::{Columns, Swept, sweep, sweep_on};
+pub use work::Work;

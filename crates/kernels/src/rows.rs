@@ -1,10 +1,13 @@
 //! Multiplying by an integer grid straight from its packed rows.
 
+use std::ops::Range;
+
 use super::affine::{BUFFER, decode_body};
 use super::bitpack::check_bits;
 use super::float::dot_body;
 use super::simd::{Simd, stamp};
-use super::{Isa, Par, packed_len};
+use super::work::{Places, Work};
+use super::{Isa, packed_len};
 
 /// A matrix `[rows, cols]` on an integer grid, in the form it is stored in: weight `(r, j)` is
 /// `scales[r, g] * (code[r, j] - zeros[r, g])` with `g = j / group`.
@@ -55,39 +58,26 @@ impl AffineRows<'_> {
     }
 }
 
-/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`,
-/// unpacking in registers: no dense row is ever written out. Meant for a few tokens.
+/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) over some rows of W, for row-major `x [t, cols]` and
+/// `y [t, rows.len()]`, unpacking in registers: no dense row is ever written out. Meant for a few tokens.
 ///
-/// Activations and sums are f32. The rows are shared among the threads that `par`
-/// allows.
+/// Activations and sums are f32. The rows are shared among the threads that `work` allows; an entry of `y` depends
+/// neither on them nor on which other rows are asked for.
 ///
 /// # Panics
 ///
 /// If a size does not fit.
 pub fn affine_matmul(
     w: &AffineRows<'_>,
+    rows: Range<usize>,
     x: &[f32],
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: Par,
-) {
-    affine_matmul_on(Isa::detect(), w, x, t, y, accumulate, par);
-}
-
-/// [`affine_matmul`] on a chosen instruction set; the portable code where this CPU lacks it.
-pub fn affine_matmul_on(
-    isa: Isa,
-    w: &AffineRows<'_>,
-    x: &[f32],
-    t: usize,
-    y: &mut [f32],
-    accumulate: bool,
-    par: Par,
+    work: &mut Work,
 ) {
     w.check();
-    assert_eq!(Some(x.len()), t.checked_mul(w.cols), "affine_matmul: x is not [t, cols]");
-    assert_eq!(Some(y.len()), t.checked_mul(w.rows), "affine_matmul: y is not [t, rows]");
+    check_sizes([w.rows, w.cols], &rows, x, t, y);
     if y.is_empty() || w.cols == 0 {
         if !accumulate {
             y.fill(0.0);
@@ -95,40 +85,64 @@ pub fn affine_matmul_on(
         return;
     }
     // The zero points enter through the sum of the activations of each group.
-    let sums: Vec<f32> =
-        x.chunks(w.cols).flat_map(|x| x.chunks(w.group).map(|x| x.iter().sum::<f32>())).collect();
-    by_rows(t, w.rows, y, accumulate, par, |first, out| {
+    let mut sums = work.take(t * w.groups());
+    let groups = x.chunks(w.cols).flat_map(|x| x.chunks(w.group));
+    sums.iter_mut().zip(groups).for_each(|(sum, x)| *sum = x.iter().sum());
+    let isa = work.isa();
+    by_rows(rows, t, y, accumulate, work, |_, first, out| {
         rows_product_on(isa, w, x, &sums, t, first, out);
     });
+    work.put(sums);
+}
+
+/// Panics unless a product of so many tokens with some rows of a matrix has these sizes.
+pub(super) fn check_sizes(
+    [of, cols]: [usize; 2],
+    rows: &Range<usize>,
+    x: &[f32],
+    t: usize,
+    y: &[f32],
+) {
+    assert!(rows.start <= rows.end && rows.end <= of, "rows {rows:?} of {of}");
+    assert_eq!(Some(x.len()), t.checked_mul(cols), "x is not [t, cols]");
+    assert_eq!(Some(y.len()), t.checked_mul(rows.len()), "y is not [t, rows]");
 }
 
 /// Rows that a thread takes at once.
 const ROWS: usize = 16;
 
-/// Runs `block(first row, [some rows, t])` on all rows and puts the results into `y [t, rows]`.
+/// Runs `block(places of the thread, first row, [some rows, t])` on the rows and puts the results into `y [t, rows]`.
 pub(super) fn by_rows(
+    rows: Range<usize>,
     t: usize,
-    rows: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: Par,
-    block: impl Fn(usize, &mut [f32]) + Sync,
+    work: &mut Work,
+    block: impl Fn(&mut Places, usize, &mut [f32]) + Sync,
 ) {
     if y.is_empty() {
         return;
     }
     // By row first, so that threads write to places of their own.
-    let mut by_row = vec![0.0f32; y.len()];
-    let block = |(i, out): (usize, &mut [f32])| block(i * ROWS, out);
-    par.for_each(by_row.chunks_mut(ROWS * t).enumerate(), block);
+    let mut by_row = work.take(y.len());
+    by_row.fill(0.0);
+    let blocks = by_row.chunks_mut(ROWS * t).enumerate();
+    let block = |places: &mut Places, (i, out): (usize, &mut [f32])| {
+        block(places, rows.start + i * ROWS, out);
+    };
+    match work.par() {
+        par if par.threads() > 1 => par.for_each_init(blocks, Places::default, block),
+        _ => blocks.for_each(|rows| block(&mut work.places, rows)),
+    }
     if !accumulate {
         y.fill(0.0);
     }
     for (r, products) in by_row.chunks(t).enumerate() {
         for (token, product) in products.iter().enumerate() {
-            y[token * rows + r] += product;
+            y[token * rows.len() + r] += product;
         }
     }
+    work.put(by_row);
 }
 
 stamp! {
@@ -198,11 +212,22 @@ mod x86 {
                         let sums = &sums[token * w.groups()..];
                         let out = &mut out[token..];
                         let groups = groups.clone();
-                        token += match t - token {
-                            8.. => tile::<8, 1>(w, unpacker, first + r, groups, x, sums, out),
-                            4.. => tile::<4, 1>(w, unpacker, first + r, groups, x, sums, out),
-                            2.. => tile::<2, 2>(w, unpacker, first + r, groups, x, sums, out),
-                            _ => tile::<1, 4>(w, unpacker, first + r, groups, x, sums, out),
+                        let row = first + r;
+                        // Never a few alone behind eight: unpacking costs as much for one as for all.
+                        let together = match t - token {
+                            left @ ..=8 => left,
+                            left @ ..16 => left.div_ceil(2),
+                            _ => 8,
+                        };
+                        token += match together {
+                            1 => tile::<1, 4>(w, unpacker, row, groups, x, sums, out),
+                            2 => tile::<2, 2>(w, unpacker, row, groups, x, sums, out),
+                            3 => tile::<3, 2>(w, unpacker, row, groups, x, sums, out),
+                            4 => tile::<4, 1>(w, unpacker, row, groups, x, sums, out),
+                            5 => tile::<5, 1>(w, unpacker, row, groups, x, sums, out),
+                            6 => tile::<6, 1>(w, unpacker, row, groups, x, sums, out),
+                            7 => tile::<7, 1>(w, unpacker, row, groups, x, sums, out),
+                            _ => tile::<8, 1>(w, unpacker, row, groups, x, sums, out),
                         };
                     }
                 }

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use tensorpress_kvcache::{Cache, KvShape, Layer, StoreForm};
 use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::node::Input;
 pub use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{DType, Error, ErrorKind, Node, Result, Scratch, kernels};
 
@@ -304,13 +305,15 @@ impl Block {
         let [qs, ks, vs, out] = &mut memory;
         let (mut qs, mut out) = (as_matrix(qs, q_width), as_matrix(out, q_width));
         let (mut ks, mut vs) = (as_matrix(ks, kv_width), as_matrix(vs, kv_width));
-        q.forward(x.view(), qs.view_mut(), scratch)?;
-        k.forward(x.view(), ks.view_mut(), scratch)?;
-        v.forward(x.view(), vs.view_mut(), scratch)?;
+        Input::with(x.view(), scratch, |x, scratch| {
+            q.forward(x, qs.view_mut(), scratch)?;
+            k.forward(x, ks.view_mut(), scratch)?;
+            v.forward(x, vs.view_mut(), scratch)
+        })?;
         mix(qs, ks, vs.view(), out.view_mut(), scratch)?;
         let flow = observer.input(SharedInput::AttentionOutput, out.view())?;
         if flow.is_continue() {
-            o.forward(out.view(), x.view_mut(), scratch)?;
+            Input::with(out.view(), scratch, |out, scratch| o.forward(out, x.view_mut(), scratch))?;
         }
         memory.into_iter().for_each(|m| scratch.put(m));
         Ok(flow)
@@ -329,19 +332,24 @@ impl Block {
             return Ok(ControlFlow::Break(()));
         }
         let mut memory = buffer(scratch, x.nrows(), width);
-        up.forward(x.view(), as_matrix(&mut memory, width), scratch)?;
-        if let Some(gate) = gate {
-            let mut gated = buffer(scratch, x.nrows(), width);
-            gate.forward(x.view(), as_matrix(&mut gated, width), scratch)?;
+        Input::with(x.view(), scratch, |x, scratch| -> Result<()> {
+            up.forward(x, as_matrix(&mut memory, width), scratch)?;
+            let Some(gate) = gate else {
+                activation.apply(&mut memory);
+                return Ok(());
+            };
+            let mut gated = buffer(scratch, x.tokens(), width);
+            gate.forward(x, as_matrix(&mut gated, width), scratch)?;
             activation.gate(&mut gated, &memory);
             scratch.put(std::mem::replace(&mut memory, gated));
-        } else {
-            activation.apply(&mut memory);
-        }
+            Ok(())
+        })?;
         let inner = as_matrix(&mut memory, width);
         let flow = observer.input(SharedInput::MlpOutput, inner.view())?;
         if flow.is_continue() {
-            down.forward(inner.view(), x.view_mut(), scratch)?;
+            Input::with(inner.view(), scratch, |inner, scratch| {
+                down.forward(inner, x.view_mut(), scratch)
+            })?;
         }
         scratch.put(memory);
         Ok(flow)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use tensorpress_kvcache::{KvRecipe, Rope};
+use tensorpress_tensor::node::Input;
 use tensorpress_tensor::{Error, Result, Scratch};
 
 use crate::block::Block;
@@ -64,7 +65,9 @@ impl Head {
         let mut normed = hidden.to_owned();
         self.norm.apply(normed.view_mut());
         let mut logits = Array2::zeros((hidden.nrows(), self.vocab()));
-        self.linear.forward(normed.view(), logits.view_mut(), scratch)?;
+        Input::with(normed.view(), scratch, |normed, scratch| {
+            self.linear.forward(normed, logits.view_mut(), scratch)
+        })?;
         Ok(logits)
     }
 

@@ -5,10 +5,13 @@
 //! `scale * high` with one. The product with the codes is then exact in integers; the zero points
 //! enter through the sum of the rounded activations, so that they cancel exactly too.
 
+use std::ops::Range;
+
 use super::pack::BLOCK;
 use crate::Isa;
 use crate::simd::{Simd, stamp};
 use crate::stats::{abs_max_body, has_non_finite_body};
+use crate::work::together;
 
 /// How finely activations are rounded for a product with panels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -34,7 +37,7 @@ impl Activations {
 /// one input size and group.
 ///
 /// A group with a NaN or an infinity makes every product of its token NaN.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PanelInput {
     tokens: usize,
     cols: usize,
@@ -45,6 +48,8 @@ pub struct PanelInput {
     words: Vec<[i8; 4]>,
     /// `[tokens, groups]`: the scale, and the sum of the integers.
     grids: Vec<Grid>,
+    /// The integers of one token, while they are made.
+    levels: Vec<i32>,
 }
 
 /// What a product needs to know of one group of one token.
@@ -68,45 +73,53 @@ impl PanelInput {
         group: usize,
         activations: Activations,
     ) -> Self {
-        Self::new_on(Isa::detect(), x, tokens, cols, group, activations)
+        let mut input = Self::default();
+        input.prepare_on(Isa::detect(), x, tokens, cols, group, activations);
+        input
     }
 
-    /// [`PanelInput::new`] on a chosen instruction set; the portable code where this CPU lacks it.
-    /// Bit-identical on all.
-    pub fn new_on(
+    /// Prepares other activations in the memory of these, as [`PanelInput::new`] does, on a chosen
+    /// instruction set; the portable code where this CPU lacks it. Bit-identical on all.
+    ///
+    /// # Panics
+    ///
+    /// As [`PanelInput::new`].
+    pub fn prepare_on(
+        &mut self,
         isa: Isa,
         x: &[f32],
         tokens: usize,
         cols: usize,
         group: usize,
         activations: Activations,
-    ) -> Self {
+    ) {
         assert_eq!(Some(x.len()), tokens.checked_mul(cols), "panel input: x is not [tokens, cols]");
         assert!(group > 0, "panel input: group is zero");
-        let (planes, groups) = (activations.planes(), cols.div_ceil(group));
-        let steps = cols.next_multiple_of(BLOCK) / 4;
-        let mut input = Self {
-            tokens,
-            cols,
-            group,
-            planes,
-            words: vec![[0; 4]; steps * tokens * planes],
-            grids: Vec::with_capacity(tokens * groups),
-        };
+        let (planes, padded) = (activations.planes(), cols.next_multiple_of(BLOCK));
+        let steps = padded / 4;
+        (self.tokens, self.cols, self.group, self.planes) = (tokens, cols, group, planes);
+        // All of them are written below, padding included.
+        self.words.resize(steps * tokens * planes, [0; 4]);
+        self.grids.clear();
         if cols == 0 {
-            return input;
+            return;
         }
-        let mut levels = vec![0; cols.next_multiple_of(BLOCK)];
+        self.levels.clear();
+        self.levels.resize(padded, 0);
         for (token, x) in x.chunks(cols).enumerate() {
-            for (x, levels) in x.chunks(group).zip(levels.chunks_mut(group)) {
-                input.grids.push(round_on(isa, x, planes, levels));
+            for (x, levels) in x.chunks(group).zip(self.levels.chunks_mut(group)) {
+                self.grids.push(round_on(isa, x, planes, levels));
             }
             let tile = TokenTile::of(token, tokens);
-            let words = &mut input.words[tile.first * planes * steps..];
+            let words = &mut self.words[tile.first * planes * steps..];
             let place = (token - tile.first) * planes;
-            split_on(isa, &levels, planes, &mut words[place..], tile.tokens * planes);
+            split_on(isa, &self.levels, planes, &mut words[place..], tile.tokens * planes);
         }
-        input
+    }
+
+    /// The group they are prepared for.
+    pub fn group(&self) -> usize {
+        self.group
     }
 
     pub(super) fn tokens(&self) -> usize {
@@ -115,10 +128,6 @@ impl PanelInput {
 
     pub(super) fn cols(&self) -> usize {
         self.cols
-    }
-
-    pub(super) fn group(&self) -> usize {
-        self.group
     }
 
     pub(super) fn planes(&self) -> usize {
@@ -139,7 +148,7 @@ impl PanelInput {
     }
 }
 
-/// Tokens that go through a panel together: four, two or one.
+/// Tokens that go through a panel together, up to four.
 pub(super) struct TokenTile {
     pub(super) first: usize,
     pub(super) tokens: usize,
@@ -148,20 +157,22 @@ pub(super) struct TokenTile {
 impl TokenTile {
     /// The tile that `token` of so many belongs to.
     pub(super) fn of(token: usize, tokens: usize) -> Self {
-        let fours = tokens / 4 * 4;
-        let (start, width) = match token {
-            _ if token < fours => (token / 4 * 4, 4),
-            _ if token < fours + (tokens - fours) / 2 * 2 => (fours, 2),
-            _ => (token, 1),
-        };
-        Self { first: start, tokens: width }
+        // Tiles of four, but for the last 9 tokens at most.
+        let mut first = (token.min(tokens.saturating_sub(9))) / 4 * 4;
+        loop {
+            let width = together(tokens - first);
+            if token < first + width {
+                return Self { first, tokens: width };
+            }
+            first += width;
+        }
     }
 
-    /// All tiles, in order.
-    pub(super) fn all(tokens: usize) -> impl Iterator<Item = Self> {
-        let mut token = 0;
+    /// The tiles of some of so many tokens, in order; they begin and end with tiles.
+    pub(super) fn within(range: Range<usize>, tokens: usize) -> impl Iterator<Item = Self> {
+        let mut token = range.start;
         std::iter::from_fn(move || {
-            let tile = (token < tokens).then(|| Self::of(token, tokens))?;
+            let tile = (token < range.end).then(|| Self::of(token, tokens))?;
             token += tile.tokens;
             Some(tile)
         })

@@ -10,13 +10,19 @@ mod product;
 
 pub use input::{Activations, PanelInput};
 
+use std::ops::Range;
+
 use super::rows::AffineRows;
+use super::work::Work;
 use super::{Isa, Par};
 use crate::simd::wide::{LANES, Line};
 use pack::Shape;
 
 /// Rows in a panel, one a lane.
 const ROWS: usize = LANES;
+
+/// Tokens that go through all panels together, at most: the activations of a tile of inputs stay in the second cache.
+const TOKENS: usize = 64;
 
 /// A matrix on an integer grid of 2, 3, 4 or 8 bits, repacked in panels of 16 rows.
 ///
@@ -85,42 +91,30 @@ impl AffinePanels {
         self.lines.len() * size_of::<Line>()
     }
 
-    /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and
-    /// `y [t, rows]`.
+    /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) over some rows of W, for row-major `x [t, cols]`
+    /// and `y [t, rows.len()]`.
     ///
     /// The only error is that of rounding the activations (see [`Activations`]) and of a few f32
-    /// sums per group. Bit-identical on every instruction set, for any cut of the tokens, and for
-    /// any number of threads, among which the rows are shared.
+    /// sums per group. Bit-identical on every instruction set, for any cut of the tokens and of the
+    /// rows, and for any number of threads, among which the rows are shared.
     ///
     /// # Panics
     ///
     /// If a size does not fit.
     pub fn matmul(
         &self,
+        rows: Range<usize>,
         x: &[f32],
         t: usize,
         y: &mut [f32],
         accumulate: bool,
         activations: Activations,
-        par: Par,
+        work: &mut Work,
     ) {
-        self.matmul_on(Isa::detect(), x, t, y, accumulate, activations, par);
-    }
-
-    /// [`AffinePanels::matmul`] on a chosen instruction set; the portable code where this CPU
-    /// lacks it.
-    pub fn matmul_on(
-        &self,
-        isa: Isa,
-        x: &[f32],
-        t: usize,
-        y: &mut [f32],
-        accumulate: bool,
-        activations: Activations,
-        par: Par,
-    ) {
-        let input = PanelInput::new_on(isa, x, t, self.cols(), self.group(), activations);
-        self.matmul_input_on(isa, &input, y, accumulate, par);
+        let mut input = work.take_input();
+        input.prepare_on(work.isa(), x, t, self.cols(), self.group(), activations);
+        self.matmul_input(rows, &input, y, accumulate, work);
+        work.put_input(input);
     }
 
     /// [`AffinePanels::matmul`] for activations that are prepared already: those that feed several
@@ -128,40 +122,43 @@ impl AffinePanels {
     ///
     /// # Panics
     ///
-    /// If `input` was made for another input size or group, or `y` is not `[t, rows]`.
-    pub fn matmul_input(&self, input: &PanelInput, y: &mut [f32], accumulate: bool, par: Par) {
-        self.matmul_input_on(Isa::detect(), input, y, accumulate, par);
-    }
-
-    /// [`AffinePanels::matmul_input`] on a chosen instruction set; the portable code where this
-    /// CPU lacks it.
-    pub fn matmul_input_on(
+    /// If `input` was made for another input size or group, or `y` is not `[t, rows.len()]`.
+    pub fn matmul_input(
         &self,
-        isa: Isa,
+        rows: Range<usize>,
         input: &PanelInput,
         y: &mut [f32],
         accumulate: bool,
-        par: Par,
+        work: &mut Work,
     ) {
-        let (rows, t) = (self.rows(), input.tokens());
+        let t = input.tokens();
         self.check(input);
-        assert_eq!(Some(y.len()), t.checked_mul(rows), "panels: y is not [t, rows]");
+        assert!(rows.start <= rows.end && rows.end <= self.rows(), "panels: rows {rows:?}");
+        assert_eq!(Some(y.len()), t.checked_mul(rows.len()), "panels: y is not [t, rows]");
         if !accumulate {
             y.fill(0.0);
         }
         if y.is_empty() {
             return;
         }
-        // By panel first, so that threads write to places of their own.
-        let mut sums = vec![[0.0f32; ROWS]; rows.div_ceil(ROWS) * t];
-        self.add_on(isa, input, &mut sums, par);
-        for (p, sums) in sums.chunks(t).enumerate() {
-            let row = p * ROWS;
-            let held = ROWS.min(rows - row);
-            for (token, sums) in sums.iter().enumerate() {
-                let y = &mut y[token * rows + row..][..held];
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+        let panels = rows.start / ROWS..rows.end.div_ceil(ROWS);
+        // All portions are about as large: a small one would read the matrix for itself.
+        let portion = t.div_ceil(t.div_ceil(TOKENS)).next_multiple_of(4);
+        for first in (0..t).step_by(portion) {
+            let tokens = first..(first + portion).min(t);
+            // By panel first, so that threads write to places of their own.
+            let mut buffer = work.take(panels.len() * tokens.len() * ROWS);
+            buffer.fill(0.0);
+            let sums = buffer.as_chunks_mut::<ROWS>().0;
+            self.add_on(work.isa(), panels.start, input, &tokens, sums, work.par());
+            for (p, sums) in panels.clone().zip(sums.chunks(tokens.len())) {
+                let held = rows.start.max(p * ROWS)..rows.end.min((p + 1) * ROWS);
+                for (token, sums) in tokens.clone().zip(sums) {
+                    let y = &mut y[token * rows.len() + held.start - rows.start..][..held.len()];
+                    y.iter_mut().zip(&sums[held.start - p * ROWS..]).for_each(|(y, sum)| *y += sum);
+                }
             }
+            work.put(buffer);
         }
     }
 
@@ -181,13 +178,23 @@ impl AffinePanels {
         );
         products.fill([0.0; ROWS]);
         if !products.is_empty() {
-            self.add_on(Isa::detect(), input, products, Par::Seq);
+            let tokens = 0..input.tokens();
+            self.add_on(Isa::detect(), 0, input, &tokens, products, Par::Seq);
         }
     }
 
-    /// Adds products to sums that are neither empty nor of another size.
-    fn add_on(&self, isa: Isa, input: &PanelInput, sums: &mut [[f32; ROWS]], par: Par) {
-        let t = input.tokens();
+    /// Adds the products of the panels from `first` on with some tokens to sums that are neither empty nor of another
+    /// size.
+    fn add_on(
+        &self,
+        isa: Isa,
+        first: usize,
+        input: &PanelInput,
+        tokens: &Range<usize>,
+        sums: &mut [[f32; ROWS]],
+        par: Par,
+    ) {
+        let t = tokens.len();
         // One thread takes all at once, so that it goes through memory from first to last. Four pieces for each of several
         // even out what the threads are given beside.
         let panels = sums.len() / t;
@@ -196,7 +203,8 @@ impl AffinePanels {
             threads => panels.div_ceil(4 * threads),
         };
         par.for_each(sums.chunks_mut(piece * t).enumerate(), |(i, sums)| {
-            product::product_on(isa, &self.shape, &self.lines, input, i * piece, sums);
+            let first = first + i * piece;
+            product::product_on(isa, &self.shape, &self.lines, input, tokens, first, sums);
         });
     }
 

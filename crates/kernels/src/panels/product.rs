@@ -1,5 +1,7 @@
 //! The product of panels with prepared activations, once for all instruction sets.
 
+use std::ops::Range;
+
 use super::ROWS;
 use super::input::{PanelInput, TokenTile};
 use super::pack::{Shape, Tile};
@@ -13,9 +15,10 @@ const AHEAD: usize = 192;
 const LARGER_THAN_CACHE: usize = 4 << 20;
 
 stamp! {
-    /// Adds the products of the panels from `first` on to `sums [some panels, tokens]`.
+    /// Adds the products of the panels from `first` on with some tokens to `sums [some panels, tokens]`.
     pub(super) fn product_on(
-        shape: &Shape, lines: &[Line], input: &PanelInput, first: usize, sums: &mut [[f32; ROWS]],
+        shape: &Shape, lines: &[Line], input: &PanelInput, tokens: &Range<usize>, first: usize,
+        sums: &mut [[f32; ROWS]],
     ) = product_body
 }
 
@@ -25,18 +28,19 @@ fn product_body<S: Wide>(
     shape: &Shape,
     lines: &[Line],
     input: &PanelInput,
+    tokens: &Range<usize>,
     first: usize,
     sums: &mut [[f32; ROWS]],
 ) {
     match (shape.bits, input.planes()) {
-        (2, 1) => run::<S, 2, 1>(s, shape, lines, input, first, sums),
-        (2, _) => run::<S, 2, 2>(s, shape, lines, input, first, sums),
-        (3, 1) => run::<S, 3, 1>(s, shape, lines, input, first, sums),
-        (3, _) => run::<S, 3, 2>(s, shape, lines, input, first, sums),
-        (4, 1) => run::<S, 4, 1>(s, shape, lines, input, first, sums),
-        (4, _) => run::<S, 4, 2>(s, shape, lines, input, first, sums),
-        (_, 1) => run::<S, 8, 1>(s, shape, lines, input, first, sums),
-        (_, _) => run::<S, 8, 2>(s, shape, lines, input, first, sums),
+        (2, 1) => run::<S, 2, 1>(s, shape, lines, input, tokens, first, sums),
+        (2, _) => run::<S, 2, 2>(s, shape, lines, input, tokens, first, sums),
+        (3, 1) => run::<S, 3, 1>(s, shape, lines, input, tokens, first, sums),
+        (3, _) => run::<S, 3, 2>(s, shape, lines, input, tokens, first, sums),
+        (4, 1) => run::<S, 4, 1>(s, shape, lines, input, tokens, first, sums),
+        (4, _) => run::<S, 4, 2>(s, shape, lines, input, tokens, first, sums),
+        (_, 1) => run::<S, 8, 1>(s, shape, lines, input, tokens, first, sums),
+        (_, _) => run::<S, 8, 2>(s, shape, lines, input, tokens, first, sums),
     }
 }
 
@@ -59,26 +63,29 @@ fn run<S: Wide, const BITS: usize, const P: usize>(
     shape: &Shape,
     lines: &[Line],
     input: &PanelInput,
+    some: &Range<usize>,
     first: usize,
     sums: &mut [[f32; ROWS]],
 ) {
     let ahead = if size_of_val(lines) > LARGER_THAN_CACHE { AHEAD } else { 0 };
     // A single token reads the lines once; more come back to them.
-    let to = if input.tokens() > 1 { stream_again() } else { stream() };
+    let to = if some.len() > 1 { stream_again() } else { stream() };
     for tile in shape.tiles() {
-        for (p, sums) in sums.chunks_mut(input.tokens()).enumerate() {
+        for (p, sums) in sums.chunks_mut(some.len()).enumerate() {
             let start = tile.start + (first + p) * tile.lines;
             let lines = &lines[start..start + tile.lines];
-            for tokens in TokenTile::all(input.tokens()) {
-                let sums = &mut sums[tokens.first..tokens.first + tokens.tokens];
+            for tokens in TokenTile::within(some.clone(), input.tokens()) {
+                let sums = &mut sums[tokens.first - some.start..][..tokens.tokens];
                 // Later tokens find the panel in the cache.
-                let ahead = if tokens.first == 0 { ahead } else { 0 };
+                let ahead = if tokens.first == some.start { ahead } else { 0 };
                 let work = Work { shape, tile: &tile, lines, input, tokens: &tokens, ahead, to };
                 // The last number is how many sums run side by side: enough to hide the latency
                 // of an instruction.
                 match tokens.tokens {
                     1 => panel::<S, BITS, P, 1, 4>(s, work, sums),
                     2 => panel::<S, BITS, P, 2, 2>(s, work, sums),
+                    3 if S::ISA == Isa::Avx512 => panel::<S, BITS, P, 3, 2>(s, work, sums),
+                    3 => panel::<S, BITS, P, 3, 1>(s, work, sums),
                     _ => panel::<S, BITS, P, 4, 1>(s, work, sums),
                 }
             }

@@ -4,8 +4,11 @@
 //! weight is one broadcast. The inputs that a group of rows has stored are a list, made once and followed with
 //! prefetches; inputs that it has dropped are never touched.
 
-use super::{FloatType, Isa, Par, StoredRows};
+use std::ops::Range;
+
+use super::{FloatType, StoredRows, check_sizes};
 use crate::simd::{Ahead, Stored, prefetch, stamp};
+use crate::work::{Places, Work};
 use crate::{bf16_bytes_to_f32, f16_bytes_to_f32};
 
 impl StoredRows<'_> {
@@ -27,55 +30,54 @@ impl StoredRows<'_> {
 pub fn block_matmul(
     w: &StoredRows<'_>,
     groups: &BlockInputs,
+    rows: Range<usize>,
     x: &[f32],
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: Par,
-) {
-    block_matmul_on(Isa::detect(), w, groups, x, t, y, accumulate, par);
-}
-
-/// [`block_matmul`] on a chosen instruction set; the portable code where this CPU lacks it.
-pub fn block_matmul_on(
-    isa: Isa,
-    w: &StoredRows<'_>,
-    groups: &BlockInputs,
-    x: &[f32],
-    t: usize,
-    y: &mut [f32],
-    accumulate: bool,
-    par: Par,
+    work: &mut Work,
 ) {
     w.check();
-    assert_eq!(Some(x.len()), t.checked_mul(w.cols), "block_matmul: x is not [t, cols]");
-    assert_eq!(Some(y.len()), t.checked_mul(w.rows), "block_matmul: y is not [t, rows]");
+    check_sizes([w.rows, w.cols], &rows, x, t, y);
     if !accumulate {
         y.fill(0.0);
     }
     if y.is_empty() || w.cols == 0 {
         return;
     }
-    let count = w.rows.div_ceil(groups.tall);
+    let (tall, isa, par) = (groups.tall, work.isa(), work.par());
+    let count = w.rows.div_ceil(tall);
     assert_eq!(groups.starts.len(), count + 1, "block_matmul: inputs of another matrix");
-    let mut panel = vec![0.0f32; w.cols * PANEL];
-    let mut out = vec![0.0f32; w.rows * PANEL];
+    // Whole groups, so that all rows of one find their inputs in the cache.
+    let from = rows.start / tall;
+    let made = from * tall..rows.end.next_multiple_of(tall).min(w.rows);
+    let mut panel = work.take(w.cols * PANEL);
+    let mut out = work.take(made.len() * PANEL);
     for first in (0..t).step_by(PANEL) {
         let tokens = (t - first).min(PANEL);
-        turn(&x[first * w.cols..(first + tokens) * w.cols], w.cols, &mut panel);
-        let block = |(i, out): (usize, &mut [f32])| panel_on(isa, w, groups, &panel, i, out);
-        par.for_each(out.chunks_mut(groups.tall * PANEL).enumerate(), block);
+        turn(&x[first * w.cols..(first + tokens) * w.cols], w.cols, tokens, &mut panel);
+        let blocks = out.chunks_mut(tall * PANEL).enumerate();
+        let block = |places: &mut Places, (i, out): (usize, &mut [f32])| {
+            panel_on(isa, w, groups, &panel, places, from + i, out);
+        };
+        match par.threads() {
+            1 => blocks.for_each(|rows| block(&mut work.places, rows)),
+            _ => par.for_each_init(blocks, Places::default, block),
+        }
         // A few rows at a time, which stay in the nearest cache.
-        for row in (0..w.rows).step_by(CHUNK) {
-            let out = &out[row * PANEL..(row + CHUNK).min(w.rows) * PANEL];
+        for row in rows.clone().step_by(CHUNK) {
+            let end = (row + CHUNK).min(rows.end);
+            let out = &out[(row - made.start) * PANEL..(end - made.start) * PANEL];
             for token in 0..tokens {
-                let y = &mut y[(first + token) * w.rows + row..];
+                let y = &mut y[(first + token) * rows.len() + row - rows.start..];
                 for (y, out) in y.iter_mut().zip(out.chunks_exact(PANEL)) {
                     *y += out[token];
                 }
             }
         }
     }
+    work.put(panel);
+    work.put(out);
 }
 
 /// Inputs or rows that are turned together.
@@ -84,9 +86,10 @@ const CHUNK: usize = 16;
 /// Tokens that lie side by side.
 const PANEL: usize = 32;
 
-/// Puts the tokens of each input side by side.
-fn turn(x: &[f32], cols: usize, panel: &mut [f32]) {
+/// Puts the tokens of each input side by side, and zeros where fewer than [`PANEL`] are left.
+fn turn(x: &[f32], cols: usize, tokens: usize, panel: &mut [f32]) {
     for (i, panel) in panel.chunks_mut(CHUNK * PANEL).enumerate() {
+        panel.chunks_exact_mut(PANEL).for_each(|tokens_of_one| tokens_of_one[tokens..].fill(0.0));
         for (token, x) in x.chunks_exact(cols).enumerate() {
             for (x, to) in x[i * CHUNK..].iter().zip(panel.chunks_exact_mut(PANEL)) {
                 to[token] = *x;
@@ -135,7 +138,8 @@ impl BlockInputs {
 stamp! {
     /// The products of the rows of a group with the tokens of a panel: `out` is `[rows, PANEL]`.
     fn panel_on(
-        w: &StoredRows<'_>, groups: &BlockInputs, panel: &[f32], group: usize, out: &mut [f32],
+        w: &StoredRows<'_>, groups: &BlockInputs, panel: &[f32], places: &mut Places, group: usize,
+        out: &mut [f32],
     ) = panel_body
 }
 
@@ -145,12 +149,12 @@ fn panel_body<S: Stored>(
     w: &StoredRows<'_>,
     groups: &BlockInputs,
     panel: &[f32],
+    places: &mut Places,
     group: usize,
     out: &mut [f32],
 ) {
     let inputs = &groups.inputs[groups.starts[group]..groups.starts[group + 1]];
     let first = group * groups.tall;
-    let mut place = Vec::new();
     let mut rows = 0;
     let count = out.len() / PANEL;
     while rows < count {
@@ -159,7 +163,7 @@ fn panel_body<S: Stored>(
         let n = if n < 4 { 1 } else { n };
         let bytes =
             w.start(first + rows) * w.format.size()..w.start(first + rows + n) * w.format.size();
-        let values = numbers(w.format, &w.values[bytes], &mut place);
+        let values = numbers(w.format, &w.values[bytes], &mut places.floats);
         assert_eq!(values.len(), n * inputs.len(), "block_matmul: inputs of another matrix");
         match n {
             8 => tiles::<S, 8>(s, values, inputs, panel, out),

@@ -1,11 +1,15 @@
 //! Multiplying by the codes of kept entries on an integer grid.
 
+use std::ops::Range;
+
 use super::product::{SPARSE, TOGETHER, spread, tokens};
 use super::stream::{BEHIND, Stream};
-use super::{Input, Isa, Par, Support};
+use super::{Input, Support};
+use crate::Isa;
 use crate::bitpack::check_bits;
-use crate::rows::by_rows;
+use crate::rows::{by_rows, check_sizes};
 use crate::simd::{Stored, stamp};
+use crate::work::{Places, Work};
 use crate::{packed_len, unpack_bits_on};
 
 /// A matrix on an integer grid of which only the entries of a support are stored: weight `(r, j)` is
@@ -103,49 +107,49 @@ impl<S: Stored> Stream<S> for Codes {
     fn prefetch(self, _: Option<[usize; 2]>) {}
 }
 
-/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`, straight from the
-/// packed codes, a row of which is unpacked to bytes at a time. Meant for a few tokens.
+/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) over some rows of W, for row-major `x [t, cols]` and
+/// `y [t, rows.len()]`, straight from the packed codes, a row of which is unpacked to bytes at a time. Meant for a few
+/// tokens. An entry of `y` depends neither on threads nor on which other rows are asked for.
 ///
 /// # Panics
 ///
 /// If a size does not fit.
 pub fn kept_affine_matmul(
     w: &KeptAffine<'_>,
+    rows: Range<usize>,
     x: &[f32],
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: Par,
-) {
-    kept_affine_matmul_on(Isa::detect(), w, x, t, y, accumulate, par);
-}
-
-/// [`kept_affine_matmul`] on a chosen instruction set; the portable code where this CPU lacks it.
-pub fn kept_affine_matmul_on(
-    isa: Isa,
-    w: &KeptAffine<'_>,
-    x: &[f32],
-    t: usize,
-    y: &mut [f32],
-    accumulate: bool,
-    par: Par,
+    work: &mut Work,
 ) {
     w.check();
-    assert_eq!(Some(y.len()), t.checked_mul(w.rows()), "kept_affine_matmul: y is not [t, rows]");
-    let x = Input::new(x, t, w.support.cols);
-    by_rows(t, w.rows(), y, accumulate, par, |first, out| rows_on(isa, w, &x, first, out));
+    check_sizes([w.rows(), w.support.cols], &rows, x, t, y);
+    let isa = work.isa();
+    Input::with(x, t, w.support.cols, work, |x, work| {
+        by_rows(rows, t, y, accumulate, work, |places, first, out| {
+            rows_on(isa, w, &x, places, first, out);
+        });
+    });
 }
 
 stamp! {
     /// The products of the rows from `first` on with all tokens: `out` is `[some rows, t]`.
-    fn rows_on(w: &KeptAffine<'_>, x: &Input, first: usize, out: &mut [f32]) = rows_body
+    fn rows_on(w: &KeptAffine<'_>, x: &Input<'_>, places: &mut Places, first: usize, out: &mut [f32]) = rows_body
 }
 
 #[inline(always)]
-fn rows_body<S: Stored>(s: S, w: &KeptAffine<'_>, x: &Input, first: usize, out: &mut [f32]) {
+fn rows_body<S: Stored>(
+    s: S,
+    w: &KeptAffine<'_>,
+    x: &Input<'_>,
+    places: &mut Places,
+    first: usize,
+    out: &mut [f32],
+) {
     let end = first + out.len() / x.tokens;
     let cols = w.support.cols;
-    let mut places = [const { Vec::new() }; TOGETHER];
+    let places = &mut places.bytes;
     let mut row = first;
     while row < end {
         let out = &mut out[(row - first) * x.tokens..];
@@ -171,23 +175,35 @@ fn rows_body<S: Stored>(s: S, w: &KeptAffine<'_>, x: &Input, first: usize, out: 
 /// # Panics
 ///
 /// If a size does not fit.
-pub fn kept_affine_decode(w: &KeptAffine<'_>, row: usize, out: &mut [f32], accumulate: bool) {
-    kept_affine_decode_on(Isa::detect(), w, row, out, accumulate);
+pub fn kept_affine_decode(
+    w: &KeptAffine<'_>,
+    row: usize,
+    out: &mut [f32],
+    accumulate: bool,
+    work: &mut Work,
+) {
+    w.check();
+    assert!(row < w.rows() && out.len() == w.support.cols, "kept_affine_decode: row or size");
+    decode_on(work.isa(), w, row, out, accumulate, &mut work.places);
 }
 
 stamp! {
-    /// [`kept_affine_decode`] on a chosen instruction set; the portable code where this CPU lacks it.
-    pub fn kept_affine_decode_on(
-        w: &KeptAffine<'_>, row: usize, out: &mut [f32], accumulate: bool,
+    /// Decodes a row.
+    fn decode_on(
+        w: &KeptAffine<'_>, row: usize, out: &mut [f32], accumulate: bool, places: &mut Places,
     ) = decode_body
 }
 
 #[inline(always)]
-fn decode_body<S: Stored>(s: S, w: &KeptAffine<'_>, row: usize, out: &mut [f32], accumulate: bool) {
-    w.check();
-    assert!(row < w.rows() && out.len() == w.support.cols, "kept_affine_decode: row or size");
-    let mut place = Vec::new();
-    let codes = w.row(S::ISA, row, &mut place);
+fn decode_body<S: Stored>(
+    s: S,
+    w: &KeptAffine<'_>,
+    row: usize,
+    out: &mut [f32],
+    accumulate: bool,
+    places: &mut Places,
+) {
+    let codes = w.row(S::ISA, row, &mut places.bytes[0]);
     // SAFETY: the stream is that of the row and its bits.
     unsafe { spread(s, codes, Some(w.support.row(row)), out, accumulate) };
 }

@@ -11,14 +11,14 @@ mod product;
 mod stream;
 
 pub use bitmap::{Bitmap, BitmapFault};
-pub use blocks::{BlockInputs, block_matmul, block_matmul_on};
-pub use codes::{
-    KeptAffine, kept_affine_decode, kept_affine_decode_on, kept_affine_matmul,
-    kept_affine_matmul_on,
-};
+pub use blocks::{BlockInputs, block_matmul};
+pub use codes::{KeptAffine, kept_affine_decode, kept_affine_matmul};
 
-use super::rows::by_rows;
-use super::{FloatType, Isa, Par};
+use std::ops::Range;
+
+use super::FloatType;
+use super::rows::{by_rows, check_sizes};
+use super::work::Work;
 use product::{decode_on, product_on};
 
 /// Which entries of a matrix are stored: a borrowed [`Bitmap`], which has counted the bits.
@@ -80,40 +80,32 @@ impl StoredRows<'_> {
     }
 }
 
-/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) for row-major `x [t, cols]` and `y [t, rows]`, straight from the
-/// stored numbers. Meant for a few tokens.
+/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) over some rows of W, for row-major `x [t, cols]` and
+/// `y [t, rows.len()]`, straight from the stored numbers. Meant for a few tokens.
 ///
-/// An entry of `y` does not depend on the number of tokens or threads; the rows are shared among the threads
-/// that `par` allows.
+/// An entry of `y` does not depend on the number of tokens or threads, nor on which other rows are asked for; the rows
+/// are shared among the threads that `work` allows.
 ///
 /// # Panics
 ///
 /// If a size does not fit.
 pub fn stored_matmul(
     w: &StoredRows<'_>,
+    rows: Range<usize>,
     x: &[f32],
     t: usize,
     y: &mut [f32],
     accumulate: bool,
-    par: Par,
-) {
-    stored_matmul_on(Isa::detect(), w, x, t, y, accumulate, par);
-}
-
-/// [`stored_matmul`] on a chosen instruction set; the portable code where this CPU lacks it.
-pub fn stored_matmul_on(
-    isa: Isa,
-    w: &StoredRows<'_>,
-    x: &[f32],
-    t: usize,
-    y: &mut [f32],
-    accumulate: bool,
-    par: Par,
+    work: &mut Work,
 ) {
     w.check();
-    assert_eq!(Some(y.len()), t.checked_mul(w.rows), "stored_matmul: y is not [t, rows]");
-    let x = Input::new(x, t, w.cols);
-    by_rows(t, w.rows, y, accumulate, par, |first, out| product_on(isa, w, &x, first, out));
+    check_sizes([w.rows, w.cols], &rows, x, t, y);
+    let isa = work.isa();
+    Input::with(x, t, w.cols, work, |x, work| {
+        by_rows(rows, t, y, accumulate, work, |places, first, out| {
+            product_on(isa, w, &x, places, first, out);
+        });
+    });
 }
 
 /// Decodes row `row` into `out [cols]` (or adds it): entries outside the support are 0. Bit-identical on every
@@ -122,44 +114,48 @@ pub fn stored_matmul_on(
 /// # Panics
 ///
 /// If a size does not fit.
-pub fn stored_decode(w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool) {
-    stored_decode_on(Isa::detect(), w, row, out, accumulate);
-}
-
-/// [`stored_decode`] on a chosen instruction set; the portable code where this CPU lacks it.
-pub fn stored_decode_on(
-    isa: Isa,
+pub fn stored_decode(
     w: &StoredRows<'_>,
     row: usize,
     out: &mut [f32],
     accumulate: bool,
+    work: &mut Work,
 ) {
     w.check();
     assert!(row < w.rows && out.len() == w.cols, "stored_decode: row or size of out");
-    decode_on(isa, w, row, out, accumulate);
+    decode_on(work.isa(), w, row, out, accumulate, &mut work.places);
 }
 
 /// Columns of a word of mask bits.
 const WORD: usize = 64;
 
 /// Activations, each token's padded with zeros to whole words.
-struct Input {
-    x: Vec<f32>,
+struct Input<'a> {
+    x: &'a [f32],
     tokens: usize,
     stride: usize,
 }
 
-impl Input {
-    fn new(x: &[f32], tokens: usize, cols: usize) -> Self {
-        assert_eq!(Some(x.len()), tokens.checked_mul(cols), "x is not [t, cols]");
+impl Input<'_> {
+    /// Calls `f` with `x [tokens, cols]`, copied only where it has to be padded.
+    fn with(
+        x: &[f32],
+        tokens: usize,
+        cols: usize,
+        work: &mut Work,
+        f: impl FnOnce(Input<'_>, &mut Work),
+    ) {
         let stride = cols.next_multiple_of(WORD);
-        let mut padded = vec![0.0; tokens * stride];
-        if cols > 0 {
-            for (to, from) in padded.chunks_exact_mut(stride).zip(x.chunks_exact(cols)) {
-                to[..cols].copy_from_slice(from);
-            }
+        if stride == cols {
+            return f(Input { x, tokens, stride }, work);
         }
-        Self { x: padded, tokens, stride }
+        let mut padded = work.take(tokens * stride);
+        for (to, from) in padded.chunks_exact_mut(stride).zip(x.chunks_exact(cols)) {
+            to[..cols].copy_from_slice(from);
+            to[cols..].fill(0.0);
+        }
+        f(Input { x: &padded, tokens, stride }, work);
+        work.put(padded);
     }
 
     fn token(&self, token: usize) -> &[f32] {

@@ -3,19 +3,28 @@
 use super::stream::{BF16, F16, F32, Plain, Stream};
 use super::{FloatType, Input, StoredRows, WORD};
 use crate::simd::{Stored, stamp};
+use crate::work::{Places, together};
 
 stamp! {
     /// The products of the rows from `first` on with all tokens: `out` is `[some rows, t]`.
-    pub(super) fn product_on(w: &StoredRows<'_>, x: &Input, first: usize, out: &mut [f32])
-        = product_body
+    pub(super) fn product_on(
+        w: &StoredRows<'_>, x: &Input<'_>, places: &mut Places, first: usize, out: &mut [f32],
+    ) = product_body
 }
 
 #[inline(always)]
-fn product_body<S: Stored>(s: S, w: &StoredRows<'_>, x: &Input, first: usize, out: &mut [f32]) {
+fn product_body<S: Stored>(
+    s: S,
+    w: &StoredRows<'_>,
+    x: &Input<'_>,
+    places: &mut Places,
+    first: usize,
+    out: &mut [f32],
+) {
     match w.format {
-        FloatType::F32 => formatted::<S, F32>(s, w, x, first, out),
-        FloatType::F16 => formatted::<S, F16>(s, w, x, first, out),
-        FloatType::Bf16 => formatted::<S, BF16>(s, w, x, first, out),
+        FloatType::F32 => formatted::<S, F32>(s, w, x, places, first, out),
+        FloatType::F16 => formatted::<S, F16>(s, w, x, places, first, out),
+        FloatType::Bf16 => formatted::<S, BF16>(s, w, x, places, first, out),
     }
 }
 
@@ -23,16 +32,17 @@ fn product_body<S: Stored>(s: S, w: &StoredRows<'_>, x: &Input, first: usize, ou
 fn formatted<S: Stored, const FORMAT: u8>(
     s: S,
     w: &StoredRows<'_>,
-    x: &Input,
+    x: &Input<'_>,
+    places: &mut Places,
     first: usize,
     out: &mut [f32],
 ) {
     match w.support {
-        None => rows::<S, FORMAT, DENSE>(s, w, x, first, out),
+        None => rows::<S, FORMAT, DENSE>(s, w, x, places, first, out),
         Some(support) if even(support.every, S::LANES) => {
-            rows::<S, FORMAT, EVEN>(s, w, x, first, out);
+            rows::<S, FORMAT, EVEN>(s, w, x, places, first, out);
         }
-        Some(_) => rows::<S, FORMAT, SPARSE>(s, w, x, first, out),
+        Some(_) => rows::<S, FORMAT, SPARSE>(s, w, x, places, first, out),
     }
 }
 
@@ -55,7 +65,8 @@ pub(super) const TOGETHER: usize = 4;
 fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
     s: S,
     w: &StoredRows<'_>,
-    x: &Input,
+    x: &Input<'_>,
+    places: &mut Places,
     first: usize,
     out: &mut [f32],
 ) {
@@ -66,7 +77,7 @@ fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
     let mut row = first;
     while row < end {
         let out = &mut out[(row - first) * t..];
-        let mut copies = [const { Vec::new() }; TOGETHER];
+        let copies = &mut places.bytes;
         if end - row >= TOGETHER {
             let streams: [Plain<FORMAT>; TOGETHER] =
                 std::array::from_fn(|r| w.stream(row + r, &mut copies[r]));
@@ -95,18 +106,19 @@ pub(super) unsafe fn tokens<S: Stored, W: Stream<S>, const R: usize, const MODE:
     bits: [&[u8]; R],
     each: usize,
     cols: usize,
-    x: &Input,
+    x: &Input<'_>,
     out: &mut [f32],
 ) {
     let mut token = 0;
     while token < x.tokens {
         let out = &mut out[token..];
-        let tokens = if x.tokens - token >= S::TILE { S::TILE } else { 1 };
+        let tokens = together(x.tokens - token).min(S::TILE);
         // SAFETY: the caller's.
         unsafe {
             match tokens {
                 1 => tile::<S, W, 1, R, MODE>(s, rows, bits, each, cols, x, token, out),
                 2 => tile::<S, W, 2, R, MODE>(s, rows, bits, each, cols, x, token, out),
+                3 => tile::<S, W, 3, R, MODE>(s, rows, bits, each, cols, x, token, out),
                 _ => tile::<S, W, 4, R, MODE>(s, rows, bits, each, cols, x, token, out),
             }
         }
@@ -126,7 +138,7 @@ unsafe fn tile<S: Stored, W: Stream<S>, const T: usize, const R: usize, const MO
     bits: [&[u8]; R],
     each: usize,
     cols: usize,
-    x: &Input,
+    x: &Input<'_>,
     token: usize,
     out: &mut [f32],
 ) {
@@ -213,16 +225,24 @@ fn last_word(bits: &[u8], at: usize) -> u64 {
 
 stamp! {
     /// Decodes a row.
-    pub(super) fn decode_on(w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool)
-        = decode_body
+    pub(super) fn decode_on(
+        w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool, places: &mut Places,
+    ) = decode_body
 }
 
 #[inline(always)]
-fn decode_body<S: Stored>(s: S, w: &StoredRows<'_>, row: usize, out: &mut [f32], accumulate: bool) {
+fn decode_body<S: Stored>(
+    s: S,
+    w: &StoredRows<'_>,
+    row: usize,
+    out: &mut [f32],
+    accumulate: bool,
+    places: &mut Places,
+) {
     match w.format {
-        FloatType::F32 => decode_row::<S, F32>(s, w, row, out, accumulate),
-        FloatType::F16 => decode_row::<S, F16>(s, w, row, out, accumulate),
-        FloatType::Bf16 => decode_row::<S, BF16>(s, w, row, out, accumulate),
+        FloatType::F32 => decode_row::<S, F32>(s, w, row, out, accumulate, places),
+        FloatType::F16 => decode_row::<S, F16>(s, w, row, out, accumulate, places),
+        FloatType::Bf16 => decode_row::<S, BF16>(s, w, row, out, accumulate, places),
     }
 }
 
@@ -233,9 +253,9 @@ fn decode_row<S: Stored, const FORMAT: u8>(
     row: usize,
     out: &mut [f32],
     accumulate: bool,
+    places: &mut Places,
 ) {
-    let mut copy = Vec::new();
-    let stream: Plain<FORMAT> = w.stream(row, &mut copy);
+    let stream: Plain<FORMAT> = w.stream(row, &mut places.bytes[0]);
     let bits = w.support.map(|_| w.bits(row));
     // SAFETY: the stream is that of the row and its bits.
     unsafe { spread(s, stream, bits, out, accumulate) };

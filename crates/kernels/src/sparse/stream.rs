@@ -106,7 +106,8 @@ impl<'a> StoredRows<'a> {
         if self.values.len() - end >= BEHIND * size {
             return Plain(self.values[start..].as_ptr());
         }
-        *copy = self.values[start..end].to_vec();
+        copy.clear();
+        copy.extend_from_slice(&self.values[start..end]);
         copy.resize(end - start + BEHIND * size, 0);
         Plain(copy.as_ptr())
     }

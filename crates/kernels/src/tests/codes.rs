@@ -143,11 +143,13 @@ fn check_rows(isa: Isa, bits: u32, rows: usize, cols: usize, group: usize, t: us
         .collect();
     let w = AffineRows { packed: &packed, bits, rows, cols, group, scales: &scales, zeros: &zeros };
     let mut y = vec![f32::NAN; t * rows];
-    affine_matmul_on(isa, &w, &x, t, &mut y, false, Par::Seq);
+    affine_matmul(&w, 0..rows, &x, t, &mut y, false, &mut Work::on(isa, Par::Seq));
     assert_close(&y, &exact, 1e-5, &format!("{isa} {bits} bits {rows}x{cols}/{group} t={t}"));
     let mut parallel = vec![0.0; t * rows];
-    affine_matmul_on(isa, &w, &x, t, &mut parallel, true, Par::Threads(2));
+    let mut work = Work::on(isa, Par::Threads(2));
+    affine_matmul(&w, 0..rows, &x, t, &mut parallel, true, &mut work);
     assert_same_bits(&y, &parallel, "in parallel");
+    in_pieces(rows, t, &y, "rows", |some, y| affine_matmul(&w, some, &x, t, y, true, &mut work));
 }
 
 #[test]

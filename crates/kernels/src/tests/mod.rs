@@ -93,6 +93,26 @@ fn assert_same_bits(a: &[f32], b: &[f32], what: &str) {
     }
 }
 
+/// Rows in pieces, added to zeros, give the bits of the `whole [t, rows]`.
+fn in_pieces(
+    rows: usize,
+    t: usize,
+    whole: &[f32],
+    what: &str,
+    mut product: impl FnMut(std::ops::Range<usize>, &mut [f32]),
+) {
+    for some in [0..rows / 3, rows / 3..rows / 2 + 1, rows / 2 + 1..rows] {
+        let some = some.start.min(rows)..some.end.min(rows);
+        let mut y = vec![0.0; t * some.len()];
+        product(some.clone(), &mut y);
+        for token in 0..t {
+            let expected = &whole[token * rows..(token + 1) * rows][some.clone()];
+            let y = &y[token * some.len()..(token + 1) * some.len()];
+            assert_same_bits(y, expected, &format!("{what}: {some:?} of {rows}"));
+        }
+    }
+}
+
 /// `|a - b| <= tolerance * |b|` in the Euclidean norm.
 fn assert_close(a: &[f32], b: &[f64], tolerance: f64, what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");

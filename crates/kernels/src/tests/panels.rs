@@ -92,7 +92,8 @@ fn products_are_accurate_and_the_same_everywhere() {
                     for t in [1, 2, 3, 4, 7, 9] {
                         let x = Random(21).normals(t * cols);
                         let mut portable = vec![f32::NAN; t * rows];
-                        panels.matmul_on(Isa::Generic, &x, t, &mut portable, false, mode, Par::Seq);
+                        let mut work = Work::on(Isa::Generic, Par::Seq);
+                        panels.matmul(0..rows, &x, t, &mut portable, false, mode, &mut work);
                         // Against a norm that does not vanish where a short sum happens to.
                         let mut exact = case.product(&x, t);
                         let size: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>()
@@ -105,12 +106,17 @@ fn products_are_accurate_and_the_same_everywhere() {
                         for isa in Isa::available() {
                             let what = format!("{isa} {} t={t}", case.name());
                             let mut y = vec![0.0; t * rows];
-                            panels.matmul_on(isa, &x, t, &mut y, true, mode, Par::Rayon);
+                            let mut work = Work::on(isa, Par::Rayon);
+                            panels.matmul(0..rows, &x, t, &mut y, true, mode, &mut work);
                             assert_same_bits(&y, &portable, &what);
+                            in_pieces(rows, t, &y, &what, |some, y| {
+                                panels.matmul(some, &x, t, y, true, mode, &mut work);
+                            });
                         }
                         // A token's product does not depend on those beside it.
                         let mut last = vec![0.0; rows];
-                        panels.matmul(&x[(t - 1) * cols..], 1, &mut last, false, mode, Par::Seq);
+                        let one = &x[(t - 1) * cols..];
+                        panels.matmul(0..rows, one, 1, &mut last, false, mode, &mut work);
                         assert_same_bits(&last, &portable[(t - 1) * rows..], "one token alone");
                     }
                 }
@@ -128,7 +134,7 @@ fn products_by_panel_are_the_same() {
         let x = Random(23).normals(t * 100);
         let input = PanelInput::new(&x, t, 100, panels.group(), Activations::Int8);
         let mut y = vec![0.0; t * rows];
-        panels.matmul_input(&input, &mut y, false, Par::Seq);
+        panels.matmul_input(0..rows, &input, &mut y, false, &mut Work::default());
         let mut products = vec![[f32::NAN; AffinePanels::ROWS]; rows.div_ceil(16) * t];
         panels.products_by_panel(&input, &mut products);
         for (i, products) in products.iter().enumerate() {
@@ -153,7 +159,7 @@ fn outliers_do_not_spoil_the_product() {
             *x *= if i % 97 == 5 { 100.0 + i as f32 } else { 1.0 };
         }
         let mut y = vec![0.0; 64];
-        panels.matmul(&x, 1, &mut y, false, Activations::Int16, Par::Seq);
+        panels.matmul(0..64, &x, 1, &mut y, false, Activations::Int16, &mut Work::default());
         assert_close(&y, &case.product(&x, 1), 1e-4, &case.name());
     }
 }
@@ -175,15 +181,9 @@ fn integers_do_not_overflow_at_the_limit() {
     for isa in Isa::available() {
         for sign in [1.0, -1.0] {
             let mut y = [0.0];
-            panels.matmul_on(
-                isa,
-                &vec![sign; cols],
-                1,
-                &mut y,
-                false,
-                Activations::Int16,
-                Par::Seq,
-            );
+            let mut work = Work::on(isa, Par::Seq);
+            let x = vec![sign; cols];
+            panels.matmul(0..1, &x, 1, &mut y, false, Activations::Int16, &mut work);
             assert!((y[0] / (sign * 255.0 * 65_536.0) - 1.0).abs() < 1e-6, "{isa} {}", y[0]);
         }
     }
@@ -194,17 +194,18 @@ fn odd_activations_are_told_apart() {
     let case = Case::new(4, 20, 96, 32, true);
     let panels = AffinePanels::new(&case.rows(), Par::Seq).expect("supported");
     for isa in Isa::available() {
+        let mut work = Work::on(isa, Par::Seq);
         for odd in [f32::NAN, f32::INFINITY] {
             let mut x = vec![1.0; 3 * 96];
             x[96 + 40] = odd;
             let mut y = vec![0.0; 3 * 20];
-            panels.matmul_on(isa, &x, 3, &mut y, false, Activations::Int16, Par::Seq);
+            panels.matmul(0..20, &x, 3, &mut y, false, Activations::Int16, &mut work);
             assert!(y[..20].iter().chain(&y[40..]).all(|y| y.is_finite()));
             assert!(y[20..40].iter().all(|y| y.is_nan()));
         }
         for tiny in [0.0, 1e-42, f32::MIN_POSITIVE] {
             let mut y = vec![1.0; 20];
-            panels.matmul_on(isa, &[tiny; 96], 1, &mut y, false, Activations::Int16, Par::Seq);
+            panels.matmul(0..20, &[tiny; 96], 1, &mut y, false, Activations::Int16, &mut work);
             assert!(y.iter().all(|y| y.abs() < 1e-36));
         }
     }
@@ -222,10 +223,11 @@ fn sizes() {
     assert_eq!(panels.bytes(), 32 * 128 + 32 * 2 * 4);
     let empty = Case::new(4, 0, 256, 128, true);
     let panels = AffinePanels::new(&empty.rows(), Par::Seq).expect("supported");
-    panels.matmul(&[0.0; 256], 1, &mut [], false, Activations::Int16, Par::Rayon);
+    let mut work = Work::new(Par::Rayon);
+    panels.matmul(0..0, &[0.0; 256], 1, &mut [], false, Activations::Int16, &mut work);
     let empty = Case::new(4, 3, 0, 128, true);
     let panels = AffinePanels::new(&empty.rows(), Par::Seq).expect("supported");
     let mut y = [1.0; 3];
-    panels.matmul(&[], 1, &mut y, false, Activations::Int16, Par::Rayon);
+    panels.matmul(0..3, &[], 1, &mut y, false, Activations::Int16, &mut work);
     assert_eq!(y, [0.0; 3]);
 }

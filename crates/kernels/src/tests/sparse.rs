@@ -85,30 +85,28 @@ fn check_stored(isa: Isa, w: &StoredRows<'_>, dense: &[f32], random: &mut Random
     let (rows, cols) = (w.rows, w.cols);
     for row in 0..rows {
         let mut out = vec![f32::NAN; cols];
-        stored_decode_on(isa, w, row, &mut out, false);
+        stored_decode(w, row, &mut out, false, &mut Work::on(isa, Par::Seq));
         let expected = &dense[row * cols..(row + 1) * cols];
         assert_same_bits(&out, expected, "decoded");
-        stored_decode_on(isa, w, row, &mut out, true);
+        stored_decode(w, row, &mut out, true, &mut Work::on(isa, Par::Seq));
         let twice: Vec<f32> = expected.iter().map(|v| v + v).collect();
         assert_same_bits(&out, &twice, "decoded twice");
     }
     for t in [0, 1, 2, 3, 5, 33] {
         let x = random.normals(t * cols);
         let mut y = vec![f32::NAN; t * rows];
-        stored_matmul_on(isa, w, &x, t, &mut y, false, Par::Seq);
+        let mut work = Work::on(isa, if t % 2 == 1 { Par::Rayon } else { Par::Seq });
+        stored_matmul(w, 0..rows, &x, t, &mut y, false, &mut work);
+        in_pieces(rows, t, &y, "rows", |some, y| {
+            stored_matmul(w, some, &x, t, y, true, &mut work);
+        });
         if w.support.is_some() {
             let mut blocks = vec![f32::NAN; t * rows];
             let inputs = BlockInputs::new(w);
-            block_matmul_on(
-                isa,
-                w,
-                &inputs,
-                &x,
-                t,
-                &mut blocks,
-                false,
-                if t % 2 == 1 { Par::Rayon } else { Par::Seq },
-            );
+            block_matmul(w, &inputs, 0..rows, &x, t, &mut blocks, false, &mut work);
+            in_pieces(rows, t, &blocks, "rows of blocks", |some, y| {
+                block_matmul(w, &inputs, some, &x, t, y, true, &mut work);
+            });
             let y: Vec<f64> = y.iter().map(|y| f64::from(*y)).collect();
             assert_near(&blocks, &y, 1e-6 * (1.0 + cols as f64), "product in blocks");
         }
@@ -121,15 +119,9 @@ fn check_stored(isa: Isa, w: &StoredRows<'_>, dense: &[f32], random: &mut Random
         assert_near(&y, &exact, 1e-6 * (1.0 + cols as f64), "product");
         for token in 0..t {
             let mut one = vec![0.0; rows];
-            stored_matmul_on(
-                isa,
-                w,
-                &x[token * cols..(token + 1) * cols],
-                1,
-                &mut one,
-                true,
-                Par::Threads(2),
-            );
+            let x = &x[token * cols..(token + 1) * cols];
+            let mut work = Work::on(isa, Par::Threads(2));
+            stored_matmul(w, 0..rows, x, 1, &mut one, true, &mut work);
             assert_same_bits(&one, &y[token * rows..(token + 1) * rows], "a token alone");
         }
     }
@@ -151,7 +143,7 @@ fn entries_outside_touch_nothing() {
             support: Some(mask.support()),
         };
         let mut y = [0.0; 2];
-        stored_matmul_on(isa, &w, &[1.0; 70], 1, &mut y, false, Par::Seq);
+        stored_matmul(&w, 0..2, &[1.0; 70], 1, &mut y, false, &mut Work::on(isa, Par::Seq));
         assert!(y[0] == 40.0 && y[1].is_nan(), "{y:?}");
     });
 }
@@ -186,21 +178,17 @@ fn kept_codes_multiply_and_decode() {
                         dense[row * cols + c] = scales[grid] * (f32::from(*code) - zeros[grid]);
                     });
                     let mut out = vec![f32::NAN; cols];
-                    kept_affine_decode_on(isa, &w, row, &mut out, false);
+                    kept_affine_decode(&w, row, &mut out, false, &mut Work::on(isa, Par::Seq));
                     assert_same_bits(&out, &dense[row * cols..(row + 1) * cols], "decoded");
                 }
                 for t in [1, 3, 4] {
                     let x = random.normals(t * cols);
                     let mut y = vec![f32::NAN; t * rows];
-                    kept_affine_matmul_on(
-                        isa,
-                        &w,
-                        &x,
-                        t,
-                        &mut y,
-                        false,
-                        if t == 3 { Par::Rayon } else { Par::Seq },
-                    );
+                    let mut work = Work::on(isa, if t == 3 { Par::Rayon } else { Par::Seq });
+                    kept_affine_matmul(&w, 0..rows, &x, t, &mut y, false, &mut work);
+                    in_pieces(rows, t, &y, "rows", |some, y| {
+                        kept_affine_matmul(&w, some, &x, t, y, true, &mut work);
+                    });
                     let exact: Vec<f64> = (0..t * rows)
                         .map(|i| {
                             let (x, w) = (&x[i / rows * cols..], &dense[i % rows * cols..]);

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayViewMut2};
+use tensorpress_tensor::node::Input;
 use tensorpress_tensor::{Context, Error, Node, Result, Scratch};
 
 use super::Matrix;
@@ -81,7 +82,7 @@ impl Linear {
 
     pub(crate) fn forward(
         &self,
-        x: ArrayView2<'_, f32>,
+        x: &Input<'_>,
         mut y: ArrayViewMut2<'_, f32>,
         scratch: &mut Scratch,
     ) -> Result<()> {

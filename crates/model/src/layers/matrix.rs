@@ -1,8 +1,8 @@
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayViewMut2};
 use tensorpress_tensor::linalg::{self, Par};
-use tensorpress_tensor::node::{self, check_matmul};
+use tensorpress_tensor::node::{self, Input, check_matmul};
 use tensorpress_tensor::{Accum, Error, Node, Result, Scratch, kernels};
 
 /// A weight: a node as stored, or its values decoded once.
@@ -27,18 +27,19 @@ impl Matrix {
     /// Y = X Wᵀ.
     pub(crate) fn matmul(
         &self,
-        x: ArrayView2<'_, f32>,
+        x: &Input<'_>,
         mut y: ArrayViewMut2<'_, f32>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        check_matmul(self.shape(), &x, &y);
+        let rows = 0..self.shape()[0];
+        check_matmul(self.shape(), &rows, x, &y);
         match self {
-            Self::Stored(node) => node.matmul(x, y, Accum::Replace, scratch)?,
-            Self::Decoded(w) => match (x.as_slice(), w.as_slice(), y.as_slice_mut()) {
-                (Some(xs), Some(ws), Some(ys)) if x.nrows() <= FEW_TOKENS => {
-                    kernels::gemm_nt(xs, ws, x.nrows(), w.nrows(), w.ncols(), ys, false);
+            Self::Stored(node) => node.matmul_rows(rows, x, y, Accum::Replace, scratch)?,
+            Self::Decoded(w) => match (w.as_slice(), y.as_slice_mut()) {
+                (Some(ws), Some(ys)) if x.tokens() <= FEW_TOKENS => {
+                    kernels::gemm_nt(x.as_slice(), ws, x.tokens(), w.nrows(), w.ncols(), ys, false);
                 }
-                _ => linalg::matmul_nt(x, w.view(), y, false, scratch.par()),
+                _ => linalg::matmul_nt(x.view(), w.view(), y, false, scratch.par()),
             },
         }
         Ok(())

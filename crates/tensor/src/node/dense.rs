@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde_json::json;
@@ -8,8 +8,8 @@ use serde_json::json;
 use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
-    Accum, FUSED_TOKENS, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, SplitFloats,
-    check_matmul, check_same_shape, matmul_by_tiles, with_slices,
+    Accum, Input, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, SplitFloats,
+    check_matmul, check_same_shape, leaf::with_slice, matmul_by_tiles,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -26,8 +26,8 @@ pub struct Dense {
     values: Bytes,
     /// If set, `values` holds only the kept entries, in order.
     support: Option<Arc<Mask>>,
-    /// Of a support in blocks, once prepacked.
-    inputs: Option<Arc<BlockInputs>>,
+    /// Of a support in blocks, made by the first product with more than a few tokens.
+    inputs: OnceLock<Arc<BlockInputs>>,
 }
 
 impl Dense {
@@ -44,7 +44,7 @@ impl Dense {
             shape: tensor.matrix_shape(),
             values: tensor.bytes().clone(),
             support: None,
-            inputs: None,
+            inputs: OnceLock::new(),
         })
     }
 
@@ -63,7 +63,7 @@ impl Dense {
         values: Bytes,
         support: Option<Arc<Mask>>,
     ) -> Self {
-        Self { dtype, shape, values, support, inputs: None }
+        Self { dtype, shape, values, support, inputs: OnceLock::new() }
     }
 
     /// The bytes of the values.
@@ -115,7 +115,7 @@ impl Dense {
                 values.len()
             )));
         }
-        Ok(Box::new(Self { dtype, shape, values, support, inputs: None }))
+        Ok(Box::new(Self { dtype, shape, values, support, inputs: OnceLock::new() }))
     }
 
     /// The matrix as the kernels take it; they know no f64.
@@ -126,11 +126,18 @@ impl Dense {
         Some(StoredRows { values: &self.values, format, rows, cols, support })
     }
 
+    fn block_inputs(&self, stored: &StoredRows<'_>) -> &BlockInputs {
+        self.inputs.get_or_init(|| Arc::new(BlockInputs::new(stored)))
+    }
+
     fn read_values(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
         let size = self.dtype.size();
         self.dtype.read_f32(&self.values[range.start * size..range.end * size], out)
     }
 }
+
+/// Up to so many tokens, stored numbers are multiplied as they lie there.
+const FEW: usize = 8;
 
 impl Node for Dense {
     fn shape(&self) -> [usize; 2] {
@@ -153,7 +160,7 @@ impl Node for Dense {
         let mut buffer = scratch.take(cols);
         for (row, mut out) in rows.zip(out.rows_mut()) {
             if let (Some(stored), Some(out)) = (&stored, out.as_slice_mut()) {
-                kernels::stored_decode(stored, row, out, accum == Accum::Add);
+                kernels::stored_decode(stored, row, out, accum == Accum::Add, scratch.work());
                 continue;
             }
             match &self.support {
@@ -185,33 +192,28 @@ impl Node for Dense {
         Ok(())
     }
 
-    fn matmul(
+    fn matmul_rows(
         &self,
-        x: ArrayView2<'_, f32>,
+        rows: Range<usize>,
+        x: &Input<'_>,
         y: ArrayViewMut2<'_, f32>,
         accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        check_matmul(self.shape, &x, &y);
-        let Some(stored) = self.stored_rows() else {
-            return matmul_by_tiles(self, x, y, accum, scratch);
+        check_matmul(self.shape, &rows, x, &y);
+        let few = x.tokens() <= FEW;
+        let Some(stored) = self.stored_rows().filter(|stored| few || stored.in_blocks()) else {
+            return matmul_by_tiles(self, rows, x, y, accum, scratch);
         };
-        let (add, par) = (accum == Accum::Add, scratch.par());
-        if x.nrows() <= FUSED_TOKENS {
-            with_slices(x, y, |x, y, t| kernels::stored_matmul(&stored, x, t, y, add, par));
-        } else if stored.in_blocks() {
-            let made;
-            let inputs = match &self.inputs {
-                Some(inputs) => inputs,
-                None => {
-                    made = BlockInputs::new(&stored);
-                    &made
-                }
-            };
-            with_slices(x, y, |x, y, t| kernels::block_matmul(&stored, inputs, x, t, y, add, par));
-        } else {
-            matmul_by_tiles(self, x, y, accum, scratch)?;
-        }
+        with_slice(y, accum, scratch, |y, add, scratch| {
+            let (t, x, work) = (x.tokens(), x.as_slice(), scratch.work());
+            if few {
+                kernels::stored_matmul(&stored, rows, x, t, y, add, work);
+            } else {
+                let inputs = self.block_inputs(&stored);
+                kernels::block_matmul(&stored, inputs, rows, x, t, y, add, work);
+            }
+        });
         Ok(())
     }
 
@@ -270,14 +272,15 @@ impl Node for Dense {
         Ok(Box::new(Self {
             values: values.into(),
             support: Some(mask.clone()),
-            inputs: None,
+            inputs: OnceLock::new(),
             ..*self
         }))
     }
 
-    fn prepack(mut self: Box<Self>) -> Result<Box<dyn Node>> {
-        let blocks = self.stored_rows().filter(StoredRows::in_blocks);
-        self.inputs = blocks.map(|stored| Arc::new(BlockInputs::new(&stored)));
+    fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
+        if let Some(stored) = self.stored_rows().filter(StoredRows::in_blocks) {
+            self.block_inputs(&stored);
+        }
         Ok(self)
     }
 }

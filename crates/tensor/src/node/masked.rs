@@ -1,15 +1,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::ArrayViewMut2;
 use serde_json::json;
 
 use super::form::{self, Bitmap, MaskForm};
 use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
-    Accum, Json, Mask, Multiply, Node, NodeReader, Plane, PlaneMap, Scratch, check_same_shape,
-    join, matmul_by_tiles,
+    Accum, Input, Json, Mask, Multiply, Node, NodeReader, Plane, PlaneMap, Scratch,
+    check_same_shape, join, matmul_by_tiles,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -138,17 +138,18 @@ impl Node for Masked {
         })
     }
 
-    fn matmul(
+    fn matmul_rows(
         &self,
-        x: ArrayView2<'_, f32>,
+        rows: Range<usize>,
+        x: &Input<'_>,
         y: ArrayViewMut2<'_, f32>,
         accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
         if self.inner.zero_outside() {
-            return self.inner.matmul(x, y, accum, scratch);
+            return self.inner.matmul_rows(rows, x, y, accum, scratch);
         }
-        matmul_by_tiles(self, x, y, accum, scratch)
+        matmul_by_tiles(self, rows, x, y, accum, scratch)
     }
 
     fn multiply(&self) -> Multiply {

@@ -5,6 +5,7 @@
 
 mod dense;
 pub mod form;
+mod input;
 mod leaf;
 pub mod map;
 mod mask;
@@ -18,6 +19,7 @@ mod saved;
 mod scratch;
 mod split;
 mod sum;
+mod tiles;
 mod transformed;
 
 use std::fmt::Debug;
@@ -28,9 +30,10 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 pub use dense::Dense;
 pub use form::MaskForm;
+pub use input::Input;
 pub use leaf::{
-    AffineFormat, Blocks, Child, Format, Fused, GroupedAffine, KnownLevels, Leaf, LevelFormat,
-    LevelTable, Slot, Stored,
+    AffineFormat, Beside, Blocks, Child, Format, Fused, GroupedAffine, KnownLevels, Leaf,
+    LevelFormat, LevelTable, Slot, Stored,
 };
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
@@ -45,10 +48,10 @@ pub use scratch::Scratch;
 pub use split::SplitFloats;
 pub use sum::Sum;
 pub use tensorpress_kernels::Accum;
+pub use tiles::matmul_by_tiles;
 pub use transformed::Transformed;
 
 use crate::error::{Error, Result};
-use crate::linalg;
 use crate::storage::PartSink;
 
 /// JSON description of a tree.
@@ -103,10 +106,31 @@ pub trait Node: Debug + Send + Sync {
         accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        matmul_by_tiles(self, x, y, accum, scratch)
+        let rows = 0..self.shape()[0];
+        Input::with(x, scratch, |x, scratch| self.matmul_rows(rows, x, y, accum, scratch))
     }
 
-    /// How [`Node::matmul`] works here, so that nobody claims speed from the default.
+    /// Rows `rows` of W alone: Y = X W\[rows\]ᵀ (or Y += ...) for X `[tokens, in]`, Y `[tokens, rows.len()]`. An engine
+    /// shares a product among threads of its own this way, and inputs among matrices. Equal to those rows of
+    /// [`Node::matmul`] to rounding; kernels over stored forms give the same bits.
+    ///
+    /// # Errors
+    /// As [`Node::decode_rows`].
+    ///
+    /// # Panics
+    /// If a shape does not fit.
+    fn matmul_rows(
+        &self,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        y: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        matmul_by_tiles(self, rows, x, y, accum, scratch)
+    }
+
+    /// How [`Node::matmul_rows`] works here, so that nobody claims speed from the default.
     fn multiply(&self) -> Multiply {
         Multiply::Decode
     }
@@ -177,6 +201,16 @@ impl Node for Box<dyn Node> {
     ) -> Result<()> {
         (**self).matmul(x, y, accum, scratch)
     }
+    fn matmul_rows(
+        &self,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        y: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        (**self).matmul_rows(rows, x, y, accum, scratch)
+    }
     fn multiply(&self) -> Multiply {
         (**self).multiply()
     }
@@ -214,67 +248,19 @@ pub fn decode(node: &dyn Node) -> Result<Array2<f32>> {
     Ok(w)
 }
 
-/// Up to this many tokens the fused kernels win over decoding tiles for a matrix product.
-pub const FUSED_TOKENS: usize = 8;
-
-/// Rows decoded at a time by the default multiplication: enough for a good matrix product, small enough for L2.
-const TILE_VALUES: usize = 64 * 1024;
-
-/// The default multiplication: row tiles are decoded and multiplied.
-///
-/// # Errors
-/// As [`Node::decode_rows`].
+/// Panics unless a product of inputs with some rows of a matrix `[out, in]` has these sizes.
 ///
 /// # Panics
-/// If a shape does not fit.
-pub fn matmul_by_tiles<N: Node + ?Sized>(
-    node: &N,
-    x: ArrayView2<'_, f32>,
-    mut y: ArrayViewMut2<'_, f32>,
-    accum: Accum,
-    scratch: &mut Scratch,
-) -> Result<()> {
-    let [out, inp] = node.shape();
-    check_matmul([out, inp], &x, &y);
-    let tile = (TILE_VALUES / inp.max(1)).clamp(8, 1024).min(out.max(1));
-    let mut buffer = scratch.take(tile * inp);
-    for start in (0..out).step_by(tile) {
-        let rows = start..(start + tile).min(out);
-        let w = &mut buffer[..rows.len() * inp];
-        let mut w = ArrayViewMut2::from_shape((rows.len(), inp), w).expect("tile shape");
-        node.decode_rows(rows.clone(), w.view_mut(), Accum::Replace, scratch)?;
-        let y_tile = y.slice_mut(ndarray::s![.., rows]);
-        linalg::matmul_nt(x, w.view(), y_tile, accum == Accum::Add, scratch.par());
-    }
-    scratch.put(buffer);
-    Ok(())
-}
-
-/// Calls `f(x, y, tokens)` with contiguous slices, as kernels take them, copying where the views are not.
-pub fn with_slices(
-    x: ArrayView2<'_, f32>,
-    mut y: ArrayViewMut2<'_, f32>,
-    f: impl FnOnce(&[f32], &mut [f32], usize),
+/// If it has not.
+pub fn check_matmul(
+    [out, inp]: [usize; 2],
+    rows: &Range<usize>,
+    x: &Input<'_>,
+    y: &ArrayViewMut2<'_, f32>,
 ) {
-    let x = x.as_standard_layout();
-    let x_slice = x.as_slice().expect("standard layout");
-    if let Some(y) = y.as_slice_mut() {
-        f(x_slice, y, x.nrows());
-    } else {
-        let mut owned = y.as_standard_layout().into_owned();
-        f(x_slice, owned.as_slice_mut().expect("standard layout"), x.nrows());
-        y.assign(&owned);
-    }
-}
-
-/// Panics unless X `[tokens, in]` and Y `[tokens, out]` fit a matrix `[out, in]`.
-///
-/// # Panics
-/// If they do not.
-pub fn check_matmul(shape: [usize; 2], x: &ArrayView2<'_, f32>, y: &ArrayViewMut2<'_, f32>) {
-    assert_eq!(x.ncols(), shape[1], "input width");
-    assert_eq!(y.ncols(), shape[0], "output width");
-    assert_eq!(x.nrows(), y.nrows(), "tokens");
+    assert!(rows.start <= rows.end && rows.end <= out, "rows {rows:?} of {out}");
+    assert_eq!(x.view().ncols(), inp, "input width");
+    assert_eq!(y.dim(), (x.tokens(), rows.len()), "tokens and output width");
 }
 
 /// Joins two path elements of a part name.

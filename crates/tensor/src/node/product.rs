@@ -1,10 +1,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::ArrayViewMut2;
 use serde_json::json;
 
-use super::{Accum, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, check_matmul, join};
+use super::{
+    Accum, Input, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, check_matmul, join,
+};
 use crate::error::{Error, Result};
 use crate::storage::PartSink;
 
@@ -81,21 +83,22 @@ impl Node for Product {
         Ok(())
     }
 
-    fn matmul(
+    fn matmul_rows(
         &self,
-        x: ArrayView2<'_, f32>,
+        rows: Range<usize>,
+        x: &Input<'_>,
         y: ArrayViewMut2<'_, f32>,
         accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        check_matmul(self.shape(), &x, &y);
-        let mut z = scratch.take(x.nrows() * self.rank());
-        let mut z_view =
-            ArrayViewMut2::from_shape((x.nrows(), self.rank()), &mut z).expect("length");
-        self.right.matmul(x, z_view.view_mut(), Accum::Replace, scratch)?;
-        self.left.matmul(z_view.view(), y, accum, scratch)?;
-        scratch.put(z);
-        Ok(())
+        check_matmul(self.shape(), &rows, x, &y);
+        let inner = 0..self.rank();
+        scratch.with_matrix((x.tokens(), self.rank()), |mut z, scratch| {
+            self.right.matmul_rows(inner, x, z.view_mut(), Accum::Replace, scratch)?;
+            Input::with(z.view(), scratch, |z, scratch| {
+                self.left.matmul_rows(rows, z, y, accum, scratch)
+            })
+        })
     }
 
     fn multiply(&self) -> Multiply {

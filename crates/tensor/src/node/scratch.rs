@@ -1,33 +1,38 @@
 use ndarray::ArrayViewMut2;
 
+use crate::kernels::Work;
 use crate::linalg::Par;
 
 /// Buffers reused between calls, and the parallelism a call may use.
+///
+/// A fused product with [`Par::Seq`] allocates nothing once one of the same sizes was made with the same workspace.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    pool: Vec<Vec<f32>>,
-    par: Par,
+    work: Work,
 }
 
 impl Scratch {
     /// An empty workspace whose products run with `par`.
     #[must_use]
     pub fn new(par: Par) -> Self {
-        Self { pool: Vec::new(), par }
+        Self { work: Work::new(par) }
     }
 
     /// Parallelism of the products.
     #[must_use]
     pub fn par(&self) -> Par {
-        self.par
+        self.work.par()
+    }
+
+    /// What kernels take.
+    pub fn work(&mut self) -> &mut Work {
+        &mut self.work
     }
 
     /// A buffer of `len` values, contents unspecified; give it back with [`Scratch::put`].
     #[must_use]
     pub fn take(&mut self, len: usize) -> Vec<f32> {
-        let mut buffer = self.pool.pop().unwrap_or_default();
-        buffer.resize(len, 0.0);
-        buffer
+        self.work.take(len)
     }
 
     /// Calls `f` with a matrix whose contents are unspecified, and this workspace for what `f` calls in turn.
@@ -45,6 +50,6 @@ impl Scratch {
 
     /// Gives a buffer back.
     pub fn put(&mut self, buffer: Vec<f32>) {
-        self.pool.push(buffer);
+        self.work.put(buffer);
     }
 }

@@ -1,14 +1,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::ArrayViewMut2;
 use serde_json::json;
 
 use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
-    Accum, Dense, Json, Mask, Multiply, Node, NodeReader, PackedPlane, Plane, PlaneMap, Scratch,
-    SymbolsMut, check_same_shape, join, matmul_by_tiles,
+    Accum, Dense, Input, Json, Mask, Multiply, Node, NodeReader, PackedPlane, Plane, PlaneMap,
+    Scratch, SymbolsMut, check_same_shape, join, matmul_by_tiles,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -164,16 +164,17 @@ impl Node for SplitFloats {
         Ok(())
     }
 
-    fn matmul(
+    fn matmul_rows(
         &self,
-        x: ArrayView2<'_, f32>,
+        rows: Range<usize>,
+        x: &Input<'_>,
         y: ArrayViewMut2<'_, f32>,
         accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
         match &self.decoded {
-            Some(dense) => dense.matmul(x, y, accum, scratch),
-            None => matmul_by_tiles(self, x, y, accum, scratch),
+            Some(dense) => dense.matmul_rows(rows, x, y, accum, scratch),
+            None => matmul_by_tiles(self, rows, x, y, accum, scratch),
         }
     }
 

@@ -1,12 +1,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::ArrayViewMut2;
 use serde_json::json;
 
 use super::registry::field;
 use super::{
-    Accum, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, check_same_shape, join,
+    Accum, Input, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, check_same_shape, join,
 };
 use crate::error::{Error, Result};
 use crate::storage::PartSink;
@@ -80,15 +80,16 @@ impl Node for Sum {
         Ok(())
     }
 
-    fn matmul(
+    fn matmul_rows(
         &self,
-        x: ArrayView2<'_, f32>,
+        rows: Range<usize>,
+        x: &Input<'_>,
         mut y: ArrayViewMut2<'_, f32>,
         mut accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
         for term in &self.terms {
-            term.matmul(x, y.view_mut(), accum, scratch)?;
+            term.matmul_rows(rows.clone(), x, y.view_mut(), accum, scratch)?;
             accum = Accum::Add;
         }
         Ok(())

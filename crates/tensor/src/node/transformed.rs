@@ -1,12 +1,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::ArrayViewMut2;
 use serde_json::json;
 
 use super::registry::field;
 use super::{
-    Accum, Channels, Json, Map, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, Side,
+    Accum, Channels, Input, Json, Map, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, Side,
     check_matmul, join,
 };
 use crate::error::{Error, Result};
@@ -123,32 +123,40 @@ impl Node for Transformed {
         })
     }
 
-    fn matmul(
+    fn matmul_rows(
         &self,
-        x: ArrayView2<'_, f32>,
+        rows: Range<usize>,
+        x: &Input<'_>,
         mut y: ArrayViewMut2<'_, f32>,
         accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        check_matmul(self.shape(), &x, &y);
-        let shape = (x.nrows(), self.map.inner());
-        scratch.with_matrix(shape, |mut inner, scratch| match self.side {
-            Side::In => {
-                self.map.apply_transposed(x, inner.view_mut());
-                self.inner.matmul(inner.view(), y, accum, scratch)
-            }
+        check_matmul(self.shape(), &rows, x, &y);
+        let tokens = x.tokens();
+        match self.side {
+            Side::In => scratch.with_matrix((tokens, self.map.inner()), |mut inner, scratch| {
+                self.map.apply_transposed(x.view(), inner.view_mut());
+                Input::with(inner.view(), scratch, |inner, scratch| {
+                    self.inner.matmul_rows(rows, inner, y, accum, scratch)
+                })
+            }),
             Side::Out => {
-                self.inner.matmul(x, inner.view_mut(), Accum::Replace, scratch)?;
-                if accum == Accum::Replace {
-                    self.map.apply(inner.view(), y);
-                } else {
-                    let mut outer = Array2::zeros(y.dim());
-                    self.map.apply(inner.view(), outer.view_mut());
-                    y += &outer;
-                }
-                Ok(())
+                let reach = self.map.reach(rows.clone());
+                scratch.with_matrix((tokens, reach.len()), |mut inner, scratch| {
+                    let part = inner.view_mut();
+                    self.inner.matmul_rows(reach, x, part, Accum::Replace, scratch)?;
+                    if accum == Accum::Replace {
+                        self.map.apply_part(inner.view(), rows, y, scratch);
+                        return Ok(());
+                    }
+                    scratch.with_matrix(y.dim(), |mut outer, scratch| {
+                        self.map.apply_part(inner.view(), rows, outer.view_mut(), scratch);
+                        y += &outer;
+                        Ok(())
+                    })
+                })
             }
-        })
+        }
     }
 
     fn multiply(&self) -> Multiply {

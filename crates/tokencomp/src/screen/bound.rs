@@ -69,7 +69,7 @@ pub(super) fn step(row: &[f32]) -> f32 {
 mod tests {
     use tensorpress_tensor::kernels::Par;
     use tensorpress_tensor::kernels::{
-        Activations, AffinePanels, AffineRows, PanelInput, quantize_affine,
+        Activations, AffinePanels, AffineRows, PanelInput, Work, quantize_affine,
     };
     use tensorpress_tensor::linalg::gaussian;
 
@@ -119,7 +119,13 @@ mod tests {
             let all = rows.concat();
             let input = PanelInput::new(&all, rows.len(), cols, panels.group(), Activations::Int8);
             let mut products = vec![0.0; rows.len() * rows.len()];
-            panels.matmul_input(&input, &mut products, false, Par::Seq);
+            panels.matmul_input(
+                0..panels.rows(),
+                &input,
+                &mut products,
+                false,
+                &mut Work::default(),
+            );
             for (i, a) in rows.iter().enumerate() {
                 for (j, b) in rows.iter().enumerate() {
                     let exact: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum();

@@ -1,9 +1,9 @@
 use std::fmt::Debug;
+use std::ops::Range;
 
 use super::{Leaf, Slot};
 use crate::error::Result;
-use crate::linalg::Par;
-use crate::node::{Json, Symbols};
+use crate::node::{Input, Json, Scratch, Symbols};
 
 /// What the codes of a [`Leaf`] stand for: its parameters, what it needs beside the codes, and how a row is decoded.
 pub trait Format: Debug + Send + Sync + Sized + 'static {
@@ -45,19 +45,20 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
         _beside: &[&[f32]],
         _out: &mut [f32],
         _add: bool,
+        _scratch: &mut Scratch,
     ) -> bool {
         false
     }
 
-    /// A product over the stored form, for few tokens, where a kernel knows it.
+    /// Calls `f` with the product over the stored form, where a kernel knows it.
     ///
     /// # Errors
     /// As [`crate::Node::decode_rows`].
-    fn fused(_: &Leaf<Self>) -> Result<Option<Box<dyn Fused + '_>>> {
-        Ok(None)
+    fn fused(_: &Leaf<Self>, _f: &mut dyn FnMut(&dyn Fused)) -> Result<()> {
+        Ok(())
     }
 
-    /// A product over a form made for this machine, for few tokens.
+    /// The product over a form made for this machine.
     ///
     /// # Errors
     /// As [`crate::Node::decode_rows`].
@@ -68,6 +69,19 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
 
 /// A product over a stored form: the matrix is never expanded.
 pub trait Fused: Debug + Send + Sync {
-    /// Y = X Wᵀ, or Y += X Wᵀ where `add`, for X `[tokens, in]` and Y `[tokens, out]`, row-major.
-    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par);
+    /// Y = X Wᵀ over some rows of W, or Y += X Wᵀ where `add`, for X `[tokens, in]` and Y `[tokens, rows.len()]`, row-major.
+    /// Allocates nothing but in `scratch`.
+    fn matmul(
+        &self,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        y: &mut [f32],
+        add: bool,
+        scratch: &mut Scratch,
+    );
+
+    /// With more tokens than this, decoding tiles of rows once is faster.
+    fn most_tokens(&self) -> usize {
+        usize::MAX
+    }
 }

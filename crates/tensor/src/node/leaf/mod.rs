@@ -13,4 +13,5 @@ pub use affine::{AffineFormat, GroupedAffine};
 pub use child::{Child, Slot, Stored};
 pub use format::{Format, Fused};
 pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable};
-pub use node::Leaf;
+pub(super) use node::with_slice;
+pub use node::{Beside, Leaf};

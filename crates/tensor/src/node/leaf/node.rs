@@ -1,7 +1,7 @@
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::ArrayViewMut2;
 use serde_json::json;
 
 use super::child::Held;
@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::node::plane::is_even;
 use crate::node::registry::shape_field;
 use crate::node::{
-    Accum, FUSED_TOKENS, Json, KeptPlane, Mask, Multiply, Node, NodeReader, Plane, PlaneMap,
-    Scratch, SymbolBuf, check_matmul, join, matmul_by_tiles, with_slices,
+    Accum, Input, Json, KeptPlane, Mask, Multiply, Node, NodeReader, Plane, PlaneMap, Scratch,
+    SymbolBuf, check_matmul, join, matmul_by_tiles,
 };
 use crate::storage::{PartKind, PartSink};
 
@@ -29,6 +29,24 @@ pub struct Leaf<F> {
     fast: Option<Box<dyn Fused>>,
 }
 
+/// Slots that a format can have.
+const SLOTS: usize = 8;
+
+/// The values of a leaf's slots, in their order.
+#[derive(Debug, Clone, Copy)]
+pub struct Beside<'a> {
+    values: [&'a [f32]; SLOTS],
+    slots: usize,
+}
+
+impl<'a> Deref for Beside<'a> {
+    type Target = [&'a [f32]];
+
+    fn deref(&self) -> &Self::Target {
+        &self.values[..self.slots]
+    }
+}
+
 impl<F: Format> Leaf<F> {
     /// A leaf of codes and what lies in the format's slots.
     ///
@@ -42,6 +60,7 @@ impl<F: Format> Leaf<F> {
         beside: Vec<Child>,
     ) -> Result<Self> {
         let slots = format.slots(shape);
+        assert!(slots.len() <= SLOTS, "{} has more than {SLOTS} slots", F::ID);
         if slots.len() != beside.len() {
             let (got, wanted) = (beside.len(), slots.len());
             return Err(Error::shape(format!("{got} children of a {}, not {wanted}", F::ID)));
@@ -90,8 +109,21 @@ impl<F: Format> Leaf<F> {
     ///
     /// # Errors
     /// `Corruption` if something stored turns out to be invalid.
-    pub fn beside(&self) -> Result<Vec<&[f32]>> {
-        self.beside.iter().map(Held::values).collect()
+    pub fn beside(&self) -> Result<Beside<'_>> {
+        let mut beside = Beside { values: [&[]; SLOTS], slots: self.beside.len() };
+        for (values, held) in beside.values.iter_mut().zip(&self.beside) {
+            *values = held.values()?;
+        }
+        Ok(beside)
+    }
+
+    /// Calls `f` with the fastest product over a stored form there is, if there is one.
+    fn with_fused(&self, f: &mut dyn FnMut(&dyn Fused)) -> Result<()> {
+        match &self.fast {
+            Some(fast) => f(&**fast),
+            None => F::fused(self, f)?,
+        }
+        Ok(())
     }
 
     /// What lies in a slot.
@@ -102,6 +134,26 @@ impl<F: Format> Leaf<F> {
     pub fn child(&self, slot: usize) -> &Child {
         &self.beside[slot].child
     }
+}
+
+/// Calls `f(y, whether to add, ...)` with Y as one slice, of a copy where it is not one.
+pub(in crate::node) fn with_slice(
+    mut y: ArrayViewMut2<'_, f32>,
+    accum: Accum,
+    scratch: &mut Scratch,
+    f: impl FnOnce(&mut [f32], bool, &mut Scratch),
+) {
+    let add = accum == Accum::Add;
+    if let Some(y) = y.as_slice_mut() {
+        return f(y, add, scratch);
+    }
+    scratch.with_matrix(y.dim(), |mut copy, scratch| {
+        if add {
+            copy.assign(&y);
+        }
+        f(copy.as_slice_mut().expect("contiguous"), add, scratch);
+        y.assign(&copy);
+    });
 }
 
 impl<F: Format> Node for Leaf<F> {
@@ -127,7 +179,7 @@ impl<F: Format> Node for Leaf<F> {
         for (i, row) in rows.clone().enumerate() {
             let mut out = out.row_mut(i);
             if let Some(out) = out.as_slice_mut()
-                && F::decode_stored(self, row, &beside, out, add)
+                && F::decode_stored(self, row, &beside, out, add, scratch)
             {
                 continue;
             }
@@ -157,37 +209,32 @@ impl<F: Format> Node for Leaf<F> {
         Ok(())
     }
 
-    fn matmul(
+    fn matmul_rows(
         &self,
-        x: ArrayView2<'_, f32>,
-        y: ArrayViewMut2<'_, f32>,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        mut y: ArrayViewMut2<'_, f32>,
         accum: Accum,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        check_matmul(self.shape, &x, &y);
-        // A kernel that was prepared takes any number of tokens, a few at a time: decoding anew costs more than all of them.
-        let few = x.nrows() <= FUSED_TOKENS;
-        let made = if self.fast.is_none() && few { F::fused(self)? } else { None };
-        if let Some(fused) = self.fast.as_deref().or(made.as_deref()) {
-            let [out, inp] = self.shape;
-            let (add, par) = (accum == Accum::Add, scratch.par());
-            with_slices(x, y, |x, y, tokens| {
-                for first in (0..tokens).step_by(FUSED_TOKENS) {
-                    let end = (first + FUSED_TOKENS).min(tokens);
-                    let (x, y) = (&x[first * inp..end * inp], &mut y[first * out..end * out]);
-                    fused.matmul(x, end - first, y, add, par);
-                }
-            });
-            return Ok(());
-        }
-        matmul_by_tiles(self, x, y, accum, scratch)
+        check_matmul(self.shape, &rows, x, &y);
+        let mut done = false;
+        self.with_fused(&mut |fused| {
+            if x.tokens() <= fused.most_tokens() {
+                with_slice(y.view_mut(), accum, scratch, |y, add, scratch| {
+                    fused.matmul(rows.clone(), x, y, add, scratch);
+                });
+                done = true;
+            }
+        })?;
+        if done { Ok(()) } else { matmul_by_tiles(self, rows, x, y, accum, scratch) }
     }
 
     fn multiply(&self) -> Multiply {
-        match (&self.fast, F::fused(self)) {
-            (Some(_), _) | (_, Ok(Some(_))) => Multiply::Fused,
-            _ => Multiply::Decode,
-        }
+        let mut multiply = Multiply::Decode;
+        // What cannot be read says so when it is multiplied.
+        let _ = self.with_fused(&mut |_| multiply = Multiply::Fused);
+        multiply
     }
 
     fn zero_outside(&self) -> bool {

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 pub use composed::Composed;
 pub use hadamard::Hadamard;
@@ -51,6 +51,33 @@ pub trait Map: Debug + Send + Sync {
     /// # Panics
     /// If a shape does not fit.
     fn apply(&self, inner: ArrayView2<'_, f32>, outer: ArrayViewMut2<'_, f32>);
+
+    /// The inner channels that outer channels are made of: all, unless a map knows better.
+    fn reach(&self, outer: Range<usize>) -> Range<usize> {
+        let _ = outer;
+        0..self.inner()
+    }
+
+    /// Outer channels `outer` alone of what [`Map::apply`] gives, into `part` `[n, outer.len()]`, from the inner channels in
+    /// their [`Map::reach`].
+    ///
+    /// # Panics
+    /// If a shape does not fit.
+    fn apply_part(
+        &self,
+        inner: ArrayView2<'_, f32>,
+        outer: Range<usize>,
+        mut part: ArrayViewMut2<'_, f32>,
+        scratch: &mut Scratch,
+    ) {
+        if outer == (0..self.outer()) {
+            return self.apply(inner, part);
+        }
+        scratch.with_matrix((inner.nrows(), self.outer()), |mut whole, _| {
+            self.apply(inner, whole.view_mut());
+            part.assign(&whole.slice(s![.., outer]));
+        });
+    }
 
     /// Rows of `outer` `[n, outer]` times Tᵀ, into `inner` `[n, inner]`: what becomes of inputs, X Tᵀ.
     ///

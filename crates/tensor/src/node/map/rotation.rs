@@ -128,7 +128,8 @@ impl Rotation {
     /// x Q or x Qᵀ for each `order` values.
     fn small(&self, values: &mut [f32], transposed: bool) {
         let Some(q) = self.factor.matrix() else { return };
-        let mut product = vec![0.0f32; q.nrows()];
+        let mut product = [0.0f32; MOST];
+        let product = &mut product[..q.nrows()];
         for x in values.chunks_exact_mut(q.nrows()) {
             if transposed {
                 for (y, row) in product.iter_mut().zip(q.rows()) {
@@ -140,7 +141,7 @@ impl Rotation {
                     product.iter_mut().zip(row).for_each(|(y, q)| *y += x * q);
                 }
             }
-            x.copy_from_slice(&product);
+            x.copy_from_slice(product);
         }
     }
 

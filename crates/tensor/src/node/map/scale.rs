@@ -96,6 +96,21 @@ impl Map for Scale {
         times(&self.values, inner, outer);
     }
 
+    fn reach(&self, outer: Range<usize>) -> Range<usize> {
+        outer
+    }
+
+    fn apply_part(
+        &self,
+        inner: ArrayView2<'_, f32>,
+        outer: Range<usize>,
+        part: ArrayViewMut2<'_, f32>,
+        _: &mut Scratch,
+    ) {
+        assert_eq!(inner.dim(), part.dim(), "a part of {outer:?}");
+        times(&self.values[outer], inner, part);
+    }
+
     fn apply_transposed(&self, outer: ArrayView2<'_, f32>, inner: ArrayViewMut2<'_, f32>) {
         check_shapes(self, inner.dim(), outer.dim());
         times(&self.values, outer, inner);

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::grid::{Affine, IntGrid};
 use crate::kernels;
 use crate::node::registry::field;
-use crate::node::{Json, PackedPlane, Symbol, Symbols};
+use crate::node::{Json, PackedPlane, Scratch, Symbol, Symbols};
 use crate::storage::PartKind;
 
 /// Integer codes with a scale and zero point for each group of consecutive inputs of a row:
@@ -127,12 +127,13 @@ impl Format for AffineFormat {
         beside: &[&[f32]],
         out: &mut [f32],
         add: bool,
+        scratch: &mut Scratch,
     ) -> bool {
-        stored::decode_row(leaf, row, beside, out, add)
+        stored::decode_row(leaf, row, beside, out, add, scratch)
     }
 
-    fn fused(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused + '_>>> {
-        stored::fused(leaf)
+    fn fused(leaf: &Leaf<Self>, f: &mut dyn FnMut(&dyn Fused)) -> Result<()> {
+        stored::fused(leaf, f)
     }
 
     fn prepacked(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused>>> {

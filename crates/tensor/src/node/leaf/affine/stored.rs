@@ -1,11 +1,13 @@
 //! Kernels over the stored forms: packed codes, packed codes of a support, and panels made for the machine.
 
+use std::ops::Range;
+
 use super::{Fused, GroupedAffine, SCALES};
 use crate::error::Result;
-use crate::kernels::{self, Activations, AffinePanels, AffineRows, KeptAffine};
+use crate::kernels::{self, AffinePanels, AffineRows, KeptAffine};
 use crate::linalg::Par;
 use crate::node::plane::{bands, bits_of};
-use crate::node::{Node, PackedPlane, SymbolsMut};
+use crate::node::{Input, Node, PackedPlane, Scratch, SymbolsMut};
 
 /// As [`super::Format::decode_stored`].
 pub(super) fn decode_row(
@@ -14,9 +16,10 @@ pub(super) fn decode_row(
     beside: &[&[f32]],
     out: &mut [f32],
     add: bool,
+    scratch: &mut Scratch,
 ) -> bool {
     if let Some(kept) = kept_affine(leaf, beside) {
-        kernels::kept_affine_decode(&kept, row, out, add);
+        kernels::kept_affine_decode(&kept, row, out, add, scratch.work());
         return true;
     }
     let packed = leaf.codes().as_packed().filter(|packed| packed.bits() <= 8);
@@ -30,16 +33,15 @@ pub(super) fn decode_row(
 }
 
 /// As [`super::Format::fused`].
-pub(super) fn fused(leaf: &GroupedAffine) -> Result<Option<Box<dyn Fused + '_>>> {
+pub(super) fn fused(leaf: &GroupedAffine, f: &mut dyn FnMut(&dyn Fused)) -> Result<()> {
     if let Some(packed) = leaf.codes().as_packed()
         && let Some(rows) = affine_rows(leaf, packed, leaf.scales())?
     {
-        return Ok(Some(Box::new(rows)));
+        f(&rows);
+    } else if let Some(kept) = kept_affine(leaf, &leaf.beside()?) {
+        f(&kept);
     }
-    Ok(match kept_affine(leaf, &leaf.beside()?) {
-        Some(kept) => Some(Box::new(kept)),
-        None => None,
-    })
+    Ok(())
 }
 
 /// As [`super::Format::prepacked`]: codes in panels of 16 rows, where the kernels support it.
@@ -122,20 +124,56 @@ fn filled(leaf: &GroupedAffine) -> Result<Option<(PackedPlane, Vec<f32>)>> {
     Ok(Some((PackedPlane::pack(&codes, rows, cols, bits)?, scales)))
 }
 
+/// Up to so many tokens, unpacking codes anew for each few of them costs less than decoding tiles.
+const FEW: usize = 8;
+
 impl Fused for AffineRows<'_> {
-    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par) {
-        kernels::affine_matmul(self, x, tokens, y, add, par);
+    fn matmul(
+        &self,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        y: &mut [f32],
+        add: bool,
+        scratch: &mut Scratch,
+    ) {
+        let (tokens, x) = (x.tokens(), x.as_slice());
+        kernels::affine_matmul(self, rows, x, tokens, y, add, scratch.work());
+    }
+
+    fn most_tokens(&self) -> usize {
+        FEW
     }
 }
 
 impl Fused for KeptAffine<'_> {
-    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par) {
-        kernels::kept_affine_matmul(self, x, tokens, y, add, par);
+    fn matmul(
+        &self,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        y: &mut [f32],
+        add: bool,
+        scratch: &mut Scratch,
+    ) {
+        let (tokens, x) = (x.tokens(), x.as_slice());
+        kernels::kept_affine_matmul(self, rows, x, tokens, y, add, scratch.work());
+    }
+
+    fn most_tokens(&self) -> usize {
+        FEW
     }
 }
 
 impl Fused for AffinePanels {
-    fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par) {
-        self.matmul(x, tokens, y, add, Activations::default(), par);
+    fn matmul(
+        &self,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        y: &mut [f32],
+        add: bool,
+        scratch: &mut Scratch,
+    ) {
+        x.with_panels(self, scratch, |input, scratch| {
+            self.matmul_input(rows, input, y, add, scratch.work());
+        });
     }
 }

@@ -1,0 +1,97 @@
+//! What products are made with.
+
+use crate::{Isa, PanelInput, Par};
+
+/// How products are made: by how many threads, on which instruction set, and in which memory.
+///
+/// Buffers are kept from call to call. A product on one thread allocates nothing once a product of the same sizes was
+/// made with the same `Work`.
+#[derive(Debug)]
+pub struct Work {
+    par: Par,
+    isa: Isa,
+    floats: Vec<Vec<f32>>,
+    inputs: Vec<PanelInput>,
+    pub(crate) places: Places,
+}
+
+/// Where one thread unpacks the rows it is at.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    /// Codes, or bytes of numbers, of rows that are read together.
+    pub(crate) bytes: [Vec<u8>; 4],
+    pub(crate) floats: Vec<f32>,
+}
+
+/// How many of the tokens that are left go through a kernel of at most four together: never one alone behind others, which
+/// would cost nearly as much as four.
+#[inline(always)]
+pub(crate) fn together(left: usize) -> usize {
+    match left {
+        0..=3 => left,
+        5 | 6 | 9 => 3,
+        _ => 4,
+    }
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self::new(Par::default())
+    }
+}
+
+impl Work {
+    /// For products by so many threads, on the best instruction set of this CPU.
+    #[must_use]
+    pub fn new(par: Par) -> Self {
+        Self::on(Isa::detect(), par)
+    }
+
+    /// For products on a chosen instruction set; the portable code where this CPU lacks it.
+    #[must_use]
+    pub fn on(isa: Isa, par: Par) -> Self {
+        Self { par, isa, floats: Vec::new(), inputs: Vec::new(), places: Places::default() }
+    }
+
+    /// By how many threads.
+    #[must_use]
+    pub fn par(&self) -> Par {
+        self.par
+    }
+
+    /// On which instruction set.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// A buffer of `len` values, contents unspecified; give it back with [`Work::put`].
+    #[must_use]
+    pub fn take(&mut self, len: usize) -> Vec<f32> {
+        // The smallest that is large enough, else the largest: a call that follows one like it finds what that one left.
+        let fit = |buffer: &Vec<f32>| match buffer.capacity() {
+            capacity if capacity >= len => (0, capacity - len),
+            capacity => (1, len - capacity),
+        };
+        let best = (0..self.floats.len()).min_by_key(|i| fit(&self.floats[*i]));
+        let mut buffer = best.map(|i| self.floats.swap_remove(i)).unwrap_or_default();
+        buffer.resize(len, 0.0);
+        buffer
+    }
+
+    /// Gives a buffer back.
+    pub fn put(&mut self, buffer: Vec<f32>) {
+        self.floats.push(buffer);
+    }
+
+    /// A place for prepared activations; give it back with [`Work::put_input`].
+    #[must_use]
+    pub fn take_input(&mut self) -> PanelInput {
+        self.inputs.pop().unwrap_or_default()
+    }
+
+    /// Gives prepared activations back.
+    pub fn put_input(&mut self, input: PanelInput) {
+        self.inputs.push(input);
+    }
+}
