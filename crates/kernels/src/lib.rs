@@ -66,4 +66,4 @@ pub use sparse::{
 };
 pub use stats::{abs_max, abs_max_on, has_non_finite, has_non_finite_on, minmax, minmax_on};
 pub use sweep::{Columns, Swept, sweep, sweep_on};
-pub use work::Work;
+pub use work::{Lines, Work};

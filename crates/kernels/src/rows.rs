@@ -88,11 +88,14 @@ pub fn affine_matmul(
     let mut sums = work.take(t * w.groups());
     let groups = x.chunks(w.cols).flat_map(|x| x.chunks(w.group));
     sums.iter_mut().zip(groups).for_each(|(sum, x)| *sum = x.iter().sum());
+    let mut lines = work.take_lines(x.len());
+    lines.copy_from_slice(x);
     let isa = work.isa();
     by_rows(rows, t, y, accumulate, work, |_, first, out| {
-        rows_product_on(isa, w, x, &sums, t, first, out);
+        rows_product_on(isa, w, &lines, &sums, t, first, out);
     });
     work.put(sums);
+    work.put_lines(lines);
 }
 
 /// Panics unless a product of so many tokens with some rows of a matrix has these sizes.

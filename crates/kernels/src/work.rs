@@ -1,5 +1,7 @@
 //! What products are made with.
 
+use std::ops::{Deref, DerefMut, Range};
+
 use crate::{Isa, PanelInput, Par};
 
 /// How products are made: by how many threads, on which instruction set, and in which memory.
@@ -15,12 +17,35 @@ pub struct Work {
     pub(crate) places: Places,
 }
 
+/// Values that begin at a cache line; see [`Work::take_lines`].
+#[derive(Debug)]
+pub struct Lines {
+    buffer: Vec<f32>,
+    range: Range<usize>,
+}
+
+impl Deref for Lines {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.buffer[self.range.clone()]
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[self.range.clone()]
+    }
+}
+
 /// Where one thread unpacks the rows it is at.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     /// Codes, or bytes of numbers, of rows that are read together.
     pub(crate) bytes: [Vec<u8>; 4],
     pub(crate) floats: Vec<f32>,
+    /// Activations that the rows of a group share.
+    pub(crate) gathered: Vec<f32>,
 }
 
 /// How many of the tokens that are left go through a kernel of at most four together: never one alone behind others, which
@@ -82,6 +107,20 @@ impl Work {
     /// Gives a buffer back.
     pub fn put(&mut self, buffer: Vec<f32>) {
         self.floats.push(buffer);
+    }
+
+    /// As [`Work::take`], beginning at a cache line: vectors read from it never straddle two.
+    #[must_use]
+    pub fn take_lines(&mut self, len: usize) -> Lines {
+        const LINE: usize = 64 / size_of::<f32>();
+        let buffer = self.take(len + LINE - 1);
+        let skip = buffer.as_ptr().align_offset(64).min(LINE - 1);
+        Lines { buffer, range: skip..skip + len }
+    }
+
+    /// Gives them back.
+    pub fn put_lines(&mut self, lines: Lines) {
+        self.put(lines.buffer);
     }
 
     /// A place for prepared activations; give it back with [`Work::put_input`].

@@ -1,8 +1,8 @@
-//! A compressed layer in an engine's own threads: each has its tokens and its scratch, and no pool but the engine's.
+//! A compressed layer in an engine's own threads: each has its rows and its scratch, all the same inputs, prepared once.
 
 use tensorpress::prelude::*;
 use tensorpress::tensor::ndarray::{Array2, Axis};
-use tensorpress::tensor::{Accum, Scratch, linalg::Par, stats::Calibration};
+use tensorpress::tensor::{Accum, Scratch, linalg::Par, node::Input, stats::Calibration};
 
 fn main() -> Result<()> {
     let weight =
@@ -13,13 +13,13 @@ fn main() -> Result<()> {
     let layer = layer.node.prepack()?; // laid out for this CPU; writes the same bytes
 
     let mut outputs = Array2::zeros((16, 256));
-    let parts = inputs.axis_chunks_iter(Axis(0), 4).zip(outputs.axis_chunks_iter_mut(Axis(0), 4));
+    let x = Input::new(inputs.view());
     std::thread::scope(|threads| {
-        for (x, y) in parts {
-            let layer = &layer;
+        for (part, y) in outputs.axis_chunks_iter_mut(Axis(1), 64).enumerate() {
+            let (layer, x, rows) = (&layer, &x, 64 * part..64 * (part + 1));
             threads.spawn(move || {
-                let mut scratch = Scratch::new(Par::Seq);
-                layer.matmul(x, y, Accum::Replace, &mut scratch).expect("the layer is whole");
+                let mut scratch = Scratch::new(Par::Seq); // keep it: a warm one is never grown again
+                layer.matmul_rows(rows, x, y, Accum::Replace, &mut scratch).expect("it is whole");
             });
         }
     });

@@ -66,6 +66,11 @@ pub(super) unsafe trait Simd: Token {
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// The sum of all lanes, in an order that is the same for every call.
     fn sum(self, v: Self::F32) -> f32;
+    /// The sums of four vectors, each in an order that is the same for every call.
+    #[inline(always)]
+    fn sums(self, v: [Self::F32; 4]) -> [f32; 4] {
+        v.map(|v| self.sum(v))
+    }
     /// One scalar `a * b + c`, fused exactly where [`Simd::mul_add`] is.
     fn mul_add1(self, a: f32, b: f32, c: f32) -> f32;
 }

@@ -116,6 +116,23 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(v) }
     }
     #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+            let high = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+            // Each quarter holds a part of the four sums.
+            let quarters = _mm512_add_ps(low, high);
+            let upper = _mm512_extractf32x8_ps::<1>(quarters);
+            let half = _mm256_add_ps(_mm512_castps512_ps256(quarters), upper);
+            let four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            std::mem::transmute(four)
+        }
+    }
+    #[inline(always)]
     fn mul_add1(self, a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::{FloatType, StoredRows, check_sizes};
+use crate::float::dot_body;
 use crate::simd::{Ahead, Stored, prefetch, stamp};
 use crate::work::{Places, Work};
 use crate::{bf16_bytes_to_f32, f16_bytes_to_f32};
@@ -51,33 +52,107 @@ pub fn block_matmul(
     // Whole groups, so that all rows of one find their inputs in the cache.
     let from = rows.start / tall;
     let made = from * tall..rows.end.next_multiple_of(tall).min(w.rows);
-    let mut panel = work.take(w.cols * PANEL);
-    let mut out = work.take(made.len() * PANEL);
-    for first in (0..t).step_by(PANEL) {
-        let tokens = (t - first).min(PANEL);
-        turn(&x[first * w.cols..(first + tokens) * w.cols], w.cols, tokens, &mut panel);
-        let blocks = out.chunks_mut(tall * PANEL).enumerate();
+    let mut first = 0;
+    while first < t {
+        let portion = Portion::of(t - first);
+        let x = &x[first * w.cols..(first + portion.tokens) * w.cols];
+        let mut panels = work.take(portion.panels() * w.cols * PANEL);
+        for (chunk, panel) in portion.chunks().zip(panels.chunks_exact_mut(w.cols * PANEL)) {
+            let x = &x[chunk.start * w.cols..chunk.end * w.cols];
+            turn(x, w.cols, chunk.len(), panel);
+        }
+        let width = portion.width();
+        let mut out = work.take(made.len() * width);
+        let blocks = out.chunks_mut(tall * width).enumerate();
         let block = |places: &mut Places, (i, out): (usize, &mut [f32])| {
-            panel_on(isa, w, groups, &panel, places, from + i, out);
+            let rows = out.len() / width;
+            let mut rest = out;
+            // The numbers of a group are in the cache for all tokens but the first ones.
+            for (c, chunk) in portion.chunks().enumerate() {
+                let (out, later) = rest.split_at_mut(rows * chunk_width(&chunk));
+                rest = later;
+                if chunk.len() <= FEW {
+                    let x = &x[chunk.start * w.cols..chunk.end * w.cols];
+                    few_on(isa, w, groups, x, places, from + i, out);
+                } else {
+                    let panel = &panels[c * w.cols * PANEL..(c + 1) * w.cols * PANEL];
+                    panel_on(isa, w, groups, panel, chunk.len(), places, from + i, out);
+                }
+            }
         };
         match par.threads() {
             1 => blocks.for_each(|rows| block(&mut work.places, rows)),
             _ => par.for_each_init(blocks, Places::default, block),
         }
-        // A few rows at a time, which stay in the nearest cache.
-        for row in rows.clone().step_by(CHUNK) {
-            let end = (row + CHUNK).min(rows.end);
-            let out = &out[(row - made.start) * PANEL..(end - made.start) * PANEL];
-            for token in 0..tokens {
-                let y = &mut y[(first + token) * rows.len() + row - rows.start..];
-                for (y, out) in y.iter_mut().zip(out.chunks_exact(PANEL)) {
-                    *y += out[token];
+        for (i, mut out) in out.chunks(tall * width).enumerate() {
+            let group = made.start + i * tall..(made.start + (i + 1) * tall).min(made.end);
+            let held = group.start.max(rows.start)..group.end.min(rows.end);
+            for chunk in portion.chunks() {
+                let width = chunk_width(&chunk);
+                let (products, later) = out.split_at(group.len() * width);
+                out = later;
+                let products = &products[(held.start - group.start) * width..];
+                for (i, token) in chunk.enumerate() {
+                    let y = &mut y[(first + token) * rows.len() + held.start - rows.start..];
+                    let y = y[..held.len()].iter_mut();
+                    y.zip(products.chunks_exact(width)).for_each(|(y, out)| *y += out[i]);
                 }
             }
         }
+        work.put(panels);
+        work.put(out);
+        first += portion.tokens;
     }
-    work.put(panel);
-    work.put(out);
+}
+
+/// Tokens that go through a matrix together: chunks of at most [`PANEL`], the smaller ones last.
+struct Portion {
+    tokens: usize,
+}
+
+impl Portion {
+    /// Of those that are left.
+    fn of(left: usize) -> Self {
+        // What is left behind two whole panels goes with them, so that nothing small reads the matrix for itself.
+        Self { tokens: if left < 3 * PANEL { left } else { 2 * PANEL } }
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let left = self.tokens - start;
+            let end = start + tokens_together(left);
+            let chunk = start..end;
+            start = end;
+            (left > 0).then_some(chunk)
+        })
+    }
+
+    /// Chunks whose tokens lie side by side.
+    fn panels(&self) -> usize {
+        self.chunks().filter(|chunk| chunk.len() > FEW).count()
+    }
+
+    /// Products of a row.
+    fn width(&self) -> usize {
+        self.chunks().map(|chunk| chunk_width(&chunk)).sum()
+    }
+}
+
+/// Products of a row with a chunk, those of a panel that is not full included.
+fn chunk_width(chunk: &Range<usize>) -> usize {
+    if chunk.len() <= FEW { chunk.len() } else { PANEL }
+}
+
+/// So few tokens gather their inputs; more lie side by side.
+const FEW: usize = 5;
+
+/// How many of the tokens that are left go together: those that begin a panel cost as much as a whole or a half one.
+fn tokens_together(left: usize) -> usize {
+    match left {
+        17..=20 => 16,
+        _ => left.min(PANEL),
+    }
 }
 
 /// Inputs or rows that are turned together.
@@ -136,10 +211,10 @@ impl BlockInputs {
 }
 
 stamp! {
-    /// The products of the rows of a group with the tokens of a panel: `out` is `[rows, PANEL]`.
+    /// The products of the rows of a group with the first tokens of a panel: `out` is `[rows, PANEL]`.
     fn panel_on(
-        w: &StoredRows<'_>, groups: &BlockInputs, panel: &[f32], places: &mut Places, group: usize,
-        out: &mut [f32],
+        w: &StoredRows<'_>, groups: &BlockInputs, panel: &[f32], tokens: usize, places: &mut Places,
+        group: usize, out: &mut [f32],
     ) = panel_body
 }
 
@@ -149,10 +224,12 @@ fn panel_body<S: Stored>(
     w: &StoredRows<'_>,
     groups: &BlockInputs,
     panel: &[f32],
+    tokens: usize,
     places: &mut Places,
     group: usize,
     out: &mut [f32],
 ) {
+    let one_vector = tokens <= S::LANES;
     let inputs = &groups.inputs[groups.starts[group]..groups.starts[group + 1]];
     let first = group * groups.tall;
     let mut rows = 0;
@@ -165,12 +242,50 @@ fn panel_body<S: Stored>(
             w.start(first + rows) * w.format.size()..w.start(first + rows + n) * w.format.size();
         let values = numbers(w.format, &w.values[bytes], &mut places.floats);
         assert_eq!(values.len(), n * inputs.len(), "block_matmul: inputs of another matrix");
-        match n {
-            8 => tiles::<S, 8>(s, values, inputs, panel, out),
-            4 => tiles::<S, 4>(s, values, inputs, panel, out),
-            _ => tiles::<S, 1>(s, values, inputs, panel, out),
+        match (n, one_vector) {
+            (8, false) => tiles::<S, 8, 2>(s, values, inputs, panel, tokens, out),
+            (4, false) => tiles::<S, 4, 2>(s, values, inputs, panel, tokens, out),
+            (_, false) => tiles::<S, 1, 2>(s, values, inputs, panel, tokens, out),
+            (8, true) => tiles::<S, 8, 1>(s, values, inputs, panel, tokens, out),
+            (4, true) => tiles::<S, 4, 1>(s, values, inputs, panel, tokens, out),
+            (_, true) => tiles::<S, 1, 1>(s, values, inputs, panel, tokens, out),
         }
         rows += n;
+    }
+}
+
+stamp! {
+    /// The products of the rows of a group with a few tokens: `out` is `[rows, tokens]`.
+    fn few_on(
+        w: &StoredRows<'_>, groups: &BlockInputs, x: &[f32], places: &mut Places, group: usize, out: &mut [f32],
+    ) = few_body
+}
+
+#[inline(always)]
+fn few_body<S: Stored>(
+    s: S,
+    w: &StoredRows<'_>,
+    groups: &BlockInputs,
+    x: &[f32],
+    places: &mut Places,
+    group: usize,
+    out: &mut [f32],
+) {
+    let inputs = &groups.inputs[groups.starts[group]..groups.starts[group + 1]];
+    let (first, tokens) = (group * groups.tall, x.len() / w.cols);
+    let rows = out.len() / tokens;
+    let size = w.format.size();
+    let bytes = w.start(first) * size..w.start(first + rows) * size;
+    let Places { floats, gathered, .. } = places;
+    let values = numbers(w.format, &w.values[bytes], floats);
+    assert_eq!(values.len(), rows * inputs.len(), "block_matmul: inputs of another matrix");
+    for (token, x) in x.chunks_exact(w.cols).enumerate() {
+        gathered.clear();
+        gathered.extend(inputs.iter().map(|input| x[*input as usize]));
+        for row in 0..rows {
+            let values = &values[row * inputs.len()..(row + 1) * inputs.len()];
+            out[row * tokens + token] = dot_body(s, values, gathered);
+        }
     }
 }
 
@@ -196,19 +311,21 @@ fn numbers<'a>(format: FloatType, bytes: &'a [u8], place: &'a mut Vec<f32>) -> &
     place
 }
 
-/// The products of `R` rows, whose numbers are `values [R, inputs]`, with a panel, two vectors of tokens at a time.
+/// The products of `R` rows, whose numbers are `values [R, inputs]`, with the first tokens of a panel, `V` vectors of them at
+/// a time.
 #[inline(always)]
-fn tiles<S: Stored, const R: usize>(
+fn tiles<S: Stored, const R: usize, const V: usize>(
     s: S,
     values: &[f32],
     inputs: &[u32],
     panel: &[f32],
+    tokens: usize,
     out: &mut [f32],
 ) {
     let k = inputs.len();
     assert!(values.len() == R * k && out.len() >= R * PANEL);
-    for token in (0..PANEL).step_by(2 * S::LANES) {
-        let mut sums = [[s.splat(0.0); 2]; R];
+    for token in (0..tokens).step_by(V * S::LANES) {
+        let mut sums = [[s.splat(0.0); V]; R];
         for j in 0..k {
             if token == 0 {
                 let next = inputs[(j + AHEAD).min(k - 1)] as usize * PANEL;
@@ -216,20 +333,20 @@ fn tiles<S: Stored, const R: usize>(
                 prefetch(panel.as_ptr().wrapping_add(next + 16), Ahead::Near);
             }
             let at = inputs[j] as usize * PANEL + token;
-            assert!(at + 2 * S::LANES <= panel.len());
+            assert!(at + V * S::LANES <= panel.len());
             // SAFETY: asserted above.
-            let x = unsafe { [s.load(panel, at), s.load(panel, at + S::LANES)] };
+            let x: [_; V] = std::array::from_fn(|i| unsafe { s.load(panel, at + i * S::LANES) });
             for r in 0..R {
                 // SAFETY: `r * k + j < R * k`, asserted above.
                 let v = s.splat(unsafe { *values.get_unchecked(r * k + j) });
-                sums[r] = [s.mul_add(v, x[0], sums[r][0]), s.mul_add(v, x[1], sums[r][1])];
+                sums[r] = std::array::from_fn(|i| s.mul_add(v, x[i], sums[r][i]));
             }
         }
         for r in 0..R {
-            for half in 0..2 {
-                let at = r * PANEL + token + half * S::LANES;
+            for (i, sum) in sums[r].into_iter().enumerate() {
+                let at = r * PANEL + token + i * S::LANES;
                 // SAFETY: within the `R * PANEL` numbers asserted above.
-                unsafe { s.store(out[at..at + S::LANES].as_mut_ptr(), sums[r][half]) };
+                unsafe { s.store(out[at..at + S::LANES].as_mut_ptr(), sum) };
             }
         }
     }

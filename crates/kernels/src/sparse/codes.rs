@@ -149,7 +149,7 @@ fn rows_body<S: Stored>(
 ) {
     let end = first + out.len() / x.tokens;
     let cols = w.support.cols;
-    let places = &mut places.bytes;
+    let (places, all) = (&mut places.bytes, 0..x.tokens);
     let mut row = first;
     while row < end {
         let out = &mut out[(row - first) * x.tokens..];
@@ -158,12 +158,14 @@ fn rows_body<S: Stored>(
                 std::array::from_fn(|r| w.row(S::ISA, row + r, &mut places[r]));
             let bits = std::array::from_fn(|r| w.support.row(row + r));
             // SAFETY: the streams are those of the rows and bits.
-            unsafe { tokens::<S, _, TOGETHER, SPARSE>(s, rows, bits, 0, cols, x, out) };
+            unsafe { tokens::<S, _, TOGETHER, SPARSE>(s, rows, bits, 0, cols, x, &all, out) };
             row += TOGETHER;
         } else {
             let codes = [w.row(S::ISA, row, &mut places[0])];
             // SAFETY: as above.
-            unsafe { tokens::<S, _, 1, SPARSE>(s, codes, [w.support.row(row)], 0, cols, x, out) };
+            unsafe {
+                tokens::<S, _, 1, SPARSE>(s, codes, [w.support.row(row)], 0, cols, x, &all, out)
+            };
             row += 1;
         }
     }

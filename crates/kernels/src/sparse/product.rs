@@ -1,9 +1,11 @@
 //! The loop over the columns of a few rows.
 
+use std::ops::Range;
+
 use super::stream::{BF16, F16, F32, Plain, Stream};
 use super::{FloatType, Input, StoredRows, WORD};
 use crate::simd::{Stored, stamp};
-use crate::work::{Places, together};
+use crate::work::Places;
 
 stamp! {
     /// The products of the rows from `first` on with all tokens: `out` is `[some rows, t]`.
@@ -74,27 +76,43 @@ fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
     let end = first + out.len() / t;
     let [n, m] = w.support.map_or([0, 1], |support| support.every);
     let each = if MODE == EVEN { S::LANES / m * n } else { 0 };
-    let mut row = first;
-    while row < end {
-        let out = &mut out[(row - first) * t..];
-        let copies = &mut places.bytes;
-        if end - row >= TOGETHER {
-            let streams: [Plain<FORMAT>; TOGETHER] =
-                std::array::from_fn(|r| w.stream(row + r, &mut copies[r]));
-            let bits = std::array::from_fn(|r| w.bits(row + r));
-            // SAFETY: the streams are those of the rows and bits.
-            unsafe { tokens::<S, _, TOGETHER, MODE>(s, streams, bits, each, w.cols, x, out) };
-            row += TOGETHER;
-        } else {
-            let stream: Plain<FORMAT> = w.stream(row, &mut copies[0]);
-            // SAFETY: as above.
-            unsafe { tokens::<S, _, 1, MODE>(s, [stream], [w.bits(row)], each, w.cols, x, out) };
-            row += 1;
+    let copies = &mut places.bytes;
+    // A few tokens with all rows: their activations stay in the nearest cache where they can, the rows in the second.
+    let mut token = 0;
+    while token < t {
+        let some = token..token + at_once(t - token, 2 * S::TILE);
+        let mut row = first;
+        while row < end {
+            let out = &mut out[(row - first) * t..];
+            if end - row >= TOGETHER {
+                let streams: [Plain<FORMAT>; TOGETHER] =
+                    std::array::from_fn(|r| w.stream(row + r, &mut copies[r]));
+                let bits = std::array::from_fn(|r| w.bits(row + r));
+                // SAFETY: the streams are those of the rows and bits.
+                unsafe {
+                    tokens::<S, _, TOGETHER, MODE>(s, streams, bits, each, w.cols, x, &some, out)
+                };
+                row += TOGETHER;
+            } else {
+                let stream: Plain<FORMAT> = w.stream(row, &mut copies[0]);
+                // SAFETY: as above.
+                unsafe {
+                    tokens::<S, _, 1, MODE>(s, [stream], [w.bits(row)], each, w.cols, x, &some, out)
+                };
+                row += 1;
+            }
         }
+        token = some.end;
     }
 }
 
-/// The products of `R` rows with all tokens.
+/// How many of the tokens that are left go together where `most` can: about equally many each time.
+#[inline(always)]
+fn at_once(left: usize, most: usize) -> usize {
+    left.div_ceil(left.div_ceil(most))
+}
+
+/// The products of `R` rows with some tokens.
 ///
 /// # Safety
 ///
@@ -107,26 +125,53 @@ pub(super) unsafe fn tokens<S: Stored, W: Stream<S>, const R: usize, const MODE:
     each: usize,
     cols: usize,
     x: &Input<'_>,
+    some: &Range<usize>,
     out: &mut [f32],
 ) {
-    let mut token = 0;
-    while token < x.tokens {
+    let mut token = some.start;
+    while token < some.end {
         let out = &mut out[token..];
-        let tokens = together(x.tokens - token).min(S::TILE);
+        // Reading and spreading a number costs more than its products: as many tokens at once as registers hold, of all rows
+        // or of half of them.
+        let most = if R == TOGETHER { 2 * S::TILE } else { S::TILE };
+        let tokens = at_once(some.end - token, most);
         // SAFETY: the caller's.
         unsafe {
             match tokens {
                 1 => tile::<S, W, 1, R, MODE>(s, rows, bits, each, cols, x, token, out),
-                2 => tile::<S, W, 2, R, MODE>(s, rows, bits, each, cols, x, token, out),
-                3 => tile::<S, W, 3, R, MODE>(s, rows, bits, each, cols, x, token, out),
-                _ => tile::<S, W, 4, R, MODE>(s, rows, bits, each, cols, x, token, out),
+                2 if S::TILE > 1 => {
+                    tile::<S, W, 2, R, MODE>(s, rows, bits, each, cols, x, token, out)
+                }
+                3 if S::TILE > 2 => {
+                    tile::<S, W, 3, R, MODE>(s, rows, bits, each, cols, x, token, out)
+                }
+                4 if S::TILE > 2 => {
+                    tile::<S, W, 4, R, MODE>(s, rows, bits, each, cols, x, token, out)
+                }
+                _ => {
+                    for half in [0, 2] {
+                        let rows = [rows[half], rows[half + 1]];
+                        let bits = [bits[half], bits[half + 1]];
+                        let out = &mut out[half * x.tokens..];
+                        match tokens {
+                            2 => tile::<S, W, 2, 2, MODE>(s, rows, bits, each, cols, x, token, out),
+                            3 | 4 => {
+                                tile::<S, W, 4, 2, MODE>(s, rows, bits, each, cols, x, token, out)
+                            }
+                            5 | 6 => {
+                                tile::<S, W, 6, 2, MODE>(s, rows, bits, each, cols, x, token, out)
+                            }
+                            _ => tile::<S, W, 8, 2, MODE>(s, rows, bits, each, cols, x, token, out),
+                        }
+                    }
+                }
             }
         }
         token += tokens;
     }
 }
 
-/// Puts a tile of `T` tokens and `R` rows into `out [R, all tokens]`.
+/// Puts a tile of `T` tokens and `R` rows into `out [R, all tokens]`; tokens behind the last one are left out.
 ///
 /// # Safety
 ///
@@ -197,7 +242,7 @@ unsafe fn tile<S: Stored, W: Stream<S>, const T: usize, const R: usize, const MO
             }
         }
     }
-    for i in 0..T {
+    for i in 0..T.min(x.tokens - token) {
         for r in 0..R {
             out[r * x.tokens + i] = s.sum(sums[i][r]);
         }

@@ -26,7 +26,7 @@ pub struct Dense {
     values: Bytes,
     /// If set, `values` holds only the kept entries, in order.
     support: Option<Arc<Mask>>,
-    /// Of a support in blocks, made by the first product with more than a few tokens.
+    /// Of a support in blocks, made by the first product.
     inputs: OnceLock<Arc<BlockInputs>>,
 }
 
@@ -138,6 +138,9 @@ impl Dense {
 
 /// Up to so many tokens, stored numbers are multiplied as they lie there.
 const FEW: usize = 8;
+/// And up to so many whose activations stay in the second cache: then tiles of decoded rows are faster.
+const SEVERAL: usize = 32;
+const ACTIVATIONS: usize = 256 * 1024;
 
 impl Node for Dense {
     fn shape(&self) -> [usize; 2] {
@@ -201,17 +204,18 @@ impl Node for Dense {
         scratch: &mut Scratch,
     ) -> Result<()> {
         check_matmul(self.shape, &rows, x, &y);
-        let few = x.tokens() <= FEW;
+        let few = x.tokens() <= FEW
+            || (x.tokens() <= SEVERAL && x.tokens() * self.shape[1] <= ACTIVATIONS);
         let Some(stored) = self.stored_rows().filter(|stored| few || stored.in_blocks()) else {
             return matmul_by_tiles(self, rows, x, y, accum, scratch);
         };
         with_slice(y, accum, scratch, |y, add, scratch| {
             let (t, x, work) = (x.tokens(), x.as_slice(), scratch.work());
-            if few {
-                kernels::stored_matmul(&stored, rows, x, t, y, add, work);
-            } else {
+            if stored.in_blocks() {
                 let inputs = self.block_inputs(&stored);
                 kernels::block_matmul(&stored, inputs, rows, x, t, y, add, work);
+            } else {
+                kernels::stored_matmul(&stored, rows, x, t, y, add, work);
             }
         });
         Ok(())

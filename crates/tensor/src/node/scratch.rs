@@ -35,16 +35,17 @@ impl Scratch {
         self.work.take(len)
     }
 
-    /// Calls `f` with a matrix whose contents are unspecified, and this workspace for what `f` calls in turn.
+    /// Calls `f` with a matrix whose contents are unspecified and begin at a cache line, and this workspace for what `f` calls
+    /// in turn.
     pub fn with_matrix<R>(
         &mut self,
         shape: (usize, usize),
         f: impl FnOnce(ArrayViewMut2<'_, f32>, &mut Self) -> R,
     ) -> R {
-        let mut buffer = self.take(shape.0 * shape.1);
+        let mut buffer = self.work.take_lines(shape.0 * shape.1);
         let view = ArrayViewMut2::from_shape(shape, &mut buffer).expect("taken with this length");
         let result = f(view, self);
-        self.put(buffer);
+        self.work.put_lines(buffer);
         result
     }
 

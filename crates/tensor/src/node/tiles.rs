@@ -11,9 +11,6 @@ use crate::linalg::{self, Par};
 /// Values decoded at a time: enough for a good matrix product, small enough for the second cache.
 const VALUES: usize = 64 * 1024;
 
-/// Up to this many tokens a product that packs nothing beats the general one, where it has vectors.
-const UNPACKED_TOKENS: usize = 64;
-
 /// The default multiplication: tiles of some rows are decoded and multiplied, each by one thread.
 ///
 /// # Errors
@@ -29,49 +26,59 @@ pub fn matmul_by_tiles<N: Node + ?Sized>(
     accum: Accum,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let inp = node.shape()[1];
     check_matmul(node.shape(), &rows, x, &y);
-    let height = (VALUES / inp.max(1)).clamp(8, 1024);
-    let tile = |(i, y): (usize, ArrayViewMut2<'_, f32>), scratch: &mut Scratch| {
-        let first = rows.start + i * height;
-        let rows = first..first + y.ncols();
-        scratch.with_matrix((rows.len(), inp), |mut w, scratch| {
-            node.decode_rows(rows, w.view_mut(), Accum::Replace, scratch)?;
-            multiply(x, w.view(), y, accum, scratch);
-            Ok(())
-        })
-    };
-    let par = scratch.par();
-    let mut tiles = y.axis_chunks_iter_mut(Axis(1), height).enumerate();
-    if par.threads() <= 1 {
-        return tiles.try_for_each(|y| tile(y, scratch));
-    }
-    let failed = Mutex::new(Ok(()));
-    par.for_each_init(tiles, Scratch::default, |scratch, y| {
-        if let Err(error) = tile(y, scratch) {
-            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+    let (inp, shape) = (node.shape()[1], x.view().dim());
+    // Tiles are small, and a general product would pack all inputs anew for each; but it brings vectors of its own.
+    let unpacked = Isa::detect() != Isa::Generic;
+    scratch.with_matrix(if unpacked { shape } else { (0, 0) }, |mut lines, scratch| {
+        let x = if unpacked {
+            lines.assign(&x.view());
+            lines.view()
+        } else {
+            x.view()
+        };
+        let height = (VALUES / inp.max(1)).clamp(8, 1024);
+        let tile = |(i, y): (usize, ArrayViewMut2<'_, f32>), scratch: &mut Scratch| {
+            let first = rows.start + i * height;
+            let rows = first..first + y.ncols();
+            scratch.with_matrix((rows.len(), inp), |mut w, scratch| {
+                node.decode_rows(rows, w.view_mut(), Accum::Replace, scratch)?;
+                if unpacked {
+                    multiply_unpacked(x, w.view(), y, accum, scratch);
+                } else {
+                    linalg::matmul_nt(x, w.view(), y, accum == Accum::Add, Par::Seq);
+                }
+                Ok(())
+            })
+        };
+        let par = scratch.par();
+        let mut tiles = y.axis_chunks_iter_mut(Axis(1), height).enumerate();
+        if par.threads() <= 1 {
+            return tiles.try_for_each(|y| tile(y, scratch));
         }
-    });
-    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let failed = Mutex::new(Ok(()));
+        par.for_each_init(tiles, Scratch::default, |scratch, y| {
+            if let Err(error) = tile(y, scratch) {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+    })
 }
 
-/// Y = X Wᵀ or Y += X Wᵀ on this thread; W is row-major.
-fn multiply(
-    x: &Input<'_>,
+/// Y = X Wᵀ or Y += X Wᵀ on this thread; X and W are row-major.
+fn multiply_unpacked(
+    x: ArrayView2<'_, f32>,
     w: ArrayView2<'_, f32>,
     mut y: ArrayViewMut2<'_, f32>,
     accum: Accum,
     scratch: &mut Scratch,
 ) {
-    let ((rows, inp), tokens) = (w.dim(), x.tokens());
-    if tokens > UNPACKED_TOKENS || Isa::detect() == Isa::Generic {
-        linalg::matmul_nt(x.view(), w, y, accum == Accum::Add, Par::Seq);
-        return;
-    }
+    let ((rows, inp), tokens) = (w.dim(), x.nrows());
     scratch.with_matrix((tokens, rows), |mut products, _| {
         let out = products.as_slice_mut().expect("contiguous");
-        let w = w.as_slice().expect("contiguous");
-        kernels::gemm_nt(x.as_slice(), w, tokens, rows, inp, out, false);
+        let [x, w] = [x, w].map(|m| m.to_slice().expect("contiguous"));
+        kernels::gemm_nt(x, w, tokens, rows, inp, out, false);
         match accum {
             Accum::Replace => y.assign(&products),
             Accum::Add => y += &products,
