@@ -1,6 +1,7 @@
 //! What only the caller knows: gradients, and what is made of them.
 
 use std::fmt;
+use std::hash::Hasher;
 use std::sync::Arc;
 
 use ndarray::Array2;
@@ -56,6 +57,14 @@ pub trait Supplied: fmt::Debug + Send + Sync {
     /// # Errors
     /// Any the caller has.
     fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>>;
+
+    /// Writes into `hash` all that tells what is supplied here from anything else: the names and bytes of what is held, or
+    /// what it is computed from. Work that was interrupted goes on only with what hashes alike, so nothing may go in that
+    /// differs from run to run, such as addresses.
+    ///
+    /// # Errors
+    /// Any the caller has.
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()>;
 }
 
 /// A supplier, and the maps that stand before the matrices that are compressed now.

@@ -6,9 +6,9 @@
 //! will really see. (Rewrites come before that, each in a pass of its own over the model it finds; the rest then works on
 //! the model they leave.) Resident at a time are the hidden states and one group of weights, never a model.
 //!
-//! The work lies in `DIR.partial`, with a state file that says for which source, recipe and calibration. `DIR` appears
-//! by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a folder that the same call
-//! resumes, with the same bytes in the end.
+//! The work lies in `DIR.partial`, with a state file that says for which source, recipe, calibration and supplied
+//! statistics. `DIR` appears by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a folder
+//! that the same call resumes, with the same bytes in the end.
 
 mod advance;
 mod block;
@@ -152,8 +152,8 @@ impl<'a> Compressor<'a> {
         self
     }
 
-    /// Hands methods what only the caller knows of the weights, such as gradients. Not part of what a resumed run is compared
-    /// by: hand over the same.
+    /// Hands methods what only the caller knows of the weights, such as gradients. A run is resumed only with what identifies
+    /// itself as the same ([`Supplied::identify`]).
     #[must_use]
     pub fn with_supplied(mut self, by: Arc<dyn Supplied>) -> Self {
         self.supplied = Some(by);
@@ -229,7 +229,8 @@ impl<'a> Compressor<'a> {
         let layout = source.layout(plain);
         rewrites.iter().try_for_each(|(_, rewrite)| rewrite.fits(&layout))?;
         let windows = self.windows(source, &rewrites, &plan)?;
-        let identity = Identity::new(source, recipe, &windows, self.seed)?;
+        let identity =
+            Identity::new(source, recipe, &windows, self.supplied.as_deref(), self.seed)?;
         let mut work = Work::open(out, identity, self.force)?;
         let rewritten = self.rewrite(source, &rewrites, &windows, plain, &mut work)?;
         let original = source;
