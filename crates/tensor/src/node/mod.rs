@@ -29,8 +29,8 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 pub use dense::Dense;
 pub use form::MaskForm;
 pub use leaf::{
-    AffineFormat, Blocks, Child, Format, Fused, GroupedAffine, KnownLevels, Leaf, LevelFormat,
-    LevelTable, Slot, Stored,
+    AffineFormat, Blocks, Child, Encoding, Format, Fused, GroupedAffine, KnownLevels, Leaf,
+    LevelFormat, LevelTable, Slot,
 };
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
