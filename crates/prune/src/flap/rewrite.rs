@@ -36,15 +36,6 @@ fn heads_cannot_be_said(model: &ModelLayout) -> bool {
 }
 
 impl Rewrite for Flap {
-    fn describe(&self) -> String {
-        let metric = match self.metric {
-            ChannelMetric::Wifv => "wifv",
-            ChannelMetric::Ifv => "ifv",
-            ChannelMetric::Wifn => "wifn",
-        };
-        format!("flap(sparsity={:?}, uniform={}, metric={metric})", self.sparsity, self.uniform)
-    }
-
     fn inputs(&self) -> &[SharedInput] {
         &[SharedInput::AttentionOutput, SharedInput::MlpOutput]
     }

@@ -27,9 +27,6 @@ pub use view::{BlockView, States};
 /// left it. Every call must give the same result for the same arguments: an interrupted run is taken up from stored
 /// judgements, decisions and edits, and ends in the same bytes.
 pub trait Rewrite: Method {
-    /// Name and all parameters, as a stage of a recipe: equal texts mean equal results.
-    fn describe(&self) -> String;
-
     /// The inputs whose statistics it needs. Default: all.
     fn inputs(&self) -> &[SharedInput] {
         &SharedInput::ALL
