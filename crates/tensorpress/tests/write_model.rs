@@ -214,7 +214,7 @@ fn a_node_is_asked_twice_for_its_parts() {
     write_model(&source, &given, &folder.path().join("given")).expect("writes");
     assert_eq!(asked(), 2 * given.len(), "write_model");
 
-    save(&*given.values().next().expect("a node"), folder.path().join("node")).expect("writes");
+    save(given.values().next().expect("a node"), folder.path().join("node")).expect("writes");
     assert_eq!(asked(), 2, "save");
 
     let mut registry = registry();

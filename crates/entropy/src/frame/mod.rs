@@ -67,8 +67,9 @@ pub fn compress_with<T: Number>(numbers: &[T], values: ValueType, effort: Effort
 /// frames come from strangers.
 ///
 /// # Errors
-/// `Corruption`, `InsufficientData` for a frame that ends early, `Version` for one of a later version, `InvalidArgument`
-/// if its bytes are no whole number of `T`, `Unsupported` if they are more than this machine can count.
+/// `Corruption`, `InsufficientData` for a frame that ends early, `Version` for one of a later version,
+/// `InvalidArgument` if its bytes are no whole number of `T`, `Unsupported` if they are more than this machine can
+/// count.
 pub fn decompress<T: Number>(frame: &[u8]) -> Result<Vec<T>> {
     Frame::open(frame)?.decode()
 }

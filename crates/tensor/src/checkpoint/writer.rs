@@ -31,8 +31,8 @@ pub type Produce<'a> = dyn FnMut(&mut dyn PartSink) -> Result<()> + 'a;
 
 /// Writes a safetensors file that appears under its name only when it is complete and on disk. Returns its length.
 ///
-/// `produce` is called twice: what it hands over is announced first and written then, for the header and the order of the
-/// parts depend on all of them, and to hold their bytes until the last one is there would be to hold the file.
+/// `produce` is called twice: what it hands over is announced first and written then, for the header and the order of
+/// the parts depend on all of them, and to hold their bytes until the last one is there would be to hold the file.
 ///
 /// # Errors
 /// Those of `produce`; `Io`; `InvalidArgument` if two parts have one name. Nothing is left behind.
@@ -173,8 +173,8 @@ impl Announced {
     /// # Errors
     /// As [`Announced::announce`].
     pub fn append(&mut self, other: &Self) -> Result<()> {
-        let entries = other.entries.iter();
-        entries.map(|(name, entry)| self.add(name.clone(), entry.clone())).collect()
+        let mut entries = other.entries.iter();
+        entries.try_for_each(|(name, entry)| self.add(name.clone(), entry.clone()))
     }
 
     fn add(&mut self, name: String, entry: Entry) -> Result<()> {

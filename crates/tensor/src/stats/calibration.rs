@@ -257,9 +257,9 @@ impl Calibration {
         Ok(Self { supplies: self.supplies.through(map, side, None), ..mapped })
     }
 
-    /// The same of the matrix `tensor` in W = Tᵀ A, which may share its input with others: what is known of outputs belongs to
-    /// it only if it is `alone`. Else a statistic of outputs becomes an error met on access: whose outputs it is of is not
-    /// known, and no one map would carry it.
+    /// The same of the matrix `tensor` in W = Tᵀ A, which may share its input with others: what is known of outputs
+    /// belongs to it only if it is `alone`. Else a statistic of outputs becomes an error met on access: whose outputs
+    /// it is of is not known, and no one map would carry it.
     pub(crate) fn behind_outputs(
         &self,
         map: Arc<dyn Map>,

@@ -7,8 +7,8 @@
 //! the model they leave.) Resident at a time are the hidden states and one group of weights, never a model.
 //!
 //! The work lies in `DIR.partial`, with a state file that says for which source, recipe, calibration and supplied
-//! statistics. `DIR` appears by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a folder
-//! that the same call resumes, with the same bytes in the end.
+//! statistics. `DIR` appears by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a
+//! folder that the same call resumes, with the same bytes in the end.
 
 mod advance;
 mod block;
@@ -139,8 +139,8 @@ impl<'a> Compressor<'a> {
         }
     }
 
-    /// Adds a rewrite of one's own, after those of the recipe and before its other stages. Its name and knobs say what it
-    /// is in reports, and what a run is resumed by.
+    /// Adds a rewrite of one's own, after those of the recipe and before its other stages. Its name and knobs say what
+    /// it is in reports, and what a run is resumed by.
     ///
     /// # Errors
     /// `InvalidArgument` if its knobs do not go together.
@@ -157,8 +157,8 @@ impl<'a> Compressor<'a> {
         self
     }
 
-    /// Hands methods what only the caller knows of the weights, such as gradients. A run is resumed only with what identifies
-    /// itself as the same ([`Supplied::identify`]).
+    /// Hands methods what only the caller knows of the weights, such as gradients. A run is resumed only with what
+    /// identifies itself as the same ([`Supplied::identify`]).
     #[must_use]
     pub fn with_supplied(mut self, by: Arc<dyn Supplied>) -> Self {
         self.supplied = Some(by);

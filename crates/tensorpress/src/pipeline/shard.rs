@@ -108,8 +108,8 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
     Ok(Written { bytes, bits })
 }
 
-/// What a shard will hold, as its header must say before any byte is written. Nodes alone are asked for their parts: only
-/// they know them.
+/// What a shard will hold, as its header must say before any byte is written. Nodes alone are asked for their parts:
+/// only they know them.
 fn announce(source: &Source, items: &[Item<'_>]) -> Result<Announced> {
     let mut all = Announced::default();
     for item in items {

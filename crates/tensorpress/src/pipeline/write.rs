@@ -109,8 +109,9 @@ fn check(source: &Source, nodes: &BTreeMap<String, Box<dyn Node>>) -> Result<()>
     Ok(())
 }
 
-/// A hash of all nodes, descriptions and parts, and what parts each has. That a node is asked once more when its shard is
-/// written cannot be helped: the hash decides whether there is anything to write, and nobody holds the bytes meanwhile.
+/// A hash of all nodes, descriptions and parts, and what parts each has. That a node is asked once more when its shard
+/// is written cannot be helped: the hash decides whether there is anything to write, and nobody holds the bytes
+/// meanwhile.
 fn hash(nodes: &BTreeMap<String, Box<dyn Node>>) -> Result<(String, BTreeMap<&str, Announced>)> {
     struct Hash {
         sum: Xxh3,
