@@ -13,6 +13,7 @@ use crate::node::{Mask, Node};
 use crate::stats::{Calibration, Needs};
 
 /// A method has a name and declares the calibration statistics it wants.
+///
 /// ```
 /// use tensorpress_tensor::{Method, stats::Needs};
 ///
@@ -273,6 +274,7 @@ pub struct Selection {
 }
 
 /// A method that chooses which weights are kept (a pruner).
+///
 /// ```
 /// use tensorpress_tensor::node::Mask;
 /// use tensorpress_tensor::stats::{Calibration, Needs};
@@ -313,6 +315,7 @@ pub trait Select: Method {
 }
 
 /// A method that returns nodes of one type: what researchers use.
+///
 /// ```
 /// use tensorpress_tensor::node::{Dense, decode};
 /// use tensorpress_tensor::stats::{Calibration, Needs};
@@ -371,6 +374,7 @@ pub trait Compress: Method {
 }
 
 /// The object-safe twin of [`Compress`], implemented for every one of them: what engines and pipelines hold.
+///
 /// ```
 /// use tensorpress_tensor::ndarray::Array2;
 /// use tensorpress_tensor::stats::Calibration;

@@ -69,6 +69,7 @@ pub enum Multiply {
 pub type PlaneMap<'a> = dyn FnMut(Box<dyn Plane>) -> Result<Box<dyn Plane>> + 'a;
 
 /// A compressed matrix.
+///
 /// ```
 /// use tensorpress_tensor::ndarray::{Array2, array};
 /// use tensorpress_tensor::node::{Dense, decode};

@@ -26,6 +26,7 @@ pub use view::{BlockView, States};
 /// [`Method::needs`] are the statistics of the inputs that [`Rewrite::inputs`] names, of the model as the rewrites before
 /// left it. Every call must give the same result for the same arguments: an interrupted run is taken up from stored
 /// judgements, decisions and edits, and ends in the same bytes.
+///
 /// ```
 /// # use tensorpress_tensor::rewrite::{BlockView, Decision, Edit, Judgement, ModelLayout};
 /// # use tensorpress_tensor::{Method, Result, Rewrite, stats::Needs};

@@ -7,6 +7,7 @@ use super::value::{Takes, Value};
 use crate::error::{Error, Result};
 
 /// A type whose knobs can be turned by the keys of a recipe.
+///
 /// ```
 /// use tensorpress_tensor::Result;
 /// use tensorpress_tensor::stage::{Keys, Knobs, canonical};

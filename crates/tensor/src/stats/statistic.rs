@@ -18,6 +18,7 @@ use crate::usable::Usable;
 ///
 /// The guarantees of [the module](super) are the implementor's to keep: the bytes may not depend on `par`, and parts
 /// must merge into the statistic of the whole.
+///
 /// ```
 /// use tensorpress_tensor::linalg::Par;
 /// use tensorpress_tensor::ndarray::array;

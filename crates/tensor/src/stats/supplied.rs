@@ -51,6 +51,7 @@ impl Supply {
 /// A caller that knows something of every weight: handed to [`Calibration::with_supplied`].
 ///
 /// Asked for one matrix at a time, when a method wants it, so that nothing needs to be held for a whole model.
+///
 /// ```
 /// # use std::{hash::Hasher, sync::Arc};
 /// # use tensorpress_tensor::stats::{Calibration, Supplied, Supply};

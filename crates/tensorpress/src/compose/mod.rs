@@ -31,6 +31,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
 }
 
 /// Composition of methods; implemented for all of them.
+///
 /// ```
 /// use tensorpress::prelude::*;
 /// use tensorpress::tensor::{ndarray::Array2, stats::Calibration};

@@ -6,6 +6,7 @@ use crate::linalg::Par;
 use crate::node::{Json, Symbols};
 
 /// What the codes of a [`Leaf`] stand for: its parameters, what it needs beside the codes, and how a row is decoded.
+///
 /// ```
 /// # use tensorpress_tensor::node::{Format, Json, Leaf, PackedPlane, Slot, Symbols, decode};
 /// # use tensorpress_tensor::{Result, ndarray::array};

@@ -39,6 +39,7 @@ pub enum Side {
 /// A kind of map is a file like those of this module; its reader stands in a [`super::Registry`] under the name that
 /// [`Map::describe`] gives as `"kind"` ([`super::Registry::add_map`]). [`super::Transformed`] puts one around a node;
 /// [`crate::carry`] takes a group of matrices through one and back.
+///
 /// ```
 /// use std::sync::Arc;
 /// use tensorpress_tensor::linalg::Par;

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::storage::{PartKind, PartSink};
 
 /// Rows of unsigned integers below `alphabet()`.
+///
 /// ```
 /// use tensorpress_tensor::node::{PackedPlane, Plane, SymbolBuf};
 ///
