@@ -17,10 +17,11 @@ use tensorpress_tensor::{Error, Method, Result, Rewrite};
 ///
 /// ```
 /// use tensorpress_prune::DropBlocks;
-/// use tensorpress_tensor::Rewrite;
+/// use tensorpress_tensor::stage::canonical;
 ///
-/// let rewrite = DropBlocks::default().with_count(2);
-/// assert_eq!(rewrite.describe(), "drop_blocks(count=2)");
+/// let mut rewrite = DropBlocks::default().with_count(2);
+/// assert_eq!(canonical("drop_blocks", &mut rewrite)?, "drop_blocks(count=2)");
+/// # Ok::<(), tensorpress_tensor::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -73,10 +74,6 @@ const KEPT: usize = 0;
 const DROPPED: usize = 1;
 
 impl Rewrite for DropBlocks {
-    fn describe(&self) -> String {
-        format!("drop_blocks(count={})", self.count)
-    }
-
     fn inputs(&self) -> &[SharedInput] {
         &[]
     }

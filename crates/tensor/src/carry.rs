@@ -58,7 +58,8 @@ pub fn carry<N: Node + 'static>(
 
 /// Solves the group behind maps on the outputs, W = Tᵀ A, one for each matrix: `solve` gets A = T⁻ᵀ W and masks carried
 /// along; the shared input is as it was, and so is a vector to fold into. What is made of A is wrapped in T again, and
-/// corrections of biases are carried back.
+/// corrections of biases are carried back. Statistics of the outputs go along with a single matrix; of several they
+/// become an error met on access.
 ///
 /// # Errors
 /// `InvalidArgument` unless there is one map a matrix; those of [`carry`].

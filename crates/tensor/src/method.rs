@@ -13,6 +13,23 @@ use crate::node::{Mask, Node};
 use crate::stats::{Calibration, Needs};
 
 /// A method has a name and declares the calibration statistics it wants.
+///
+/// ```
+/// use tensorpress_tensor::{Method, stats::Needs};
+///
+/// #[derive(Debug)]
+/// struct Soft;
+///
+/// impl Method for Soft {
+///     fn id(&self) -> &'static str {
+///         "soft"
+///     }
+///     fn needs(&self) -> Needs {
+///         Needs::GRAM | Needs::MOMENTS
+///     }
+/// }
+/// assert!(Soft.takes_mask() && Soft.grid().is_none());
+/// ```
 pub trait Method: Debug + Send + Sync {
     /// Name in recipes and reports.
     fn id(&self) -> &'static str;
@@ -257,6 +274,38 @@ pub struct Selection {
 }
 
 /// A method that chooses which weights are kept (a pruner).
+///
+/// ```
+/// use tensorpress_tensor::node::Mask;
+/// use tensorpress_tensor::stats::{Calibration, Needs};
+/// use tensorpress_tensor::{Group, Method, Result, Select, Selection, Target, ndarray::array};
+/// #
+/// # #[derive(Debug)]
+/// # struct Positive;
+/// #
+/// # impl Method for Positive {
+/// #     fn id(&self) -> &'static str {
+/// #         "positive"
+/// #     }
+/// #     fn needs(&self) -> Needs {
+/// #         Needs::NONE
+/// #     }
+/// # }
+///
+/// impl Select for Positive {
+///     fn select_group(&self, group: &mut Group<'_>) -> Result<Vec<Selection>> {
+///         let select = |target: &Target<'_>| {
+///             let mask = Mask::from_bools(target.weight.mapv(|w| w > 0.0).view());
+///             Selection { mask, weight: None, fallback: None }
+///         };
+///         Ok(group.targets.iter().map(select).collect())
+///     }
+/// }
+/// let weight = array![[1.0f32, -2.0]];
+/// let mut group = Group::single(Target::new("w", weight.view()), Calibration::none(2));
+/// assert!(!Positive.select_group(&mut group)?[0].mask.keeps(0, 1));
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Select: Method {
     /// Selects for matrices that share an input; may use the group's statistics up.
     ///
@@ -266,6 +315,38 @@ pub trait Select: Method {
 }
 
 /// A method that returns nodes of one type: what researchers use.
+///
+/// ```
+/// use tensorpress_tensor::node::{Dense, decode};
+/// use tensorpress_tensor::stats::{Calibration, Needs};
+/// use tensorpress_tensor::{
+///     Compress, Compressed, CompressedGroup, DType, Group, Method, Result, Target, ndarray::array,
+/// };
+/// #
+/// # #[derive(Debug)]
+/// # struct Half;
+/// #
+/// # impl Method for Half {
+/// #     fn id(&self) -> &'static str {
+/// #         "half"
+/// #     }
+/// #     fn needs(&self) -> Needs {
+/// #         Needs::NONE
+/// #     }
+/// # }
+///
+/// impl Compress for Half {
+///     type Node = Dense;
+///
+///     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Dense>> {
+///         let half = |t: &Target<'_>| Dense::from_f32(t.weight, DType::BF16).map(Compressed::new);
+///         Ok(CompressedGroup::new(group.targets.iter().map(half).collect::<Result<_>>()?))
+///     }
+/// }
+/// let made = Half.compress(array![[1.0, 2.5]].view(), &Calibration::none(2))?;
+/// assert_eq!(decode(&made.node)?, array![[1.0, 2.5]]);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Compress: Method {
     /// What it returns.
     type Node: Node + 'static;
@@ -293,6 +374,21 @@ pub trait Compress: Method {
 }
 
 /// The object-safe twin of [`Compress`], implemented for every one of them: what engines and pipelines hold.
+///
+/// ```
+/// use tensorpress_tensor::ndarray::Array2;
+/// use tensorpress_tensor::stats::Calibration;
+/// use tensorpress_tensor::{CompressedGroup, DynCompress, Group, Result, Target};
+///
+/// /// What the first method that has nothing to excuse makes of a matrix.
+/// fn first(methods: &[Box<dyn DynCompress>], w: &Array2<f32>) -> Result<Option<CompressedGroup>> {
+///     let one = || Group::single(Target::new("w", w.view()), Calibration::none(w.ncols()));
+///     let mut made = methods.iter().map(|method| method.compress_group_dyn(one()));
+///     made.find(|made| made.as_ref().map_or(true, |m| m.layers[0].fallback.is_none())).transpose()
+/// }
+/// assert!(first(&[], &Array2::zeros((2, 2)))?.is_none());
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait DynCompress: Method {
     /// [`Compress::compress_group`] with the node's type forgotten.
     ///

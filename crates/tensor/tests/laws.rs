@@ -222,6 +222,50 @@ fn transforms_on_both_sides() {
 }
 
 #[test]
+fn masks_go_through_scales_and_index_maps() {
+    for shape @ [out, inp] in SIZES {
+        for (side, n) in [(Side::In, inp), (Side::Out, out)] {
+            let reversed = (0..n as u32).rev().collect();
+            let spread: Vec<u32> = (0..n as u32).map(|i| 2 * i + 1).collect();
+            let maps: [Arc<dyn Map>; 3] = [
+                Arc::new(Scale::new(vec![0.5; n], DType::F32).unwrap()),
+                Arc::new(Index::new(reversed, n).unwrap()),
+                Arc::new(Index::new(spread, 2 * n + 1).unwrap()),
+            ];
+            for map in maps {
+                println!("{shape:?}, {side:?}, {map:?}");
+                let moved = || {
+                    let dense = dense(shape, DType::F16, 7);
+                    Transformed::new(side, map.clone(), dense).unwrap().boxed()
+                };
+                let (all, support) = (decode(&*moved()).unwrap(), mask(moved().shape(), 5));
+                let node = Masked::new(support.clone(), moved()).unwrap();
+                for (((r, c), w), was) in decode(&node).unwrap().indexed_iter().zip(&all) {
+                    let expected = if support.keeps(r, c) { *was } else { 0.0 };
+                    assert_eq!(w.to_bits(), expected.to_bits(), "law 5 at {r}, {c}");
+                }
+                let stored = Storage::of(&node).unwrap().bytes_of(PartKind::Values);
+                let inner = map.mask(&support, side).unwrap();
+                let kept = inner.kept_before(inner.shape()[0]);
+                assert_eq!(stored, 2 * kept as u64, "only the support is stored");
+                if shape == [17, 33] {
+                    check_damage(&node, &Registry::default());
+                }
+                check(node.boxed());
+            }
+        }
+    }
+    let rotation = Arc::new(Rotation::new(8, 8, 5).unwrap());
+    let rotated = Transformed::new(Side::In, rotation, dense([4, 8], DType::F16, 7)).unwrap();
+    let refused = Masked::new(mask([4, 8], 5), rotated.boxed()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    let index = Arc::new(Index::new((0..8).rev().collect(), 8).unwrap());
+    let moved = Transformed::new(Side::In, index, dense([4, 8], DType::F16, 7)).unwrap().boxed();
+    let narrow = Arc::new(mask([4, 7], 5));
+    assert_eq!(moved.keep(&narrow).unwrap_err().kind(), ErrorKind::ShapeMismatch);
+}
+
+#[test]
 fn a_tree_of_everything() {
     let shape = [24, 40];
     let masked = Masked::new(mask(shape, 1), dense(shape, DType::BF16, 2)).unwrap().boxed();

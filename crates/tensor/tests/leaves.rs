@@ -8,8 +8,8 @@ use ndarray::Array2;
 use serde_json::json;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::node::{
-    Blocks, Child, Dense, Format, GroupedAffine, Json, KnownLevels, Leaf, LevelFormat, LevelTable,
-    Mask, Masked, PackedPlane, Plane, Slot, Stored, SymbolBuf, Symbols, decode,
+    Blocks, Child, Dense, Encoding, Format, GroupedAffine, Json, KnownLevels, Leaf, LevelFormat,
+    LevelTable, Mask, Masked, PackedPlane, Plane, Slot, SymbolBuf, Symbols, decode,
 };
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{DType, ErrorKind, Node, PartKind, Registry, Result, Storage, ndarray};
@@ -250,8 +250,8 @@ impl Format for Pairs {
     }
 
     fn slots(&self, [rows, _]: [usize; 2]) -> Vec<Slot> {
-        let (kind, stored) = (PartKind::Zeros, Stored::Plane);
-        vec![Slot { name: "shifts", kind, shape: [rows, 1], stored }]
+        let (kind, encoding) = (PartKind::Zeros, Encoding::Plane);
+        vec![Slot { name: "shifts", kind, shape: [rows, 1], encoding }]
     }
 
     fn check(&self, _: [usize; 2], _: u32) -> Result<()> {

@@ -11,10 +11,10 @@ use tensorpress_tensor::node::{
     Accum, Dense, Hadamard, Index, Json, Map, Mask, PlaneMap, Rotation, Scale, Side, Transformed,
     decode,
 };
-use tensorpress_tensor::stats::{Calibration, Needs};
+use tensorpress_tensor::stats::{Calibration, Needs, OutputGram};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, DType, ErrorKind, Group, Method, Node, PartSink, Result,
-    Scratch, Target,
+    Compress, Compressed, CompressedGroup, DType, Error, ErrorKind, Group, Method, Node, PartSink,
+    Result, Scratch, Target,
 };
 
 fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
@@ -257,6 +257,23 @@ fn a_group_comes_back_as_it_went() {
         // The inner bias was column 0 of the inner weights: outside it is column 0 of the weights.
         let bias = layer.bias.as_ref().unwrap();
         assert!(bias.iter().zip(weight.column(0)).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+    // Statistics of outputs belong to one matrix: of several, nobody knows whose they are.
+    let known = calibration.clone().with::<OutputGram>(Array2::eye(20));
+    let several = Group { calibration: known.clone(), ..group() };
+    let single = Group::single(targets()[0].clone(), known);
+    for (group, maps, kind) in
+        [(several, &maps[..], Some(ErrorKind::Numerical)), (single, &maps[..1], None)]
+    {
+        carry_out(group, maps, |group| {
+            let outputs = group.calibration.get::<OutputGram>();
+            assert_eq!(outputs.as_ref().err().map(|e| e.kind()), kind, "{outputs:?}");
+            let says = |e: &Error| e.message().contains("several matrices");
+            assert!(outputs.err().is_none_or(|e| says(&e)));
+            Keeper.compress_group(group)
+        })
+        .map(drop)
+        .unwrap();
     }
     let mask = Mask::from_bools(weights[0].mapv(|v| v > 0.0).view());
     let masked = Target { mask: Some(&mask), ..Target::new("a", weights[0].view()) };

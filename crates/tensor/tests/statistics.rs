@@ -1,5 +1,6 @@
 //! Statistics beyond those of the first methods, a user's own, and what a caller supplies.
 
+use std::hash::Hasher;
 use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2, Axis, s};
@@ -224,6 +225,10 @@ impl Supplied for Gradients {
             (Supply::GRADIENT, "broken") => Err(Error::insufficient("no more")),
             _ => Ok(None),
         }
+    }
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
+        self.0.iter().for_each(|g| hash.write_u32(g.to_bits()));
+        Ok(())
     }
 }
 

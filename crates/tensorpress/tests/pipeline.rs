@@ -1,6 +1,7 @@
 //! The pipeline as a library: what a program that embeds it relies on.
 
 use std::fs;
+use std::hash::Hasher;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tensorpress::model::embedded;
 use tensorpress::pipeline::{CalibrationText, Event, Progress, partial_of};
 use tensorpress::prelude::*;
+use tensorpress_tensor::ndarray::Array2;
+use tensorpress_tensor::stats::{Supplied, Supply};
 use tensorpress_tensor::testing::data;
 
 fn recipe(line: &str) -> Recipe {
@@ -76,6 +79,49 @@ fn cancelled_work_resumes() {
     assert_eq!(resumed.resumed_blocks, 2);
     assert_eq!(resumed.layers, report.layers);
     assert!(contents(&out) == contents(&whole));
+}
+
+/// A gradient that is the same number for every weight.
+#[derive(Debug)]
+struct Even(f32);
+
+impl Supplied for Even {
+    fn of_weights(&self, _: Supply, _: &str) -> Result<Option<Array2<f32>>> {
+        Ok(None)
+    }
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
+        if self.0.is_nan() {
+            return Err(Error::insufficient("no gradient"));
+        }
+        hash.write(&self.0.to_le_bytes());
+        Ok(())
+    }
+}
+
+#[test]
+fn work_is_resumed_only_with_what_was_supplied() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (out, source) = (folder.path().join("out"), demo());
+    fn compressor<'a>(supplied: Option<f32>) -> Compressor<'a> {
+        let compressor = Compressor::new(recipe("rtn(bits=4)"));
+        match supplied {
+            Some(value) => compressor.with_supplied(Arc::new(Even(value))),
+            None => compressor,
+        }
+    }
+    let cancel = Arc::new(AtomicBool::new(false));
+    let mut stop = StopAt { at: 1, cancel: cancel.clone(), layers: 0 };
+    let begun = compressor(Some(1.0)).with_progress(&mut stop).with_cancel(cancel);
+    assert_eq!(begun.run(&source, &out).expect_err("stopped").kind(), ErrorKind::Interrupted);
+    for other in [None, Some(2.0)] {
+        let error = compressor(other).run(&source, &out).expect_err("other work");
+        assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
+        assert!(error.to_string().contains("caller's supply"), "{error}");
+    }
+    let error = compressor(Some(f32::NAN)).run(&source, &out).expect_err("the caller's own");
+    assert_eq!(error.kind(), ErrorKind::InsufficientData);
+    let resumed = compressor(Some(1.0)).run(&source, &out).expect("resumes");
+    assert_eq!(resumed.resumed_blocks, 1);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use tensorpress::prelude::*;
 use tensorpress::tensor::rewrite::{
     BlockView, Change, Decision, Edit, Judgement, ModelLayout, SharedInput,
 };
+use tensorpress::tensor::stage::{Keys, Knobs};
 use tensorpress::tensor::stats::Needs;
 use tensorpress::tensor::{RawTensor, Tensor};
 use tiny::{Tiny, folder_bytes};
@@ -119,7 +120,7 @@ fn stopped(
 ) -> (Result<Report>, Vec<(String, usize)>) {
     let mut compressor = compressor(line);
     if merge {
-        compressor = compressor.with_rewrite(Box::new(MergeNeighbours));
+        compressor = compressor.with_rewrite(MergeNeighbours).unwrap();
     }
     let cancel = Arc::new(AtomicBool::new(false));
     let mut stop = StopAfter { events, judged: Vec::new(), cancel: cancel.clone() };
@@ -214,6 +215,12 @@ fn damaged_steps_are_made_again() {
 #[derive(Debug)]
 struct MergeNeighbours;
 
+impl Knobs for MergeNeighbours {
+    fn knobs(&mut self, _: &mut Keys<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
 impl Method for MergeNeighbours {
     fn id(&self) -> &'static str {
         "merge_neighbours"
@@ -225,10 +232,6 @@ impl Method for MergeNeighbours {
 }
 
 impl Rewrite for MergeNeighbours {
-    fn describe(&self) -> String {
-        "merge_neighbours".to_owned()
-    }
-
     fn inputs(&self) -> &[SharedInput] {
         &[]
     }
@@ -280,7 +283,7 @@ fn a_rewrite_from_outside_runs_like_any_other() {
     let folder = tempfile::tempdir().unwrap();
     let large =
         Tiny::deep("llama", 4, (4, 2), 4, 30, false, 9).source(&folder.path().join("large"));
-    let merged = |recipe: Recipe| Compressor::new(recipe).with_rewrite(Box::new(MergeNeighbours));
+    let merged = |recipe: Recipe| Compressor::new(recipe).with_rewrite(MergeNeighbours).unwrap();
     let out = folder.path().join("merged");
     let report = merged(Recipe::default()).run(&large, &out).unwrap();
     let small = open_model(&out).unwrap();
@@ -302,7 +305,7 @@ fn a_rewrite_from_outside_runs_like_any_other() {
 
     // After a rewrite of the recipe, before its quantiser; stopped and taken up.
     let line = "drop_blocks(count=2) | rtn(bits=8, group=8)";
-    let both = || compressor(line).with_rewrite(Box::new(MergeNeighbours));
+    let both = || compressor(line).with_rewrite(MergeNeighbours).unwrap();
     let whole = folder.path().join("whole");
     let report = both().run(&large, &whole).unwrap();
     assert_eq!((open_model(&whole).unwrap().blocks(), report.layers.len()), (1, 7));

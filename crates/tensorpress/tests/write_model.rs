@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tensorpress::pipeline::{partial_of, write_model};
 use tensorpress::prelude::*;
-use tensorpress::tensor::node::decode;
-use tensorpress::tensor::stats::Calibration;
-use tensorpress::tensor::{Node, Tensor};
+use tensorpress::tensor::ndarray::ArrayViewMut2;
+use tensorpress::tensor::node::{Json, Mask, PlaneMap, decode, save};
+use tensorpress::tensor::stage::{Keys, Knobs, Row};
+use tensorpress::tensor::stats::{Calibration, Needs};
+use tensorpress::tensor::{Accum, Compressed, CompressedGroup, Node, PartSink, Scratch, Tensor};
 
 fn demo() -> Source {
     Source::demo(&registry()).expect("the demo model")
@@ -123,4 +128,102 @@ fn whole_or_not_at_all() {
     let names = fs::read_dir(&late).expect("a folder");
     let mut names = names.map(|entry| entry.expect("an entry").file_name());
     assert!(!names.any(|name| name.to_string_lossy().ends_with(".tmp")), "no leftovers");
+}
+
+/// A node that counts how often it is asked for its parts.
+#[derive(Debug)]
+struct Asked {
+    inner: Box<dyn Node>,
+    times: Arc<AtomicUsize>,
+}
+
+impl Node for Asked {
+    fn shape(&self) -> [usize; 2] {
+        self.inner.shape()
+    }
+    fn decode_rows(
+        &self,
+        rows: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.inner.decode_rows(rows, out, accum, scratch)
+    }
+    fn describe(&self) -> Json {
+        self.inner.describe()
+    }
+    fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
+        self.times.fetch_add(1, Ordering::Relaxed);
+        self.inner.parts(prefix, sink)
+    }
+    fn map_planes(self: Box<Self>, f: &mut PlaneMap<'_>) -> Result<Box<dyn Node>> {
+        self.inner.map_planes(f)
+    }
+    fn keep(self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
+        self.inner.keep(mask)
+    }
+    fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
+        self.inner.prepack()
+    }
+}
+
+/// Rounding whose nodes count.
+#[derive(Debug, Clone, Default)]
+struct Counting(Arc<AtomicUsize>);
+
+impl Knobs for Counting {
+    fn knobs(&mut self, _: &mut Keys<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Method for Counting {
+    fn id(&self) -> &'static str {
+        "counting"
+    }
+    fn needs(&self) -> Needs {
+        Needs::NONE
+    }
+}
+
+impl Compress for Counting {
+    type Node = Asked;
+
+    fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Asked>> {
+        let rounded = Rtn::new(GridSpec::new(4, 32)).compress_group(group)?.layers.into_iter();
+        let count = |layer: Compressed<_>| {
+            let inner = layer.boxed().node;
+            Compressed::new(Asked { inner, times: self.0.clone() })
+        };
+        Ok(CompressedGroup::new(rounded.map(count).collect()))
+    }
+}
+
+/// Twice is what it takes: what parts there are must be known before the first one is written (or whether any is to be
+/// written at all), and to hold their bytes meanwhile would be to hold a block.
+#[test]
+fn a_node_is_asked_twice_for_its_parts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = demo();
+    let times = Arc::new(AtomicUsize::new(0));
+    let asked = || times.swap(0, Ordering::Relaxed);
+    let count = |inner| Asked { inner, times: times.clone() }.boxed();
+    let given = nodes(&source).into_iter().map(|(name, node)| (name, count(node)));
+    let given: BTreeMap<_, _> = given.collect();
+    write_model(&source, &given, &folder.path().join("given")).expect("writes");
+    assert_eq!(asked(), 2 * given.len(), "write_model");
+
+    save(given.values().next().expect("a node"), folder.path().join("node")).expect("writes");
+    assert_eq!(asked(), 2, "save");
+
+    let mut registry = registry();
+    let counting = Counting(times.clone());
+    let row = Row::method("counting", "counts", move || counting.clone());
+    registry.stages_mut().add(row).expect("a new name");
+    let recipe = Recipe::parse_with("counting", &registry).expect("a recipe");
+    let compressor = Compressor::new(recipe).with_registry(registry);
+    let report = compressor.run(&source, &folder.path().join("piped")).expect("compresses");
+    assert_eq!(report.layers.len(), given.len());
+    assert_eq!(asked(), 2 * given.len(), "compress");
 }

@@ -67,8 +67,9 @@ pub fn compress_with<T: Number>(numbers: &[T], values: ValueType, effort: Effort
 /// frames come from strangers.
 ///
 /// # Errors
-/// `Corruption`, `InsufficientData` for a frame that ends early, `Version` for one of a later version, `InvalidArgument`
-/// if its bytes are no whole number of `T`.
+/// `Corruption`, `InsufficientData` for a frame that ends early, `Version` for one of a later version,
+/// `InvalidArgument` if its bytes are no whole number of `T`, `Unsupported` if they are more than this machine can
+/// count.
 pub fn decompress<T: Number>(frame: &[u8]) -> Result<Vec<T>> {
     Frame::open(frame)?.decode()
 }
@@ -124,7 +125,8 @@ impl<'a> Frame<'a> {
     /// Its numbers.
     ///
     /// # Errors
-    /// `Corruption`, or `InvalidArgument` if the bytes are no whole number of `T`.
+    /// `Corruption`; `InvalidArgument` if the bytes are no whole number of `T`; `Unsupported` if they are more than this
+    /// machine can count.
     pub fn decode<T: Number>(&self) -> Result<Vec<T>> {
         if !self.len.is_multiple_of(T::BYTES as u64) {
             let (len, width) = (self.len, T::BYTES);
@@ -132,8 +134,10 @@ impl<'a> Frame<'a> {
                 "{len} bytes are no numbers of {width} bytes each"
             )));
         }
-        // Chunks stand for 1 MiB at most: their number bounds the length.
-        let mut numbers = vec![T::default(); self.len as usize / T::BYTES];
+        // Chunks stand for 1 MiB at most: their number bounds the length, though not to what 32 bits can count.
+        let len = usize::try_from(self.len)
+            .map_err(|_| Error::unsupported("a frame too long for this machine"))?;
+        let mut numbers = vec![T::default(); len / T::BYTES];
         let pieces = numbers.par_chunks_mut(CHUNK_BYTES / T::BYTES);
         pieces.zip(&self.chunks).try_for_each_init(Vec::new, |bytes, (piece, (len, stored))| {
             bytes.resize(*len, 0);

@@ -112,6 +112,8 @@ pub fn decode(
 ) -> bool {
     assert!(out.len().is_multiple_of(LANES), "whole steps");
     cursor.check();
+    // Only AVX-512 has a kernel for narrow tables.
+    #[cfg(target_arch = "x86_64")]
     if let Some(alias) = layout.alias() {
         let done = dispatch! { isa;
             avx512 => Some(avx512::decode_narrow(alias, cursor, escapes, out));

@@ -76,6 +76,7 @@ pub(super) unsafe trait Simd: Token {
 }
 
 /// The features of [`Isa::Avx512`], given to a macro.
+#[cfg(target_arch = "x86_64")]
 macro_rules! avx512_features {
     ($macro:ident $($rest:tt)*) => {
         $crate::simd::$macro! {
@@ -86,12 +87,14 @@ macro_rules! avx512_features {
     };
 }
 /// The features of [`Isa::Avx2`], given to a macro.
+#[cfg(target_arch = "x86_64")]
 macro_rules! avx2_features {
     ($macro:ident $($rest:tt)*) => {
         $crate::simd::$macro! { ["avx2" "fma" "f16c" "bmi2" "popcnt"] $($rest)* }
     };
 }
 /// Compiles a function for features.
+#[cfg(target_arch = "x86_64")]
 macro_rules! compiled_for {
     ([$($feature:tt)*] $($function:tt)*) => {
         #[target_feature($(enable = $feature),*)]
@@ -99,17 +102,21 @@ macro_rules! compiled_for {
     };
 }
 /// Whether the CPU has features.
+#[cfg(target_arch = "x86_64")]
 macro_rules! detected {
     ([$($feature:tt)*]) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
 }
 /// Compiles a function for [`Isa::Avx512`].
+#[cfg(target_arch = "x86_64")]
 macro_rules! avx512 {
     ($($function:tt)*) => { $crate::simd::avx512_features! { compiled_for $($function)* } };
 }
 /// Compiles a function for [`Isa::Avx2`].
+#[cfg(target_arch = "x86_64")]
 macro_rules! avx2 {
     ($($function:tt)*) => { $crate::simd::avx2_features! { compiled_for $($function)* } };
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use {avx2, avx2_features, avx512, avx512_features, compiled_for, detected};
 
 /// Calls what is written for an instruction set, if this CPU has it: functions of `avx512!` and `avx2!`, and of NEON. What

@@ -83,8 +83,9 @@ pub(crate) fn read_bytes(
 
 /// A count in a description.
 pub(crate) fn count(json: &Json, key: &str) -> Result<usize> {
-    // 2^40 keeps every product of two counts and an element size within u64.
-    json[key].as_u64().filter(|n| *n < 1 << 40).map(|n| n as usize).ok_or_else(|| {
+    // 2^40 keeps every product of two counts and an element size within u64; machines of 32 bits take less.
+    let count = json[key].as_u64().filter(|n| *n < 1 << 40);
+    count.and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
         Error::corruption(format!("KV cache description: `{key}` = {}: no count", json[key]))
     })
 }

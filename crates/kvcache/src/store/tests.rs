@@ -142,3 +142,16 @@ fn every_instruction_set_multiplies_alike() {
         }
     }
 }
+
+#[test]
+fn counts_are_what_this_machine_can_count() {
+    for n in [0, 1, u64::from(u32::MAX), 1 << 32, (1 << 32) + 1, (1 << 40) - 1, 1 << 40, u64::MAX] {
+        let found = super::rows::count(&serde_json::json!({ "len": n }), "len");
+        let expected = usize::try_from(n).ok().filter(|_| n < 1 << 40);
+        match (found, expected) {
+            (Ok(found), expected) => assert_eq!(Some(found), expected),
+            (Err(e), None) => assert_eq!(e.kind(), tensorpress_tensor::ErrorKind::Corruption),
+            (Err(e), Some(_)) => panic!("{n}: {e}"),
+        }
+    }
+}

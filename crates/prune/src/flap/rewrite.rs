@@ -5,7 +5,8 @@ use tensorpress_tensor::rewrite::{
     BlockCut, BlockLayout, BlockView, Change, Decision, Edit, Judgement, LinearSpec, ModelLayout,
     Role, SharedInput,
 };
-use tensorpress_tensor::{Context, Error, ErrorKind, Result, Rewrite};
+use tensorpress_tensor::stats::Moments;
+use tensorpress_tensor::{Context, Error, Result, Rewrite, Usable};
 
 use super::allocation::unlike;
 use super::{
@@ -35,15 +36,6 @@ fn heads_cannot_be_said(model: &ModelLayout) -> bool {
 }
 
 impl Rewrite for Flap {
-    fn describe(&self) -> String {
-        let metric = match self.metric {
-            ChannelMetric::Wifv => "wifv",
-            ChannelMetric::Ifv => "ifv",
-            ChannelMetric::Wifn => "wifn",
-        };
-        format!("flap(sparsity={:?}, uniform={}, metric={metric})", self.sparsity, self.uniform)
-    }
-
     fn inputs(&self) -> &[SharedInput] {
         &[SharedInput::AttentionOutput, SharedInput::MlpOutput]
     }
@@ -69,16 +61,14 @@ impl Rewrite for Flap {
         for ((role, name), mean) in JUDGED.into_iter().zip(MEANS) {
             let spec = judged(block.layout(), role)?;
             let weight = block.matrix(&spec.name)?;
-            let calibration = block.input(spec.input).filter(|seen| seen.tokens() > 0);
-            let inputs = match calibration.map(|seen| seen.moments()) {
-                None => Err("saw no calibration token".to_owned()),
-                Some(Ok(moments)) => Ok(InputStatistics::from(moments)),
-                Some(Err(e)) if e.kind() == ErrorKind::Numerical => Err(e.message().to_owned()),
-                Some(Err(e)) => return Err(e).in_tensor(&spec.name),
+            let inputs = match block.input(spec.input).filter(|seen| seen.tokens() > 0) {
+                None => Usable::no("saw no calibration token"),
+                Some(seen) => seen.usable::<Moments>().in_tensor(&spec.name)?,
             };
+            let inputs = inputs.map(InputStatistics::from);
             let scores = match &inputs {
-                Ok(inputs) => self.metric.scores(weight.view(), inputs),
-                Err(reason) => {
+                Usable::Yes(inputs) => self.metric.scores(weight.view(), inputs),
+                Usable::No(reason) => {
                     let why =
                         format!("{reason}: judged by the norms of its columns, and no bias added");
                     judgement = judgement.with_note(&spec.name, &why);
@@ -86,7 +76,7 @@ impl Rewrite for Flap {
                 }
             };
             judgement = judgement.with_values(name, &scores.in_tensor(&spec.name)?.to_vec());
-            if let Ok(inputs) = inputs {
+            if let Usable::Yes(inputs) = inputs {
                 judgement = judgement.with_values(mean, &inputs.mean.to_vec());
             }
         }

@@ -11,4 +11,6 @@ pub use files::{ByteSource, Files, Folder};
 pub use header::{Header, Place, Placed, write_header};
 pub use map::MappedFile;
 pub use reader::Checkpoint;
-pub use writer::{CountSink, Produce, shard_bytes, write_atomically, write_shard};
+pub use writer::{
+    Announced, CountSink, Produce, shard_bytes, write_announced, write_atomically, write_shard,
+};

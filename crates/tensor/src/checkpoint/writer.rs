@@ -26,10 +26,13 @@ impl PartSink for CountSink {
     }
 }
 
-/// What hands over every part of a file: called twice, sizes first, then bytes, it must hand over the same.
+/// What hands over every part of a file; the same ones each time.
 pub type Produce<'a> = dyn FnMut(&mut dyn PartSink) -> Result<()> + 'a;
 
 /// Writes a safetensors file that appears under its name only when it is complete and on disk. Returns its length.
+///
+/// `produce` is called twice: what it hands over is announced first and written then, for the header and the order of
+/// the parts depend on all of them, and to hold their bytes until the last one is there would be to hold the file.
 ///
 /// # Errors
 /// Those of `produce`; `Io`; `InvalidArgument` if two parts have one name. Nothing is left behind.
@@ -38,12 +41,27 @@ pub fn write_shard(
     metadata: &BTreeMap<String, String>,
     produce: &mut Produce<'_>,
 ) -> Result<u64> {
-    let (plan, header) = Plan::of(metadata, produce)?;
-    write_atomically(path, &mut |file| plan.write(&header, file, path, produce))?;
-    Ok(header.len() as u64 + plan.len)
+    let mut announced = Announced::default();
+    produce(&mut announced)?;
+    write_announced(path, metadata, announced, produce)
 }
 
-/// The bytes that [`write_shard`] writes.
+/// [`write_shard`] of parts that are announced already: `produce` is called once.
+///
+/// # Errors
+/// As [`write_shard`]; `InvalidArgument` if parts are not those that were announced.
+pub fn write_announced(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    mut announced: Announced,
+    produce: &mut Produce<'_>,
+) -> Result<u64> {
+    let header = announced.layout(metadata);
+    write_atomically(path, &mut |file| announced.write(&header, file, path, produce))?;
+    Ok(header.len() as u64 + announced.len)
+}
+
+/// The bytes that [`write_shard`] writes. `produce` is called twice here too: so they are in memory once.
 ///
 /// # Errors
 /// Those of `produce`; `InvalidArgument` if two parts have one name.
@@ -51,9 +69,11 @@ pub fn shard_bytes(
     metadata: &BTreeMap<String, String>,
     produce: &mut Produce<'_>,
 ) -> Result<Vec<u8>> {
-    let (plan, header) = Plan::of(metadata, produce)?;
+    let mut announced = Announced::default();
+    produce(&mut announced)?;
+    let header = announced.layout(metadata);
     let mut bytes = Cursor::new(Vec::new());
-    plan.write(&header, &mut bytes, Path::new("memory"), produce)?;
+    announced.write(&header, &mut bytes, Path::new("memory"), produce)?;
     Ok(bytes.into_inner())
 }
 
@@ -105,13 +125,15 @@ fn remove_leftovers(path: &Path) {
     }
 }
 
-#[derive(Default)]
-struct Plan {
+/// What a file will hold: name, type and shape of each part. Takes parts, of which it keeps no bytes.
+#[derive(Debug, Clone, Default)]
+pub struct Announced {
     entries: BTreeMap<String, Entry>,
-    /// Bytes behind the header.
+    /// Bytes behind the header, once they are laid out.
     len: u64,
 }
 
+#[derive(Debug, Clone)]
 struct Entry {
     dtype: DType,
     shape: Vec<usize>,
@@ -119,33 +141,48 @@ struct Entry {
     len: u64,
 }
 
-impl PartSink for Plan {
+impl PartSink for Announced {
     fn part(&mut self, part: Part<'_>) -> Result<()> {
         let len = part.bytes.len() as u64;
-        let expected = part.shape.iter().product::<usize>() * part.dtype.size();
-        if len != expected as u64 {
+        let expected = bytes_of(part.dtype, &part.shape);
+        if len != expected {
             return Err(
                 Error::shape(format!("{len} bytes, shape says {expected}")).in_tensor(part.name)
             );
         }
-        let entry = Entry { dtype: part.dtype, shape: part.shape, offset: 0, len };
-        if self.entries.insert(part.name.clone(), entry).is_some() {
-            return Err(Error::invalid("two parts of one name").in_tensor(part.name));
-        }
-        Ok(())
+        self.announce(part.name, part.dtype, part.shape)
     }
 }
 
-impl Plan {
-    /// The plan of a file, and its header.
-    fn of(
-        metadata: &BTreeMap<String, String>,
-        produce: &mut Produce<'_>,
-    ) -> Result<(Self, Vec<u8>)> {
-        let mut plan = Self::default();
-        produce(&mut plan)?;
-        let header = plan.layout(metadata);
-        Ok((plan, header))
+fn bytes_of(dtype: DType, shape: &[usize]) -> u64 {
+    (shape.iter().product::<usize>() * dtype.size()) as u64
+}
+
+impl Announced {
+    /// Announces a part whose bytes are not made yet.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if one of this name was announced before.
+    pub fn announce(&mut self, name: String, dtype: DType, shape: Vec<usize>) -> Result<()> {
+        let len = bytes_of(dtype, &shape);
+        self.add(name, Entry { dtype, shape, offset: 0, len })
+    }
+
+    /// Announces all that `other` does.
+    ///
+    /// # Errors
+    /// As [`Announced::announce`].
+    pub fn append(&mut self, other: &Self) -> Result<()> {
+        let mut entries = other.entries.iter();
+        entries.try_for_each(|(name, entry)| self.add(name.clone(), entry.clone()))
+    }
+
+    fn add(&mut self, name: String, entry: Entry) -> Result<()> {
+        if self.entries.contains_key(&name) {
+            return Err(Error::invalid("two parts of one name").in_tensor(name));
+        }
+        self.entries.insert(name, entry);
+        Ok(())
     }
 
     fn write<W: Write + Seek>(
@@ -191,7 +228,7 @@ struct Writer<'a, W> {
     file: &'a mut W,
     path: &'a Path,
     start: u64,
-    plan: &'a Plan,
+    plan: &'a Announced,
     seen: usize,
 }
 

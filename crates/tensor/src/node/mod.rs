@@ -32,8 +32,8 @@ pub use dense::Dense;
 pub use form::MaskForm;
 pub use input::Input;
 pub use leaf::{
-    AffineFormat, Beside, Blocks, Child, Format, Fused, GroupedAffine, KnownLevels, Leaf,
-    LevelFormat, LevelTable, Slot, Stored,
+    AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused, GroupedAffine, KnownLevels, Leaf,
+    LevelFormat, LevelTable, Slot,
 };
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
@@ -72,6 +72,21 @@ pub enum Multiply {
 pub type PlaneMap<'a> = dyn FnMut(Box<dyn Plane>) -> Result<Box<dyn Plane>> + 'a;
 
 /// A compressed matrix.
+///
+/// ```
+/// use tensorpress_tensor::ndarray::{Array2, array};
+/// use tensorpress_tensor::node::{Dense, decode};
+/// use tensorpress_tensor::{Accum, DType, Node, Scratch, Storage};
+///
+/// let weight = array![[1.0, 2.0], [3.0, 4.0]];
+/// let node: Box<dyn Node> = Dense::from_f32(weight.view(), DType::F16)?.boxed();
+/// assert_eq!(decode(&*node)?, weight);
+/// let mut y = Array2::zeros((1, 2));
+/// node.matmul(array![[1.0, 1.0]].view(), y.view_mut(), Accum::Replace, &mut Scratch::default())?;
+/// assert_eq!(y, array![[3.0, 7.0]]);
+/// assert_eq!(Storage::of(&*node)?.bits(), 4 * 16);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Node: Debug + Send + Sync {
     /// `[out, in]`.
     fn shape(&self) -> [usize; 2];

@@ -58,10 +58,15 @@ impl Transformed {
         json: &Json,
         prefix: &str,
     ) -> Result<Box<dyn Node>> {
+        let corrupt = |e: Error| Error::corruption(e.message());
         let map = reader.map(&field(json, "transform")?, prefix)?;
+        let side = field(json, "side")?;
+        let reader = match reader.mask() {
+            Some(mask) => reader.under(inner_mask(&*map, side, mask).map_err(corrupt)?),
+            None => reader.clone(),
+        };
         let inner = reader.child(json, "inner", prefix)?;
-        let node = Self::new(field(json, "side")?, map, inner);
-        Ok(Box::new(node.map_err(|e| Error::corruption(e.message()))?))
+        Ok(Box::new(Self::new(side, map, inner).map_err(corrupt)?))
     }
 
     fn try_map(
@@ -92,6 +97,21 @@ impl Transformed {
             }
             Side::Out => self.map.decode_out(rows, out, scratch, &mut { decode }),
         }
+    }
+}
+
+/// The support of A where that of W is `mask`.
+fn inner_mask(map: &dyn Map, side: Side, mask: &Arc<Mask>) -> Result<Arc<Mask>> {
+    let [rows, cols] = mask.shape();
+    let channels = if side == Side::In { cols } else { rows };
+    if channels != map.outer() {
+        let message = format!("a map of {} channels under a {rows} x {cols} mask", map.outer());
+        return Err(Error::shape(message));
+    }
+    match map.channels() {
+        // The same support, in the same memory.
+        Channels::Scaled(_) => Ok(mask.clone()),
+        _ => map.mask(mask, side).map(Arc::new),
     }
 }
 
@@ -181,14 +201,10 @@ impl Node for Transformed {
         self.try_map(|inner| inner.map_planes(f))
     }
 
-    /// A mask passes through scales alone.
+    /// A mask passes through scales and index maps.
     fn keep(self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
-        match self.map.channels() {
-            Channels::Scaled(_) => self.try_map(|inner| inner.keep(mask)),
-            _ => Err(Error::unsupported(
-                "a mask over a permuted or rotated node: mask the inner node",
-            )),
-        }
+        let mask = inner_mask(&*self.map, self.side, mask)?;
+        self.try_map(|inner| inner.keep(&mask))
     }
 
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {

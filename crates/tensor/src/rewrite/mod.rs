@@ -26,10 +26,45 @@ pub use view::{BlockView, States};
 /// [`Method::needs`] are the statistics of the inputs that [`Rewrite::inputs`] names, of the model as the rewrites before
 /// left it. Every call must give the same result for the same arguments: an interrupted run is taken up from stored
 /// judgements, decisions and edits, and ends in the same bytes.
+///
+/// ```
+/// # use tensorpress_tensor::rewrite::{BlockView, Decision, Edit, Judgement, ModelLayout};
+/// # use tensorpress_tensor::{Method, Result, Rewrite, stats::Needs};
+/// #
+/// # #[derive(Debug)]
+/// # struct EveryOther;
+/// #
+/// # impl Method for EveryOther {
+/// #     fn id(&self) -> &'static str {
+/// #         "every_other"
+/// #     }
+/// #     fn needs(&self) -> Needs {
+/// #         Needs::NONE
+/// #     }
+/// # }
+///
+/// impl Rewrite for EveryOther {
+/// #   fn keeps_blocks_alike(&self) -> bool {
+/// #       true
+/// #   }
+/// #   fn fits(&self, _: &ModelLayout) -> Result<()> {
+/// #       Ok(())
+/// #   }
+///     fn judge(&self, _: &ModelLayout, _: &BlockView<'_>) -> Result<Judgement> {
+///         Ok(Judgement::new())
+///     }
+///     fn settle(&self, _: &ModelLayout, judgements: &[Judgement]) -> Result<Vec<Decision>> {
+///         Ok((0..judgements.len()).map(|i| Decision::new().with_dropped(i % 2 == 1)).collect())
+///     }
+///     fn edit(
+///         &self, _: &ModelLayout, _: &BlockView<'_>, _: &Judgement, decision: &Decision,
+///     ) -> Result<Edit> {
+///         Ok(if decision.dropped { Edit::dropped() } else { Edit::new() })
+///     }
+/// }
+/// assert!(!EveryOther.needs_states() && EveryOther.inputs().len() > 1);
+/// ```
 pub trait Rewrite: Method {
-    /// Name and all parameters, as a stage of a recipe: equal texts mean equal results.
-    fn describe(&self) -> String;
-
     /// The inputs whose statistics it needs. Default: all.
     fn inputs(&self) -> &[SharedInput] {
         &SharedInput::ALL

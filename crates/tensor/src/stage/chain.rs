@@ -1,7 +1,7 @@
 use std::fmt;
 
 use super::key::Key;
-use super::keys::Place;
+use super::keys::{Keys, Knobs, Place};
 use super::line::{self, RawStage};
 use super::row::{Inside, Part, Role, Row};
 use super::table::Stages;
@@ -104,13 +104,28 @@ impl<P: Part> Stage<P> {
 
     fn written(&self, inner: impl Fn(&Self) -> String, shows: impl Fn(&Key) -> bool) -> String {
         let shown = self.keys.iter().filter(|key| shows(key));
-        let args = shown.filter_map(|key| Some(format!("{}={}", key.name, key.value.as_ref()?)));
-        let args: Vec<String> = self.inner().map(inner).into_iter().chain(args).collect();
-        match args.is_empty() {
-            true => self.name().to_owned(),
-            false => format!("{}({})", self.name(), args.join(", ")),
-        }
+        written(self.name(), self.inner().map(inner), shown)
     }
+}
+
+fn written<'k>(name: &str, inner: Option<String>, keys: impl Iterator<Item = &'k Key>) -> String {
+    let args = keys.filter_map(|key| Some(format!("{}={}", key.name, key.value.as_ref()?)));
+    let args: Vec<String> = inner.into_iter().chain(args).collect();
+    match args.is_empty() {
+        true => name.to_owned(),
+        false => format!("{name}({})", args.join(", ")),
+    }
+}
+
+/// What [`Stage::canonical`] says of a stage whose knobs stand as these do: for a method that was built in Rust.
+///
+/// # Errors
+/// As [`Knobs::check`].
+pub fn canonical(name: &'static str, knobs: &mut impl Knobs) -> Result<String> {
+    let mut keys = Keys::new(name, &[], Place::default());
+    knobs.knobs(&mut keys)?;
+    knobs.check()?;
+    Ok(written(name, None, keys.seen.iter()))
 }
 
 /// Only the keys that were given.

@@ -7,6 +7,23 @@ use super::value::{Takes, Value};
 use crate::error::{Error, Result};
 
 /// A type whose knobs can be turned by the keys of a recipe.
+///
+/// ```
+/// use tensorpress_tensor::Result;
+/// use tensorpress_tensor::stage::{Keys, Knobs, canonical};
+///
+/// struct Soft {
+///     lambda: f32,
+/// }
+///
+/// impl Knobs for Soft {
+///     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+///         keys.float("lambda", &mut self.lambda, 0.0..=10.0, "how much is taken off each weight")
+///     }
+/// }
+/// assert_eq!(canonical("soft", &mut Soft { lambda: 0.1 })?, "soft(lambda=0.1)");
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Knobs {
     /// Shows every knob to `keys`, which sets those that a recipe gives. Called on the default value; must name the same
     /// knobs whatever they are set to.

@@ -37,7 +37,7 @@ mod table;
 mod value;
 mod weights;
 
-pub use chain::{Chain, Stage};
+pub use chain::{Chain, Stage, canonical};
 pub use key::{Auto, Key};
 pub use keys::{Keys, Knobs, Real};
 pub use line::{RawStage, parse};

@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2};
 
 use super::statistic::{Kind, Value};
 use super::supplied::Supplies;
-use super::{Gram, Moments, Needs, NonFinite, SampledRows, Statistic, Via};
+use super::{Gram, Moments, Needs, NonFinite, SampledRows, Statistic, Stream, Via};
 use crate::linalg::Par;
 use crate::node::{Map, Scale, Side};
 use crate::source::Element;
@@ -257,8 +257,9 @@ impl Calibration {
         Ok(Self { supplies: self.supplies.through(map, side, None), ..mapped })
     }
 
-    /// The same of the matrix `tensor` in W = Tᵀ A, which may share its input with others: what is known of outputs belongs to
-    /// it only if it is `alone`.
+    /// The same of the matrix `tensor` in W = Tᵀ A, which may share its input with others: what is known of outputs
+    /// belongs to it only if it is `alone`. Else a statistic of outputs becomes an error met on access: whose outputs
+    /// it is of is not known, and no one map would carry it.
     pub(crate) fn behind_outputs(
         &self,
         map: Arc<dyn Map>,
@@ -266,8 +267,22 @@ impl Calibration {
         alone: bool,
         par: Par,
     ) -> Result<Self> {
-        let mapped = if alone { self.mapped(&*map, Side::Out, par)? } else { self.clone() };
+        let mapped =
+            if alone { self.mapped(&*map, Side::Out, par)? } else { self.without_outputs() };
         Ok(Self { supplies: self.supplies.through(map, Side::Out, Some(tensor)), ..mapped })
+    }
+
+    fn without_outputs(&self) -> Self {
+        let mut without = self.clone();
+        for (kind, slot) in &mut without.statistics {
+            if matches!(slot, Slot::Ready(_)) && kind.reads(Stream::Output) {
+                let what = kind.what();
+                let message =
+                    format!("{what} does not go through maps on the outputs of several matrices");
+                *slot = Slot::Failed(ErrorKind::Numerical, message);
+            }
+        }
+        without
     }
 
     fn mapped(&self, map: &dyn Map, side: Side, par: Par) -> Result<Self> {

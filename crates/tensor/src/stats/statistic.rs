@@ -18,6 +18,18 @@ use crate::usable::Usable;
 ///
 /// The guarantees of [the module](super) are the implementor's to keep: the bytes may not depend on `par`, and parts
 /// must merge into the statistic of the whole.
+///
+/// ```
+/// use tensorpress_tensor::linalg::Par;
+/// use tensorpress_tensor::ndarray::array;
+/// use tensorpress_tensor::stats::{Collector, Needs, TokenNorms};
+///
+/// let mut collector = Collector::new(2, Needs::of::<TokenNorms>(), 0);
+/// collector.update(array![[3.0, 4.0]].view(), Par::Seq);
+/// collector.update(array![[0.0, 2.0]].view(), Par::Seq);
+/// assert_eq!(collector.finish().get::<TokenNorms>()?[..], [5.0, 2.0]);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Statistic: fmt::Debug + Clone + Send + Sync + 'static {
     /// What methods read.
     type Value: Clone + fmt::Debug + Send + Sync + 'static;

@@ -1,6 +1,7 @@
 //! What only the caller knows: gradients, and what is made of them.
 
 use std::fmt;
+use std::hash::Hasher;
 use std::sync::Arc;
 
 use ndarray::Array2;
@@ -50,12 +51,42 @@ impl Supply {
 /// A caller that knows something of every weight: handed to [`Calibration::with_supplied`].
 ///
 /// Asked for one matrix at a time, when a method wants it, so that nothing needs to be held for a whole model.
+///
+/// ```
+/// # use std::{hash::Hasher, sync::Arc};
+/// # use tensorpress_tensor::stats::{Calibration, Supplied, Supply};
+/// # use tensorpress_tensor::{Result, Target, linalg::Par, ndarray::{Array2, array}};
+/// #[derive(Debug)]
+/// struct Ones;
+///
+/// impl Supplied for Ones {
+///     fn of_weights(&self, supply: Supply, _: &str) -> Result<Option<Array2<f32>>> {
+///         Ok((supply == Supply::GRADIENT).then(|| Array2::ones((1, 2))))
+///     }
+///     fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
+///         hash.write(b"ones");
+///         Ok(())
+///     }
+/// }
+/// let (weight, calibration) = (array![[0.5, 1.0]], Calibration::none(2).with_supplied(Arc::new(Ones)));
+/// let target = Target::new("w", weight.view());
+/// assert_eq!(calibration.supplied(Supply::GRADIENT, &target, Par::Seq)?, array![[1.0, 1.0]]);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Supplied: fmt::Debug + Send + Sync {
     /// The quantity of the matrix with this name, `[out, in]`; `None` if the caller has none.
     ///
     /// # Errors
     /// Any the caller has.
     fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>>;
+
+    /// Writes into `hash` all that tells what is supplied here from anything else: the names and bytes of what is held,
+    /// or what it is computed from. Work that was interrupted goes on only with what hashes alike, so nothing may go in
+    /// that differs from run to run, such as addresses.
+    ///
+    /// # Errors
+    /// Any the caller has.
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()>;
 }
 
 /// A supplier, and the maps that stand before the matrices that are compressed now.

@@ -31,6 +31,17 @@ pub fn stages() -> Vec<Row<WeightPart>> {
 }
 
 /// Composition of methods; implemented for all of them.
+///
+/// ```
+/// use tensorpress::prelude::*;
+/// use tensorpress::tensor::{ndarray::Array2, stats::Calibration};
+///
+/// let weight = Array2::from_shape_fn((4, 32), |(r, c)| (r * 32 + c) as f32 - 64.0);
+/// let method = magnitude(Pattern::nm(2, 4)).then(Rtn::new(GridSpec::new(4, 32)));
+/// let sparse = method.compress(weight.view(), &Calibration::none(32))?;
+/// assert_eq!(sparse.node.shape(), [4, 32]);
+/// # Ok::<(), Error>(())
+/// ```
 pub trait Compose: Method + Sized {
     /// The support this selector chooses is fixed, then `method` compresses what stays.
     #[must_use]

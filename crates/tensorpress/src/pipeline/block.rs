@@ -105,7 +105,7 @@ fn items<'a>(
     let mut items = Vec::new();
     for linear in block.linears().filter(|linear| compressed.contains(linear.name())) {
         let node = linear.node().expect("replaced by a node");
-        items.push(Item::Compressed { name: linear.name().to_owned(), node });
+        items.push(Item::Compressed { name: linear.name().to_owned(), node, announced: None });
     }
     let vectors = vectors.into_iter();
     items.extend(vectors.map(|Vector { name, dtype, values }| Item::Vector {

@@ -6,9 +6,9 @@
 //! will really see. (Rewrites come before that, each in a pass of its own over the model it finds; the rest then works on
 //! the model they leave.) Resident at a time are the hidden states and one group of weights, never a model.
 //!
-//! The work lies in `DIR.partial`, with a state file that says for which source, recipe and calibration. `DIR` appears
-//! by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a folder that the same call
-//! resumes, with the same bytes in the end.
+//! The work lies in `DIR.partial`, with a state file that says for which source, recipe, calibration and supplied
+//! statistics. `DIR` appears by a rename when all is done. Whatever stops the work (a full disk, a kill) leaves a
+//! folder that the same call resumes, with the same bytes in the end.
 
 mod advance;
 mod block;
@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tensorpress_model::Source;
+use tensorpress_tensor::stage::{self, Knobs};
 use tensorpress_tensor::stats::{self, Supplied};
 use tensorpress_tensor::{Error, Registry, Result, Rewrite};
 
@@ -69,7 +70,7 @@ use state::{Identity, Unit};
 /// ```
 pub struct Compressor<'a> {
     recipe: Recipe,
-    rewrites: Vec<Box<dyn Rewrite>>,
+    rewrites: Vec<Named>,
     calibration: Option<CalibrationText>,
     supplied: Option<Arc<dyn Supplied>>,
     seed: u64,
@@ -138,11 +139,15 @@ impl<'a> Compressor<'a> {
         }
     }
 
-    /// Adds a rewrite of one's own, after those of the recipe and before its other stages.
-    #[must_use]
-    pub fn with_rewrite(mut self, rewrite: Box<dyn Rewrite>) -> Self {
-        self.rewrites.push(rewrite);
-        self
+    /// Adds a rewrite of one's own, after those of the recipe and before its other stages. Its name and knobs say what
+    /// it is in reports, and what a run is resumed by.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if its knobs do not go together.
+    pub fn with_rewrite(mut self, mut rewrite: impl Rewrite + Knobs + 'static) -> Result<Self> {
+        let text = stage::canonical(rewrite.id(), &mut rewrite)?;
+        self.rewrites.push((text, Box::new(rewrite)));
+        Ok(self)
     }
 
     /// Sets the text whose activations calibrate; methods that need none ignore it.
@@ -152,8 +157,8 @@ impl<'a> Compressor<'a> {
         self
     }
 
-    /// Hands methods what only the caller knows of the weights, such as gradients. Not part of what a resumed run is compared
-    /// by: hand over the same.
+    /// Hands methods what only the caller knows of the weights, such as gradients. A run is resumed only with what
+    /// identifies itself as the same ([`Supplied::identify`]).
     #[must_use]
     pub fn with_supplied(mut self, by: Arc<dyn Supplied>) -> Self {
         self.supplied = Some(by);
@@ -218,7 +223,7 @@ impl<'a> Compressor<'a> {
         folder::check_target(out, source.folder(), self.force)?;
         let recipe = self.identity_of_recipe();
         let mut rewrites = self.recipe.rewrites();
-        rewrites.extend(self.rewrites.drain(..).map(|rewrite| (rewrite.describe(), rewrite)));
+        rewrites.append(&mut self.rewrites);
         let plan = Plan::new(source, &self.recipe, !rewrites.is_empty())?;
         let plain = !rewrites.is_empty()
             && plan.is_empty()
@@ -229,7 +234,8 @@ impl<'a> Compressor<'a> {
         let layout = source.layout(plain);
         rewrites.iter().try_for_each(|(_, rewrite)| rewrite.fits(&layout))?;
         let windows = self.windows(source, &rewrites, &plan)?;
-        let identity = Identity::new(source, recipe, &windows, self.seed)?;
+        let identity =
+            Identity::new(source, recipe, &windows, self.supplied.as_deref(), self.seed)?;
         let mut work = Work::open(out, identity, self.force)?;
         let rewritten = self.rewrite(source, &rewrites, &windows, plain, &mut work)?;
         let original = source;
@@ -285,7 +291,7 @@ impl<'a> Compressor<'a> {
 
     /// All that decides what the recipe does.
     fn identity_of_recipe(&self) -> String {
-        let added = self.rewrites.iter().map(|rewrite| format!(" + {}", rewrite.describe()));
+        let added = self.rewrites.iter().map(|(text, _)| format!(" + {text}"));
         added.fold(self.recipe.canonical(), |all, one| all + &one)
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tensorpress_model::Source;
-use tensorpress_tensor::checkpoint::write_shard;
+use tensorpress_tensor::checkpoint::{Announced, write_announced};
 use tensorpress_tensor::{
     Context as _, DType, Node, Part, PartKind, PartSink, Result, Storage, Tensor,
 };
@@ -19,8 +19,8 @@ pub(super) enum Item<'a> {
     Copied(String),
     /// New values of a vector.
     Vector { name: String, dtype: DType, values: Vec<f32> },
-    /// A compressed matrix.
-    Compressed { name: String, node: &'a dyn Node },
+    /// A compressed matrix, and its parts if somebody has asked for them before.
+    Compressed { name: String, node: &'a dyn Node, announced: Option<&'a Announced> },
 }
 
 impl Item<'_> {
@@ -68,7 +68,7 @@ impl PartSink for Counted<'_> {
 pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<Written> {
     let mut trees = serde_json::Map::new();
     for item in items {
-        if let Item::Compressed { name, node } = item {
+        if let Item::Compressed { name, node, .. } = item {
             trees.insert(name.clone(), node.describe());
         }
     }
@@ -78,10 +78,11 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
         metadata.insert("tensorpress".to_owned(), serde_json::Value::Object(trees).to_string());
     }
     let mut bits = BTreeMap::new();
-    let bytes = write_shard(path, &metadata, &mut |sink| {
+    let announced = announce(source, items)?;
+    let bytes = write_announced(path, &metadata, announced, &mut |sink| {
         for item in items {
             match item {
-                Item::Compressed { name, node } => {
+                Item::Compressed { name, node, .. } => {
                     let mut counted = Counted { storage: Storage::default(), sink };
                     node.parts(name, &mut counted).in_tensor(name)?;
                     bits.insert(name.clone(), counted.storage.bits_per_weight(node.shape()));
@@ -92,6 +93,7 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
                     sink.part(part(name, *dtype, vec![values.len()], Cow::Owned(bytes)))?;
                 }
                 Item::Copied(name) => {
+                    // Made on demand where the source is packed or edited.
                     let tensor = source.checkpoint().tensor(name)?;
                     let bytes = Cow::Borrowed(&**tensor.bytes());
                     sink.part(part(name, tensor.dtype(), tensor.shape().to_vec(), bytes))?;
@@ -104,6 +106,27 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
         Ok(())
     })?;
     Ok(Written { bytes, bits })
+}
+
+/// What a shard will hold, as its header must say before any byte is written. Nodes alone are asked for their parts:
+/// only they know them.
+fn announce(source: &Source, items: &[Item<'_>]) -> Result<Announced> {
+    let mut all = Announced::default();
+    for item in items {
+        match item {
+            Item::Compressed { announced: Some(announced), .. } => all.append(announced)?,
+            Item::Compressed { name, node, .. } => node.parts(name, &mut all).in_tensor(name)?,
+            Item::Vector { name, dtype, values } => {
+                all.announce(name.clone(), *dtype, vec![values.len()])?;
+            }
+            Item::Copied(name) => {
+                let checkpoint = source.checkpoint();
+                let shape = checkpoint.shape(name).unwrap_or_default().to_vec();
+                all.announce(name.clone(), checkpoint.dtype(name)?, shape)?;
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Pages of tensors beyond this size are given back once they are copied.

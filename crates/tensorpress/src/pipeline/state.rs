@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tensorpress_model::Source;
+use tensorpress_tensor::stats::Supplied;
 use tensorpress_tensor::{Error, Result, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -12,7 +13,7 @@ use super::report::LayerReport;
 /// Name of the state file.
 pub(super) const STATE: &str = "tensorpress.state.json";
 /// Layout of the state file.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Contents of checkpoints up to this length are hashed in full.
 const FULL: u64 = 256 << 20;
 /// Of longer ones: the first bytes of each stride of each tensor, and the last of each tensor.
@@ -32,6 +33,8 @@ pub(super) struct Identity {
     calibration: Option<String>,
     calibration_windows: usize,
     calibration_tokens: usize,
+    /// Hash of what the caller supplies.
+    supplied: Option<String>,
     seed: u64,
 }
 
@@ -41,6 +44,7 @@ impl Identity {
         source: &Source,
         recipe: String,
         windows: &[Vec<u32>],
+        supplied: Option<&dyn Supplied>,
         seed: u64,
     ) -> Result<Self> {
         Ok(Self {
@@ -52,6 +56,7 @@ impl Identity {
             calibration: (!windows.is_empty()).then(|| hash_windows(windows)),
             calibration_windows: windows.len(),
             calibration_tokens: windows.iter().map(Vec::len).sum(),
+            supplied: supplied.map(hash_supplied).transpose()?,
             seed,
         })
     }
@@ -67,6 +72,7 @@ impl Identity {
             calibration: None,
             calibration_windows: 0,
             calibration_tokens: 0,
+            supplied: None,
             seed: 0,
         })
     }
@@ -80,6 +86,10 @@ impl Identity {
                 id.calibration_windows, id.calibration_tokens
             ),
         };
+        let supplied = |id: &Self| match &id.supplied {
+            None => "nothing".to_owned(),
+            Some(hash) => format!("hash {hash}"),
+        };
         let source = |id: &Self| format!("{} bytes, hash {}", id.source_bytes, id.source);
         let differ = |what: &str, was: String, is: String| {
             (was != is).then(|| format!("the {what} was `{was}`, is `{is}`"))
@@ -90,6 +100,7 @@ impl Identity {
             differ("source", source(self), source(now)),
             differ("recipe", self.recipe.clone(), now.recipe.clone()),
             differ("calibration", calibration(self), calibration(now)),
+            differ("caller's supply", supplied(self), supplied(now)),
             differ("seed", self.seed.to_string(), now.seed.to_string()),
         ];
         let all: Vec<String> = all.into_iter().flatten().collect();
@@ -156,6 +167,12 @@ fn hash_windows(windows: &[Vec<u32>]) -> String {
         window.iter().for_each(|id| hash.update(&id.to_le_bytes()));
     }
     format!("{:032x}", hash.digest128())
+}
+
+fn hash_supplied(supplied: &dyn Supplied) -> Result<String> {
+    let mut hash = Xxh3::new();
+    supplied.identify(&mut hash)?;
+    Ok(format!("{:032x}", hash.digest128()))
 }
 
 fn hash_source(source: &Source) -> Result<String> {

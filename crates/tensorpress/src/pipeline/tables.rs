@@ -67,7 +67,7 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
         nodes.push((name, layer.node));
     }
     for (name, node) in &nodes {
-        items.push(Item::Compressed { name: name.clone(), node: node.as_ref() });
+        items.push(Item::Compressed { name: name.clone(), node: node.as_ref(), announced: None });
     }
     Ok(shard::write(path, source, &items)?.unit(layers))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tensorpress_model::Source;
+use tensorpress_tensor::checkpoint::Announced;
 use tensorpress_tensor::{Context as _, Error, Node, Part, PartSink, Result};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -49,7 +50,8 @@ pub fn write_model(
 ) -> Result<()> {
     folder::check_target(out, source.folder(), false)?;
     check(source, nodes)?;
-    let identity = Identity::of_nodes(source, hash(nodes)?)?;
+    let (hash, announced) = hash(nodes)?;
+    let identity = Identity::of_nodes(source, hash)?;
     let mut work = Work::open(out, identity, false)?;
     work.begin(source.blocks())?;
     let prefixes: Vec<String> =
@@ -76,7 +78,8 @@ pub fn write_model(
         };
         let mut items: Vec<Item<'_>> = Vec::new();
         for (name, node) in &compressed {
-            items.push(Item::Compressed { name: (*name).clone(), node: *node });
+            let announced = announced.get(name.as_str());
+            items.push(Item::Compressed { name: (*name).clone(), node: *node, announced });
         }
         let names = source.checkpoint().names();
         let copied = names.filter(|name| shard_of(name) == index && !replaced(name));
@@ -106,20 +109,27 @@ fn check(source: &Source, nodes: &BTreeMap<String, Box<dyn Node>>) -> Result<()>
     Ok(())
 }
 
-/// A hash of all nodes: descriptions and parts.
-fn hash(nodes: &BTreeMap<String, Box<dyn Node>>) -> Result<String> {
-    struct Hash(Xxh3);
+/// A hash of all nodes, descriptions and parts, and what parts each has. That a node is asked once more when its shard
+/// is written cannot be helped: the hash decides whether there is anything to write, and nobody holds the bytes
+/// meanwhile.
+fn hash(nodes: &BTreeMap<String, Box<dyn Node>>) -> Result<(String, BTreeMap<&str, Announced>)> {
+    struct Hash {
+        sum: Xxh3,
+        announced: Announced,
+    }
     impl PartSink for Hash {
         fn part(&mut self, part: Part<'_>) -> Result<()> {
-            self.0.update(part.name.as_bytes());
-            self.0.update(&part.bytes);
-            Ok(())
+            self.sum.update(part.name.as_bytes());
+            self.sum.update(&part.bytes);
+            self.announced.part(part)
         }
     }
-    let mut hash = Hash(Xxh3::new());
+    let mut hash = Hash { sum: Xxh3::new(), announced: Announced::default() };
+    let mut announced = BTreeMap::new();
     for (name, node) in nodes {
-        hash.0.update(node.describe().to_string().as_bytes());
+        hash.sum.update(node.describe().to_string().as_bytes());
         node.parts(name, &mut hash).in_tensor(name)?;
+        announced.insert(name.as_str(), std::mem::take(&mut hash.announced));
     }
-    Ok(format!("{:032x}", hash.0.digest128()))
+    Ok((format!("{:032x}", hash.sum.digest128()), announced))
 }

@@ -1,4 +1,5 @@
-use tensorpress_tensor::ErrorKind;
+use tensorpress_prune::{ChannelMetric, Flap};
+use tensorpress_tensor::{ErrorKind, stage};
 
 use super::*;
 
@@ -242,13 +243,13 @@ fn rewrites_come_first() {
             .unwrap();
     let texts: Vec<String> = many.rewrites().into_iter().map(|(text, _)| text).collect();
     assert_eq!(texts, ["drop_blocks", "flap(sparsity=0.1)", "drop_blocks(count=2)", "flap"]);
-    let described = |text: &str| Recipe::parse(text).unwrap().rewrites().remove(0).1.describe();
-    for text in ["flap(sparsity=0.3, uniform=true, metric=ifv)", "drop_blocks(count=3)"] {
-        assert_eq!(
-            (described(text), Recipe::parse(text).unwrap().canonical()),
-            (text.into(), text.into())
-        );
-    }
+    // What is built in Rust says of itself what the recipe says of it.
+    let mut flap = Flap::new(0.3).with_uniform(true).with_metric(ChannelMetric::Ifv);
+    let text = "flap(sparsity=0.3, uniform=true, metric=ifv)";
+    assert_eq!(stage::canonical("flap", &mut flap).unwrap(), text);
+    assert_eq!(Recipe::parse(text).unwrap().canonical(), text);
+    let refused = stage::canonical("flap", &mut Flap::new(1.0)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
     let alone = Recipe::parse("flap").unwrap().chain().unwrap().build().unwrap_err();
     assert_eq!(alone.kind(), ErrorKind::Unsupported, "{alone}");
     for (text, part) in [

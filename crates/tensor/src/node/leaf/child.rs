@@ -18,12 +18,12 @@ pub struct Slot {
     /// `[rows, columns]` of its values.
     pub shape: [usize; 2],
     /// How they are stored.
-    pub stored: Stored,
+    pub encoding: Encoding,
 }
 
 /// How the values of a [`Slot`] are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stored {
+pub enum Encoding {
     /// As any node: floats, or codes of a leaf in turn.
     Node,
     /// As integers, in a plane.
@@ -63,10 +63,10 @@ impl Held {
     /// `ShapeMismatch` if it does not fit; `Numerical` for floats that are not finite.
     pub(super) fn new(slot: Slot, child: Child) -> Result<Self> {
         let [rows, cols] = slot.shape;
-        let fits = match (&child, slot.stored) {
-            (Child::Node(node), Stored::Node) => node.shape() == slot.shape,
-            (Child::Plane(plane), Stored::Plane) => is_even(&**plane, rows, cols),
-            (Child::Floats { values, .. }, Stored::Floats) => values.len() == rows * cols,
+        let fits = match (&child, slot.encoding) {
+            (Child::Node(node), Encoding::Node) => node.shape() == slot.shape,
+            (Child::Plane(plane), Encoding::Plane) => is_even(&**plane, rows, cols),
+            (Child::Floats { values, .. }, Encoding::Floats) => values.len() == rows * cols,
             _ => false,
         };
         if !fits {
@@ -85,10 +85,10 @@ impl Held {
         prefix: &str,
     ) -> Result<Self> {
         let name = join(prefix, slot.name);
-        let child = match slot.stored {
-            Stored::Node => Child::Node(reader.child(json, slot.name, prefix)?),
-            Stored::Plane => Child::Plane(reader.plane(json, slot.name, &name)?),
-            Stored::Floats => {
+        let child = match slot.encoding {
+            Encoding::Node => Child::Node(reader.child(json, slot.name, prefix)?),
+            Encoding::Plane => Child::Plane(reader.plane(json, slot.name, &name)?),
+            Encoding::Floats => {
                 let part = reader.part(&name)?;
                 if !part.dtype().is_float() {
                     return Err(Error::corruption(format!("{name} of type {:?}", part.dtype())));

@@ -6,6 +6,35 @@ use crate::error::Result;
 use crate::node::{Input, Json, Scratch, Symbols};
 
 /// What the codes of a [`Leaf`] stand for: its parameters, what it needs beside the codes, and how a row is decoded.
+///
+/// ```
+/// # use tensorpress_tensor::node::{Format, Json, Leaf, PackedPlane, Slot, Symbols, decode};
+/// # use tensorpress_tensor::{Result, ndarray::array};
+/// #[derive(Debug)]
+/// struct Ternary;
+///
+/// impl Format for Ternary {
+///     const ID: &'static str = "yours.ternary.v1";
+///
+///     fn read_from(_: &Json) -> Result<Self> {
+///         Ok(Self)
+///     }
+/// #   fn describe(&self, _: &mut Json) {}
+///     fn slots(&self, _: [usize; 2]) -> Vec<Slot> {
+///         Vec::new()
+///     }
+/// #   fn check(&self, _: [usize; 2], _: u32) -> Result<()> {
+/// #       Ok(())
+/// #   }
+///     fn decode_row(&self, _: usize, codes: Symbols<'_>, _: &[&[f32]], out: &mut [f32]) {
+///         out.iter_mut().zip(codes.iter()).for_each(|(w, code)| *w = f32::from(code) - 1.0);
+///     }
+/// }
+/// let codes = PackedPlane::pack(&[0u8, 1, 2, 2], 2, 2, 2)?;
+/// let leaf = Leaf::new(Ternary, [2, 2], Box::new(codes), Vec::new())?;
+/// assert_eq!(decode(&leaf)?, array![[-1.0, 0.0], [1.0, 1.0]]);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Format: Debug + Send + Sync + Sized + 'static {
     /// Wire id of leaves of this format.
     const ID: &'static str;

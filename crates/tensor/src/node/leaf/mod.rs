@@ -10,7 +10,7 @@ mod levels;
 mod node;
 
 pub use affine::{AffineFormat, GroupedAffine};
-pub use child::{Child, Slot, Stored};
+pub use child::{Child, Encoding, Slot};
 pub use format::{Format, Fused};
 pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable};
 pub(super) use node::with_slice;

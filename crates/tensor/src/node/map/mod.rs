@@ -39,6 +39,20 @@ pub enum Side {
 /// A kind of map is a file like those of this module; its reader stands in a [`super::Registry`] under the name that
 /// [`Map::describe`] gives as `"kind"` ([`super::Registry::add_map`]). [`super::Transformed`] puts one around a node;
 /// [`crate::carry`] takes a group of matrices through one and back.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tensorpress_tensor::linalg::Par;
+/// use tensorpress_tensor::node::{Dense, Index, Map, Side, Transformed, decode};
+/// use tensorpress_tensor::{DType, Node, ndarray::array};
+///
+/// let (swap, weight): (Arc<dyn Map>, _) = (Arc::new(Index::new(vec![1, 0], 2)?), array![[1.0, 2.0]]);
+/// let inner = swap.weights(weight.view(), Side::In, Par::Seq);
+/// assert_eq!(inner, array![[2.0, 1.0]]);
+/// let node = Transformed::new(Side::In, swap, Dense::from_f32(inner.view(), DType::F32)?.boxed())?;
+/// assert_eq!(decode(&node)?, weight);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Map: Debug + Send + Sync {
     /// Channels of the inner node.
     fn inner(&self) -> usize;

@@ -19,6 +19,16 @@ use crate::error::Result;
 use crate::storage::{PartKind, PartSink};
 
 /// Rows of unsigned integers below `alphabet()`.
+///
+/// ```
+/// use tensorpress_tensor::node::{PackedPlane, Plane, SymbolBuf};
+///
+/// let plane: Box<dyn Plane> = Box::new(PackedPlane::pack(&[1u8, 5, 7, 0], 2, 2, 3)?);
+/// let mut buffer = SymbolBuf::of(&*plane);
+/// let row = buffer.read(&*plane, 1..2)?;
+/// assert_eq!((plane.alphabet(), row.iter().collect::<Vec<_>>()), (8, vec![7, 0]));
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 pub trait Plane: Debug + Send + Sync {
     /// Codes lie in `0..alphabet()`, which is at most 65536; symbols are bytes up to 256, else 16 bits wide.
     fn alphabet(&self) -> u32;

@@ -4,7 +4,7 @@ mod stored;
 
 use std::sync::OnceLock;
 
-use super::{Child, Format, Fused, Leaf, Slot, Stored};
+use super::{Child, Encoding, Format, Fused, Leaf, Slot};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::grid::{Affine, IntGrid};
@@ -95,8 +95,9 @@ impl Format for AffineFormat {
 
     fn slots(&self, shape: [usize; 2]) -> Vec<Slot> {
         let shape = self.grids(shape);
-        let scales = Slot { name: "scales", kind: PartKind::Scales, shape, stored: Stored::Floats };
-        let zeros = Slot { name: "zeros", kind: PartKind::Zeros, shape, stored: Stored::Plane };
+        let scales =
+            Slot { name: "scales", kind: PartKind::Scales, shape, encoding: Encoding::Floats };
+        let zeros = Slot { name: "zeros", kind: PartKind::Zeros, shape, encoding: Encoding::Plane };
         if self.zero.is_some() { vec![scales] } else { vec![scales, zeros] }
     }
 

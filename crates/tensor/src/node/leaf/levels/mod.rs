@@ -4,7 +4,7 @@ mod known;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Format, Leaf, Slot, Stored};
+use super::{Encoding, Format, Leaf, Slot};
 use crate::error::{Error, Result};
 use crate::node::registry::field;
 use crate::node::{Json, Symbols};
@@ -111,7 +111,7 @@ impl Format for LevelFormat {
     }
 
     fn slots(&self, shape: [usize; 2]) -> Vec<Slot> {
-        let node = |name, kind, shape| Slot { name, kind, shape, stored: Stored::Node };
+        let node = |name, kind, shape| Slot { name, kind, shape, encoding: Encoding::Node };
         let mut slots = vec![
             node("levels", PartKind::Tables, [1, self.count]),
             node("scales", PartKind::Scales, self.blocks.grid(shape)),
