@@ -139,6 +139,14 @@ pub trait Node: Debug + Send + Sync {
         false
     }
 
+    /// The kernels over the form in which it is stored, where there are any.
+    ///
+    /// # Errors
+    /// As [`Node::decode_rows`].
+    fn stored(&self) -> Result<Option<Box<dyn Fused + '_>>> {
+        Ok(None)
+    }
+
     /// A form of the same node that multiplies fastest on this machine; writes the same bytes.
     ///
     /// # Errors
@@ -194,6 +202,9 @@ impl Node for Box<dyn Node> {
     }
     fn zero_outside(&self) -> bool {
         (**self).zero_outside()
+    }
+    fn stored(&self) -> Result<Option<Box<dyn Fused + '_>>> {
+        (**self).stored()
     }
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
         (*self).prepack()

@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use serde_json::json;
 
 use super::registry::field;
@@ -90,9 +90,76 @@ impl Transformed {
                     Ok(())
                 })
             }
-            Side::Out => self.map.decode_out(rows, out, scratch, &mut { decode }),
+            Side::Out => match strip(self.map.band(), out.ncols()) {
+                Some(width) => self.decode_strips(width, rows, out, scratch),
+                None => self.map.decode_out(rows, out, scratch, &mut { decode }),
+            },
         }
     }
+
+    /// Band for band, in strips of `width` columns: from kernels that decode parts, or else out of the decoded band.
+    fn decode_strips(
+        &self,
+        width: usize,
+        rows: Range<usize>,
+        mut out: ArrayViewMut2<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let (band, cols) = (self.map.band(), out.ncols());
+        let stored = self.inner.stored()?.filter(|stored| stored.decode_part(0..0, 0..0, &mut []));
+        let mut at = rows.start;
+        while at < rows.end {
+            let first = at / band * band;
+            let until = rows.end.min(first + band);
+            let mut whole = Vec::new();
+            if stored.is_none() {
+                whole = scratch.take(band * cols);
+                let view = ArrayViewMut2::from_shape((band, cols), &mut whole).expect("taken");
+                self.inner.decode_rows(first..first + band, view, Accum::Replace, scratch)?;
+            }
+            for from in (0..cols).step_by(width) {
+                let columns = from..cols.min(from + width);
+                let strip = out.slice_mut(s![at - rows.start..until - rows.start, columns.clone()]);
+                let mut decode = |rows: Range<usize>,
+                                  mut out: ArrayViewMut2<'_, f32>,
+                                  scratch: &mut Scratch| {
+                    match (&stored, out.as_slice_mut()) {
+                        (Some(stored), Some(out)) => {
+                            stored.decode_part(rows, columns.clone(), out);
+                        }
+                        (Some(stored), None) => scratch.with_matrix(out.dim(), |mut part, _| {
+                            let values = part.as_slice_mut().expect("standard layout");
+                            stored.decode_part(rows, columns.clone(), values);
+                            out.assign(&part);
+                        }),
+                        (None, _) => {
+                            let rows = rows.start - first..rows.end - first;
+                            let whole = ArrayView2::from_shape((band, cols), &whole);
+                            out.assign(&whole.expect("taken").slice(s![rows, columns.clone()]));
+                        }
+                    }
+                    Ok(())
+                };
+                self.map.decode_out(at..until, strip, scratch, &mut decode)?;
+            }
+            if stored.is_none() {
+                scratch.put(whole);
+            }
+            at = until;
+        }
+        Ok(())
+    }
+}
+
+/// Values of a strip, which stay in the second-level cache.
+const STRIP: usize = 256 * 1024;
+/// Columns of a strip, at least: shorter pieces of rows cost more in pages and lines than a band outside of the cache.
+const NARROWEST: usize = 256;
+
+/// Columns that are decoded at a time, where that is not all: a multiple of 16, whatever the rows asked for.
+fn strip(band: usize, cols: usize) -> Option<usize> {
+    let width = (STRIP.checked_div(band)? / 16 * 16).max(NARROWEST);
+    (width < cols).then_some(width)
 }
 
 impl Node for Transformed {

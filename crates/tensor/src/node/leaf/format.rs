@@ -1,4 +1,5 @@
 use std::fmt::Debug;
+use std::ops::Range;
 
 use super::{Leaf, Slot};
 use crate::error::Result;
@@ -66,8 +67,14 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
     }
 }
 
-/// A product over a stored form: the matrix is never expanded.
+/// Kernels over a stored form: a product that never expands the matrix, and parts of it.
 pub trait Fused: Debug + Send + Sync {
     /// Y = X Wᵀ, or Y += X Wᵀ where `add`, for X `[tokens, in]` and Y `[tokens, out]`, row-major.
     fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par);
+
+    /// Decodes some columns of some rows into `out`, row-major and without gaps, to the bits that whole rows have; `false`
+    /// where that takes more than their share of the rows.
+    fn decode_part(&self, _rows: Range<usize>, _columns: Range<usize>, _out: &mut [f32]) -> bool {
+        false
+    }
 }

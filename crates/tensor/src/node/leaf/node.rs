@@ -190,6 +190,10 @@ impl<F: Format> Node for Leaf<F> {
         }
     }
 
+    fn stored(&self) -> Result<Option<Box<dyn Fused + '_>>> {
+        F::fused(self)
+    }
+
     fn zero_outside(&self) -> bool {
         self.codes.as_kept().is_some()
     }

@@ -1,5 +1,7 @@
 //! Kernels over the stored forms: packed codes, packed codes of a support, and panels made for the machine.
 
+use std::ops::Range;
+
 use super::{Fused, GroupedAffine, SCALES};
 use crate::error::Result;
 use crate::kernels::{self, Activations, AffinePanels, AffineRows, KeptAffine};
@@ -125,6 +127,11 @@ fn filled(leaf: &GroupedAffine) -> Result<Option<(PackedPlane, Vec<f32>)>> {
 impl Fused for AffineRows<'_> {
     fn matmul(&self, x: &[f32], tokens: usize, y: &mut [f32], add: bool, par: Par) {
         kernels::affine_matmul(self, x, tokens, y, add, par);
+    }
+
+    fn decode_part(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) -> bool {
+        kernels::decode_part(self, rows, columns, out);
+        true
     }
 }
 
