@@ -19,7 +19,8 @@ fn main() {
     let test = std::env::args().any(|arg| arg == "--test");
     let rounds = if test { 1 } else { 12 };
     println!("{}", cpu_name().unwrap_or_else(|| "a CPU without a name".into()));
-    let (square, tall) = if test { ([1024, 256], [576, 300]) } else { ([4096, 4096], [4608, 4096]) };
+    let (square, tall) =
+        if test { ([1024, 256], [576, 300]) } else { ([4096, 4096], [4608, 4096]) };
     table(square, &[8, 64, 512, 1024], rounds);
     // No power of two: 16 x 36.
     table(tall, &[576], rounds);

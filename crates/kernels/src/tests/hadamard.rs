@@ -100,7 +100,17 @@ fn parts_are_those_of_whole_rows() {
                 let mut whole = vec![0.0; rows * cols];
                 for (r, out) in whole.chunks_mut(cols).enumerate() {
                     let (packed, scales, zeros) = w.row(r);
-                    decode_affine_on(Isa::Generic, packed, bits, 0, scales, zeros, group, out, false);
+                    decode_affine_on(
+                        Isa::Generic,
+                        packed,
+                        bits,
+                        0,
+                        scales,
+                        zeros,
+                        group,
+                        out,
+                        false,
+                    );
                 }
                 for columns in [0..cols, 0..cols / 2, cols / 3..cols, 16.min(cols)..cols, 0..0] {
                     for range in [0..rows, 3..4, 9..rows, 5..5] {
