@@ -8,7 +8,7 @@ use super::simd::{Ahead, Simd, prefetch, stamp};
 /// Levels are taken three at a time: eight vectors and what is made of them fit the registers of every set.
 const RADIX: usize = 8;
 /// How many values ahead of the writing the lines of a row are asked for.
-const AHEAD: usize = 128;
+const AHEAD: usize = 64;
 /// Values that are transformed in the first cache before others are touched.
 const NEAR: usize = 4096;
 
