@@ -119,8 +119,8 @@ mod x86 {
     use crate::simd::avx512;
 
     avx512! {
-        /// As [`super::decode_affine`], of codes `packed` that begin with number `start`, which a multiple of 16 is, as is
-        /// `group`. In registers: bytes written are not there yet when they are read a moment later.
+        /// As [`super::decode_affine`], of codes `packed` that begin with number `start`, which a multiple of 16 is,
+        /// as is `group`. In registers: bytes written are not there yet when they are read a moment later.
         #[inline]
         pub(super) fn decode(
             packed: &[u8],

@@ -1,7 +1,7 @@
 //! Walsh-Hadamard transforms between rows of lanes.
 //!
-//! Only sums and differences of two values, taken level by level from the nearest lanes to the farthest: how many levels a
-//! pass takes at once, and what is done first, changes no bit. Bit-identical on every instruction set.
+//! Only sums and differences of two values, taken level by level from the nearest lanes to the farthest: how many
+//! levels a pass takes at once, and what is done first, changes no bit. Bit-identical on every instruction set.
 
 use super::simd::{Ahead, Simd, prefetch, stamp};
 
@@ -12,8 +12,8 @@ const AHEAD: usize = 64;
 /// Values that are transformed in the first cache before others are touched.
 const NEAR: usize = 4096;
 
-/// x := H x over `lane`s: `x` is cut into lanes of consecutive values, a power of two of them, and value `i` of all lanes is
-/// transformed by the +-1 Walsh-Hadamard matrix in natural order, for each `i`. Not normalised.
+/// x := H x over `lane`s: `x` is cut into lanes of consecutive values, a power of two of them, and value `i` of all
+/// lanes is transformed by the +-1 Walsh-Hadamard matrix in natural order, for each `i`. Not normalised.
 ///
 /// # Panics
 ///
@@ -115,8 +115,8 @@ fn butterflies1<const R: usize>(v: &mut [f32; R]) {
     }
 }
 
-/// The last levels, out of place: `x` is cut into `out.len()` rows, and what becomes of them between `parts` equal parts is
-/// written to the rows of `out`.
+/// The last levels, out of place: `x` is cut into `out.len()` rows, and what becomes of them between `parts` equal
+/// parts is written to the rows of `out`.
 ///
 /// # Panics
 ///

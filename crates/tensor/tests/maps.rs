@@ -151,11 +151,11 @@ fn a_decode_decodes_each_inner_row_once() {
     }
 }
 
-/// Bands that no cache holds are decoded in strips of columns: by kernels from packed codes, else out of the decoded band.
+/// Bands that no cache holds are decoded in strips of columns: by kernels from packed codes, else out of the whole band.
 #[test]
 fn strips_of_columns_give_the_same_bits_however_cut_and_stored() {
     let (rows, cols) = (1536usize, 901usize);
-    let codes: Vec<u8> = (0..rows * cols).map(|i| (i * 2_654_435_761 >> 9) as u8 % 16).collect();
+    let codes: Vec<u8> = (0..rows * cols).map(|i| ((i * 2_654_435_761) >> 9) as u8 % 16).collect();
     let scales: Vec<f32> = (0..rows * cols.div_ceil(64)).map(|i| 0.1 + (i % 7) as f32).collect();
     let packed = || {
         let scales = scales.clone();
