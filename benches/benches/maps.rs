@@ -7,6 +7,7 @@ mod turns;
 use std::sync::Arc;
 
 use tensorpress_quant::{GridSpec, Rtn};
+use tensorpress_tensor::kernels::cpu_name;
 use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{Accum, Map, Rotation, Side, Transformed, decode};
@@ -16,7 +17,17 @@ use turns::{Contender, take_turns};
 
 fn main() {
     let test = std::env::args().any(|arg| arg == "--test");
-    let ([rows, cols], rounds) = if test { ([1024, 256], 1) } else { ([4096, 4096], 12) };
+    let rounds = if test { 1 } else { 12 };
+    println!("{}", cpu_name().unwrap_or_else(|| "a CPU without a name".into()));
+    let (square, tall) =
+        if test { ([1024, 256], [576, 300]) } else { ([4096, 4096], [4608, 4096]) };
+    table(square, &[8, 64, 512, 1024], rounds);
+    // No power of two: 16 x 36.
+    table(tall, &[576], rounds);
+}
+
+/// Decodes a matrix alone and behind rotations of these blocks.
+fn table([rows, cols]: [usize; 2], blocks: &[usize], rounds: usize) {
     let weight =
         Array2::from_shape_fn((rows, cols), |(r, c)| gaussian(1, (r * cols + c) as u64) as f32);
     let plain = || {
@@ -25,13 +36,14 @@ fn main() {
         rounded.expect("rounds").node.boxed()
     };
     let mut nodes: Vec<(String, Box<dyn Node>)> = vec![("plain".into(), plain())];
-    for block in [8, 64, 512, 1024] {
-        let map: Arc<dyn Map> = Arc::new(Rotation::new(rows, block, 1).expect("a divisor"));
+    for block in blocks {
+        let map: Arc<dyn Map> = Arc::new(Rotation::new(rows, *block, 1).expect("a divisor"));
         let node = Transformed::new(Side::Out, map.clone(), plain()).expect("fits").boxed();
         check(&*map, &*plain(), &*node);
         nodes.push((format!("rotation of {block}"), node));
     }
-    let mut outs = vec![Array2::<f32>::zeros((rows, cols)); nodes.len()];
+    let mut outs = vec![Array2::<f32>::zeros((rows, cols)); nodes.len() + 1];
+    let mut fill = outs.pop().expect("one more");
     let mut contenders: Vec<Contender<'_>> = nodes
         .iter()
         .zip(&mut outs)
@@ -44,12 +56,23 @@ fn main() {
             })
         })
         .collect();
+    contenders.push(Contender::new("a plain write", 4 * rows * cols, || {
+        std::hint::black_box(&mut fill).fill(1.0);
+    }));
     take_turns(&mut contenders, rounds);
-    println!("decoding 4 bits, {rows} x {cols}, one thread, best of {rounds} turns");
-    let base = contenders[0].best();
+    println!("decoding 4 bits, {rows} x {cols}, one thread, best (median) of {rounds} turns");
+    let (base, middle) = (contenders[0].best(), contenders[0].median());
     for contender in &contenders {
-        let (ms, times) = (contender.best() * 1e3, contender.best() / base);
-        println!("{:>18}: {ms:8.2} ms, {times:.2} x plain", contender.name);
+        let (best, median) = (contender.best(), contender.median());
+        println!(
+            "{:>18}: {:8.2} ({:.2}) ms, {:.2} ({:.2}) x plain, {:.1} GB/s written",
+            contender.name,
+            best * 1e3,
+            median * 1e3,
+            best / base,
+            median / middle,
+            contender.bytes as f64 / best / 1e9,
+        );
     }
 }
 

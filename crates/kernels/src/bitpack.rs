@@ -213,6 +213,19 @@ pub(super) mod x86 {
         }
     }
 
+    /// [`Unpacker::place`] by the bits of a code: made once, as short runs of codes are unpacked too.
+    static PLACES: [[u8; 64]; 9] = {
+        let mut places = [[0; 64]; 9];
+        let mut at = 0;
+        while at < 9 * 64 {
+            let (width, i) = (at / 64, at % 64);
+            let place = i / 8 * width + i % 8;
+            places[width][i] = if place < 64 { place as u8 } else { 63 };
+            at += 1;
+        }
+        places
+    };
+
     /// Unpacks 64 codes at a time in registers.
     #[derive(Clone, Copy)]
     pub(crate) struct Unpacker {
@@ -231,13 +244,14 @@ pub(super) mod x86 {
                 #[inline]
                 pub(crate) fn new(bits: u32) -> Self {
                     let width = bits as usize;
-                    let place: [u8; 64] = std::array::from_fn(|i| (i / 8 * width + i % 8).min(63) as u8);
+                    let place = &PLACES[width];
                     // SAFETY: the array holds the 64 bytes that are read.
                     let place = unsafe { _mm512_loadu_epi8(place.as_ptr().cast()) };
-                    let shifts: [u8; 8] = std::array::from_fn(|i| (i * width) as u8);
+                    // Byte j is j * bits: below 64, so that nothing carries.
+                    let shifts = 0x0706_0504_0302_0100 * i64::from(bits);
                     Self {
                         place,
-                        shift: _mm512_set1_epi64(i64::from_le_bytes(shifts)),
+                        shift: _mm512_set1_epi64(shifts),
                         mask: _mm512_set1_epi8(super::mask(bits) as i8),
                         full: !0 >> (64 - 8 * width),
                     }

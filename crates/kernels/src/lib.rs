@@ -18,6 +18,7 @@ mod cpu;
 mod float;
 mod float_type;
 mod grid;
+mod hadamard;
 mod int8;
 mod isa;
 mod panels;
@@ -34,7 +35,7 @@ mod tests;
 mod work;
 
 pub use accum::Accum;
-pub use affine::{decode_affine, decode_affine_on};
+pub use affine::{decode_affine, decode_affine_on, decode_part, decode_part_on};
 pub use bitpack::{
     code_at, pack_bits, pack_bits_on, pack_wide, packed_len, unpack_bits, unpack_bits_on,
     unpack_wide,
@@ -53,6 +54,9 @@ pub use float_type::FloatType;
 pub use grid::{
     ErrorNorm, grid_error, grid_error_on, grid_errors, grid_errors_on, quantize_affine,
     quantize_affine_on, step_error, step_error_on,
+};
+pub use hadamard::{
+    hadamard_lanes, hadamard_lanes_on, hadamard_rows, hadamard_rows_on, scale_lanes, scale_lanes_on,
 };
 pub use int8::{dot_i8, dot_i8_on, dot_u8_i8, dot_u8_i8_on};
 pub use isa::Isa;

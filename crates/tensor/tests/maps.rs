@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use tensorpress_tensor::carry::{Keep, carry, carry_out};
 use tensorpress_tensor::linalg::{Par, gaussian, hadamard_matrix};
 use tensorpress_tensor::node::{
-    Accum, Dense, Hadamard, Index, Json, Map, Mask, PlaneMap, Rotation, Scale, Side, Transformed,
-    decode,
+    Accum, Dense, GroupedAffine, Hadamard, Index, Json, Map, Mask, PlaneMap, Rotation, Scale, Side,
+    Transformed, decode,
 };
 use tensorpress_tensor::stats::{Calibration, Needs, OutputGram};
 use tensorpress_tensor::{
@@ -148,6 +148,48 @@ fn a_decode_decodes_each_inner_row_once() {
         let w = decode(&node).unwrap();
         assert_eq!(decoded.load(Ordering::Relaxed), 96, "{node:?}");
         assert!(largest_difference(w.view(), expected.view()) < 1e-5);
+    }
+}
+
+/// Bands that no cache holds are decoded in strips of columns: by kernels from packed codes, else out of the whole band.
+#[test]
+fn strips_of_columns_give_the_same_bits_however_cut_and_stored() {
+    let (rows, cols) = (1536usize, 901usize);
+    let codes: Vec<u8> = (0..rows * cols).map(|i| ((i * 2_654_435_761) >> 9) as u8 % 16).collect();
+    let scales: Vec<f32> = (0..rows * cols.div_ceil(64)).map(|i| 0.1 + (i % 7) as f32).collect();
+    let packed = || {
+        let scales = scales.clone();
+        GroupedAffine::from_codes([rows, cols], 4, 64, &codes, scales, DType::F32, &[7]).unwrap()
+    };
+    let plain = decode(&packed()).unwrap();
+    for block in [512, 768, 1536] {
+        let map: Arc<dyn Map> = Arc::new(Rotation::new(rows, block, 5).unwrap());
+        let node = Transformed::new(Side::Out, map.clone(), packed().boxed()).unwrap();
+        let w = decode(&node).unwrap();
+        let mut expected = Array2::zeros((cols, rows));
+        map.apply(plain.t().as_standard_layout().view(), expected.view_mut());
+        let largest = plain.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+        assert!(largest_difference(w.view(), expected.t()) < 1e-5 * largest, "{block}");
+        let dense = Dense::from_f32(plain.view(), DType::F32).unwrap().boxed();
+        let dense = Transformed::new(Side::Out, map, dense).unwrap();
+        assert_eq!(decode(&dense).unwrap(), w, "{block}");
+        for range in [0..1, 500..530, 511..1536, 512..1024] {
+            let mut some = Array2::zeros((range.len(), cols));
+            let mut scratch = Scratch::default();
+            node.decode_rows(range.clone(), some.view_mut(), Accum::Replace, &mut scratch).unwrap();
+            assert_eq!(some, w.slice(s![range, ..]), "{block}");
+            let mut columns = Array2::zeros((cols, some.nrows()));
+            // Rows whose values do not lie side by side.
+            let first = w.nrows() - some.nrows();
+            node.decode_rows(
+                first..rows,
+                columns.view_mut().reversed_axes(),
+                Accum::Replace,
+                &mut scratch,
+            )
+            .unwrap();
+            assert_eq!(columns.t(), w.slice(s![first.., ..]), "{block}");
+        }
     }
 }
 

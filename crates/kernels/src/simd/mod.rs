@@ -60,10 +60,18 @@ pub(super) unsafe trait Simd: Token {
     ///
     /// `at + LANES <= src.len()`.
     unsafe fn load(self, src: &[f32], at: usize) -> Self::F32;
+    /// Writes `LANES` numbers from `at` on.
+    ///
+    /// # Safety
+    ///
+    /// `at + LANES <= to.len()`.
+    unsafe fn put(self, to: &mut [f32], at: usize, v: Self::F32);
     /// `a * b + c` in each lane, fused where the set has it.
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     /// `a + b` in each lane.
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a - b` in each lane.
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// The sum of all lanes, in an order that is the same for every call.
     fn sum(self, v: Self::F32) -> f32;
     /// The sums of four vectors, each in an order that is the same for every call.

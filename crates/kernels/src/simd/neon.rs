@@ -41,6 +41,11 @@ unsafe impl Simd for Neon {
         unsafe { vld1q_f32(src.as_ptr().add(at)) }
     }
     #[inline(always)]
+    unsafe fn put(self, to: &mut [f32], at: usize, v: float32x4_t) {
+        // SAFETY: the token proves the feature; the caller keeps within the slice.
+        unsafe { vst1q_f32(to.as_mut_ptr().add(at), v) }
+    }
+    #[inline(always)]
     fn mul_add(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
         // SAFETY: the token proves the feature.
         unsafe { vfmaq_f32(c, a, b) }
@@ -49,6 +54,11 @@ unsafe impl Simd for Neon {
     fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: the token proves the feature.
         unsafe { vaddq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the token proves the feature.
+        unsafe { vsubq_f32(a, b) }
     }
     #[inline(always)]
     fn sum(self, v: float32x4_t) -> f32 {

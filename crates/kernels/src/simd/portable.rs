@@ -27,6 +27,10 @@ unsafe impl Simd for Portable {
         *src[at..].first_chunk().expect("the caller keeps within the slice")
     }
     #[inline(always)]
+    unsafe fn put(self, to: &mut [f32], at: usize, v: [f32; 8]) {
+        *to[at..].first_chunk_mut().expect("the caller keeps within the slice") = v;
+    }
+    #[inline(always)]
     fn mul_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         // Not fused: without hardware for it a fused operation is a slow library call.
         std::array::from_fn(|i| a[i] * b[i] + c[i])
@@ -34,6 +38,10 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] - b[i])
     }
     #[inline(always)]
     fn sum(self, v: [f32; 8]) -> f32 {

@@ -55,6 +55,11 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm256_loadu_ps(src.as_ptr().add(at)) }
     }
     #[inline(always)]
+    unsafe fn put(self, to: &mut [f32], at: usize, v: __m256) {
+        // SAFETY: the token proves the feature; the caller keeps within the slice.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr().add(at), v) }
+    }
+    #[inline(always)]
     fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: the token proves the feature.
         unsafe { _mm256_fmadd_ps(a, b, c) }
@@ -63,6 +68,11 @@ unsafe impl Simd for Avx2 {
     fn add(self, a: __m256, b: __m256) -> __m256 {
         // SAFETY: the token proves the feature.
         unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm256_sub_ps(a, b) }
     }
     #[inline(always)]
     fn sum(self, v: __m256) -> f32 {
@@ -101,6 +111,11 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_loadu_ps(src.as_ptr().add(at)) }
     }
     #[inline(always)]
+    unsafe fn put(self, to: &mut [f32], at: usize, v: __m512) {
+        // SAFETY: the token proves the feature; the caller keeps within the slice.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr().add(at), v) }
+    }
+    #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: the token proves the feature.
         unsafe { _mm512_fmadd_ps(a, b, c) }
@@ -109,6 +124,11 @@ unsafe impl Simd for Avx512 {
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves the feature.
         unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_sub_ps(a, b) }
     }
     #[inline(always)]
     fn sum(self, v: __m512) -> f32 {

@@ -6,6 +6,7 @@ use super::{FloatType, Isa};
 mod codes;
 mod floats;
 mod grids;
+mod hadamard;
 mod ints;
 mod panels;
 mod sparse;

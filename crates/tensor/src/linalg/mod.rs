@@ -53,7 +53,7 @@ pub use eigen::{SymmetricEigen, symmetric_eigen};
 pub use hadamard::{hadamard, hadamard_block, hadamard_rows};
 #[cfg(feature = "faer")]
 pub use inverse_factor::{DampedFactor, damped_inverse_factor, inverse_cholesky_factor};
-pub use lanes::{hadamard_lanes, hadamard_lanes_of};
+pub use lanes::hadamard_lanes;
 #[cfg(feature = "faer")]
 pub use least_squares::{LeastSquares, least_squares};
 pub use paley::hadamard_matrix;

@@ -178,6 +178,23 @@ pub trait Node: Debug + Send + Sync {
         false
     }
 
+    /// Decodes some columns of some rows into `out`, row-major and without gaps, to the bits that whole rows have; `false`
+    /// where that takes more than their share of the rows, as for all nodes unless they say otherwise.
+    ///
+    /// # Errors
+    /// As [`Node::decode_rows`].
+    ///
+    /// # Panics
+    /// As [`Node::decode_rows`].
+    fn decode_part(
+        &self,
+        _rows: Range<usize>,
+        _columns: Range<usize>,
+        _out: &mut [f32],
+    ) -> Result<bool> {
+        Ok(false)
+    }
+
     /// A form of the same node that multiplies fastest on this machine; writes the same bytes.
     ///
     /// # Errors
@@ -243,6 +260,14 @@ impl Node for Box<dyn Node> {
     }
     fn zero_outside(&self) -> bool {
         (**self).zero_outside()
+    }
+    fn decode_part(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<bool> {
+        (**self).decode_part(rows, columns, out)
     }
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {
         (*self).prepack()

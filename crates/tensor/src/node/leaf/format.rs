@@ -96,7 +96,7 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
     }
 }
 
-/// A product over a stored form: the matrix is never expanded.
+/// Kernels over a stored form: a product that never expands the matrix, and parts of it.
 pub trait Fused: Debug + Send + Sync {
     /// Y = X Wᵀ over some rows of W, or Y += X Wᵀ where `add`, for X `[tokens, in]` and Y `[tokens, rows.len()]`, row-major.
     /// Allocates nothing but in `scratch`.
@@ -112,5 +112,11 @@ pub trait Fused: Debug + Send + Sync {
     /// With more tokens than this, decoding tiles of rows once is faster.
     fn most_tokens(&self) -> usize {
         usize::MAX
+    }
+
+    /// Decodes some columns of some rows into `out`, row-major and without gaps, to the bits that whole rows have; `false`
+    /// where that takes more than their share of the rows.
+    fn decode_part(&self, _rows: Range<usize>, _columns: Range<usize>, _out: &mut [f32]) -> bool {
+        false
     }
 }

@@ -237,6 +237,19 @@ impl<F: Format> Node for Leaf<F> {
         multiply
     }
 
+    fn decode_part(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<bool> {
+        let mut done = false;
+        F::fused(self, &mut |stored| {
+            done = stored.decode_part(rows.clone(), columns.clone(), out);
+        })?;
+        Ok(done)
+    }
+
     fn zero_outside(&self) -> bool {
         self.codes.as_kept().is_some()
     }

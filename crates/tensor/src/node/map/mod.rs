@@ -129,6 +129,12 @@ pub trait Map: Debug + Send + Sync {
         decode_whole(self, rows, out, scratch, decode)
     }
 
+    /// How many consecutive channels depend on one another alone, beginning with the first: then [`super::Transformed`] calls
+    /// [`Map::decode_out`] for strips of some columns of such a band, which the caches hold. 0 to be asked for whole rows.
+    fn band(&self) -> usize {
+        0
+    }
+
     /// Its kind under `"kind"`, and parameters: enough to read the parts back.
     fn describe(&self) -> Json;
 

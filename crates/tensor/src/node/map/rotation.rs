@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use serde_json::json;
 
 use super::{
@@ -10,6 +10,7 @@ use super::{
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::linalg::{self, Par, SplitMix};
 use crate::node::plane::part_name;
 use crate::node::registry::{NodeReader, field};
@@ -45,8 +46,8 @@ enum Factor {
 
 /// Side of Q, at most.
 const MOST: usize = 2048;
-/// Values of A decoded at a time: they stay in the second-level cache for the first passes over them.
-const LEAF: usize = 64 * 1024;
+/// Rows of H that are made at a time, and the parts the last pass takes together.
+const RADIX: usize = 8;
 
 impl Rotation {
     /// Blocks of `block` channels of `size`; signs, and Q where no Hadamard matrix is known, are drawn by `seed`.
@@ -145,43 +146,70 @@ impl Rotation {
         }
     }
 
-    /// A band of A, decoded and transformed in its place; `first` is its first row.
-    fn band(
+    /// A band of A, decoded and transformed, into the rows `out`; `first` is its first row.
+    fn transform(
         &self,
         first: usize,
-        values: &mut [f32],
+        out: &mut [&mut [f32]],
         scratch: &mut Scratch,
         decode: &mut DecodeRows<'_>,
     ) -> Result<()> {
-        let (order, cols) = (self.order(), values.len() / self.block);
-        if cols == 0 {
-            return Ok(());
+        let cols = out.first().map_or(0, |row| row.len());
+        let mut band = scratch.take(self.block * cols);
+        let made = self.transform_in(first, &mut band, cols, scratch, decode);
+        if made.is_ok() {
+            kernels::hadamard_rows(&band, self.parts(), out);
         }
-        let units = self.block / order;
-        let leaf = LEAF.div_ceil(order * cols).next_power_of_two().clamp(1, units);
-        let unit = self.unit();
+        scratch.put(band);
+        made
+    }
+
+    /// Parts between which the last levels are.
+    fn parts(&self) -> usize {
+        (self.block / self.order()).min(RADIX)
+    }
+
+    /// All but the last levels.
+    fn transform_in(
+        &self,
+        first: usize,
+        band: &mut [f32],
+        cols: usize,
+        scratch: &mut Scratch,
+        decode: &mut DecodeRows<'_>,
+    ) -> Result<()> {
+        let (order, unit) = (self.order(), self.unit());
+        let part = self.block / self.parts();
+        // As few rows as one pass takes: they are still in the nearest cache then.
+        let rows = order * (part / order).min(RADIX);
+        let sign = |row| if is_negative(&self.signs, row) { -unit } else { unit };
         let mut at = first;
-        linalg::hadamard_lanes_of(values, order * cols, leaf, &mut |leaf| {
-            let rows = leaf.len() / cols;
-            let view = ArrayViewMut2::from_shape((rows, cols), &mut *leaf).expect("whole rows");
-            decode(at..at + rows, view, scratch)?;
-            for (i, row) in leaf.chunks_exact_mut(cols).enumerate() {
-                let unit = if is_negative(&self.signs, at + i) { -unit } else { unit };
-                row.iter_mut().for_each(|v| *v *= unit);
+        for part in band.chunks_exact_mut(part * cols) {
+            for leaf in part.chunks_exact_mut(rows * cols) {
+                let view = ArrayViewMut2::from_shape((rows, cols), &mut *leaf).expect("whole rows");
+                decode(at..at + rows, view, scratch)?;
+                let factors: Vec<f32> = (at..at + rows).map(sign).collect();
+                kernels::scale_lanes(leaf, &factors);
+                self.small_rows(leaf, cols, scratch);
+                linalg::hadamard_lanes(leaf, order * cols);
+                at += rows;
             }
-            if let Some(q) = self.factor.matrix() {
-                let mut product = scratch.take(order * cols);
-                for rows in leaf.chunks_exact_mut(order * cols) {
-                    let from = ArrayView2::from_shape((order, cols), &*rows).expect("whole rows");
-                    let to = ArrayViewMut2::from_shape((order, cols), &mut product).expect("taken");
-                    linalg::matmul_tn(q.view(), from, to, false, Par::Seq);
-                    rows.copy_from_slice(&product);
-                }
-                scratch.put(product);
+            linalg::hadamard_lanes(part, rows * cols);
+        }
+        Ok(())
+    }
+
+    /// Qᵀ A for each `order` rows.
+    fn small_rows(&self, rows: &mut [f32], cols: usize, scratch: &mut Scratch) {
+        let Some(q) = self.factor.matrix() else { return };
+        let shape = (q.nrows(), cols);
+        scratch.with_matrix(shape, |mut product, _| {
+            for rows in rows.chunks_exact_mut(q.nrows() * cols) {
+                let mut rows = ArrayViewMut2::from_shape(shape, rows).expect("whole rows");
+                linalg::matmul_tn(q.view(), rows.view(), product.view_mut(), false, Par::Seq);
+                rows.assign(&product);
             }
-            at += rows;
-            Ok(())
-        })
+        });
     }
 }
 
@@ -301,13 +329,33 @@ impl Map for Rotation {
     fn decode_out(
         &self,
         rows: Range<usize>,
-        out: ArrayViewMut2<'_, f32>,
+        mut out: ArrayViewMut2<'_, f32>,
         scratch: &mut Scratch,
         decode: &mut DecodeRows<'_>,
     ) -> Result<()> {
-        by_bands(self.block, rows, out, scratch, &mut |first, values, scratch| {
-            self.band(first, values, scratch, decode)
-        })
+        let cols = out.ncols();
+        if cols == 0 {
+            return Ok(());
+        }
+        let mut at = rows.start;
+        let whole = at.is_multiple_of(self.block) && rows.end.is_multiple_of(self.block);
+        if !whole || (cols > 1 && out.strides()[1] != 1) {
+            return by_bands(self.block, rows, out, scratch, &mut |first, values, scratch| {
+                let mut rows: Vec<_> = values.chunks_exact_mut(cols).collect();
+                self.transform(first, &mut rows, scratch, decode)
+            });
+        }
+        for mut band in out.axis_chunks_iter_mut(Axis(0), self.block) {
+            let rows = band.rows_mut().into_iter();
+            let rows = rows.map(|row| row.into_slice().expect("columns side by side"));
+            self.transform(at, &mut rows.collect::<Vec<_>>(), scratch, decode)?;
+            at += self.block;
+        }
+        Ok(())
+    }
+
+    fn band(&self) -> usize {
+        self.block
     }
 
     fn describe(&self) -> Json {

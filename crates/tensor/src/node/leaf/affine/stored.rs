@@ -144,6 +144,11 @@ impl Fused for AffineRows<'_> {
     fn most_tokens(&self) -> usize {
         FEW
     }
+
+    fn decode_part(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) -> bool {
+        kernels::decode_part(self, rows, columns, out);
+        true
+    }
 }
 
 impl Fused for KeptAffine<'_> {
