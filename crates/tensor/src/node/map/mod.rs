@@ -66,10 +66,12 @@ pub trait Map: Debug + Send + Sync {
     /// If a shape does not fit.
     fn apply(&self, inner: ArrayView2<'_, f32>, outer: ArrayViewMut2<'_, f32>);
 
-    /// The inner channels that outer channels are made of: all, unless a map knows better.
+    /// The inner channels that outer channels are made of: those of their bands, or all.
     fn reach(&self, outer: Range<usize>) -> Range<usize> {
-        let _ = outer;
-        0..self.inner()
+        match self.band() {
+            0 => 0..self.inner(),
+            band => outer.start / band * band..outer.end.next_multiple_of(band).min(self.inner()),
+        }
     }
 
     /// Outer channels `outer` alone of what [`Map::apply`] gives, into `part` `[n, outer.len()]`, from the inner channels in
@@ -87,9 +89,14 @@ pub trait Map: Debug + Send + Sync {
         if outer == (0..self.outer()) {
             return self.apply(inner, part);
         }
-        scratch.with_matrix((inner.nrows(), self.outer()), |mut whole, _| {
-            self.apply(inner, whole.view_mut());
-            part.assign(&whole.slice(s![.., outer]));
+        let (reach, n) = (self.reach(outer.clone()), inner.nrows());
+        scratch.with_matrix((n, self.inner()), |mut before, scratch| {
+            before.fill(0.0);
+            before.slice_mut(s![.., reach]).assign(&inner);
+            scratch.with_matrix((n, self.outer()), |mut whole, _| {
+                self.apply(before.view(), whole.view_mut());
+                part.assign(&whole.slice(s![.., outer]));
+            });
         });
     }
 
