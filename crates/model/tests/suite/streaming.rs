@@ -120,7 +120,10 @@ fn a_replaced_weight_counts() {
     // The same by changing the file.
     let mut changed = tiny.clone();
     changed.tensors.get_mut(&spec.name).unwrap().1.iter_mut().for_each(|v| *v *= 0.5);
-    assert!(max_difference(&after, &logits(&changed.decoder(), &ids).unwrap()) < 1e-5);
+    // Once by a kernel over stored numbers, once by a product of decoded ones: equal to rounding.
+    let size = after.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    let apart = max_difference(&after, &logits(&changed.decoder(), &ids).unwrap());
+    assert!(apart < 1e-5 * (1.0 + size), "{apart} apart, of {size}");
     let wrong = Box::new(Dense::from(Array2::zeros((3, 3))));
     let error = model.blocks_mut()[1].replace(&spec.name, wrong).unwrap_err();
     assert_eq!(error.tensor(), Some(spec.name.as_str()));
