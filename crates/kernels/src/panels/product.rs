@@ -84,9 +84,13 @@ fn run<S: Wide, const BITS: usize, const P: usize>(
                 match tokens.tokens {
                     1 => panel::<S, BITS, P, 1, 4>(s, work, sums),
                     2 => panel::<S, BITS, P, 2, 2>(s, work, sums),
-                    3 if S::ISA == Isa::Avx512 => panel::<S, BITS, P, 3, 2>(s, work, sums),
+                    3 if const { matches!(S::ISA, Isa::Avx512) } => {
+                        panel::<S, BITS, P, 3, 2>(s, work, sums)
+                    }
                     3 => panel::<S, BITS, P, 3, 1>(s, work, sums),
-                    _ if S::ISA == Isa::Avx512 => panel::<S, BITS, P, 4, 2>(s, work, sums),
+                    _ if const { matches!(S::ISA, Isa::Avx512) } => {
+                        panel::<S, BITS, P, 4, 2>(s, work, sums)
+                    }
                     _ => panel::<S, BITS, P, 4, 1>(s, work, sums),
                 }
             }

@@ -135,36 +135,43 @@ pub(super) unsafe fn tokens<S: Stored, W: Stream<S>, const R: usize, const MODE:
         // or of half of them.
         let most = if R == TOGETHER { 2 * S::TILE } else { S::TILE };
         let tokens = at_once(some.end - token, most);
+        // What a set never does is not compiled for it.
         // SAFETY: the caller's.
         unsafe {
             match tokens {
                 1 => tile::<S, W, 1, R, MODE>(s, rows, bits, each, cols, x, token, out),
-                2 if S::TILE > 1 => {
-                    tile::<S, W, 2, R, MODE>(s, rows, bits, each, cols, x, token, out)
+                2 if const { S::TILE >= 2 } => {
+                    tile::<S, W, 2, R, MODE>(s, rows, bits, each, cols, x, token, out);
                 }
-                3 if S::TILE > 2 => {
-                    tile::<S, W, 3, R, MODE>(s, rows, bits, each, cols, x, token, out)
+                3 if const { S::TILE >= 4 } => {
+                    tile::<S, W, 3, R, MODE>(s, rows, bits, each, cols, x, token, out);
                 }
-                4 if S::TILE > 2 => {
-                    tile::<S, W, 4, R, MODE>(s, rows, bits, each, cols, x, token, out)
+                4 if const { S::TILE >= 4 } => {
+                    tile::<S, W, 4, R, MODE>(s, rows, bits, each, cols, x, token, out);
                 }
-                _ => {
+                _ if const { R == TOGETHER } => {
                     for half in [0, 2] {
                         let rows = [rows[half], rows[half + 1]];
                         let bits = [bits[half], bits[half + 1]];
                         let out = &mut out[half * x.tokens..];
                         match tokens {
-                            2 => tile::<S, W, 2, 2, MODE>(s, rows, bits, each, cols, x, token, out),
-                            3 | 4 => {
-                                tile::<S, W, 4, 2, MODE>(s, rows, bits, each, cols, x, token, out)
+                            2 if const { S::TILE == 1 } => {
+                                tile::<S, W, 2, 2, MODE>(s, rows, bits, each, cols, x, token, out);
                             }
-                            5 | 6 => {
-                                tile::<S, W, 6, 2, MODE>(s, rows, bits, each, cols, x, token, out)
+                            3 | 4 if const { S::TILE == 2 } => {
+                                tile::<S, W, 4, 2, MODE>(s, rows, bits, each, cols, x, token, out);
                             }
-                            _ => tile::<S, W, 8, 2, MODE>(s, rows, bits, each, cols, x, token, out),
+                            5 | 6 if const { S::TILE == 4 } => {
+                                tile::<S, W, 6, 2, MODE>(s, rows, bits, each, cols, x, token, out);
+                            }
+                            7 | 8 if const { S::TILE == 4 } => {
+                                tile::<S, W, 8, 2, MODE>(s, rows, bits, each, cols, x, token, out);
+                            }
+                            _ => unreachable!("{tokens} tokens in tiles of {}", S::TILE),
                         }
                     }
                 }
+                _ => unreachable!("{tokens} tokens in tiles of {}", S::TILE),
             }
         }
         token += tokens;

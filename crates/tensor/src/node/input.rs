@@ -14,7 +14,8 @@ use crate::kernels::{Activations, AffinePanels, PanelInput};
 /// use tensorpress_tensor::ndarray::Array2;
 /// use tensorpress_tensor::node::{Accum, Dense, Input, Node, Scratch};
 ///
-/// let (q, k) = (Dense::from(Array2::eye(64)), Dense::from(2.0 * Array2::eye(64)));
+/// let one = Array2::<f32>::eye(64);
+/// let (q, k) = (Dense::from(one.clone()), Dense::from(one * 2.0));
 /// let x = Array2::from_elem((3, 64), 1.5);
 /// let (input, mut scratch) = (Input::new(x.view()), Scratch::default());
 /// // Half of the rows of one, all of the other.
