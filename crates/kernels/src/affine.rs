@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::simd::{Ahead, Simd, prefetch, stamp};
-use super::{AffineRows, Isa, packed_len, unpack_bits_on};
+use super::{AffineRows, packed_len, unpack_bits_on};
 
 /// Codes are unpacked into a buffer of this many bytes, which stays in the nearest cache.
 pub(super) const BUFFER: usize = 512;
@@ -101,7 +101,10 @@ fn part_body<S: Simd>(
         prefetch(&raw const zeros[group], Ahead::Near);
         let (packed, scales, zeros) = w.row(row);
         #[cfg(target_arch = "x86_64")]
-        if S::ISA == Isa::Avx512 && columns.start.is_multiple_of(16) && w.group.is_multiple_of(16) {
+        if S::ISA == crate::Isa::Avx512
+            && columns.start.is_multiple_of(16)
+            && w.group.is_multiple_of(16)
+        {
             let packed = &packed[codes.clone()];
             // SAFETY: the token `s` proves the features.
             unsafe { x86::decode(packed, w.bits, columns.start, scales, zeros, w.group, out) };

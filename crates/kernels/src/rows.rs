@@ -5,9 +5,9 @@ use std::ops::Range;
 use super::affine::{BUFFER, decode_body};
 use super::bitpack::check_bits;
 use super::float::dot_body;
+use super::packed_len;
 use super::simd::{Simd, stamp};
 use super::work::{Places, Work};
-use super::{Isa, packed_len};
 
 /// A matrix `[rows, cols]` on an integer grid, in the form it is stored in: weight `(r, j)` is
 /// `scales[r, g] * (code[r, j] - zeros[r, g])` with `g = j / group`.
@@ -166,7 +166,7 @@ fn rows_body<S: Simd>(
     out: &mut [f32],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if S::ISA == Isa::Avx512 && (w.group.is_multiple_of(8) || w.group >= w.cols) {
+    if S::ISA == crate::Isa::Avx512 && (w.group.is_multiple_of(8) || w.group >= w.cols) {
         // SAFETY: the token `s` proves the features.
         unsafe { x86::rows(w, x, sums, t, first, out) };
         return;
