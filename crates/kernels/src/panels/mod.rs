@@ -142,10 +142,13 @@ impl AffinePanels {
             return;
         }
         let panels = rows.start / ROWS..rows.end.div_ceil(ROWS);
-        // All portions are about as large: a small one would read the matrix for itself.
+        // All portions are about as large: a small one would read the matrix for itself. They end where tiles of tokens do,
+        // which only the last nine tokens may have narrower than four.
         let portion = t.div_ceil(t.div_ceil(TOKENS)).next_multiple_of(4);
-        for first in (0..t).step_by(portion) {
-            let tokens = first..(first + portion).min(t);
+        let mut first = 0;
+        while first < t {
+            let tokens = if t - first < TOKENS + 9 { first..t } else { first..first + portion };
+            first = tokens.end;
             // By panel first, so that threads write to places of their own.
             let mut buffer = work.take(panels.len() * tokens.len() * ROWS);
             buffer.fill(0.0);

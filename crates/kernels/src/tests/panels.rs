@@ -127,6 +127,23 @@ fn products_are_accurate_and_the_same_everywhere() {
 }
 
 #[test]
+fn many_tokens_are_cut_where_tiles_end() {
+    let case = Case::new(4, 17, 32, 32, true);
+    let panels = AffinePanels::new(&case.rows(), Par::Seq).expect("supported");
+    let mut work = Work::default();
+    let x = Random(24).normals(2100 * 32);
+    let mut all = vec![0.0; 2100 * 17];
+    for (x, y) in x.chunks(32).zip(all.chunks_mut(17)) {
+        panels.matmul(0..17, x, 1, y, false, Activations::Int16, &mut work);
+    }
+    for t in (1..200).chain([1217, 1985, 1986, 2047, 2048, 2100]) {
+        let (x, mut y) = (&x[..t * 32], vec![f32::NAN; t * 17]);
+        panels.matmul(0..17, x, t, &mut y, false, Activations::Int16, &mut work);
+        assert_same_bits(&y, &all[..t * 17], &format!("{t} tokens"));
+    }
+}
+
+#[test]
 fn products_by_panel_are_the_same() {
     for (rows, t) in [(1, 1), (16, 3), (17, 9), (40, 4), (33, 0), (0, 2)] {
         let case = Case::new(8, rows, 100, 100, false);
