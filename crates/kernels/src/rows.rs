@@ -130,13 +130,7 @@ pub(super) fn by_rows(
     let mut by_row = work.take(y.len());
     by_row.fill(0.0);
     let blocks = by_row.chunks_mut(ROWS * t).enumerate();
-    let block = |places: &mut Places, (i, out): (usize, &mut [f32])| {
-        block(places, rows.start + i * ROWS, out);
-    };
-    match work.par() {
-        par if par.threads() > 1 => par.for_each_init(blocks, Places::default, block),
-        _ => blocks.for_each(|rows| block(&mut work.places, rows)),
-    }
+    work.for_each(blocks, |places, (i, out)| block(places, rows.start + i * ROWS, out));
     if !accumulate {
         y.fill(0.0);
     }

@@ -90,6 +90,17 @@ impl Work {
         self.isa
     }
 
+    /// Calls `f` with every item, and with the places of the thread that does it.
+    pub(crate) fn for_each<I>(&mut self, items: I, f: impl Fn(&mut Places, I::Item) + Sync)
+    where
+        I: ExactSizeIterator + Send,
+    {
+        match self.par {
+            par if par.threads() > 1 => par.for_each_init(items, Places::default, f),
+            _ => items.for_each(|item| f(&mut self.places, item)),
+        }
+    }
+
     /// A buffer of `len` values, contents unspecified; give it back with [`Work::put`].
     #[must_use]
     pub fn take(&mut self, len: usize) -> Vec<f32> {

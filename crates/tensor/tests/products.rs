@@ -6,6 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
+use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{
@@ -119,7 +120,9 @@ fn a_warm_call_on_one_thread_allocates_nothing() {
     for (name, node) in nodes() {
         assert_eq!(node.multiply(), Multiply::Fused, "{name}");
         let [rows, cols] = node.shape();
-        for tokens in [1, 2, 5, 8, 9, 33, 64] {
+        // Without vectors of ours, tiles of many tokens are multiplied by faer, which packs them.
+        let most = if Isa::detect() == Isa::Generic { 8 } else { 64 };
+        for tokens in [1, 2, 5, 8, 9, 33, 64].into_iter().filter(|tokens| *tokens <= most) {
             let x = random(tokens, cols, 3);
             let mut y = Array2::zeros((tokens, rows));
             let mut scratch = Scratch::new(Par::Seq);

@@ -22,8 +22,8 @@ impl StoredRows<'_> {
     }
 }
 
-/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) as [`stored_matmul`](super::stored_matmul), for many tokens and a
-/// support that groups of rows share.
+/// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) as [`stored_matmul`](super::stored_matmul), for a support that groups
+/// of rows share. How many tokens there are decides the order of a sum; threads and the choice of rows change no bit.
 ///
 /// # Panics
 ///
@@ -46,7 +46,7 @@ pub fn block_matmul(
     if y.is_empty() || w.cols == 0 {
         return;
     }
-    let (tall, isa, par) = (groups.tall, work.isa(), work.par());
+    let (tall, isa) = (groups.tall, work.isa());
     let count = w.rows.div_ceil(tall);
     assert_eq!(groups.starts.len(), count + 1, "block_matmul: inputs of another matrix");
     // Whole groups, so that all rows of one find their inputs in the cache.
@@ -64,7 +64,7 @@ pub fn block_matmul(
         let width = portion.width();
         let mut out = work.take(made.len() * width);
         let blocks = out.chunks_mut(tall * width).enumerate();
-        let block = |places: &mut Places, (i, out): (usize, &mut [f32])| {
+        work.for_each(blocks, |places, (i, out)| {
             let rows = out.len() / width;
             let mut rest = out;
             // The numbers of a group are in the cache for all tokens but the first ones.
@@ -79,11 +79,7 @@ pub fn block_matmul(
                     panel_on(isa, w, groups, panel, chunk.len(), places, from + i, out);
                 }
             }
-        };
-        match par.threads() {
-            1 => blocks.for_each(|rows| block(&mut work.places, rows)),
-            _ => par.for_each_init(blocks, Places::default, block),
-        }
+        });
         for (i, mut out) in out.chunks(tall * width).enumerate() {
             let group = made.start + i * tall..(made.start + (i + 1) * tall).min(made.end);
             let held = group.start.max(rows.start)..group.end.min(rows.end);

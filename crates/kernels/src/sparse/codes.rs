@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::product::{SPARSE, TOGETHER, spread, tokens};
 use super::stream::{BEHIND, Stream};
-use super::{Input, Support};
+use super::{Padded, Support};
 use crate::Isa;
 use crate::bitpack::check_bits;
 use crate::rows::{by_rows, check_sizes};
@@ -126,7 +126,7 @@ pub fn kept_affine_matmul(
     w.check();
     check_sizes([w.rows(), w.support.cols], &rows, x, t, y);
     let isa = work.isa();
-    Input::with(x, t, w.support.cols, work, |x, work| {
+    Padded::with(x, t, w.support.cols, work, |x, work| {
         by_rows(rows, t, y, accumulate, work, |places, first, out| {
             rows_on(isa, w, &x, places, first, out);
         });
@@ -135,14 +135,14 @@ pub fn kept_affine_matmul(
 
 stamp! {
     /// The products of the rows from `first` on with all tokens: `out` is `[some rows, t]`.
-    fn rows_on(w: &KeptAffine<'_>, x: &Input<'_>, places: &mut Places, first: usize, out: &mut [f32]) = rows_body
+    fn rows_on(w: &KeptAffine<'_>, x: &Padded<'_>, places: &mut Places, first: usize, out: &mut [f32]) = rows_body
 }
 
 #[inline(always)]
 fn rows_body<S: Stored>(
     s: S,
     w: &KeptAffine<'_>,
-    x: &Input<'_>,
+    x: &Padded<'_>,
     places: &mut Places,
     first: usize,
     out: &mut [f32],

@@ -51,7 +51,7 @@ pub struct StoredRows<'a> {
     pub format: FloatType,
     /// Output size.
     pub rows: usize,
-    /// Input size.
+    /// Padded size.
     pub cols: usize,
     /// The entries that are stored; `None` for all.
     pub support: Option<Support<'a>>,
@@ -101,7 +101,7 @@ pub fn stored_matmul(
     w.check();
     check_sizes([w.rows, w.cols], &rows, x, t, y);
     let isa = work.isa();
-    Input::with(x, t, w.cols, work, |x, work| {
+    Padded::with(x, t, w.cols, work, |x, work| {
         by_rows(rows, t, y, accumulate, work, |places, first, out| {
             product_on(isa, w, &x, places, first, out);
         });
@@ -130,13 +130,13 @@ pub fn stored_decode(
 const WORD: usize = 64;
 
 /// Activations, each token's padded with zeros to whole words.
-struct Input<'a> {
+struct Padded<'a> {
     x: &'a [f32],
     tokens: usize,
     stride: usize,
 }
 
-impl Input<'_> {
+impl Padded<'_> {
     /// Calls `f` with a copy of `x [tokens, cols]`, each token at a cache line: rows of a file begin anywhere, so that half of
     /// the reads are slow already.
     fn with(
@@ -144,7 +144,7 @@ impl Input<'_> {
         tokens: usize,
         cols: usize,
         work: &mut Work,
-        f: impl FnOnce(Input<'_>, &mut Work),
+        f: impl FnOnce(Padded<'_>, &mut Work),
     ) {
         let stride = cols.next_multiple_of(WORD);
         let mut padded = work.take_lines((tokens + 1) * stride);
@@ -155,7 +155,7 @@ impl Input<'_> {
                 to[cols..].fill(0.0);
             }
         }
-        f(Input { x: &padded, tokens, stride }, work);
+        f(Padded { x: &padded, tokens, stride }, work);
         work.put_lines(padded);
     }
 

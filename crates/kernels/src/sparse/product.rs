@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::stream::{BF16, F16, F32, Plain, Stream};
-use super::{FloatType, Input, StoredRows, WORD};
+use super::{FloatType, Padded, StoredRows, WORD};
 use crate::simd::{Stored, stamp};
 use crate::work::Places;
 
 stamp! {
     /// The products of the rows from `first` on with all tokens: `out` is `[some rows, t]`.
     pub(super) fn product_on(
-        w: &StoredRows<'_>, x: &Input<'_>, places: &mut Places, first: usize, out: &mut [f32],
+        w: &StoredRows<'_>, x: &Padded<'_>, places: &mut Places, first: usize, out: &mut [f32],
     ) = product_body
 }
 
@@ -18,7 +18,7 @@ stamp! {
 fn product_body<S: Stored>(
     s: S,
     w: &StoredRows<'_>,
-    x: &Input<'_>,
+    x: &Padded<'_>,
     places: &mut Places,
     first: usize,
     out: &mut [f32],
@@ -34,7 +34,7 @@ fn product_body<S: Stored>(
 fn formatted<S: Stored, const FORMAT: u8>(
     s: S,
     w: &StoredRows<'_>,
-    x: &Input<'_>,
+    x: &Padded<'_>,
     places: &mut Places,
     first: usize,
     out: &mut [f32],
@@ -67,7 +67,7 @@ pub(super) const TOGETHER: usize = 4;
 fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
     s: S,
     w: &StoredRows<'_>,
-    x: &Input<'_>,
+    x: &Padded<'_>,
     places: &mut Places,
     first: usize,
     out: &mut [f32],
@@ -124,7 +124,7 @@ pub(super) unsafe fn tokens<S: Stored, W: Stream<S>, const R: usize, const MODE:
     bits: [&[u8]; R],
     each: usize,
     cols: usize,
-    x: &Input<'_>,
+    x: &Padded<'_>,
     some: &Range<usize>,
     out: &mut [f32],
 ) {
@@ -190,7 +190,7 @@ unsafe fn tile<S: Stored, W: Stream<S>, const T: usize, const R: usize, const MO
     bits: [&[u8]; R],
     each: usize,
     cols: usize,
-    x: &Input<'_>,
+    x: &Padded<'_>,
     token: usize,
     out: &mut [f32],
 ) {

@@ -9,7 +9,7 @@ use super::plane::part_name;
 use super::registry::{field, shape_field};
 use super::{
     Accum, Input, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, SplitFloats,
-    check_matmul, check_same_shape, leaf::with_slice, matmul_by_tiles,
+    check_matmul, check_same_shape, matmul_by_tiles, scratch::with_slice,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;

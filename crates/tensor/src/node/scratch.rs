@@ -1,11 +1,12 @@
 use ndarray::ArrayViewMut2;
 
-use crate::kernels::Work;
+use crate::kernels::{Accum, Work};
 use crate::linalg::Par;
 
 /// Buffers reused between calls, and the parallelism a call may use.
 ///
-/// A fused product with [`Par::Seq`] allocates nothing once one of the same sizes was made with the same workspace.
+/// A fused product with [`Par::Seq`] allocates nothing once one of the same sizes was made with the same workspace (with more
+/// than a few tokens: on CPUs for which there are SIMD kernels).
 #[derive(Debug, Default)]
 pub struct Scratch {
     work: Work,
@@ -53,4 +54,24 @@ impl Scratch {
     pub fn put(&mut self, buffer: Vec<f32>) {
         self.work.put(buffer);
     }
+}
+
+/// Calls `f(y, whether to add, ...)` with Y as one slice, of a copy where it is not one.
+pub(super) fn with_slice(
+    mut y: ArrayViewMut2<'_, f32>,
+    accum: Accum,
+    scratch: &mut Scratch,
+    f: impl FnOnce(&mut [f32], bool, &mut Scratch),
+) {
+    let add = accum == Accum::Add;
+    if let Some(y) = y.as_slice_mut() {
+        return f(y, add, scratch);
+    }
+    scratch.with_matrix(y.dim(), |mut copy, scratch| {
+        if add {
+            copy.assign(&y);
+        }
+        f(copy.as_slice_mut().expect("contiguous"), add, scratch);
+        y.assign(&copy);
+    });
 }

@@ -13,5 +13,4 @@ pub use affine::{AffineFormat, GroupedAffine};
 pub use child::{Child, Encoding, Slot};
 pub use format::{Format, Fused};
 pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable};
-pub(super) use node::with_slice;
 pub use node::{Beside, Leaf};

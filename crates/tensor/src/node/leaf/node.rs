@@ -11,7 +11,7 @@ use crate::node::plane::is_even;
 use crate::node::registry::shape_field;
 use crate::node::{
     Accum, Input, Json, KeptPlane, Mask, Multiply, Node, NodeReader, Plane, PlaneMap, Scratch,
-    SymbolBuf, check_matmul, join, matmul_by_tiles,
+    SymbolBuf, check_matmul, join, matmul_by_tiles, scratch::with_slice,
 };
 use crate::storage::{PartKind, PartSink};
 
@@ -134,26 +134,6 @@ impl<F: Format> Leaf<F> {
     pub fn child(&self, slot: usize) -> &Child {
         &self.beside[slot].child
     }
-}
-
-/// Calls `f(y, whether to add, ...)` with Y as one slice, of a copy where it is not one.
-pub(in crate::node) fn with_slice(
-    mut y: ArrayViewMut2<'_, f32>,
-    accum: Accum,
-    scratch: &mut Scratch,
-    f: impl FnOnce(&mut [f32], bool, &mut Scratch),
-) {
-    let add = accum == Accum::Add;
-    if let Some(y) = y.as_slice_mut() {
-        return f(y, add, scratch);
-    }
-    scratch.with_matrix(y.dim(), |mut copy, scratch| {
-        if add {
-            copy.assign(&y);
-        }
-        f(copy.as_slice_mut().expect("contiguous"), add, scratch);
-        y.assign(&copy);
-    });
 }
 
 impl<F: Format> Node for Leaf<F> {
