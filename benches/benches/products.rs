@@ -3,14 +3,16 @@
 //! for each node, and at the end for all. `--test` runs everything once, small; `--quick` leaves out the largest
 //! matrix; any other word runs the nodes alone whose names contain it.
 
+mod nodes;
 mod turns;
 
 use std::sync::Arc;
 
+use nodes::{check, pairs};
 use tensorpress_quant::GroupedAffine;
 use tensorpress_tensor::kernels::{self, Isa};
 use tensorpress_tensor::linalg::{Par, SplitMix};
-use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
+use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{
     Dense, Mask, Masked, Multiply, Product, Scale, Side, Sum, Transformed,
 };
@@ -114,15 +116,6 @@ fn low_rank([rows, cols]: [usize; 2]) -> Box<dyn Node> {
     Product::new(left, right).expect("fits").boxed()
 }
 
-/// Every group of four columns keeps two.
-fn pairs([rows, cols]: [usize; 2]) -> Mask {
-    let mut random = SplitMix::new(3);
-    let two = [0b0011u8, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
-    let mut pick = || two[(random.next_u64() >> 32) as usize % 6];
-    let bits: Vec<u8> = (0..rows * cols / 8).map(|_| pick() | pick() << 4).collect();
-    Mask::new(rows, cols, bits.into()).expect("whole bytes")
-}
-
 /// One column in ten of each 16 rows stays.
 fn blocks([rows, cols]: [usize; 2]) -> Mask {
     let mut random = SplitMix::new(5);
@@ -133,26 +126,6 @@ fn blocks([rows, cols]: [usize; 2]) -> Mask {
         (0..16).for_each(|_| bits.extend_from_slice(&row));
     }
     Mask::new(rows, cols, bits.into()).expect("whole bytes")
-}
-
-/// Panics unless the product agrees with that of some decoded rows.
-fn check(node: &dyn Node, x: ArrayView2<'_, f32>) {
-    let [rows, cols] = node.shape();
-    let mut scratch = Scratch::default();
-    let mut y = Array2::zeros((x.nrows(), rows));
-    node.matmul(x, y.view_mut(), Accum::Replace, &mut scratch).expect("multiplies");
-    let (mut error, mut size) = (0.0, 0.0);
-    for r in (0..rows).step_by(rows.div_ceil(10)) {
-        let mut row = Array2::zeros((1, cols));
-        node.decode_rows(r..r + 1, row.view_mut(), Accum::Replace, &mut scratch).expect("decodes");
-        for t in 0..x.nrows() {
-            let exact: f64 = (0..cols).map(|c| f64::from(x[[t, c]]) * f64::from(row[[0, c]])).sum();
-            error += (f64::from(y[[t, r]]) - exact).powi(2);
-            size += exact * exact;
-        }
-    }
-    let relative = (error / size).sqrt();
-    assert!(relative < 1e-4, "relative error {relative:e}");
 }
 
 /// The call whose tokens cost most beside those of a smaller one.
@@ -181,7 +154,7 @@ fn measure(name: &str, node: &dyn Node, tokens: &[usize], rounds: usize) -> Wors
     let most = tokens[tokens.len() - 1];
     let x = Array2::from_shape_simple_fn((most, cols), || random.next_f64() as f32 - 0.5);
     for t in [1, 9, 33] {
-        check(node, x.slice(s![..t.min(most), ..]));
+        check(node, x.slice(s![..t.min(most), ..]), 10, 1e-4);
     }
     // Calls of microseconds are made several times.
     let work = rows * cols;

@@ -8,11 +8,13 @@
 // Reading at the speed of memory needs vector loads and prefetches.
 #![allow(unsafe_code)]
 
+mod nodes;
 mod turns;
 
 use std::hint::black_box;
 
 use criterion::Criterion;
+use nodes::{check, pairs};
 use tensorpress_quant::GroupedAffine;
 use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::linalg::{Par, SplitMix, matmul_nt};
@@ -69,15 +71,6 @@ fn codes(rows: usize, cols: usize, seed: u64) -> Box<dyn Node> {
         .boxed()
 }
 
-/// Every group of four columns keeps two.
-fn pairs(rows: usize, cols: usize) -> Mask {
-    let mut random = SplitMix::new(3);
-    let two = [0b0011u8, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
-    let mut pick = || two[(random.next_u64() >> 32) as usize % 6];
-    let bits: Vec<u8> = (0..rows * cols / 8).map(|_| pick() | pick() << 4).collect();
-    Mask::new(rows, cols, bits.into()).expect("whole bytes")
-}
-
 /// Each entry stays with probability one half.
 fn half(rows: usize, cols: usize) -> Mask {
     let mut random = SplitMix::new(4);
@@ -98,29 +91,9 @@ fn input(tokens: usize, cols: usize) -> Array2<f32> {
     Array2::from_shape_simple_fn((tokens, cols), || random.next_f64() as f32 - 0.5)
 }
 
-/// Panics unless the product agrees with that of some decoded rows.
-fn check(node: &dyn Node, x: ArrayView2<'_, f32>, tolerance: f64) {
-    let [rows, cols] = node.shape();
-    let mut scratch = Scratch::default();
-    let mut y = Array2::zeros((x.nrows(), rows));
-    node.matmul(x, y.view_mut(), Accum::Replace, &mut scratch).expect("multiplies");
-    let (mut error, mut size) = (0.0, 0.0);
-    for r in (0..rows).step_by(rows.div_ceil(40)) {
-        let mut row = Array2::zeros((1, cols));
-        node.decode_rows(r..r + 1, row.view_mut(), Accum::Replace, &mut scratch).expect("decodes");
-        for t in 0..x.nrows() {
-            let exact: f64 = (0..cols).map(|c| f64::from(x[[t, c]]) * f64::from(row[[0, c]])).sum();
-            error += (f64::from(y[[t, r]]) - exact).powi(2);
-            size += exact * exact;
-        }
-    }
-    let relative = (error / size).sqrt();
-    assert!(relative < tolerance, "relative error {relative:e}");
-}
-
 /// A contender that multiplies; its bytes are those the node is stored in.
 fn product<'a>(name: &str, node: &'a dyn Node, x: ArrayView2<'a, f32>) -> Contender<'a> {
-    check(node, x, 1e-4);
+    check(node, x, 40, 1e-4);
     let bytes = Storage::of(node).expect("counts").bytes() as usize;
     let mut y = Array2::zeros((x.nrows(), node.shape()[0]));
     let mut scratch = Scratch::new(Par::Seq);
@@ -139,10 +112,10 @@ fn one_token(
 ) {
     let stored = make(1);
     let bytes = Storage::of(&*stored).expect("counts").bytes() as usize;
-    let pairs_stored = Masked::new(pairs(rows, cols), make(1)).expect("restricts");
+    let pairs_stored = Masked::new(pairs([rows, cols]), make(1)).expect("restricts");
     let half_stored = Masked::new(half(rows, cols), make(1)).expect("restricts");
     let dense = stored.prepack().expect("prepacks");
-    let pairs = Masked::new(pairs(rows, cols), make(1)).expect("restricts").boxed();
+    let pairs = Masked::new(pairs([rows, cols]), make(1)).expect("restricts").boxed();
     let pairs = pairs.prepack().expect("prepacks");
     let half = Masked::new(half(rows, cols), make(1)).expect("restricts").boxed();
     let half = half.prepack().expect("prepacks");
