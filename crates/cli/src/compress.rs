@@ -13,8 +13,9 @@ use tensorpress::{ErrorKind, registry};
 use crate::args::Compress;
 use crate::eval::{Verdict, decoder, text_of};
 use crate::failure::{Failure, Outcome};
+use crate::interrupt;
 use crate::open::{Opened, open};
-use crate::output::{bytes, itemised, print, print_json, table};
+use crate::output::{bytes, itemised, print, print_json, say, table};
 use crate::progress::{Bar, judging};
 
 /// The report, and the judgements if they were asked for.
@@ -38,22 +39,22 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         Some(file) => Some(segments(args, file.as_ref(), &opened)?),
     };
     let mut bar = Bar::new();
-    let mut compressor =
-        Compressor::new(recipe).with_seed(args.seed).with_force(args.force).with_progress(&mut bar);
+    let mut compressor = Compressor::new(recipe)
+        .with_seed(args.seed)
+        .with_force(args.force)
+        .with_cancel(interrupt::asked())
+        .with_progress(&mut bar);
     if let Some(calibration) = calibration {
         compressor = compressor.with_calibration(calibration);
     }
     let partial = partial_of(&args.out);
-    let resumable = partial.exists();
     let report = compressor.run(&opened.source, &args.out).map_err(|e| {
         if e.kind() == ErrorKind::MissingCalibration {
             return Failure::Usage(format!("{e}: give one with --calib"));
         }
-        if !resumable && partial.exists() {
-            eprintln!(
-                "unfinished work is kept in {}; the same command resumes it",
-                partial.display()
-            );
+        let curable = matches!(e.kind(), ErrorKind::Io | ErrorKind::Interrupted);
+        if curable && partial.exists() {
+            say!("unfinished work is kept in {}; the same command resumes it", partial.display());
         }
         Failure::Failed(e)
     })?;

@@ -103,7 +103,12 @@ fn recalled(cached: &ThroughCache<'_>) -> Result<KvVerdict> {
 
 pub(crate) fn run(args: &Eval) -> Outcome {
     let opened = open(&args.model, args.base.as_deref())?;
-    let (text, file) = text_of("--text", args.text.as_deref(), &opened)?;
+    let verdict = opened.unmoved(judge(args, &opened))?;
+    if args.json { print_json(&verdict) } else { print(&describe(&verdict)) }
+}
+
+fn judge(args: &Eval, opened: &Opened) -> Outcome<Verdict> {
+    let (text, file) = text_of("--text", args.text.as_deref(), opened)?;
     let source = &opened.source;
     let limits = Limits { max_segments: args.max_segments, max_tokens: args.max_tokens };
     let segments =
@@ -122,17 +127,18 @@ pub(crate) fn run(args: &Eval) -> Outcome {
         None => perplexity(judged, &segments, &tell)?,
         Some(reference) => {
             let reference = open(reference, args.base.as_deref())?;
-            compare(&decoder(&reference.source)?, judged, &segments, &tell)?
+            let judge = || compare(&decoder(&reference.source)?, judged, &segments, &tell);
+            reference.unmoved(judge().map_err(Failure::from))?
         }
     };
     bar.finish_and_clear();
     let kv = cached.as_ref().map(recalled).transpose()?;
     drop(model);
     let bill = Bill::of(source)?;
-    let verdict = Verdict { kv, ..Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes) };
-    if args.json {
-        return print_json(&verdict);
-    }
+    Ok(Verdict { kv, ..Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes) })
+}
+
+fn describe(verdict: &Verdict) -> String {
     let mut rows = vec![vec!["perplexity".to_owned(), format!("{:.4}", verdict.perplexity)]];
     let mut row = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -153,5 +159,5 @@ pub(crate) fn run(args: &Eval) -> Outcome {
         row("recall", Some(format!("{share} {gain}")));
     }
     row("predictions", Some(verdict.tokens.to_string()));
-    print(&table(&rows))
+    table(&rows)
 }

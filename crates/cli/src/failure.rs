@@ -2,6 +2,8 @@ use std::process::ExitCode;
 
 use tensorpress::{Error, ErrorKind};
 
+use crate::output::say;
+
 /// Why a command ended early.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -37,14 +39,14 @@ impl Failure {
     pub(crate) fn report(&self) -> ExitCode {
         match self {
             Self::Usage(message) => {
-                eprintln!("error: {message}\n\nFor more information, try '--help'.");
+                say!("error: {message}\n\nFor more information, try '--help'.");
                 ExitCode::from(2)
             }
             Self::Failed(error) => {
                 match error.kind() {
-                    ErrorKind::Exists => eprintln!("error: {error}; --force replaces it"),
-                    ErrorKind::MissingBase => eprintln!("error: {error}; --base names it"),
-                    _ => eprintln!("error: {error}"),
+                    ErrorKind::Exists => say!("error: {error}; --force replaces it"),
+                    ErrorKind::MissingBase => say!("error: {error}; --base names it"),
+                    _ => say!("error: {error}"),
                 }
                 ExitCode::from(1)
             }

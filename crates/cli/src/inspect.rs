@@ -6,7 +6,7 @@ use tensorpress::model::{Config, Source};
 use tensorpress::tensor::{DType, Storage};
 
 use crate::args::Inspect;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::open::{open, packed};
 use crate::output::{bytes, itemised, print, print_json, table};
 
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Inspect) -> Outcome {
         return container::run(args, &packed);
     }
     let opened = open(&args.model, None)?;
-    let bill = Bill::of(&opened.source)?;
+    let bill = opened.unmoved(Bill::of(&opened.source).map_err(Failure::from))?;
     let found = inspect(&opened.source, &bill)?;
     if args.json { print_json(&found) } else { print(&describe(&found, &bill)) }
 }

@@ -5,6 +5,7 @@ mod compress;
 mod eval;
 mod failure;
 mod inspect;
+mod interrupt;
 mod open;
 mod output;
 mod pack;
@@ -24,6 +25,8 @@ use args::{Args, Command};
 fn main() -> ExitCode {
     // clap ends the program itself where usage is wrong, with code 2.
     let args = Args::parse();
+    // A model that is cut while it is mapped is an error that names it.
+    tensorpress::tensor::checkpoint::survive_cut_files();
     let done = match &args.command {
         Command::Inspect(args) => inspect::run(args),
         Command::Compress(args) => compress::run(args),

@@ -9,6 +9,8 @@ use tensorpress::entropy::{Base, PackedFile};
 use tensorpress::model::{Source, embedded};
 use tensorpress::{Error, Result, open_model, open_packed_model, registry};
 
+use crate::failure::Outcome;
+
 /// The name of the built-in model.
 pub(crate) const DEMO: &str = "demo";
 
@@ -16,6 +18,15 @@ pub(crate) const DEMO: &str = "demo";
 pub(crate) struct Opened {
     pub(crate) source: Source,
     pub(crate) texts: Option<Texts>,
+}
+
+impl Opened {
+    /// Passes on what came of reading the model. Where somebody has written to its files meanwhile, that is the error,
+    /// whatever came of it.
+    pub(crate) fn unmoved<T>(&self, outcome: Outcome<T>) -> Outcome<T> {
+        self.source.checkpoint().check_unmoved()?;
+        outcome
+    }
 }
 
 /// Texts that a model brings along.

@@ -17,6 +17,15 @@ pub(crate) fn print(text: &str) -> Outcome {
     })
 }
 
+/// A line on standard error, for a person. Unlike `eprintln`, it does not matter whether somebody reads it.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($line)*);
+    }};
+}
+pub(crate) use say;
+
 /// One JSON object.
 pub(crate) fn print_json(value: &impl Serialize) -> Outcome {
     let text = serde_json::to_string_pretty(value).expect("results are JSON");

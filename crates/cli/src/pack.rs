@@ -9,6 +9,7 @@ use tensorpress::pipeline::peak_rss_bytes;
 
 use crate::args::{Effort, Pack};
 use crate::failure::Outcome;
+use crate::interrupt;
 use crate::output::{bytes, print, print_json, ratio, table};
 use crate::progress::packing;
 
@@ -28,7 +29,7 @@ pub(crate) fn run(args: &Pack) -> Outcome {
         Effort::Best => entropy::Effort::Best,
     };
     let base = args.base.as_ref().map(Base::open).transpose()?;
-    let (bar, mut tell) = packing("packing");
+    let (bar, mut tell) = packing("packing", interrupt::asked());
     let mut packer =
         Packer::new().with_effort(effort).with_force(args.force).with_progress(&mut tell);
     if let Some(base) = base {

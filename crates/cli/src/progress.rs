@@ -1,10 +1,15 @@
 //! What a person sees while a command works; all on standard error.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tensorpress::entropy::container::Progress as Progressed;
 use tensorpress::pipeline::{Event, Progress};
+
+use crate::interrupt::go_on;
+use crate::output::say;
 
 /// A bar over the blocks of a model.
 pub(crate) struct Bar {
@@ -31,8 +36,7 @@ impl Progress for Bar {
                 self.bar.set_length(blocks as u64);
                 self.bar.set_position(resumed as u64);
                 if resumed > 0 {
-                    self.bar
-                        .suspend(|| eprintln!("resuming: {resumed} of {blocks} blocks are done"));
+                    self.bar.suspend(|| say!("resuming: {resumed} of {blocks} blocks are done"));
                 }
             }
             Event::Judged { stage, block, blocks } => {
@@ -47,7 +51,7 @@ impl Progress for Bar {
             Event::Layer(layer) => {
                 if let Some(reason) = &layer.fallback {
                     self.fallbacks += 1;
-                    self.bar.suspend(|| eprintln!("{}: {reason}", layer.name));
+                    self.bar.suspend(|| say!("{}: {reason}", layer.name));
                 }
             }
             Event::Finished => self.bar.finish_and_clear(),
@@ -59,6 +63,7 @@ impl Progress for Bar {
 /// A bar over bytes, with the ratio so far and the time left, and what to tell it.
 pub(crate) fn packing(
     what: &str,
+    asked: Arc<AtomicBool>,
 ) -> (ProgressBar, impl FnMut(Progressed) -> ControlFlow<()> + Send) {
     let style = ProgressStyle::with_template(
         "{prefix:>10} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {msg}, {eta} left",
@@ -71,7 +76,7 @@ pub(crate) fn packing(
         inner.set_position(progress.done);
         let ratio = 100.0 * progress.stored as f64 / progress.done.max(1) as f64;
         inner.set_message(format!("{ratio:.2} %"));
-        ControlFlow::Continue(())
+        go_on(&asked)
     };
     (bar, tell)
 }

@@ -9,8 +9,8 @@ use tensorpress::tensor::linalg::Par;
 use crate::args::Run;
 use crate::eval::kv_recipe;
 use crate::failure::{Failure, Outcome};
-use crate::open::open;
-use crate::output::{print, print_json};
+use crate::open::{Opened, open};
+use crate::output::{print, print_json, say};
 
 #[derive(Serialize)]
 struct Generated {
@@ -22,6 +22,10 @@ struct Generated {
 
 pub(crate) fn run(args: &Run) -> Outcome {
     let opened = open(&args.model, args.base.as_deref())?;
+    opened.unmoved(run_opened(args, &opened))
+}
+
+fn run_opened(args: &Run, opened: &Opened) -> Outcome {
     let source = &opened.source;
     let tokenizer = source.tokenizer()?;
     let model = source.decoder()?.prepack()?;
@@ -71,6 +75,6 @@ pub(crate) fn run(args: &Run) -> Outcome {
         return print_json(&Generated { text, tokens, seconds, tokens_per_second });
     }
     print("\n")?;
-    eprintln!("{tokens} tokens, {tokens_per_second:.1} tokens/s");
+    say!("{tokens} tokens, {tokens_per_second:.1} tokens/s");
     Ok(())
 }

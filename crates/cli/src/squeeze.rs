@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
-use tensorpress::model::{LanguageModel, SentenceSimilarity, Tokenizer, text};
+use tensorpress::model::{LanguageModel, SentenceSimilarity, Source, Tokenizer, text};
 use tensorpress::tokencomp::PromptModels;
 use tensorpress::tokencomp::text::{PromptRecipe, Squeeze, Squeezed};
 use tensorpress::{Error, Result};
@@ -13,7 +13,7 @@ use crate::args::Squeeze as Args;
 use crate::eval::decoder;
 use crate::failure::{Failure, Outcome};
 use crate::open::open;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, say};
 
 #[derive(Serialize)]
 struct Short<'a> {
@@ -25,7 +25,20 @@ struct Short<'a> {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let text = read(&args.file)?;
-    let source = open(&args.model, args.base.as_deref())?.source;
+    let opened = open(&args.model, args.base.as_deref())?;
+    let short = opened.unmoved(squeeze(args, &text, &opened.source))?;
+    let Squeezed { text, tokens, tokens_before, .. } = &short;
+    if args.json {
+        let (tokens, tokens_before, budget) = (*tokens, *tokens_before, args.budget);
+        return print_json(&Short { text, tokens, tokens_before, budget });
+    }
+    // No newline after it: that could be one token too many.
+    print(text)?;
+    say!("{tokens_before} tokens before, {tokens} after");
+    Ok(())
+}
+
+fn squeeze(args: &Args, text: &str, source: &Source) -> Outcome<Squeezed> {
     let own = source.tokenizer()?;
     let counter = match &args.tokenizer {
         Some(folder) => Tokenizer::open(folder)?,
@@ -37,10 +50,10 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let line = args.recipe.as_deref().unwrap_or(default);
         line.parse::<PromptRecipe>().map_err(|e| Failure::of_argument("--recipe", e))
     };
-    let asked = (text.as_str(), args.question.as_deref());
+    let asked = (text, args.question.as_deref());
     let short = if source.config().architecture.is_decoder() {
         let recipe = recipe(BY_DECODER)?;
-        let decoder = decoder(&source)?;
+        let decoder = decoder(source)?;
         let model = LanguageModel::new(&decoder, &own)?;
         let models = PromptModels::default().with_language(&model);
         recipe.squeeze((&counter, &models), &keep, asked, args.budget)?
@@ -51,15 +64,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let models = PromptModels::default().with_similarity(&similarity);
         recipe.squeeze((&counter, &models), &keep, asked, args.budget)?
     };
-    let Squeezed { text, tokens, tokens_before, .. } = &short;
-    if args.json {
-        let (tokens, tokens_before, budget) = (*tokens, *tokens_before, args.budget);
-        return print_json(&Short { text, tokens, tokens_before, budget });
-    }
-    // No newline after it: that could be one token too many.
-    print(text)?;
-    eprintln!("{tokens_before} tokens before, {tokens} after");
-    Ok(())
+    Ok(short)
 }
 
 /// Words that surprise a language model; with a question, sentences come first.

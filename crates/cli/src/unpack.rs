@@ -7,6 +7,7 @@ use tensorpress::pipeline::peak_rss_bytes;
 
 use crate::args::Unpack;
 use crate::failure::Outcome;
+use crate::interrupt;
 use crate::open::open_packed;
 use crate::output::{bytes, print, print_json, ratio};
 use crate::progress::packing;
@@ -25,7 +26,7 @@ struct Done {
 pub(crate) fn run(args: &Unpack) -> Outcome {
     let begun = Instant::now();
     let packed = open_packed(&args.packed, args.base.as_deref())?;
-    let (bar, mut tell) = packing("unpacking");
+    let (bar, mut tell) = packing("unpacking", interrupt::asked());
     packed.unpack(&args.out, args.force, Some(&mut tell))?;
     bar.finish_and_clear();
     let (before, after) = (packed.stored_bytes(), packed.unpacked_bytes());

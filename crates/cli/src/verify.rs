@@ -9,8 +9,9 @@ use tensorpress::{Error, ErrorKind};
 
 use crate::args::Verify;
 use crate::failure::{Failure, Outcome};
+use crate::interrupt;
 use crate::open::open_packed;
-use crate::output::{bytes, print, print_json, ratio};
+use crate::output::{bytes, print, print_json, ratio, say};
 use crate::progress::packing;
 
 #[derive(Serialize)]
@@ -47,7 +48,7 @@ pub(crate) fn run(args: &Verify) -> Outcome {
     let begun = Instant::now();
     let (verified, before, after) = match open_packed(&args.packed, args.base.as_deref()) {
         Ok(packed) => {
-            let (bar, mut tell) = packing("verifying");
+            let (bar, mut tell) = packing("verifying", interrupt::asked());
             let verified = packed.verify(Some(&mut tell))?;
             bar.finish_and_clear();
             (verified, packed.unpacked_bytes(), packed.stored_bytes())
@@ -61,7 +62,7 @@ pub(crate) fn run(args: &Verify) -> Outcome {
         Err(error) => return Err(error.into()),
     };
     for damage in &verified.damages {
-        eprintln!("damaged: {damage}");
+        say!("damaged: {damage}");
     }
     let verdict = Verdict {
         ok: verified.damages.is_empty(),

@@ -104,6 +104,12 @@ impl Error {
         error
     }
 
+    /// [`ErrorKind::Io`]: an input was written to while it was read.
+    #[must_use]
+    pub fn moved(file: impl AsRef<Path>) -> Self {
+        Self::new(ErrorKind::Io, "was changed or cut while it was read").in_file(file)
+    }
+
     /// Names the tensor concerned, unless a more specific one is named already.
     #[must_use]
     pub fn in_tensor(mut self, name: impl Into<String>) -> Self {

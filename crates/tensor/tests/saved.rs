@@ -89,9 +89,9 @@ fn saving_replaces_whole_or_not_at_all() {
     let [first, second] = [DType::F32, DType::F16].map(|dtype| dense(6, 10, dtype));
     save(&*first, &path).unwrap();
     // What a killed writer left behind goes with the next; the file of a living one stays.
-    let dead = folder.path().join("node.safetensors.1-7.tmp");
-    let alive = folder.path().join("node.safetensors.1-8.tmp");
-    let other = folder.path().join("node.safetensors.notes.tmp");
+    let dead = folder.path().join("node.safetensors.tensorpress-1-7.tmp");
+    let alive = folder.path().join("node.safetensors.tensorpress-1-8.tmp");
+    let other = folder.path().join("node.safetensors.2024-01.tmp");
     let held = std::fs::File::create(&alive).unwrap();
     held.lock().unwrap();
     std::fs::write(&dead, "half").unwrap();

@@ -31,7 +31,7 @@ pub(super) fn fetch(name: &str) -> Result<PathBuf> {
     }
     let mut folder = None;
     for file in files.iter().filter(wanted) {
-        eprintln!("fetching {file}");
+        say!("fetching {file}");
         let path = repository.get(file).map_err(|e| failed(&format!("fetch {file}"), &e))?;
         folder = path.parent().map(PathBuf::from);
     }

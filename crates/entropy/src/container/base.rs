@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use tensorpress_tensor::checkpoint::{ByteSource, MappedFile};
+use tensorpress_tensor::checkpoint::{ByteSource, FileReader};
 use tensorpress_tensor::{Bytes, Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -35,8 +35,8 @@ pub(super) struct BaseTensor {
     hash: OnceLock<u128>,
 }
 
-/// Bytes hashed between two releases of mapped memory.
-const RELEASE: u64 = 64 << 20;
+/// Bytes hashed at a time.
+const PIECE: u64 = 4 << 20;
 
 impl Base {
     fn empty(given: PathBuf) -> Self {
@@ -52,16 +52,16 @@ impl Base {
         let mut base = Self::empty(given.to_path_buf());
         if given.is_dir() {
             for (name, file) in paths::list(given, Links::Files)? {
-                base.add(&name, Arc::new(MappedFile::open(file)?))?;
+                base.add(&name, Arc::new(FileReader::open(file)?))?;
             }
             return Ok(base);
         }
-        let map = MappedFile::open(given)?;
-        if map.bytes().starts_with(&MAGIC) {
+        let file = FileReader::open(given)?;
+        if *file.read(0..file.size().min(MAGIC.len() as u64))? == MAGIC {
             return Self::from_packed(PackedFile::open(given)?);
         }
         let name = given.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        base.add(&name, Arc::new(map))?;
+        base.add(&name, Arc::new(file))?;
         Ok(base)
     }
 
@@ -105,7 +105,6 @@ impl Base {
                 self.insert(tensor, file, part.range, source.clone(), OnceLock::new());
             }
         }
-        source.release();
         self.sources.push(source);
         Ok(())
     }
@@ -129,9 +128,9 @@ impl Base {
         &self.given
     }
 
-    /// Gives mapped memory back to the operating system.
-    pub(super) fn release(&self) {
-        self.sources.iter().for_each(|source| source.release());
+    /// That nobody has written to it since it was opened.
+    pub(super) fn check_unmoved(&self) -> Result<()> {
+        self.sources.iter().try_for_each(|source| source.check_unmoved())
     }
 
     /// The tensors that could stand for one: same name, element type and shape.
@@ -174,9 +173,8 @@ impl BaseTensor {
         let mut hasher = Xxh3::new();
         let mut at = self.range.start;
         while at < self.range.end {
-            let to = self.range.end.min(at + RELEASE);
+            let to = self.range.end.min(at + PIECE);
             hasher.update(&self.source.read(at..to)?);
-            self.source.release();
             at = to;
         }
         Ok(*self.hash.get_or_init(|| hasher.digest128()))
@@ -185,9 +183,5 @@ impl BaseTensor {
     /// Bytes of the tensor.
     pub(super) fn read(&self, range: Range<u64>) -> Result<Bytes> {
         self.source.read(self.range.start + range.start..self.range.start + range.end)
-    }
-
-    pub(super) fn release(&self) {
-        self.source.release();
     }
 }

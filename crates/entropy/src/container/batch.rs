@@ -22,8 +22,12 @@ pub(super) struct Job<'b> {
     pub(super) segment: usize,
     pub(super) values: ValueType,
     pub(super) source: Arc<dyn ByteSource>,
+    /// What errors call the source.
+    pub(super) path: &'b Path,
     /// Its bytes in the source.
     pub(super) range: Range<u64>,
+    /// xxh3-64 of them as they were when the segment was hashed.
+    pub(super) sum: u64,
     /// The tensor of the base, and where the chunk begins in it.
     pub(super) base: Option<(&'b BaseTensor, u64)>,
 }
@@ -92,16 +96,6 @@ impl<'b, W: Write + Send> Batches<'b, W> {
         );
         written?;
         self.coded = next?;
-        let mut last: Option<&Arc<dyn ByteSource>> = None;
-        for job in &jobs {
-            if last.is_none_or(|last| !Arc::ptr_eq(last, &job.source)) {
-                job.source.release();
-                if let Some((base, _)) = job.base {
-                    base.release();
-                }
-            }
-            last = Some(&job.source);
-        }
         Ok(())
     }
 
@@ -139,6 +133,10 @@ impl<'b, W: Write + Send> Batches<'b, W> {
 /// Codes a chunk on its own and, if it has a base, as the difference from it; keeps what is smaller.
 fn encode(job: &Job<'_>, effort: Effort) -> Result<Coded> {
     let data = job.source.read(job.range.clone())?;
+    // What is coded is what was hashed, or nothing is.
+    if xxh3_64(&data) != job.sum {
+        return Err(Error::moved(job.path));
+    }
     let len = data.len() as u64;
     let mut bytes = chunk::encode(job.values, &data, None, effort)?;
     let mut delta = false;

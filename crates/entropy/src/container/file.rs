@@ -54,8 +54,8 @@ impl ByteSource for Member {
         Ok(joined.into())
     }
 
-    fn release(&self) {
-        self.packed.release();
+    fn check_unmoved(&self) -> Result<()> {
+        self.packed.check_unmoved()
     }
 }
 

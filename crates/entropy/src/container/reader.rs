@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use rayon::prelude::*;
-use tensorpress_tensor::checkpoint::{ByteSource, MappedFile};
+use tensorpress_tensor::checkpoint::{ByteSource, FileReader};
 use tensorpress_tensor::{Bytes, Context, Error, Result};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -55,13 +55,13 @@ impl AsRef<[u8]> for Shared {
 const CHUNK: u64 = CHUNK_BYTES as u64;
 
 impl PackedFile {
-    /// Opens a packed file, which must not be truncated while it is open.
+    /// Opens a packed file. It is read, not mapped: what is not asked for takes no memory.
     ///
     /// # Errors
     /// `Io`; `Corruption` or `InsufficientData` for a damaged header or index; `Version`. Each names the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::new(path.to_path_buf(), Arc::new(MappedFile::open(path)?)).in_file(path)
+        Self::new(path.to_path_buf(), Arc::new(FileReader::open(path)?)).in_file(path)
     }
 
     /// A packed file in memory; `name` stands for it in errors.
@@ -313,12 +313,13 @@ impl PackedFile {
         self.inner.path.join(&file.path)
     }
 
-    /// Gives mapped memory back to the operating system.
-    pub fn release(&self) {
-        self.inner.source.release();
-        if let Some(base) = &self.inner.base {
-            base.release();
-        }
+    /// That nobody has written to the file, or to its base, since they were opened.
+    ///
+    /// # Errors
+    /// `Io`, naming the file, if somebody has.
+    pub fn check_unmoved(&self) -> Result<()> {
+        self.inner.source.check_unmoved()?;
+        self.inner.base.as_ref().map_or(Ok(()), Base::check_unmoved)
     }
 
     /// A file in the container, read on demand.

@@ -4,26 +4,20 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tensorpress_tensor::checkpoint::write_atomically;
+use tensorpress_tensor::checkpoint::{
+    Unfinished, find_foreign, refuse_mount_point, write_atomically, write_new,
+};
 use tensorpress_tensor::{Error, Result};
 
-use super::paths::{self, Links};
 use super::progress::{Progress, Watch, tell};
 use super::reader::PackedFile;
 use super::walk::{Consumer, walk};
 use crate::chunk::CHUNK_BYTES;
 
-/// What tells that a folder of unfinished work was ours.
-const MARKER: &str = "tensorpress.unpack";
-/// Where the files are meanwhile.
-const FILES: &str = "files";
-
 impl PackedFile {
     /// Restores what was packed: the file, or the folder, `to`, which appears under its name only when all of it is
     /// there, checked and on disk. With `force`, a file that is there is replaced, and so is a folder that has no
-    /// files but those that are packed.
-    ///
-    /// A folder is made in `to.partial`, and what an interrupted call left there is removed.
+    /// files but those that are packed. Of several callers one wins whole; the others replace it only if forced.
     ///
     /// # Errors
     /// `Exists` if `to` is there and is not to be replaced; `MissingBase`, or `InvalidArgument` for another base;
@@ -34,14 +28,14 @@ impl PackedFile {
         let progress = Progress { total: self.unpacked_bytes(), ..Progress::default() };
         let mut out = Out { progress, watch, file: None };
         if self.index().is_folder {
-            let partial = with_suffix(to, ".partial");
-            prepare(&partial)?;
-            let done = self.unpack_folder(to, &partial, &mut out);
-            // The error that matters is the first one.
-            let _ = fs::remove_dir_all(&partial);
-            return done;
+            let unfinished = Unfinished::beside(to)?;
+            self.write_folder(&unfinished.files(), &mut out)?;
+            let names = self.index().files.iter().map(|file| file.path.clone());
+            let replaced: Option<Vec<String>> = force.then(|| names.collect());
+            return unfinished.publish(to, replaced.as_deref());
         }
-        write_atomically(to, &mut |file| {
+        let publish = if force { write_atomically } else { write_new };
+        publish(to, &mut |file| {
             let io = |e| Error::io("write the file", to, e);
             out.file = Some((BufWriter::new(file.try_clone().map_err(io)?), to.to_path_buf()));
             self.write_file(0, &mut out)
@@ -56,29 +50,16 @@ impl PackedFile {
         file.sync_all().map_err(|e| Error::io("sync the file", &path, e))
     }
 
-    fn unpack_folder(&self, to: &Path, partial: &Path, out: &mut Out<'_, '_>) -> Result<()> {
-        let files = partial.join(FILES);
-        fs::create_dir(&files).map_err(|e| Error::io("create the folder", &files, e))?;
+    fn write_folder(&self, files: &Path, out: &mut Out<'_, '_>) -> Result<()> {
         for (number, file) in self.index().files.iter().enumerate() {
-            let path = file.path.split('/').fold(files.clone(), |path, part| path.join(part));
-            let parent = path.parent().unwrap_or(&files);
+            let path = file.path.split('/').fold(files.to_path_buf(), |path, part| path.join(part));
+            let parent = path.parent().unwrap_or(files);
             fs::create_dir_all(parent).map_err(|e| Error::io("create the folder", parent, e))?;
             // Not `create`: names that are one to this file system must not become one file.
             let new =
                 File::create_new(&path).map_err(|e| Error::io("create the file", &path, e))?;
             out.file = Some((BufWriter::with_capacity(CHUNK_BYTES, new), path));
             self.write_file(number, out)?;
-        }
-        let old = with_suffix(to, ".replaced");
-        let had = to.exists();
-        if had {
-            fs::rename(to, &old).map_err(|e| Error::io("move the old folder away", to, e))?;
-        }
-        fs::rename(&files, to)
-            .map_err(|e| Error::io("give the finished folder its name", to, e))?;
-        if had {
-            fs::remove_dir_all(&old)
-                .map_err(|e| Error::io("remove the replaced folder", &old, e))?;
         }
         Ok(())
     }
@@ -89,6 +70,7 @@ impl PackedFile {
             return Err(Error::invalid("is no name for a new file or folder").in_file(to));
         }
         let Ok(found) = fs::symlink_metadata(to) else { return Ok(()) };
+        refuse_mount_point(to)?;
         if !force {
             return Err(Error::exists("exists already").in_file(to));
         }
@@ -105,41 +87,14 @@ impl PackedFile {
         if !found.is_dir() {
             return Err(Error::invalid("exists and is no folder").in_file(to));
         }
-        for (name, _) in paths::list(to, Links::Refuse)? {
-            if self.file(&name).is_err() {
+        match find_foreign(to, &mut |name| Ok(self.file(name).is_ok()))? {
+            Some(name) => {
                 let what = format!("holds `{name}`, which is not packed; not replaced");
-                return Err(Error::invalid(what).in_file(to));
+                Err(Error::invalid(what).in_file(to))
             }
-        }
-        let old = with_suffix(to, ".replaced");
-        match old.exists() {
-            true => Err(Error::invalid("is in the way: an old folder is kept there").in_file(old)),
-            false => Ok(()),
+            None => Ok(()),
         }
     }
-}
-
-/// An empty folder for unfinished work.
-fn prepare(partial: &Path) -> Result<()> {
-    if let Ok(found) = fs::symlink_metadata(partial) {
-        let ours = found.is_dir() && partial.join(MARKER).is_file();
-        if !ours {
-            let what = "is in the way, and is not what an interrupted unpack left: remove it";
-            return Err(Error::invalid(what).in_file(partial));
-        }
-        fs::remove_dir_all(partial)
-            .map_err(|e| Error::io("remove the unfinished folder", partial, e))?;
-    }
-    fs::create_dir(partial).map_err(|e| Error::io("create the folder", partial, e))?;
-    let marker = partial.join(MARKER);
-    fs::write(&marker, "unfinished: may be removed\n")
-        .map_err(|e| Error::io("write the file", &marker, e))
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(suffix);
-    path.with_file_name(name)
 }
 
 /// The file that is being written.

@@ -69,7 +69,6 @@ pub(super) fn walk(packed: &PackedFile, number: usize, consumer: &mut dyn Consum
             || ready.iter_mut().try_for_each(|slot| check.take(slot, consumer)),
         );
         consumed?;
-        packed.release();
         std::mem::swap(&mut ready, &mut coming);
         if count == 0 {
             break;

@@ -1,21 +1,21 @@
 //! Packing.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::Serialize;
-use tensorpress_tensor::checkpoint::{ByteSource, write_atomically};
+use tensorpress_tensor::checkpoint::{ByteSource, write_atomically, write_new};
 use tensorpress_tensor::{Bytes, Context, Error, Result};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
 use super::base::{Base, BaseTensor};
 use super::batch::{Batches, Job};
 use super::format::{FileEntry, Index, Segment, Stored};
-use super::input::{Input, check_target, inputs};
+use super::input::{Input, check_target, check_unmoved, inputs};
 use super::layout::{self, Part};
 use super::paths;
 use super::preamble::{PREAMBLE, Preamble};
@@ -115,20 +115,22 @@ impl<'a> Packer<'a> {
     /// it is complete and on disk. Folders without files in them are not kept, nor are permissions and times.
     ///
     /// # Errors
-    /// `InvalidArgument` if `to` exists and is not to be replaced, or lies where it would be packed itself;
-    /// `Unsupported` for symbolic links below the folder, special files, and names that are no UTF-8; `Io`;
-    /// `Interrupted` if the progress callback says so; `Corruption` if a file was changed meanwhile. Nothing is left
-    /// behind.
+    /// `Exists` if `to` does and is not to be replaced, also if it came meanwhile; `InvalidArgument` if it lies where it
+    /// would be packed itself; `Unsupported` for symbolic links below the folder, special files, and names that are no
+    /// UTF-8; `Io`, also if a file came, went, was changed or cut meanwhile; `Interrupted` if the progress callback says so.
+    /// Nothing is left behind.
     pub fn pack(self, from: &Path, to: &Path) -> Result<PackReport> {
         check_target(from, to, self.force)?;
         let (inputs, is_folder) = inputs(from)?;
         let mut report = Err(Error::invalid("nothing was written"));
+        let publish = if self.force { write_atomically } else { write_new };
         let mut packer = Some(self);
-        write_atomically(to, &mut |file| {
+        publish(to, &mut |file| {
             let packer = packer.take().expect("called once");
             let mut sink = BufWriter::with_capacity(CHUNK_BYTES, file);
             report = Ok(packer.run(&inputs, is_folder, &mut sink, to)?);
-            sink.flush().map_err(|e| Error::io("write the file", to, e))
+            sink.flush().map_err(|e| Error::io("write the file", to, e))?;
+            check_unmoved(from, &inputs)
         })?;
         report
     }
@@ -144,7 +146,9 @@ impl<'a> Packer<'a> {
         name: &str,
     ) -> Result<PackReport> {
         let (inputs, is_folder) = inputs(from)?;
-        self.run(&inputs, is_folder, sink, name.as_ref())
+        let report = self.run(&inputs, is_folder, sink, name.as_ref())?;
+        check_unmoved(from, &inputs)?;
+        Ok(report)
     }
 
     /// Packs files in memory, given by their relative paths; one that is no folder has exactly one file.
@@ -152,8 +156,8 @@ impl<'a> Packer<'a> {
     /// # Errors
     /// As [`Packer::pack`]; `InvalidArgument` for paths that cannot be stored.
     pub fn pack_bytes(self, files: Vec<(String, Bytes)>, is_folder: bool) -> Result<Vec<u8>> {
-        let mut inputs: Vec<(String, Input)> =
-            files.into_iter().map(|(path, bytes)| (path, Input::Memory(bytes))).collect();
+        let memory = |(path, bytes): (String, Bytes)| (path.clone(), Input::Memory(path, bytes));
+        let mut inputs: Vec<(String, Input)> = files.into_iter().map(memory).collect();
         inputs.sort_by(|(a, _), (b, _)| a.cmp(b));
         if !is_folder && (inputs.len() != 1 || inputs[0].0.contains('/')) {
             return Err(Error::invalid("not one file, and no folder"));
@@ -176,8 +180,9 @@ impl<'a> Packer<'a> {
         let begin = sink.stream_position().map_err(io)?;
         sink.write_all(&[0; PREAMBLE]).map_err(io)?;
         let base = self.base.take();
-        let total = inputs.iter().map(|(_, input)| input.size()).sum::<Result<u64>>()?;
+        let total = inputs.iter().map(|(_, input)| input.size()).sum();
         let mut work = Work {
+            inputs,
             batches: Batches::new(&mut *sink, to, self.effort),
             base: base.as_ref(),
             index: Index { is_folder, ..Index::default() },
@@ -185,23 +190,13 @@ impl<'a> Packer<'a> {
             report: PackReport { bytes_before: total, ..PackReport::default() },
             watch: self.watch,
         };
-        for (path, input) in inputs {
-            let before = input.metadata()?;
-            let source = input.open()?;
-            work.file(path, &source)?;
-            source.release();
-            let changed = |was: &Metadata, is: &Metadata| {
-                was.len() != is.len() || was.modified().ok() != is.modified().ok()
-            };
-            if let (Some(was), Some(is), Input::Disk(path)) = (before, input.metadata()?, input)
-                && changed(&was, &is)
-            {
-                return Err(Error::corruption("was changed while it was packed").in_file(path));
-            }
+        for number in 0..inputs.len() {
+            work.file(number)?;
         }
         let Work { batches, mut index, mut report, mut watch, .. } = work;
         let (_, index_offset) = batches.finish(&mut index.segments)?;
         if let Some(base) = &base {
+            base.check_unmoved()?;
             report.delta_tensors = drop_unused(&mut index, base);
         }
         let bytes = index.to_bytes();
@@ -235,25 +230,29 @@ fn drop_unused(index: &mut Index, base: &Base) -> usize {
 
 /// What packing has come to.
 struct Work<'w, 'a, W> {
+    inputs: &'w [(String, Input)],
     batches: Batches<'w, W>,
     base: Option<&'w Base>,
     index: Index,
-    /// Segments by hash, length and layout.
-    seen: HashMap<(u128, u64, ValueType), usize>,
+    /// Segments with chunks, by hash, length and layout, and the input that each is of.
+    seen: HashMap<(u128, u64, ValueType), (usize, usize)>,
     report: PackReport,
     watch: Option<&'a mut Watch<'a>>,
 }
 
-/// Bytes hashed at a time, and between two releases of mapped memory.
-const PIECE: u64 = 16 << 20;
+/// Bytes hashed or compared at a time.
+const PIECE: u64 = 4 * CHUNK_BYTES as u64;
 
-impl<W: Write + Send> Work<'_, '_, W> {
-    fn file(&mut self, path: &str, source: &Arc<dyn ByteSource>) -> Result<()> {
+impl<'w, W: Write + Send> Work<'w, '_, W> {
+    fn file(&mut self, number: usize) -> Result<()> {
+        let (path, input) = &self.inputs[number];
+        let source = input.open()?;
         let first = self.index.segments.len();
         let mut whole = Xxh3::new();
-        for part in layout::parts(&**source)? {
-            self.segment(part, path, source, &mut whole)?;
+        for part in layout::parts(&*source)? {
+            self.segment(part, number, &source, &mut whole)?;
         }
+        source.check_unmoved()?;
         let segments = first..self.index.segments.len();
         let (path, len, hash) = (path.to_owned(), source.size(), whole.digest128());
         self.index.files.push(FileEntry { path, len, hash, segments });
@@ -264,36 +263,45 @@ impl<W: Write + Send> Work<'_, '_, W> {
     fn segment(
         &mut self,
         part: Part,
-        file: &str,
+        file: usize,
         source: &Arc<dyn ByteSource>,
         whole: &mut Xxh3,
     ) -> Result<()> {
         let Part { tensor, values, range } = part;
+        let (path, input) = &self.inputs[file];
         let (number, len) = (self.index.segments.len(), range.end - range.start);
-        let hash = hash(&**source, &range, whole)?;
+        let (hash, sums) = hash(&**source, &range, whole)?;
         self.report.tensors += usize::from(tensor.is_some());
+        let same = match self.seen.get(&(hash, len, values)) {
+            Some((earlier, of)) if self.is_same(source, range.start, *earlier, *of)? => {
+                Some(*earlier)
+            }
+            _ => None,
+        };
         let mut add = |stored| {
             let offset = range.start;
             let tensor = tensor.clone();
             self.index.segments.push(Segment { tensor, values, offset, len, hash, stored });
         };
-        if let Some(earlier) = self.seen.get(&(hash, len, values)) {
-            add(Stored::SameAs(*earlier));
+        if let Some(earlier) = same {
+            add(Stored::SameAs(earlier));
             self.report.duplicate_bytes += len;
             return Ok(());
         }
-        let like = |tensor| self.base.and_then(|base| base.find(tensor, file));
+        let like = |tensor| self.base.and_then(|base| base.find(tensor, path));
         let base: Option<&BaseTensor> = tensor.as_ref().and_then(like);
-        let base_hash = base.map(|base| base.hash().in_file(Path::new(file))).transpose()?;
+        let base_hash = base.map(|base| base.hash().in_file(Path::new(path))).transpose()?;
         add(Stored::Chunks { chunks: Vec::new(), base: base_hash });
-        self.seen.insert((hash, len, values), number);
-        for from in (0..len).step_by(CHUNK_BYTES) {
+        self.seen.entry((hash, len, values)).or_insert((number, file));
+        for (from, sum) in (0..len).step_by(CHUNK_BYTES).zip(sums) {
             let to = len.min(from + CHUNK_BYTES as u64);
             let job = Job {
                 segment: number,
                 values,
                 source: source.clone(),
+                path: input.path(),
                 range: range.start + from..range.start + to,
+                sum,
                 base: base.map(|base| (base, from)),
             };
             if self.batches.push(job, &mut self.index.segments)? {
@@ -304,20 +312,41 @@ impl<W: Write + Send> Work<'_, '_, W> {
         }
         Ok(())
     }
+
+    /// Whether bytes are those of an earlier segment: its hash is not enough to lose a tensor by.
+    fn is_same(
+        &self,
+        source: &Arc<dyn ByteSource>,
+        at: u64,
+        earlier: usize,
+        of: usize,
+    ) -> Result<bool> {
+        let Segment { offset, len, .. } = self.index.segments[earlier];
+        let other = self.inputs[of].1.open()?;
+        for from in (0..len).step_by(PIECE as usize) {
+            let to = len.min(from + PIECE);
+            let (a, b) =
+                (source.read(at + from..at + to)?, other.read(offset + from..offset + to)?);
+            if *a != *b {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
-/// Hashes a segment, and goes on with the hash of the file.
-fn hash(source: &dyn ByteSource, range: &Range<u64>, whole: &mut Xxh3) -> Result<u128> {
-    let mut part = Xxh3::new();
+/// Hashes a segment and each of its chunks, and goes on with the hash of the file.
+fn hash(source: &dyn ByteSource, range: &Range<u64>, whole: &mut Xxh3) -> Result<(u128, Vec<u64>)> {
+    let (mut part, mut sums) = (Xxh3::new(), Vec::new());
     let mut at = range.start;
     while at < range.end {
         let to = range.end.min(at + PIECE);
         let bytes = source.read(at..to)?;
-        rayon::join(|| part.update(&bytes), || whole.update(&bytes));
-        if to < range.end {
-            source.release();
-        }
+        let chunks = || bytes.par_chunks(CHUNK_BYTES).map(xxh3_64).collect::<Vec<u64>>();
+        let (of_chunks, _) =
+            rayon::join(chunks, || rayon::join(|| part.update(&bytes), || whole.update(&bytes)));
+        sums.extend(of_chunks);
         at = to;
     }
-    Ok(part.digest128())
+    Ok((part.digest128(), sums))
 }

@@ -5,5 +5,6 @@ mod delta;
 mod disk;
 mod golden;
 mod hostile;
+mod lost;
 mod made;
 mod round_trip;

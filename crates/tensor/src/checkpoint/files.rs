@@ -1,9 +1,12 @@
 //! Files wherever they are: on disk, in memory, or inside another file.
 
 use std::fmt::Debug;
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::map::MappedFile;
 use crate::bytes::Bytes;
@@ -25,6 +28,44 @@ pub trait ByteSource: Debug + Send + Sync {
 
     /// Gives memory that can be had again back to the operating system; bytes handed out stay valid.
     fn release(&self) {}
+
+    /// That nobody has written to it since it was opened: what was read until now is what was there.
+    ///
+    /// # Errors
+    /// `Io`, naming the file, if somebody has.
+    fn check_unmoved(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a file was when it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unmoved {
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Unmoved {
+    pub(super) fn of(file: &File, path: &Path) -> Result<Self> {
+        let found = file.metadata().map_err(|e| Error::io("look at the file", path, e))?;
+        if found.is_dir() {
+            let e = io::Error::from(io::ErrorKind::IsADirectory);
+            return Err(Error::io("read the file", path, e));
+        }
+        Ok(Self { len: found.len(), modified: found.modified().ok() })
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// That it still is what it was.
+    pub(super) fn check(&self, file: &File, path: &Path) -> Result<()> {
+        match Self::of(file, path)? == *self {
+            true => Ok(()),
+            false => Err(Error::moved(path)),
+        }
+    }
 }
 
 /// A range of bytes as indices.

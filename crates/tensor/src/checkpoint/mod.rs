@@ -1,16 +1,22 @@
-//! Checkpoints: safetensors files read through memory maps or out of containers, and shards written whole or not at
-//! all.
+//! Checkpoints: safetensors files read through memory maps or out of containers, and files and folders written whole or
+//! not at all.
 
+mod exchange;
 mod files;
 mod header;
 mod map;
+mod publish;
+mod read;
 mod reader;
 mod writer;
 
 pub use files::{ByteSource, Files, Folder};
 pub use header::{Header, Place, Placed, write_header};
-pub use map::MappedFile;
-pub use reader::Checkpoint;
-pub use writer::{
-    Announced, CountSink, Produce, shard_bytes, write_announced, write_atomically, write_shard,
+pub use map::{MappedFile, survive_cut_files};
+pub use publish::{
+    Unfinished, find_foreign, is_temporary, name_folder, refuse_mount_point, remove_files,
+    remove_listed, write_atomically, write_new,
 };
+pub use read::FileReader;
+pub use reader::Checkpoint;
+pub use writer::{Announced, CountSink, Produce, shard_bytes, write_announced, write_shard};

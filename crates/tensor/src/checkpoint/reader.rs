@@ -14,7 +14,8 @@ use crate::source::RawTensor;
 
 /// One or more safetensors files seen as one set of named tensors, mapped or decoded when asked for rather than read.
 ///
-/// The files must not be truncated while they are mapped.
+/// The files must not be cut while they are mapped: [`survive_cut_files`](super::survive_cut_files) says what happens, and
+/// [`Checkpoint::check_unmoved`] tells whether they were written to.
 ///
 /// ```
 /// use tensorpress_tensor::Checkpoint;
@@ -291,6 +292,14 @@ impl Checkpoint {
         for file in &self.files {
             file.bytes.release();
         }
+    }
+
+    /// That nobody has written to the files since they were opened.
+    ///
+    /// # Errors
+    /// `Io`, naming the file, if somebody has.
+    pub fn check_unmoved(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.bytes.check_unmoved().in_file(&file.path))
     }
 }
 

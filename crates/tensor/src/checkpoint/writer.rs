@@ -1,10 +1,9 @@
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Cursor, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 
 use super::header::{Place, write_header};
+use super::publish::write_atomically;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::storage::{Part, PartSink};
@@ -75,54 +74,6 @@ pub fn shard_bytes(
     let mut bytes = Cursor::new(Vec::new());
     announced.write(&header, &mut bytes, Path::new("memory"), produce)?;
     Ok(bytes.into_inner())
-}
-
-/// Writes a file through a temporary one in the same folder, synced and then renamed over `path`. Of several writers the
-/// last one wins whole; what a killed one left behind goes with the next.
-///
-/// # Errors
-/// `Io`, or those of `write`. Nothing is left behind.
-pub fn write_atomically(path: &Path, write: &mut dyn FnMut(&mut File) -> Result<()>) -> Result<()> {
-    let io = |doing: &'static str| move |e| Error::io(doing, path, e);
-    remove_leftovers(path);
-    let temporary = temporary(path);
-    let result = (|| {
-        let mut file = File::create_new(&temporary).map_err(io("create the file"))?;
-        // Says that somebody is at work. Some file systems have no locks; work goes on without.
-        let _ = file.try_lock();
-        write(&mut file)?;
-        file.sync_all().map_err(io("sync the file"))?;
-        drop(file);
-        std::fs::rename(&temporary, path).map_err(io("rename the finished file"))
-    })();
-    if result.is_err() {
-        // The error that matters is the first one.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    result
-}
-
-/// A name that no other writer of this or another process has.
-fn temporary(path: &Path) -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    path.with_file_name(name)
-}
-
-/// Removes temporary files for `path` that nobody works on any more.
-fn remove_leftovers(path: &Path) {
-    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (Some(name), Ok(listing)) = (path.file_name(), std::fs::read_dir(folder)) else { return };
-    let start = format!("{}.", name.to_string_lossy());
-    for entry in listing.flatten() {
-        let found = entry.file_name().to_string_lossy().into_owned();
-        let number = found.strip_prefix(&start).and_then(|rest| rest.strip_suffix(".tmp"));
-        let ours = number.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit() || b == b'-'));
-        if ours && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
 }
 
 /// What a file will hold: name, type and shape of each part. Takes parts, of which it keeps no bytes.

@@ -1,55 +1,53 @@
 //! From the folder of finished shards to the model folder.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
 use tensorpress_model::Source;
-use tensorpress_tensor::checkpoint::write_atomically;
+use tensorpress_tensor::checkpoint::{Files, name_folder, write_atomically};
 use tensorpress_tensor::{Checkpoint, Context, Error, Result};
 
-use super::folder::{Work, with_suffix};
+use super::folder::{LOCK, Work, lock as lock_of};
+use super::listing::{Listing, owned};
 
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Writes what makes the shards a model, and gives the folder its name. `plain`: nothing is compressed, and the source's
 /// config is that of the result.
 pub(super) fn finish(
-    work: Work,
+    work: &mut Work,
     source: &Source,
     out: &Path,
     plain: bool,
     force: bool,
 ) -> Result<()> {
     let folder = work.folder().to_path_buf();
-    write_index(&work, &folder)?;
+    write_index(work, &folder)?;
     let config = if plain { source.raw_config().clone() } else { config(source) };
     write_json(&folder.join("config.json"), &config)?;
-    copy_others(source, &folder)?;
-    let leftovers = work.close();
-    let old = with_suffix(out, ".replaced");
-    let had = out.exists();
-    if had && !force {
-        return Err(Error::exists("exists already").in_file(out));
-    }
-    if had {
-        // Two renames: a crash between them leaves both models, each whole, and the same call ends what is left.
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(|e| Error::io("remove the folder", &old, e))?;
-        }
-        fs::rename(out, &old).map_err(|e| Error::io("move the old folder away", out, e))?;
-    }
-    fs::rename(&folder, out).map_err(|e| Error::io("give the finished folder its name", out, e))?;
-    sync_folder(out.parent());
+    let others = others(source)?;
+    work.copies(others.iter().map(|(name, _)| name.clone()).collect())?;
+    others.into_iter().try_for_each(|(name, from)| copy(from, &folder.join(name)))?;
+    Listing::of(&folder)?.write(&folder)?;
+    // What is there now is looked at now.
+    let had = force && fs::symlink_metadata(out).is_ok();
+    let replaced = had.then(|| owned(out)).transpose()?;
+    let (leftovers, lock) = work.close();
+    // Nobody takes the old folder for unfinished work as it goes.
+    let old_lock = (had && lock.is_some()).then(|| lock_of(out)).transpose()?;
+    let replaced = replaced.map(|mut list| {
+        list.push(LOCK.to_owned());
+        list
+    });
+    name_folder(&folder, out, replaced.as_deref())?;
     for name in leftovers {
         // The model is there and whole; a leftover state file harms nobody.
         let _ = fs::remove_file(out.join(name));
     }
-    if old.exists() {
-        fs::remove_dir_all(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
-    }
+    drop((lock, old_lock));
     Ok(())
 }
 
@@ -92,42 +90,44 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
 
+/// Where a file that goes along comes from.
+enum From<'a> {
+    Files(&'a dyn Files, String),
+    Memory(&'a [u8]),
+}
+
 /// Tokenizer, generation settings, licence: whatever is small and holds no weights.
-fn copy_others(source: &Source, folder: &Path) -> Result<()> {
+fn others(source: &Source) -> Result<Vec<(String, From<'_>)>> {
     let Some(from) = source.files() else {
-        return source
-            .tokenizer_files()
-            .into_iter()
-            .try_for_each(|(name, bytes)| write_file(&folder.join(name), bytes));
+        let files = source.tokenizer_files().into_iter();
+        return Ok(files.map(|(name, bytes)| (name.to_owned(), From::Memory(bytes))).collect());
     };
-    for name in from.names()? {
-        let kind = Path::new(&name).extension().unwrap_or_default().to_string_lossy().into_owned();
+    let goes_along = |name: &String| {
+        let kind = Path::new(name).extension().unwrap_or_default().to_string_lossy().into_owned();
         let wanted = matches!(kind.as_str(), "json" | "txt" | "model" | "jinja" | "tiktoken")
             || name.starts_with("LICENSE")
             || name.starts_with("NOTICE");
         let ours = name == "config.json"
             || name.ends_with(".index.json")
             || name.starts_with("tensorpress.");
-        if wanted && !ours {
-            let file = from.open(&name)?;
-            let to = folder.join(&name);
-            write_atomically(&to, &mut |out| {
-                for at in (0..file.size()).step_by(PIECE) {
-                    let piece = file.read(at..file.size().min(at + PIECE as u64));
-                    let piece = piece.in_file(&from.path(&name))?;
-                    out.write_all(&piece).map_err(|e| Error::io("copy the file", &to, e))?;
-                }
-                Ok(())
-            })?;
-        }
-    }
-    Ok(())
+        wanted && !ours
+    };
+    let names = from.names()?.into_iter().filter(goes_along);
+    Ok(names.map(|name| (name.clone(), From::Files(from, name))).collect())
 }
 
-/// Makes a rename durable where the system can.
-fn sync_folder(folder: Option<&Path>) {
-    let folder = folder.filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let Ok(folder) = File::open(folder) {
-        let _ = folder.sync_all();
-    }
+fn copy(from: From<'_>, to: &Path) -> Result<()> {
+    let (files, name) = match from {
+        From::Memory(bytes) => return write_file(to, bytes),
+        From::Files(files, name) => (files, name),
+    };
+    let file = files.open(&name)?;
+    write_atomically(to, &mut |out| {
+        for at in (0..file.size()).step_by(PIECE) {
+            let piece = file.read(at..file.size().min(at + PIECE as u64));
+            let piece = piece.in_file(&files.path(&name))?;
+            out.write_all(&piece).map_err(|e| Error::io("copy the file", to, e))?;
+        }
+        file.check_unmoved().in_file(&files.path(&name))
+    })
 }

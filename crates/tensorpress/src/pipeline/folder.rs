@@ -1,27 +1,29 @@
 //! The folder of unfinished work.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use tensorpress_tensor::{Checkpoint, Error, Result};
+use tensorpress_tensor::checkpoint::{
+    find_foreign, refuse_mount_point, remove_files, remove_listed,
+};
+use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Result};
 
+use super::listing::{is_of_model, is_of_work, owned};
 use super::rewrite::stored;
 use super::state::{Identity, STATE, State, Steps, Stored, Unit};
 
-const LOCK: &str = "tensorpress.lock";
+/// Held by who works in a folder.
+pub(super) const LOCK: &str = "tensorpress.lock";
 /// What the names of the files of rewrites begin with.
-const REWRITE: &str = "tensorpress.rewrite-";
+pub(super) const REWRITE: &str = "tensorpress.rewrite-";
 
 /// Where the work on `out` lies until it is done.
 #[must_use]
 pub fn partial_of(out: &Path) -> PathBuf {
-    with_suffix(out, ".partial")
-}
-
-pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(suffix);
-    path.with_file_name(name)
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    out.with_file_name(name)
 }
 
 /// Whether a result may go to `out`.
@@ -30,6 +32,7 @@ pub(super) fn check_target(out: &Path, source: Option<&Path>, force: bool) -> Re
         return Err(Error::invalid("is no name for a new folder").in_file(out));
     }
     let Ok(found) = fs::symlink_metadata(out) else { return Ok(()) };
+    refuse_mount_point(out)?;
     if !force {
         return Err(Error::exists("exists already").in_file(out));
     }
@@ -40,15 +43,7 @@ pub(super) fn check_target(out: &Path, source: Option<&Path>, force: bool) -> Re
     if source.is_some_and(|source| real(source) == real(out)) {
         return Err(Error::invalid("is the model to compress; write elsewhere").in_file(out));
     }
-    // Model folders are flat: whatever has folders inside is not to be removed.
-    let listing = fs::read_dir(out).map_err(|e| Error::io("list the folder", out, e))?;
-    let nested = listing.flatten().find(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
-    if let Some(nested) = nested {
-        let name = nested.file_name().to_string_lossy().into_owned();
-        let message = format!("holds a folder `{name}`, so it is no model; not replaced");
-        return Err(Error::invalid(message).in_file(out));
-    }
-    Ok(())
+    owned(out).map(drop)
 }
 
 /// What a rewrite keeps; of a block, or of all.
@@ -65,18 +60,25 @@ pub(super) struct Work {
     folder: PathBuf,
     state: State,
     shards: usize,
+    /// What is worked on: nothing is noted that was made of something else.
+    checkpoint: Checkpoint,
     /// Held as long as this process works here.
-    lock: File,
+    lock: Option<File>,
 }
 
 impl Work {
-    /// Begins work for `out`, or takes up what an earlier run has left.
-    pub(super) fn open(out: &Path, identity: Identity, force: bool) -> Result<Self> {
+    /// Begins work on `checkpoint` for `out`, or takes up what an earlier run has left.
+    pub(super) fn open(
+        out: &Path,
+        identity: Identity,
+        checkpoint: &Checkpoint,
+        force: bool,
+    ) -> Result<Self> {
         let folder = partial_of(out);
-        if folder.exists() && !folder.is_dir() {
+        if fs::symlink_metadata(&folder).is_ok_and(|found| !found.is_dir()) {
             return Err(Error::invalid("is in the way: it is no folder").in_file(&folder));
         }
-        fs::create_dir_all(&folder).map_err(|e| Error::io("create the folder", &folder, e))?;
+        refuse_mount_point(&folder)?;
         let lock = lock(&folder)?;
         let path = folder.join(STATE);
         let found = path.exists().then(|| resume(&path, &identity)).transpose();
@@ -90,9 +92,10 @@ impl Work {
             Err(_) if force => fresh(&folder, identity)?,
             Err(error) => return Err(error),
         };
-        let mut work = Self { folder, state, shards: 0, lock };
+        let checkpoint = checkpoint.clone();
+        let mut work = Self { folder, state, shards: 0, checkpoint, lock: Some(lock) };
         work.drop_damaged_steps();
-        work.state.write(&path)?;
+        work.write()?;
         Ok(work)
     }
 
@@ -138,6 +141,7 @@ impl Work {
     }
 
     fn write(&self) -> Result<()> {
+        self.checkpoint.check_unmoved()?;
         self.state.write(&self.folder.join(STATE))
     }
 
@@ -210,14 +214,40 @@ impl Work {
         self.write()
     }
 
-    /// Gives the folder up: what is left is to remove these files.
-    pub(super) fn close(self) -> Vec<String> {
+    /// Notes what of the model goes along as it is.
+    pub(super) fn copies(&mut self, names: Vec<String>) -> Result<()> {
+        self.state.copied = names;
+        self.write()
+    }
+
+    /// Gives the folder up: what is left to remove are these files. The lock is to be held until then, but where a
+    /// folder cannot be renamed with an open file in it.
+    pub(super) fn close(&mut self) -> (Vec<String>, Option<File>) {
         let listing = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let names = listing.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let mut leftovers: Vec<String> = names.filter(|name| name.starts_with(REWRITE)).collect();
-        leftovers.extend([STATE, LOCK].map(str::to_owned));
-        drop(self.lock);
-        leftovers
+        let mut leftovers: Vec<String> = names.filter(|name| is_of_work(name)).collect();
+        // No crash may leave work without its state.
+        leftovers.sort_by_key(|name| name != STATE);
+        (leftovers, self.lock.take().filter(|_| !cfg!(windows)))
+    }
+
+    /// Whether this error leaves something that is worth taking up again: what is wrong with the model or the recipe is
+    /// as wrong the next time, and another recipe begins anew.
+    fn outlives(error: &Error) -> bool {
+        matches!(error.kind(), ErrorKind::Io | ErrorKind::Interrupted | ErrorKind::Exists)
+    }
+
+    /// Passes on how the work went. Where an error ends it for good, nothing is left behind.
+    pub(super) fn ended<T>(self, done: Result<T>) -> Result<T> {
+        // An input that was written to explains whatever went wrong.
+        let done = done.or_else(|error| self.checkpoint.check_unmoved().and(Err(error)));
+        let held = self.lock.is_some();
+        if held && done.as_ref().is_err_and(|error| !Self::outlives(error)) {
+            // The error that matters is the first one.
+            let _ = clear(&self.folder);
+            let _ = remove_listed(&self.folder, &[LOCK.to_owned()]);
+        }
+        done
     }
 }
 
@@ -238,33 +268,59 @@ fn resume(path: &Path, identity: &Identity) -> Result<State> {
 
 /// Whether the folder has nothing but what the first moments of a run leave.
 fn is_fresh(folder: &Path) -> Result<bool> {
-    let listing = fs::read_dir(folder).map_err(|e| Error::io("list the folder", folder, e))?;
-    let mut names = listing.flatten().map(|entry| entry.file_name());
-    Ok(names.all(|name| {
-        let name = name.to_string_lossy();
-        name == LOCK || (name.starts_with(STATE) && name.ends_with(".tmp"))
-    }))
+    Ok(find_foreign(folder, &mut |name| Ok(is_of_work(name)))?.is_none())
 }
 
-/// A new state, and nothing of old work beside it. The old state goes first: no crash may leave it with less.
+/// A new state, and nothing of old work beside it.
 fn fresh(folder: &Path, identity: Identity) -> Result<State> {
-    let listing = fs::read_dir(folder).map_err(|e| Error::io("list the folder", folder, e))?;
-    let mut paths: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).collect();
-    paths.sort_by_key(|path| !path.ends_with(STATE));
-    for path in paths.iter().filter(|path| path.is_file() && !path.ends_with(LOCK)) {
-        fs::remove_file(path).map_err(|e| Error::io("remove old work", path, e))?;
-    }
-    Ok(State { identity, rewrites: Vec::new(), units: Vec::new() })
+    clear(folder)?;
+    Ok(State { identity, rewrites: Vec::new(), units: Vec::new(), copied: Vec::new() })
 }
 
-fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(LOCK);
-    let file = File::create(&path).map_err(|e| Error::io("create the lock", &path, e))?;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::invalid("another process is at work here").in_file(folder))
-        }
-        // Some file systems have no locks; work goes on without.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+/// Removes what is ours, which must be all there is but for the lock: unfinished work, or a folder that was replaced when
+/// a kill came before it was removed.
+fn clear(folder: &Path) -> Result<()> {
+    let path = folder.join(STATE);
+    let state = State::read(&path).ok();
+    let copied = state.map(|state| state.copied).unwrap_or_default();
+    let mut files = Vec::new();
+    let of_work = find_foreign(folder, &mut |name| {
+        files.push(name.to_owned());
+        Ok(is_of_work(name) || is_of_model(name) || copied.iter().any(|copied| copied == name))
+    })?;
+    if let Some(name) = of_work {
+        let Ok(of_list) = owned(folder) else {
+            let message =
+                format!("holds `{name}`, which is not ours: not replaced, also not by force");
+            return Err(Error::exists(message).in_file(folder));
+        };
+        files = of_list;
     }
+    // The state goes first: no crash may leave it with less.
+    files.retain(|name| name != LOCK && name != STATE);
+    files.insert(0, STATE.to_owned());
+    remove_files(folder, &files)
+}
+
+/// Makes the folder, if it is not there, and holds it for this process.
+pub(super) fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    for _ in 0..100 {
+        fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
+        let file = match File::create(&path) {
+            Ok(file) => file,
+            // Renamed between the two calls: its work is finished.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::io("create the lock", &path, e)),
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::invalid("another process is at work here").in_file(folder));
+            }
+            // Some file systems have no locks; work goes on without.
+            Ok(()) | Err(TryLockError::Error(_)) if path.exists() => return Ok(file),
+            _ => {}
+        }
+    }
+    Err(Error::invalid("another process is at work here").in_file(folder))
 }

@@ -17,6 +17,7 @@ mod error;
 mod finish;
 mod folder;
 mod job;
+mod listing;
 mod peak;
 mod plan;
 mod progress;
@@ -91,6 +92,17 @@ impl std::fmt::Debug for Compressor<'_> {
             .field("force", force)
             .finish_non_exhaustive()
     }
+}
+
+/// What is to be done, checked.
+struct Task<'r> {
+    source: &'r Source,
+    out: &'r Path,
+    rewrites: Vec<Named>,
+    windows: Vec<Vec<u32>>,
+    plan: Plan,
+    plain: bool,
+    begun: Instant,
 }
 
 /// What the parts of a run share.
@@ -236,8 +248,16 @@ impl<'a> Compressor<'a> {
         let windows = self.windows(source, &rewrites, &plan)?;
         let identity =
             Identity::new(source, recipe, &windows, self.supplied.as_deref(), self.seed)?;
-        let mut work = Work::open(out, identity, self.force)?;
-        let rewritten = self.rewrite(source, &rewrites, &windows, plain, &mut work)?;
+        let mut work = Work::open(out, identity, source.checkpoint(), self.force)?;
+        let task = Task { source, out, rewrites, windows, plan, plain, begun };
+        let done = self.work(task, &mut work);
+        work.ended(done)
+    }
+
+    /// The work, once everything is found out that it takes.
+    fn work(&mut self, task: Task<'_>, work: &mut Work) -> Result<Report> {
+        let Task { source, out, rewrites, windows, plan, plain, begun } = task;
+        let rewritten = self.rewrite(source, &rewrites, &windows, plain, work)?;
         let original = source;
         let source = rewritten.as_ref().map_or(original, |rewritten| &rewritten.source);
         let plan = match &rewritten {

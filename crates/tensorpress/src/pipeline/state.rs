@@ -141,6 +141,9 @@ pub(super) struct State {
     #[serde(default)]
     pub(super) rewrites: Vec<Steps>,
     pub(super) units: Vec<Unit>,
+    /// Files of the model that go along as they are, once that is known.
+    #[serde(default)]
+    pub(super) copied: Vec<String>,
 }
 
 impl State {

@@ -52,7 +52,18 @@ pub fn write_model(
     check(source, nodes)?;
     let (hash, announced) = hash(nodes)?;
     let identity = Identity::of_nodes(source, hash)?;
-    let mut work = Work::open(out, identity, false)?;
+    let mut work = Work::open(out, identity, source.checkpoint(), false)?;
+    let done = write_shards(source, nodes, &announced, out, &mut work);
+    work.ended(done)
+}
+
+fn write_shards(
+    source: &Source,
+    nodes: &BTreeMap<String, Box<dyn Node>>,
+    announced: &BTreeMap<&str, Announced>,
+    out: &Path,
+    work: &mut Work,
+) -> Result<()> {
     work.begin(source.blocks())?;
     let prefixes: Vec<String> =
         (0..source.blocks()).map(|block| source.block_prefix(block)).collect();
