@@ -40,9 +40,9 @@ fn of_several_packers_one_wins_whole() {
         let to = parent.path().join("m.tpk");
         let force = round % 2 == 1;
         let done: Vec<_> = std::thread::scope(|scope| {
-            let start = |model| {
-                let to = &to;
-                scope.spawn(move || Packer::new().with_force(force).pack(model, to).map(drop))
+            let start = |model: &std::path::PathBuf| {
+                let (to, model) = (&to, model.clone());
+                scope.spawn(move || Packer::new().with_force(force).pack(&model, to).map(drop))
             };
             let all: Vec<_> = models.iter().map(start).collect();
             all.into_iter().map(|one| one.join().unwrap()).collect()
