@@ -290,9 +290,8 @@ fn clear(folder: &Path) -> Result<()> {
     })?;
     if let Some(name) = of_work {
         let Ok(of_list) = owned(folder) else {
-            let message =
-                format!("holds `{name}`, which is not ours: not replaced, also not by force");
-            return Err(Error::exists(message).in_file(folder));
+            let message = format!("holds `{name}`, which is not ours: not replaced");
+            return Err(Error::invalid(message).in_file(folder));
         };
         files = of_list;
     }
