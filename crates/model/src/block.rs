@@ -1,4 +1,4 @@
-//! A transformer block: attention and a feed-forward network, each around a residual stream.
+//! A transformer block: a list of parts (attention, a feed-forward network, a mixture of experts) around a residual stream.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Mutex;
@@ -10,8 +10,8 @@ use tensorpress_tensor::node::Input;
 pub use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{DType, Error, ErrorKind, Node, Result, Scratch, kernels};
 
-use crate::cache::KvCache;
-use crate::layers::{Attention, Linear, Mlp, Norm, Rope, as_matrix, buffer};
+use crate::cache::{KvCache, PlainCache};
+use crate::layers::{Attention, Linear, Mlp, Moe, Norm, Rope, Routing, as_matrix, buffer};
 
 /// Watches the inputs of a block's linear layers.
 pub trait Observer {
@@ -20,10 +20,15 @@ pub trait Observer {
     /// # Errors
     /// Any error ends the forward pass and is its error.
     fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>>;
+
+    /// Sees which experts the tokens of the input before it go to.
+    fn routed(&mut self, routing: &Routing) {
+        let _ = routing;
+    }
 }
 
 /// Watches nothing.
-struct Ignore;
+pub(crate) struct Ignore;
 
 impl Observer for Ignore {
     fn input(&mut self, _: SharedInput, _: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
@@ -35,11 +40,46 @@ impl Observer for Ignore {
 #[derive(Debug)]
 pub struct Block {
     pub(crate) index: usize,
-    pub(crate) attention: Attention,
-    pub(crate) mlp: Mlp,
-    pub(crate) norms: [Norm; 2],
-    /// Norms come before what they feed (decoders), or after the residual sum (BERT).
-    pub(crate) norm_first: bool,
+    pub(crate) parts: Vec<Part>,
+    /// All parts read what the block reads; else each reads what those before it made of that.
+    pub(crate) parallel: bool,
+}
+
+/// stream = then(stream + scale x after(mixer(norm(stream))))
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) norm: Option<Norm>,
+    /// Reads what the part before it read.
+    pub(crate) same: bool,
+    pub(crate) mixer: Mixer,
+    pub(crate) after: Option<Norm>,
+    pub(crate) scale: f32,
+    pub(crate) then: Option<Norm>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Mixer {
+    Attention(Box<Attention>),
+    Mlp(Box<Mlp>),
+    Moe(Box<Moe>),
+}
+
+impl Mixer {
+    fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Self::Attention(attention) => attention.linears(),
+            Self::Mlp(mlp) => mlp.linears(),
+            Self::Moe(moe) => moe.linears(),
+        }
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Self::Attention(attention) => attention.linears_mut(),
+            Self::Mlp(mlp) => mlp.linears_mut(),
+            Self::Moe(moe) => moe.linears_mut(),
+        }
+    }
 }
 
 /// Tokens that go through the linear layers together, at least where there are as many: enough for good products,
@@ -77,32 +117,51 @@ impl Block {
         self.index
     }
 
-    /// Channels of an input.
+    /// The inputs of its linear layers, in the order in which a token meets them.
     #[must_use]
-    pub fn channels(&self, input: SharedInput) -> usize {
-        let reader = match input {
-            SharedInput::Attention => &self.attention.q,
-            SharedInput::AttentionOutput => &self.attention.o,
-            SharedInput::Mlp => &self.mlp.up,
-            SharedInput::MlpOutput => &self.mlp.down,
-        };
-        reader.shape()[1]
+    pub fn inputs(&self) -> Vec<SharedInput> {
+        let mut inputs: Vec<SharedInput> = Vec::new();
+        for input in self.linears().filter_map(|linear| linear.input) {
+            if !inputs.contains(&input) {
+                inputs.push(input);
+            }
+        }
+        inputs
     }
 
-    /// The rotary embedding of queries and keys; encoders have none.
+    /// Channels of an input; 0 if nothing here reads it.
+    #[must_use]
+    pub fn channels(&self, input: SharedInput) -> usize {
+        let reader = self.linears().find(|linear| linear.input == Some(input));
+        reader.map_or(0, |reader| reader.shape()[1])
+    }
+
+    pub(crate) fn attention(&self) -> Option<&Attention> {
+        self.parts.iter().find_map(|part| match &part.mixer {
+            Mixer::Attention(attention) => Some(&**attention),
+            _ => None,
+        })
+    }
+
+    /// The rotary embedding of queries and keys, where there is one.
     #[must_use]
     pub fn rope(&self) -> Option<&Rope> {
-        self.attention.rope.as_deref()
+        self.attention()?.rope.as_deref()
     }
 
     /// An empty cache for the heads of this block, of every key and value in f32.
     #[must_use]
-    pub fn cache(&self) -> Cache {
-        let Attention { q, k, head_dim, .. } = &self.attention;
-        let heads = |linear: &Linear| linear.shape()[0] / head_dim;
-        let layer = KvShape::new(heads(q), heads(k), *head_dim)
-            .and_then(|shape| Layer::new(shape, StoreForm::Float(DType::F32)));
-        Cache::new(layer.expect("heads were checked against the config, which was checked"))
+    pub fn cache(&self) -> Box<dyn KvCache> {
+        let attention = self.attention().expect("a block attends");
+        let Attention { heads, kv_heads, head_dim, value_dim, scoring, .. } = attention;
+        if scoring.is_plain(*head_dim) && head_dim == value_dim {
+            let layer = KvShape::new(*heads, *kv_heads, *head_dim)
+                .and_then(|shape| Layer::new(shape, StoreForm::Float(DType::F32)));
+            return Box::new(Cache::new(
+                layer.expect("heads were checked against the config, which was checked"),
+            ));
+        }
+        Box::new(PlainCache::new(scoring.clone(), *kv_heads, [*head_dim, *value_dim]))
     }
 
     /// Continues one sequence: replaces `hidden` `[tokens, hidden]` of its next tokens by the block's output. Where the
@@ -121,15 +180,15 @@ impl Block {
         observer: Option<&mut dyn Observer>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        if self.attention.rope.is_none() {
+        let Some(attention) = self.attention().filter(|attention| attention.scoring.causal) else {
             return Err(Error::unsupported("a KV cache in an encoder"));
-        }
+        };
         let mut mix = |q: ArrayViewMut2<'_, f32>,
                        k: ArrayViewMut2<'_, f32>,
                        v: ArrayView2<'_, f32>,
                        out: ArrayViewMut2<'_, f32>,
                        scratch: &mut Scratch| {
-            self.attention.mix(q, k, v, out, Some(&mut *cache), scratch)
+            attention.mix(q, k, v, out, Some(&mut *cache), scratch)
         };
         // A cache refuses what is not finite; a weight may be to blame.
         match self.run(hidden, &mut mix, observer, scratch) {
@@ -188,6 +247,7 @@ impl Block {
         lengths: &[usize],
         scratch: &mut Scratch,
     ) -> Result<()> {
+        let Some(attention) = self.attention() else { return Ok(()) };
         let mut sequences = Vec::with_capacity(lengths.len());
         for &length in lengths {
             let (q1, q2) = q.split_at(Axis(0), length);
@@ -200,14 +260,14 @@ impl Block {
         if scratch.par() == Par::Seq {
             return sequences
                 .into_iter()
-                .try_for_each(|(q, k, v, out)| self.attention.mix(q, k, v, out, None, scratch));
+                .try_for_each(|(q, k, v, out)| attention.mix(q, k, v, out, None, scratch));
         }
         let failure = Mutex::new(None);
         scratch.par().for_each_init(
             sequences.into_iter(),
             || Scratch::new(Par::Seq),
             |scratch, (q, k, v, out)| {
-                if let Err(error) = self.attention.mix(q, k, v, out, None, scratch) {
+                if let Err(error) = attention.mix(q, k, v, out, None, scratch) {
                     *failure.lock().expect("nothing panics while it is held") = Some(error);
                 }
             },
@@ -224,150 +284,60 @@ impl Block {
     ) -> Result<ControlFlow<()>> {
         let mut ignore = Ignore;
         let observer = observer.unwrap_or(&mut ignore);
-        if self.attend(&mut hidden, mix, Some(&mut *observer), scratch)?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-        self.feed_forward(&mut hidden, Some(observer), scratch)
+        self.run_parts(0..self.parts.len(), &mut hidden, mix, observer, scratch)
     }
 
-    /// The first half of the block: adds attention's output to `hidden`.
-    pub(crate) fn attend(
+    /// Some of the parts, one after the other; checks the result behind the last.
+    pub(crate) fn run_parts(
         &self,
+        parts: Range<usize>,
         hidden: &mut ArrayViewMut2<'_, f32>,
         mix: &mut Mix<'_>,
-        observer: Option<&mut dyn Observer>,
+        observer: &mut dyn Observer,
         scratch: &mut Scratch,
     ) -> Result<ControlFlow<()>> {
         let (tokens, width) = hidden.dim();
-        let mut memory = buffer(scratch, tokens, width);
-        let mut x = as_matrix(&mut memory, width);
-        x.assign(hidden);
-        if self.norm_first {
-            self.norms[0].apply(x.view_mut());
+        let mut memory = [0; 3].map(|_| buffer(scratch, tokens, width));
+        let [given, normed, made] = &mut memory;
+        let (mut given, mut normed) = (as_matrix(given, width), as_matrix(normed, width));
+        let mut made = as_matrix(made, width);
+        if self.parallel {
+            given.assign(hidden);
         }
-        let flow =
-            self.attention_part(x.view_mut(), mix, observer.unwrap_or(&mut Ignore), scratch)?;
-        if flow.is_continue() {
-            self.add(hidden, x.view(), 0);
+        let last = parts.end == self.parts.len();
+        for part in &self.parts[parts] {
+            if !part.same {
+                normed.assign(if self.parallel { &given } else { hidden });
+                part.norm.iter().for_each(|norm| norm.apply(normed.view_mut()));
+            }
+            let flow =
+                part.mixer.forward(normed.view(), made.view_mut(), mix, observer, scratch)?;
+            if flow.is_break() {
+                return Ok(flow);
+            }
+            part.after.iter().for_each(|norm| norm.apply(made.view_mut()));
+            match part.scale {
+                1.0 => *hidden += &made,
+                scale => hidden.scaled_add(scale, &made),
+            }
+            part.then.iter().for_each(|norm| norm.apply(hidden.view_mut()));
         }
-        scratch.put(memory);
-        Ok(flow)
-    }
-
-    /// The second half: adds the feed-forward network's output, and checks the result.
-    pub(crate) fn feed_forward(
-        &self,
-        hidden: &mut ArrayViewMut2<'_, f32>,
-        observer: Option<&mut dyn Observer>,
-        scratch: &mut Scratch,
-    ) -> Result<ControlFlow<()>> {
-        let (tokens, width) = hidden.dim();
-        let mut memory = buffer(scratch, tokens, width);
-        let mut x = as_matrix(&mut memory, width);
-        x.assign(hidden);
-        if self.norm_first {
-            self.norms[1].apply(x.view_mut());
-        }
-        let flow = self.mlp_part(x.view_mut(), observer.unwrap_or(&mut Ignore), scratch)?;
-        if flow.is_continue() {
-            self.add(hidden, x.view(), 1);
-        }
-        scratch.put(memory);
+        memory.into_iter().for_each(|memory| scratch.put(memory));
         let values = hidden.as_slice().expect("hidden states are contiguous");
-        if flow.is_continue() && kernels::has_non_finite(values) {
+        if last && kernels::has_non_finite(values) {
             return Err(self.find_non_finite());
         }
-        Ok(flow)
-    }
-
-    fn add(&self, hidden: &mut ArrayViewMut2<'_, f32>, x: ArrayView2<'_, f32>, norm: usize) {
-        *hidden += &x;
-        if !self.norm_first {
-            self.norms[norm].apply(hidden.view_mut());
-        }
-    }
-
-    /// Replaces x by attention's output.
-    fn attention_part(
-        &self,
-        mut x: ArrayViewMut2<'_, f32>,
-        mix: &mut Mix<'_>,
-        observer: &mut dyn Observer,
-        scratch: &mut Scratch,
-    ) -> Result<ControlFlow<()>> {
-        let Attention { q, k, v, o, .. } = &self.attention;
-        let tokens = x.nrows();
-        let [q_width, kv_width] = [q.shape()[0], k.shape()[0]];
-        if observer.input(SharedInput::Attention, x.view())?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-        let mut memory = [q_width, kv_width, kv_width, q_width].map(|w| buffer(scratch, tokens, w));
-        let [qs, ks, vs, out] = &mut memory;
-        let (mut qs, mut out) = (as_matrix(qs, q_width), as_matrix(out, q_width));
-        let (mut ks, mut vs) = (as_matrix(ks, kv_width), as_matrix(vs, kv_width));
-        Input::with(x.view(), scratch, |x, scratch| {
-            q.forward(x, qs.view_mut(), scratch)?;
-            k.forward(x, ks.view_mut(), scratch)?;
-            v.forward(x, vs.view_mut(), scratch)
-        })?;
-        mix(qs, ks, vs.view(), out.view_mut(), scratch)?;
-        let flow = observer.input(SharedInput::AttentionOutput, out.view())?;
-        if flow.is_continue() {
-            Input::with(out.view(), scratch, |out, scratch| o.forward(out, x.view_mut(), scratch))?;
-        }
-        memory.into_iter().for_each(|m| scratch.put(m));
-        Ok(flow)
-    }
-
-    /// Replaces x by the feed-forward network's output.
-    fn mlp_part(
-        &self,
-        mut x: ArrayViewMut2<'_, f32>,
-        observer: &mut dyn Observer,
-        scratch: &mut Scratch,
-    ) -> Result<ControlFlow<()>> {
-        let Mlp { gate, up, down, activation } = &self.mlp;
-        let width = up.shape()[0];
-        if observer.input(SharedInput::Mlp, x.view())?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-        let mut memory = buffer(scratch, x.nrows(), width);
-        Input::with(x.view(), scratch, |x, scratch| -> Result<()> {
-            up.forward(x, as_matrix(&mut memory, width), scratch)?;
-            let Some(gate) = gate else {
-                activation.apply(&mut memory);
-                return Ok(());
-            };
-            let mut gated = buffer(scratch, x.tokens(), width);
-            gate.forward(x, as_matrix(&mut gated, width), scratch)?;
-            activation.gate(&mut gated, &memory);
-            scratch.put(std::mem::replace(&mut memory, gated));
-            Ok(())
-        })?;
-        let inner = as_matrix(&mut memory, width);
-        let flow = observer.input(SharedInput::MlpOutput, inner.view())?;
-        if flow.is_continue() {
-            Input::with(inner.view(), scratch, |inner, scratch| {
-                down.forward(inner, x.view_mut(), scratch)
-            })?;
-        }
-        scratch.put(memory);
-        Ok(flow)
+        Ok(ControlFlow::Continue(()))
     }
 
     /// The linear layers, in the order in which a token meets them.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let (a, m) = (&self.attention, &self.mlp);
-        [&a.q, &a.k, &a.v, &a.o].into_iter().chain(&m.gate).chain([&m.up, &m.down])
+        self.parts.iter().flat_map(|part| part.mixer.linears())
     }
 
     /// The linear layers, to be changed.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let (a, m) = (&mut self.attention, &mut self.mlp);
-        [&mut a.q, &mut a.k, &mut a.v, &mut a.o]
-            .into_iter()
-            .chain(&mut m.gate)
-            .chain([&mut m.up, &mut m.down])
+        self.parts.iter_mut().flat_map(|part| part.mixer.linears_mut())
     }
 
     /// The linear layer whose weight has this full name.
@@ -395,8 +365,10 @@ impl Block {
     /// `InvalidArgument` if there is none.
     pub fn norm_mut(&mut self, name: &str) -> Result<&mut Norm> {
         let index = self.index;
-        self.norms
-            .iter_mut()
+        let norms = self.parts.iter_mut();
+        norms
+            .flat_map(|part| [&mut part.norm, &mut part.after, &mut part.then])
+            .flatten()
             .find(|n| n.name() == name)
             .ok_or_else(|| Error::invalid(format!("no norm of block {index}")).in_tensor(name))
     }
@@ -413,14 +385,9 @@ impl Block {
     ///
     /// # Errors
     /// Those of the nodes, naming the tensor.
-    pub fn prepack(self) -> Result<Self> {
-        let Attention { q, k, v, o, q_norm, k_norm, rope, head_dim, window } = self.attention;
-        let (q, k, v, o) = (q.prepack()?, k.prepack()?, v.prepack()?, o.prepack()?);
-        let attention = Attention { q, k, v, o, q_norm, k_norm, rope, head_dim, window };
-        let Mlp { gate, up, down, activation } = self.mlp;
-        let gate = gate.map(Linear::prepack).transpose()?;
-        let mlp = Mlp { gate, up: up.prepack()?, down: down.prepack()?, activation };
-        Ok(Self { attention, mlp, ..self })
+    pub fn prepack(mut self) -> Result<Self> {
+        self.linears_mut().try_for_each(Linear::prepack)?;
+        Ok(self)
     }
 
     /// The error for activations that are not finite: names the weight that is to blame, if there is one.
@@ -431,5 +398,59 @@ impl Block {
                 Error::numerical(format!("activations of block {} are not finite", self.index))
             }
         }
+    }
+}
+
+impl Mixer {
+    /// Fills `y` with what it makes of `x`.
+    fn forward(
+        &self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        mix: &mut Mix<'_>,
+        observer: &mut dyn Observer,
+        scratch: &mut Scratch,
+    ) -> Result<ControlFlow<()>> {
+        let input = match self {
+            Self::Attention(_) => SharedInput::Attention,
+            Self::Mlp(_) | Self::Moe(_) => SharedInput::Mlp,
+        };
+        if observer.input(input, x)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        match self {
+            Self::Attention(attention) => attention.forward(x, y, mix, observer, scratch),
+            Self::Mlp(mlp) => mlp.forward(x, y, SharedInput::MlpOutput, observer, scratch),
+            Self::Moe(moe) => moe.forward(x, y, observer, scratch),
+        }
+    }
+}
+
+impl Attention {
+    fn forward(
+        &self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        mix: &mut Mix<'_>,
+        observer: &mut dyn Observer,
+        scratch: &mut Scratch,
+    ) -> Result<ControlFlow<()>> {
+        let (tokens, width) = (x.nrows(), self.width());
+        let [q, k, v] = self.widths();
+        let mut memory = [q, k, v, width].map(|width| buffer(scratch, tokens, width));
+        let [qs, ks, vs, out] = &mut memory;
+        let (mut qs, mut ks) = (as_matrix(qs, q), as_matrix(ks, k));
+        let (mut vs, mut out) = (as_matrix(vs, v), as_matrix(out, width));
+        let views = [qs.view_mut(), ks.view_mut(), vs.view_mut()];
+        if self.project(x, views, observer, scratch)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        mix(qs, ks, vs.view(), out.view_mut(), scratch)?;
+        let flow = observer.input(SharedInput::AttentionOutput, out.view())?;
+        if flow.is_continue() {
+            Input::with(out.view(), scratch, |out, scratch| self.o.forward(out, y, scratch))?;
+        }
+        memory.into_iter().for_each(|memory| scratch.put(memory));
+        Ok(flow)
     }
 }

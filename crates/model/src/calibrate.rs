@@ -53,7 +53,7 @@ impl Collecting {
     #[must_use]
     pub fn new(block: &Block, needs: &dyn Fn(SharedInput) -> Needs, seed: u64, par: Par) -> Self {
         let channels: BTreeMap<_, _> =
-            SharedInput::ALL.into_iter().map(|input| (input, block.channels(input))).collect();
+            block.inputs().into_iter().map(|input| (input, block.channels(input))).collect();
         let wanted = channels.iter().filter(|(input, _)| !needs(**input).is_none());
         let collectors = wanted
             .map(|(input, channels)| (*input, Collector::new(*channels, needs(*input), seed)))

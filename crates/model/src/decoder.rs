@@ -11,23 +11,28 @@ use tensorpress_tensor::{Error, Result, Scratch};
 use crate::block::Block;
 use crate::cache::KvCache;
 use crate::config::Config;
-use crate::layers::{Linear, Norm};
+use crate::layers::{Attention, Linear, Norm};
 
 /// The embedding of tokens; rows are read one by one, so that the table stays in the memory map.
 #[derive(Debug)]
 pub struct Embedding {
     pub(crate) table: Linear,
+    pub(crate) scale: f32,
+    /// A table of positions, and the row of the first.
+    pub(crate) positions: Option<(Array2<f32>, usize)>,
+    /// From the table's width to that of the hidden states.
+    pub(crate) project: Option<Linear>,
 }
 
 impl Embedding {
-    /// The embeddings `[tokens, hidden]` of some tokens.
+    /// The embeddings `[tokens, hidden]` of some tokens of a sequence, the first at position `first`.
     ///
     /// # Errors
-    /// `InvalidArgument` for an id outside the vocabulary; `Numerical` for NaN in a row, naming the tensor; those of
-    /// decoding.
-    pub fn embed(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
-        let [vocab, hidden] = self.table.shape();
-        let mut out = Array2::zeros((ids.len(), hidden));
+    /// `InvalidArgument` for an id outside the vocabulary, or a position outside the table; `Numerical` for NaN in a row,
+    /// naming the tensor; those of decoding.
+    pub fn embed(&self, ids: &[u32], first: usize, scratch: &mut Scratch) -> Result<Array2<f32>> {
+        let [vocab, width] = self.table.shape();
+        let mut out = Array2::zeros((ids.len(), width));
         for (&id, mut row) in ids.iter().zip(out.rows_mut()) {
             if id as usize >= vocab {
                 return Err(Error::invalid(format!("token {id} in a vocabulary of {vocab}")));
@@ -35,10 +40,33 @@ impl Embedding {
             let row = row.as_slice_mut().expect("a row of a new matrix");
             self.table.row(id as usize, row, scratch)?;
         }
+        if self.scale != 1.0 {
+            out *= self.scale;
+        }
+        if let Some(project) = &self.project {
+            let mut wide = Array2::zeros((ids.len(), project.shape()[0]));
+            Input::with(out.view(), scratch, |out, scratch| {
+                project.forward(out, wide.view_mut(), scratch)
+            })?;
+            out = wide;
+        }
+        if let Some((positions, offset)) = &self.positions {
+            for (t, mut row) in out.rows_mut().into_iter().enumerate() {
+                let position = offset + first + t;
+                if position >= positions.nrows() {
+                    let most = positions.nrows() - offset;
+                    return Err(Error::invalid(format!(
+                        "position {} in a model of {most}",
+                        first + t
+                    )));
+                }
+                row += &positions.row(position);
+            }
+        }
         Ok(out)
     }
 
-    /// The table `[vocabulary, hidden]` as a layer.
+    /// The table `[vocabulary, width]` as a layer.
     #[must_use]
     pub fn table(&self) -> &Linear {
         &self.table
@@ -48,8 +76,14 @@ impl Embedding {
 /// The final norm and the matrix over the vocabulary.
 #[derive(Debug)]
 pub struct Head {
-    pub(crate) norm: Norm,
+    pub(crate) norm: Option<Norm>,
+    /// From the hidden states' width to the matrix's.
+    pub(crate) project: Option<Linear>,
     pub(crate) linear: Linear,
+    /// Logits are multiplied by this.
+    pub(crate) scale: f32,
+    /// And squeezed into this: cap tanh(logit / cap).
+    pub(crate) softcap: Option<f32>,
 }
 
 impl Head {
@@ -63,11 +97,24 @@ impl Head {
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
         let mut normed = hidden.to_owned();
-        self.norm.apply(normed.view_mut());
+        self.norm.iter().for_each(|norm| norm.apply(normed.view_mut()));
+        if let Some(project) = &self.project {
+            let mut narrow = Array2::zeros((hidden.nrows(), project.shape()[0]));
+            Input::with(normed.view(), scratch, |normed, scratch| {
+                project.forward(normed, narrow.view_mut(), scratch)
+            })?;
+            normed = narrow;
+        }
         let mut logits = Array2::zeros((hidden.nrows(), self.vocab()));
         Input::with(normed.view(), scratch, |normed, scratch| {
             self.linear.forward(normed, logits.view_mut(), scratch)
         })?;
+        if self.scale != 1.0 {
+            logits *= self.scale;
+        }
+        if let Some(cap) = self.softcap {
+            logits.mapv_inplace(|logit| cap * (logit / cap).tanh());
+        }
         Ok(logits)
     }
 
@@ -170,15 +217,14 @@ impl Decoder {
     /// Those of the nodes, naming the tensor.
     pub fn prepack(mut self) -> Result<Self> {
         self.blocks = self.blocks.into_iter().map(Block::prepack).collect::<Result<_>>()?;
-        self.head.linear = self.head.linear.prepack()?;
+        self.head.linear.prepack()?;
         Ok(self)
     }
 
     /// An empty cache for every block.
     #[must_use]
     pub fn cache(&self) -> Vec<Box<dyn KvCache>> {
-        let one = |block: &Block| Box::new(block.cache()) as Box<dyn KvCache>;
-        self.blocks.iter().map(one).collect()
+        self.blocks.iter().map(Block::cache).collect()
     }
 
     /// An empty cache for every block, as a recipe says; scores that turn queries back do so by this model's rotary
@@ -189,12 +235,21 @@ impl Decoder {
     pub fn caches(&self, recipe: &KvRecipe) -> Result<Vec<Box<dyn KvCache>>> {
         let one = |(index, block): (usize, &Block)| {
             let mut recipe = recipe.clone();
-            if let Some(rope) = block.rope() {
+            let attention = block.attention().expect("a block attends");
+            if !attention.scoring.is_plain(attention.head_dim)
+                || attention.head_dim != attention.value_dim
+            {
+                let kind = self.config.architecture.name();
+                return Err(Error::unsupported(format!(
+                    "a cache by recipe for the attention of {kind}: its scores are not the usual ones"
+                )));
+            }
+            if let Some(rope) = block.rope().filter(|rope| rope.is_plain()) {
                 recipe = recipe.with_rope(Rope::with_frequencies(rope.frequencies().to_vec())?);
             }
-            let shape = self.config.shape(index);
-            let (blocks, head_dim) = (self.blocks.len(), self.config.head_dim);
-            let caches = recipe.caches(blocks, shape.heads, shape.kv_heads, head_dim)?;
+            let blocks = self.blocks.len();
+            let Attention { heads, kv_heads, head_dim, .. } = attention;
+            let caches = recipe.caches(blocks, *heads, *kv_heads, *head_dim)?;
             Ok(Box::new(caches.into_iter().nth(index).expect("one a block")) as Box<dyn KvCache>)
         };
         self.blocks.iter().enumerate().map(one).collect()
@@ -246,7 +301,7 @@ impl Decoder {
         }
         let seen = cache.first().map_or(0, |c| c.len());
         self.check_length(seen.saturating_add(ids.len()))?;
-        let mut hidden = self.embedding.embed(ids, scratch)?;
+        let mut hidden = self.embedding.embed(ids, seen, scratch)?;
         for (block, cache) in self.blocks.iter().zip(cache) {
             block.forward(hidden.view_mut(), cache.as_mut(), None, scratch)?;
         }
@@ -259,7 +314,7 @@ impl Decoder {
     /// As [`Decoder::forward`].
     pub fn hidden(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
         self.check_length(ids.len())?;
-        let mut hidden = self.embedding.embed(ids, scratch)?;
+        let mut hidden = self.embedding.embed(ids, 0, scratch)?;
         for block in &self.blocks {
             block.forward_sequences(hidden.view_mut(), &[ids.len()], None, scratch)?;
         }

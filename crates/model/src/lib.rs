@@ -1,6 +1,6 @@
 //! Reference transformers: they exist to calibrate compression and to judge it, not to serve.
 //!
-//! A [`Source`] opens a Hugging Face folder (Llama 2 and 3, Mistral, Qwen 2 and 3, BERT), compressed or not. Out of it
+//! A [`Source`] opens a Hugging Face folder of many architectures (`architecture/` has a row for each), compressed or not. Out of it
 //! come single [`Block`]s, so that a pipeline can stream through a model in bounded memory, or a whole [`Decoder`] or
 //! [`Encoder`]. Any weight can be any node.
 //!
@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod architecture;
 pub mod block;
 pub mod cache;
 pub mod calibrate;
@@ -50,7 +51,7 @@ pub use decoder::{Decoder, Embedding, Head};
 pub use encoder::Encoder;
 pub use eval::{Judged, Judgement, Reference, ThroughCache, compare, perplexity};
 pub use generate::{Generation, generate, generate_text};
-pub use layers::{Linear, Norm, Rope};
+pub use layers::{Linear, Norm, Rope, Routing};
 pub use prompts::{LanguageModel, SentenceSimilarity};
 pub use recall::{Passages, Recall, recall};
 pub use reduced::{Reduced, Reduction};

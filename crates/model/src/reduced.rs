@@ -5,9 +5,9 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use tensorpress_tensor::{Error, Result, Scratch, linalg};
 use tensorpress_tokencomp::{Schedule, TokenHints, TokenMap, TokenReduce};
 
-use crate::block::Block;
+use crate::block::{Block, Ignore};
 use crate::encoder::{Encoder, pool};
-use crate::layers::math;
+use crate::layers::{Attention, math};
 
 /// What reduces the tokens of an encoder, and how fast.
 #[derive(Debug, Clone, Copy)]
@@ -149,24 +149,31 @@ impl Block {
         hook: &mut Hook<'_>,
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
-        if self.attention.rope.is_some() {
+        let encodes = |attention: &&Attention| !attention.scoring.causal;
+        let Some(attention) = self.attention().filter(encodes).filter(|_| !self.parallel) else {
             return Err(Error::unsupported("token reduction in a decoder"));
-        }
+        };
         let bias: Vec<f32> = hook.sizes.iter().map(|size| size.ln()).collect();
         let mut mix = |q: ArrayViewMut2<'_, f32>,
                        k: ArrayViewMut2<'_, f32>,
                        v: ArrayView2<'_, f32>,
                        out: ArrayViewMut2<'_, f32>,
                        scratch: &mut Scratch| {
-            hook.plan(q.view(), k.view(), &bias, self.attention.head_dim)?;
-            self.attention.mix_weighted(q, k, v, &bias, out, scratch)
+            hook.plan(q.view(), k.view(), &bias, attention.head_dim)?;
+            attention.mix_weighted(q, k, v, &bias, out, scratch)
         };
         // Nobody watches, so nothing ends the pass.
-        let _ = self.attend(&mut hidden.view_mut(), &mut mix, None, scratch)?;
+        let _ = self.run_parts(0..1, &mut hidden.view_mut(), &mut mix, &mut Ignore, scratch)?;
         if let Some(plan) = &hook.plan {
             hidden = plan.merge(hidden.view(), Some(hook.sizes))?;
         }
-        let _ = self.feed_forward(&mut hidden.view_mut(), None, scratch)?;
+        let rest = 1..self.parts.len();
+        let mut nothing = |_: ArrayViewMut2<'_, f32>,
+                           _: ArrayViewMut2<'_, f32>,
+                           _: ArrayView2<'_, f32>,
+                           _: ArrayViewMut2<'_, f32>,
+                           _: &mut Scratch| Ok(());
+        let _ = self.run_parts(rest, &mut hidden.view_mut(), &mut nothing, &mut Ignore, scratch)?;
         Ok(hidden)
     }
 }

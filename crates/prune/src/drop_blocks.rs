@@ -88,6 +88,7 @@ impl Rewrite for DropBlocks {
 
     fn fits(&self, model: &ModelLayout) -> Result<()> {
         let blocks = model.blocks.len();
+        model.check_editable("drop_blocks")?;
         if !model.decoder {
             return Err(Error::unsupported(format!(
                 "drop_blocks: {} is an encoder: blocks are dropped from decoders only",

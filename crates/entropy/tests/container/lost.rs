@@ -144,7 +144,8 @@ fn inputs_that_move_are_errors() {
 /// other one counts only in that sum of words, so two such words can be changed against each other.
 fn alike(by: u32) -> Vec<u8> {
     let secret = [0x396c_feb8_u32, 0x2c81_017c];
-    let mut bytes: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut bytes: Vec<u8> =
+        (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     for (stripe, (low, high)) in secret.into_iter().zip([1000 + by, 5000 - by]).enumerate() {
         let word = &mut bytes[64 * stripe..64 * stripe + 8];
         word[..4].copy_from_slice(&low.to_le_bytes());

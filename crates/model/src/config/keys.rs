@@ -56,6 +56,11 @@ impl<'a> Keys<'a> {
             .map_err(|e| self.bad(format!("`{}{key}` = {value}: {e}", self.path)))
     }
 
+    /// The name, of several for the same, that is there; the first if none is.
+    pub(crate) fn known<'n>(&self, names: &[&'n str]) -> &'n str {
+        names.iter().find(|name| self.present(name).is_some()).unwrap_or(&names[0])
+    }
+
     pub(crate) fn or<T: DeserializeOwned>(&self, key: &str, default: T) -> Result<T> {
         Ok(self.get(key)?.unwrap_or(default))
     }

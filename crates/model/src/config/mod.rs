@@ -10,33 +10,11 @@ use serde_json::Value;
 use tensorpress_tensor::Result;
 pub use tensorpress_tensor::rewrite::BlockShape;
 
+pub use crate::architecture::Architecture;
+use crate::architecture::{Draft, Plan};
 use keys::Keys;
+pub(crate) use rope::mscale;
 pub use rope::{RopeConfig, RopeScaling};
-
-/// Kinds of transformers known here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Architecture {
-    /// Llama 2 and 3, and models with their layout.
-    Llama,
-    /// Mistral: Llama with a sliding window.
-    Mistral,
-    /// Qwen 2 and 2.5: Llama with biases on q, k and v.
-    Qwen2,
-    /// Qwen 3: Llama with norms on the heads of q and k.
-    Qwen3,
-    /// BERT: an encoder.
-    Bert,
-}
-
-impl Architecture {
-    /// Whether tokens see only what comes before them, and there is a head over the vocabulary.
-    #[must_use]
-    pub fn is_decoder(self) -> bool {
-        self != Self::Bert
-    }
-}
 
 /// The nonlinearity between the matrices of the feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -51,6 +29,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0)
     Relu,
+    /// x / (1 + exp(-1.702 x))
+    QuickGelu,
 }
 
 /// A validated model configuration. Sizes are in channels, tokens or counts.
@@ -106,6 +86,15 @@ pub struct Config {
 const MAX_SIZE: usize = 1 << 28;
 const MAX_BLOCKS: usize = 1 << 12;
 
+// What configs call the same thing.
+const HIDDEN: [&str; 4] = ["hidden_size", "n_embd", "dim", "d_model"];
+const BLOCKS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+const CONTEXT: [&str; 3] = ["max_position_embeddings", "n_positions", "n_ctx"];
+const EPSILON: [&str; 5] =
+    ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"];
+const ACTIVATION: [&str; 4] =
+    ["hidden_activation", "hidden_act", "activation_function", "activation"];
+
 impl Config {
     /// Reads a parsed `config.json`; `file` stands in errors.
     ///
@@ -114,17 +103,33 @@ impl Config {
     /// architecture, rope scaling, activation or foreign quantisation; each names the file and the key.
     pub fn from_json(json: &Value, file: &Path) -> Result<Self> {
         let keys = Keys::new(json, file)?;
-        refuse_foreign_quantization(&keys)?;
-        let architecture = architecture(&keys)?;
-        let decoder = architecture.is_decoder();
-        let hidden = keys.size("hidden_size", MAX_SIZE)?;
-        let blocks = keys.size("num_hidden_layers", MAX_BLOCKS)?;
-        let BlockShape { heads, kv_heads, intermediate, .. } = shape::read(&keys)?;
-        let shapes = shape::read_all(&keys, blocks)?;
+        let config = Self::read(&keys)?;
+        // What only the blocks ask for is judged here as well.
+        config.plan_of(&keys)?;
+        Ok(config)
+    }
+
+    /// What the model is made of.
+    pub(crate) fn plan(&self, json: &Value, file: &Path) -> Result<Plan> {
+        self.plan_of(&Keys::new(json, file)?)
+    }
+
+    fn plan_of(&self, keys: &Keys<'_>) -> Result<Plan> {
+        (self.architecture.row().plan)(&Draft { keys, config: self })
+    }
+
+    fn read(keys: &Keys<'_>) -> Result<Self> {
+        refuse_foreign_quantization(keys)?;
+        let architecture = Architecture::read(keys)?;
+        let row = architecture.row();
+        let decoder = row.decoder;
+        let hidden = keys.size(keys.known(&HIDDEN), MAX_SIZE)?;
+        let blocks = keys.size(keys.known(&BLOCKS), MAX_BLOCKS)?;
+        let BlockShape { heads, kv_heads, intermediate, .. } = shape::read(keys, row, hidden)?;
+        let shapes = shape::read_all(keys, row, blocks, hidden)?;
         let head_dim = match keys.get::<usize>("head_dim")?.filter(|_| decoder) {
             Some(dim) => keys.check_size("head_dim", dim, MAX_SIZE)?,
-            // Qwen 3 fixes the default, whatever the width.
-            None if architecture == Architecture::Qwen3 => 128,
+            None if row.head_dim.is_some() => row.head_dim.unwrap_or_default(),
             None if hidden % heads == 0 => hidden / heads,
             None => {
                 return Err(keys.bad(format!(
@@ -139,32 +144,27 @@ impl Config {
                 keys.bad(format!("`num_attention_heads` x `head_dim` = {most} x {head_dim}"))
             );
         }
-        let context = keys.size("max_position_embeddings", MAX_SIZE)?;
-        let rope = if decoder { Some(RopeConfig::read(&keys, context)?) } else { None };
-        if decoder && head_dim % 2 != 0 {
+        let context = keys.size(keys.known(&CONTEXT), MAX_SIZE)?;
+        let rope = if row.turns { Some(RopeConfig::read(keys, context)?) } else { None };
+        // Sequences may be longer than what the angles were made for.
+        let context = match rope.as_ref().map(|rope| &rope.scaling) {
+            Some(RopeScaling::Dynamic { factor, .. }) => (context as f64 * factor) as usize,
+            _ => context,
+        };
+        if row.turns && head_dim % 2 != 0 {
             return Err(
                 keys.bad(format!("`head_dim` = {head_dim} must be even for rotary embeddings"))
             );
         }
-        if keys.or("partial_rotary_factor", 1.0)? != 1.0 {
-            return Err(keys.unsupported("`partial_rotary_factor` other than 1"));
-        }
         if !decoder && keys.or("position_embedding_type", "absolute".to_owned())? != "absolute" {
             return Err(keys.unsupported("`position_embedding_type` other than absolute"));
         }
-        let bias = keys.or("attention_bias", false)?;
-        let (qkv_bias, output_bias, mlp_bias) = match architecture {
-            Architecture::Llama => (bias, bias, keys.or("mlp_bias", false)?),
-            Architecture::Mistral => (false, false, false),
-            Architecture::Qwen2 => (true, false, false),
-            Architecture::Qwen3 => (bias, bias, false),
-            Architecture::Bert => (true, true, true),
-        };
-        let eps = if decoder {
-            keys.positive("rms_norm_eps", Some(1e-6))?
-        } else {
-            keys.positive("layer_norm_eps", Some(1e-12))?
-        };
+        let [qkv_bias, output_bias, mlp_bias] = (row.biases)(keys)?;
+        let eps = keys.positive(keys.known(&EPSILON), Some(row.eps))?;
+        let windows = (row.windows)(keys, blocks)?;
+        if let Some(window) = windows.iter().flatten().next() {
+            keys.check_size("sliding_window", *window, MAX_SIZE)?;
+        }
         Ok(Self {
             architecture,
             hidden,
@@ -176,17 +176,17 @@ impl Config {
             vocab: keys.size("vocab_size", MAX_SIZE)?,
             context,
             norm_eps: eps as f32,
-            activation: activation(&keys, if decoder { "silu" } else { "gelu" })?,
+            activation: activation(keys, row.activation)?,
             rope,
             qkv_bias,
             output_bias,
             mlp_bias,
-            windows: windows(&keys, architecture, blocks)?,
+            windows,
             shapes,
-            tied: keys.or("tie_word_embeddings", false)?,
+            tied: keys.or("tie_word_embeddings", row.tied)?,
             token_types: if decoder { 0 } else { keys.size("type_vocab_size", MAX_SIZE)? },
-            bos: tokens(&keys, "bos_token_id")?.first().copied(),
-            eos: tokens(&keys, "eos_token_id")?,
+            bos: tokens(keys, "bos_token_id")?.first().copied(),
+            eos: tokens(keys, "eos_token_id")?,
         })
     }
 
@@ -201,76 +201,20 @@ impl Config {
         let all = BlockShape::new(heads, kv_heads, intermediate);
         self.shapes.as_ref().map_or(all, |shapes| shapes[block])
     }
-
-    /// Query and key heads are normalised.
-    #[must_use]
-    pub fn qk_norm(&self) -> bool {
-        self.architecture == Architecture::Qwen3
-    }
-}
-
-fn architecture(keys: &Keys<'_>) -> Result<Architecture> {
-    let named: Vec<String> = keys.or("architectures", Vec::new())?;
-    let kind = match keys.get::<String>("model_type")? {
-        Some(kind) => kind,
-        // Old checkpoints have only the class: LlamaForCausalLM.
-        None => match named.first().and_then(|class| class.split("For").next()) {
-            Some(class) => class.trim_end_matches("Model").to_lowercase(),
-            None => keys.require("model_type")?,
-        },
-    };
-    match kind.as_str() {
-        "llama" => Ok(Architecture::Llama),
-        "mistral" => Ok(Architecture::Mistral),
-        "qwen2" => Ok(Architecture::Qwen2),
-        "qwen3" => Ok(Architecture::Qwen3),
-        "bert" => Ok(Architecture::Bert),
-        other => Err(keys.unsupported(format!(
-            "`model_type` = `{other}`; known are llama, mistral, qwen2, qwen3 and bert"
-        ))),
-    }
 }
 
 fn activation(keys: &Keys<'_>, default: &str) -> Result<Activation> {
-    match keys.or("hidden_act", default.to_owned())?.as_str() {
+    let key = keys.known(&ACTIVATION);
+    match keys.or(key, default.to_owned())?.as_str() {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "quick_gelu" => Ok(Activation::QuickGelu),
         "relu" => Ok(Activation::Relu),
         other => Err(keys.unsupported(format!(
-            "`hidden_act` = `{other}`; known are silu, gelu, gelu_new, gelu_pytorch_tanh and relu"
+            "`{key}` = `{other}`; known are silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu and relu"
         ))),
     }
-}
-
-/// The sliding window of every block. `layer_types` says it in today's configs; older Qwen configs give windows to
-/// the blocks from `max_window_layers` on, if `use_sliding_window`.
-fn windows(keys: &Keys<'_>, of: Architecture, blocks: usize) -> Result<Vec<Option<usize>>> {
-    let mut window = match of {
-        Architecture::Llama | Architecture::Bert => None,
-        _ => keys.get::<usize>("sliding_window")?,
-    };
-    let qwen = matches!(of, Architecture::Qwen2 | Architecture::Qwen3);
-    if qwen && !keys.or("use_sliding_window", false)? {
-        window = None;
-    }
-    let Some(window) = window else { return Ok(vec![None; blocks]) };
-    keys.check_size("sliding_window", window, MAX_SIZE)?;
-    if let Some(types) = keys.get::<Vec<String>>("layer_types")?.filter(|_| qwen) {
-        if types.len() != blocks {
-            return Err(keys.bad(format!("{} `layer_types` for {blocks} layers", types.len())));
-        }
-        return types
-            .iter()
-            .map(|kind| match kind.as_str() {
-                "full_attention" => Ok(None),
-                "sliding_attention" => Ok(Some(window)),
-                other => Err(keys.unsupported(format!("`layer_types` has `{other}`"))),
-            })
-            .collect();
-    }
-    let from = if qwen { keys.or("max_window_layers", 28)? } else { 0 };
-    Ok((0..blocks).map(|block| (block >= from).then_some(window)).collect())
 }
 
 /// A token id, a list of them, or null.

@@ -4,12 +4,17 @@ use tensorpress_tensor::rewrite::BlockShape;
 
 use super::MAX_SIZE;
 use super::keys::Keys;
+use crate::architecture::Row;
+
+const HEADS: [&str; 4] = ["num_attention_heads", "n_head", "n_heads", "num_heads"];
+const WIDTH: [&str; 6] =
+    ["intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim", "d_ff"];
 
 /// Reads the keys that every `config.json` has.
-pub(super) fn read(keys: &Keys<'_>) -> Result<BlockShape> {
-    let heads = keys.size("num_attention_heads", MAX_SIZE)?;
+pub(super) fn read(keys: &Keys<'_>, row: &Row, hidden: usize) -> Result<BlockShape> {
+    let heads = keys.size(keys.known(&HEADS), MAX_SIZE)?;
     let kv_heads =
-        keys.check_size("num_key_value_heads", keys.or("num_key_value_heads", heads)?, MAX_SIZE)?;
+        keys.check_size("num_key_value_heads", (row.kv_heads)(keys, heads)?, MAX_SIZE)?;
     if heads % kv_heads != 0 {
         return Err(keys.bad(format!(
             "{} = {heads} is no multiple of {} = {kv_heads}",
@@ -17,17 +22,28 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<BlockShape> {
             keys.name("num_key_value_heads")
         )));
     }
-    Ok(BlockShape::new(heads, kv_heads, keys.size("intermediate_size", MAX_SIZE)?))
+    let width = keys.known(&WIDTH);
+    let intermediate = match keys.present(width).is_none() && row.wide {
+        true => 4 * hidden,
+        false => keys.size(width, MAX_SIZE)?,
+    };
+    Ok(BlockShape::new(heads, kv_heads, intermediate))
 }
 
 /// Reads `quantization_config.blocks`: the same keys once more for each block.
-pub(super) fn read_all(keys: &Keys<'_>, blocks: usize) -> Result<Option<Vec<BlockShape>>> {
+pub(super) fn read_all(
+    keys: &Keys<'_>,
+    row: &Row,
+    blocks: usize,
+    hidden: usize,
+) -> Result<Option<Vec<BlockShape>>> {
     let Some(ours) = keys.child("quantization_config")? else { return Ok(None) };
     let Some(each) = ours.children("blocks")? else { return Ok(None) };
     if each.len() != blocks {
         let message = format!("{} `quantization_config.blocks` for {blocks} layers", each.len());
         return Err(keys.bad(message));
     }
+    let read = |keys| read(keys, row, hidden);
     each.iter().map(read).collect::<Result<_>>().map(Some)
 }
 

@@ -9,6 +9,7 @@ impl Activation {
             Self::Gelu => values.iter_mut().for_each(|v| *v = gelu(*v)),
             Self::GeluTanh => values.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
             Self::Relu => values.iter_mut().for_each(|v| *v = v.max(0.0)),
+            Self::QuickGelu => values.iter_mut().for_each(|v| *v = quick_gelu(*v)),
         }
     }
 
@@ -21,6 +22,11 @@ impl Activation {
 
 fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
+}
+
+/// x sigmoid(1.702 x)
+pub(crate) fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + exp(-1.702 * x))
 }
 
 fn gelu(x: f32) -> f32 {

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use ndarray::{Array2, ArrayViewMut2};
 use tensorpress_tensor::node::Input;
+use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{Context, Error, Node, Result, Scratch};
 
 use super::Matrix;
@@ -14,6 +15,8 @@ pub struct Linear {
     pub(crate) file: Option<PathBuf>,
     pub(crate) weight: Matrix,
     pub(crate) bias: Option<Vec<f32>>,
+    /// The input of its block that it reads, if it lies in one.
+    pub(crate) input: Option<SharedInput>,
 }
 
 impl Linear {
@@ -112,10 +115,9 @@ impl Linear {
         self.located(done)
     }
 
-    pub(crate) fn prepack(mut self) -> Result<Self> {
-        let name = self.name.clone();
-        self.weight = self.weight.prepack().in_tensor(&name)?;
-        Ok(self)
+    pub(crate) fn prepack(&mut self) -> Result<()> {
+        let done = self.weight.prepack();
+        self.located(done)
     }
 
     pub(crate) fn check_finite(&self) -> Result<()> {

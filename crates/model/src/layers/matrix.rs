@@ -76,12 +76,13 @@ impl Matrix {
         Ok(())
     }
 
-    /// Rearranges the node for fast products.
-    pub(crate) fn prepack(self) -> Result<Self> {
-        Ok(match self {
+    /// Rearranges the node for fast products. After an error nothing is there.
+    pub(crate) fn prepack(&mut self) -> Result<()> {
+        *self = match std::mem::replace(self, Self::Decoded(Array2::zeros((0, 0)))) {
             Self::Stored(node) => Self::Stored(node.prepack()?),
             decoded => decoded,
-        })
+        };
+        Ok(())
     }
 
     /// Finds the first NaN or infinity, decoding a few rows at a time.

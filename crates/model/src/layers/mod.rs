@@ -6,13 +6,17 @@ mod linear;
 pub(crate) mod math;
 mod matrix;
 mod mlp;
+mod moe;
 mod norm;
+mod project;
 mod rope;
 
-pub(crate) use attention::Attention;
+pub(crate) use attention::{Attention, Latent, Projection, Scoring, alibi_slopes, attend};
 pub use linear::Linear;
 pub(crate) use matrix::Matrix;
-pub(crate) use mlp::Mlp;
+pub(crate) use mlp::{Mlp, MlpLinears};
+pub(crate) use moe::Moe;
+pub use moe::Routing;
 pub use norm::Norm;
 pub use rope::Rope;
 

@@ -14,20 +14,20 @@ use crate::config::Architecture;
 impl Architecture {
     /// A `config.json` can say that the attention's output matrix has a bias, or it always has one.
     #[must_use]
-    pub fn has_output_bias(self) -> bool {
-        matches!(self, Self::Llama | Self::Qwen3 | Self::Bert)
+    pub fn has_output_bias(&self) -> bool {
+        matches!(self.name(), "llama" | "qwen3" | "bert")
     }
 
     /// A `config.json` can say that the feed-forward network has biases, or it always has them.
     #[must_use]
-    pub fn has_mlp_bias(self) -> bool {
-        matches!(self, Self::Llama | Self::Bert)
+    pub fn has_mlp_bias(&self) -> bool {
+        matches!(self.name(), "llama" | "bert")
     }
 
     /// A `config.json` can say how wide a head is, so that there may be any number of heads.
     #[must_use]
-    pub fn has_head_dim(self) -> bool {
-        self != Self::Bert
+    pub fn has_head_dim(&self) -> bool {
+        self.is_decoder()
     }
 }
 
@@ -47,6 +47,7 @@ impl Source {
     /// `plain` for what the architecture's config cannot say.
     pub fn edited(&self, edits: &[Edit], plain: bool) -> Result<Self> {
         let config = &self.config;
+        self.layout(plain).check_editable("edits")?;
         if let Some(name) = self.trees.keys().next() {
             let message = "is compressed: blocks, heads and channels are changed before that";
             return Err(Error::unsupported(message).in_tensor(name));
@@ -91,16 +92,22 @@ impl Source {
     fn moved(&self, left: &[usize]) -> BTreeMap<String, Piece> {
         let mut tensors = BTreeMap::new();
         for name in self.checkpoint.names() {
-            let new = match self.names.block_of(name) {
+            let new = match self.block_of(name) {
                 Some((block, rest)) if block < self.config.blocks => {
                     let Ok(new) = left.binary_search(&block) else { continue };
-                    format!("{}{rest}", self.names.block(new))
+                    format!("{}{rest}", self.block_prefix(new))
                 }
                 _ => name.to_owned(),
             };
             tensors.insert(new, Piece { from: name.to_owned(), content: Content::Whole });
         }
         tensors
+    }
+
+    /// The number of the block a name belongs to, and the rest of the name.
+    fn block_of<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
+        let (number, rest) = name.strip_prefix(&self.plan.layers)?.split_once('.')?;
+        Some((number.parse().ok()?, rest))
     }
 
     fn edit_block(
@@ -112,11 +119,11 @@ impl Source {
     ) -> Result<()> {
         let linears = self.linears(old);
         for (name, change) in edit.changes() {
-            let Some(rest) = name.strip_prefix(&self.names.block(old)) else {
+            let Some(rest) = name.strip_prefix(&self.block_prefix(old)) else {
                 let message = format!("no tensor of block {old}, whose edit changes it");
                 return Err(Error::invalid(message).in_tensor(name));
             };
-            let to = format!("{}{rest}", self.names.block(new));
+            let to = format!("{}{rest}", self.block_prefix(new));
             let shape = self.checkpoint.shape(name);
             let content = match (change, shape) {
                 (Change::Rows(_) | Change::Columns(_), None) => continue,
@@ -181,9 +188,10 @@ impl Source {
                 Role::Q => shape.heads * dim,
                 Role::K | Role::V => shape.kv_heads * dim,
                 Role::Gate | Role::Up => shape.intermediate,
-                Role::O | Role::Down => self.config.hidden,
+                _ => self.config.hidden,
             };
-            let name = self.names.linear(&self.config, new, spec.role).bias;
+            let name =
+                format!("{}{}", self.block_prefix(new), &spec.bias[self.block_prefix(old).len()..]);
             if let std::collections::btree_map::Entry::Vacant(free) = tensors.entry(name) {
                 let content = stored(self.checkpoint.dtype(&spec.name)?, &vec![0.0; outputs])?;
                 free.insert(Piece { from: spec.bias, content });

@@ -5,14 +5,21 @@ use std::sync::Arc;
 use ndarray::Array2;
 use tensorpress_tensor::node::Dense;
 use tensorpress_tensor::rewrite::{BlockLayout, LinearSpec, ModelLayout, Role, Sayable};
-use tensorpress_tensor::{Error, Node, Result, Tensor};
+use tensorpress_tensor::{DType, Error, Node, RawTensor, Result, Tensor};
 
 use super::names::bias_of;
 use super::{Source, at};
-use crate::block::Block;
+use crate::architecture::{
+    AttentionPlan, Before, EmbeddingPlan, HeadPlan, MixerPlan, MlpKind, MlpPlan, MoePlan, NormPlan,
+    PartPlan, Project, RopePlan,
+};
+use crate::block::{Block, Mixer, Part};
+use crate::config::RopeScaling;
 use crate::decoder::{Decoder, Embedding, Head};
 use crate::encoder::Encoder;
-use crate::layers::{Attention, Linear, Mlp, Norm, Rope};
+use crate::layers::{
+    Attention, Latent, Linear, Mlp, MlpLinears, Moe, Norm, Projection, Rope, Scoring, alibi_slopes,
+};
 
 impl Source {
     /// A weight as a node: read through the registry if it is compressed, otherwise a view of the memory map in the
@@ -74,33 +81,123 @@ impl Source {
         }
     }
 
+    /// The stored values `[out, in]` of a linear layer that is not compressed, in the stored type.
+    ///
+    /// # Errors
+    /// As [`Source::weight`].
+    pub fn stored(&self, spec: &LinearSpec) -> Result<RawTensor> {
+        let Some(place) = spec.place.as_ref().filter(|_| !self.is_moved(spec)) else {
+            let file = self.file_of(&spec.name);
+            return at(self.checkpoint.tensor(&spec.name), &spec.name, file.as_deref());
+        };
+        let read = || -> Result<RawTensor> {
+            let tensor = self.checkpoint.tensor(&place.tensor)?;
+            let tensor = match place.index {
+                None => tensor,
+                Some(index) => part_of(&tensor, index)?,
+            };
+            if place.transposed { transposed(&tensor) } else { Ok(tensor) }
+        };
+        at(read(), &spec.name, self.file_of(&place.tensor).as_deref())
+    }
+
+    /// The stored type of a linear layer that is not compressed.
+    ///
+    /// # Errors
+    /// As [`Source::weight`].
+    pub fn dtype_of(&self, spec: &LinearSpec) -> Result<DType> {
+        match spec.place.as_ref().filter(|_| !self.is_moved(spec)) {
+            Some(place) => self.checkpoint.dtype(&place.tensor),
+            None => self.checkpoint.dtype(&spec.name),
+        }
+    }
+
+    /// The stored bias of a linear layer, if it has one, and its type.
+    ///
+    /// # Errors
+    /// As [`Source::weight`].
+    pub fn stored_bias(&self, spec: &LinearSpec) -> Result<Option<(DType, Vec<f32>)>> {
+        let place = spec.place.as_ref();
+        let stacked = place.and_then(|place| Some((place.bias.as_ref()?, place.index?)));
+        match stacked {
+            _ if self.checkpoint.contains(&spec.bias) => {
+                let values = self.vector(&spec.bias, spec.shape[0])?;
+                Ok(Some((self.checkpoint.dtype(&spec.bias)?, values)))
+            }
+            Some((tensor, index)) => {
+                let values = self.stacked_vector(tensor, index, spec.shape[0])?;
+                Ok(Some((self.checkpoint.dtype(tensor)?, values)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// A layer of a stack, or one that was turned, lies under its own name once it is compressed or written by us.
+    fn is_moved(&self, spec: &LinearSpec) -> bool {
+        let place = spec.place.as_ref();
+        let elsewhere = place.is_some_and(|place| place.tensor != spec.name);
+        self.trees.contains_key(&spec.name) || elsewhere && self.checkpoint.contains(&spec.name)
+    }
+
+    /// The weight of a linear layer as a node.
+    pub(super) fn node(&self, spec: &LinearSpec) -> Result<Box<dyn Node>> {
+        if spec.place.is_none() || self.is_moved(spec) {
+            return self.weight_of(&spec.name, spec.shape);
+        }
+        let stored = self.stored(spec)?;
+        self.check_shape(&spec.name, &spec.shape, stored.shape())?;
+        Ok(Box::new(Dense::new(&stored)?))
+    }
+
     fn linear(&self, spec: &LinearSpec) -> Result<Linear> {
         // A bias the config does not know may have been added by compression, as a correction.
-        let stored = spec.needs_bias || self.checkpoint.contains(&spec.bias);
-        Ok(Linear {
-            name: spec.name.clone(),
-            file: self.file_of(&spec.name),
-            weight: self.weight_of(&spec.name, spec.shape)?.into(),
-            bias: if stored { Some(self.vector(&spec.bias, spec.shape[0])?) } else { None },
-        })
+        let bias = match self.stored_bias(spec)? {
+            Some((_, bias)) => Some(bias),
+            None if spec.needs_bias => Some(self.vector(&spec.bias, spec.shape[0])?),
+            None => None,
+        };
+        let file = self.file_of(spec.place.as_ref().map_or(&spec.name, |place| &place.tensor));
+        let (name, weight) = (spec.name.clone(), self.node(spec)?.into());
+        Ok(Linear { name, file, weight, bias, input: Some(spec.input) })
     }
 
-    fn norm(&self, name: &str, channels: usize) -> Result<Norm> {
-        let centred = !self.config.architecture.is_decoder();
-        let bias = if centred { Some(self.vector(&bias_of(name), channels)?) } else { None };
-        let weight = self.vector(name, channels)?;
-        Ok(Norm { name: name.to_owned(), weight, bias, eps: self.config.norm_eps })
+    /// A vector of a stack of them.
+    fn stacked_vector(&self, name: &str, index: usize, len: usize) -> Result<Vec<f32>> {
+        let file = self.file_of(name);
+        let read = || -> Result<Vec<f32>> {
+            let tensor = part_of(&self.checkpoint.tensor(name)?, index)?;
+            self.check_shape(name, &[len], tensor.shape())?;
+            Ok(tensor.to_matrix()?.into_raw_vec_and_offset().0)
+        };
+        self.finite(name, at(read(), name, file.as_deref())?)
     }
 
-    /// The linear layers of a block, in the order in which a token meets them.
+    fn norm(&self, plan: &NormPlan) -> Result<Norm> {
+        let NormPlan { weights, len, width, centred, bias, offset, eps } = plan;
+        let mut weight = Vec::new();
+        for name in weights {
+            weight.extend(self.vector(name, len / weights.len())?);
+        }
+        let name = weights.first().cloned().unwrap_or_default();
+        let bias = if *bias { Some(self.vector(&bias_of(&name), *len)?) } else { None };
+        let (width, centred, offset, eps) = (*width, *centred, *offset, *eps);
+        Ok(Norm { name, weight, bias, width, centred, offset, eps })
+    }
+
+    fn norm_if(&self, plan: Option<&NormPlan>) -> Result<Option<Norm>> {
+        plan.map(|plan| self.norm(plan)).transpose()
+    }
+
+    /// The linear layers of a block, in the order in which a token meets their inputs; without those that choose and weigh
+    /// experts.
     ///
     /// # Panics
     /// If there is no such block.
     #[must_use]
     pub fn linears(&self, block: usize) -> Vec<LinearSpec> {
         assert!(block < self.config.blocks, "block {block} of {}", self.config.blocks);
-        let roles = self.names.roles().iter();
-        roles.map(|role| self.names.linear(&self.config, block, *role)).collect()
+        let all = self.plan.blocks[block].linears().into_iter();
+        all.filter(|spec| !matches!(spec.role, Role::Router | Role::SharedGate)).collect()
     }
 
     /// What all names of a block's tensors begin with, and no others.
@@ -110,7 +207,7 @@ impl Source {
     #[must_use]
     pub fn block_prefix(&self, block: usize) -> String {
         assert!(block < self.config.blocks, "block {block} of {}", self.config.blocks);
-        self.names.block(block)
+        self.plan.blocks[block].prefix.clone()
     }
 
     /// What a rewrite needs to know of this model. `plain`: the result is to have a config that every reader knows.
@@ -118,13 +215,14 @@ impl Source {
     pub fn layout(&self, plain: bool) -> ModelLayout {
         let (config, kind) = (&self.config, self.config.architecture);
         let block = |block| {
-            let (prefix, shape) = (self.names.block(block), config.shape(block));
+            let (prefix, shape) = (self.block_prefix(block), config.shape(block));
             BlockLayout::new(block, prefix, shape, self.linears(block))
         };
         let blocks = (0..config.blocks).map(block).collect();
         let says = Sayable::new(kind.has_head_dim(), kind.has_output_bias(), kind.has_mlp_bias());
         ModelLayout::new(format!("{kind:?}"), config.hidden, config.head_dim, blocks)
             .with_decoder(kind.is_decoder())
+            .with_editable(kind.is_editable())
             .with_says(if plain { says } else { Sayable::ALL })
     }
 
@@ -139,54 +237,144 @@ impl Source {
     pub fn block(&self, block: usize) -> Result<Block> {
         let config = &self.config;
         assert!(block < config.blocks, "block {block} of {}", config.blocks);
-        let linear = |role| self.linear(&self.names.linear(config, block, role));
-        let [q_norm, k_norm] = if config.qk_norm() {
-            let [q, k] = self.names.head_norms(block);
-            [Some(self.norm(&q, config.head_dim)?), Some(self.norm(&k, config.head_dim)?)]
-        } else {
-            [None, None]
+        let plan = &self.plan.blocks[block];
+        let part = |part: &PartPlan| -> Result<Part> {
+            let norm = match &part.norm {
+                Before::Norm(norm) => Some(self.norm(norm)?),
+                Before::Nothing | Before::Same => None,
+            };
+            let mixer = match &part.mixer {
+                MixerPlan::Attention(plan) => Mixer::Attention(Box::new(self.attention(plan)?)),
+                MixerPlan::Mlp(plan) => Mixer::Mlp(Box::new(self.mlp(plan)?)),
+                MixerPlan::Moe(plan) => Mixer::Moe(Box::new(self.moe(plan)?)),
+            };
+            Ok(Part {
+                norm,
+                same: part.norm == Before::Same,
+                mixer,
+                after: self.norm_if(part.after.as_ref())?,
+                scale: part.scale,
+                then: self.norm_if(part.then.as_ref())?,
+            })
         };
-        let attention = Attention {
-            q: linear(Role::Q)?,
-            k: linear(Role::K)?,
-            v: linear(Role::V)?,
-            o: linear(Role::O)?,
-            q_norm,
-            k_norm,
-            rope: self.rope(),
-            head_dim: config.head_dim,
-            window: config.windows[block],
+        let parts = plan.parts.iter().map(part).collect::<Result<_>>()?;
+        Ok(Block { index: block, parts, parallel: plan.parallel })
+    }
+
+    fn attention(&self, plan: &AttentionPlan) -> Result<Attention> {
+        let project = match &plan.project {
+            Project::Separate { q, k, v } => {
+                Projection::Separate { q: self.linear(q)?, k: self.linear(k)?, v: self.linear(v)? }
+            }
+            Project::Fused { qkv, order } => {
+                Projection::Fused { qkv: self.linear(qkv)?, order: *order }
+            }
+            Project::Latent(plan) => Projection::Latent(Box::new(Latent {
+                q_down: match &plan.q_down {
+                    Some((down, norm)) => Some((self.linear(down)?, self.norm(norm)?)),
+                    None => None,
+                },
+                q_up: self.linear(&plan.q_up)?,
+                kv_down: self.linear(&plan.kv_down)?,
+                kv_norm: self.norm(&plan.kv_norm)?,
+                kv_up: self.linear(&plan.kv_up)?,
+                rank: plan.latent,
+                turned: plan.turned,
+            })),
         };
-        let gated = self.names.roles().contains(&Role::Gate);
-        let mlp = Mlp {
-            gate: if gated { Some(linear(Role::Gate)?) } else { None },
-            up: linear(Role::Up)?,
-            down: linear(Role::Down)?,
-            activation: config.activation,
+        let sinks = plan.sinks.as_ref().map(|name| self.vector(name, plan.heads)).transpose()?;
+        let slopes = if plan.alibi { alibi_slopes(plan.heads) } else { Vec::new() };
+        let scoring = Scoring {
+            causal: plan.causal,
+            window: plan.window,
+            chunk: plan.chunk,
+            scale: plan.scale,
+            softcap: plan.softcap,
+            sinks: sinks.unwrap_or_default(),
+            slopes: slopes.into_iter().map(|slope| slope * plan.scale).collect(),
         };
-        let [first, second] = self.names.norms(block);
-        let norms = [self.norm(&first, config.hidden)?, self.norm(&second, config.hidden)?];
-        Ok(Block {
-            index: block,
-            attention,
-            mlp,
-            norms,
-            norm_first: config.architecture.is_decoder(),
+        let rope = plan.rope.as_ref().map(|rope| self.rope(rope, plan.head_dim)).transpose()?;
+        Ok(Attention {
+            project,
+            o: self.linear(&plan.o)?,
+            q_norm: self.norm_if(plan.q_norm.as_ref())?,
+            k_norm: self.norm_if(plan.k_norm.as_ref())?,
+            norm_last: plan.norm_last,
+            rope,
+            temperature: plan.temperature,
+            heads: plan.heads,
+            kv_heads: plan.kv_heads,
+            head_dim: plan.head_dim,
+            value_dim: plan.value_dim,
+            scoring: Arc::new(scoring),
         })
     }
 
-    fn rope(&self) -> Option<Arc<Rope>> {
-        let config = self.config.rope.as_ref()?;
-        let make = || Arc::new(Rope::new(config, self.config.head_dim, self.config.context));
-        Some(self.rope.get_or_init(make).clone())
+    fn mlp(&self, plan: &MlpPlan) -> Result<Mlp> {
+        let kind = match &plan.kind {
+            MlpKind::Plain { up } => MlpLinears::Plain { up: self.linear(up)? },
+            MlpKind::Gated { gate, up } => {
+                MlpLinears::Gated { gate: self.linear(gate)?, up: self.linear(up)? }
+            }
+            MlpKind::Fused { both, alternating } => {
+                MlpLinears::Fused { both: self.linear(both)?, alternating: *alternating }
+            }
+        };
+        let (activation, clamp) = (plan.activation, plan.clamp);
+        Ok(Mlp { kind, down: self.linear(&plan.down)?, activation, clamp })
     }
 
-    /// The embedding of a decoder's tokens.
+    fn moe(&self, plan: &MoePlan) -> Result<Moe> {
+        let experts = plan.experts.len();
+        let correction = plan.correction.as_ref();
+        let shared = match &plan.shared {
+            None => None,
+            Some((mlp, gate)) => {
+                Some((self.mlp(mlp)?, gate.as_ref().map(|gate| self.linear(gate)).transpose()?))
+            }
+        };
+        Ok(Moe {
+            router: self.linear(&plan.router)?,
+            correction: correction.map(|name| self.vector(name, experts)).transpose()?,
+            rule: plan.rule,
+            experts: plan.experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_>>()?,
+            shared,
+            weighs_input: plan.weighs_input,
+        })
+    }
+
+    fn rope(&self, plan: &RopePlan, head_dim: usize) -> Result<Arc<Rope>> {
+        if let RopeScaling::Unknown { name } = &plan.config.scaling {
+            let message = format!("rope scaling `{name}` is unknown: the model cannot be run here");
+            return Err(Error::unsupported(message).in_file(self.config_file()));
+        }
+        let mut ropes = self.ropes.lock().expect("nothing panics while it is held");
+        if let Some((_, rope)) = ropes.iter().find(|(known, _)| known == plan) {
+            return Ok(rope.clone());
+        }
+        let rope = Arc::new(Rope::of(plan, head_dim, self.config.context));
+        ropes.push((plan.clone(), rope.clone()));
+        Ok(rope)
+    }
+
+    /// The embedding of tokens.
     ///
     /// # Errors
     /// As [`Source::block`].
     pub fn embedding(&self) -> Result<Embedding> {
-        Ok(Embedding { table: self.global_linear(self.names.embedding())? })
+        let EmbeddingPlan { table, width, scale, positions, project, .. } = &self.plan.embedding;
+        // An encoder adds them itself, beside the types of its tokens.
+        let positions = positions.as_ref().filter(|_| self.config.architecture.is_decoder());
+        let table_of = |(name, offset): &(String, usize)| -> Result<(Array2<f32>, usize)> {
+            let shape = [self.config.context + offset, self.config.hidden];
+            Ok((self.table(name, shape)?, *offset))
+        };
+        Ok(Embedding {
+            table: self.global_linear(table.clone(), [self.config.vocab, *width])?,
+            scale: *scale,
+            positions: positions.map(table_of).transpose()?,
+            project: project.as_ref().map(|project| self.linear(project)).transpose()?,
+        })
     }
 
     /// The final norm and the head of a decoder.
@@ -195,17 +383,23 @@ impl Source {
     /// As [`Source::block`]; `Unsupported` for encoders.
     pub fn head(&self) -> Result<Head> {
         self.need_kind(true)?;
-        let tied = self.config.tied;
-        let name = if tied { self.names.embedding() } else { self.names.head() };
+        let HeadPlan { norm, project, matrix, bias, scale, softcap } = &self.plan.head;
+        let shape = [self.config.vocab, self.plan.embedding.width];
+        let mut linear = self.global_linear(matrix.clone(), shape)?;
+        linear.bias = bias.as_ref().map(|name| self.vector(name, self.config.vocab)).transpose()?;
         Ok(Head {
-            norm: self.norm(&self.names.outer_norm(), self.config.hidden)?,
-            linear: self.global_linear(name)?,
+            norm: self.norm_if(norm.as_ref())?,
+            project: project.as_ref().map(|project| self.linear(project)).transpose()?,
+            linear,
+            scale: *scale,
+            softcap: *softcap,
         })
     }
 
-    fn global_linear(&self, name: String) -> Result<Linear> {
-        let weight = self.weight_of(&name, [self.config.vocab, self.config.hidden])?;
-        Ok(Linear { file: self.file_of(&name), name, weight: weight.into(), bias: None })
+    fn global_linear(&self, name: String, shape: [usize; 2]) -> Result<Linear> {
+        let weight = self.weight_of(&name, shape)?;
+        let file = self.file_of(&name);
+        Ok(Linear { file, name, weight: weight.into(), bias: None, input: None })
     }
 
     /// Loads a whole decoder; its matrices stay in the memory map, or compressed.
@@ -229,12 +423,16 @@ impl Source {
     pub fn encoder(&self) -> Result<Encoder> {
         self.need_kind(false)?;
         let (config, hidden) = (&self.config, self.config.hidden);
+        let EmbeddingPlan { positions, types, norm, .. } = &self.plan.embedding;
+        let (Some(positions), Some(types), Some(norm)) = (positions, types, norm) else {
+            return Err(Error::unsupported("an encoder without positions, types or a norm"));
+        };
         Ok(Encoder {
             config: Arc::new(config.clone()),
             words: self.embedding()?,
-            positions: self.table(&self.names.positions(), [config.context, hidden])?,
-            token_types: self.table(&self.names.token_types(), [config.token_types, hidden])?,
-            norm: self.norm(&self.names.outer_norm(), hidden)?,
+            positions: self.table(&positions.0, [config.context, hidden])?,
+            token_types: self.table(types, [config.token_types, hidden])?,
+            norm: self.norm(norm)?,
             blocks: (0..config.blocks).map(|b| self.block(b)).collect::<Result<_>>()?,
         })
     }
@@ -259,6 +457,38 @@ impl Source {
     }
 }
 
+/// One tensor of a stack.
+fn part_of(stack: &RawTensor, index: usize) -> Result<RawTensor> {
+    let [count, rest @ ..] = stack.shape() else {
+        return Err(Error::shape("a scalar where a stack is needed"));
+    };
+    if index >= *count {
+        return Err(Error::shape(format!("a stack of {count}, number {index} is needed")));
+    }
+    let len = rest.iter().product::<usize>() * stack.dtype().size();
+    RawTensor::new(
+        stack.dtype(),
+        rest.to_vec(),
+        stack.bytes().slice(index * len..(index + 1) * len),
+    )
+}
+
+/// A matrix with rows for columns.
+fn transposed(matrix: &RawTensor) -> Result<RawTensor> {
+    let [rows, cols] = *matrix.shape() else {
+        return Err(Error::shape(format!("{:?} where a matrix is needed", matrix.shape())));
+    };
+    let size = matrix.dtype().size();
+    let mut bytes = Vec::with_capacity(matrix.bytes().len());
+    for col in 0..cols {
+        for row in 0..rows {
+            let from = (row * cols + col) * size;
+            bytes.extend_from_slice(&matrix.bytes()[from..from + size]);
+        }
+    }
+    RawTensor::new(matrix.dtype(), vec![cols, rows], bytes.into())
+}
+
 /// Whether a stored tensor is a part of the compressed weight `weight`.
 pub(super) fn is_part(name: &str, weight: &str) -> bool {
     name.strip_prefix(weight).is_some_and(|rest| rest.starts_with('.'))
@@ -269,8 +499,10 @@ impl Source {
     /// pipeline copies them.
     #[must_use]
     pub fn extras(&self) -> Vec<String> {
-        let linears: std::collections::BTreeSet<String> =
-            (0..self.config.blocks).flat_map(|b| self.linears(b)).map(|l| l.name).collect();
+        let linears = (0..self.config.blocks).flat_map(|block| self.linears(block));
+        let linears: std::collections::BTreeSet<String> = linears
+            .flat_map(|l| l.place.map(|place| place.tensor).into_iter().chain([l.name]))
+            .collect();
         let belongs = |name: &&str| {
             // The weight's own name, or the one it is a part of: any prefix that ends before a dot.
             let dots = name.match_indices('.').map(|(i, _)| &name[..i]);

@@ -9,17 +9,18 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use tensorpress_tensor::checkpoint::{Files, Folder};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Checkpoint, Context, Error, Registry, Result};
 
+use crate::architecture::{Plan, RopePlan};
 use crate::config::Config;
 use crate::layers::Rope;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
-use names::Names;
+use names::named;
 
 pub use tensorpress_tensor::rewrite::LinearSpec;
 
@@ -46,8 +47,10 @@ pub struct Source {
     trees: BTreeMap<String, Json>,
     registry: Registry,
     tokenizer: TokenizerFiles,
-    names: Names,
-    rope: OnceLock<Arc<Rope>>,
+    /// With the names of this checkpoint.
+    plan: Plan,
+    /// Rotations that were made, for all blocks that have the same.
+    ropes: Mutex<Vec<(RopePlan, Arc<Rope>)>>,
 }
 
 const CONFIG: &str = "config.json";
@@ -105,12 +108,11 @@ impl Source {
         let file = files.as_ref().map_or_else(|| CONFIG.into(), |f| f.path(CONFIG));
         let config = Config::from_json(&raw, &file)?;
         let trees = checkpoint.trees()?;
-        let names = Names::new(config.architecture, |name| {
+        let plan = named(config.plan(&raw, &file)?, &|name| {
             checkpoint.contains(name) || trees.contains_key(name)
         });
-        let (registry, rope) = (registry.clone(), OnceLock::new());
-        let folder = None;
-        Ok(Self { config, raw, checkpoint, folder, files, trees, registry, tokenizer, names, rope })
+        let (registry, ropes, folder) = (registry.clone(), Mutex::default(), None);
+        Ok(Self { config, raw, checkpoint, folder, files, trees, registry, tokenizer, plan, ropes })
     }
 
     /// The validated configuration.

@@ -5,7 +5,7 @@ use tensorpress_tensor::rewrite::{BlockShape, Change, Edit, Role};
 use tensorpress_tensor::{Error, Result};
 
 use super::Source;
-use crate::config::{Architecture, Config, shape};
+use crate::config::{Config, shape};
 
 /// What a plain config says.
 pub(super) struct Said {
@@ -120,7 +120,7 @@ pub(super) fn with_blocks(mut raw: Value, config: &Config, left: &[usize]) -> Va
         }
     }
     // Where no list says which blocks have windows, a number does: all from there on.
-    let qwen = matches!(config.architecture, Architecture::Qwen2 | Architecture::Qwen3);
+    let qwen = matches!(config.architecture.name(), "qwen2" | "qwen3");
     if qwen && config.windows.iter().any(Option::is_some) {
         let full = left.iter().filter(|block| config.windows[**block].is_none()).count();
         raw["max_window_layers"] = json!(full);

@@ -157,6 +157,10 @@ impl ByteSource for View {
     fn release(&self) {
         self.of.release();
     }
+
+    fn check_unmoved(&self) -> Result<()> {
+        self.of.check_unmoved()
+    }
 }
 
 /// The part of `of` that lies in `range`, counted from the start of `of`.

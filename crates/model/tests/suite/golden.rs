@@ -37,30 +37,101 @@ fn golden(name: &str) -> Option<std::path::PathBuf> {
     data::find(&format!("golden/models/{name}"))
 }
 
+/// Decoders of the golden folders: whether stepping follows `logits_step` where the angles depend on the length.
+const DECODERS: [&str; 45] = [
+    "llama3-rope",
+    "llama-linear-rope",
+    "mistral-window8",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma2-old",
+    "gemma3-text",
+    "gemma3-old",
+    "phi",
+    "phi3",
+    "phi3-longrope",
+    "phi3-old",
+    "gpt2",
+    "gpt2-bare",
+    "gpt-neox",
+    "gpt-neox-seq",
+    "opt",
+    "opt-postln",
+    "olmo2",
+    "olmoe",
+    "stablelm",
+    "stablelm2-parallel",
+    "starcoder2",
+    "falcon-new",
+    "falcon-mq",
+    "falcon-alibi",
+    "cohere",
+    "cohere-qknorm",
+    "granite",
+    "smollm3",
+    "glm4",
+    "mixtral",
+    "mixtral-old",
+    "qwen2-moe",
+    "qwen3-moe",
+    "deepseek-v2",
+    "deepseek-v2-lite",
+    "deepseek-v3",
+    "gpt-oss",
+    "llama4-text",
+    "llama-yarn",
+    "llama-yarn-old",
+    "llama-tied-lmhead",
+];
+
 #[test]
 fn decoders_give_the_golden_logits() {
-    let names = ["llama3-rope", "llama-linear-rope", "mistral-window8", "qwen2", "qwen3"];
-    for name in names {
+    let mut checked = 0;
+    let mut wrong = Vec::new();
+    for name in DECODERS.into_iter().chain(["minicpm3", "llama-dynamic-ntk"]) {
         let Some(folder) = golden(name) else { return };
         let expected = expected(&folder);
         let source = open(&folder).unwrap();
         let stored = source.decoder().unwrap();
         let decoded = source.decoder().unwrap().materialise().unwrap();
         let packed = source.decoder().unwrap().prepack().unwrap();
-        let mut worst = 0.0f32;
-        for (ids, expected) in integers(&expected, "ids").iter().zip(matrices(&expected, "logits"))
-        {
+        // Where the angles depend on the length, keys keep those of the length at which they were written.
+        let stepped = if expected.contains("logits_step") { "logits_step" } else { "logits" };
+        let mut worst = [0.0f32; 2];
+        let mut check = |ids: &[u32], got: Array2<f32>, expected: &Array2<f32>, which: usize| {
+            assert_eq!(got.nrows(), ids.len());
+            worst[which] = worst[which].max(max_difference(&got, expected));
+        };
+        let whole = matrices(&expected, "logits").into_iter().zip(matrices(&expected, stepped));
+        for (ids, (whole, steps)) in integers(&expected, "ids").iter().zip(whole) {
             for model in [&stored, &decoded, &packed] {
-                let mut check = |got| worst = worst.max(max_difference(&got, &expected));
-                check(logits(model, ids).unwrap());
-                check(logits_in_pieces(model, ids, &[ids.len()]).unwrap());
-                check(logits_in_pieces(model, ids, &vec![1; ids.len()]).unwrap());
-                check(logits_in_pieces(model, ids, &[3, 10, 1, 20]).unwrap());
+                check(ids, logits(model, ids).unwrap(), &whole, 0);
+                check(ids, logits_in_pieces(model, ids, &[ids.len()]).unwrap(), &whole, 0);
+                let one_by_one = vec![1; ids.len()];
+                check(ids, logits_in_pieces(model, ids, &one_by_one).unwrap(), &steps, 1);
+                if stepped == "logits" {
+                    check(ids, logits_in_pieces(model, ids, &[3, 10, 1, 20]).unwrap(), &whole, 1);
+                }
             }
         }
-        println!("checked: {name}, largest difference {worst:.2e}");
-        assert!(worst < 1e-4, "{name}: {worst}");
+        if expected.contains("short.logits") {
+            let short = matrices(&expected, "short.logits");
+            for (ids, expected) in integers(&expected, "short.ids").iter().zip(short) {
+                check(ids, logits(&stored, ids).unwrap(), &expected, 0);
+                let one_by_one = vec![1; ids.len()];
+                check(ids, logits_in_pieces(&stored, ids, &one_by_one).unwrap(), &expected, 1);
+            }
+        }
+        println!("checked: {name}, largest differences {worst:.2e?} (whole, stepped: {stepped})");
+        checked += 1;
+        if worst.iter().any(|worst| !(*worst < 1e-4)) {
+            wrong.push(format!("{name}: {worst:?}"));
+        }
     }
+    println!("checked: {checked} decoders");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]

@@ -46,6 +46,7 @@ impl Rewrite for Flap {
 
     fn fits(&self, model: &ModelLayout) -> Result<()> {
         self.check()?;
+        model.check_editable("flap")?;
         for block in &model.blocks {
             JUDGED.iter().try_for_each(|(role, _)| judged(block, *role).map(drop))?;
             if self.uniform && block.shape != model.blocks[0].shape {

@@ -99,13 +99,15 @@ impl Edit {
     /// These heads and channels stay: matrices and biases are cut to them.
     ///
     /// # Errors
-    /// `InvalidArgument` for numbers out of range or out of order, or uneven groups of heads; the message names the block.
+    /// `InvalidArgument` for numbers out of range or out of order, or uneven groups of heads; the message names the block;
+    /// `Unsupported` for blocks of other matrices than Llama's and BERT's.
     pub fn cut(model: &ModelLayout, layout: &BlockLayout, cut: &BlockCut) -> Result<Self> {
         cut.check(layout)?;
         let (of, dim) = (layout.shape, model.head_dim);
         let wide = |heads: &[usize]| -> Vec<usize> {
             heads.iter().flat_map(|head| head * dim..(head + 1) * dim).collect()
         };
+        model.check_editable("edits")?;
         let (queries, keys) = (wide(&cut.heads), wide(&cut.kv_heads));
         let mut edit = Self::new().with_shape(cut.shape());
         for spec in &layout.linears {
@@ -113,6 +115,10 @@ impl Edit {
                 Role::Q | Role::O => (&queries, of.heads * dim),
                 Role::K | Role::V => (&keys, of.kv_heads * dim),
                 Role::Gate | Role::Up | Role::Down => (&cut.channels, of.intermediate),
+                _ => {
+                    let what = "what remains of a head is not known in this matrix";
+                    return Err(Error::unsupported(what).in_tensor(&spec.name));
+                }
             };
             if stay.len() == all {
                 continue;

@@ -1,21 +1,34 @@
 //! What a model is built of, as far as a rewrite needs to know.
 
+use crate::error::{Error, Result};
+
 /// The inputs that the linear layers of a block read; layers that read the same one share its statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SharedInput {
-    /// Read by q, k and v.
+    /// Read by q, k and v, or by what compresses them to latents.
     Attention,
+    /// The latent of the queries, read by what expands it.
+    QueryLatent,
+    /// The latent of keys and values, read by what expands it.
+    KeyValueLatent,
     /// Read by the attention's output matrix.
     AttentionOutput,
-    /// Read by gate and up.
+    /// Read by gate and up, and by routers.
     Mlp,
     /// Read by down.
     MlpOutput,
+    /// The tokens of a routed expert, read by its gate and up.
+    Expert(usize),
+    /// Read by the down of a routed expert.
+    ExpertOutput(usize),
+    /// Read by the down of a shared expert.
+    SharedOutput,
 }
 
 impl SharedInput {
-    /// All of them, in the order in which a block meets them.
+    /// Those of a block without experts and latents, in the order in which it meets them.
     pub const ALL: [Self; 4] = [Self::Attention, Self::AttentionOutput, Self::Mlp, Self::MlpOutput];
 }
 
@@ -36,6 +49,44 @@ pub enum Role {
     Up,
     /// Out of the feed-forward network.
     Down,
+    /// Queries, keys and values in one matrix.
+    Qkv,
+    /// Gate and up in one matrix.
+    GateUp,
+    /// From hidden states to the latent of the queries.
+    QueryDown,
+    /// From the latent of the queries to queries.
+    QueryUp,
+    /// From hidden states to the latent of keys and values, and the part of the keys that is turned.
+    KeyValueDown,
+    /// From the latent to keys and values.
+    KeyValueUp,
+    /// Scores the experts.
+    Router,
+    /// Weighs a shared expert.
+    SharedGate,
+}
+
+/// Which of several feed-forward networks side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Expert {
+    /// One of those that a router chooses from, by its index.
+    Routed(usize),
+    /// The one that sees every token.
+    Shared,
+}
+
+/// Where a matrix lies in a checkpoint, if it is not a tensor of its own name and orientation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The stored tensor.
+    pub tensor: String,
+    /// The stored tensor of its bias, of the same stack.
+    pub bias: Option<String>,
+    /// Which matrix of a stack `[index, ..]` it is.
+    pub index: Option<usize>,
+    /// Stored as `[in, out]`.
+    pub transposed: bool,
 }
 
 impl Role {
@@ -43,16 +94,22 @@ impl Role {
     #[must_use]
     pub fn input(self) -> SharedInput {
         match self {
-            Self::Q | Self::K | Self::V => SharedInput::Attention,
+            Self::Q | Self::K | Self::V | Self::Qkv | Self::QueryDown | Self::KeyValueDown => {
+                SharedInput::Attention
+            }
+            Self::QueryUp => SharedInput::QueryLatent,
+            Self::KeyValueUp => SharedInput::KeyValueLatent,
             Self::O => SharedInput::AttentionOutput,
-            Self::Gate | Self::Up => SharedInput::Mlp,
+            Self::Gate | Self::Up | Self::GateUp | Self::Router | Self::SharedGate => {
+                SharedInput::Mlp
+            }
             Self::Down => SharedInput::MlpOutput,
         }
     }
 }
 
 /// A linear layer of a block: what a compression pipeline needs to know about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct LinearSpec {
     /// What it does in its block.
@@ -67,8 +124,14 @@ pub struct LinearSpec {
     pub input: SharedInput,
     /// Full name of the norm weight that feeds this input and nothing else, so that input scales fold into it.
     pub norm: Option<String>,
+    /// What that norm multiplies by is its weight plus this.
+    pub norm_offset: f32,
     /// The model does not work without the bias.
     pub needs_bias: bool,
+    /// The expert it belongs to, of several.
+    pub expert: Option<Expert>,
+    /// Where it lies, if not under its name.
+    pub place: Option<Place>,
 }
 
 impl LinearSpec {
@@ -77,7 +140,45 @@ impl LinearSpec {
     pub fn new(role: Role, name: impl Into<String>, shape: [usize; 2]) -> Self {
         let name = name.into();
         let bias = format!("{}.bias", name.strip_suffix(".weight").unwrap_or(&name));
-        Self { role, bias, shape, input: role.input(), norm: None, needs_bias: false, name }
+        Self {
+            role,
+            bias,
+            shape,
+            input: role.input(),
+            norm: None,
+            norm_offset: 0.0,
+            needs_bias: false,
+            expert: None,
+            place: None,
+            name,
+        }
+    }
+
+    /// Sets whether the model works without the bias.
+    #[must_use]
+    pub fn with_bias(mut self, needs_bias: bool) -> Self {
+        self.needs_bias = needs_bias;
+        self
+    }
+
+    /// Makes it a layer of an expert.
+    #[must_use]
+    pub fn with_expert(mut self, expert: Expert) -> Self {
+        self.expert = Some(expert);
+        self.input = match (self.input, expert) {
+            (SharedInput::Mlp, Expert::Routed(index)) => SharedInput::Expert(index),
+            (SharedInput::MlpOutput, Expert::Routed(index)) => SharedInput::ExpertOutput(index),
+            (SharedInput::MlpOutput, Expert::Shared) => SharedInput::SharedOutput,
+            (input, _) => input,
+        };
+        self
+    }
+
+    /// Sets where it lies.
+    #[must_use]
+    pub fn with_place(mut self, place: Place) -> Self {
+        self.place = Some(place);
+        self
     }
 }
 
@@ -104,7 +205,7 @@ impl BlockShape {
 }
 
 /// A block.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct BlockLayout {
     /// Its number, from 0.
@@ -166,7 +267,7 @@ impl Sayable {
 }
 
 /// A model, before a rewrite.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ModelLayout {
     /// Its architecture, for messages.
@@ -181,6 +282,8 @@ pub struct ModelLayout {
     pub blocks: Vec<BlockLayout>,
     /// What the config of the result can say.
     pub says: Sayable,
+    /// Heads and channels of its blocks can be removed, and whole blocks.
+    pub editable: bool,
 }
 
 impl ModelLayout {
@@ -193,7 +296,7 @@ impl ModelLayout {
         blocks: Vec<BlockLayout>,
     ) -> Self {
         let (architecture, decoder, says) = (architecture.into(), true, Sayable::ALL);
-        Self { architecture, decoder, hidden, head_dim, blocks, says }
+        Self { architecture, decoder, hidden, head_dim, blocks, says, editable: true }
     }
 
     /// Sets whether it is a decoder.
@@ -201,6 +304,27 @@ impl ModelLayout {
     pub fn with_decoder(mut self, decoder: bool) -> Self {
         self.decoder = decoder;
         self
+    }
+
+    /// Sets whether blocks can be changed and removed.
+    #[must_use]
+    pub fn with_editable(mut self, editable: bool) -> Self {
+        self.editable = editable;
+        self
+    }
+
+    /// `Unsupported` for a model whose blocks cannot be changed; `what` asks for it.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check_editable(&self, what: &str) -> Result<()> {
+        if self.editable {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!(
+            "{what}: heads, channels and blocks of {} cannot be removed here",
+            self.architecture
+        )))
     }
 
     /// Sets what the config of the result can say.

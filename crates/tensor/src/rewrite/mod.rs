@@ -18,7 +18,9 @@ use crate::method::Method;
 
 pub use edit::{BlockCut, Change, Edit};
 pub use judgement::{Decision, Judgement, Level};
-pub use layout::{BlockLayout, BlockShape, LinearSpec, ModelLayout, Role, Sayable, SharedInput};
+pub use layout::{
+    BlockLayout, BlockShape, Expert, LinearSpec, ModelLayout, Place, Role, Sayable, SharedInput,
+};
 pub use view::{BlockView, States};
 
 /// A method that changes what a model is built of.

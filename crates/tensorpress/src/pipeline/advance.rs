@@ -74,13 +74,10 @@ impl Stream {
             if let Some(table) = table {
                 embedding.replace(table)?;
             }
-            embedding.embed(&windows.concat(), &mut scratch)?
+            joined(windows, |ids| embedding.embed(ids, 0, &mut scratch))?
         } else {
             let encoder = source.encoder()?;
-            let embed = |ids: &Vec<u32>| encoder.embeddings(ids, &vec![0; ids.len()], &mut scratch);
-            let parts = windows.iter().map(embed).collect::<Result<Vec<_>>>()?;
-            let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
-            concatenate(Axis(0), &views).expect("parts of one width")
+            joined(windows, |ids| encoder.embeddings(ids, &vec![0; ids.len()], &mut scratch))?
         };
         source.checkpoint().release();
         Ok(Self { hidden, original, lengths })
@@ -181,6 +178,16 @@ impl Stream {
         forward(&mut self.hidden, &self.lengths, block, Some(&mut collecting))?;
         Ok(collecting.finish())
     }
+}
+
+/// What the first block reads of each window, one behind the other.
+fn joined(
+    windows: &[Vec<u32>],
+    embed: impl FnMut(&Vec<u32>) -> Result<Array2<f32>>,
+) -> Result<Array2<f32>> {
+    let parts = windows.iter().map(embed).collect::<Result<Vec<_>>>()?;
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    Ok(concatenate(Axis(0), &views).expect("parts of one width"))
 }
 
 fn forward(

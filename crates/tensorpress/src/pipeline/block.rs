@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use rayon::prelude::*;
-use tensorpress_model::{Block, Source};
+use tensorpress_model::{Block, LinearSpec, Source};
 use tensorpress_tensor::Result;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::stats::{self, Calibration, Collector};
@@ -116,7 +116,25 @@ fn items<'a>(
     let done: BTreeSet<String> = items.iter().map(|item| item.name().to_owned()).collect();
     let prefix = source.block_prefix(index);
     let extras = source.extras().into_iter().filter(|name| name.starts_with(&prefix));
-    let linears = source.linears(index).into_iter().map(|spec| spec.name);
-    items.extend(linears.chain(extras).filter(|name| !done.contains(name)).map(Item::Copied));
+    // Of a stack of matrices that lost some, the others stand alone; a whole one stays.
+    let specs: Vec<LinearSpec> =
+        source.linears(index).into_iter().filter(|spec| !done.contains(&spec.name)).collect();
+    let stack = |spec: &LinearSpec| spec.place.as_ref().map(|place| place.tensor.clone());
+    let broken: BTreeSet<String> = source
+        .linears(index)
+        .iter()
+        .filter(|spec| done.contains(&spec.name))
+        .filter_map(stack)
+        .collect();
+    let mut copied: BTreeSet<String> = BTreeSet::new();
+    for spec in specs {
+        match stack(&spec).filter(|tensor| *tensor != spec.name) {
+            Some(tensor) if broken.contains(&tensor) => items.push(Item::Alone(spec)),
+            Some(tensor) => drop(copied.insert(tensor)),
+            None => drop(copied.insert(spec.name)),
+        }
+    }
+    copied.extend(extras.filter(|name| !done.contains(name)));
+    items.extend(copied.into_iter().map(Item::Copied));
     items
 }

@@ -17,8 +17,8 @@ use super::report::LayerReport;
 pub(super) struct Job {
     pub(super) specs: Vec<LinearSpec>,
     method: usize,
-    /// The norm that feeds these layers and no others.
-    norm: Option<String>,
+    /// The norm that feeds these layers and no others, and what is added to its weight.
+    norm: Option<(String, f32)>,
 }
 
 /// What became of a job.
@@ -81,7 +81,9 @@ impl Context<'_> {
             }
         }
         if let [job] = jobs.as_mut_slice() {
-            job.norm = job.specs[0].norm.clone().filter(|_| job.specs.len() == readers.len());
+            let first = &job.specs[0];
+            let norm = first.norm.clone().filter(|_| job.specs.len() == readers.len());
+            job.norm = norm.map(|norm| (norm, first.norm_offset));
         }
         jobs
     }
@@ -108,17 +110,23 @@ impl Job {
         };
         let planned = context.plan.method(self.method);
         let load = |spec: &LinearSpec| -> Result<Array2<f32>> {
-            let read = || source.checkpoint().tensor(&spec.name)?.to_matrix();
+            let read = || source.stored(spec)?.to_matrix();
             read().map_err(|e| context.located(e, &spec.name))
         };
         let weights = self.specs.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let dtype_of = |spec: &LinearSpec| source.dtype_of(spec).unwrap_or(DType::F32);
         let inputs = calibration.samples().ok().map(error::spread);
-        let norm = self.norm.as_ref().map(|name| Vector::read(source, name)).transpose()?;
+        let offset = self.norm.as_ref().map_or(0.0, |(_, offset)| *offset);
+        let read = |(name, offset): &(String, f32)| -> Result<Vector> {
+            let mut norm = Vector::read(source, name)?;
+            norm.values.iter_mut().for_each(|value| *value += offset);
+            Ok(norm)
+        };
+        let norm = self.norm.as_ref().map(read).transpose()?;
         let names: Vec<&str> = self.specs.iter().map(|spec| spec.name.as_str()).collect();
-        let targets = names.iter().zip(&weights).map(|(name, w)| {
-            let dtype = source.checkpoint().dtype(name).unwrap_or(DType::F32);
-            Target::new(name, w.view()).with_dtype(dtype)
-        });
+        let targets = self.specs.iter().zip(&weights);
+        let targets =
+            targets.map(|(spec, w)| Target::new(&spec.name, w.view()).with_dtype(dtype_of(spec)));
         let group = Group {
             targets: targets.collect(),
             calibration,
@@ -135,7 +143,8 @@ impl Job {
         if let (Some(folded), Some(norm)) = (result.folded, norm) {
             let over = |(new, old): (&f32, &f32)| if *old == 0.0 { 0.0 } else { new / old };
             ratio = Some(folded.iter().zip(&norm.values).map(over).collect::<Vec<f32>>());
-            output.norms.push(Vector::new(&norm.name, norm.dtype, folded));
+            let stored = folded.iter().map(|value| value - offset).collect();
+            output.norms.push(Vector::new(&norm.name, norm.dtype, stored));
         }
         for ((spec, weight), layer) in self.specs.iter().zip(&weights).zip(result.layers) {
             let bias = layer.bias.as_ref().map(|c| corrected_bias(source, spec, c)).transpose()?;
@@ -159,11 +168,9 @@ impl Job {
 }
 
 fn corrected_bias(source: &Source, spec: &LinearSpec, correction: &[f32]) -> Result<Vector> {
-    let mut bias = if source.checkpoint().contains(&spec.bias) {
-        Vector::read(source, &spec.bias)?
-    } else {
-        let dtype = source.checkpoint().tensor(&spec.name)?.dtype();
-        Vector::new(&spec.bias, dtype, vec![0.0; correction.len()])
+    let mut bias = match source.stored_bias(spec)? {
+        Some((dtype, values)) => Vector { name: spec.bias.clone(), dtype, values },
+        None => Vector::new(&spec.bias, source.dtype_of(spec)?, vec![0.0; correction.len()]),
     };
     bias.values.iter_mut().zip(correction).for_each(|(v, c)| *v += c);
     Ok(Vector::new(&spec.bias, bias.dtype, bias.values))
@@ -193,7 +200,12 @@ pub(super) fn report(
 
 /// The readers of each input of a block, in the order in which a token meets the inputs.
 pub(super) fn readers(source: &Source, block: usize) -> Vec<(SharedInput, Vec<LinearSpec>)> {
-    let all = source.linears(block);
-    let readers = |input| all.iter().filter(|spec| spec.input == input).cloned().collect();
-    SharedInput::ALL.into_iter().map(|input| (input, readers(input))).collect()
+    let mut readers: Vec<(SharedInput, Vec<LinearSpec>)> = Vec::new();
+    for spec in source.linears(block) {
+        match readers.iter_mut().find(|(input, _)| *input == spec.input) {
+            Some((_, list)) => list.push(spec),
+            None => readers.push((spec.input, vec![spec])),
+        }
+    }
+    readers
 }

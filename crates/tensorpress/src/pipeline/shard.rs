@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tensorpress_model::Source;
+use tensorpress_model::{LinearSpec, Source};
 use tensorpress_tensor::checkpoint::{Announced, write_announced};
 use tensorpress_tensor::{
     Context as _, DType, Node, Part, PartKind, PartSink, Result, Storage, Tensor,
@@ -17,6 +17,8 @@ use super::state::Unit;
 pub(super) enum Item<'a> {
     /// As it is in the source.
     Copied(String),
+    /// A matrix of a stack in the source, under its own name.
+    Alone(LinearSpec),
     /// New values of a vector.
     Vector { name: String, dtype: DType, values: Vec<f32> },
     /// A compressed matrix, and its parts if somebody has asked for them before.
@@ -27,6 +29,7 @@ impl Item<'_> {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Copied(name) | Self::Vector { name, .. } | Self::Compressed { name, .. } => name,
+            Self::Alone(spec) => &spec.name,
         }
     }
 }
@@ -92,6 +95,12 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
                     dtype.write_f32(values, &mut bytes)?;
                     sink.part(part(name, *dtype, vec![values.len()], Cow::Owned(bytes)))?;
                 }
+                Item::Alone(spec) => {
+                    let tensor = source.stored(spec)?;
+                    let bytes = Cow::Borrowed(&**tensor.bytes());
+                    let shape = tensor.shape().to_vec();
+                    sink.part(part(&spec.name, tensor.dtype(), shape, bytes))?;
+                }
                 Item::Copied(name) => {
                     // Made on demand where the source is packed or edited.
                     let tensor = source.checkpoint().tensor(name)?;
@@ -118,6 +127,9 @@ fn announce(source: &Source, items: &[Item<'_>]) -> Result<Announced> {
             Item::Compressed { name, node, .. } => node.parts(name, &mut all).in_tensor(name)?,
             Item::Vector { name, dtype, values } => {
                 all.announce(name.clone(), *dtype, vec![values.len()])?;
+            }
+            Item::Alone(spec) => {
+                all.announce(spec.name.clone(), source.dtype_of(spec)?, spec.shape.to_vec())?;
             }
             Item::Copied(name) => {
                 let checkpoint = source.checkpoint();

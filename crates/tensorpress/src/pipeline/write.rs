@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tensorpress_model::Source;
+use tensorpress_model::{LinearSpec, Source};
 use tensorpress_tensor::checkpoint::Announced;
 use tensorpress_tensor::{Context as _, Error, Node, Part, PartSink, Result};
 use xxhash_rust::xxh3::Xxh3;
@@ -106,11 +106,19 @@ fn write_shards(
 /// Every node stands for a matrix of its shape.
 fn check(source: &Source, nodes: &BTreeMap<String, Box<dyn Node>>) -> Result<()> {
     let blocks = (0..source.blocks()).flat_map(|block| source.linears(block));
-    let mut matrices: Vec<String> = blocks.map(|spec| spec.name).collect();
+    let specs: Vec<_> = blocks.collect();
+    let in_stack =
+        |spec: &&LinearSpec| spec.place.as_ref().is_some_and(|place| place.tensor != spec.name);
+    let stacked: Vec<&String> = specs.iter().filter(in_stack).map(|spec| &spec.name).collect();
+    let mut matrices: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
     matrices.extend(tables::names(source)?);
     for (name, node) in nodes {
         if !matrices.contains(name) {
             return Err(Error::invalid("is no matrix of the model").in_tensor(name));
+        }
+        if stacked.contains(name) {
+            let message = "lies in a stack of matrices: nodes cannot take the place of one of them";
+            return Err(Error::unsupported(message).in_tensor(name));
         }
         let (is, was) = (node.shape(), source.weight(name)?.shape());
         if is != was {
