@@ -246,16 +246,16 @@ pub(crate) fn attend(
                 let seen = seen(row);
                 p[..seen.start - span.start].fill(0.0);
                 p[seen.end - span.start..].fill(0.0);
+                let p = &mut p[seen.start - span.start..seen.end - span.start];
                 if let Some(slope) = scoring.slopes.get(head) {
                     let slope = slope / scoring.scale;
-                    let keys = span.clone();
+                    let keys = seen.clone();
                     p.iter_mut().zip(keys).for_each(|(p, key)| *p += slope * key as f32);
                 }
                 if !bias.is_empty() {
-                    let bias = &bias[span.clone()];
+                    let bias = &bias[seen.clone()];
                     p.iter_mut().zip(bias).for_each(|(p, bias)| *p += bias / scoring.scale);
                 }
-                let p = &mut p[seen.start - span.start..seen.end - span.start];
                 match plain {
                     true => math::softmax(p, scoring.scale),
                     false => special(p, scoring, head),

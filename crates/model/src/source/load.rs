@@ -62,6 +62,17 @@ impl Source {
         self.finite(name, values)
     }
 
+    /// So many finite values, of a vector, or of a matrix with a row a head.
+    fn values(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let file = self.file_of(name);
+        let tensor = at(self.checkpoint.tensor(name), name, file.as_deref())?;
+        if tensor.shape().len() != 2 || tensor.shape().iter().product::<usize>() != len {
+            return self.vector(name, len);
+        }
+        let values = at(tensor.to_matrix(), name, file.as_deref())?.into_raw_vec_and_offset().0;
+        self.finite(name, values)
+    }
+
     /// A small matrix of finite values.
     fn table(&self, name: &str, shape: [usize; 2]) -> Result<Array2<f32>> {
         let file = self.file_of(name);
@@ -176,7 +187,7 @@ impl Source {
         let NormPlan { weights, len, width, centred, bias, offset, eps } = plan;
         let mut weight = Vec::new();
         for name in weights {
-            weight.extend(self.vector(name, len / weights.len())?);
+            weight.extend(self.values(name, len / weights.len())?);
         }
         let name = weights.first().cloned().unwrap_or_default();
         let bias = if *bias { Some(self.vector(&bias_of(&name), *len)?) } else { None };
@@ -239,14 +250,14 @@ impl Source {
         assert!(block < config.blocks, "block {block} of {}", config.blocks);
         let plan = &self.plan.blocks[block];
         let part = |part: &PartPlan| -> Result<Part> {
-            let norm = match &part.norm {
-                Before::Norm(norm) => Some(self.norm(norm)?),
-                Before::Nothing | Before::Same => None,
-            };
             let mixer = match &part.mixer {
                 MixerPlan::Attention(plan) => Mixer::Attention(Box::new(self.attention(plan)?)),
                 MixerPlan::Mlp(plan) => Mixer::Mlp(Box::new(self.mlp(plan)?)),
                 MixerPlan::Moe(plan) => Mixer::Moe(Box::new(self.moe(plan)?)),
+            };
+            let norm = match &part.norm {
+                Before::Norm(norm) => Some(self.norm(norm)?),
+                Before::Nothing | Before::Same => None,
             };
             Ok(Part {
                 norm,

@@ -36,7 +36,7 @@ fn impossible_configs_name_the_key() {
         ("rms_norm_eps", json!(-1.0), ErrorKind::Corruption),
         ("rope_theta", json!(0.0), ErrorKind::Corruption),
         ("rope_scaling", json!("linear"), ErrorKind::Corruption),
-        ("model_type", json!("gpt2"), ErrorKind::Unsupported),
+        ("model_type", json!("gpt17"), ErrorKind::Unsupported),
         ("hidden_act", json!("mish"), ErrorKind::Unsupported),
         ("eos_token_id", json!("</s>"), ErrorKind::Corruption),
     ];
@@ -50,7 +50,7 @@ fn impossible_configs_name_the_key() {
 
 #[test]
 fn unknown_rope_scaling_and_foreign_quantisation_are_refused() {
-    for kind in ["dynamic", "yarn", "longrope"] {
+    for kind in ["spiral", "yarn2"] {
         let error = config_error(|c| c["rope_scaling"] = json!({"type": kind, "factor": 2.0}));
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         assert!(error.message().contains(kind), "{error}");
