@@ -25,12 +25,25 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    /// The embeddings `[tokens, hidden]` of the first tokens of a sequence.
+    ///
+    /// # Errors
+    /// As [`Embedding::embed_from`].
+    pub fn embed(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
+        self.embed_from(ids, 0, scratch)
+    }
+
     /// The embeddings `[tokens, hidden]` of some tokens of a sequence, the first at position `first`.
     ///
     /// # Errors
     /// `InvalidArgument` for an id outside the vocabulary, or a position outside the table; `Numerical` for NaN in a row,
     /// naming the tensor; those of decoding.
-    pub fn embed(&self, ids: &[u32], first: usize, scratch: &mut Scratch) -> Result<Array2<f32>> {
+    pub fn embed_from(
+        &self,
+        ids: &[u32],
+        first: usize,
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
         let [vocab, width] = self.table.shape();
         let mut out = Array2::zeros((ids.len(), width));
         for (&id, mut row) in ids.iter().zip(out.rows_mut()) {
@@ -301,7 +314,7 @@ impl Decoder {
         }
         let seen = cache.first().map_or(0, |c| c.len());
         self.check_length(seen.saturating_add(ids.len()))?;
-        let mut hidden = self.embedding.embed(ids, seen, scratch)?;
+        let mut hidden = self.embedding.embed_from(ids, seen, scratch)?;
         for (block, cache) in self.blocks.iter().zip(cache) {
             block.forward(hidden.view_mut(), cache.as_mut(), None, scratch)?;
         }
@@ -314,7 +327,7 @@ impl Decoder {
     /// As [`Decoder::forward`].
     pub fn hidden(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
         self.check_length(ids.len())?;
-        let mut hidden = self.embedding.embed(ids, 0, scratch)?;
+        let mut hidden = self.embedding.embed(ids, scratch)?;
         for block in &self.blocks {
             block.forward_sequences(hidden.view_mut(), &[ids.len()], None, scratch)?;
         }

@@ -73,7 +73,7 @@ impl Encoder {
             let message = format!("token type {bad} of {}", self.config.token_types);
             return Err(Error::invalid(message));
         }
-        let mut hidden = self.words.embed(ids, 0, scratch)?;
+        let mut hidden = self.words.embed(ids, scratch)?;
         for (position, mut row) in hidden.rows_mut().into_iter().enumerate() {
             row += &self.positions.row(position);
             row += &self.token_types.row(types[position] as usize);

@@ -61,7 +61,7 @@ proptest! {
         let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
         let run = |par| {
             let mut scratch = Scratch::new(par);
-            let mut hidden = model.embedding().embed(&sequences.concat(), 0, &mut scratch).unwrap();
+            let mut hidden = model.embedding().embed(&sequences.concat(), &mut scratch).unwrap();
             for block in model.blocks() {
                 block.forward_sequences(hidden.view_mut(), &lengths, None, &mut scratch).unwrap();
             }

@@ -51,7 +51,7 @@ fn streaming_block_by_block_is_the_whole_model() {
     let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
     let mut scratch = Scratch::new(Par::Rayon);
     let embedding = source.embedding().unwrap();
-    let mut hidden = embedding.embed(&windows.concat(), 0, &mut scratch).unwrap();
+    let mut hidden = embedding.embed(&windows.concat(), &mut scratch).unwrap();
     for block in 0..source.blocks() {
         let block = source.block(block).unwrap();
         block.forward_sequences(hidden.view_mut(), &lengths, None, &mut scratch).unwrap();
@@ -72,7 +72,7 @@ fn calibration_collects_what_is_asked_whatever_the_threads() {
     let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
     let block = source.block(0).unwrap();
     let hidden =
-        source.embedding().unwrap().embed(&windows.concat(), 0, &mut Scratch::default()).unwrap();
+        source.embedding().unwrap().embed(&windows.concat(), &mut Scratch::default()).unwrap();
     let needs = |input| match input {
         SharedInput::MlpOutput => Needs::NONE,
         _ => Needs::GRAM.union(Needs::MOMENTS).union(Needs::samples(16)),

@@ -74,7 +74,7 @@ impl Stream {
             if let Some(table) = table {
                 embedding.replace(table)?;
             }
-            joined(windows, |ids| embedding.embed(ids, 0, &mut scratch))?
+            joined(windows, |ids| embedding.embed(ids, &mut scratch))?
         } else {
             let encoder = source.encoder()?;
             joined(windows, |ids| encoder.embeddings(ids, &vec![0; ids.len()], &mut scratch))?

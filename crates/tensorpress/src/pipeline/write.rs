@@ -116,7 +116,7 @@ fn check(source: &Source, nodes: &BTreeMap<String, Box<dyn Node>>) -> Result<()>
         if !matrices.contains(name) {
             return Err(Error::invalid("is no matrix of the model").in_tensor(name));
         }
-        if stacked.contains(name) {
+        if stacked.contains(&name) {
             let message = "lies in a stack of matrices: nodes cannot take the place of one of them";
             return Err(Error::unsupported(message).in_tensor(name));
         }
