@@ -5,23 +5,61 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::node::Input;
 use tensorpress_tensor::{Error, Result, Scratch};
 
 use crate::block::Block;
-use crate::config::Config;
+use crate::config::{Activation, Config};
 use crate::decoder::Embedding;
-use crate::layers::Norm;
+use crate::layers::{Linear, Norm};
 use crate::tokenizer::Tokenizer;
 
-/// An encoder of the BERT kind, with any node in place of any of its blocks' weights.
+/// An encoder, with any node in place of any of its blocks' weights.
 #[derive(Debug)]
 pub struct Encoder {
     pub(crate) config: Arc<Config>,
     pub(crate) words: Embedding,
-    pub(crate) positions: Array2<f32>,
-    pub(crate) token_types: Array2<f32>,
-    pub(crate) norm: Norm,
+    pub(crate) positions: Option<Positions>,
+    pub(crate) token_types: Option<Array2<f32>>,
+    pub(crate) norm: Option<Norm>,
     pub(crate) blocks: Vec<Block>,
+    /// The norm behind the last block.
+    pub(crate) last_norm: Option<Norm>,
+    pub(crate) head: Option<MaskedHead>,
+}
+
+/// A table of positions.
+#[derive(Debug)]
+pub(crate) struct Positions {
+    pub(crate) table: Array2<f32>,
+    /// The row of the first position.
+    pub(crate) first: usize,
+    /// This token has no position: it gets the row before the first, and is not counted.
+    pub(crate) pad: Option<u32>,
+}
+
+impl Positions {
+    /// The row of each token.
+    fn rows(&self, ids: &[u32]) -> Vec<usize> {
+        let mut next = self.first;
+        let row = |id: &u32| {
+            if self.pad == Some(*id) {
+                return self.first - 1;
+            }
+            next += 1;
+            next - 1
+        };
+        ids.iter().map(row).collect()
+    }
+}
+
+/// From an encoder's states to logits over the vocabulary: dense, activation, norm, matrix.
+#[derive(Debug)]
+pub(crate) struct MaskedHead {
+    pub(crate) dense: Linear,
+    pub(crate) activation: Activation,
+    pub(crate) norm: Norm,
+    pub(crate) matrix: Linear,
 }
 
 impl Encoder {
@@ -69,16 +107,23 @@ impl Encoder {
             let message = format!("{} tokens, the model takes {}", ids.len(), self.config.context);
             return Err(Error::invalid(message));
         }
-        if let Some(bad) = types.iter().find(|t| **t as usize >= self.config.token_types) {
-            let message = format!("token type {bad} of {}", self.config.token_types);
-            return Err(Error::invalid(message));
+        // Models without types know one.
+        let kinds = self.config.token_types.max(1);
+        if let Some(bad) = types.iter().find(|t| **t as usize >= kinds) {
+            return Err(Error::invalid(format!("token type {bad} of {kinds}")));
         }
         let mut hidden = self.words.embed(ids, scratch)?;
-        for (position, mut row) in hidden.rows_mut().into_iter().enumerate() {
-            row += &self.positions.row(position);
-            row += &self.token_types.row(types[position] as usize);
+        if let Some(positions) = &self.positions {
+            for (mut row, at) in hidden.rows_mut().into_iter().zip(positions.rows(ids)) {
+                row += &positions.table.row(at);
+            }
         }
-        self.norm.apply(hidden.view_mut());
+        if let Some(table) = &self.token_types {
+            for (mut row, kind) in hidden.rows_mut().into_iter().zip(types) {
+                row += &table.row(*kind as usize);
+            }
+        }
+        self.norm.iter().for_each(|norm| norm.apply(hidden.view_mut()));
         Ok(hidden)
     }
 
@@ -102,17 +147,54 @@ impl Encoder {
             )));
         }
         let mut hidden = self.embeddings(ids, types, scratch)?;
-        // Leaving masked tokens out is the same as hiding them: positions are in the embeddings already.
+        // Leaving masked tokens out is the same as hiding them: positions are in the embeddings already, or attention knows
+        // nothing of them but distances.
         let seen: Vec<usize> = (0..ids.len()).filter(|&i| mask[i] != 0).collect();
+        let gap = seen.windows(2).any(|pair| pair[1] != pair[0] + 1);
+        if gap && self.positions.is_none() {
+            return Err(Error::unsupported(
+                "masked tokens between others, where attention knows distances",
+            ));
+        }
         let mut visible = hidden.select(Axis(0), &seen);
         for block in &self.blocks {
             block.forward_sequences(visible.view_mut(), &[seen.len()], None, scratch)?;
         }
+        self.last_norm.iter().for_each(|norm| norm.apply(visible.view_mut()));
         hidden.fill(0.0);
         for (row, &i) in visible.rows().into_iter().zip(&seen) {
             hidden.row_mut(i).assign(&row);
         }
         Ok(hidden)
+    }
+
+    /// Whether there is a head over the vocabulary, for masked tokens.
+    #[must_use]
+    pub fn has_head(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// Logits `[tokens, vocabulary]` of last hidden states.
+    ///
+    /// # Errors
+    /// `Unsupported` without a head; those of decoding.
+    pub fn logits(
+        &self,
+        hidden: ArrayView2<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
+        let Some(MaskedHead { dense, activation, norm, matrix }) = &self.head else {
+            return Err(Error::unsupported("logits of an encoder without a head"));
+        };
+        let mut x = Array2::zeros((hidden.nrows(), dense.shape()[0]));
+        Input::with(hidden, scratch, |hidden, scratch| {
+            dense.forward(hidden, x.view_mut(), scratch)
+        })?;
+        activation.apply(x.as_slice_mut().expect("a new matrix"));
+        norm.apply(x.view_mut());
+        let mut logits = Array2::zeros((hidden.nrows(), matrix.shape()[0]));
+        Input::with(x.view(), scratch, |x, scratch| matrix.forward(x, logits.view_mut(), scratch))?;
+        Ok(logits)
     }
 
     /// The embedding of tokens: the mean of the unmasked tokens' last hidden states, divided by its length.

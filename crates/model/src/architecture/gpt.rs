@@ -5,7 +5,7 @@ use tensorpress_tensor::rewrite::{LinearSpec, Place, Role};
 
 use super::phi::fused;
 use super::plan::{
-    Before, BlockPlan, Fused, MixerPlan, MlpKind, NormPlan, PartPlan, Plan, Project,
+    Before, BlockPlan, Fused, MixerPlan, MlpKind, NormPlan, PartPlan, Plan, PositionsPlan, Project,
 };
 use super::row::{Draft, Row, everywhere};
 
@@ -83,7 +83,12 @@ fn gpt2(draft: &Draft<'_>) -> Result<Plan> {
     };
     let mut plan = draft.decoder_in("transformer.", "h.", "wte", "ln_f", block)?;
     plan.prefixes = &["", "transformer."];
-    plan.embedding.positions = Some(("transformer.wpe.weight".to_owned(), 0));
+    plan.embedding.positions = Some(PositionsPlan {
+        table: "transformer.wpe.weight".to_owned(),
+        rows: draft.config.context,
+        first: 0,
+        pad: None,
+    });
     plan.head.norm = plan.head.norm.map(|norm| norm.layer(true));
     Ok(plan)
 }
@@ -138,7 +143,12 @@ fn opt(draft: &Draft<'_>) -> Result<Plan> {
         draft.decoder_in(prefix, "layers.", "embed_tokens", "final_layer_norm", block)?;
     plan.prefixes = &["decoder.", "model.decoder."];
     plan.embedding.width = width;
-    plan.embedding.positions = Some((format!("{prefix}embed_positions.weight"), 2));
+    plan.embedding.positions = Some(PositionsPlan {
+        table: format!("{prefix}embed_positions.weight"),
+        rows: draft.config.context + 2,
+        first: 2,
+        pad: None,
+    });
     let normed = before && !keys.or("_remove_final_layer_norm", false)?;
     plan.head.norm = plan.head.norm.filter(|_| normed).map(|norm| norm.layer(true));
     if width != hidden {

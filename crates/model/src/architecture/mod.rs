@@ -11,11 +11,13 @@ mod gpt_oss;
 mod llama;
 mod llama4;
 mod mixture;
+mod modernbert;
 mod olmo;
 mod phi;
 mod plan;
 mod row;
 mod stablelm;
+mod t5;
 
 use tensorpress_tensor::Result;
 
@@ -25,7 +27,7 @@ pub(crate) use row::{Draft, Row};
 
 /// Every architecture that has a forward pass here.
 fn rows() -> impl Iterator<Item = &'static Row> {
-    let all: [&'static [Row]; 14] = [
+    let all: [&'static [Row]; 16] = [
         llama::ROWS,
         gemma::ROWS,
         phi::ROWS,
@@ -40,6 +42,8 @@ fn rows() -> impl Iterator<Item = &'static Row> {
         deepseek::ROWS,
         llama4::ROWS,
         bert::ROWS,
+        modernbert::ROWS,
+        t5::ROWS,
     ];
     all.into_iter().flatten()
 }
@@ -65,6 +69,11 @@ impl Architecture {
     #[must_use]
     pub fn is_editable(&self) -> bool {
         self.0.editable
+    }
+
+    /// Whether a config calls it so, where it has several names.
+    pub(crate) fn is_called(&self, keys: &Keys<'_>, name: &str) -> Result<bool> {
+        Ok(keys.get::<String>("model_type")?.as_deref() == Some(name))
     }
 
     pub(crate) fn row(&self) -> &'static Row {

@@ -25,18 +25,38 @@ pub(crate) struct EmbeddingPlan {
     /// Columns of the table.
     pub(crate) width: usize,
     pub(crate) scale: f32,
-    /// A table of positions, and the row of the first.
-    pub(crate) positions: Option<(String, usize)>,
+    pub(crate) positions: Option<PositionsPlan>,
     pub(crate) types: Option<String>,
     pub(crate) norm: Option<NormPlan>,
     /// From the table's width to that of the stream.
     pub(crate) project: Option<LinearSpec>,
 }
 
+/// A table of positions.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PositionsPlan {
+    pub(crate) table: String,
+    pub(crate) rows: usize,
+    /// The row of the first position.
+    pub(crate) first: usize,
+    /// This token has no position: it gets the row before the first, and is not counted.
+    pub(crate) pad: Option<u32>,
+}
+
+/// What lies between an encoder's states and its matrix over the vocabulary.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TransformPlan {
+    pub(crate) dense: LinearSpec,
+    pub(crate) activation: Activation,
+    pub(crate) norm: NormPlan,
+}
+
 /// From hidden states to logits.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HeadPlan {
+    /// The norm behind the last block.
     pub(crate) norm: Option<NormPlan>,
+    pub(crate) transform: Option<TransformPlan>,
     pub(crate) project: Option<LinearSpec>,
     pub(crate) matrix: String,
     pub(crate) bias: Option<String>,
@@ -124,8 +144,19 @@ pub(crate) struct AttentionPlan {
     pub(crate) sinks: Option<String>,
     /// Attention with linear biases.
     pub(crate) alibi: bool,
+    /// A learned bias for each distance.
+    pub(crate) relative: Option<RelativePlan>,
     /// Queries at position p are multiplied by 1 + b ln(1 + floor((p + 1) / a)).
     pub(crate) temperature: Option<(f32, f32)>,
+}
+
+/// Biases of scores by distance (T5): a table `[buckets, heads]`; half of the buckets are for keys to the right.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RelativePlan {
+    pub(crate) table: String,
+    pub(crate) buckets: usize,
+    /// Distances from here on share a bucket.
+    pub(crate) most: usize,
 }
 
 /// Where queries, keys and values come from.
@@ -348,15 +379,20 @@ impl Plan {
         };
         let embedding = &mut self.embedding;
         embedding.table = name(&embedding.table);
-        if let Some((positions, _)) = &mut embedding.positions {
-            *positions = name(positions);
-        }
+        embedding
+            .positions
+            .iter_mut()
+            .for_each(|positions| positions.table = name(&positions.table));
         embedding.types.iter_mut().for_each(|types| *types = name(types));
         embedding.norm.iter_mut().for_each(norm);
         embedding.project.iter_mut().for_each(linear);
         let head = &mut self.head;
         head.norm.iter_mut().for_each(norm);
         head.project.iter_mut().for_each(linear);
+        if let Some(transform) = &mut head.transform {
+            linear(&mut transform.dense);
+            norm(&mut transform.norm);
+        }
         head.matrix = name(&head.matrix);
         head.bias.iter_mut().for_each(|bias| *bias = name(bias));
         self.layers = name(&self.layers);
@@ -373,6 +409,8 @@ impl Plan {
                     MixerPlan::Attention(attention) => {
                         attention.norms_mut().into_iter().for_each(norm);
                         attention.sinks.iter_mut().for_each(|sinks| *sinks = name(sinks));
+                        let tables = attention.relative.iter_mut();
+                        tables.for_each(|relative| relative.table = name(&relative.table));
                     }
                     MixerPlan::Moe(moe) => {
                         moe.correction.iter_mut().for_each(|tensor| *tensor = name(tensor));

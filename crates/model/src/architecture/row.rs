@@ -31,6 +31,8 @@ pub(crate) struct Row {
     pub(crate) turns: bool,
     /// Heads of keys and values, where another key than the usual one says it; asked with the query heads.
     pub(crate) kv_heads: fn(&Keys<'_>, usize) -> Result<usize>,
+    /// Rows of the table of positions before the first, which the config counts among the positions.
+    pub(crate) reserved: fn(&Keys<'_>) -> Result<usize>,
     /// The window of each block, if there is one; asked with the number of blocks.
     pub(crate) windows: fn(&Keys<'_>, usize) -> Result<Vec<Option<usize>>>,
     pub(crate) plan: fn(&Draft<'_>) -> Result<Plan>,
@@ -49,6 +51,7 @@ impl Row {
         eps: 1e-6,
         wide: false,
         turns: true,
+        reserved: |_| Ok(0),
         kv_heads: |keys, heads| keys.or("num_key_value_heads", heads),
         windows: |_, blocks| Ok(vec![None; blocks]),
         plan: |draft| draft.decoder(|block| draft.usual(block)),
@@ -93,6 +96,7 @@ impl Draft<'_> {
         };
         let head = HeadPlan {
             norm: Some(self.norm(&format!("{prefix}{norm}"))),
+            transform: None,
             project: None,
             matrix: if self.config.tied { table } else { "lm_head.weight".to_owned() },
             bias: None,
@@ -176,6 +180,7 @@ impl Draft<'_> {
             softcap: None,
             sinks: None,
             alibi: false,
+            relative: None,
             temperature: None,
         }
     }

@@ -90,6 +90,7 @@ const MAX_BLOCKS: usize = 1 << 12;
 const HIDDEN: [&str; 4] = ["hidden_size", "n_embd", "dim", "d_model"];
 const BLOCKS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
 const CONTEXT: [&str; 3] = ["max_position_embeddings", "n_positions", "n_ctx"];
+const HEAD_DIM: [&str; 2] = ["head_dim", "d_kv"];
 const EPSILON: [&str; 5] =
     ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"];
 const ACTIVATION: [&str; 4] =
@@ -127,8 +128,11 @@ impl Config {
         let blocks = keys.size(keys.known(&BLOCKS), MAX_BLOCKS)?;
         let BlockShape { heads, kv_heads, intermediate, .. } = shape::read(keys, row, hidden)?;
         let shapes = shape::read_all(keys, row, blocks, hidden)?;
-        let head_dim = match keys.get::<usize>("head_dim")?.filter(|_| decoder) {
-            Some(dim) => keys.check_size("head_dim", dim, MAX_SIZE)?,
+        let head_dim = match keys
+            .get::<usize>(keys.known(&HEAD_DIM))?
+            .filter(|_| decoder || keys.present("d_kv").is_some())
+        {
+            Some(dim) => keys.check_size(keys.known(&HEAD_DIM), dim, MAX_SIZE)?,
             None if row.head_dim.is_some() => row.head_dim.unwrap_or_default(),
             None if hidden % heads == 0 => hidden / heads,
             None => {
@@ -144,7 +148,18 @@ impl Config {
                 keys.bad(format!("`num_attention_heads` x `head_dim` = {most} x {head_dim}"))
             );
         }
-        let context = keys.size(keys.known(&CONTEXT), MAX_SIZE)?;
+        // Where no key says it, nothing limits it.
+        let context = match keys.present(keys.known(&CONTEXT)) {
+            Some(_) => keys.size(keys.known(&CONTEXT), MAX_SIZE)?,
+            None => MAX_SIZE,
+        };
+        let reserved = (row.reserved)(keys)?;
+        if reserved >= context {
+            let message =
+                format!("`max_position_embeddings` = {context}: {reserved} are no positions");
+            return Err(keys.bad(message));
+        }
+        let context = context - reserved;
         let rope = if row.turns { Some(RopeConfig::read(keys, context)?) } else { None };
         // Sequences may be longer than what the angles were made for.
         let context = match rope.as_ref().map(|rope| &rope.scaling) {
@@ -184,7 +199,7 @@ impl Config {
             windows,
             shapes,
             tied: keys.or("tie_word_embeddings", row.tied)?,
-            token_types: if decoder { 0 } else { keys.size("type_vocab_size", MAX_SIZE)? },
+            token_types: if decoder { 0 } else { keys.or("type_vocab_size", 0)? },
             bos: tokens(keys, "bos_token_id")?.first().copied(),
             eos: tokens(keys, "eos_token_id")?,
         })

@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
 use tensorpress_tensor::{Result, Scratch, linalg};
 
 use super::{Linear, Norm, Rope, as_matrix, buffer, math};
@@ -64,12 +64,37 @@ pub(crate) struct Scoring {
     pub(crate) sinks: Vec<f32>,
     /// Added to the score of a key for each position, a query head (ALiBi).
     pub(crate) slopes: Vec<f32>,
+    /// A learned bias for each distance.
+    pub(crate) relative: Option<Relative>,
+}
+
+/// Biases of scores by distance (T5, Raffel et al. 2020): half of the buckets are for keys to the right; of each half, the
+/// first half are distances, and the others grow as logarithms do.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Relative {
+    /// `[buckets, heads]`.
+    pub(crate) table: Array2<f32>,
+    /// Distances from here on share a bucket.
+    pub(crate) most: usize,
+}
+
+impl Relative {
+    fn bucket(&self, query: usize, key: usize) -> usize {
+        let half = self.table.nrows() / 2;
+        let (side, distance) = if key > query { (half, key - query) } else { (0, query - key) };
+        let exact = half / 2;
+        if distance < exact {
+            return side + distance;
+        }
+        let grown = (distance as f32 / exact as f32).ln() / (self.most as f32 / exact as f32).ln();
+        side + (exact + (grown * (half - exact) as f32) as usize).min(half - 1)
+    }
 }
 
 impl Scoring {
     /// Causal softmax(q kᵀ / sqrt(head_dim)), perhaps within a window: what every store can.
     pub(crate) fn is_plain(&self, head_dim: usize) -> bool {
-        let Self { causal, window: _, chunk, scale, softcap, sinks, slopes } = self;
+        let Self { causal, window: _, chunk, scale, softcap, sinks, slopes, relative } = self;
         let usual = (scale * (head_dim as f32).sqrt() - 1.0).abs() < 1e-6;
         *causal
             && usual
@@ -77,6 +102,7 @@ impl Scoring {
             && softcap.is_none()
             && sinks.is_empty()
             && slopes.is_empty()
+            && relative.is_none()
     }
 
     /// Keys that the query at a position sees, of so many.
@@ -251,6 +277,12 @@ pub(crate) fn attend(
                     let slope = slope / scoring.scale;
                     let keys = seen.clone();
                     p.iter_mut().zip(keys).for_each(|(p, key)| *p += slope * key as f32);
+                }
+                if let Some(relative) = &scoring.relative {
+                    for (p, key) in p.iter_mut().zip(seen.clone()) {
+                        let bias = relative.table[[relative.bucket(first + row, key), head]];
+                        *p += bias / scoring.scale;
+                    }
                 }
                 if !bias.is_empty() {
                     let bias = &bias[seen.clone()];

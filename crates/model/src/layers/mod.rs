@@ -11,7 +11,9 @@ mod norm;
 mod project;
 mod rope;
 
-pub(crate) use attention::{Attention, Latent, Projection, Scoring, alibi_slopes, attend};
+pub(crate) use attention::{
+    Attention, Latent, Projection, Relative, Scoring, alibi_slopes, attend,
+};
 pub use linear::Linear;
 pub(crate) use matrix::Matrix;
 pub(crate) use mlp::{Mlp, MlpLinears};

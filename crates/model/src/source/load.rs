@@ -11,14 +11,15 @@ use super::names::bias_of;
 use super::{Source, at};
 use crate::architecture::{
     AttentionPlan, Before, EmbeddingPlan, HeadPlan, MixerPlan, MlpKind, MlpPlan, MoePlan, NormPlan,
-    PartPlan, Project, RopePlan,
+    PartPlan, PositionsPlan, Project, RelativePlan, RopePlan, TransformPlan,
 };
 use crate::block::{Block, Mixer, Part};
 use crate::config::RopeScaling;
 use crate::decoder::{Decoder, Embedding, Head};
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, MaskedHead, Positions};
 use crate::layers::{
-    Attention, Latent, Linear, Mlp, MlpLinears, Moe, Norm, Projection, Rope, Scoring, alibi_slopes,
+    Attention, Latent, Linear, Mlp, MlpLinears, Moe, Norm, Projection, Relative, Rope, Scoring,
+    alibi_slopes,
 };
 
 impl Source {
@@ -295,6 +296,10 @@ impl Source {
         };
         let sinks = plan.sinks.as_ref().map(|name| self.vector(name, plan.heads)).transpose()?;
         let slopes = if plan.alibi { alibi_slopes(plan.heads) } else { Vec::new() };
+        let relative = |plan: &RelativePlan| -> Result<Relative> {
+            let table = self.table(&plan.table, [plan.buckets, self.config.heads])?;
+            Ok(Relative { table, most: plan.most })
+        };
         let scoring = Scoring {
             causal: plan.causal,
             window: plan.window,
@@ -303,6 +308,7 @@ impl Source {
             softcap: plan.softcap,
             sinks: sinks.unwrap_or_default(),
             slopes: slopes.into_iter().map(|slope| slope * plan.scale).collect(),
+            relative: plan.relative.as_ref().map(relative).transpose()?,
         };
         let rope = plan.rope.as_ref().map(|rope| self.rope(rope, plan.head_dim)).transpose()?;
         Ok(Attention {
@@ -376,9 +382,8 @@ impl Source {
         let EmbeddingPlan { table, width, scale, positions, project, .. } = &self.plan.embedding;
         // An encoder adds them itself, beside the types of its tokens.
         let positions = positions.as_ref().filter(|_| self.config.architecture.is_decoder());
-        let table_of = |(name, offset): &(String, usize)| -> Result<(Array2<f32>, usize)> {
-            let shape = [self.config.context + offset, self.config.hidden];
-            Ok((self.table(name, shape)?, *offset))
+        let table_of = |plan: &PositionsPlan| -> Result<(Array2<f32>, usize)> {
+            Ok((self.table(&plan.table, [plan.rows, self.config.hidden])?, plan.first))
         };
         Ok(Embedding {
             table: self.global_linear(table.clone(), [self.config.vocab, *width])?,
@@ -394,7 +399,7 @@ impl Source {
     /// As [`Source::block`]; `Unsupported` for encoders.
     pub fn head(&self) -> Result<Head> {
         self.need_kind(true)?;
-        let HeadPlan { norm, project, matrix, bias, scale, softcap } = &self.plan.head;
+        let HeadPlan { norm, project, matrix, bias, scale, softcap, .. } = &self.plan.head;
         let shape = [self.config.vocab, self.plan.embedding.width];
         let mut linear = self.global_linear(matrix.clone(), shape)?;
         linear.bias = bias.as_ref().map(|name| self.vector(name, self.config.vocab)).transpose()?;
@@ -435,17 +440,37 @@ impl Source {
         self.need_kind(false)?;
         let (config, hidden) = (&self.config, self.config.hidden);
         let EmbeddingPlan { positions, types, norm, .. } = &self.plan.embedding;
-        let (Some(positions), Some(types), Some(norm)) = (positions, types, norm) else {
-            return Err(Error::unsupported("an encoder without positions, types or a norm"));
+        let positions_of = |plan: &PositionsPlan| -> Result<Positions> {
+            let table = self.table(&plan.table, [plan.rows, hidden])?;
+            Ok(Positions { table, first: plan.first, pad: plan.pad })
         };
+        let types_of = |name: &String| self.table(name, [config.token_types, hidden]);
         Ok(Encoder {
             config: Arc::new(config.clone()),
             words: self.embedding()?,
-            positions: self.table(&positions.0, [config.context, hidden])?,
-            token_types: self.table(types, [config.token_types, hidden])?,
-            norm: self.norm(norm)?,
+            positions: positions.as_ref().map(positions_of).transpose()?,
+            token_types: types.as_ref().map(types_of).transpose()?,
+            norm: self.norm_if(norm.as_ref())?,
             blocks: (0..config.blocks).map(|b| self.block(b)).collect::<Result<_>>()?,
+            last_norm: self.norm_if(self.plan.head.norm.as_ref())?,
+            head: self.masked_head()?,
         })
+    }
+
+    /// The head of an encoder for masked tokens, if the checkpoint has one.
+    fn masked_head(&self) -> Result<Option<MaskedHead>> {
+        let HeadPlan { transform, matrix, bias, .. } = &self.plan.head;
+        let there = |transform: &&TransformPlan| self.checkpoint.contains(&transform.dense.name);
+        let Some(transform) = transform.as_ref().filter(there) else { return Ok(None) };
+        let shape = [self.config.vocab, self.plan.embedding.width];
+        let mut linear = self.global_linear(matrix.clone(), shape)?;
+        linear.bias = bias.as_ref().map(|name| self.vector(name, self.config.vocab)).transpose()?;
+        Ok(Some(MaskedHead {
+            dense: self.linear(&transform.dense)?,
+            activation: transform.activation,
+            norm: self.norm(&transform.norm)?,
+            matrix: linear,
+        }))
     }
 
     fn need_kind(&self, decoder: bool) -> Result<()> {

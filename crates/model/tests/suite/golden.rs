@@ -1,11 +1,13 @@
 //! Logits of golden folders, by an independent implementation.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
+use tensorpress_model::{Observer, Routing, SharedInput};
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::Array2;
+use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::testing::data;
-use tensorpress_tensor::{Checkpoint, Scratch, Tensor};
+use tensorpress_tensor::{Checkpoint, Result, Scratch, Tensor};
 
 use crate::common::{logits, logits_in_pieces, max_difference, open};
 
@@ -137,21 +139,121 @@ fn decoders_give_the_golden_logits() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-#[test]
-fn encoder_gives_the_golden_states() {
-    let Some(folder) = golden("bert") else { return };
-    let expected = expected(&folder);
-    let encoder = open(&folder).unwrap().encoder().unwrap();
-    let mut worst = 0.0f32;
-    let states = matrices(&expected, "last_hidden_state");
-    for (ids, expected) in integers(&expected, "ids").iter().zip(states) {
-        let (mask, types) = (vec![1; ids.len()], vec![0; ids.len()]);
-        let mut scratch = Scratch::default();
-        let got = encoder.last_hidden_state(ids, &mask, &types, &mut scratch).unwrap();
-        worst = worst.max(max_difference(&got, &expected));
+/// Which experts the tokens of a sequence go to, as blocks tell it.
+#[derive(Default)]
+struct Routed(Vec<Routing>);
+
+impl Observer for Routed {
+    fn input(&mut self, _: SharedInput, _: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
+        Ok(ControlFlow::Continue(()))
     }
-    println!("checked: bert, largest difference {worst:.2e}");
-    assert!(worst < 1e-4, "{worst}");
+
+    fn routed(&mut self, routing: &Routing) {
+        self.0.push(routing.clone());
+    }
+}
+
+#[test]
+fn routers_choose_the_golden_experts() {
+    let (mut layers, mut worst) = (0, 0.0f32);
+    for name in DECODERS {
+        let Some(folder) = golden(name) else { return };
+        let expected = expected(&folder);
+        let stored = |block: usize, what: &str| format!("router.{block}.topk_{what}");
+        if !(0..16).any(|block| expected.contains(&stored(block, "ids"))) {
+            continue;
+        }
+        let model = open(&folder).unwrap().decoder().unwrap();
+        let mut scratch = Scratch::default();
+        for (sequence, ids) in integers(&expected, "ids").iter().enumerate() {
+            let mut hidden = model.embedding().embed(ids, &mut scratch).unwrap();
+            for block in model.blocks() {
+                let (index, mut seen) = (block.index(), Routed::default());
+                let watched: Option<&mut dyn Observer> = Some(&mut seen);
+                let lengths = [ids.len()];
+                block
+                    .forward_sequences(hidden.view_mut(), &lengths, watched, &mut scratch)
+                    .unwrap();
+                let routes = expected.contains(&stored(index, "ids"));
+                assert_eq!(seen.0.len(), usize::from(routes), "{name}, block {index}");
+                let Some(routing) = seen.0.first() else { continue };
+                let count = ids.len() * routing.chosen;
+                let place = sequence * count..(sequence + 1) * count;
+                let chosen = expected.tensor(&stored(index, "ids")).unwrap();
+                let chosen = &chosen.bytes().as_chunks::<8>().0[place.clone()];
+                let chosen: Vec<usize> =
+                    chosen.iter().map(|id| i64::from_le_bytes(*id) as usize).collect();
+                assert_eq!(routing.experts, chosen, "{name}, block {index}");
+                let weights = expected.tensor(&stored(index, "weights")).unwrap();
+                let weights = weights.to_matrix().unwrap().into_raw_vec_and_offset().0;
+                for (got, expected) in routing.factors.iter().zip(&weights[place]) {
+                    worst = worst.max((got - expected).abs());
+                }
+                layers += 1;
+            }
+        }
+    }
+    println!("checked: {layers} sequences through routers, weights within {worst:.2e}");
+    assert!(layers > 40 && worst < 1e-5, "{layers} {worst}");
+}
+
+/// Encoders of the golden folders.
+const ENCODERS: [&str; 8] = [
+    "bert",
+    "bert-gamma",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "modernbert",
+    "t5-encoder",
+    "t5-encoder-gated",
+];
+
+#[test]
+fn encoders_give_the_golden_states() {
+    let mut wrong = Vec::new();
+    for name in ENCODERS {
+        let Some(folder) = golden(name) else { return };
+        let expected = expected(&folder);
+        let encoder = open(&folder).unwrap().encoder().unwrap();
+        let (mut worst, mut values) = (0.0f32, 0);
+        for prefix in ["", "masked."] {
+            let name = |what: &str| format!("{prefix}{what}");
+            if !expected.contains(&name("ids")) {
+                continue;
+            }
+            let all = integers(&expected, &name("ids"));
+            let masks = match expected.contains(&name("attention_mask")) {
+                true => integers(&expected, &name("attention_mask")),
+                false => all.iter().map(|ids| vec![1; ids.len()]).collect(),
+            };
+            let states = matrices(&expected, &name("last_hidden_state"));
+            for (i, ids) in all.iter().enumerate() {
+                let (mask, types) = (&masks[i], vec![0; ids.len()]);
+                let mut scratch = Scratch::default();
+                let got = encoder.last_hidden_state(ids, mask, &types, &mut scratch).unwrap();
+                let mut compare = |got: &Array2<f32>, expected: &Array2<f32>| {
+                    assert_eq!(got.dim(), expected.dim());
+                    let rows = got.rows().into_iter().zip(expected.rows()).zip(mask);
+                    for ((got, expected), _) in rows.filter(|(_, mask)| **mask != 0) {
+                        let apart = got.iter().zip(expected).map(|(a, b)| (a - b).abs());
+                        worst = apart.fold(worst, f32::max);
+                        values += expected.len();
+                    }
+                };
+                compare(&got, &states[i]);
+                if expected.contains(&name("logits")) {
+                    let logits = encoder.logits(got.view(), &mut scratch).unwrap();
+                    compare(&logits, &matrices(&expected, &name("logits"))[i]);
+                }
+            }
+        }
+        println!("checked: {name}, {values} values, largest difference {worst:.2e}");
+        if !(worst < 1e-4) {
+            wrong.push(format!("{name}: {worst}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
