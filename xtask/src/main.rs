@@ -1,8 +1,9 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
-//! `tables`, `wrap` (lines of docs), `made-checkpoint DIR`, `memory [DIR]`.
+//! `tables`, `wrap` (lines of docs), `made-checkpoint DIR`, `memory [DIR]`, `faults [DIR]`.
 
 mod api;
 mod ci;
+mod faults;
 mod made;
 mod memory;
 mod tools;
@@ -30,10 +31,12 @@ fn main() -> ExitCode {
         ["tables"] => tables(),
         ["stages"] => stages(),
         ["made-checkpoint", folder] => made::write(Path::new(folder)),
+        ["faults"] => faults::run(&root().join("target/faults")),
+        ["faults", folder] => faults::run(Path::new(folder)),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint DIR | memory [DIR]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint DIR | memory [DIR] | faults [DIR]\n{}",
             ci::names()
         )),
     };

@@ -29,7 +29,7 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Files that a finished folder consists of, as its list says.
 fn listed(folder: &Path) -> BTreeMap<String, u64> {
-    let text = fs::read(folder.join("tensorpress.files.json")).expect("a list");
+    let text = fs::read(folder.join("tensorpress-files.json")).expect("a list");
     let list: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
     let files = list["files"].as_object().expect("files").iter();
     files.map(|(name, file)| (name.clone(), file["bytes"].as_u64().expect("bytes"))).collect()
@@ -51,7 +51,7 @@ fn only_what_is_ours_is_replaced() {
         compressor.with_calibration(calibration()).run(&demo(), &out).expect("replaces");
         let there: BTreeMap<String, u64> = contents(&out)
             .into_iter()
-            .filter(|(name, _)| name != "tensorpress.files.json")
+            .filter(|(name, _)| name != "tensorpress-files.json")
             .map(|(name, bytes)| (name, bytes.len() as u64))
             .collect();
         assert_eq!(listed(&out), there);
@@ -80,7 +80,7 @@ fn only_what_is_ours_is_replaced() {
     assert!(contents(&out) == before);
 
     // What the version before wrote has no list.
-    fs::remove_file(out.join("tensorpress.files.json")).expect("removed");
+    fs::remove_file(out.join("tensorpress-files.json")).expect("removed");
     with("calibration.txt", "calibration.txt");
     run("rtn(bits=8)").expect("replaces");
     // Another model's folder, or any other, is not ours.

@@ -6,7 +6,7 @@ use tensorpress_tensor::rewrite::{
     Role, SharedInput,
 };
 use tensorpress_tensor::stats::Moments;
-use tensorpress_tensor::{Context, Error, Result, Rewrite, Usable};
+use tensorpress_tensor::{Context, Error, Method, Result, Rewrite, Usable};
 
 use super::allocation::unlike;
 use super::{
@@ -46,7 +46,7 @@ impl Rewrite for Flap {
 
     fn fits(&self, model: &ModelLayout) -> Result<()> {
         self.check()?;
-        model.check_editable("flap")?;
+        model.check_editable(self.id())?;
         for block in &model.blocks {
             JUDGED.iter().try_for_each(|(role, _)| judged(block, *role).map(drop))?;
             if self.uniform && block.shape != model.blocks[0].shape {

@@ -11,7 +11,7 @@ use tensorpress_tensor::checkpoint::{Files, name_folder, write_atomically};
 use tensorpress_tensor::{Checkpoint, Context, Error, Result};
 
 use super::folder::{LOCK, Work, lock as lock_of};
-use super::listing::{Listing, owned};
+use super::listing::{LIST, Listing, owned};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -109,6 +109,7 @@ fn others(source: &Source) -> Result<Vec<(String, From<'_>)>> {
             || name.starts_with("NOTICE");
         let ours = name == "config.json"
             || name.ends_with(".index.json")
+            || name == LIST
             || name.starts_with("tensorpress.");
         wanted && !ours
     };

@@ -14,7 +14,7 @@ use super::rewrite::stored;
 use super::state::{STATE, Stored};
 
 /// Name of the list in a finished folder.
-pub(super) const LIST: &str = "tensorpress.files.json";
+pub(super) const LIST: &str = "tensorpress-files.json";
 /// Layout of the list.
 const FORMAT: u32 = 1;
 
