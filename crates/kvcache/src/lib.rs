@@ -17,7 +17,7 @@ mod statistics;
 pub mod store;
 mod wire;
 
-pub use budget::{Budget, Heads, LayerAt, Layers};
+pub use budget::{Budget, Heads, LayerAt, Layers, Rule};
 pub use cache::Cache;
 pub use halves::{Half, widen};
 pub use policy::{Action, Policy};

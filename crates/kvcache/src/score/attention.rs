@@ -75,7 +75,8 @@ fn weights(
     w
 }
 
-/// Attention of the newest queries, smoothed along the tokens (SnapKV, Li et al., 2024); those queries' own tokens stay.
+/// Attention of the newest queries, smoothed along the text (SnapKV, Li et al., 2024); those queries' own tokens stay.
+/// Neighbours are those in the text: tokens that are gone leave a gap, and count as if they were looked at no more.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct QueryWindow {
@@ -150,9 +151,11 @@ impl Score for QueryWindow {
                     .mean_axis(ndarray::Axis(0))
                     .unwrap_or_default();
                 let half = self.pool / 2;
-                for (slot, sum) in sum[..own].iter_mut().enumerate() {
-                    let near = mean
-                        .slice(ndarray::s![slot.saturating_sub(half)..(slot + half + 1).min(own)]);
+                let (mut first, mut end) = (0, 0);
+                for (sum, p) in sum[..own].iter_mut().zip(&positions) {
+                    first += positions[first..].partition_point(|near| near + half < *p);
+                    end += positions[end..own].partition_point(|near| *near <= p + half);
+                    let near = mean.slice(ndarray::s![first..end]);
                     let pooled = match self.pooling {
                         Pooling::Average => near.sum() / self.pool as f32,
                         Pooling::Max => near.fold(0.0, |a: f32, b| a.max(*b)),

@@ -55,7 +55,8 @@ impl Layer {
         let Reading { shape, scoring } = reading;
         shape.check_queries(queries.dim(), out.dim())?;
         let (group, heads, tokens) = (shape.group(), self.heads.len(), queries.dim().0);
-        bias.map_or(Ok(()), |bias| bias.check(shape.heads, tokens))?;
+        bias.as_ref().map_or(Ok(()), |bias| bias.check(shape.heads, tokens))?;
+        let bias = bias.as_ref().map(Bias::borrow);
         let ask = Ask { reading, sight: Sight { causal, chunk: scoring.chunk }, bias };
         let fused = tokens * group <= FUSED && self.rope.is_none() && self.mixes_in_place();
         let work = heads * tokens * group * self.len * self.shape.head_dim;
@@ -98,13 +99,7 @@ impl Layer {
 }
 
 impl<'a> Block<'a> {
-    fn new(
-        layer: &'a Layer,
-        head: usize,
-        fused: bool,
-        ask: Ask<'a>,
-        tokens: Range<usize>,
-    ) -> Self {
+    fn new(layer: &'a Layer, head: usize, fused: bool, ask: Ask<'a>, tokens: Range<usize>) -> Self {
         let tiers = layer.heads[head].tiers();
         let dense = |t: &&Tier| {
             let values = (!layer.values_in_keys).then(|| t.decode_values());

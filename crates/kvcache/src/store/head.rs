@@ -3,10 +3,10 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, s};
 use tensorpress_tensor::ndarray;
 
+use super::KvShape;
 use super::form::StoreForm;
 use super::int::Role;
 use super::rows::Rows;
-use super::KvShape;
 use super::scoring::Sight;
 
 /// Tokens of one head in one form.

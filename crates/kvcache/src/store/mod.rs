@@ -32,9 +32,9 @@ pub use form::{Bitmap, Int, StoreForm};
 pub use int::Axis;
 pub use layer::Layer;
 pub use reader::Reader;
+pub(crate) use rows::{bytes_part, count, product, read_bytes};
 pub(crate) use scoring::Sight;
 pub use scoring::{Bias, Scoring};
-pub(crate) use rows::{bytes_part, count, product, read_bytes};
 
 /// The stages of this module.
 pub(crate) fn stages() -> Vec<Row<KvPart>> {

@@ -84,7 +84,9 @@ impl Reader {
     ) -> Result<()> {
         if (KvShape { heads: self.shape.heads, ..owner.shape }) != self.shape {
             let (owner, mine) = (owner.shape, self.shape);
-            return Err(Error::shape(format!("keys and values of {owner:?}, a reader of {mine:?}")));
+            return Err(Error::shape(format!(
+                "keys and values of {owner:?}, a reader of {mine:?}"
+            )));
         }
         let reading = Reading { shape: self.shape, scoring: &self.scoring };
         owner.attend_heads(reading, queries, causal, bias, out, scratch, watch)

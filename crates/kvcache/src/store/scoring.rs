@@ -176,6 +176,11 @@ pub struct Bias<'a> {
 }
 
 impl Bias<'_> {
+    /// The same for as long as this is borrowed.
+    pub(crate) fn borrow(&self) -> Bias<'_> {
+        Bias { values: self.values.view(), from: self.from }
+    }
+
     pub(crate) fn check(&self, heads: usize, tokens: usize) -> Result<()> {
         let (found, rows, columns) = self.values.dim();
         if !(found == 1 || found == heads) || rows != tokens {

@@ -1,6 +1,6 @@
 //! MLA: attention over all heads' keys and values, and over the latent that they are made of.
 
-use ndarray::{Array2, Array3, s};
+use ndarray::{Array2, Array3, ArrayView2, s};
 use tensorpress_kvcache::{Causal, HeadSlots, KvShape, KvStore, Layer, Scoring, StoreForm};
 use tensorpress_tensor::{DType, ErrorKind, ndarray};
 
@@ -27,12 +27,10 @@ fn the_absorbed_form_is_the_expanded_one() {
 
     let expanded = KvShape::new(HEADS, HEADS, PLAIN + ROTARY).and_then(|s| s.with_value_dim(VALUE));
     let expanded = expanded.expect("a shape");
-    let (mut k, mut v) = (
-        Array3::zeros((N, HEADS, PLAIN + ROTARY)),
-        Array3::zeros((N, HEADS, VALUE)),
-    );
+    let (mut k, mut v) =
+        (Array3::zeros((N, HEADS, PLAIN + ROTARY)), Array3::zeros((N, HEADS, VALUE)));
     for h in 0..HEADS {
-        let latent = latent.slice(s![.., 0, ..]);
+        let latent: ArrayView2<'_, f32> = latent.slice(s![.., 0, ..]);
         k.slice_mut(s![.., h, ..PLAIN]).assign(&latent.dot(&to_key(h).t()));
         k.slice_mut(s![.., h, PLAIN..]).assign(&rotary.slice(s![.., 0, ..]));
         v.slice_mut(s![.., h, ..]).assign(&latent.dot(&to_value(h).t()));
@@ -44,6 +42,7 @@ fn the_absorbed_form_is_the_expanded_one() {
 
     // Queries take the maps to keys, outputs those to values.
     let shape = KvShape::new(HEADS, 1, LATENT + ROTARY).and_then(|s| s.with_value_dim(LATENT));
+    let shape = shape.expect("a shape");
     let keys = ndarray::concatenate(ndarray::Axis(2), &[latent.view(), rotary.view()]);
     let keys = keys.expect("of the same tokens");
     let mut absorbed = Array3::zeros((N, HEADS, LATENT + ROTARY));
@@ -52,7 +51,7 @@ fn the_absorbed_form_is_the_expanded_one() {
         absorbed.slice_mut(s![.., h, ..LATENT]).assign(&plain);
         absorbed.slice_mut(s![.., h, LATENT..]).assign(&q.slice(s![.., h, PLAIN..]));
     }
-    let apart = layer(shape.clone().expect("a shape")).expect("a layer");
+    let apart = layer(shape).expect("a layer");
     let within = apart.clone().with_values_in_keys().expect("values are in the keys");
     for mut held in [apart, within] {
         held.append(keys.view(), latent.view()).expect("appends");

@@ -49,7 +49,12 @@ fn scorings(heads: usize) -> Vec<Scoring> {
         plain().with_chunk(32),
         plain().with_sinks(sinks.clone()),
         plain().with_slopes(slopes.clone()),
-        plain().with_scale(0.31).with_softcap(2.0).with_chunk(50).with_sinks(sinks).with_slopes(slopes),
+        plain()
+            .with_scale(0.31)
+            .with_softcap(2.0)
+            .with_chunk(50)
+            .with_sinks(sinks)
+            .with_slopes(slopes),
     ]
 }
 

@@ -3,7 +3,8 @@
 use ndarray::{Array3, s};
 use tensorpress_kvcache::score::{Accumulated, ExpectedAttention, LastQuery, QueryWindow};
 use tensorpress_kvcache::{
-    Budget, Cache, Causal, Held, HeadSlots, KvStore, Layer, LayerAt, Policy, Rope, Score, Scoring, StoreForm,
+    Budget, Cache, Causal, HeadSlots, Held, KvStore, Layer, LayerAt, Policy, Rope, Score, Scoring,
+    StoreForm,
 };
 use tensorpress_tensor::{DType, Scratch, ndarray};
 
@@ -63,7 +64,12 @@ fn windows_and_last_queries_weigh_as_the_layer() {
                 for (slot, p) in cache.store().positions(h).into_iter().enumerate() {
                     let own = p >= N - 8;
                     let error = (f64::from(scores[slot]) - exact[slot]).abs();
-                    assert!(own || error < 1e-5, "{what}: {p}: {} and {}", scores[slot], exact[slot]);
+                    assert!(
+                        own || error < 1e-5,
+                        "{what}: {p}: {} and {}",
+                        scores[slot],
+                        exact[slot]
+                    );
                 }
             }
             let cache = seen(LastQuery, &scoring, 1.0, thinned);
@@ -125,7 +131,8 @@ fn expected_attention_takes_scale_and_cap() {
     level.values = false;
     let capped = seen(level, &plain.with_softcap(1e-6), 1.0, false);
     for scores in scores(&capped) {
-        let (low, high) = scores[4..].iter().fold((1.0f32, 0.0f32), |(a, b), s| (a.min(*s), b.max(*s)));
+        let (low, high) =
+            scores[4..].iter().fold((1.0f32, 0.0f32), |(a, b), s| (a.min(*s), b.max(*s)));
         assert!(high - low < 1e-6, "{low} to {high}");
     }
 }

@@ -17,17 +17,21 @@ fn readers_attend_over_the_owner_with_their_own_queries() {
             let owner = Arc::new(owner);
             for heads in [shape.kv_heads, 2 * shape.heads] {
                 for (i, scoring) in scorings(heads).into_iter().enumerate() {
-                    let reader = Reader::new(shape, heads).and_then(|r| r.with_scoring(scoring.clone()));
+                    let reader =
+                        Reader::new(shape, heads).and_then(|r| r.with_scoring(scoring.clone()));
                     let reader = reader.expect("a reader");
                     for rows in [1, 20] {
-                        let (q, causal) = (noise(rows, heads, shape.head_dim, 5), Causal::from(N - rows));
+                        let (q, causal) =
+                            (noise(rows, heads, shape.head_dim, 5), Causal::from(N - rows));
                         let bias = bias(heads, rows, i);
                         let asked = Asked { heads, scoring: &scoring, causal, bias: bias.as_ref() };
                         let exact = reference(&*owner, &q, asked);
                         let mut out = Array3::zeros((rows, heads, shape.value_dim));
                         let (to, scratch) = (out.view_mut(), &mut Scratch::default());
                         let bias = bias.as_ref().map(|b| b.view());
-                        reader.attend(&owner, q.view(), causal, bias, to, scratch, None).expect("attends");
+                        reader
+                            .attend(&owner, q.view(), causal, bias, to, scratch, None)
+                            .expect("attends");
                         near(&out, &exact.0, 2e-3, &format!("{form:?} {shape:?} {scoring:?}"));
                     }
                 }

@@ -60,8 +60,7 @@ impl Asked<'_> {
             }
             let dot: f64 =
                 (0..dim).map(|c| f64::from(q[[r, h, c]]) * f64::from(k[[slot, c]])).sum();
-            let mut score =
-                scoring.scale.map_or(dot / (dim as f64).sqrt(), |s| dot * f64::from(s));
+            let mut score = scoring.scale.map_or(dot / (dim as f64).sqrt(), |s| dot * f64::from(s));
             if let Some(cap) = scoring.softcap {
                 score = f64::from(cap) * (score / f64::from(cap)).tanh();
             }
