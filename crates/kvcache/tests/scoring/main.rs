@@ -65,7 +65,7 @@ fn noise(tokens: usize, heads: usize, dim: usize, seed: u64) -> Array3<f32> {
 
 /// A bias of every second scoring, the same for all heads or not; a fifth of it hides.
 fn bias(heads: usize, tokens: usize, seed: usize) -> Option<OwnBias> {
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         return None;
     }
     let (heads, from, columns) = (if seed % 4 == 1 { 1 } else { heads }, 7 * seed, N - 9 * seed);
