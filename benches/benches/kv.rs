@@ -166,7 +166,7 @@ fn bookkeeping(tokens: usize, test: bool) {
     let shape = KvShape::new(KV_HEADS, KV_HEADS, DIM).expect("a shape");
     let policies = [
         ("none", None),
-        ("h2o", Some(h2o(64, budget))),
+        ("h2o", Some(h2o(0.5, budget))),
         ("snapkv", Some(snapkv(32, 5, budget))),
         ("knorm", Some(knorm(budget))),
     ];

@@ -75,12 +75,12 @@ pub fn kv(data: &[u8]) {
     }
     let Ok(mut layer) = Layer::read(&json, "kv", &checkpoint) else { return };
     let shape = layer.shape();
-    let size = shape.heads.saturating_mul(shape.head_dim);
+    let size = shape.heads.saturating_mul(shape.head_dim.max(shape.value_dim));
     if size.saturating_mul(layer.len().max(1)) > MOST_VALUES {
         return;
     }
     let queries = Array3::zeros((1, shape.heads, shape.head_dim));
-    let mut out = queries.clone();
+    let mut out = Array3::zeros((1, shape.heads, shape.value_dim));
     let causal = Causal::from(layer.len());
     let mut scratch = Scratch::default();
     let _ = layer.attend(queries.view(), causal, out.view_mut(), &mut scratch, None);
@@ -90,14 +90,15 @@ pub fn kv(data: &[u8]) {
 /// A cache goes on, whatever was in the file, or says why not.
 fn kv_with_policy(mut cache: Cache) {
     let shape = cache.shape();
-    let size = shape.heads.saturating_mul(shape.head_dim);
+    let size = shape.heads.saturating_mul(shape.head_dim.max(shape.value_dim));
     if size.saturating_mul(cache.len().max(1)) > MOST_VALUES {
         return;
     }
-    let tokens = Array3::from_elem((3, shape.kv_heads, shape.head_dim), 0.5);
+    let keys = Array3::from_elem((3, shape.kv_heads, shape.head_dim), 0.5);
+    let values = Array3::from_elem((3, shape.kv_heads, shape.value_dim), 0.5);
     let queries = Array3::from_elem((3, shape.heads, shape.head_dim), 0.5);
-    let mut out = queries.clone();
-    let _ = cache.append(tokens.view(), tokens.view());
+    let mut out = Array3::zeros((3, shape.heads, shape.value_dim));
+    let _ = cache.append(keys.view(), values.view());
     let _ = cache.attend(queries.view(), None, out.view_mut(), &mut Scratch::default());
     let _ = cache.truncate(cache.earliest());
     let _ = cache.describe();

@@ -31,6 +31,29 @@ impl Budget {
     }
 }
 
+/// Whose arithmetic spreads a budget over layers or heads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Rule {
+    /// That of the papers' authors: the window, and whatever else always stays, is set aside first, and the rest spread.
+    #[default]
+    Authors,
+    /// That of kvpress: what always stays is spread with the rest.
+    Kvpress,
+}
+
+impl Rule {
+    /// That of descriptions which name none: there was no other when they were written.
+    fn of_old() -> Self {
+        Self::Kvpress
+    }
+
+    fn is_old(&self) -> bool {
+        *self == Self::of_old()
+    }
+}
+
 /// How the budget differs from layer to layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -45,6 +68,10 @@ pub enum Layers {
         beta: f64,
         /// Queries of the window, which every layer keeps.
         window: usize,
+        /// Whose arithmetic. That of kvpress keeps alike in all layers whatever is too small for the last one to hold the
+        /// window: budgets below `beta` windows.
+        #[serde(default = "Rule::of_old", skip_serializing_if = "Rule::is_old")]
+        rule: Rule,
     },
 }
 
@@ -73,27 +100,68 @@ impl LayerAt {
 
 impl Layers {
     /// Tokens per head of a layer, where `tokens` were seen and the share `keep` of them shall stay on average.
+    ///
+    /// A pyramid of authors falls by whole tokens from layer to layer, so that the mean may lie above that by half a token
+    /// for each layer but the first.
     #[must_use]
     pub fn tokens(self, tokens: usize, keep: f64, layer: LayerAt) -> usize {
-        let seen = tokens as f64;
-        let Self::Pyramid { beta, window } = self else {
-            return (seen * keep) as usize;
-        };
-        let (window, share) = (window as f64, seen * keep);
-        let (mut least, mut most) = (share / beta, 2.0 * share - share / beta);
-        if most >= seen - window {
-            // The widest layer keeps all but the window, and the narrowest gives what is missing.
-            most = seen - window;
-            least = 2.0 * share - most;
-        }
-        let pyramid = seen >= most && most >= least && least >= window && layer.of > 1;
-        let here = if pyramid {
-            most - layer.index as f64 * (most - least) / (layer.of - 1) as f64
-        } else {
-            share
-        };
-        (here.round_ties_even() as usize).min(tokens)
+        self.spread(tokens, tokens as f64 * keep, layer, false)
     }
+
+    /// As [`Layers::tokens`], where `mean` tokens shall stay; with `strict`, no more than that on average.
+    pub(crate) fn spread(self, seen: usize, mean: f64, layer: LayerAt, strict: bool) -> usize {
+        match self {
+            Self::Pyramid { beta, window, rule: Rule::Authors } => {
+                by_authors(seen, mean as usize, (beta, window), layer, strict)
+            }
+            Self::Pyramid { beta, window, rule: Rule::Kvpress } => {
+                by_kvpress(seen, mean, (beta, window as f64), layer)
+            }
+            Self::Uniform => mean as usize,
+        }
+    }
+}
+
+/// PyramidKV's own: what lies behind the window falls from layer to layer, by whole tokens.
+fn by_authors(
+    seen: usize,
+    mean: usize,
+    (beta, window): (f64, usize),
+    layer: LayerAt,
+    strict: bool,
+) -> usize {
+    let free = mean.saturating_sub(window);
+    // A text that is hardly longer than what stays: alike in all layers.
+    if free == 0 || layer.of < 2 || seen < 2 * free {
+        return mean;
+    }
+    let mut least = (free as f64 / beta) as usize;
+    let mut most = 2 * free - least;
+    let all = seen.saturating_sub(window);
+    if most >= all {
+        (most, least) = (all, 2 * free - all);
+    }
+    let (fall, steps) = (most.saturating_sub(least), layer.of - 1);
+    let fallen =
+        if strict { (layer.index * fall).div_ceil(steps) } else { layer.index * (fall / steps) };
+    most - fallen + window
+}
+
+fn by_kvpress(seen: usize, mean: f64, (beta, window): (f64, f64), layer: LayerAt) -> usize {
+    let all = seen as f64;
+    let (mut least, mut most) = (mean / beta, 2.0 * mean - mean / beta);
+    if most >= all - window {
+        // The widest layer keeps all but the window, and the narrowest gives what is missing.
+        most = all - window;
+        least = 2.0 * mean - most;
+    }
+    let pyramid = all >= most && most >= least && least >= window && layer.of > 1;
+    let here = if pyramid {
+        most - layer.index as f64 * (most - least) / (layer.of - 1) as f64
+    } else {
+        mean
+    };
+    (here.round_ties_even() as usize).min(seen)
 }
 
 /// How the budget differs from head to head.
@@ -108,34 +176,29 @@ pub enum Heads {
     Adaptive {
         /// Share of the budget that every head keeps in any case, 0 to 1.
         floor: f64,
+        /// Whose arithmetic. By that of kvpress tokens that always stay fill the floor, and a floor that is no larger than
+        /// the window is none.
+        #[serde(default = "Rule::of_old", skip_serializing_if = "Rule::is_old")]
+        rule: Rule,
     },
 }
 
-/// The best slots by `scores` (heads of keys, slots): `tokens` per head on average.
+/// Slots of each head, best first; of equals the newer one.
+fn ranked(scores: &[Vec<f32>]) -> Vec<Vec<usize>> {
+    let of = |scores: &Vec<f32>| {
+        let mut slots: Vec<usize> = (0..scores.len()).collect();
+        slots.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(b.cmp(a)));
+        slots
+    };
+    scores.iter().map(of).collect()
+}
+
+/// The best slots by `scores` (heads of keys, slots; infinite for what always stays): `tokens` per head on average.
 pub(crate) fn select(scores: &[Vec<f32>], tokens: usize, heads: Heads) -> HeadSlots {
-    // Slots of each head, best first; of equals the newer one.
-    let ranked: Vec<Vec<usize>> = scores
-        .iter()
-        .map(|scores| {
-            let mut slots: Vec<usize> = (0..scores.len()).collect();
-            slots.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(b.cmp(a)));
-            slots
-        })
-        .collect();
+    let ranked = ranked(scores);
     let counts: Vec<usize> = match heads {
         Heads::Uniform => scores.iter().map(|s| s.len().min(tokens)).collect(),
-        Heads::Adaptive { floor } => {
-            let floor = (tokens as f64 * floor) as usize;
-            let mut counts: Vec<usize> = scores.iter().map(|s| s.len().min(floor)).collect();
-            let mut rest: Vec<(f32, usize, usize)> = Vec::new();
-            for (h, ranked) in ranked.iter().enumerate() {
-                rest.extend(ranked[counts[h]..].iter().map(|slot| (scores[h][*slot], *slot, h)));
-            }
-            let free = (tokens * scores.len()).saturating_sub(counts.iter().sum());
-            rest.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2)));
-            rest.iter().take(free).for_each(|(_, _, h)| counts[*h] += 1);
-            counts
-        }
+        Heads::Adaptive { floor, rule } => adaptive(scores, &ranked, tokens, floor, rule),
     };
     let keep = ranked.into_iter().zip(counts).map(|(mut slots, count)| {
         slots.truncate(count);
@@ -143,4 +206,44 @@ pub(crate) fn select(scores: &[Vec<f32>], tokens: usize, heads: Heads) -> HeadSl
         slots
     });
     HeadSlots(keep.collect())
+}
+
+/// How many slots each head keeps.
+fn adaptive(
+    scores: &[Vec<f32>],
+    ranked: &[Vec<usize>],
+    tokens: usize,
+    floor: f64,
+    rule: Rule,
+) -> Vec<usize> {
+    let heads = scores.len();
+    let mut counts: Vec<usize> = match rule {
+        Rule::Kvpress => vec![(tokens as f64 * floor) as usize; heads],
+        Rule::Authors => {
+            let stays = |s: &Vec<f32>| s.iter().filter(|s| **s == f32::INFINITY).count();
+            let fixed: Vec<usize> = scores.iter().map(|s| stays(s).min(tokens)).collect();
+            let free = tokens * heads - fixed.iter().sum::<usize>();
+            let mut won = fixed.clone();
+            fill(&mut won, scores, ranked, free);
+            let even = free as f64 / heads as f64;
+            let share = |(won, fixed): (usize, &usize)| {
+                fixed + ((1.0 - floor) * (won - fixed) as f64 + floor * even) as usize
+            };
+            won.into_iter().zip(&fixed).map(share).collect()
+        }
+    };
+    counts.iter_mut().zip(scores).for_each(|(count, s)| *count = s.len().min(*count));
+    let left = (tokens * heads).saturating_sub(counts.iter().sum());
+    fill(&mut counts, scores, ranked, left);
+    counts
+}
+
+/// Gives `more` slots to the best of those not counted yet, whichever head they belong to.
+fn fill(counts: &mut [usize], scores: &[Vec<f32>], ranked: &[Vec<usize>], more: usize) {
+    let mut rest: Vec<(f32, usize, usize)> = Vec::new();
+    for (h, ranked) in ranked.iter().enumerate() {
+        rest.extend(ranked[counts[h]..].iter().map(|slot| (scores[h][*slot], *slot, h)));
+    }
+    rest.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2)));
+    rest.iter().take(more).for_each(|(_, _, h)| counts[*h] += 1);
 }

@@ -8,7 +8,7 @@ use crate::deferred::Drafts;
 use crate::policy::{Action, Policy};
 use crate::score::Held;
 use crate::statistics::Statistics;
-use crate::store::{Causal, HeadSlots, KvShape, KvStore, Layer};
+use crate::store::{Bias, Causal, HeadSlots, KvShape, KvStore, Layer, Scoring};
 
 /// The cache of one layer: a store, and where tokens shall go a policy with the statistics it needs.
 #[derive(Debug, Clone)]
@@ -48,6 +48,16 @@ impl Cache {
         Ok(if self.drafts.is_some() { self.with_deferred() } else { self })
     }
 
+    /// Says how products of queries and keys become weights; policies that look at attention weigh alike. What is held
+    /// counts as settled.
+    ///
+    /// # Errors
+    /// Those of [`Scoring::check`].
+    pub fn with_scoring(mut self, scoring: Scoring) -> Result<Self> {
+        self.layer = self.layer.with_scoring(scoring)?;
+        Ok(if self.drafts.is_some() { self.with_deferred() } else { self })
+    }
+
     /// Keys and values.
     #[must_use]
     pub fn store(&self) -> &Layer {
@@ -72,7 +82,7 @@ impl Cache {
         self.layer.bytes()
     }
 
-    /// Takes keys and values `[tokens, kv_heads, head_dim]` of the next tokens.
+    /// Takes keys `[tokens, kv_heads, head_dim]` and values `[tokens, kv_heads, value_dim]` of the next tokens.
     ///
     /// # Errors
     /// As [`KvStore::append`]; the cache is then as it was.
@@ -82,15 +92,31 @@ impl Cache {
         Ok(())
     }
 
-    /// Attention of the queries `[tokens, heads, head_dim]` of the tokens that were appended last, and then what the
-    /// policy says (unless that is put off: [`Cache::with_deferred`]). See [`KvStore::attend`].
+    /// [`Cache::attend_with`] without a bias.
     ///
     /// # Errors
-    /// `ShapeMismatch`, `InvalidArgument` for more queries than tokens; those of the score.
+    /// As there.
     pub fn attend(
         &mut self,
         queries: ArrayView3<'_, f32>,
         window: Option<usize>,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.attend_with(queries, window, None, out, scratch)
+    }
+
+    /// Attention of the queries `[tokens, heads, head_dim]` of the tokens that were appended last into `out` `[tokens,
+    /// heads, value_dim]`, and then what the policy says (unless that is put off: [`Cache::with_deferred`]). See
+    /// [`KvStore::attend_with`].
+    ///
+    /// # Errors
+    /// As there; `InvalidArgument` for more queries than tokens; those of the score.
+    pub fn attend_with(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        window: Option<usize>,
+        bias: Option<Bias<'_>>,
         out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
     ) -> Result<()> {
@@ -99,9 +125,10 @@ impl Cache {
             let held = self.layer.len();
             return Err(Error::invalid(format!("{tokens} queries of {held} tokens")));
         };
-        self.look(queries, first, window, out, scratch)?;
+        let causal = Causal { first, window };
+        self.look(queries, causal, bias, out, scratch)?;
         if self.drafts.is_some() {
-            self.draft_queries(queries, first, window);
+            self.draft_queries(queries, causal, bias);
             return Ok(());
         }
         self.plan(tokens == 1)
@@ -111,15 +138,14 @@ impl Cache {
     pub(crate) fn look(
         &mut self,
         queries: ArrayView3<'_, f32>,
-        first: usize,
-        window: Option<usize>,
+        causal: Causal,
+        bias: Option<Bias<'_>>,
         out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let causal = Causal { first, window };
         let tokens = queries.dim().0;
         let Some((_, statistics)) = &mut self.policy else {
-            return self.layer.attend(queries, causal, out, scratch, None);
+            return self.layer.attend_with(queries, causal, bias, out, scratch, None);
         };
         let mut mass = Vec::new();
         if statistics.needs().mass {
@@ -132,11 +158,11 @@ impl Cache {
                 sum.resize(held[head], 0.0);
                 sum.iter_mut().zip(weights).for_each(|(sum, w)| *sum += w);
             };
-            self.layer.attend(queries, causal, out, scratch, Some(&mut watch))?;
+            self.layer.attend_with(queries, causal, bias, out, scratch, Some(&mut watch))?;
         } else {
-            self.layer.attend(queries, causal, out, scratch, None)?;
+            self.layer.attend_with(queries, causal, bias, out, scratch, None)?;
         }
-        statistics.observe(queries, first, mass);
+        statistics.observe(queries, causal.first, mass);
         Ok(())
     }
 

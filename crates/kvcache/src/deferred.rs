@@ -4,7 +4,7 @@ use ndarray::{Array3, ArrayView3, Axis, Slice};
 use tensorpress_tensor::{Result, Scratch, ndarray};
 
 use crate::cache::Cache;
-use crate::store::KvStore;
+use crate::store::{Bias, Causal, KvShape, KvStore};
 
 /// What came since a cache was settled last.
 ///
@@ -20,7 +20,14 @@ pub(crate) struct Drafts {
 #[derive(Debug, Clone)]
 enum Call {
     Append { keys: Array3<f32>, values: Array3<f32> },
-    Attend { first: usize, queries: Array3<f32>, window: Option<usize> },
+    Attend { causal: Causal, queries: Array3<f32>, bias: Option<OwnBias> },
+}
+
+/// A [`Bias`] that is kept.
+#[derive(Debug, Clone)]
+struct OwnBias {
+    values: Array3<f32>,
+    from: usize,
 }
 
 /// The first `tokens` of `[tokens, heads, head_dim]`.
@@ -39,9 +46,13 @@ impl Call {
                 head(values, len - held);
                 keys.dim().0
             }
-            Self::Attend { first, queries, .. } => {
-                head(queries, len.saturating_sub(*first));
-                queries.dim().0
+            Self::Attend { causal, queries, bias } => {
+                head(queries, len.saturating_sub(causal.first));
+                let tokens = queries.dim().0;
+                if let Some(OwnBias { values, .. }) = bias {
+                    *values = values.slice_axis(Axis(1), Slice::from(..tokens)).to_owned();
+                }
+                tokens
             }
         };
         (tokens > 0).then_some(self)
@@ -50,16 +61,19 @@ impl Call {
     fn replay(&self, cache: &mut Cache) -> Result<()> {
         match self {
             Self::Append { keys, values } => cache.layer.append(keys.view(), values.view()),
-            Self::Attend { first, queries, window } => {
+            Self::Attend { causal, queries, bias } => {
                 let queries = queries.view();
                 // Attention itself is wanted only where a score adds it up.
                 let Some((_, statistics)) = &mut cache.policy else { return Ok(()) };
                 if statistics.needs().mass {
-                    let mut out = Array3::zeros(queries.raw_dim());
+                    let KvShape { heads, value_dim, .. } = cache.layer.shape();
+                    let mut out = Array3::zeros((queries.dim().0, heads, value_dim));
+                    let bias = bias.as_ref();
+                    let bias = bias.map(|b| Bias { values: b.values.view(), from: b.from });
                     let scratch = &mut Scratch::default();
-                    return cache.look(queries, *first, *window, out.view_mut(), scratch);
+                    return cache.look(queries, *causal, bias, out.view_mut(), scratch);
                 }
-                statistics.observe(queries, *first, Vec::new());
+                statistics.observe(queries, causal.first, Vec::new());
                 Ok(())
             }
         }
@@ -142,12 +156,13 @@ impl Cache {
     pub(crate) fn draft_queries(
         &mut self,
         queries: ArrayView3<'_, f32>,
-        first: usize,
-        window: Option<usize>,
+        causal: Causal,
+        bias: Option<Bias<'_>>,
     ) {
         if let (Some(drafts), Some(_)) = (&mut self.drafts, &self.policy) {
             let queries = queries.to_owned();
-            drafts.calls.push(Call::Attend { first, queries, window });
+            let bias = bias.map(|b| OwnBias { values: b.values.to_owned(), from: b.from });
+            drafts.calls.push(Call::Attend { causal, queries, bias });
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod budget;
 mod cache;
 mod deferred;
+mod halves;
 pub mod policy;
 pub mod recipe;
 mod rope;
@@ -16,12 +17,15 @@ mod statistics;
 pub mod store;
 mod wire;
 
-pub use budget::{Budget, Heads, LayerAt, Layers};
+pub use budget::{Budget, Heads, LayerAt, Layers, Rule};
 pub use cache::Cache;
+pub use halves::{Half, widen};
 pub use policy::{Action, Policy};
 pub use recipe::KvRecipe;
 pub use rope::Rope;
 pub use score::{Held, Score};
 pub use stage::{KvModel, KvPart, KvRole, MakePolicy, stages};
 pub use statistics::{KvNeeds, QueryMoments, Statistics};
-pub use store::{Axis, Bitmap, Causal, HeadSlots, Int, KvShape, KvStore, Layer, StoreForm};
+pub use store::{
+    Axis, Bias, Bitmap, Causal, HeadSlots, Int, KvShape, KvStore, Layer, Reader, Scoring, StoreForm,
+};

@@ -94,8 +94,15 @@ impl KvRecipe {
         kv_heads: usize,
         head_dim: usize,
     ) -> Result<Vec<Cache>> {
-        let shape = KvShape::new(heads, kv_heads, head_dim)?;
-        let Built { form, policy, low } = self.build(head_dim)?;
+        self.caches_of(layers, KvShape::new(heads, kv_heads, head_dim)?)
+    }
+
+    /// [`KvRecipe::caches`] for heads of any shape; how they weigh is said by [`Cache::with_scoring`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn caches_of(&self, layers: usize, shape: KvShape) -> Result<Vec<Cache>> {
+        let Built { form, policy, low } = self.build(shape.head_dim)?;
         let cache = |index| {
             let mut layer = Layer::new(shape, form)?;
             if let Some(low) = low {

@@ -7,6 +7,7 @@ use serde_json::json;
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{Bytes, Error, ErrorKind, PartKind, PartSink, Result};
 
+use crate::budget::{Heads, Layers, Rule};
 use crate::cache::Cache;
 use crate::policy::Policy;
 use crate::score::{self, Score};
@@ -14,6 +15,9 @@ use crate::statistics::{KvNeeds, MARGIN, Moments, Statistics};
 use crate::store::{KvShape, KvStore, Layer, bytes_part, count, product, read_bytes};
 
 const KIND: &str = "kv.cache.v1";
+
+/// With a policy that readers of the first would take for another one.
+const KIND_2: &str = "kv.cache.v2";
 
 fn bad(why: impl std::fmt::Display) -> Error {
     Error::corruption(format!("KV cache description: {why}"))
@@ -25,6 +29,9 @@ impl Cache {
     pub fn describe(&self) -> Json {
         let mut json = json!({ "kind": KIND, "layer": self.layer.describe() });
         if let Some((policy, statistics)) = &self.policy {
+            if policy.is_newer() {
+                json["kind"] = json!(KIND_2);
+            }
             json["policy"] = policy.describe();
             json["at"] = json!(self.at);
             json["statistics"] = statistics.describe();
@@ -63,9 +70,9 @@ impl Cache {
         source: &dyn PartSource,
         scores: &dyn Fn(&Json) -> Result<Arc<dyn Score>>,
     ) -> Result<Self> {
-        if json["kind"] != KIND {
+        if json["kind"] != KIND && json["kind"] != KIND_2 {
             let kind = &json["kind"];
-            let why = format!("KV cache of kind {kind}: this build reads {KIND}");
+            let why = format!("KV cache of kind {kind}: this build reads {KIND} and {KIND_2}");
             return Err(Error::new(ErrorKind::Version, why));
         }
         let layer = Layer::read(&json["layer"], prefix, source)?;
@@ -93,12 +100,23 @@ fn parse<T: serde::de::DeserializeOwned>(json: &Json, key: &str) -> Result<T> {
 }
 
 impl Policy {
+    /// Rules and shares that descriptions of the first kind cannot name.
+    fn is_newer(&self) -> bool {
+        let pyramid = matches!(self.layers, Layers::Pyramid { rule: Rule::Authors, .. });
+        let heads = matches!(self.heads, Heads::Adaptive { rule: Rule::Authors, .. });
+        pyramid || heads || self.recent_share > 0.0
+    }
+
     fn describe(&self) -> Json {
-        json!({
+        let mut json = json!({
             "score": self.score.describe(), "budget": self.budget, "layers": self.layers,
             "heads": self.heads, "action": self.action, "sinks": self.sinks, "recent": self.recent,
             "stride": self.stride,
-        })
+        });
+        if self.recent_share > 0.0 {
+            json["recent_share"] = json!(self.recent_share);
+        }
+        json
     }
 
     fn read(json: &Json, scores: &dyn Fn(&Json) -> Result<Arc<dyn Score>>) -> Result<Self> {
@@ -110,6 +128,7 @@ impl Policy {
             action: parse(json, "action")?,
             sinks: count(json, "sinks")?,
             recent: count(json, "recent")?,
+            recent_share: parse::<Option<f64>>(json, "recent_share")?.unwrap_or(0.0),
             stride: count(json, "stride")?,
         };
         policy.check().map_err(|e| bad(e.message()))?;

@@ -31,9 +31,13 @@ fn forms() -> Vec<StoreForm> {
 /// Shapes each form can hold.
 fn shapes(form: StoreForm) -> Vec<KvShape> {
     let shape = |h, k, d| KvShape::new(h, k, d).expect("a shape");
+    let other = |s: KvShape, v| s.with_value_dim(v).expect("a width");
+    // Values narrower and wider than keys too.
+    let unlike = [other(shape(2, 2, 48), 16), other(shape(4, 1, 32), 64)];
     [shape(2, 1, 8), shape(4, 2, 32), shape(3, 3, 96), shape(1, 1, 33)]
         .into_iter()
-        .filter(|s| form.check(s.head_dim).is_ok())
+        .chain(unlike)
+        .filter(|s| Layer::new(*s, form).is_ok())
         .collect()
 }
 
@@ -47,7 +51,7 @@ fn noise(tokens: usize, heads: usize, dim: usize, seed: u64) -> Array3<f32> {
 fn tokens(shape: KvShape, n: usize, seed: u64) -> (Array3<f32>, Array3<f32>) {
     (
         noise(n, shape.kv_heads, shape.head_dim, seed),
-        noise(n, shape.kv_heads, shape.head_dim, seed + 1),
+        noise(n, shape.kv_heads, shape.value_dim, seed + 1),
     )
 }
 
@@ -59,7 +63,7 @@ fn filled(shape: KvShape, form: StoreForm, n: usize) -> Layer {
 }
 
 fn attend(store: &dyn KvStore, q: &Array3<f32>, causal: Causal) -> Array3<f32> {
-    let mut out = Array3::from_elem(q.dim(), f32::NAN);
+    let mut out = Array3::from_elem((q.dim().0, q.dim().1, store.shape().value_dim), f32::NAN);
     store.attend(q.view(), causal, out.view_mut(), &mut Scratch::default(), None).expect("attends");
     out
 }
@@ -67,8 +71,8 @@ fn attend(store: &dyn KvStore, q: &Array3<f32>, causal: Causal) -> Array3<f32> {
 /// softmax(q k^T / sqrt(d)) v in f64 over what the store decodes to.
 fn reference(store: &dyn KvStore, q: &Array3<f32>, causal: Causal) -> Array3<f64> {
     let (rows, heads, dim) = q.dim();
-    let group = store.shape().group();
-    let mut out = Array3::zeros((rows, heads, dim));
+    let (group, width) = (store.shape().group(), store.shape().value_dim);
+    let mut out = Array3::zeros((rows, heads, width));
     for h in 0..heads {
         let (k, v) = store.decode(h / group);
         let positions = store.positions(h / group);
@@ -85,7 +89,7 @@ fn reference(store: &dyn KvStore, q: &Array3<f32>, causal: Causal) -> Array3<f64
             let sum: f64 = seen.iter().map(|s| (score(*s) - max).exp()).sum();
             for s in seen {
                 let w = (score(s) - max).exp() / sum;
-                (0..dim).for_each(|c| out[[r, h, c]] += w * f64::from(v[[s, c]]));
+                (0..width).for_each(|c| out[[r, h, c]] += w * f64::from(v[[s, c]]));
             }
         }
     }
@@ -202,7 +206,8 @@ fn forks_are_isolated_and_share_pages() {
         layer.append(k.view(), v.view()).expect("appends");
         same(&*fork, &filled(shape, form, n), what);
         let mut fork = fork;
-        fork.append(v.view(), k.view()).expect("appends");
+        let (k2, v2) = tokens(shape, 20, 78);
+        fork.append(k2.view(), v2.view()).expect("appends");
         let mut alone = filled(shape, form, n);
         alone.append(k.view(), v.view()).expect("appends");
         same(&layer, &alone, what);
@@ -304,29 +309,26 @@ fn a_refused_append_changes_nothing() {
         let mut layer = filled(shape, form, n);
         let (k, v) = tokens(shape, 3, 3);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38] {
-            let mut k = k.clone();
-            k[[2, shape.kv_heads - 1, 0]] = bad;
-            let error = layer.append(k.view(), v.view()).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Numerical, "{what}");
-            assert_eq!(layer.append(v.view(), k.view()).unwrap_err().kind(), ErrorKind::Numerical);
+            let (mut bad_k, mut bad_v) = (k.clone(), v.clone());
+            bad_k[[2, shape.kv_heads - 1, 0]] = bad;
+            bad_v[[2, shape.kv_heads - 1, 0]] = bad;
+            for (k, v) in [(&bad_k, &v), (&k, &bad_v)] {
+                let error = layer.append(k.view(), v.view()).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Numerical, "{what}");
+            }
         }
-        for (heads, dim) in
-            [(shape.kv_heads + 1, shape.head_dim), (shape.kv_heads, shape.head_dim + 1)]
-        {
-            let wrong = noise(3, heads, dim, 1);
-            assert_eq!(
-                layer.append(wrong.view(), v.view()).unwrap_err().kind(),
-                ErrorKind::ShapeMismatch
-            );
-            assert_eq!(
-                layer.append(k.view(), wrong.view()).unwrap_err().kind(),
-                ErrorKind::ShapeMismatch
-            );
+        for (heads, more) in [(shape.kv_heads + 1, 0), (shape.kv_heads, 1)] {
+            let wrong_k = noise(3, heads, shape.head_dim + more, 1);
+            let wrong_v = noise(3, heads, shape.value_dim + more, 1);
+            for (k, v) in [(&wrong_k, &v), (&k, &wrong_v)] {
+                let error = layer.append(k.view(), v.view()).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ShapeMismatch, "{what}");
+            }
         }
         let short = k.slice(s![..2, .., ..]);
         assert_eq!(layer.append(short, v.view()).unwrap_err().kind(), ErrorKind::ShapeMismatch);
-        let none = Array3::zeros((0, shape.kv_heads, shape.head_dim));
-        layer.append(none.view(), none.view()).expect("no token is fine");
+        let (k, v) = tokens(shape, 0, 1);
+        layer.append(k.view(), v.view()).expect("no token is fine");
         same(&layer, &filled(shape, form, n), what);
     });
 }

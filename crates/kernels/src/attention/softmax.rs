@@ -1,4 +1,4 @@
-//! Softmax of attention scores.
+//! Softmax of attention scores, and their soft cap.
 
 use super::{LANES, Wide, stamp};
 
@@ -36,6 +36,39 @@ fn softmax_body<L: Wide>(_: L, x: &mut [f32], scale: f32) {
     x.iter_mut().for_each(|x| *x *= factor);
 }
 
+stamp! {
+    /// `cap * tanh(scale * x / cap)` in place, to a relative 1e-6.
+    pub fn softcap(x: &mut [f32], scale: f32, cap: f32) = softcap_body
+}
+
+#[inline(always)]
+fn softcap_body<L: Wide>(_: L, x: &mut [f32], scale: f32, cap: f32) {
+    let factor = scale / cap;
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for x in chunk {
+            *x = cap * tanh(factor * *x);
+        }
+    }
+    rest.iter_mut().for_each(|x| *x = cap * tanh(factor * *x));
+}
+
+/// Odd in x; NaN stays NaN. No branch, as in [`exp`].
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    let a = x.abs();
+    let e = exp(-2.0 * a);
+    let far = (1.0 - e) / (1.0 + e);
+    // Near 0 the difference would lose digits: the series, whose next term is below 2e-8 of the result there.
+    let s = a * a;
+    let mut p = -1382.0 / 155_925.0;
+    for c in [62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0] {
+        p = p * s + c;
+    }
+    let t = if a < 0.3 { a * p } else { far };
+    t.copysign(x)
+}
+
 /// `e^x` for `x <= 0` to 2e-7 relative, 0 below -87; NaN stays NaN. No branch, so that loops become vector code.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
@@ -55,7 +88,7 @@ fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::{exp, tanh};
 
     #[test]
     fn exp_is_accurate() {
@@ -68,5 +101,17 @@ mod tests {
         assert_eq!(exp(-1000.0), 0.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert!(exp(f32::NAN).is_nan());
+    }
+    #[test]
+    fn tanh_is_accurate() {
+        let mut x = 1e-6f32;
+        while x < 40.0 {
+            let exact = f64::from(x).tanh();
+            assert!((f64::from(tanh(x)) / exact - 1.0).abs() < 8e-7, "{x}");
+            assert_eq!(tanh(-x).to_bits(), (-tanh(x)).to_bits());
+            x *= 1.003;
+        }
+        assert_eq!((tanh(0.0), tanh(f32::NEG_INFINITY)), (0.0, -1.0));
+        assert!(tanh(f32::NAN).is_nan());
     }
 }

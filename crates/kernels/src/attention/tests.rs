@@ -88,6 +88,20 @@ fn softmax_of_any_length() {
 }
 
 #[test]
+fn softcap_of_any_length() {
+    for n in [1, 15, 16, 17, 100] {
+        let x: Vec<f32> = noise(n, 5).iter().map(|x| 400.0 * x).collect();
+        let exact: Vec<f64> =
+            x.iter().map(|x| 30.0 * (0.25 * f64::from(*x) / 30.0).tanh()).collect();
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            softcap(isa, &mut y, 0.25, 30.0);
+            near(&y, &exact, 2e-5, &format!("{isa} {n}"));
+        }
+    }
+}
+
+#[test]
 fn bitmaps() {
     for dtype in FLOATS {
         for (chunks, tokens) in [(1, 3), (2, 5), (3, 4), (4, 9), (8, 20), (13, 6)] {

@@ -66,6 +66,8 @@ pub struct Policy {
     pub sinks: usize,
     /// Newest tokens that always stay.
     pub recent: usize,
+    /// Share of what stays of a layer that the newest tokens make up, 0 to 1; `recent` of them at least.
+    pub recent_share: f64,
     /// How many tokens go at once while tokens come one by one: a plan is made once in so many.
     pub stride: usize,
 }
@@ -82,6 +84,7 @@ impl Policy {
             action: Action::Evict,
             sinks: 0,
             recent: 0,
+            recent_share: 0.0,
             stride: 128,
         }
     }
@@ -90,6 +93,13 @@ impl Policy {
     #[must_use]
     pub fn with_protected(mut self, sinks: usize, recent: usize) -> Self {
         (self.sinks, self.recent) = (sinks, recent);
+        self
+    }
+
+    /// Sets the share of what stays that the newest tokens make up.
+    #[must_use]
+    pub fn with_recent_share(mut self, share: f64) -> Self {
+        self.recent_share = share;
         self
     }
 
@@ -149,10 +159,13 @@ impl Policy {
         {
             return Err(Error::invalid(format!("beta = {beta}: at least 1")));
         }
-        if let Heads::Adaptive { floor } = self.heads
-            && !(0.0..=1.0).contains(&floor)
-        {
-            return Err(Error::invalid(format!("floor = {floor}: allowed are shares from 0 to 1")));
+        let floor = if let Heads::Adaptive { floor, .. } = self.heads { floor } else { 0.0 };
+        for (key, share) in [("floor", floor), ("recent_share", self.recent_share)] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(Error::invalid(format!(
+                    "{key} = {share}: allowed are shares from 0 to 1"
+                )));
+            }
         }
         Ok(())
     }
@@ -168,23 +181,22 @@ impl Policy {
     #[must_use]
     pub fn tokens(&self, seen: usize, layer: LayerAt, held: usize, bytes: u64) -> usize {
         let least = self.protected().max(1).min(seen);
-        let keep = match self.budget {
-            Budget::Keep(keep) => keep,
+        let mean = match self.budget {
+            Budget::Keep(keep) => seen as f64 * keep,
             Budget::Tokens(tokens) if self.layers == Layers::Uniform => return tokens,
-            Budget::Tokens(tokens) => (tokens as f64 / seen.max(1) as f64).min(1.0),
+            Budget::Tokens(tokens) => tokens.min(seen) as f64,
             Budget::Bytes(most) => {
-                let fit = if bytes <= most {
-                    held
-                } else {
-                    (held as f64 * most as f64 / bytes as f64) as usize
-                };
-                if self.layers == Layers::Uniform {
-                    return fit;
-                }
-                return self.layers.tokens(seen, fit as f64 / seen.max(1) as f64, layer);
+                let fit = held as f64 * most as f64 / bytes.max(1) as f64;
+                return self.layers.spread(seen, fit.floor(), layer, true);
             }
         };
-        self.layers.tokens(seen, keep, layer).max(least)
+        self.layers.spread(seen, mean, layer, false).max(least)
+    }
+
+    /// The newest tokens that stay where `tokens` per head may.
+    fn newest(&self, tokens: usize) -> usize {
+        let share = (tokens as f64 * self.recent_share) as usize;
+        self.recent.max(share.min(tokens.saturating_sub(self.sinks)))
     }
 
     /// The slots that stay where `tokens` per head may.
@@ -193,7 +205,7 @@ impl Policy {
     /// Those of the score; `Numerical` where it gives NaN.
     pub fn plan(&self, held: Held<'_>, tokens: usize) -> Result<HeadSlots> {
         let mut scores = self.score.score(held)?;
-        let next = held.store.len();
+        let newest = held.store.len().saturating_sub(self.newest(tokens));
         for (h, scores) in scores.iter_mut().enumerate() {
             let positions = held.store.positions(h);
             if scores.len() != positions.len() {
@@ -210,7 +222,7 @@ impl Policy {
                 )));
             }
             for (score, p) in scores.iter_mut().zip(positions) {
-                if p < self.sinks || p >= next.saturating_sub(self.recent) {
+                if p < self.sinks || p >= newest {
                     *score = f32::INFINITY;
                 }
             }

@@ -6,7 +6,7 @@ use tensorpress_tensor::stage::{Auto, Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 
 use super::Policy;
-use crate::budget::{Budget, Layers};
+use crate::budget::{Budget, Layers, Rule};
 use crate::score::Score;
 use crate::stage::{KvModel, KvPart, KvRole};
 
@@ -18,6 +18,8 @@ pub(super) struct Paper<S> {
     recent: Auto<usize>,
     /// Newest tokens that always stay where nothing else is said, as the score has it.
     own_recent: Option<fn(&S) -> usize>,
+    /// Where nothing is said, they are a share of the budget.
+    shares: bool,
     given: Given,
 }
 
@@ -35,7 +37,8 @@ pub(super) const UNSAID: Budget = Budget::Keep(1.0);
 impl<S> Paper<S> {
     pub(super) fn new(policy: Policy, score: S) -> Self {
         let (recent, given) = (Auto::Auto, Given::default());
-        Self { policy, score, recent, own_recent: None, given }
+        let shares = policy.recent_share > 0.0;
+        Self { policy, score, recent, own_recent: None, shares, given }
     }
 
     /// The score says how many of the newest tokens stay.
@@ -77,6 +80,10 @@ impl Given {
     }
 }
 
+/// Names of rules.
+pub(super) const RULES: [(&str, Rule); 2] =
+    [("authors", Rule::Authors), ("kvpress", Rule::Kvpress)];
+
 const MOST: i64 = 1 << 40;
 
 impl<S: Knobs> Knobs for Paper<S> {
@@ -86,19 +93,29 @@ impl<S: Knobs> Knobs for Paper<S> {
         keys.optional("tokens", &mut given.tokens, 0..=MOST, "tokens of a head that stay")?;
         keys.optional("bytes", &mut given.bytes, 0..=MOST, "bytes of a layer that stay")?;
         self.score.knobs(keys)?;
-        if let Layers::Pyramid { beta, .. } = &mut self.policy.layers {
-            keys.float(
-                "beta",
-                beta,
-                1.0..=1e6,
-                "how much more the first layer holds than the last",
-            )?;
+        if let Layers::Pyramid { beta, rule, .. } = &mut self.policy.layers {
+            let about = "how much more the first layer holds than the last";
+            keys.float("beta", beta, 1.0..=1e6, about)?;
+            keys.choice("rule", rule, &RULES, "whose arithmetic spreads the budget")?;
         }
         let policy = &mut self.policy;
         keys.int("sinks", &mut policy.sinks, 0..=MOST, "first tokens that always stay")?;
         let own = self.own_recent.map_or(policy.recent, |of| of(&self.score));
         keys.auto("recent", &mut self.recent, own, 0..=MOST, "newest tokens that always stay")?;
         policy.recent = self.recent.or(own);
+        if self.shares {
+            let about =
+                "share of what stays that the newest tokens make up, unless `recent` says how many";
+            let (number, share) = (keys.peek("recent"), keys.peek("recent_share"));
+            if let (Some(number), Some(share)) = (number, share) {
+                let both = format!("recent = {number} and recent_share = {share}");
+                return Err(Error::invalid(format!("{both}: allowed is one of them")));
+            }
+            keys.float("recent_share", &mut policy.recent_share, 0.0..=1.0, about)?;
+            if number.is_some() {
+                policy.recent_share = 0.0;
+            }
+        }
         keys.int("stride", &mut policy.stride, 1..=MOST, "tokens that go at once")?;
         if let Layers::Pyramid { window, .. } = &mut policy.layers {
             *window = own;

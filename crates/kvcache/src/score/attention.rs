@@ -9,6 +9,7 @@ use tensorpress_tensor::{Error, Result, linalg, ndarray};
 use super::describe::described;
 use super::{Held, Score};
 use crate::statistics::KvNeeds;
+use crate::store::{Causal, Scoring, Sight};
 
 /// Attention received since the token came (H2O, Zhang et al., 2023), the mean over the query heads of a group.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
@@ -42,26 +43,40 @@ impl Score for Accumulated {
     }
 }
 
-/// softmax of the queries `[n, dim]` over keys `[slots, dim]` at `positions`, causal.
+/// Weights, as the layer has them, of a head's queries `[n, dim]` over keys `[slots, dim]` at `positions`, causal. Windows
+/// are those of single calls and not known here.
 fn weights(
-    q: &Array2<f32>,
-    at: &[usize],
+    scoring: &Scoring,
+    head: usize,
+    (at, q): (&[usize], &Array2<f32>),
     keys: ArrayView2<'_, f32>,
     positions: &[usize],
 ) -> Array2<f32> {
     let mut w = Array2::zeros((q.nrows(), keys.nrows()));
     linalg::matmul_nt(q.view(), keys, w.view_mut(), false, linalg::Par::Seq);
-    let scale = 1.0 / (q.ncols() as f32).sqrt();
+    let scale = scoring.scale_of(q.ncols());
     for (mut row, at) in w.rows_mut().into_iter().zip(at) {
         let row = row.as_slice_mut().expect("contiguous");
-        let seen = positions.partition_point(|p| p <= at);
-        attention::softmax(Isa::detect(), &mut row[..seen], scale);
-        row[seen..].fill(0.0);
+        let sight = Sight { causal: Causal::from(*at), chunk: scoring.chunk };
+        let first = positions.partition_point(|p| *p < sight.oldest(*at));
+        let end = positions.partition_point(|p| p <= at);
+        let seen = &mut row[first..end];
+        if scoring.is_plain() {
+            attention::softmax(Isa::detect(), seen, scale);
+        } else {
+            scoring.score(scale, head, *at, positions[first..end].iter().copied(), seen);
+            let mut scores = seen.to_vec();
+            scoring.soften(head, &mut scores);
+            seen.copy_from_slice(&scores);
+        }
+        row[..first].fill(0.0);
+        row[end..].fill(0.0);
     }
     w
 }
 
-/// Attention of the newest queries, smoothed along the tokens (SnapKV, Li et al., 2024); those queries' own tokens stay.
+/// Attention of the newest queries, smoothed along the text (SnapKV, Li et al., 2024); those queries' own tokens stay.
+/// Neighbours are those in the text: tokens that are gone leave a gap, and count as if they were looked at no more.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct QueryWindow {
@@ -131,13 +146,16 @@ impl Score for QueryWindow {
                 let (at, queries) = held.statistics.queries(q, self.window)?;
                 // Columns of the window's own tokens are not smoothed into the others.
                 let own = positions.partition_point(|p| *p < at[0]);
-                let mean = weights(&queries, &at, keys.view(), &positions)
+                let scoring = held.store.scoring();
+                let mean = weights(scoring, q, (&at, &queries), keys.view(), &positions)
                     .mean_axis(ndarray::Axis(0))
                     .unwrap_or_default();
                 let half = self.pool / 2;
-                for (slot, sum) in sum[..own].iter_mut().enumerate() {
-                    let near = mean
-                        .slice(ndarray::s![slot.saturating_sub(half)..(slot + half + 1).min(own)]);
+                let (mut first, mut end) = (0, 0);
+                for (sum, p) in sum[..own].iter_mut().zip(&positions) {
+                    first += positions[first..].partition_point(|near| near + half < *p);
+                    end += positions[end..own].partition_point(|near| *near <= p + half);
+                    let near = mean.slice(ndarray::s![first..end]);
                     let pooled = match self.pooling {
                         Pooling::Average => near.sum() / self.pool as f32,
                         Pooling::Max => near.fold(0.0, |a: f32, b| a.max(*b)),
@@ -181,7 +199,9 @@ impl Score for LastQuery {
             let (keys, positions) = (held.keys(h), held.store.positions(h));
             for q in h * shape.group()..(h + 1) * shape.group() {
                 let (at, query) = held.statistics.queries(q, 1)?;
-                for (w, p) in weights(&query, &at, keys.view(), &positions).iter().zip(&positions) {
+                let scoring = held.store.scoring();
+                let w = weights(scoring, q, (&at, &query), keys.view(), &positions);
+                for (w, p) in w.iter().zip(&positions) {
                     *mean.entry(*p).or_insert(0.0f32) += w / shape.heads as f32;
                 }
             }

@@ -11,7 +11,8 @@ use crate::statistics::{KvNeeds, QueryMoments};
 
 /// Attention that future queries will pay, were they normal with the mean and covariance of those seen (Expected
 /// Attention, Devoto et al., 2025): softmax of `k mu / sqrt(d) + k C k / 2d` over keys after rotary embedding, mu and C
-/// rotated by the mean rotation of the future positions; times the norm of the value.
+/// rotated by the mean rotation of the future positions; times the norm of the value. The layer's scale takes the place
+/// of `1 / sqrt(d)`, and its soft cap is put on these logits.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExpectedAttention {
@@ -84,7 +85,8 @@ impl Score for ExpectedAttention {
 
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>> {
         let (shape, next) = (held.store.shape(), held.store.len());
-        let dim = shape.head_dim as f64;
+        let scoring = held.store.scoring();
+        let scale = scoring.scale.map_or((shape.head_dim as f64).sqrt().recip(), f64::from);
         let rotation = self.rotation(next);
         let mut scores = Vec::with_capacity(shape.kv_heads);
         for h in held.heads() {
@@ -95,11 +97,14 @@ impl Score for ExpectedAttention {
             for q in h * shape.group()..(h + 1) * shape.group() {
                 let (mean, covariance) = held.statistics.moments(q)?;
                 let mean = rotation.dot(&Array1::from(mean));
-                let mut logits = keys.dot(&mean) / dim.sqrt();
+                let mut logits = keys.dot(&mean) * scale;
                 if self.covariance {
                     let covariance = rotation.dot(&covariance).dot(&rotation.t());
-                    logits +=
-                        &((keys.dot(&covariance) * &keys).sum_axis(ndarray::Axis(1)) / (2.0 * dim));
+                    let spread = (keys.dot(&covariance) * &keys).sum_axis(ndarray::Axis(1));
+                    logits += &(spread * (scale * scale / 2.0));
+                }
+                if let Some(cap) = scoring.softcap.map(f64::from) {
+                    logits.mapv_inplace(|l| cap * (l / cap).tanh());
                 }
                 let mut logits: Vec<f32> = logits.iter().skip(sinks).map(|l| *l as f32).collect();
                 attention::softmax(Isa::detect(), &mut logits, 1.0);

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
-use tensorpress_tensor::kernels::{Isa, attention};
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::{Scratch, linalg, ndarray};
+use tensorpress_tensor::{Result, Scratch, linalg, ndarray};
 
 use super::head::Tier;
-use super::{Causal, Layer, Watch};
+use super::reader::Reading;
+use super::scoring::Sight;
+use super::{Bias, Causal, Layer, Watch};
 
 /// Queries handled at a time: a good matrix product, and few scores of keys that none of them sees.
 const QUERIES: usize = 64;
@@ -20,32 +21,48 @@ const FUSED: usize = 16;
 const SHARED: usize = 1 << 20;
 
 /// Some tokens' queries to one head of keys and values.
-struct Block<'a> {
-    layer: &'a Layer,
+pub(super) struct Block<'a> {
+    pub(super) ask: Ask<'a>,
     head: usize,
-    tiers: Vec<&'a Tier>,
-    /// Keys and values of every tier, where the products do not run over the stored form.
-    dense: Vec<(Array2<f32>, Array2<f32>)>,
-    causal: Causal,
+    pub(super) tiers: Vec<&'a Tier>,
+    /// Keys and, where they are not in those, values of every tier, where the products do not run over the stored form.
+    dense: Vec<(Array2<f32>, Option<Array2<f32>>)>,
+    /// What is added up by the weights is so wide: values, or keys that begin with them.
+    width: usize,
     /// Tokens among the queries.
     tokens: Range<usize>,
+}
+
+/// What one call asks of all heads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask<'a> {
+    pub(super) reading: Reading<'a>,
+    pub(super) sight: Sight,
+    pub(super) bias: Option<Bias<'a>>,
 }
 
 impl Layer {
     pub(super) fn attend_heads(
         &self,
+        reading: Reading<'_>,
         queries: ArrayView3<'_, f32>,
         causal: Causal,
+        bias: Option<Bias<'_>>,
         mut out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
         mut watch: Option<&mut Watch<'_>>,
-    ) {
-        let (group, heads, tokens) = (self.shape.group(), self.heads.len(), queries.dim().0);
-        let fused = tokens * group <= FUSED && self.rope.is_none();
+    ) -> Result<()> {
+        let Reading { shape, scoring } = reading;
+        shape.check_queries(queries.dim(), out.dim())?;
+        let (group, heads, tokens) = (shape.group(), self.heads.len(), queries.dim().0);
+        bias.as_ref().map_or(Ok(()), |bias| bias.check(shape.heads, tokens))?;
+        let bias = bias.as_ref().map(Bias::borrow);
+        let ask = Ask { reading, sight: Sight { causal, chunk: scoring.chunk }, bias };
+        let fused = tokens * group <= FUSED && self.rope.is_none() && self.mixes_in_place();
         let work = heads * tokens * group * self.len * self.shape.head_dim;
         if fused && heads > 1 && scratch.par().threads() > 1 && work >= SHARED {
             let blocks: Vec<_> =
-                (0..heads).map(|head| Block::new(self, head, true, causal, 0..tokens)).collect();
+                (0..heads).map(|head| Block::new(self, head, true, ask, 0..tokens)).collect();
             let mut buffers: Vec<_> = blocks.iter().map(|b| b.buffers(scratch)).collect();
             let work = blocks.iter().zip(&mut buffers);
             scratch.par().for_each(work, |(block, [q, scores, mixed])| {
@@ -57,11 +74,11 @@ impl Layer {
                 block.put(&mixed, &mut out);
                 [q, scores, mixed].into_iter().for_each(|buffer| scratch.put(buffer));
             }
-            return;
+            return Ok(());
         }
         let step = (QUERIES / group).max(1);
         for head in 0..heads {
-            let mut block = Block::new(self, head, fused, causal, 0..0);
+            let mut block = Block::new(self, head, fused, ask, 0..0);
             for start in (0..tokens).step_by(step) {
                 block.tokens = start..(start + step).min(tokens);
                 let [mut q, mut scores, mut mixed] = block.buffers(scratch);
@@ -72,56 +89,61 @@ impl Layer {
                 [q, scores, mixed].into_iter().for_each(|buffer| scratch.put(buffer));
             }
         }
+        Ok(())
+    }
+
+    /// Whatever is added up by the weights can be where it lies.
+    fn mixes_in_place(&self) -> bool {
+        !self.values_in_keys || [Some(self.form), self.low].iter().flatten().all(|f| f.mixes_keys())
     }
 }
 
 impl<'a> Block<'a> {
-    fn new(
-        layer: &'a Layer,
-        head: usize,
-        fused: bool,
-        causal: Causal,
-        tokens: Range<usize>,
-    ) -> Self {
+    fn new(layer: &'a Layer, head: usize, fused: bool, ask: Ask<'a>, tokens: Range<usize>) -> Self {
         let tiers = layer.heads[head].tiers();
-        let dense = |t: &&Tier| (layer.rotated(t), t.decode(&*t.values));
+        let dense = |t: &&Tier| {
+            let values = (!layer.values_in_keys).then(|| t.decode_values());
+            (layer.rotated(t), values)
+        };
         let dense = if fused { Vec::new() } else { tiers.iter().map(dense).collect() };
-        Self { layer, head, tiers, dense, causal, tokens }
+        let width = tiers[0].mixed().dim();
+        Self { ask, head, tiers, dense, width, tokens }
     }
 
     /// Queries: those of every token, one after another for each query head of the group.
-    fn queries(&self) -> usize {
-        self.tokens.len() * self.layer.shape.group()
+    pub(super) fn queries(&self) -> usize {
+        self.tokens.len() * self.ask.reading.shape.group()
     }
 
     /// Room for queries, scores (tier after tier, each `[queries, len]`) and sums.
     fn buffers(&self, scratch: &mut Scratch) -> [Vec<f32>; 3] {
-        let (n, dim) = (self.queries(), self.layer.shape.head_dim);
+        let (n, dim) = (self.queries(), self.ask.reading.shape.head_dim);
         let total: usize = self.tiers.iter().map(|t| t.len()).sum();
-        [n * dim, n * total, n * dim].map(|len| scratch.take(len))
+        [n * dim, n * total, n * self.width].map(|len| scratch.take(len))
     }
 
     /// The query head and the token of query `i`.
-    fn place(&self, i: usize) -> (usize, usize) {
-        let group = self.layer.shape.group();
+    pub(super) fn place(&self, i: usize) -> (usize, usize) {
+        let group = self.ask.reading.shape.group();
         (self.head * group + i % group, self.tokens.start + i / group)
     }
 
     /// Each tier, where its scores begin, and the slots that some of the queries may see.
     fn parts(&self) -> impl Iterator<Item = (usize, &Tier, usize, Range<usize>)> {
-        let first = self.causal.first + self.tokens.start;
-        let last = self.causal.first + self.tokens.end - 1;
+        let sight = self.ask.sight;
+        let first = sight.causal.first + self.tokens.start;
+        let last = sight.causal.first + self.tokens.end - 1;
         let mut at = 0;
         self.tiers.iter().enumerate().map(move |(i, tier)| {
             let start = at;
             at += tier.len() * self.queries();
-            (i, *tier, start, tier.span(self.causal, first, last))
+            (i, *tier, start, tier.span(sight, first, last))
         })
     }
 
     /// What every query gives to every slot; what it does not see weighs 0.
     fn weights(&self, queries: ArrayView3<'_, f32>, q: &mut [f32], scores: &mut [f32], par: Par) {
-        let (n, dim) = (self.queries(), self.layer.shape.head_dim);
+        let (n, dim) = (self.queries(), self.ask.reading.shape.head_dim);
         for (i, to) in q.chunks_exact_mut(dim).enumerate() {
             let (head, token) = self.place(i);
             let row = queries.slice(s![token, head, ..]);
@@ -138,8 +160,7 @@ impl<'a> Block<'a> {
                 }
             }
         }
-        let position = |i| self.causal.first + self.place(i).1;
-        self.layer.weigh(&self.tiers, scores, n, position, self.causal);
+        self.weigh(scores);
     }
 
     /// Shows the weights of each query.
@@ -158,15 +179,16 @@ impl<'a> Block<'a> {
 
     /// The values' sums by these weights.
     fn mix(&self, scores: &[f32], mixed: &mut [f32], par: Par) {
-        let (n, dim) = (self.queries(), self.layer.shape.head_dim);
+        let n = self.queries();
         mixed.fill(0.0);
-        let mut to = ArrayViewMut2::from_shape((n, dim), mixed).expect("n x dim");
+        let mut to = ArrayViewMut2::from_shape((n, self.width), mixed).expect("n x width");
         for (i, tier, at, span) in self.parts() {
             let part = &scores[at..][..tier.len() * n];
             match self.dense.get(i) {
-                None => tier.values.mix(part, span, to.view_mut()),
-                Some((_, values)) => {
+                None => tier.mixed().mix(part, span, to.view_mut()),
+                Some((keys, values)) => {
                     let part = ArrayView2::from_shape((n, tier.len()), part).expect("n x len");
+                    let values = values.as_ref().unwrap_or(keys);
                     linalg::matmul(part, values.view(), to.view_mut(), true, par);
                 }
             }
@@ -174,54 +196,10 @@ impl<'a> Block<'a> {
     }
 
     fn put(&self, mixed: &[f32], out: &mut ArrayViewMut3<'_, f32>) {
-        for (i, from) in mixed.chunks_exact(self.layer.shape.head_dim).enumerate() {
+        for (i, from) in mixed.chunks_exact(self.width).enumerate() {
             let (head, token) = self.place(i);
             let mut row = out.slice_mut(s![token, head, ..]);
             row.iter_mut().zip(from).for_each(|(to, v)| *to = *v);
-        }
-    }
-}
-
-impl Layer {
-    /// Scores (tier after tier, each `[n, len]`) become weights: what a query does not see weighs 0.
-    fn weigh(
-        &self,
-        tiers: &[&Tier],
-        scores: &mut [f32],
-        n: usize,
-        position: impl Fn(usize) -> usize,
-        causal: Causal,
-    ) {
-        let (isa, scale) = (Isa::detect(), 1.0 / (self.shape.head_dim as f32).sqrt());
-        let mut joint = Vec::new();
-        for i in 0..n {
-            let p = position(i);
-            let mut at = 0;
-            joint.clear();
-            for tier in tiers {
-                let part = &mut scores[at * n + i * tier.len()..][..tier.len()];
-                tier.hide(part, causal, p);
-                if let [_] = tiers {
-                    let span = tier.span(causal, p, p);
-                    attention::softmax(isa, &mut part[span.clone()], scale);
-                    part[..span.start].fill(0.0);
-                    part[span.end..].fill(0.0);
-                } else {
-                    joint.extend_from_slice(part);
-                }
-                at += tier.len();
-            }
-            if joint.is_empty() {
-                continue;
-            }
-            attention::softmax(isa, &mut joint, scale);
-            let (mut at, mut from) = (0, 0);
-            for tier in tiers {
-                let part = &mut scores[at * n + i * tier.len()..][..tier.len()];
-                part.copy_from_slice(&joint[from..from + tier.len()]);
-                at += tier.len();
-                from += tier.len();
-            }
         }
     }
 }

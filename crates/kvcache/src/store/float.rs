@@ -80,6 +80,10 @@ impl Rows for FloatRows {
         self.len
     }
 
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
     fn push(&mut self, rows: ArrayView2<'_, f32>) {
         for row in rows.axis_iter(Axis(0)) {
             if self.len.is_multiple_of(PAGE) {

@@ -163,7 +163,8 @@ pub(crate) fn check_int(shape: &IntShape) -> Result<()> {
     }
     check_dtype("scales", dtype)?;
     if dim == 0 || dim > MAX_DIM {
-        return Err(Error::unsupported(format!("head_dim = {dim}: integers take 1 to {MAX_DIM}")));
+        let key = role.width();
+        return Err(Error::unsupported(format!("{key} = {dim}: integers take 1 to {MAX_DIM}")));
     }
     let whole = axis == Axis::Token && group == dim;
     if group == 0 || group > MAX_DIM || !(whole || group.is_multiple_of(LANES)) {
@@ -173,7 +174,8 @@ pub(crate) fn check_int(shape: &IntShape) -> Result<()> {
         )));
     }
     if axis == Axis::Token && !dim.is_multiple_of(group) {
-        return Err(Error::invalid(format!("group = {group}: must divide head_dim = {dim}")));
+        let key = role.width();
+        return Err(Error::invalid(format!("group = {group}: must divide {key} = {dim}")));
     }
     if role == Role::Values && axis == Axis::Channel {
         return Err(Error::unsupported("scales of values belong to tokens"));
@@ -206,12 +208,17 @@ impl StoreForm {
     /// # Errors
     /// `InvalidArgument` and `Unsupported` name the parameter and what is allowed.
     pub fn check(&self, dim: usize) -> Result<()> {
+        self.check_widths(dim, dim)
+    }
+
+    /// Whether keys and values of so many channels can be.
+    pub(crate) fn check_widths(&self, keys: usize, values: usize) -> Result<()> {
         match self {
             Self::Float(dtype) => check_dtype("dtype", *dtype),
             Self::Int(int) => {
-                check_int(&int.shape(Role::Keys, dim))?;
-                check_int(&int.shape(Role::Values, dim))?;
-                check_window(&int.shape(Role::Keys, dim), int.window)
+                check_int(&int.shape(Role::Keys, keys))?;
+                check_int(&int.shape(Role::Values, values))?;
+                check_window(&int.shape(Role::Keys, keys), int.window)
             }
             Self::Bitmap(map) => {
                 check_dtype("dtype", map.dtype)?;
@@ -239,6 +246,11 @@ impl StoreForm {
             Self::Int(int) => of(int.scales) / 2.0,
             Self::Bitmap(map) => of(map.dtype),
         }
+    }
+
+    /// Whether keys in this form can be added up by weights where they lie, as values can.
+    pub(crate) fn mixes_keys(&self) -> bool {
+        !matches!(self, Self::Int(_))
     }
 
     /// Empty rows of a head that was checked.

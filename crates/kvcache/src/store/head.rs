@@ -1,19 +1,21 @@
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, s};
 use tensorpress_tensor::ndarray;
 
+use super::KvShape;
 use super::form::StoreForm;
 use super::int::Role;
 use super::rows::Rows;
-use super::{Causal, KvShape};
+use super::scoring::Sight;
 
 /// Tokens of one head in one form.
 #[derive(Debug)]
 pub(super) struct Tier {
     pub(super) keys: Box<dyn Rows>,
-    pub(super) values: Box<dyn Rows>,
-    pub(super) dim: usize,
+    /// Absent where values are the first channels of the keys.
+    pub(super) values: Option<Box<dyn Rows>>,
+    pub(super) value_dim: usize,
     /// Tokens came in another order than that of their positions: those that were demoted.
     pub(super) scattered: bool,
     /// Positions by slot; absent while they are 0, 1, 2 ...
@@ -25,8 +27,8 @@ impl Clone for Tier {
         let positions = self.positions.clone();
         Self {
             keys: self.keys.fork(),
-            values: self.values.fork(),
-            dim: self.dim,
+            values: self.values.as_ref().map(|values| values.fork()),
+            value_dim: self.value_dim,
             scattered: self.scattered,
             positions,
         }
@@ -34,10 +36,10 @@ impl Clone for Tier {
 }
 
 impl Tier {
-    pub(super) fn new(form: &StoreForm, shape: KvShape) -> Self {
-        let rows = |role| form.rows(role, shape.head_dim);
-        let (keys, values) = (rows(Role::Keys), rows(Role::Values));
-        Self { keys, values, dim: shape.head_dim, scattered: false, positions: None }
+    pub(super) fn new(form: &StoreForm, shape: KvShape, values_in_keys: bool) -> Self {
+        let keys = form.rows(Role::Keys, shape.head_dim);
+        let values = (!values_in_keys).then(|| form.rows(Role::Values, shape.value_dim));
+        Self { keys, values, value_dim: shape.value_dim, scattered: false, positions: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -54,7 +56,9 @@ impl Tier {
             positions.extend((first..first + k.nrows()).map(|p| p as u32));
         }
         self.keys.push(k);
-        self.values.push(v);
+        if let Some(values) = &mut self.values {
+            values.push(v);
+        }
     }
 
     /// Tokens at any positions.
@@ -64,14 +68,27 @@ impl Tier {
         let mine = self.positions.get_or_insert_with(|| (0..before as u32).collect());
         mine.extend(at.iter().map(|p| *p as u32));
         self.keys.push(k.view());
-        self.values.push(v.view());
+        if let Some(values) = &mut self.values {
+            values.push(v.view());
+        }
     }
 
-    /// Keys or values of all slots.
-    pub(super) fn decode(&self, rows: &dyn Rows) -> Array2<f32> {
-        let mut out = Array2::zeros((rows.len(), self.dim));
-        rows.decode(0..rows.len(), out.view_mut());
-        out
+    /// Keys of all slots, as they are held.
+    pub(super) fn decode_keys(&self) -> Array2<f32> {
+        decode(&*self.keys)
+    }
+
+    /// Values of all slots.
+    pub(super) fn decode_values(&self) -> Array2<f32> {
+        match &self.values {
+            Some(values) => decode(&**values),
+            None => self.decode_keys().slice(s![.., ..self.value_dim]).to_owned(),
+        }
+    }
+
+    /// What is added up by the weights: rows that begin with the values.
+    pub(super) fn mixed(&self) -> &dyn Rows {
+        self.values.as_ref().map_or(&*self.keys, |values| &**values)
     }
 
     /// Forgets all but these slots, which are ascending.
@@ -81,18 +98,22 @@ impl Tier {
         }
         let positions = keep.iter().map(|slot| self.position(*slot) as u32).collect();
         self.keys.retain(keep);
-        self.values.retain(keep);
+        if let Some(values) = &mut self.values {
+            values.retain(keep);
+        }
         self.positions = Some(positions);
     }
 
     /// The shortest length in slots, but 0, to which this tier can be cut.
     pub(super) fn earliest(&self) -> usize {
-        self.keys.earliest().max(self.values.earliest())
+        self.keys.earliest().max(self.values.as_ref().map_or(0, |values| values.earliest()))
     }
 
     pub(super) fn truncate(&mut self, slots: usize) {
         self.keys.truncate(slots);
-        self.values.truncate(slots);
+        if let Some(values) = &mut self.values {
+            values.truncate(slots);
+        }
         if slots == 0 {
             self.positions = None;
         } else if let Some(positions) = &mut self.positions {
@@ -110,29 +131,37 @@ impl Tier {
 
     pub(super) fn bytes(&self) -> u64 {
         let positions = self.positions.as_ref().map_or(0, |p| 4 * p.len() as u64);
-        self.keys.bytes() + self.values.bytes() + positions
+        let values = self.values.as_ref().map_or(0, |values| values.bytes());
+        self.keys.bytes() + values + positions
     }
+}
+
+fn decode(rows: &dyn Rows) -> Array2<f32> {
+    let mut out = Array2::zeros((rows.len(), rows.dim()));
+    rows.decode(0..rows.len(), out.view_mut());
+    out
 }
 
 /// What queries see.
 impl Tier {
     /// Slots that queries at positions `from..=to` may see, with others where positions do not ascend.
-    pub(super) fn span(&self, causal: Causal, from: usize, to: usize) -> Range<usize> {
+    pub(super) fn span(&self, sight: Sight, from: usize, to: usize) -> Range<usize> {
         if self.scattered {
             return 0..self.len();
         }
-        let start = causal.window.map_or(0, |w| self.slots_before((from + 1).saturating_sub(w)));
+        let oldest = sight.oldest(from);
+        let start = if oldest == 0 { 0 } else { self.slots_before(oldest) };
         let end = self.slots_before(to + 1);
         start.min(end)..end
     }
 
     /// Scores of slots that a query at a position does not see, where those are not outside of [`Tier::span`].
-    pub(super) fn hide(&self, scores: &mut [f32], causal: Causal, position: usize) {
-        let span = self.span(causal, position, position);
+    pub(super) fn hide(&self, scores: &mut [f32], sight: Sight, position: usize) {
+        let span = self.span(sight, position, position);
         scores[..span.start].fill(f32::NEG_INFINITY);
         scores[span.end..].fill(f32::NEG_INFINITY);
         let (Some(positions), true) = (&self.positions, self.scattered) else { return };
-        let oldest = causal.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        let oldest = sight.oldest(position);
         for (score, p) in scores.iter_mut().zip(positions) {
             if !(oldest..=position).contains(&(*p as usize)) {
                 *score = f32::NEG_INFINITY;

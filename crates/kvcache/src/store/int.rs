@@ -33,6 +33,16 @@ pub(crate) enum Role {
     Values,
 }
 
+impl Role {
+    /// What the channels are called in a shape.
+    pub(crate) fn width(self) -> &'static str {
+        match self {
+            Self::Keys => "head_dim",
+            Self::Values => "value_dim",
+        }
+    }
+}
+
 /// The shape of integer rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct IntShape {

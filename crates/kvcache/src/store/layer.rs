@@ -4,7 +4,8 @@ use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
 use super::form::StoreForm;
 use super::head::Tier;
-use super::{Causal, HeadSlots, KvShape, KvStore, Watch};
+use super::reader::Reading;
+use super::{Bias, Causal, HeadSlots, KvShape, KvStore, Scoring, Watch};
 use crate::rope::Rope;
 
 /// A layer in one [`StoreForm`], or in two: tokens may be demoted to a second, lower one.
@@ -15,6 +16,9 @@ pub struct Layer {
     pub(super) low: Option<StoreForm>,
     /// Keys are held before rotary embedding, and rotated when they are read.
     pub(super) rope: Option<Rope>,
+    pub(super) scoring: Scoring,
+    /// Values are the first channels of the keys.
+    pub(super) values_in_keys: bool,
     pub(super) heads: Vec<Head>,
     pub(super) len: usize,
     /// Length when something was last evicted or demoted.
@@ -33,10 +37,76 @@ impl Layer {
     /// # Errors
     /// Those of [`StoreForm::check`].
     pub fn new(shape: KvShape, form: StoreForm) -> Result<Self> {
-        form.check(shape.head_dim)?;
-        let head = || Head { main: Tier::new(&form, shape), low: None };
-        let heads = (0..shape.kv_heads).map(|_| head()).collect();
-        Ok(Self { shape, form, low: None, rope: None, heads, len: 0, settled: 0 })
+        form.check_widths(shape.head_dim, shape.value_dim)?;
+        let mut layer = Self {
+            shape,
+            form,
+            low: None,
+            rope: None,
+            scoring: Scoring::default(),
+            values_in_keys: false,
+            heads: Vec::new(),
+            len: 0,
+            settled: 0,
+        };
+        layer.heads = (0..shape.kv_heads).map(|_| layer.empty_head()).collect();
+        Ok(layer)
+    }
+
+    fn empty_head(&self) -> Head {
+        Head { main: Tier::new(&self.form, self.shape, self.values_in_keys), low: None }
+    }
+
+    /// Says how products of queries and keys become weights.
+    ///
+    /// # Errors
+    /// Those of [`Scoring::check`].
+    pub fn with_scoring(mut self, scoring: Scoring) -> Result<Self> {
+        scoring.check(self.shape)?;
+        self.scoring = scoring;
+        Ok(self)
+    }
+
+    /// Holds values as what they are where they are the first `value_dim` channels of the keys: not a second time. That
+    /// is MLA (DeepSeek-V2, 2024) held as its latent: one head of keys, each the latent and behind it the channels of
+    /// position, both after whatever norm and rotary embedding the model has; values are the latent. With the maps from
+    /// the latent to keys and values absorbed in queries and outputs, attention over it is that over all heads' keys and
+    /// values. Integers are decoded for it at every call; floats and bitmaps are added up where they lie.
+    ///
+    /// ```
+    /// use tensorpress_kvcache::{KvShape, KvStore, Layer, Scoring, StoreForm};
+    /// use tensorpress_tensor::ndarray::{Array3, s};
+    /// use tensorpress_tensor::DType;
+    ///
+    /// // 16 query heads of 128 + 64 channels; a latent of 512 that all of them share.
+    /// let shape = KvShape::new(16, 1, 512 + 64)?.with_value_dim(512)?;
+    /// let scoring = Scoring::default().with_scale(1.0 / (128.0f32 + 64.0).sqrt());
+    /// let layer = Layer::new(shape, StoreForm::Float(DType::BF16))?;
+    /// let mut layer = layer.with_scoring(scoring)?.with_values_in_keys()?;
+    /// let latent = Array3::from_elem((10, 1, 512 + 64), 0.5);
+    /// layer.append(latent.view(), latent.slice(s![.., .., ..512]))?;
+    /// assert_eq!(layer.bytes(), 10 * (512 + 64) * 2);
+    /// # Ok::<(), tensorpress_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidArgument` for values wider than keys, or where there are tokens already; `Unsupported` with plain keys.
+    pub fn with_values_in_keys(mut self) -> Result<Self> {
+        let KvShape { head_dim, value_dim, .. } = self.shape;
+        if value_dim > head_dim {
+            return Err(Error::invalid(format!(
+                "value_dim = {value_dim}: at most head_dim = {head_dim} where values are in the keys"
+            )));
+        }
+        if self.rope.is_some() {
+            return Err(Error::unsupported("values in keys that are held before rotary embedding"));
+        }
+        if !self.is_empty() {
+            return Err(Error::invalid("values in keys: said while the layer is empty"));
+        }
+        self.values_in_keys = true;
+        self.heads = (0..self.shape.kv_heads).map(|_| self.empty_head()).collect();
+        Ok(self)
     }
 
     /// Lets tokens be demoted to this form.
@@ -44,7 +114,7 @@ impl Layer {
     /// # Errors
     /// Those of [`StoreForm::check`].
     pub fn with_low(mut self, form: StoreForm) -> Result<Self> {
-        form.check(self.shape.head_dim)?;
+        form.check_widths(self.shape.head_dim, self.shape.value_dim)?;
         self.low = Some(form);
         Ok(self)
     }
@@ -52,8 +122,11 @@ impl Layer {
     /// Takes keys before rotary embedding and rotates them when they are read. Queries still come rotated.
     ///
     /// # Errors
-    /// `ShapeMismatch` if the embedding has another number of channels.
+    /// `ShapeMismatch` if the embedding has another number of channels, `Unsupported` where values are in the keys.
     pub fn with_plain_keys(mut self, rope: Rope) -> Result<Self> {
+        if self.values_in_keys {
+            return Err(Error::unsupported("values in keys that are held before rotary embedding"));
+        }
         if rope.dim() != self.shape.head_dim {
             let (rope, dim) = (rope.dim(), self.shape.head_dim);
             return Err(Error::shape(format!(
@@ -111,9 +184,10 @@ impl Layer {
             if goes.is_empty() {
                 continue;
             }
-            let (k, v) = (head.main.decode(&*head.main.keys), head.main.decode(&*head.main.values));
+            let (k, v) = (head.main.decode_keys(), head.main.decode_values());
             let positions: Vec<usize> = goes.iter().map(|slot| head.main.position(*slot)).collect();
-            let low = head.low.get_or_insert_with(|| Tier::new(&form, self.shape));
+            let low =
+                head.low.get_or_insert_with(|| Tier::new(&form, self.shape, self.values_in_keys));
             low.push_at(&k.select(Axis(0), &goes), &v.select(Axis(0), &goes), &positions);
             head.main.retain(keep);
         }
@@ -123,7 +197,7 @@ impl Layer {
 
     /// Keys of a tier, rotated where they are held plain.
     pub(super) fn rotated(&self, tier: &Tier) -> Array2<f32> {
-        let mut k = tier.decode(&*tier.keys);
+        let mut k = tier.decode_keys();
         if let Some(rope) = &self.rope {
             for (slot, mut row) in k.rows_mut().into_iter().enumerate() {
                 rope.rotate(row.as_slice_mut().expect("contiguous"), tier.position(slot));
@@ -153,10 +227,14 @@ impl KvStore for Layer {
         (0..main.len()).map(|slot| main.position(slot)).collect()
     }
 
+    fn scoring(&self) -> &Scoring {
+        &self.scoring
+    }
+
     fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
-        self.shape.check("keys", self.shape.kv_heads, keys.dim())?;
-        self.shape.check("values", self.shape.kv_heads, values.dim())?;
-        if keys.dim() != values.dim() {
+        self.shape.check_keys(keys.dim())?;
+        self.shape.check_values(values.dim())?;
+        if keys.dim().0 != values.dim().0 {
             let (k, v) = (keys.dim().0, values.dim().0);
             return Err(Error::shape(format!("keys of {k} tokens, values of {v}")));
         }
@@ -176,6 +254,9 @@ impl KvStore for Layer {
                 )));
             }
         }
+        if self.values_in_keys && keys.slice(s![.., .., ..self.shape.value_dim]) != values {
+            return Err(Error::invalid("values: allowed are the first channels of the keys"));
+        }
         for (h, head) in self.heads.iter_mut().enumerate() {
             head.main.push(keys.slice(s![.., h, ..]), values.slice(s![.., h, ..]), self.len);
         }
@@ -183,21 +264,17 @@ impl KvStore for Layer {
         Ok(())
     }
 
-    fn attend(
+    fn attend_with(
         &self,
         queries: ArrayView3<'_, f32>,
         causal: Causal,
+        bias: Option<Bias<'_>>,
         out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
         watch: Option<&mut Watch<'_>>,
     ) -> Result<()> {
-        self.shape.check("queries", self.shape.heads, queries.dim())?;
-        if out.dim() != queries.dim() {
-            let (o, q) = (out.dim(), queries.dim());
-            return Err(Error::shape(format!("out {o:?}, queries {q:?}")));
-        }
-        self.attend_heads(queries, causal, out, scratch, watch);
-        Ok(())
+        let reading = Reading { shape: self.shape, scoring: &self.scoring };
+        self.attend_heads(reading, queries, causal, bias, out, scratch, watch)
     }
 
     fn keys(&self, head: usize) -> Array2<f32> {
@@ -205,8 +282,7 @@ impl KvStore for Layer {
     }
 
     fn values(&self, head: usize) -> Array2<f32> {
-        let tier = &self.heads[head].main;
-        tier.decode(&*tier.values)
+        self.heads[head].main.decode_values()
     }
 
     fn retain(&mut self, keep: &HeadSlots) -> Result<()> {

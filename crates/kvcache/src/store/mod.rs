@@ -10,9 +10,12 @@ mod int;
 mod kivi;
 mod layer;
 mod mustafar;
+mod reader;
 mod rows;
+mod scoring;
 #[cfg(test)]
 mod tests;
+mod weigh;
 mod windowed;
 mod wire;
 
@@ -28,7 +31,10 @@ use crate::stage::KvPart;
 pub use form::{Bitmap, Int, StoreForm};
 pub use int::Axis;
 pub use layer::Layer;
+pub use reader::Reader;
 pub(crate) use rows::{bytes_part, count, product, read_bytes};
+pub(crate) use scoring::Sight;
+pub use scoring::{Bias, Scoring};
 
 /// The stages of this module.
 pub(crate) fn stages() -> Vec<Row<KvPart>> {
@@ -43,12 +49,14 @@ pub struct KvShape {
     pub heads: usize,
     /// Heads of keys and values.
     pub kv_heads: usize,
-    /// Channels of a head.
+    /// Channels of a head of queries and keys.
     pub head_dim: usize,
+    /// Channels of a head of values and of what attention gives.
+    pub value_dim: usize,
 }
 
 impl KvShape {
-    /// A shape.
+    /// A shape; values are as wide as keys.
     ///
     /// # Errors
     /// `InvalidArgument` for zeros, or query heads that are no multiple of the others.
@@ -58,7 +66,19 @@ impl KvShape {
                 "heads = {heads}, kv_heads = {kv_heads}, head_dim = {head_dim}: all at least 1, heads a multiple of kv_heads"
             )));
         }
-        Ok(Self { heads, kv_heads, head_dim })
+        Ok(Self { heads, kv_heads, head_dim, value_dim: head_dim })
+    }
+
+    /// Sets another width of values: MLA's, whose keys have channels of position beside them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for 0.
+    pub fn with_value_dim(mut self, value_dim: usize) -> Result<Self> {
+        if value_dim == 0 {
+            return Err(Error::invalid("value_dim = 0: at least 1"));
+        }
+        self.value_dim = value_dim;
+        Ok(self)
     }
 
     /// Query heads that share a head of keys and values.
@@ -67,16 +87,37 @@ impl KvShape {
         self.heads / self.kv_heads
     }
 
-    pub(crate) fn check(&self, what: &str, heads: usize, dim: (usize, usize, usize)) -> Result<()> {
-        if (dim.1, dim.2) == (heads, self.head_dim) {
-            return Ok(());
-        }
-        let (tokens, found, channels) = dim;
-        Err(Error::shape(format!(
-            "{what} [{tokens}, {found}, {channels}]: [tokens, {heads}, {}] expected",
-            self.head_dim
-        )))
+    pub(crate) fn check_keys(&self, dim: (usize, usize, usize)) -> Result<()> {
+        check("keys", self.kv_heads, self.head_dim, dim)
     }
+
+    pub(crate) fn check_values(&self, dim: (usize, usize, usize)) -> Result<()> {
+        check("values", self.kv_heads, self.value_dim, dim)
+    }
+
+    /// Whether queries can be these, and what attention gives can go there.
+    pub(crate) fn check_queries(
+        &self,
+        queries: (usize, usize, usize),
+        out: (usize, usize, usize),
+    ) -> Result<()> {
+        check("queries", self.heads, self.head_dim, queries)?;
+        check("out", self.heads, self.value_dim, out)?;
+        if out.0 != queries.0 {
+            return Err(Error::shape(format!("out {out:?}, queries {queries:?}")));
+        }
+        Ok(())
+    }
+}
+
+fn check(what: &str, heads: usize, width: usize, dim: (usize, usize, usize)) -> Result<()> {
+    if (dim.1, dim.2) == (heads, width) {
+        return Ok(());
+    }
+    let (tokens, found, channels) = dim;
+    Err(Error::shape(format!(
+        "{what} [{tokens}, {found}, {channels}]: [tokens, {heads}, {width}] expected"
+    )))
 }
 
 /// Slots to keep, ascending, for each head of keys and values. A slot is the place of a token among those held.
@@ -91,8 +132,8 @@ impl HeadSlots {
     }
 }
 
-/// Sees the attention of one query: query head, row among the queries, and the weight of every slot (sum 1). Slots of a
-/// low tier follow those of the main one.
+/// Sees the attention of one query: query head, row among the queries, and the weight of every slot (sum 1, but for the
+/// share of the head's sink). Slots of a low tier follow those of the main one.
 pub type Watch<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
 
 /// What a query sees.
@@ -133,21 +174,41 @@ pub trait KvStore: Debug + Send + Sync {
     /// If there is no such head.
     fn positions(&self, head: usize) -> Vec<usize>;
 
-    /// Takes keys and values `[tokens, kv_heads, head_dim]` of the next tokens.
+    /// How products of queries and keys become weights.
+    fn scoring(&self) -> &Scoring;
+
+    /// Takes keys `[tokens, kv_heads, head_dim]` and values `[tokens, kv_heads, value_dim]` of the next tokens.
     ///
     /// # Errors
-    /// `ShapeMismatch`; `Numerical` for what is not finite or too large for the form. The store is then as it was.
+    /// `ShapeMismatch`; `Numerical` for what is not finite or too large for the form; `InvalidArgument` for values that
+    /// are not in the keys where they must be. The store is then as it was.
     fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()>;
 
-    /// `softmax(q k^T / sqrt(head_dim)) v` over the stored form for queries `[tokens, heads, head_dim]`; a query that
-    /// sees nothing gets zeros.
+    /// [`KvStore::attend_with`] without a bias.
     ///
     /// # Errors
-    /// `ShapeMismatch`.
+    /// As there.
     fn attend(
         &self,
         queries: ArrayView3<'_, f32>,
         causal: Causal,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+        watch: Option<&mut Watch<'_>>,
+    ) -> Result<()> {
+        self.attend_with(queries, causal, None, out, scratch, watch)
+    }
+
+    /// `softmax(q k^T / sqrt(head_dim)) v`, or what else [`KvStore::scoring`] says, over the stored form for queries
+    /// `[tokens, heads, head_dim]` into `out` `[tokens, heads, value_dim]`; a query that sees nothing gets zeros.
+    ///
+    /// # Errors
+    /// `ShapeMismatch`; `Numerical` for a bias that is NaN or plus infinity.
+    fn attend_with(
+        &self,
+        queries: ArrayView3<'_, f32>,
+        causal: Causal,
+        bias: Option<Bias<'_>>,
         out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
         watch: Option<&mut Watch<'_>>,
@@ -159,7 +220,7 @@ pub trait KvStore: Debug + Send + Sync {
     /// If there is no such head.
     fn keys(&self, head: usize) -> Array2<f32>;
 
-    /// Values `[slots, head_dim]` of a head, as attention uses them.
+    /// Values `[slots, value_dim]` of a head, as attention uses them.
     ///
     /// # Panics
     /// If there is no such head.

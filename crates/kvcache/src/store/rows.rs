@@ -11,6 +11,8 @@ use tensorpress_tensor::{Error, PartKind, PartSink, Result, ndarray};
 pub(crate) trait Rows: Debug + Send + Sync {
     fn len(&self) -> usize;
 
+    fn dim(&self) -> usize;
+
     /// Takes rows, which were checked before: this cannot fail.
     fn push(&mut self, rows: ArrayView2<'_, f32>);
 

@@ -98,9 +98,15 @@ fn every_instruction_set_multiplies_alike() {
     let mut random = tensorpress_tensor::linalg::SplitMix::new(3);
     let mut noise = |n: usize| (0..n).map(|_| random.next_f64() as f32 - 0.5).collect::<Vec<_>>();
     for bits in [2, 4, 8] {
-        for (dim, group, n) in
-            [(8, 16, 32), (32, 16, 40), (48, 48, 96), (96, 32, 300), (128, 128, 256), (33, 64, 64)]
-        {
+        for (dim, group, n) in [
+            (8, 16, 32),
+            (32, 16, 40),
+            (48, 48, 96),
+            (96, 32, 300),
+            (128, 128, 256),
+            (33, 64, 64),
+            (576, 64, 64),
+        ] {
             for (role, axis) in [
                 (Role::Keys, Axis::Channel),
                 (Role::Keys, Axis::Token),

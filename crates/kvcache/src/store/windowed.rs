@@ -110,6 +110,10 @@ impl<P: PackedRows> Rows for Windowed<P> {
         self.first + self.exact.len() / self.packed.dim()
     }
 
+    fn dim(&self) -> usize {
+        self.packed.dim()
+    }
+
     fn push(&mut self, rows: ArrayView2<'_, f32>) {
         self.exact.extend(rows.iter());
         self.settle();

@@ -8,26 +8,37 @@ use super::form::StoreForm;
 use super::head::Tier;
 use super::int::Role;
 use super::layer::{Head, Layer};
-use super::{KvShape, count};
+use super::{KvShape, Scoring, count};
 use crate::rope::Rope;
 
 const KIND: &str = "kv.layer.v1";
+
+/// With a width of values, a scoring or values in keys, which readers of the first would not know of.
+const KIND_2: &str = "kv.layer.v2";
 
 impl Layer {
     pub(super) fn describe_layer(&self) -> Json {
         let tier = |tier: &Tier| {
             json!({
-                "keys": tier.keys.describe(), "values": tier.values.describe(),
+                "keys": tier.keys.describe(), "values": tier.values.as_ref().map(|v| v.describe()),
                 "positions": tier.positions.is_some(),
             })
         };
         let head = |head: &Head| head.tiers().into_iter().map(tier).collect::<Vec<_>>();
-        let KvShape { heads, kv_heads, head_dim } = self.shape;
-        json!({
+        let KvShape { heads, kv_heads, head_dim, value_dim } = self.shape;
+        let mut json = json!({
             "kind": KIND, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim,
             "form": self.form, "low": self.low, "rope": self.rope, "len": self.len, "settled": self.settled,
             "tiers": self.heads.iter().map(head).collect::<Vec<_>>(),
-        })
+        });
+        let plain = value_dim == head_dim && self.scoring == Scoring::default();
+        if !plain || self.values_in_keys {
+            json["kind"] = json!(KIND_2);
+            json["value_dim"] = json!(value_dim);
+            json["scoring"] = json!(self.scoring);
+            json["values_in_keys"] = json!(self.values_in_keys);
+        }
+        json
     }
 
     pub(super) fn write_parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
@@ -35,7 +46,9 @@ impl Layer {
             for (t, tier) in head.tiers().into_iter().enumerate() {
                 let prefix = format!("{prefix}.{h}.{t}");
                 tier.keys.parts(&format!("{prefix}.keys"), sink)?;
-                tier.values.parts(&format!("{prefix}.values"), sink)?;
+                if let Some(values) = &tier.values {
+                    values.parts(&format!("{prefix}.values"), sink)?;
+                }
                 if let Some(positions) = &tier.positions {
                     let bytes: Vec<u8> = positions.iter().flat_map(|p| p.to_le_bytes()).collect();
                     sink.part(Part {
@@ -57,16 +70,24 @@ impl Layer {
     /// `Corruption`, `Version` or `InsufficientData`: a description and parts that contradict themselves or each other.
     pub fn read(json: &Json, prefix: &str, source: &dyn PartSource) -> Result<Self> {
         let bad = |why: String| Error::corruption(format!("KV cache description: {why}"));
-        if json["kind"] != KIND {
+        if json["kind"] != KIND && json["kind"] != KIND_2 {
             return Err(Error::new(
                 tensorpress_tensor::ErrorKind::Version,
-                format!("KV cache of kind {}: this build reads {KIND}", json["kind"]),
+                format!("KV cache of kind {}: this build reads {KIND} and {KIND_2}", json["kind"]),
             ));
         }
-        let shape =
+        let mut shape =
             KvShape::new(count(json, "heads")?, count(json, "kv_heads")?, count(json, "head_dim")?)
                 .map_err(|e| bad(e.message().into()))?;
         let parse = |key: &str| json[key].clone();
+        let (mut scoring, mut values_in_keys) = (Scoring::default(), false);
+        if json["kind"] == KIND_2 {
+            let value_dim = count(json, "value_dim")?;
+            shape = shape.with_value_dim(value_dim).map_err(|e| bad(e.message().into()))?;
+            scoring = serde_json::from_value(parse("scoring")).map_err(|e| bad(e.to_string()))?;
+            let flag = json["values_in_keys"].as_bool();
+            values_in_keys = flag.ok_or_else(|| bad("`values_in_keys`".into()))?;
+        }
         let form: StoreForm =
             serde_json::from_value(parse("form")).map_err(|e| bad(e.to_string()))?;
         let low: Option<StoreForm> =
@@ -82,7 +103,11 @@ impl Layer {
         // No heads are made yet: a declared number of them is not believed before their tiers are there.
         let empty = KvShape { kv_heads: 0, ..shape };
         let mut layer = Self::new(empty, form).map_err(|e| bad(e.message().into()))?;
+        if values_in_keys {
+            layer = layer.with_values_in_keys().map_err(|e| bad(e.message().into()))?;
+        }
         layer.shape = shape;
+        layer = layer.with_scoring(scoring).map_err(|e| bad(e.message().into()))?;
         if let Some(rope) = rope {
             rope.check().map_err(|e| bad(e.message().into()))?;
             layer = layer.with_plain_keys(rope).map_err(|e| bad(e.message().into()))?;
@@ -97,7 +122,9 @@ impl Layer {
             let tiers = tiers.ok_or_else(|| bad(format!("`tiers` of head {h}")))?;
             let mut read = tiers.iter().enumerate().map(|(t, json)| {
                 let form = if t == 0 { form } else { low.expect("there are two") };
-                read_tier(&form, shape, json, &format!("{prefix}.{h}.{t}"), source, len, t > 0)
+                let prefix = format!("{prefix}.{h}.{t}");
+                let widths = (shape.head_dim, shape.value_dim);
+                read_tier(&form, widths, values_in_keys, json, &prefix, source, len, t > 0)
             });
             let main = read.next().expect("there is one")?;
             if main.positions.is_none() && main.len() != len {
@@ -112,7 +139,8 @@ impl Layer {
 
 fn read_tier(
     form: &StoreForm,
-    shape: KvShape,
+    (head_dim, value_dim): (usize, usize),
+    values_in_keys: bool,
     json: &Json,
     prefix: &str,
     source: &dyn PartSource,
@@ -121,14 +149,19 @@ fn read_tier(
 ) -> Result<Tier> {
     let bad =
         |why: &str| Error::corruption(format!("KV cache description: {why}")).in_tensor(prefix);
-    let rows = |key: &str, role| {
-        if !form.agrees(role, shape.head_dim, &json[key]) {
+    let rows = |key: &str, role, dim| {
+        if !form.agrees(role, dim, &json[key]) {
             return Err(bad(&format!("`{key}` do not have the form of the layer")));
         }
-        form.read_rows(&json[key], shape.head_dim, &format!("{prefix}.{key}"), source)
+        form.read_rows(&json[key], dim, &format!("{prefix}.{key}"), source)
     };
-    let (keys, values) = (rows("keys", Role::Keys)?, rows("values", Role::Values)?);
-    if keys.len() != values.len() {
+    let keys = rows("keys", Role::Keys, head_dim)?;
+    let values = match values_in_keys {
+        true if json["values"].is_null() => None,
+        true => return Err(bad("`values` beside those in the keys")),
+        false => Some(rows("values", Role::Values, value_dim)?),
+    };
+    if values.as_ref().is_some_and(|values| values.len() != keys.len()) {
         return Err(bad("keys and values of different length"));
     }
     let positions = match json["positions"].as_bool() {
@@ -144,5 +177,5 @@ fn read_tier(
         }
         _ => return Err(bad("`positions`")),
     };
-    Ok(Tier { keys, values, dim: shape.head_dim, scattered, positions })
+    Ok(Tier { keys, values, value_dim, scattered, positions })
 }

@@ -4,6 +4,7 @@ mod bad_input;
 mod budgets;
 mod deferred;
 mod laws;
+mod policies;
 mod wire;
 
 use std::ops::Range;

@@ -160,7 +160,7 @@ fn hostile_descriptions_are_refused() {
     let (bytes, text) = written(&cache);
     let huge = 1u64 << 39;
     for (pointer, value) in [
-        ("/kind", "kv.cache.v2".into()),
+        ("/kind", "kv.cache.v3".into()),
         ("/layer/kind", "kv.cache.v1".into()),
         ("/layer/kv_heads", huge.into()),
         ("/layer/head_dim", huge.into()),
@@ -172,6 +172,8 @@ fn hostile_descriptions_are_refused() {
         ("/policy/stride", 0.into()),
         ("/policy/stride", (-1).into()),
         ("/policy/heads", serde_json::json!({ "adaptive": { "floor": 2.0 } })),
+        ("/policy/heads", serde_json::json!({ "adaptive": { "floor": 0.2, "rule": "mine" } })),
+        ("/policy/recent_share", (-0.5).into()),
         ("/policy/layers", serde_json::json!({ "pyramid": { "beta": 0.5, "window": 1 } })),
         ("/policy/action", "burn".into()),
         (
@@ -199,7 +201,10 @@ fn hostile_descriptions_are_refused() {
         ("/statistics/mass", serde_json::json!([1])),
     ] {
         let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        *json.pointer_mut(pointer).expect(pointer) = value.clone();
+        match pointer.rsplit_once('/') {
+            Some((parent, name)) => json.pointer_mut(parent).expect(pointer)[name] = value.clone(),
+            None => panic!("{pointer}"),
+        }
         let error = read(bytes.clone(), &json.to_string()).map(drop).expect_err(pointer);
         let kinds = [ErrorKind::Corruption, ErrorKind::Version, ErrorKind::InsufficientData];
         assert!(kinds.contains(&error.kind()), "{pointer} = {value}: {error}");

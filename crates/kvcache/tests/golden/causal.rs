@@ -1,6 +1,6 @@
-use tensorpress_kvcache::policy::pyramidkv;
+use tensorpress_kvcache::policy::snapkv;
 use tensorpress_kvcache::score::ExpectedAttention;
-use tensorpress_kvcache::{Budget, LayerAt, Policy, Rope};
+use tensorpress_kvcache::{Budget, LayerAt, Layers, Policy, Rope, Rule};
 use tensorpress_tensor::ndarray;
 
 use crate::{Case, floats, ints, near, open, tokens_first};
@@ -39,7 +39,9 @@ fn causal_models() {
             let at = LayerAt { index: layer, of: layers };
             for ratio in [0.5, 0.75] {
                 let kept = ints(&file, &format!("kept_len.pyramidkv@{ratio}"))[layer];
-                let mine = case.kept(pyramidkv(window, 20.0, Budget::Keep(1.0 - ratio)), at);
+                let layers = Layers::Pyramid { beta: 20.0, window, rule: Rule::Kvpress };
+                let policy = snapkv(window, 5, Budget::Keep(1.0 - ratio)).with_layers(layers);
+                let mine = case.kept(policy, at);
                 assert!(mine.iter().all(|k| k.len() == kept), "{name}: layer {layer} at {ratio}");
             }
             // The mean of queries that were turned back is that of those that never were turned.

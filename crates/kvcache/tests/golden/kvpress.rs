@@ -1,11 +1,11 @@
 use std::collections::BTreeSet;
 
 use ndarray::{Array3, s};
-use tensorpress_kvcache::policy::{adakv, pyramidkv, snapkv, streaming};
+use tensorpress_kvcache::policy::{pyramidkv, snapkv, streaming};
 use tensorpress_kvcache::score::{
     Accumulated, ExpectedAttention, KeyDifference, KeyNorm, LastQuery, QueryWindow,
 };
-use tensorpress_kvcache::{Budget, Causal, Heads, KvStore, LayerAt, Layers, Policy, Rope};
+use tensorpress_kvcache::{Budget, Causal, Heads, KvStore, LayerAt, Layers, Policy, Rope, Rule};
 use tensorpress_tensor::{Scratch, ndarray};
 
 use crate::{Case, floats, ints, near, open, same_sets, sets};
@@ -75,17 +75,22 @@ fn kvpress_scores_and_kept_sets() {
         let pyramid = sets(&ints(&file, &format!("pyramidkv.kept_r{ratio}")), heads);
         // The layer is the third of MiniLM's six.
         let third = LayerAt { index: 2, of: 6 };
-        let mine = case.kept(pyramidkv(32, 20.0, budget), third);
+        let layers = Layers::Pyramid { beta: 20.0, window: 32, rule: Rule::Kvpress };
+        let mine = case.kept(pyramidkv(32, 20.0, budget).with_layers(layers), third);
         same_sets(&mine, &pyramid, &scores[2].1, &format!("pyramidkv at {ratio}"));
         checked += 1;
         let mut leaderboard = expected.clone();
         leaderboard.epsilon = 0.01;
         let no_floor = Policy::new(leaderboard, budget);
-        for (name, policy) in [
-            ("adakv_knorm", adakv(Policy::new(KeyNorm, budget))),
-            ("adakv_snapkv", adakv(snapkv(32, 5, budget))),
-            ("adakv_expatt_a0", no_floor.with_heads(Heads::Adaptive { floor: 0.0 })),
-        ] {
+        let heads = |floor, rule| Heads::Adaptive { floor, rule };
+        let cases = [
+            ("adakv_knorm", Policy::new(KeyNorm, budget).with_heads(heads(0.2, Rule::Kvpress))),
+            ("adakv_snapkv", snapkv(32, 5, budget).with_heads(heads(0.2, Rule::Kvpress))),
+            ("adakv_expatt_a0", no_floor.clone().with_heads(heads(0.0, Rule::Kvpress))),
+            // Without a floor the rules are one.
+            ("adakv_expatt_a0", no_floor.with_heads(heads(0.0, Rule::Authors))),
+        ];
+        for (name, policy) in cases {
             let pruned = file.tensor(&format!("{name}.pruned_mask_r{ratio}")).expect("a mask");
             let theirs: Vec<BTreeSet<usize>> = pruned
                 .bytes()
@@ -151,7 +156,7 @@ fn pyramid_budgets() {
         tensor.bytes().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
     for row in rows.chunks(45) {
         let [seen, ratio, layers, window, beta] = row[..5] else { panic!("five figures") };
-        let pyramid = Layers::Pyramid { beta, window: window as usize };
+        let pyramid = Layers::Pyramid { beta, window: window as usize, rule: Rule::Kvpress };
         for index in 0..layers as usize {
             let at = LayerAt { index, of: layers as usize };
             let mine = pyramid.tokens(seen as usize, 1.0 - ratio, at);

@@ -1,5 +1,5 @@
 use ndarray::{Axis, s};
-use tensorpress_kvcache::policy::{h2o, snapkv, streaming};
+use tensorpress_kvcache::policy::{h2o, pyramidkv, snapkv, streaming};
 use tensorpress_kvcache::score::{Accumulated, KeyNorm, Pooling, QueryWindow, Recency};
 use tensorpress_kvcache::{Bitmap, Budget, KvShape, KvStore, Layer, LayerAt, Policy, StoreForm};
 use tensorpress_tensor::{DType, ndarray};
@@ -19,21 +19,20 @@ fn snapkv_official_sets() {
         let budget = Budget::Tokens(80);
         let window = case.scores(QueryWindow::new(16, 5));
         let max = QueryWindow::new(16, 5).with_pooling(Pooling::Max);
-        let widths = [141, 111, 81, 51, 21];
         let mut received = case.scores(Accumulated::default());
         received.iter_mut().for_each(|s| s[200 - 16..].fill(f32::INFINITY));
         // Factory's StreamingLLM keeps 64 sinks and its window of 16.
         let cases = [
             ("snapkv_official_avgpool_w16_cap80", snapkv(16, 5, budget), window.clone()),
             ("snapkv_official_maxpool_w16_cap80", Policy::new(max, budget), case.scores(max)),
-            ("factory_H2OKVCluster", h2o(16, budget), received),
-            ("factory_PyramidKVCluster", snapkv(16, 5, Budget::Tokens(widths[layer])), window),
+            ("factory_H2OKVCluster", h2o(0.0, budget).with_protected(0, 16), received),
+            ("factory_PyramidKVCluster", pyramidkv(16, 20.0, budget), window),
             ("factory_L2NormCluster", Policy::new(KeyNorm, budget), case.scores(KeyNorm)),
             ("factory_StreamingLLMKVCluster", streaming(64, budget), case.scores(Recency)),
         ];
         for (name, policy, scores) in cases {
             let theirs = sets(&ints(&file, &format!("l{layer}.{name}.kept_order")), 8);
-            let mine = case.kept(policy, LayerAt { index: 0, of: 1 });
+            let mine = case.kept(policy, LayerAt { index: layer, of: 5 });
             same_sets(&mine, &theirs, &scores, &format!("{name}, layer {layer}"));
             checked += 1;
         }

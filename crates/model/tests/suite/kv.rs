@@ -126,10 +126,13 @@ fn nll_after_a_compressed_prompt_is_that_of_kvpress() {
         ("snapkv", "snapkv(KEEP, window=16)"),
         ("tova", "tova(KEEP)"),
         ("streaming_llm", "streaming(KEEP)"),
-        ("pyramidkv", "pyramidkv(KEEP, window=16)"),
+        ("pyramidkv", "pyramidkv(KEEP, window=16, rule=kvpress)"),
         ("expected_attention", "expected_attention(KEEP, future=64, epsilon=0.01)"),
-        ("adakv_snapkv", "snapkv(KEEP, window=16) | adakv"),
-        ("adakv_expected_attention", "expected_attention(KEEP, future=64, epsilon=0.01) | adakv"),
+        ("adakv_snapkv", "snapkv(KEEP, window=16) | adakv(rule=kvpress)"),
+        (
+            "adakv_expected_attention",
+            "expected_attention(KEEP, future=64, epsilon=0.01) | adakv(rule=kvpress)",
+        ),
     ] {
         let ratios = if press == "no_press" { &[0.0][..] } else { &[0.5, 0.75] };
         for ratio in ratios {

@@ -17,7 +17,7 @@ pub use keys::{by_channel_dots, by_token_dots};
 pub use values::by_token_mix;
 
 /// Most channels of a head, and most tokens of a page.
-pub const MAX_DIM: usize = 512;
+pub const MAX_DIM: usize = 1024;
 
 /// Codes of one page, and the scales and minima of their groups as little-endian floats.
 #[derive(Debug, Clone, Copy)]
