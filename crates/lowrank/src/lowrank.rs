@@ -7,9 +7,7 @@ use tensorpress_tensor::{
 };
 
 use crate::factors::{Around, Factors};
-use crate::metric::{
-    InputCovariance, InputGram, InputScale, Metric, Plain, Root, Weighing,
-};
+use crate::metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Root, Weighing};
 use crate::project::{Projection, Solver, exponent, project_noting};
 use crate::rank::Rank;
 
@@ -98,7 +96,8 @@ impl<M: Metric> LowRank<M> {
             return dense(rank, bytes);
         }
         let (solver, par) = (self.solver, group.par);
-        let made = project_noting(weight.view(), &weighing.root, self.rank, solver, group.seed, par);
+        let made =
+            project_noting(weight.view(), &weighing.root, self.rank, solver, group.seed, par);
         let (factors, solved) = match Usable::of(made)? {
             Usable::Yes(made) => made,
             Usable::No(reason) if weighing.root == Root::Identity => return kept(reason),
@@ -116,7 +115,8 @@ impl<M: Metric> LowRank<M> {
             seed: group.seed,
             par,
         };
-        let (bias, no_bias) = match weighing.mean.as_ref().map(|m| lost_mean(&weight, &factors, m)) {
+        let (bias, no_bias) = match weighing.mean.as_ref().map(|m| lost_mean(&weight, &factors, m))
+        {
             Some(Usable::Yes(bias)) => (Some(bias), None),
             Some(Usable::No(reason)) => (None, Some(format!("{reason}: no bias"))),
             None => (None, None),
@@ -144,7 +144,8 @@ fn without_metric(why: &str) -> String {
 /// (W - U V) μ: what the factors lose of the mean output, if f32 can hold it.
 fn lost_mean(weight: &Array2<f32>, factors: &Projection, mean: &[f32]) -> Usable<Vec<f32>> {
     let product = |m: &Array2<f32>, x: &[f64]| -> Vec<f64> {
-        let dot = |row: ArrayView1<'_, f32>| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
+        let dot =
+            |row: ArrayView1<'_, f32>| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
         m.rows().into_iter().map(dot).collect()
     };
     let mean: Vec<f64> = mean.iter().map(|m| f64::from(*m)).collect();

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use tensorpress_lowrank::{
-    Activity, Factors, InputScale, LowRank, Metric, Rank, Root, Solver, metric, asvd, eora,
-    feature_mimicking, lord, svd, svd_llm,
+    Activity, Factors, InputScale, LowRank, Metric, Rank, Root, Solver, asvd, eora,
+    feature_mimicking, lord, metric, svd, svd_llm,
 };
 use tensorpress_tensor::linalg::{self, Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, Axis};
@@ -113,9 +113,7 @@ fn measured(measure: Measure, x: &Array2<f32>) -> Array2<f64> {
     };
     match measure {
         Measure::Weights => Array2::eye(IN),
-        Measure::AbsMean => {
-            diagonal(|c| c.iter().map(|v| v.abs()).sum::<f64>() / c.len() as f64)
-        }
+        Measure::AbsMean => diagonal(|c| c.iter().map(|v| v.abs()).sum::<f64>() / c.len() as f64),
         Measure::AbsMax => diagonal(|c| c.iter().fold(0.0, |most, v| v.abs().max(most))),
         Measure::Inputs => x,
         Measure::Deviations => {
@@ -227,7 +225,8 @@ fn what_could_not_be_done_is_said() {
     let usual = Calibration::from_samples(x.clone(), Par::Seq);
     let says = |method: &dyn DynCompress, weight: &Array2<f32>, x: &Calibration, why: &[&str]| {
         let layer = run(method, weight, x, DType::F32).unwrap();
-        let note = layer.fallback.unwrap_or_else(|| panic!("{} says nothing of {why:?}", method.id()));
+        let note =
+            layer.fallback.unwrap_or_else(|| panic!("{} says nothing of {why:?}", method.id()));
         assert!(why.iter().all(|why| note.contains(why)), "{note}");
     };
     let rank = Rank::Number(RANK);
@@ -316,7 +315,8 @@ fn asvd_is_the_slow_sum_by_both_activities() {
         column.mapv_inplace(|v| v * (1.0 + c as f32));
         column[c] *= 30.0; // so that mean and maximum differ
     }
-    let (weight, calibration) = (random(OUT, IN, 9), Calibration::from_samples(x.clone(), Par::Seq));
+    let (weight, calibration) =
+        (random(OUT, IN, 9), Calibration::from_samples(x.clone(), Par::Seq));
     let mut products = Vec::new();
     for activity in [Activity::AbsMean, Activity::AbsMax] {
         for alpha in [0.5f32, 1.0] {
@@ -330,7 +330,8 @@ fn asvd_is_the_slow_sum_by_both_activities() {
                     active.powf(f64::from(alpha)) + 1e-6
                 })
                 .collect();
-            let scaled = Array2::from_shape_fn((OUT, IN), |(r, c)| f64::from(weight[[r, c]]) * scale[c]);
+            let scaled =
+                Array2::from_shape_fn((OUT, IN), |(r, c)| f64::from(weight[[r, c]]) * scale[c]);
             let mut slow = linalg::svd_truncated(scaled.view(), RANK).unwrap().reconstruct();
             for (c, mut column) in slow.columns_mut().into_iter().enumerate() {
                 column.mapv_inplace(|v| v / scale[c]);

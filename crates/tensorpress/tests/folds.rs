@@ -76,7 +76,8 @@ fn scales_go_into_values_and_up() {
                 assert_eq!(matrix(&scaled, block, role).1, stores, "{role} of {kind} {heads:?}");
             }
             let changes = |role: &str| {
-                let (before, after) = (matrix(&source, block, role).0, matrix(&scaled, block, role).0);
+                let (before, after) =
+                    (matrix(&source, block, role).0, matrix(&scaled, block, role).0);
                 growth(&before, &after).into_iter().filter(|g| (g - 1.0).abs() > 0.05).count()
             };
             assert!(changes("up_proj") > 4, "nothing was folded into up");
@@ -116,7 +117,8 @@ fn queries_and_keys_are_not_clipped() {
     };
     let (whole, clipped) = (run("minmax"), run("output"));
     // The first block alone reads the same inputs in both.
-    for (role, same) in [("q_proj", true), ("k_proj", true), ("v_proj", false), ("up_proj", false)] {
+    for (role, same) in [("q_proj", true), ("k_proj", true), ("v_proj", false), ("up_proj", false)]
+    {
         assert_eq!(matrix(&whole, 0, role).0 == matrix(&clipped, 0, role).0, same, "{role}");
     }
 }

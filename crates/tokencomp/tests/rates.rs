@@ -55,6 +55,9 @@ fn pieces(text: &str, tokens: &Value, probabilities: &[f32]) -> Vec<Piece> {
     for (token, probability) in tokens {
         let token = token.as_str().expect("a token");
         if matches!(token, "[CLS]" | "[SEP]") {
+            // The text speaks of them too.
+            let rest = text[at..].trim_start();
+            at = text.len() - rest.strip_prefix(token).unwrap_or(rest).len();
             continue;
         }
         at += text[at..].len() - text[at..].trim_start().len();
@@ -235,7 +238,8 @@ proptest! {
 
 #[test]
 fn recipes_have_a_rate() {
-    let text = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. It dreams of foxes.";
+    let text =
+        "the quick brown fox jumps over the lazy dog, and the dog sleeps on. It dreams of foxes.";
     let classifier = Threes::default();
     let models = PromptModels::default().with_classifier(&classifier);
     let recipe: PromptRecipe = "llmlingua2(rate=0.4, probability=first)".parse().unwrap();
@@ -255,7 +259,12 @@ fn recipes_have_a_rate() {
     let error = recipe.squeeze((&Words, &none), &[], (text, None), 5).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("classifier"), "{error}");
-    for bad in ["llmlingua2(rate=1.5)", "bm25 | llmlingua2", "llmlingua2 | llmlingua2", "llmlingua2(chunk=0)"] {
+    for bad in [
+        "llmlingua2(rate=1.5)",
+        "bm25 | llmlingua2",
+        "llmlingua2 | llmlingua2",
+        "llmlingua2(chunk=0)",
+    ] {
         assert!(bad.parse::<PromptRecipe>().is_err(), "{bad}");
     }
     assert!(LlmLingua2::new(&classifier, &Words, Labelling::default()).with_chunk(0).is_err());

@@ -79,10 +79,13 @@ fn texts(count: usize) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Kept words that a segment is read after: few, so that the shorter texts have as many.
+const MEMORY: usize = 256;
+
 /// What tokenizer and models read of a text, for a share of its tokens.
-fn read(text: &str, share: usize, words: bool, ranked: bool) -> usize {
+fn read(text: &str, share: usize, words: bool, ranked: bool, memory: usize) -> usize {
     let (counter, model) = (Fours::default(), Draws::default());
-    let surprise = Surprise::new(&model);
+    let surprise = Surprise::new(&model).with_memory(memory);
     let mut squeeze = Squeeze::new(&counter);
     if words {
         squeeze = squeeze.with_words(&surprise);
@@ -103,8 +106,10 @@ fn ten_times_the_text_is_ten_times_the_work() {
         for share in [2, 20] {
             let sizes = [20_000, 200_000].map(texts);
             for ((what, short), (_, long)) in sizes[0].iter().zip(&sizes[1]) {
-                let [before, after] = [short, long].map(|text| read(text, share, words, ranked));
-                let growth = after as f64 / before as f64 / (long.len() as f64 / short.len() as f64);
+                let [before, after] =
+                    [short, long].map(|text| read(text, share, words, ranked, MEMORY));
+                let growth =
+                    after as f64 / before as f64 / (long.len() as f64 / short.len() as f64);
                 println!(
                     "{what:14} 1/{share:<2} words {words:5} ranked {ranked:5}: {:5.1} and {:5.1} times the text",
                     before as f64 / short.len() as f64,
@@ -114,6 +119,14 @@ fn ten_times_the_text_is_ten_times_the_work() {
             }
         }
     }
+}
+
+/// What the test above would see of a model that is given all of the past.
+#[test]
+fn a_memory_without_end_is_more_work() {
+    let sizes = [4_000, 40_000].map(|count| texts(count).swap_remove(0).1);
+    let [before, after] = sizes.each_ref().map(|text| read(text, 20, true, false, 1 << 20));
+    assert!(after > 50 * before, "{before} and {after}");
 }
 
 /// Counts that obey no law: as many tokens as words, and some that depend on every byte.

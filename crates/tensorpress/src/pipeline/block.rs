@@ -21,8 +21,9 @@ const SMALL: usize = 16 << 20;
 /// Compresses a block and writes its shard.
 ///
 /// Input after input, in the order in which a token meets them, so that only one input's statistics are there at a
-/// time; but what may fold scales into the matrix before it comes before that matrix. A method that asks for it ([`Needs::true_sequential`](tensorpress_tensor::stats::Needs)) is calibrated on what the
-/// layers before it have become, those of this block included; all others see this block as it was.
+/// time; but what may fold scales into the matrix before it comes before that matrix. A method that asks for it
+/// ([`Needs::true_sequential`](tensorpress_tensor::stats::Needs)) is calibrated on what the layers before it have become,
+/// those of this block included; all others see this block as it was.
 pub(super) fn compress(
     context: &Context<'_>,
     index: usize,

@@ -146,7 +146,9 @@ impl Job {
         let load = |spec: &LinearSpec| -> Result<Array2<f32>> {
             let read = || source.checkpoint().tensor(&spec.name)?.to_matrix();
             let mut weight = read().map_err(|e| context.located(e, &spec.name))?;
-            for (mut row, factor) in weight.rows_mut().into_iter().zip(rows.get(&spec.name).into_iter().flatten()) {
+            for (mut row, factor) in
+                weight.rows_mut().into_iter().zip(rows.get(&spec.name).into_iter().flatten())
+            {
                 row.mapv_inplace(|w| w * factor);
             }
             Ok(weight)

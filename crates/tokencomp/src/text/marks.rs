@@ -69,7 +69,10 @@ mod tests {
         );
         assert_eq!(words("a\n\nb", true), ["a", "\n", "\n", "b"]);
         assert_eq!(words("我喜欢cats。", false), ["我", "喜", "欢", "cats", "。"]);
-        assert_eq!(words("See:\n```\nx = 1;\n```\nDone.", false)[2..], ["```\nx = 1;\n```", "Done", "."]);
+        assert_eq!(
+            words("See:\n```\nx = 1;\n```\nDone.", false)[2..],
+            ["```\nx = 1;\n```", "Done", "."]
+        );
         assert!(words(" \n", false).is_empty());
     }
 }

@@ -105,38 +105,51 @@ impl<'a> LlmLingua2<'a> {
                 false => kept.extend(self.label(text, run)?),
             }
         }
-        self.keep_parts(&document, &mut kept);
+        self.keep_forced(&document, &mut kept);
         let text = document.render(&kept);
         let tokens = self.counter.count(&text)?;
         Ok(Squeezed { text, tokens, tokens_before })
     }
 
-    /// Which words of a run without fences stay.
+    /// Which words of a run without fences stay. Words without pieces are none to the classifier: they go, unless forced.
     fn label(&self, text: &str, units: &[Unit]) -> Result<Vec<bool>> {
-        let mut words = Vec::with_capacity(units.len());
         let pieces = self.classifier.pieces(&text[span(units)])?;
         let pieces = pieces.into_iter().map(|at| (at, 0.0)).collect();
-        for (unit, pieces) in units.iter().zip(pieces_of(text, units, pieces)) {
-            let word = text[unit.bytes.clone()].to_owned();
-            words.push(ClassifiedWord { tokens: self.counter.count(&word)?, text: word, pieces });
-        }
-        let mut labels = Vec::with_capacity(words.len());
-        while labels.len() < words.len() {
-            let start = labels.len();
-            let chunk = start..start + first_chunk(&words[start..], self.chunk);
-            let of_chunk = &units[chunk.clone()];
-            let found = self.classifier.keep_probabilities(&text[span(of_chunk)])?;
-            let words = &mut words[chunk];
-            for (word, pieces) in words.iter_mut().zip(pieces_of(text, of_chunk, found)) {
-                word.pieces = pieces;
+        let (mut seen, mut words) = (Vec::new(), Vec::new());
+        for (at, pieces) in pieces_of(text, units, pieces).into_iter().enumerate() {
+            let word = text[units[at].bytes.clone()].to_owned();
+            if !pieces.is_empty() || self.labelling.forced.contains(&word) {
+                seen.push(at);
+                let tokens = self.counter.count(&word)?;
+                words.push(ClassifiedWord { text: word, pieces, tokens });
             }
-            labels.extend(self.labelling.label(words)?);
+        }
+        let mut labels = vec![false; units.len()];
+        let mut done = 0;
+        while done < words.len() {
+            let chunk = done..done + first_chunk(&words[done..], self.chunk);
+            let last = seen[chunk.end - 1];
+            let of_chunk = &units[seen[done]..=last];
+            let found = self.classifier.keep_probabilities(&text[span(of_chunk)])?;
+            let mut found = pieces_of(text, of_chunk, found);
+            let (words, seen) = (&mut words[chunk.clone()], &seen[chunk.clone()]);
+            for (word, at) in words.iter_mut().zip(seen) {
+                word.pieces = std::mem::take(&mut found[at - seen[0]]);
+                if word.pieces.is_empty() {
+                    word.pieces.push((word.text.clone(), 0.0));
+                }
+            }
+            let found = self.labelling.label(words)?;
+            seen.iter().zip(found).for_each(|(at, stays)| labels[*at] = stays);
+            done = chunk.end;
         }
         Ok(labels)
     }
 
-    /// Keeps the words that a forced text is a part of, or that are parts of it; whole words were decided upon.
-    fn keep_parts(&self, document: &Document<'_>, kept: &mut [bool]) {
+    /// Keeps the words that a forced text is, is a part of, or has parts of; those that it is only where none is to be
+    /// dropped.
+    fn keep_forced(&self, document: &Document<'_>, kept: &mut [bool]) {
+        let drops = self.labelling.drop_consecutive;
         for forced in self.labelling.forced.iter().filter(|forced| !forced.is_empty()) {
             let mut from = 0;
             for (at, _) in document.text.match_indices(forced.as_str()) {
@@ -144,8 +157,8 @@ impl<'a> LlmLingua2<'a> {
                 from += document.units[from..].partition_point(|unit| unit.bytes.end <= at);
                 let touched = document.units[from..].iter().take_while(|u| u.bytes.start < end);
                 let touched = from..from + touched.count();
-                let whole = |unit: usize| document.units[unit].bytes == (at..end);
-                touched.filter(|unit| !whole(*unit)).for_each(|unit| kept[unit] = true);
+                let decided = |unit: usize| drops && document.units[unit].bytes == (at..end);
+                touched.filter(|unit| !decided(*unit)).for_each(|unit| kept[unit] = true);
             }
         }
     }
@@ -160,7 +173,7 @@ fn span(units: &[Unit]) -> Range<usize> {
 }
 
 /// Each word's pieces: of the pieces of the text from the first word to the last, in order, those that touch no word
-/// before it. A word without any is one that the classifier does not see: its probability is 0.
+/// before it.
 fn pieces_of(text: &str, units: &[Unit], pieces: Vec<Piece>) -> Vec<Vec<(String, f32)>> {
     let start = span(units).start;
     let mut words = vec![Vec::new(); units.len()];
@@ -174,9 +187,6 @@ fn pieces_of(text: &str, units: &[Unit], pieces: Vec<Piece>) -> Vec<Vec<(String,
             let piece = text.get(at).unwrap_or_default().to_owned();
             words[word].push((piece, probability));
         }
-    }
-    for (word, unit) in words.iter_mut().zip(units).filter(|(word, _)| word.is_empty()) {
-        word.push((text[unit.bytes.clone()].to_owned(), 0.0));
     }
     words
 }
