@@ -8,7 +8,7 @@ use tensorpress_lowrank::{
     feature_mimicking, lord, metric, svd, svd_llm,
 };
 use tensorpress_tensor::linalg::{self, Par, SplitMix};
-use tensorpress_tensor::ndarray::{Array2, Axis};
+use tensorpress_tensor::ndarray::{Array1, Array2, Axis};
 use tensorpress_tensor::node::{Dense, decode};
 use tensorpress_tensor::stats::{Calibration, Gram, Needs};
 use tensorpress_tensor::{
@@ -109,7 +109,7 @@ fn measured(measure: Measure, x: &Array2<f32>) -> Array2<f64> {
     let x = unit(x);
     let diagonal = |of: fn(&[f64]) -> f64| {
         let activity = x.axis_iter(Axis(1)).map(|c| of(&c.to_vec()).sqrt());
-        Array2::from_diag(&activity.collect())
+        Array2::from_diag(&activity.collect::<Array1<f64>>())
     };
     match measure {
         Measure::Weights => Array2::eye(IN),
@@ -168,7 +168,11 @@ fn nothing_that_is_finite_stops_a_method() {
                         continue;
                     }
                     let fell = layer.fallback.as_deref().unwrap_or_default();
-                    let measure = if fell.contains("instead") { Measure::Weights } else { measure };
+                    let measure = if fell.contains("of the weights instead") {
+                        Measure::Weights
+                    } else {
+                        measure
+                    };
                     check(&case, &weight, &ours, &measured(measure, &x), tolerance);
                 }
             }
@@ -245,7 +249,7 @@ fn what_could_not_be_done_is_said() {
     let mut large = weight.clone();
     large[[0, 0]] = 1e25;
     let half = svd(rank).with_factors(Factors::Float(DType::F16));
-    says(&half, &large, &usual, &["factors beyond F16: stored as F32 instead"]);
+    says(&half, &large, &usual, &["factors beyond F16: stored in F32 instead"]);
     let most = weight.mapv(|w| f32::MAX.copysign(w));
     let ours = decode(&*run(&svd(rank), &most, &usual, DType::F32).unwrap().node).unwrap();
     assert!(ours.iter().all(|v| v.is_finite()));

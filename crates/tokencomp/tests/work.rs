@@ -70,7 +70,7 @@ fn texts(count: usize) -> Vec<(&'static str, String)> {
     };
     let han = |word: &String| char::from_u32(0x4E00 + u32::from(word.as_bytes()[0])).expect("Han");
     vec![
-        ("sentences", joined(9, " ", ". ")),
+        ("sentences", joined(9, " ", ". So ")),
         ("no end", joined(9, " ", " ")),
         ("abbreviations", "A. Dr. ".repeat(count / 2)),
         ("lines", joined(15, " ", "\n")),
