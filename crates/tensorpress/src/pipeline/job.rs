@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use tensorpress_model::{LinearSpec, Role, SharedInput, Source};
+use tensorpress_model::{LinearSpec, SharedInput, Source};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::rewrite::Role;
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
     Compressed, Context as _, DType, Error, Fold, Group, Node, Result, Target, Tensor,
