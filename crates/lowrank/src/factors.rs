@@ -4,10 +4,10 @@ use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Dense, Product, decode};
 use tensorpress_tensor::stats::{Calibration, Gram};
-use tensorpress_tensor::{DType, DynCompress, Error, Group, Node, Result, Target};
+use tensorpress_tensor::{DType, DynCompress, Error, Group, Node, Result, Target, Usable};
 
 use crate::metric::Root;
-use crate::project::Projection;
+use crate::project::{Projection, exponent, power_of_two, scaled};
 
 /// How factors are stored.
 #[derive(Debug, Clone, Default)]
@@ -48,21 +48,25 @@ impl Factors {
         }
     }
 
-    /// Stores both factors. `weight` is what they approximate.
+    /// Stores both factors, and says what was done in the place of what was asked, if something was. `weight` is what
+    /// they approximate.
     pub(crate) fn store(
         &self,
         weight: &Array2<f32>,
         factors: Projection,
         around: &Around<'_>,
-    ) -> Result<Product> {
+    ) -> Result<(Product, Option<String>)> {
         let Projection { left, right } = factors;
         let dtype = match self {
             Self::Source => around.dtype,
             Self::Float(dtype) => *dtype,
             Self::By(method) => return by_method(&**method, weight, left, right, around),
         };
+        let fits = left.iter().chain(&right).all(|v| dtype.round(*v).is_finite());
+        let note = format!("factors beyond {dtype:?}: stored in F32 instead");
+        let (dtype, note) = if fits { (dtype, None) } else { (DType::F32, Some(note)) };
         let dense = |m: &Array2<f32>| Ok::<_, Error>(Dense::from_f32(m.view(), dtype)?.boxed());
-        Product::new(dense(&left)?, dense(&right)?)
+        Ok((Product::new(dense(&left)?, dense(&right)?)?, note))
     }
 }
 
@@ -72,27 +76,38 @@ fn by_method(
     left: Array2<f32>,
     right: Array2<f32>,
     around: &Around<'_>,
-) -> Result<Product> {
-    let compress = |factor: &Array2<f32>, calibration: Calibration| -> Result<Box<dyn Node>> {
-        let target = Target::new(around.name, factor.view()).with_dtype(around.dtype);
-        let group =
-            Group { seed: around.seed, par: around.par, ..Group::single(target, calibration) };
-        let mut result = method.compress_group_dyn(group)?;
-        match result.layers.pop() {
-            Some(layer) if layer.bias.is_none() && result.folded.is_none() => Ok(layer.node),
-            _ => Err(Error::unsupported(format!("`{}` as a method for factors", method.id()))),
-        }
-    };
-    let right = compress(&right, around.calibration.clone())?;
+) -> Result<(Product, Option<String>)> {
+    let mut notes = Vec::new();
+    let mut compress =
+        |which: &str, factor: &Array2<f32>, calibration: Calibration| -> Result<Box<dyn Node>> {
+            let target = Target::new(around.name, factor.view()).with_dtype(around.dtype);
+            let group =
+                Group { seed: around.seed, par: around.par, ..Group::single(target, calibration) };
+            let mut result = method.compress_group_dyn(group)?;
+            match result.layers.pop() {
+                Some(layer) if layer.bias.is_none() && result.folded.is_none() => {
+                    notes.extend(layer.fallback.map(|why| format!("{which} factor: {why}")));
+                    Ok(layer.node)
+                }
+                _ => Err(Error::unsupported(format!("`{}` as a method for factors", method.id()))),
+            }
+        };
+    let right = compress("right", &right, around.calibration.clone())?;
     let stored = decode(&*right)?;
     let left = refit(weight, &left, &stored, around)?;
-    let calibration = if method.needs().has::<Gram>() {
-        let seen = outputs_gram(&stored, around)?;
-        Calibration::from_gram(seen, around.calibration.tokens())?
-    } else {
-        Calibration::none(left.ncols())
+    let calibration = match method.needs().has::<Gram>() {
+        true => outputs_calibration(&stored, around)?,
+        false => Calibration::none(left.ncols()),
     };
-    Product::new(compress(&left, calibration)?, right)
+    let left = compress("left", &left, calibration)?;
+    Ok((Product::new(left, right)?, (!notes.is_empty()).then(|| notes.join("; "))))
+}
+
+/// The Gram matrix of V's outputs, or no calibration where it is beyond f32: a method that wants it falls back.
+fn outputs_calibration(right: &Array2<f32>, around: &Around<'_>) -> Result<Calibration> {
+    let gram = Calibration::from_gram(outputs_gram(right, around)?, around.calibration.tokens());
+    let (calibration, _) = Usable::of(gram)?.or_else(|_| Calibration::none(right.nrows()));
+    Ok(calibration)
 }
 
 /// V H Vᵀ: the Gram matrix of V's outputs.
@@ -104,7 +119,7 @@ fn outputs_gram(right: &Array2<f32>, around: &Around<'_>) -> Result<Array2<f32>>
 }
 
 /// The U that loses least with this V: W H Vᵀ (V H Vᵀ)⁻¹ (SVD-LLM's closed-form update of U). Keeps the old one where
-/// the matrix cannot be factored.
+/// the matrix cannot be factored, or what comes of it is beyond f32.
 fn refit(
     weight: &Array2<f32>,
     left: &Array2<f32>,
@@ -112,9 +127,13 @@ fn refit(
     around: &Around<'_>,
 ) -> Result<Array2<f32>> {
     let par = around.par;
-    let (target, seen) =
-        (around.root.apply(weight.view(), par)?, around.root.apply(right.view(), par)?);
-    let (target, seen) = (target.mapv(f64::from), seen.mapv(f64::from));
+    // Of a usual size, as in a projection; undone at the end.
+    let exponents = [weight, right].map(|m| exponent(m.iter()));
+    let seen = |m: &Array2<f32>, own: i32| {
+        let m = scaled(m.view(), -own - around.root.exponent());
+        Ok::<_, Error>(around.root.apply(m.view(), par)?.mapv(f64::from))
+    };
+    let (target, seen) = (seen(weight, exponents[0])?, seen(right, exponents[1])?);
     let rank = right.nrows();
     let mut gram = Array2::zeros((rank, rank));
     linalg::matmul_nt(seen.view(), seen.view(), gram.view_mut(), false, par);
@@ -126,5 +145,7 @@ fn refit(
     let lower_view = lower.view();
     linalg::solve_triangular(lower_view, linalg::Triangle::Lower, fitted.view_mut(), par)?;
     linalg::solve_triangular(lower.t(), linalg::Triangle::Upper, fitted.view_mut(), par)?;
-    Ok(fitted.t().mapv(|v| v as f32))
+    let back = power_of_two(exponents[0] - exponents[1]);
+    let fitted = fitted.t().mapv(|v| (v * back) as f32);
+    Ok(if fitted.iter().all(|v| v.is_finite()) { fitted } else { left.clone() })
 }

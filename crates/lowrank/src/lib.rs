@@ -16,7 +16,7 @@ mod stage;
 
 pub use factors::Factors;
 pub use lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
-pub use metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Root};
+pub use metric::{Activity, InputCovariance, InputGram, InputScale, Metric, Plain, Root};
 pub use project::{Projection, Solver, project};
 pub use rank::Rank;
 pub use stage::stages;

@@ -1,20 +1,21 @@
-use tensorpress_tensor::linalg;
-use tensorpress_tensor::ndarray::{Array1, Array2, ArrayView1};
-use tensorpress_tensor::node::Dense;
+use tensorpress_tensor::ndarray::{Array2, ArrayView1};
+use tensorpress_tensor::node::{Dense, decode};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, DType, Group, Method, Node, Result, Storage,
-    Target,
+    Target, Usable,
 };
 
 use crate::factors::{Around, Factors};
-use crate::metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Weighing};
-use crate::project::{Projection, Solver, project};
+use crate::metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Root, Weighing};
+use crate::project::{Projection, Solver, exponent, project_noting};
 use crate::rank::Rank;
 
 /// W ~ U V with the factors that lose least by a metric.
 ///
-/// Never fails on singular or missing statistics: a layer that saw no token is factored by the plain metric, and says so.
+/// Never fails on singular or missing statistics, nor on weights that are finite: a layer that saw no token, or whose
+/// statistics are beyond f32, is factored by the plain metric; one that cannot be decomposed, or whose factors f32 cannot
+/// hold, stays dense. Each says so.
 /// A matrix whose factors would take as many bytes as itself, in its stored type, stays dense, and says so, unless
 /// [`LowRank::always`] is set.
 #[derive(Debug, Clone)]
@@ -72,12 +73,15 @@ impl<M: Metric> LowRank<M> {
         let weight = target.kept_weight().into_owned();
         let shape = [weight.nrows(), weight.ncols()];
         let dense_bytes = weight.len() * target.dtype.size();
-        let dense = |rank: usize, bytes: usize| {
+        let kept = |reason: String| {
             let node = Dense::from_f32(weight.view(), target.dtype)?;
-            let reason = format!(
-                "factors of rank {rank} would take {bytes} bytes, the matrix {dense_bytes}: kept dense"
-            );
-            Ok(Compressed::new(node).boxed().with_fallback(Some(reason)))
+            let reason = Some(format!("{reason}: kept dense"));
+            Ok(Compressed::new(node).boxed().with_fallback(reason))
+        };
+        let dense = |rank: usize, bytes: usize| {
+            kept(format!(
+                "factors of rank {rank} would take {bytes} bytes, the matrix {dense_bytes}"
+            ))
         };
         let size_of = |rank: usize| {
             self.factors.value_bytes(target.dtype).map(|size| rank * (shape[0] + shape[1]) * size)
@@ -92,7 +96,16 @@ impl<M: Metric> LowRank<M> {
             return dense(rank, bytes);
         }
         let (solver, par) = (self.solver, group.par);
-        let factors = project(weight.view(), &weighing.root, self.rank, solver, group.seed, par)?;
+        let made =
+            project_noting(weight.view(), &weighing.root, self.rank, solver, group.seed, par);
+        let (factors, solved) = match Usable::of(made)? {
+            Usable::Yes(made) => made,
+            Usable::No(reason) if weighing.root == Root::Identity => return kept(reason),
+            Usable::No(reason) => {
+                let layer = self.factor(target, &Weighing::plain(), group)?;
+                return Ok(layer.with_note(Some(without_metric(&reason))));
+            }
+        };
         let rank = factors.left.ncols();
         let around = Around {
             name: target.name,
@@ -102,26 +115,47 @@ impl<M: Metric> LowRank<M> {
             seed: group.seed,
             par,
         };
-        let bias = weighing.mean.as_ref().map(|mean| lost_mean(&weight, &factors, mean));
-        let node = self.factors.store(&weight, factors, &around)?;
+        let (bias, no_bias) = match weighing.mean.as_ref().map(|m| lost_mean(&weight, &factors, m))
+        {
+            Some(Usable::Yes(bias)) => (Some(bias), None),
+            Some(Usable::No(reason)) => (None, Some(format!("{reason}: no bias"))),
+            None => (None, None),
+        };
+        let (node, stored) = self.factors.store(&weight, factors, &around)?;
         let bytes = Storage::of(&node)?.bytes() as usize;
         if !self.always && bytes >= dense_bytes {
             return dense(rank, bytes);
         }
-        Ok(Compressed { bias, ..Compressed::new(node).boxed() })
+        if exponent(weight.iter()) > NEAR_THE_END && decode(&node)?.iter().any(|v| !v.is_finite()) {
+            return kept("its factors' product is beyond f32".to_owned());
+        }
+        let layer = Compressed { bias, ..Compressed::new(node).boxed() };
+        Ok([solved, no_bias, stored].into_iter().fold(layer, Compressed::with_note))
     }
 }
 
-/// (W - U V) μ: what the factors lose of the mean output.
-fn lost_mean(weight: &Array2<f32>, factors: &Projection, mean: &[f32]) -> Vec<f32> {
-    let product = |m: &Array2<f32>, x: ArrayView1<'_, f32>| -> Array1<f32> {
-        let mut y = Array2::zeros((1, m.nrows()));
-        let x = x.insert_axis(tensorpress_tensor::ndarray::Axis(0));
-        linalg::matmul_nt(x, m.view(), y.view_mut(), false, linalg::Par::Seq);
-        y.row(0).to_owned()
+/// Powers of two from which on rounding may end beyond f32.
+const NEAR_THE_END: i32 = 120;
+
+fn without_metric(why: &str) -> String {
+    format!("{why}: factored by the error of the weights instead")
+}
+
+/// (W - U V) μ: what the factors lose of the mean output, if f32 can hold it.
+fn lost_mean(weight: &Array2<f32>, factors: &Projection, mean: &[f32]) -> Usable<Vec<f32>> {
+    let product = |m: &Array2<f32>, x: &[f64]| -> Vec<f64> {
+        let dot =
+            |row: ArrayView1<'_, f32>| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
+        m.rows().into_iter().map(dot).collect()
     };
-    let inner = product(&factors.right, mean.into());
-    (product(weight, mean.into()) - product(&factors.left, inner.view())).to_vec()
+    let mean: Vec<f64> = mean.iter().map(|m| f64::from(*m)).collect();
+    let exact = product(weight, &mean);
+    let got = product(&factors.left, &product(&factors.right, &mean));
+    let lost: Vec<f32> = exact.iter().zip(&got).map(|(e, g)| (e - g) as f32).collect();
+    match lost.iter().all(|v| v.is_finite()) {
+        true => Usable::Yes(lost),
+        false => Usable::no("its mean output is beyond f32"),
+    }
 }
 
 impl<M: Metric> Method for LowRank<M> {
@@ -151,7 +185,7 @@ impl<M: Metric> Compress for LowRank<M> {
         group.channels()?;
         let weighing = self.metric.weighing(&group.calibration, group.par)?;
         let (weighing, reason) = weighing.or_else(|_| Weighing::plain());
-        let note = reason.map(|why| format!("{why}: factored by the error of the weights instead"));
+        let note = reason.as_deref().map(without_metric);
         let factor = |target: &Target<'_>| {
             let layer = self.factor(target, &weighing, &group).in_tensor(target.name)?;
             Ok(layer.with_note(note.clone()))
@@ -182,7 +216,7 @@ pub fn svd(rank: Rank) -> LowRank<Plain> {
 /// ASVD (Yuan et al., *Activation-aware Singular Value Decomposition*, 2023): inputs scaled by how active they are.
 #[must_use]
 pub fn asvd(rank: Rank, alpha: f32) -> LowRank<InputScale> {
-    LowRank::new(InputScale { alpha }, rank)
+    LowRank::new(InputScale { alpha, ..InputScale::default() }, rank)
 }
 
 /// SVD-LLM (Wang et al., *Truncation-aware Singular Value Decomposition*, 2024): whitened inputs, so that each singular

@@ -8,6 +8,8 @@ use tensorpress_tensor::stage::Keys;
 use tensorpress_tensor::stats::{Calibration, Gram, Moments, Needs};
 use tensorpress_tensor::{Error, Result, Usable};
 
+use crate::project::{exponent, power_of_two};
+
 /// A root of the inputs' second moments.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -21,6 +23,15 @@ pub enum Root {
 }
 
 impl Root {
+    /// The power of two that its entries are about as large as, if that is unusual.
+    pub(crate) fn exponent(&self) -> i32 {
+        match self {
+            Self::Identity => 0,
+            Self::Diagonal(s) => exponent(s.iter()),
+            Self::Full(s) => exponent(s.iter()),
+        }
+    }
+
     /// M S for M `[rows, in]`.
     ///
     /// # Errors
@@ -108,16 +119,30 @@ impl Metric for Plain {
     }
 }
 
-/// S = diag(mean |x_j|^alpha + 1e-6) (ASVD: Yuan et al., 2023, section 3.2).
+/// How active an input channel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Activity {
+    /// The mean of its absolute values.
+    #[default]
+    AbsMean,
+    /// The largest of its absolute values.
+    AbsMax,
+}
+
+/// S = diag(a_j^alpha + 1e-6), a_j the mean or the maximum of |x_j| (ASVD: Yuan et al., 2023, section 3.2; `abs_mean` and
+/// `abs_max` of the official code).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct InputScale {
     /// How much activity counts, 0 (not at all) to 1. The paper's choice is 0.5.
     pub alpha: f32,
+    /// What activity is. Default the mean.
+    pub activity: Activity,
 }
 
 impl Default for InputScale {
     fn default() -> Self {
-        Self { alpha: 0.5 }
+        Self { alpha: 0.5, activity: Activity::AbsMean }
     }
 }
 
@@ -131,19 +156,32 @@ impl Metric for InputScale {
     }
 
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
-        keys.float("alpha", &mut self.alpha, 0.0..=4.0, "how much activity counts")
+        keys.float("alpha", &mut self.alpha, 0.0..=4.0, "how much activity counts")?;
+        let kinds = [("abs_mean", Activity::AbsMean), ("abs_max", Activity::AbsMax)];
+        let about = "of a channel over all tokens: what its activity is";
+        keys.choice("activity", &mut self.activity, &kinds, about)
     }
 
     fn weighing(&self, calibration: &Calibration, _: Par) -> Result<Usable<Weighing>> {
         if !(self.alpha.is_finite() && self.alpha >= 0.0) {
             return Err(Error::invalid(format!("alpha = {}: allowed are 0 and more", self.alpha)));
         }
-        let scale = |mean: &f64| (mean.powf(f64::from(self.alpha)) + 1e-6) as f32;
+        let scale = |activity: f64| activity.powf(f64::from(self.alpha)) + 1e-6;
         Ok(calibration.usable::<Moments>()?.map(|moments| {
-            let root = Root::Diagonal(moments.mean_abs().iter().map(scale).collect());
-            Weighing { root, mean: None }
+            let activity = match self.activity {
+                Activity::AbsMean => moments.mean_abs(),
+                Activity::AbsMax => moments.abs_max().mapv(f64::from),
+            };
+            Weighing { root: Root::Diagonal(narrow(activity.mapv(scale).to_vec())), mean: None }
         }))
     }
+}
+
+/// In f32, divided by a power of two, which changes no projection, where the largest would be out of its range.
+fn narrow(scales: Vec<f64>) -> Vec<f32> {
+    let most = scales.iter().copied().fold(0.0, f64::max);
+    let unit = if most > 1e30 { power_of_two(most.log2().floor() as i32) } else { 1.0 };
+    scales.iter().map(|s| (s / unit) as f32).collect()
 }
 
 /// S Sᵀ = XᵀX: the error of the outputs over the calibration (SVD-LLM: Wang et al., 2024, section 3.1; EoRA: Liu et
@@ -207,7 +245,8 @@ fn root_of(moments: Array2<f32>, par: Par) -> Usable<Root> {
     if moments.diag().iter().all(|v| *v <= 0.0) {
         return Usable::no("all its inputs were zero or constant");
     }
-    if let Ok(lower) = linalg::cholesky(moments.clone(), par) {
+    let lower = linalg::cholesky(moments.clone(), par);
+    if let Some(lower) = lower.ok().filter(|lower| lower.iter().all(|v| v.is_finite())) {
         return Usable::Yes(Root::Full(lower));
     }
     // In double precision: a root is as wrong as the root of the error.

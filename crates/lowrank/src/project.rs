@@ -1,6 +1,6 @@
-use tensorpress_tensor::Result;
-use tensorpress_tensor::linalg::{self, Par, RandomizedSvd, Svd};
-use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::linalg::{self, Par, RandomizedSvd, Real, Svd};
+use tensorpress_tensor::ndarray::{Array2, ArrayView2, CowArray, Ix2};
+use tensorpress_tensor::{Error, Result, Usable};
 
 use crate::metric::Root;
 use crate::rank::Rank;
@@ -25,7 +25,32 @@ pub enum Solver {
 const LARGE: usize = 512;
 
 impl Solver {
-    fn solve(self, a: ArrayView2<'_, f32>, rank: Rank, seed: u64, par: Par) -> Result<Svd<f32>> {
+    /// The leading left singular vectors, and why they are not found as asked, if they are not: in double precision
+    /// then, from a full decomposition.
+    fn directions(
+        self,
+        a: ArrayView2<'_, f32>,
+        rank: Rank,
+        seed: u64,
+        par: Par,
+    ) -> Result<(Array2<f32>, Option<String>)> {
+        match Usable::of(self.solve(a, rank, seed, par).and_then(finite))? {
+            Usable::Yes(svd) => Ok((svd.u, None)),
+            Usable::No(reason) => {
+                let a = a.mapv(f64::from);
+                let svd = Self::Exact.solve(a.view(), rank, seed, par).and_then(finite)?;
+                Ok((svd.u.mapv(|v| v as f32), Some(format!("{reason}: decomposed in f64 instead"))))
+            }
+        }
+    }
+
+    fn solve<T: Real>(
+        self,
+        a: ArrayView2<'_, T>,
+        rank: Rank,
+        seed: u64,
+        par: Par,
+    ) -> Result<Svd<T>> {
         let shape = [a.nrows(), a.ncols()];
         let least = shape[0].min(shape[1]);
         let iterations = match (self, rank.of_shape(shape)) {
@@ -43,10 +68,19 @@ impl Solver {
             }
             _ => {
                 let svd = linalg::svd(a)?;
-                let rank = rank.of_spectrum(shape, svd.s.as_slice().expect("contiguous"));
+                let values: Vec<f32> = svd.s.iter().map(|v| v.to_f64() as f32).collect();
+                let rank = rank.of_spectrum(shape, &values);
                 Ok(svd.truncate(rank))
             }
         }
+    }
+}
+
+/// A decomposition without NaN or infinity.
+fn finite<T: Real>(svd: Svd<T>) -> Result<Svd<T>> {
+    match svd.u.iter().chain(&svd.s).all(|v| v.is_finite()) {
+        true => Ok(svd),
+        false => Err(Error::numerical("singular vectors are not finite")),
     }
 }
 
@@ -61,10 +95,10 @@ pub struct Projection {
 }
 
 /// The factors of this rank that lose least: U = P, V = Pᵀ W with P the leading left singular vectors of W S, scaled so
-/// that column k of U and row k of V have the same length.
+/// that column k of U and row k of V have the same length. Any finite W and S will do, however large or small.
 ///
 /// # Errors
-/// `Numerical` if an entry is not finite, `ShapeMismatch`.
+/// `Numerical` if an entry is not finite, or without convergence; `ShapeMismatch`.
 pub fn project(
     weight: ArrayView2<'_, f32>,
     root: &Root,
@@ -73,18 +107,55 @@ pub fn project(
     seed: u64,
     par: Par,
 ) -> Result<Projection> {
-    let seen = root.apply(weight, par)?;
-    let mut left = solver.solve(seen.view(), rank, seed, par)?.u;
+    project_noting(weight, root, rank, solver, seed, par).map(|(projection, _)| projection)
+}
+
+/// [`project`], and what was done in the place of what was asked, if something was.
+pub(crate) fn project_noting(
+    weight: ArrayView2<'_, f32>,
+    root: &Root,
+    rank: Rank,
+    solver: Solver,
+    seed: u64,
+    par: Par,
+) -> Result<(Projection, Option<String>)> {
+    // Powers of two turn no direction and round nothing, but keep sums of squares within f32.
+    let own = exponent(weight.iter());
+    let seen = root.apply(scaled(weight, -own - root.exponent()).view(), par)?;
+    let (mut left, note) = solver.directions(seen.view(), rank, seed, par)?;
     let mut right = Array2::zeros((left.ncols(), weight.ncols()));
-    linalg::matmul_tn(left.view(), weight, right.view_mut(), false, par);
+    linalg::matmul_tn(left.view(), scaled(weight, -own).view(), right.view_mut(), false, par);
     // Equal lengths keep both factors in the range of narrow types and quantise best.
+    let back = power_of_two(own);
     for (mut column, mut row) in left.columns_mut().into_iter().zip(right.rows_mut()) {
-        let length = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+        let length = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() * back;
         if length > 0.0 {
             let share = length.sqrt();
             column.mapv_inplace(|v| (f64::from(v) * share) as f32);
-            row.mapv_inplace(|v| (f64::from(v) / share) as f32);
+            row.mapv_inplace(|v| (f64::from(v) * back / share) as f32);
         }
     }
-    Ok(Projection { left, right })
+    Ok((Projection { left, right }, note))
+}
+
+/// The power of two nearest below the largest absolute value; 0 for values of a usual size, whose squares have room.
+pub(crate) fn exponent<'a>(values: impl Iterator<Item = &'a f32>) -> i32 {
+    const USUAL: i32 = 20;
+    let most = values.fold(0.0f32, |most, v| most.max(v.abs()));
+    let exponent = f64::from(most).log2().floor() as i32;
+    if most == 0.0 || !most.is_finite() || exponent.abs() <= USUAL { 0 } else { exponent }
+}
+
+/// Times 2^exponent.
+pub(crate) fn scaled(m: ArrayView2<'_, f32>, exponent: i32) -> CowArray<'_, f32, Ix2> {
+    if exponent == 0 {
+        return m.into();
+    }
+    let factor = power_of_two(exponent);
+    m.mapv(|v| (f64::from(v) * factor) as f32).into()
+}
+
+/// 2^exponent.
+pub(crate) fn power_of_two(exponent: i32) -> f64 {
+    f64::from(exponent).exp2()
 }

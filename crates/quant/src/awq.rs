@@ -22,8 +22,8 @@ use search::{Inputs, best_scale, clip_to_outputs};
 /// inside the product, which keeps salient weights exact.
 ///
 /// The scale is `mean|x|^ratio` with the ratio searched on a grid, scored by the squared output error of
-/// round-to-nearest on sampled tokens. Matrices that share an input share one scale; it is folded into the preceding
-/// norm where the [`Group`] offers one, else stored (and counted) as f16. The scaled weights then go to a solver:
+/// round-to-nearest on sampled tokens. Matrices that share an input share one scale; it is folded into what stands before
+/// them (a norm, the values' matrix, the matrix up) where the [`Group`] offers it, else stored (and counted) as f16. The scaled weights then go to a solver:
 /// [`Rtn`] in the paper, or any other, such as [`crate::Gptq`].
 ///
 /// ```
@@ -60,7 +60,8 @@ pub enum AwqClip {
     /// None but the grid's.
     #[default]
     Off,
-    /// Each group's weights are clamped to the best of ten shrunken ranges (down to a half) by output error.
+    /// Each group's weights are clamped to the best of ten shrunken ranges (down to a half) by output error; not those
+    /// of queries and keys ([`Target::scores`]), whose products it would shrink twice, as in the official code.
     Output,
 }
 
@@ -232,7 +233,9 @@ impl<S: Compress> Awq<S> {
         let samples = group.calibration.samples()?;
         let clip = |target: &Target<'_>| {
             let mut weight = target.kept_weight().into_owned();
-            clip_to_outputs(&self.grid, &mut weight, samples.view(), group.par)?;
+            if !target.scores {
+                clip_to_outputs(&self.grid, &mut weight, samples.view(), group.par)?;
+            }
             Ok(weight)
         };
         let weights = group.targets.iter().map(clip).collect::<Result<Vec<Array2<f32>>>>()?;

@@ -1,7 +1,7 @@
 //! The laws of nodes on what the quantisers return, over bits, granularities, odd shapes and bad input.
 
 use proptest::prelude::*;
-use tensorpress_quant::{Awq, Clip, Gptq, Granularity, GridSpec, Rtn};
+use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, Granularity, GridSpec, Rtn};
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Mask, Masked, decode};
@@ -111,6 +111,21 @@ fn gptq_with_act_order_obeys_the_laws() {
         check_damage(&*node, &Registry::default());
         check_node(node, &Registry::default(), 1e-4);
     }
+}
+
+/// Clipping by outputs leaves alone what attention scores are made of.
+#[test]
+fn awq_does_not_clip_scores() {
+    let (weight, calibration) =
+        (random(16, 48, 41), Calibration::from_samples(random(100, 48, 42), Par::Seq));
+    let run = |clip: AwqClip, scores: bool| {
+        let target = Target::new("w", weight.view()).with_scores(scores);
+        let awq = Awq::new(GridSpec::new(3, 16)).with_clip(clip);
+        let made = awq.compress_group(Group::single(target, calibration.clone())).unwrap();
+        decode(&made.layers[0].node).unwrap()
+    };
+    assert_ne!(run(AwqClip::Output, false), run(AwqClip::Off, false));
+    assert_eq!(run(AwqClip::Output, true), run(AwqClip::Off, true));
 }
 
 #[test]

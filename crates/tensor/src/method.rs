@@ -70,12 +70,20 @@ pub struct Target<'a> {
     pub mask: Option<&'a Mask>,
     /// Type the weights are stored in: what is kept as it is, is kept in it.
     pub dtype: DType,
+    /// Attention scores are products of its outputs with others (queries and keys): an error of size goes into both.
+    pub scores: bool,
 }
 
 impl<'a> Target<'a> {
     /// A target without a mask.
     pub fn new(name: &'a str, weight: ArrayView2<'a, f32>) -> Self {
-        Self { name, weight, mask: None, dtype: DType::F32 }
+        Self { name, weight, mask: None, dtype: DType::F32, scores: false }
+    }
+
+    /// Says whether attention scores are products of its outputs.
+    pub fn with_scores(mut self, scores: bool) -> Self {
+        self.scores = scores;
+        self
     }
 
     /// Says what type the weights are stored in.
@@ -116,7 +124,8 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A per-channel vector (a norm's weight) into which input scales can be folded: it feeds only these targets.
+/// A per-channel vector into which input scales can be folded: it feeds only these targets. A norm's weight, or ones in
+/// f32 for the rows of a matrix that is yet to be compressed.
 #[derive(Debug, Clone, Copy)]
 pub struct Fold<'a> {
     /// The vector's values, one an input channel.

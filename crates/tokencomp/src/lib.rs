@@ -38,6 +38,6 @@ pub use map::TokenMap;
 pub use reduce::{TokenHints, TokenReduce};
 pub use schedule::Schedule;
 pub use stage::{
-    Choose, MakeRelevance, MakeWords, PromptModels, TokenPart, TokenRole, reducer, stages,
+    Choose, MakeRate, MakeRelevance, MakeWords, PromptModels, TokenPart, TokenRole, reducer, stages,
 };
 pub use tome::{Matching, ToMe, kth_matching, match_tokens};

@@ -6,7 +6,9 @@ use tensorpress_tensor::stage::{Chain, Part, Role, Row, Stages};
 use tensorpress_tensor::{Error, Result};
 
 use crate::reduce::TokenReduce;
-use crate::text::{Relevance, Squeeze, TokenLogProbs, WordScore};
+use crate::text::{
+    KeepProbability, LlmLingua2, Relevance, Squeeze, TokenCount, TokenLogProbs, WordScore,
+};
 use crate::{baseline, divprune, text, tome};
 
 /// Models that scores of sentences and words may ask, as far as there are any.
@@ -17,6 +19,8 @@ pub struct PromptModels<'m> {
     pub language: Option<&'m dyn TokenLogProbs>,
     /// A model that compares passages with a question.
     pub similarity: Option<&'m dyn Relevance>,
+    /// A classifier of tokens into kept and dropped.
+    pub classifier: Option<&'m dyn KeepProbability>,
 }
 
 impl<'m> PromptModels<'m> {
@@ -31,6 +35,13 @@ impl<'m> PromptModels<'m> {
     #[must_use]
     pub fn with_similarity(mut self, model: &'m dyn Relevance) -> Self {
         self.similarity = Some(model);
+        self
+    }
+
+    /// Sets the classifier of tokens.
+    #[must_use]
+    pub fn with_classifier(mut self, model: &'m dyn KeepProbability) -> Self {
+        self.classifier = Some(model);
         self
     }
 
@@ -55,11 +66,20 @@ pub type MakeWords =
 /// Sets what a choice of sentences and words depends on.
 pub type Choose = Box<dyn for<'a> Fn(Squeeze<'a>) -> Result<Squeeze<'a>> + Send + Sync>;
 
+/// Makes what shortens a prompt to a rate, which these texts are kept in.
+pub type MakeRate = Box<
+    dyn for<'m> Fn(&'m dyn TokenCount, &PromptModels<'m>, &[&str]) -> Result<LlmLingua2<'m>>
+        + Send
+        + Sync,
+>;
+
 /// What a stage of a recipe for tokens builds.
 #[non_exhaustive]
 pub enum TokenPart {
     /// Makes the states of a sequence fewer.
     Reduce(Box<dyn TokenReduce>),
+    /// Shortens a prompt to a rate.
+    Rate(MakeRate),
     /// Ranks the sentences of a prompt, with a weight.
     Rank(MakeRelevance, f32),
     /// Scores the words of a prompt.
@@ -72,6 +92,7 @@ impl fmt::Debug for TokenPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reduce(reduce) => f.debug_tuple("Reduce").field(reduce).finish(),
+            Self::Rate(_) => f.write_str("Rate(..)"),
             Self::Rank(..) => f.write_str("Rank(..)"),
             Self::Words(_) => f.write_str("Words(..)"),
             Self::Choose(_) => f.write_str("Choose(..)"),
@@ -89,6 +110,8 @@ impl Part for TokenPart {
 pub enum TokenRole {
     /// Makes the states of a sequence fewer; stands by itself.
     Reduce,
+    /// Shortens a prompt to a rate, before the other stages look at it.
+    Rate,
     /// Ranks the sentences of a prompt; opinions are weighted and summed.
     Rank,
     /// Scores the words of a prompt.
@@ -98,7 +121,7 @@ pub enum TokenRole {
 }
 
 impl Role for TokenRole {
-    const ORDER: &'static str = "either a reduction of states, or what ranks sentences, at most one score of words, at most one choice";
+    const ORDER: &'static str = "either a reduction of states, or at most one rate, what ranks sentences, at most one score of words, at most one choice";
 
     fn is_single(self) -> bool {
         self != Self::Rank
@@ -113,6 +136,7 @@ impl fmt::Display for TokenRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Reduce => "reduction of states",
+            Self::Rate => "rate",
             Self::Rank => "ranking of sentences",
             Self::Words => "score of words",
             Self::Choose => "choice",

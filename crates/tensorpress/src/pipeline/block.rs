@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use rayon::prelude::*;
-use tensorpress_model::{Block, LinearSpec, Source};
+use tensorpress_model::{Block, LinearSpec, SharedInput, Source};
 use tensorpress_tensor::Result;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::stats::{self, Calibration, Collector};
 
 use super::Context;
 use super::advance::Stream;
-use super::job::{Job, Output, Vector, readers};
+use super::job::{Job, Output, Rows, Vector, readers};
 use super::shard::{self, Item};
 use super::state::Unit;
 
@@ -21,8 +21,9 @@ const SMALL: usize = 16 << 20;
 /// Compresses a block and writes its shard.
 ///
 /// Input after input, in the order in which a token meets them, so that only one input's statistics are there at a
-/// time. A method that asks for it ([`Needs::true_sequential`](tensorpress_tensor::stats::Needs)) is calibrated on what the
-/// layers before it have become, those of this block included; all others see this block as it was.
+/// time; but what may fold scales into the matrix before it comes before that matrix. A method that asks for it
+/// ([`Needs::true_sequential`](tensorpress_tensor::stats::Needs)) is calibrated on what the layers before it have become,
+/// those of this block included; all others see this block as it was.
 pub(super) fn compress(
     context: &Context<'_>,
     index: usize,
@@ -35,9 +36,9 @@ pub(super) fn compress(
     let mut layers = Vec::new();
     let mut vectors = Vec::new();
     let mut compressed = BTreeSet::new();
-    for (input, readers) in readers(source, index) {
+    let mut rows = Rows::new();
+    for (input, jobs) in planned(context, index, stream.is_some()) {
         context.check_cancelled()?;
-        let jobs = context.jobs(&readers, stream.is_some());
         let Some(first) = jobs.first() else { continue };
         let channels = first.specs[0].shape[1];
         let calibration = match stream {
@@ -50,9 +51,10 @@ pub(super) fn compress(
                 stream.calibrate(context, block, beside, input, collector)?
             }
         };
-        for output in run(context, &jobs, calibration)? {
-            let Output { nodes, norms, biases, layers: reports } = output;
+        for output in run(context, &jobs, calibration, &rows)? {
+            let Output { nodes, norms, rows: folded, biases, layers: reports } = output;
             layers.extend(reports);
+            rows.extend(folded);
             for (name, node) in nodes {
                 block.replace(&name, node)?;
                 compressed.insert(name);
@@ -67,6 +69,8 @@ pub(super) fn compress(
             }
         }
     }
+    let linears = source.linears(index);
+    layers.sort_by_key(|layer| linears.iter().position(|spec| spec.name == layer.name));
     if let Some(rewritten) = context.rewritten {
         rewritten.report(index, &mut layers);
     }
@@ -74,13 +78,34 @@ pub(super) fn compress(
     Ok(shard::write(path, source, &items)?.unit(layers))
 }
 
+/// The jobs of each input, in the order in which they are done.
+fn planned(context: &Context<'_>, index: usize, calibrated: bool) -> Vec<(SharedInput, Vec<Job>)> {
+    let linears = context.source.linears(index);
+    let mut planned: Vec<(SharedInput, Vec<Job>)> = Vec::new();
+    for (input, readers) in readers(context.source, index) {
+        let mut jobs = context.jobs(&readers, calibrated);
+        if let [job] = jobs.as_mut_slice() {
+            job.find_feeder(context, &linears);
+        }
+        // What feeds it reads the input before.
+        let at = planned.len().saturating_sub(usize::from(jobs.iter().any(Job::is_fed)));
+        planned.insert(at, (input, jobs));
+    }
+    planned
+}
+
 /// Does the jobs of one input.
-fn run(context: &Context<'_>, jobs: &[Job], calibration: Calibration) -> Result<Vec<Output>> {
+fn run(
+    context: &Context<'_>,
+    jobs: &[Job],
+    calibration: Calibration,
+    rows: &Rows,
+) -> Result<Vec<Output>> {
     let specs = jobs.iter().flat_map(|job| &job.specs);
     let weights: usize = specs.map(|spec| spec.shape[0] * spec.shape[1]).sum();
     if jobs.len() > 1 && weights * size_of::<f32>() <= SMALL {
         let jobs = jobs.par_iter();
-        return jobs.map(|job| job.run(context, calibration.clone(), Par::Seq)).collect();
+        return jobs.map(|job| job.run(context, calibration.clone(), rows, Par::Seq)).collect();
     }
     let mut calibration = Some(calibration);
     let mut outputs = Vec::new();
@@ -88,7 +113,7 @@ fn run(context: &Context<'_>, jobs: &[Job], calibration: Calibration) -> Result<
         // The last one takes the statistics, so that it can factor a Gram matrix in place.
         let last = i + 1 == jobs.len();
         let mine = if last { calibration.take() } else { calibration.clone() };
-        outputs.push(job.run(context, mine.expect("taken by the last"), Par::Rayon)?);
+        outputs.push(job.run(context, mine.expect("taken by the last"), rows, Par::Rayon)?);
         context.source.checkpoint().release();
     }
     Ok(outputs)

@@ -1,8 +1,11 @@
 //! Linear layers that are compressed together.
 
+use std::collections::BTreeMap;
+
 use tensorpress_model::{LinearSpec, SharedInput, Source};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::rewrite::Role;
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
     Compressed, Context as _, DType, Error, Fold, Group, Node, Result, Target, Tensor,
@@ -19,7 +22,12 @@ pub(super) struct Job {
     method: usize,
     /// The norm that feeds these layers and no others, and what is added to its weight.
     norm: Option<(String, f32)>,
+    /// The matrix that feeds them and no others, row by channel, and is compressed after them.
+    feeder: Option<String>,
 }
+
+/// Factors that rows of matrices are still to be multiplied by, by the matrix's name.
+pub(super) type Rows = BTreeMap<String, Vec<f32>>;
 
 /// What became of a job.
 #[derive(Default)]
@@ -27,6 +35,8 @@ pub(super) struct Output {
     pub(super) nodes: Vec<(String, Box<dyn Node>)>,
     /// Norm that scales were folded into, and corrected biases.
     pub(super) norms: Vec<Vector>,
+    /// Scales that were folded into a matrix yet to be compressed.
+    pub(super) rows: Rows,
     pub(super) biases: Vec<(String, Vector)>,
     pub(super) layers: Vec<LayerReport>,
 }
@@ -77,7 +87,10 @@ impl Context<'_> {
             let company = |job: &&mut Job| job.method == method;
             match jobs.iter_mut().find(company).filter(|_| !alone) {
                 Some(job) => job.specs.push(spec.clone()),
-                None => jobs.push(Job { specs: vec![spec.clone()], method, norm: None }),
+                None => {
+                    let specs = vec![spec.clone()];
+                    jobs.push(Job { specs, method, norm: None, feeder: None });
+                }
             }
         }
         if let [job] = jobs.as_mut_slice() {
@@ -96,11 +109,37 @@ impl Context<'_> {
 }
 
 impl Job {
-    /// Compresses the layers of this job.
+    /// Finds what feeds a matrix channel by channel: values behind the attention's output matrix, unless heads share
+    /// them; the factor that no activation stands behind before the matrix out of a gated network. It has to be
+    /// compressed too, and later: only who reads the block as it was can come first.
+    pub(super) fn find_feeder(&mut self, context: &Context<'_>, linears: &[LinearSpec]) {
+        let [spec] = self.specs.as_slice() else { return };
+        let of = |role: Role| {
+            linears.iter().find(|other| other.role == role && other.expert == spec.expert)
+        };
+        let feeder = match spec.role {
+            Role::O => of(Role::V),
+            Role::Down => of(Role::Gate).and(of(Role::Up)),
+            _ => None,
+        };
+        let fits = |feeder: &&LinearSpec| {
+            feeder.shape[0] == spec.shape[1] && context.plan.index(&feeder.name).is_some()
+        };
+        let first = !context.plan.method(self.method).method.needs().true_sequential;
+        self.feeder = feeder.filter(fits).filter(|_| first).map(|feeder| feeder.name.clone());
+    }
+
+    /// It has to come before what feeds it.
+    pub(super) fn is_fed(&self) -> bool {
+        self.feeder.is_some()
+    }
+
+    /// Compresses the layers of this job, rows first multiplied by what was folded into them.
     pub(super) fn run(
         &self,
         context: &Context<'_>,
         calibration: Calibration,
+        rows: &Rows,
         par: Par,
     ) -> Result<Output> {
         let source = context.source;
@@ -111,7 +150,13 @@ impl Job {
         let planned = context.plan.method(self.method);
         let load = |spec: &LinearSpec| -> Result<Array2<f32>> {
             let read = || source.stored(spec)?.to_matrix();
-            read().map_err(|e| context.located(e, &spec.name))
+            let mut weight = read().map_err(|e| context.located(e, &spec.name))?;
+            for (mut row, factor) in
+                weight.rows_mut().into_iter().zip(rows.get(&spec.name).into_iter().flatten())
+            {
+                row.mapv_inplace(|w| w * factor);
+            }
+            Ok(weight)
         };
         let weights = self.specs.iter().map(load).collect::<Result<Vec<_>>>()?;
         let dtype_of = |spec: &LinearSpec| source.dtype_of(spec).unwrap_or(DType::F32);
@@ -123,31 +168,44 @@ impl Job {
             Ok(norm)
         };
         let norm = self.norm.as_ref().map(read).transpose()?;
-        let names: Vec<&str> = self.specs.iter().map(|spec| spec.name.as_str()).collect();
-        let targets = self.specs.iter().zip(&weights);
-        let targets =
-            targets.map(|(spec, w)| Target::new(&spec.name, w.view()).with_dtype(dtype_of(spec)));
+        let ones = vec![1.0; self.specs[0].shape[1]];
+        let fold = match &norm {
+            Some(norm) => Some(Fold { values: &norm.values, dtype: norm.dtype }),
+            None => self.feeder.as_ref().map(|_| Fold { values: &ones, dtype: DType::F32 }),
+        };
+        let targets = self.specs.iter().zip(&weights).map(|(spec, w)| {
+            let scores = matches!(spec.role, Role::Q | Role::K);
+            Target::new(&spec.name, w.view()).with_dtype(dtype_of(spec)).with_scores(scores)
+        });
+        let first = self.specs[0].name.as_str();
         let group = Group {
             targets: targets.collect(),
             calibration,
-            fold: norm.as_ref().map(|norm| Fold { values: &norm.values, dtype: norm.dtype }),
-            seed: context.seed_of(names[0]),
+            fold,
+            seed: context.seed_of(first),
             par,
         };
         let result = planned.method.compress_group_dyn(group).map_err(|e| {
-            let name = e.tensor().unwrap_or(names[0]).to_owned();
+            let name = e.tensor().unwrap_or(first).to_owned();
             context.located(e, &name)
         })?;
         let mut output = Output::default();
         let mut ratio = None;
-        if let (Some(folded), Some(norm)) = (result.folded, norm) {
+        if let (Some(folded), Some(fold)) = (result.folded, fold) {
             let over = |(new, old): (&f32, &f32)| if *old == 0.0 { 0.0 } else { new / old };
-            ratio = Some(folded.iter().zip(&norm.values).map(over).collect::<Vec<f32>>());
-            let stored = folded.iter().map(|value| value - offset).collect();
-            output.norms.push(Vector::new(&norm.name, norm.dtype, stored));
+            ratio = Some(folded.iter().zip(fold.values).map(over).collect::<Vec<f32>>());
+            match (&norm, &self.feeder) {
+                (Some(norm), _) => {
+                    let stored = folded.iter().map(|value| value - offset).collect();
+                    output.norms.push(Vector::new(&norm.name, norm.dtype, stored));
+                }
+                (None, Some(feeder)) => drop(output.rows.insert(feeder.clone(), folded)),
+                (None, None) => {}
+            }
         }
         for ((spec, weight), layer) in self.specs.iter().zip(&weights).zip(result.layers) {
-            let bias = layer.bias.as_ref().map(|c| corrected_bias(source, spec, c)).transpose()?;
+            let factors = rows.get(&spec.name).map(Vec::as_slice);
+            let bias = changed_bias(source, spec, factors, layer.bias.as_deref())?;
             let around = Around { ratio: ratio.as_deref(), bias: layer.bias.as_deref() };
             let inputs = inputs.as_ref().map(|x| x.view());
             let weight = weight.view();
@@ -167,13 +225,26 @@ impl Job {
     }
 }
 
-fn corrected_bias(source: &Source, spec: &LinearSpec, correction: &[f32]) -> Result<Vector> {
+/// The bias times the factors of its rows, plus a correction; nothing where neither changes it.
+fn changed_bias(
+    source: &Source,
+    spec: &LinearSpec,
+    factors: Option<&[f32]>,
+    correction: Option<&[f32]>,
+) -> Result<Option<Vector>> {
+    if correction.is_none() && factors.is_none() {
+        return Ok(None);
+    }
     let mut bias = match source.stored_bias(spec)? {
         Some((dtype, values)) => Vector { name: spec.bias.clone(), dtype, values },
-        None => Vector::new(&spec.bias, source.dtype_of(spec)?, vec![0.0; correction.len()]),
+        None if correction.is_none() => return Ok(None),
+        None => Vector::new(&spec.bias, source.dtype_of(spec)?, vec![0.0; spec.shape[0]]),
     };
+    let factors = factors.unwrap_or_default();
+    bias.values.iter_mut().zip(factors).for_each(|(v, f)| *v *= f);
+    let correction = correction.unwrap_or_default();
     bias.values.iter_mut().zip(correction).for_each(|(v, c)| *v += c);
-    Ok(Vector::new(&spec.bias, bias.dtype, bias.values))
+    Ok(Some(Vector::new(&spec.bias, bias.dtype, bias.values)))
 }
 
 /// The line of a report on one matrix.

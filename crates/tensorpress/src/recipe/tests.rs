@@ -150,7 +150,10 @@ fn factorisers_and_residuals() {
     for (text, canonical) in [
         ("svd", "svd(ratio=0.2, rank=0, energy=0.0, factors=source)"),
         ("lord(rank=8)", "lord(ratio=0.0, rank=8, energy=0.0, factors=source)"),
-        ("asvd(energy=0.9)", "asvd(ratio=0.0, rank=0, energy=0.9, factors=source, alpha=0.5)"),
+        (
+            "asvd(energy=0.9)",
+            "asvd(ratio=0.0, rank=0, energy=0.9, factors=source, alpha=0.5, activity=abs_mean)",
+        ),
         (
             "svd_llm(rtn(bits=8), ratio=0.4)",
             "svd_llm(rtn(bits=8, group=128, symmetric=false, clip=minmax, scale=f16), ratio=0.4, rank=0, \

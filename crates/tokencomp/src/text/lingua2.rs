@@ -1,11 +1,16 @@
 //! Compression as classification: Pan, Wu, Jiang, Xia, Luo, Zhang, Lin, Rühle, Yang, Lin, Zhao, Qiu, Zhang, *LLMLingua-2:
 //! Data Distillation for Efficient and Faithful Task-Agnostic Prompt Compression*, 2024.
 
+mod compress;
+
 use std::ops::Range;
 
 use tensorpress_tensor::{Error, Result};
 
 use super::{Piece, WordScore, word_means};
+
+pub use compress::LlmLingua2;
+pub(super) use compress::stage;
 
 /// Any classifier of tokens into kept and dropped.
 pub trait KeepProbability: std::fmt::Debug {
@@ -14,6 +19,15 @@ pub trait KeepProbability: std::fmt::Debug {
     /// # Errors
     /// Whatever the classifier cannot do.
     fn keep_probabilities(&self, text: &str) -> Result<Vec<Piece>>;
+
+    /// The bytes of the same tokens, of a text that may be longer than the classifier can read: by them it is cut into
+    /// chunks. By default those of [`Self::keep_probabilities`], for classifiers that read any text.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer cannot do.
+    fn pieces(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        Ok(self.keep_probabilities(text)?.into_iter().map(|(at, _)| at).collect())
+    }
 }
 
 /// Scores words by a classifier: the mean over their tokens. For [`super::Squeeze`].
@@ -78,6 +92,14 @@ pub struct Labelling {
     pub drop_consecutive: bool,
 }
 
+/// Half of the tokens.
+impl Default for Labelling {
+    fn default() -> Self {
+        let (probability, forced) = (WordProbability::Mean, Vec::new());
+        Self { rate: 0.5, probability, forced, digits: false, drop_consecutive: false }
+    }
+}
+
 impl Labelling {
     /// Keeps about this share of the tokens, 0 to 1.
     ///
@@ -87,8 +109,7 @@ impl Labelling {
         if !(0.0..=1.0).contains(&rate) {
             return Err(Error::invalid(format!("rate = {rate}; allowed are 0 to 1")));
         }
-        let (probability, forced) = (WordProbability::Mean, Vec::new());
-        Ok(Self { rate, probability, forced, digits: false, drop_consecutive: false })
+        Ok(Self { rate, ..Self::default() })
     }
 
     /// Which words of one chunk stay: those strictly above the percentile of rank int(100 (1 - rate) + 1) of the words'
@@ -144,9 +165,7 @@ impl Labelling {
     /// # Errors
     /// `InvalidArgument` for 0 pieces; those of [`Labelling::label`].
     pub fn label_chunks(&self, words: &[ClassifiedWord], pieces: usize) -> Result<Vec<bool>> {
-        if pieces == 0 {
-            return Err(Error::invalid("chunks of 0 pieces; at least 1 is needed"));
-        }
+        check_chunk(pieces)?;
         let mut labels = Vec::with_capacity(words.len());
         while labels.len() < words.len() {
             let rest = &words[labels.len()..];
@@ -172,6 +191,13 @@ impl Labelling {
             WordProbability::First => Ok(pieces[0]),
             WordProbability::Mean => Ok(pieces.iter().sum::<f64>() / pieces.len() as f64),
         }
+    }
+}
+
+fn check_chunk(pieces: usize) -> Result<()> {
+    match pieces {
+        0 => Err(Error::invalid("chunks of 0 pieces; at least 1 is needed")),
+        _ => Ok(()),
     }
 }
 

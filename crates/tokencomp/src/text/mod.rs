@@ -2,7 +2,8 @@
 //!
 //! A compressor is a tokenizer that counts ([`TokenCount`]) x what ranks sentences ([`Relevance`]) x what scores words
 //! ([`WordScore`], from a language model's log-probabilities or a classifier). [`Squeeze`] puts them together: sentences
-//! first, then words. Words are never cut, code fences and forced tokens stay.
+//! first, then words. Words are never cut, code fences and forced tokens stay. [`LlmLingua2`] keeps a share of the tokens
+//! instead, by a classifier ([`KeepProbability`]).
 //!
 //! ```
 //! use tensorpress_tokencomp::text::{Bm25, Squeeze, TokenCount};
@@ -27,12 +28,15 @@
 //! # }
 //! ```
 
+mod fit;
 mod lingua2;
+mod marks;
 mod recipe;
 mod relevance;
 mod split;
 mod squeeze;
 mod surprise;
+mod table;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -40,7 +44,9 @@ use std::ops::Range;
 use tensorpress_tensor::Result;
 use tensorpress_tensor::stage::Row;
 
-pub use lingua2::{Classified, ClassifiedWord, KeepProbability, Labelling, WordProbability};
+pub use lingua2::{
+    Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2, WordProbability,
+};
 pub use recipe::PromptRecipe;
 pub use relevance::{Bm25, Fused, QuestionLikelihood};
 pub use squeeze::{Squeeze, Squeezed};
@@ -51,7 +57,7 @@ use crate::stage::TokenPart;
 /// The stages of this module.
 pub(crate) fn stages() -> Vec<Row<TokenPart>> {
     let [likelihood, similarity, bm25] = relevance::stages();
-    vec![likelihood, similarity, bm25, surprise::stage(), recipe::stage()]
+    vec![lingua2::stage(), likelihood, similarity, bm25, surprise::stage(), recipe::stage()]
 }
 
 /// A tokenizer, as far as budgets care.

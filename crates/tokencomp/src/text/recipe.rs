@@ -22,7 +22,12 @@ impl PromptRecipe {
         let chain = Chain::parse(text, stages)?;
         if let Some(stage) = chain.find(TokenRole::Reduce) {
             let name = stage.name();
-            let names = stages.names_of(&[TokenRole::Rank, TokenRole::Words, TokenRole::Choose]);
+            let names = stages.names_of(&[
+                TokenRole::Rate,
+                TokenRole::Rank,
+                TokenRole::Words,
+                TokenRole::Choose,
+            ]);
             let message = format!("`{name}` works on states, not on texts: allowed are {names}");
             return Err(Error::invalid(message));
         }
@@ -31,9 +36,12 @@ impl PromptRecipe {
     }
 
     /// Makes `text` fit `budget` tokens by [`Squeeze`], with what these models say. Words that contain a forced text stay.
+    /// Where the recipe has a rate ([`super::LlmLingua2`]), the text is shortened to that first; a budget of [`usize::MAX`]
+    /// leaves it at that.
     ///
     /// # Errors
-    /// `Unsupported` for a model that is missing; those of [`Squeeze::squeeze`] and [`Squeeze::with_forced`].
+    /// `Unsupported` for a model that is missing; those of [`Squeeze::squeeze`], [`Squeeze::with_forced`] and
+    /// [`super::LlmLingua2::compress`].
     pub fn squeeze(
         &self,
         (counter, models): (&dyn TokenCount, &PromptModels<'_>),
@@ -43,12 +51,13 @@ impl PromptRecipe {
     ) -> Result<Squeezed> {
         let mut opinions: Vec<(Box<dyn Relevance + '_>, f32)> = Vec::new();
         let mut words: Option<Box<dyn WordScore + '_>> = None;
-        let mut choose = None;
+        let (mut choose, mut rate) = (None, None);
         for stage in self.0.stages() {
             match stage.build()? {
                 TokenPart::Rank(make, weight) => opinions.push((make(models)?, weight)),
                 TokenPart::Words(make) => words = Some(make(models)?),
                 TokenPart::Choose(choice) => choose = Some(choice),
+                TokenPart::Rate(make) => rate = Some(make(counter, models, forced)?),
                 TokenPart::Reduce(_) => {}
             }
         }
@@ -66,7 +75,14 @@ impl PromptRecipe {
         if let Some(choose) = choose {
             squeeze = choose(squeeze)?;
         }
-        squeeze.squeeze(text, question, budget)
+        match rate {
+            None => squeeze.squeeze(text, question, budget),
+            Some(rate) => {
+                let Squeezed { text, tokens_before, .. } = rate.compress(text)?;
+                let short = squeeze.squeeze(&text, question, budget)?;
+                Ok(Squeezed { tokens_before, ..short })
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What passages have to do with a question.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
@@ -88,27 +88,26 @@ impl Relevance for Bm25 {
         let documents: Vec<Vec<String>> = passages.iter().map(|p| terms(p)).collect();
         let mean =
             documents.iter().map(Vec::len).sum::<usize>() as f32 / documents.len().max(1) as f32;
+        // Only what a passage holds is looked at: a question may be as long as all passages together.
         let counts = |document: &Vec<String>| {
-            let mut counts: HashMap<&str, f32> = HashMap::new();
-            let known = |word: &String| asked.binary_search(word).ok().map(|i| asked[i].as_str());
-            document
-                .iter()
-                .filter_map(known)
-                .for_each(|word| *counts.entry(word).or_default() += 1.0);
+            let mut counts: BTreeMap<usize, f32> = BTreeMap::new();
+            let known = document.iter().filter_map(|word| asked.binary_search(word).ok());
+            known.for_each(|word| *counts.entry(word).or_default() += 1.0);
             counts
         };
         let counted: Vec<_> = documents.iter().map(counts).collect();
-        let mut scores = vec![0.0; passages.len()];
-        for word in &asked {
-            let holding = counted.iter().filter(|c| c.contains_key(word.as_str())).count() as f32;
-            let idf = (1.0 + (passages.len() as f32 - holding + 0.5) / (holding + 0.5)).ln();
-            for ((score, counts), document) in scores.iter_mut().zip(&counted).zip(&documents) {
-                let count = counts.get(word.as_str()).copied().unwrap_or(0.0);
-                let length = 1.0 - self.b + self.b * document.len() as f32 / mean.max(1.0);
-                *score += idf * count * (self.k1 + 1.0) / (count + self.k1 * length);
-            }
-        }
-        Ok(scores)
+        let mut holding = vec![0.0f32; asked.len()];
+        counted.iter().flat_map(BTreeMap::keys).for_each(|word| holding[*word] += 1.0);
+        let score = |(counts, document): (&BTreeMap<usize, f32>, &Vec<String>)| {
+            let length = 1.0 - self.b + self.b * document.len() as f32 / mean.max(1.0);
+            let of_word = |(word, count): (&usize, &f32)| {
+                let holding = holding[*word];
+                let idf = (1.0 + (passages.len() as f32 - holding + 0.5) / (holding + 0.5)).ln();
+                idf * count * (self.k1 + 1.0) / (count + self.k1 * length)
+            };
+            counts.iter().map(of_word).fold(0.0, |sum, part| sum + part)
+        };
+        Ok(counted.iter().zip(&documents).map(score).collect())
     }
 }
 

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use unicode_segmentation::UnicodeSegmentation;
 
-/// What is kept or dropped as a whole: a word with its punctuation, or a code fence.
+use super::table;
+
+/// What is kept or dropped as a whole: a word with its punctuation, a row of a table, or a code fence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unit {
     pub(crate) bytes: Range<usize>,
@@ -24,14 +26,31 @@ impl<'a> Document<'a> {
         let mut document = Self { text, units: Vec::new(), sentences: Vec::new() };
         let mut prose = 0;
         for fence in fences(text) {
-            document.add_prose(prose..fence.start);
+            document.add_text(prose..fence.start);
             prose = fence.end;
-            let unit = document.units.len();
-            document.units.push(Unit { bytes: fence, fence: true });
-            document.sentences.push(unit..unit + 1);
+            document.add_whole(fence, true);
         }
-        document.add_prose(prose..text.len());
+        document.add_text(prose..text.len());
         document
+    }
+
+    /// Rows of tables, and the prose between them.
+    fn add_text(&mut self, bytes: Range<usize>) {
+        let mut prose = bytes.start;
+        for row in table::rows(&self.text[bytes.clone()]) {
+            let row = bytes.start + row.start..bytes.start + row.end;
+            self.add_prose(prose..row.start);
+            prose = row.end;
+            self.add_whole(row, false);
+        }
+        self.add_prose(prose..bytes.end);
+    }
+
+    /// A sentence of one unit.
+    fn add_whole(&mut self, bytes: Range<usize>, fence: bool) {
+        let unit = self.units.len();
+        self.units.push(Unit { bytes, fence });
+        self.sentences.push(unit..unit + 1);
     }
 
     fn add_prose(&mut self, bytes: Range<usize>) {
@@ -80,7 +99,7 @@ impl<'a> Document<'a> {
 
 /// Code fences as Markdown has them: from a line that begins with at least three backticks or tildes to one with at least
 /// as many and nothing else, or to the end.
-fn fences(text: &str) -> Vec<Range<usize>> {
+pub(super) fn fences(text: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut open: Option<(usize, char, usize)> = None;
     let mut at = 0;
@@ -109,20 +128,29 @@ fn fences(text: &str) -> Vec<Range<usize>> {
 /// Sentences (UAX #29), but lines that are only wrapped stay together, and so do abbreviated titles and what they title.
 fn sentences(text: &str) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = Vec::new();
+    // Of the last sentence: the piece that it ends with, and whether it has a line break. Its text is not read again.
+    let (mut end, mut broken) = ("", false);
     for (start, piece) in unwrapped(text).split_sentence_bound_indices() {
         let bytes = start..start + piece.len();
+        let piece = &text[bytes.clone()];
         match found.last_mut() {
-            Some(last) if !may_end(&text[last.clone()]) => last.end = bytes.end,
-            _ => found.push(bytes),
+            Some(last) if !may_end(end, broken) => last.end = bytes.end,
+            _ => {
+                found.push(bytes);
+                broken = false;
+            }
         }
+        (end, broken) = (piece, broken || piece.contains('\n'));
     }
     found
 }
 
-/// The text with spaces for the line breaks within a paragraph, byte for byte as long.
+/// The text with spaces for the line breaks within a paragraph, and line breaks in wide gaps, byte for byte as long.
 fn unwrapped(text: &str) -> String {
     /// A line this long that is followed by another was wrapped.
     const WRAPPED: usize = 50;
+    /// Spaces that no prose has between two words.
+    const WIDE: usize = 64;
     let mut out = String::with_capacity(text.len());
     let mut lines = text.split_inclusive('\n').peekable();
     while let Some(line) = lines.next() {
@@ -135,22 +163,21 @@ fn unwrapped(text: &str) -> String {
             out += &line[body.len()..];
         }
     }
-    out
+    // No sentence goes on behind so many spaces; and whoever looks for its end from each of them looks long.
+    out.replace(&" ".repeat(WIDE), &(" ".repeat(WIDE - 1) + "\n"))
 }
 
-/// Whether a sentence may end so: not within a word, nor after an abbreviation.
-fn may_end(sentence: &str) -> bool {
+/// Whether a sentence may end with this piece of it: not within a word, nor after an abbreviation, unless there is a line
+/// break in it.
+fn may_end(piece: &str, broken: bool) -> bool {
     let outside = |c: char| c.is_whitespace() || ideographic(c);
-    sentence.ends_with(outside) && !abbreviated(sentence)
+    piece.ends_with(outside) && (broken || !abbreviated(piece))
 }
 
-fn abbreviated(sentence: &str) -> bool {
+fn abbreviated(piece: &str) -> bool {
     const SHORT: [&str; 14] =
         ["Mr", "Mrs", "Ms", "Dr", "Prof", "St", "No", "vs", "e.g", "i.e", "Fig", "Eq", "al", "cf"];
-    if sentence.contains('\n') {
-        return false;
-    }
-    let last = sentence.split_whitespace().next_back().and_then(|word| word.strip_suffix('.'));
+    let last = piece.split_whitespace().next_back().and_then(|word| word.strip_suffix('.'));
     last.map(|word| word.trim_start_matches('(')).is_some_and(|word| {
         let initial = word.chars().count() == 1 && word.chars().all(char::is_uppercase);
         initial || SHORT.contains(&word)

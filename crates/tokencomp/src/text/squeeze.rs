@@ -2,6 +2,7 @@
 
 use tensorpress_tensor::{Error, Result};
 
+use super::fit::Fit;
 use super::split::Document;
 use super::{Relevance, TokenCount, WordScore};
 
@@ -22,7 +23,9 @@ pub struct Squeezed {
 /// - The result's tokens, counted on its text by the given tokenizer, never exceed the budget.
 /// - No word is cut: words lie between spaces (in Han and Kana, they are those of UAX #29).
 /// - Code fences, and words that contain a forced text, stay.
+/// - A row of a table (lines divided by bars, tabs, commas or aligned columns) stays or goes as one word does.
 /// - A text that fits is returned as it is.
+/// - Time is linear in the text, as far as it is so for tokenizer and scorers: the text as a whole is counted a few times.
 ///
 /// Without a question, sentences are ranked by the mean of their words' scores; without a [`WordScore`] either, by their
 /// relevance to the whole text; without a [`Relevance`] too, in order. Words are dropped only where there is a [`WordScore`].
@@ -125,20 +128,21 @@ impl<'a> Squeeze<'a> {
         let stays = |text: &str| self.forced.iter().any(|f| text.contains(f.as_str()));
         let stays: Vec<bool> =
             document.units.iter().map(|u| u.fence || stays(&text[u.bytes.clone()])).collect();
-        let mut fit = Fit { counter: self.counter, document: &document, budget, kept: stays };
-        let Some(forced) = fit.tokens()? else {
-            let tokens = self.counter.count(&document.render(&fit.kept))?;
+        let (counter, kept) = (self.counter, stays);
+        let mut fit = Fit { counter, document: &document, budget, tokens_before, kept };
+        let forced = fit.count()?;
+        if forced.tokens > budget {
+            let tokens = forced.tokens;
             let message =
                 format!("budget = {budget} tokens, but code fences and forced words take {tokens}");
             return Err(Error::invalid(message));
-        };
+        }
         let blocks = self.blocks(
             &document,
             question.filter(|q| !q.trim().is_empty()),
             budget - forced.tokens,
         )?;
-        let Squeezed { text, tokens, .. } = fit.fill(&blocks, forced)?;
-        Ok(Squeezed { text, tokens, tokens_before })
+        fit.fill(&blocks, forced)
     }
 
     /// What may be added to what must stay, best first: whole sentences, then words of the next ones.
@@ -237,58 +241,5 @@ fn check_scores(scores: &[f32], expected: usize, what: &str) -> Result<()> {
     match scores.iter().position(|s| s.is_nan()) {
         Some(bad) => Err(Error::numerical(format!("score {bad} of {expected} {what} is NaN"))),
         None => Ok(()),
-    }
-}
-
-/// What is kept so far; every state that is accepted was counted on its own text.
-struct Fit<'a> {
-    counter: &'a dyn TokenCount,
-    document: &'a Document<'a>,
-    budget: usize,
-    kept: Vec<bool>,
-}
-
-impl Fit<'_> {
-    /// The text of what is kept, if it fits.
-    fn tokens(&self) -> Result<Option<Squeezed>> {
-        let text = self.document.render(&self.kept);
-        let tokens = self.counter.count(&text)?;
-        let fits = tokens <= self.budget;
-        Ok(fits.then_some(Squeezed { text, tokens, tokens_before: 0 }))
-    }
-
-    /// Adds as many blocks as fit, from the first on, then those of the next that still do.
-    fn fill(&mut self, blocks: &[Vec<usize>], forced: Squeezed) -> Result<Squeezed> {
-        /// Blocks that are tried after the first that does not fit.
-        const TRIES: usize = 32;
-        let mut best = forced;
-        let stays = self.kept.clone();
-        let set = |kept: &mut Vec<bool>, count: usize| {
-            kept.clone_from(&stays);
-            blocks[..count].iter().flatten().for_each(|unit| kept[*unit] = true);
-        };
-        // `low` blocks fit, `high` do not.
-        let (mut low, mut high) = (0, blocks.len() + 1);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            set(&mut self.kept, middle);
-            match self.tokens()? {
-                Some(fits) => (low, best) = (middle, fits),
-                None => high = middle,
-            }
-        }
-        set(&mut self.kept, low);
-        for block in blocks[low..].iter().skip(1).take(TRIES) {
-            if best.tokens == self.budget {
-                break;
-            }
-            let before = self.kept.clone();
-            block.iter().for_each(|unit| self.kept[*unit] = true);
-            match self.tokens()? {
-                Some(fits) => best = fits,
-                None => self.kept = before,
-            }
-        }
-        Ok(best)
     }
 }
