@@ -232,7 +232,7 @@ fn ids_of_every_integer_type_with_padding_at_either_end() {
     let one = corpus(tensors(&[("ids", "U8", &[3], &[1, 2, 3])]), "x").expect("one row");
     assert_eq!(one.documents(), [Document::Ids(vec![1, 2, 3])]);
     // As many rows as may be claimed without a byte.
-    let none = corpus(tensors(&[("ids", "U8", &[usize::MAX, 0], &[])]), "x").expect("no tokens");
+    let none = corpus(tensors(&[("ids", "U8", &[1 << 40, 0], &[])]), "x").expect("no tokens");
     assert!(none.documents().is_empty());
     let lines = "{\"input_ids\": [0, 5, 6], \"attention_mask\": [0, 1, 1]}";
     assert_eq!(corpus(lines, "x").expect("ids").documents(), [Document::Ids(vec![5, 6])]);
@@ -326,20 +326,34 @@ fn plain_windows_follow_bos_too_and_never_have_it_twice() {
     assert_eq!(marked.segments(&source, Bos::Auto, limits).expect("segments"), always);
 }
 
+/// An encoder without weights, with the demo model's tokenizer.
+fn encoder() -> Source {
+    let demo = demo();
+    let tokenizer = demo.tokenizer_files()[0].1.to_vec();
+    let config = serde_json::json!({
+        "model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "vocab_size": 1024, "max_position_embeddings": 32, "type_vocab_size": 2,
+    });
+    let none = Checkpoint::default();
+    Source::from_parts(config, none, Some(tokenizer), None, &Registry::default()).expect("a model")
+}
+
 #[test]
 fn encoders_read_pieces_in_a_template() {
-    let source = demo();
-    let tokenizer = source.tokenizer().expect("a tokenizer");
+    let source = encoder();
     let lines = format!("{} {{\"ids\": [7, 8, 9]}}", serde_json::json!({"text": FIRST}));
     let read = corpus(lines, "x").expect("documents");
     let cut = Windows { length: 2, ..Windows::default() };
-    let pieces = read.windows_by(Some(&tokenizer), false, cut).expect("pieces");
+    let pieces = read.windows(&source, Bos::Auto, cut).expect("pieces");
     assert!(pieces.len() > 3 && pieces.iter().all(|piece| piece.len() == 2), "{pieces:?}");
     assert_eq!(pieces.last(), Some(&vec![7, 8]));
     assert!(pieces[..pieces.len() - 1].iter().all(|piece| piece[0] == 1), "{pieces:?}");
-    let few =
-        read.windows_by(Some(&tokenizer), false, Windows { windows: 2, ..cut }).expect("pieces");
-    assert_eq!(few, pieces[..2]);
+    let few = Windows { windows: 2, ..cut };
+    assert_eq!(read.windows(&source, Bos::Auto, few).expect("pieces"), pieces[..2]);
+    for bos in [Bos::Always, Bos::Never] {
+        let error = read.windows(&source, bos, cut).expect_err("a template");
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    }
 }
 
 #[test]
