@@ -1,9 +1,17 @@
 //! The command line.
 
+mod values;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use tensorpress::pipeline::{DEFAULT_CHARS, DEFAULT_WINDOWS};
+use tensorpress::tensor::stage::Preset;
+
+use crate::output::{listed, wrapped};
+
+pub(crate) use values::Bos;
+use values::{count, positive, seed, temperature};
 
 /// What MODEL may be; the same for every command.
 const MODEL: &str = "A Hugging Face folder, a compressed folder, a packed file (.tpk), hf://owner/name, or `demo`, a small \
@@ -11,6 +19,9 @@ const MODEL: &str = "A Hugging Face folder, a compressed folder, a packed file (
 
 /// What goes with a MODEL that is a packed difference.
 const BASE: &str = "What a MODEL that is packed against a base was packed against";
+
+/// What a TEXT may be; the same for every command.
+const TEXT: &str = "plain text, JSON lines or a JSON array (text, messages or ids), or safetensors with ids; told by content";
 
 /// Compress neural networks on CPUs, and judge what is left.
 #[derive(Debug, Parser)]
@@ -141,26 +152,28 @@ pub(crate) struct Compress {
     /// The new folder
     #[arg(long, short)]
     pub(crate) out: PathBuf,
-    /// Text to calibrate on (`demo` brings its own)
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help = format!("What to calibrate on: {TEXT} (`demo` brings its own)"))]
     pub(crate) calib: Option<PathBuf>,
     /// Characters of the calibration text that are used
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHARS)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHARS, value_parser = count, allow_negative_numbers = true)]
     pub(crate) calib_chars: usize,
     /// Windows of the calibration text that are used
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_WINDOWS)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_WINDOWS, value_parser = count, allow_negative_numbers = true)]
     pub(crate) calib_windows: usize,
     /// Tokens of a calibration window, BOS included [default: 256, or the model's context]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     pub(crate) calib_length: Option<usize>,
-    /// Judge before and after on this text (`demo` brings its own)
+    /// Whether texts begin with the begin-of-text token
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) bos: Bos,
+    /// Judge before and after on this text, which may be what --calib may be (`demo` brings its own)
     #[arg(long, value_name = "TEXT", num_args = 0..=1)]
     pub(crate) eval: Option<Option<PathBuf>>,
     /// Replace the folder if it is there
     #[arg(long)]
     pub(crate) force: bool,
     /// Seed of everything random
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// Print one JSON object
     #[arg(long)]
@@ -189,17 +202,19 @@ pub(crate) struct Eval {
     /// The model whose predictions are the measure, usually the uncompressed one
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<String>,
-    /// Text to judge on: .jsonl line by line, any other in windows (`demo` brings its own)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = format!("What to judge on: {TEXT}; plain text is judged in windows, all else one by one (`demo` brings its own)"))]
     pub(crate) text: Option<PathBuf>,
+    /// Whether texts begin with the begin-of-text token
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) bos: Bos,
     /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see `tensorpress stages`
     #[arg(long, value_name = "RECIPE")]
     pub(crate) kv: Option<String>,
-    /// Judge at most this many lines or windows
-    #[arg(long, value_name = "N")]
+    /// Judge at most this many texts or windows
+    #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     pub(crate) max_segments: Option<usize>,
     /// Judge at most this many tokens of each, BOS included
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
@@ -213,19 +228,22 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE", help = BASE)]
     pub(crate) base: Option<PathBuf>,
     /// The text to continue
-    #[arg(long, short)]
+    #[arg(long, short, allow_hyphen_values = true)]
     pub(crate) prompt: String,
+    /// Whether the text begins with the begin-of-text token
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) bos: Bos,
     /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see `tensorpress stages`
     #[arg(long, value_name = "RECIPE")]
     pub(crate) kv: Option<String>,
     /// New tokens at most
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = count, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
     /// 0 takes the most probable token, more makes it livelier
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Seed of the draws
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// Print one JSON object
     #[arg(long)]
@@ -244,17 +262,17 @@ pub(crate) struct Squeeze {
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// Tokens that the result has at most, special tokens not counted
-    #[arg(long, value_name = "N", value_parser = budget)]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
     pub(crate) budget: usize,
     /// Keep what is relevant to this
-    #[arg(long, value_name = "Q")]
+    #[arg(long, value_name = "Q", allow_hyphen_values = true)]
     pub(crate) question: Option<String>,
     /// What ranks sentences and words, such as `likelihood | bm25 | surprise`; see `tensorpress stages` [default: by the
     /// kind of model]
     #[arg(long, value_name = "RECIPE")]
     pub(crate) recipe: Option<String>,
     /// Keep every word that contains this; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) keep: Vec<String>,
     #[arg(long, default_value = crate::open::DEMO, help = MODEL)]
     pub(crate) model: String,
@@ -268,35 +286,17 @@ pub(crate) struct Squeeze {
     pub(crate) json: bool,
 }
 
-fn budget(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(tokens) if tokens > 0 => Ok(tokens),
-        _ => Err("allowed are whole numbers from 1".to_owned()),
-    }
-}
-
-fn temperature(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
-        _ => Err("allowed are finite numbers from 0".to_owned()),
-    }
-}
-
 /// Presets and the names of stages, from the tables of the library.
 fn recipes_help() -> String {
     let registry = tensorpress::registry();
     let stages = registry.stages();
-    let mut text = "Presets:\n".to_owned();
-    for preset in stages.presets() {
-        text += &format!("  {:6}{:38}{}\n", preset.name, preset.line, preset.about);
-    }
-    text += "\nStages, joined by `|` (`tensorpress stages NAME` tells of one):\n";
-    for row in stages.rows() {
-        text += &format!("  {:18}{}\n", row.name(), row.about());
-        for key in row.keys() {
-            let default = key.default.as_ref().map_or("none".to_owned(), ToString::to_string);
-            text += &format!("    {:16}{} [{default}]: {}\n", key.name, key.takes, key.about);
-        }
-    }
-    text + "\nExample: --recipe 'awq | gptq(bits=3, group=64, clip=mse)'"
+    let preset = |p: &Preset| [p.name.to_owned(), p.line.to_owned(), p.about.to_owned()];
+    let presets: Vec<_> = stages.presets().iter().map(preset).collect();
+    let names: Vec<&str> = stages.rows().iter().map(|row| row.name()).collect();
+    format!(
+        "Presets:\n{}\nStages, joined by `|` (`tensorpress stages` says what they do, `tensorpress stages NAME` what \
+         keys one has):\n{}\nExample: --recipe 'awq | gptq(bits=3, group=64, clip=mse)'",
+        listed(&presets),
+        wrapped(&names)
+    )
 }

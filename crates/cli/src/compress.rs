@@ -4,18 +4,18 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use tensorpress::bill::Bill;
-use tensorpress::model::text::{self, Limits};
+use tensorpress::model::text::Limits;
 use tensorpress::model::{Source, compare};
 use tensorpress::pipeline::{CalibrationText, Compressor, Report, partial_of, peak_rss_bytes};
 use tensorpress::recipe::Recipe;
 use tensorpress::{ErrorKind, registry};
 
 use crate::args::Compress;
-use crate::eval::{Verdict, decoder, text_of};
+use crate::eval::{Verdict, decoder, read, text_of};
 use crate::failure::{Failure, Outcome};
 use crate::interrupt;
 use crate::open::{Opened, open};
-use crate::output::{bytes, itemised, print, print_json, say, table};
+use crate::output::{bytes, itemised, print, print_json, say, shown, table};
 use crate::progress::{Bar, judging};
 
 /// The report, and the judgements if they were asked for.
@@ -68,12 +68,14 @@ pub(crate) fn run(args: &Compress) -> Outcome {
 
 fn calibration(args: &Compress, opened: &Opened) -> Outcome<Option<CalibrationText>> {
     let text = match (&args.calib, &opened.texts) {
-        (Some(file), _) => text::read(file)?,
-        (None, Some(texts)) => texts.calibration.to_owned(),
+        (Some(file), _) => read(file)?,
+        (None, Some(texts)) => texts.calibration.into(),
         (None, None) => return Ok(None),
     };
-    let text =
-        CalibrationText::new(text).with_chars(args.calib_chars).with_windows(args.calib_windows);
+    let text = CalibrationText::new(text)
+        .with_chars(args.calib_chars)
+        .with_windows(args.calib_windows)
+        .with_bos(args.bos.into());
     Ok(Some(match args.calib_length {
         Some(length) => text.with_length(length),
         None => text,
@@ -81,14 +83,13 @@ fn calibration(args: &Compress, opened: &Opened) -> Outcome<Option<CalibrationTe
 }
 
 fn segments(args: &Compress, file: Option<&PathBuf>, opened: &Opened) -> Outcome<Vec<Vec<u32>>> {
-    let (text, file) = text_of("--eval", file.map(PathBuf::as_path), opened)?;
+    let text = text_of("--eval", file.map(PathBuf::as_path), opened)?;
     let source = &opened.source;
     if !source.config().architecture.is_decoder() {
         let message = format!("--eval: {} is an encoder, which predicts no tokens", args.model);
         return Err(Failure::Usage(message));
     }
-    let (tokenizer, context) = (source.tokenizer()?, source.config().context);
-    Ok(text::segments(&text, &file, &tokenizer, context, Limits::default())?)
+    Ok(text.segments(source, args.bos.into(), Limits::default())?)
 }
 
 fn judge(args: &Compress, source: &Source, segments: &[Vec<u32>], result: &mut Result) -> Outcome {
@@ -120,7 +121,7 @@ fn show(args: &Compress, result: &Result) -> Outcome {
     for layer in &report.layers {
         let error = layer.error.map_or("-".to_owned(), |e| format!("{e:.5}"));
         let bits = format!("{:.3}", layer.bits_per_weight);
-        rows.push(vec![layer.name.clone(), layer.method.clone(), bits, error]);
+        rows.push(vec![shown(&layer.name), layer.method.clone(), bits, error]);
     }
     let mut text = table(&rows);
     text.push('\n');
@@ -187,7 +188,7 @@ fn show(args: &Compress, result: &Result) -> Outcome {
     text += &table(&rows);
     for layer in report.layers.iter() {
         if let Some(reason) = &layer.fallback {
-            text += &format!("  {}: {reason}\n", layer.name);
+            text += &format!("  {}: {reason}\n", shown(&layer.name));
         }
     }
     print(&text)

@@ -1,12 +1,12 @@
 //! `tensorpress eval`
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 use tensorpress::Result;
 use tensorpress::bill::Bill;
 use tensorpress::kvcache::KvRecipe;
-use tensorpress::model::text::{self, Limits};
+use tensorpress::model::text::{Corpus, Limits};
 use tensorpress::model::{
     Decoder, Judged, Judgement, Passages, Source, ThroughCache, compare, perplexity, recall,
 };
@@ -14,7 +14,7 @@ use tensorpress::model::{
 use crate::args::Eval;
 use crate::failure::{Failure, Outcome};
 use crate::open::{Opened, open};
-use crate::output::{bytes, print, print_json, table};
+use crate::output::{bytes, print, print_json, say, table};
 use crate::progress::judging;
 
 /// What judging found, and what the model takes.
@@ -60,19 +60,26 @@ impl Verdict {
     }
 }
 
-/// The text to judge on and its name: a file, or what the model brings along.
-pub(crate) fn text_of(
-    flag: &str,
-    file: Option<&Path>,
-    opened: &Opened,
-) -> Outcome<(String, PathBuf)> {
+/// The text to judge on: a file, or what the model brings along.
+pub(crate) fn text_of(flag: &str, file: Option<&Path>, opened: &Opened) -> Outcome<Corpus> {
     match (file, &opened.texts) {
-        (Some(file), _) => Ok((text::read(file)?, file.to_path_buf())),
-        (None, Some(texts)) => Ok((texts.held_out.to_owned(), "demo/heldout.jsonl".into())),
+        (Some(file), _) => read(file),
+        (None, Some(texts)) => {
+            Ok(Corpus::from_text(texts.held_out, "demo/heldout.jsonl".as_ref())?)
+        }
         (None, None) => {
             Err(Failure::Usage(format!("{flag} FILE is needed: only `demo` brings its own text")))
         }
     }
+}
+
+/// Reads texts, and says what a person should know of how they are read.
+pub(crate) fn read(file: &Path) -> Outcome<Corpus> {
+    let corpus = Corpus::read(file)?;
+    if let Some(note) = corpus.note() {
+        say!("{}: {note}", file.display());
+    }
+    Ok(corpus)
 }
 
 /// f32 weights up to this size are decoded once; larger models stay as they are stored.
@@ -108,11 +115,10 @@ pub(crate) fn run(args: &Eval) -> Outcome {
 }
 
 fn judge(args: &Eval, opened: &Opened) -> Outcome<Verdict> {
-    let (text, file) = text_of("--text", args.text.as_deref(), opened)?;
+    let text = text_of("--text", args.text.as_deref(), opened)?;
     let source = &opened.source;
     let limits = Limits { max_segments: args.max_segments, max_tokens: args.max_tokens };
-    let segments =
-        text::segments(&text, &file, &source.tokenizer()?, source.config().context, limits)?;
+    let segments = text.segments(source, args.bos.into(), limits)?;
     let kv = args.kv.as_deref().map(kv_recipe).transpose()?;
     let model = decoder(source)?;
     let cached = match &kv {

@@ -8,7 +8,7 @@ use tensorpress::tensor::{DType, Storage};
 use crate::args::Inspect;
 use crate::failure::{Failure, Outcome};
 use crate::open::{open, packed};
-use crate::output::{bytes, itemised, print, print_json, table};
+use crate::output::{bytes, itemised, print, print_json, shown, table};
 
 mod container;
 
@@ -106,7 +106,7 @@ fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
     let mut rows = vec![["tensor", "type", "shape", "bytes"].map(str::to_owned).to_vec()];
     for tensor in &found.tensors {
         let (dtype, shape) = (format!("{:?}", tensor.dtype), format!("{:?}", tensor.shape));
-        rows.push(vec![tensor.name.clone(), dtype, shape, tensor.bytes.to_string()]);
+        rows.push(vec![shown(&tensor.name), dtype, shape, tensor.bytes.to_string()]);
     }
     text += &table(&rows);
     if !bill.layers.is_empty() {
@@ -114,7 +114,7 @@ fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
         let mut rows = vec![header.map(str::to_owned).to_vec()];
         for layer in &bill.layers {
             rows.push(vec![
-                layer.name.clone(),
+                shown(&layer.name),
                 tree(&layer.tree),
                 format!("{:?}", layer.shape),
                 format!("{:.3}", layer.bits_per_weight),

@@ -55,25 +55,75 @@ pub(crate) fn itemised(storage: &Storage, weights: u64) -> String {
     items.collect::<Vec<_>>().join(", ")
 }
 
+/// Characters of a name that a table shows.
+const SHOWN: usize = 200;
+
+/// A name as a table shows it: the middle of one that nobody could read is left out. JSON has names whole.
+pub(crate) fn shown(name: &str) -> String {
+    let count = name.chars().count();
+    if count <= SHOWN {
+        return name.to_owned();
+    }
+    let half = SHOWN / 2;
+    let (begin, end) = (name.chars().take(half - 1), name.chars().skip(count - half));
+    begin.chain(['…']).chain(end).collect()
+}
+
 /// Rows of cells as columns of equal width, numbers to the right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let widths = widths(rows);
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
+            // Not by a format's width, which ends at 65,535.
+            let blanks = " ".repeat(width - cell.chars().count());
             let number = cell.starts_with(|c: char| c.is_ascii_digit());
-            line += &match number {
-                true => format!("{cell:>width$}  "),
-                false => format!("{cell:<width$}  "),
-            };
+            let (before, after) =
+                if number { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
+            line += &[before, cell, after, "  "].concat();
         }
         text += line.trim_end();
         text.push('\n');
     }
     text
+}
+
+/// Indented rows whose cells but the last are columns of equal width.
+pub(crate) fn listed<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths = widths(rows);
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line += &["  ", cell, &" ".repeat(width - cell.chars().count())].concat();
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// Names in indented lines of at most 100 characters.
+pub(crate) fn wrapped(names: &[&str]) -> String {
+    let mut lines = vec![" ".to_owned()];
+    for (i, name) in names.iter().enumerate() {
+        let name = if i + 1 < names.len() { format!(" {name},") } else { format!(" {name}") };
+        match lines.last_mut() {
+            Some(line) if line.len() + name.len() <= 100 => *line += &name,
+            _ => lines.push(format!(" {name}")),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Characters of the widest cell of each column.
+fn widths<R: AsRef<[String]>>(rows: &[R]) -> Vec<usize> {
+    let mut widths = Vec::new();
+    for row in rows {
+        let cells = row.as_ref();
+        widths.resize(widths.len().max(cells.len()), 0);
+        cells.iter().zip(&mut widths).for_each(|(c, width)| *width = c.chars().count().max(*width));
+    }
+    widths
 }

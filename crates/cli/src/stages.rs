@@ -8,7 +8,7 @@ use tensorpress::{Error, kvcache, registry, tokencomp};
 
 use crate::args::Stages as Args;
 use crate::failure::{Failure, Outcome};
-use crate::output::{print, print_json};
+use crate::output::{listed, print, print_json};
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let registry = registry();
@@ -49,14 +49,11 @@ const CACHES: &str = "Caches (eval and run --kv)";
 const TOKENS: &str = "Tokens (squeeze --recipe; reductions: library)";
 
 fn list<P: Part>(stages: &Stages<P>) -> String {
-    let mut text = String::new();
-    for preset in stages.presets() {
-        writeln!(text, "  {:20}{}: {}", preset.name, preset.line, preset.about).expect("grows");
-    }
-    for row in stages.rows() {
-        writeln!(text, "  {:20}{}: {}", row.name(), row.role(), row.about()).expect("grows");
-    }
-    text
+    let presets = stages.presets().iter().map(|p| (p.name, format!("{}: {}", p.line, p.about)));
+    let rows = stages.rows().iter();
+    let rows = rows.map(|row| (row.name(), format!("{}: {}", row.role(), row.about())));
+    let all: Vec<_> = presets.chain(rows).map(|(name, text)| [name.to_owned(), text]).collect();
+    listed(&all)
 }
 
 fn named<P: Part>(stages: &Stages<P>, name: &str) -> Option<String> {
@@ -66,9 +63,9 @@ fn named<P: Part>(stages: &Stages<P>, name: &str) -> Option<String> {
     if !inside.is_empty() {
         writeln!(text, "  inside: {inside}").expect("grows");
     }
-    for key in row.keys() {
+    let keys = row.keys().into_iter().map(|key| {
         let default = key.default.as_ref().map_or("none".to_owned(), ToString::to_string);
-        writeln!(text, "  {:18}{default} ({}): {}", key.name, key.takes, key.about).expect("grows");
-    }
-    Some(text)
+        [key.name.to_string(), format!("{default} ({}): {}", key.takes, key.about)]
+    });
+    Some(text + &listed(&keys.collect::<Vec<_>>()))
 }

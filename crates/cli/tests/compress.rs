@@ -259,5 +259,10 @@ fn human_output() {
     assert!(String::from_utf8_lossy(&done.stdout).contains("top-1 agreement"));
     let help = tensorpress().args(["compress", "--help"]).output().expect("the program starts");
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    assert!(help.contains("w4") && help.contains("static_groups"), "{help}");
+    assert!(
+        help.contains("w4") && help.contains("gptq") && !help.contains("static_groups"),
+        "{help}"
+    );
+    let keys = tensorpress().args(["stages", "gptq"]).output().expect("the program starts");
+    assert!(String::from_utf8_lossy(&keys.stdout).contains("static_groups"));
 }

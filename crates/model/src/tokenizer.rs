@@ -8,7 +8,7 @@ use serde_json::Value;
 use tensorpress_tensor::checkpoint::Files;
 use tensorpress_tensor::{Context, Error, Result};
 use tokenizers::utils::truncation::TruncationDirection;
-use tokenizers::{PostProcessor, TokenizerImpl};
+use tokenizers::{Encoding, PostProcessor, Token, TokenizerImpl};
 
 use crate::config::Config;
 
@@ -19,11 +19,30 @@ pub(crate) enum TokenizerFiles {
     Memory { tokenizer: Option<Vec<u8>>, config: Option<Vec<u8>> },
 }
 
-/// A tokenizer as models use it: the text's tokens, with the begin-of-text token before them exactly once.
+/// Whether texts begin with the begin-of-text token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Bos {
+    /// As the tokenizer says: if `tokenizer.json`'s template puts a special token before a text, or else if
+    /// `tokenizer_config.json` has `add_bos_token`.
+    #[default]
+    Auto,
+    /// They do.
+    Always,
+    /// They do not.
+    Never,
+}
+
+/// A tokenizer as models use it: the text's tokens, with the begin-of-text token before them exactly once, where texts
+/// begin with it ([`Bos`]).
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The token that texts begin with.
     bos: Option<u32>,
+    /// The token they could begin with.
+    known: Option<u32>,
+    /// Whether the tokenizer itself begins texts with it.
+    begins: bool,
     /// Tokens that [`Tokenizer::encode_template`] gives at most.
     limit: usize,
 }
@@ -64,7 +83,7 @@ impl Tokenizer {
             Some(text) => serde_json::from_slice(text)
                 .map_err(|e| Error::corruption(format!("invalid {TOKENIZER_CONFIG}: {e}")))?,
         };
-        let bos = match extra.get("bos_token") {
+        let named = match extra.get("bos_token") {
             // A model may say that its texts begin with nothing, whatever its config's id.
             Some(Value::Null) => None,
             Some(token) => {
@@ -73,8 +92,35 @@ impl Tokenizer {
             }
             None => config.bos,
         };
-        let bos = bos.filter(|id| (*id as usize) < config.vocab);
-        Ok(Self { inner, bos, limit: limit.min(config.context) })
+        let before = before_texts(&inner)?;
+        // What the template puts before a text is what the model was trained behind, whatever it is called.
+        let templated = before.iter().copied().find(|id| Some(*id) == named);
+        let templated = templated.or(before.first().copied());
+        let in_vocab = |id: &u32| (*id as usize) < config.vocab;
+        let known = templated.or(named).filter(in_vocab);
+        let begins = templated.is_some() || adds_bos(&extra)?;
+        let bos = known.filter(|_| begins);
+        Ok(Self { inner, bos, known, begins, limit: limit.min(config.context) })
+    }
+
+    /// Begins texts otherwise.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for `Always` if the model names no token that begins a text.
+    pub fn with_bos(mut self, bos: Bos) -> Result<Self> {
+        self.bos = match (bos, self.known) {
+            (Bos::Auto, known) => known.filter(|_| self.begins),
+            (Bos::Never, _) => None,
+            (Bos::Always, Some(known)) => Some(known),
+            (Bos::Always, None) => {
+                let message = format!(
+                    "BOS is to come always, but the model has no token that begins a text: none in {TOKENIZER}'s \
+                     template, no `bos_token` in {TOKENIZER_CONFIG}, no `bos_token_id` in config.json"
+                );
+                return Err(Error::invalid(message));
+            }
+        };
+        Ok(self)
     }
 
     /// The tokenizer of a folder, without its model: it counts and encodes, but begins texts with nothing.
@@ -85,16 +131,18 @@ impl Tokenizer {
         let file = folder.as_ref().join(TOKENIZER);
         let json = std::fs::read(&file).map_err(|e| Error::io("read the tokenizer", &file, e))?;
         let (inner, limit) = parse(&json).in_file(&file)?;
-        Ok(Self { inner, bos: None, limit: limit.unwrap_or(usize::MAX) })
+        let limit = limit.unwrap_or(usize::MAX);
+        Ok(Self { inner, bos: None, known: None, begins: false, limit })
     }
 
-    /// The token that begins a text, if the model has one.
+    /// The token that comes before every text, if one does.
     #[must_use]
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The text's tokens after BOS, which is there exactly once; no other special tokens are added.
+    /// The text's tokens after BOS, which is there exactly once, where texts begin with it; no other special tokens are
+    /// added.
     ///
     /// # Errors
     /// `InvalidArgument` if the tokenizer cannot encode the text.
@@ -169,6 +217,28 @@ fn parse(json: &[u8]) -> Result<(tokenizers::Tokenizer, Option<usize>)> {
     Ok((inner, limit))
 }
 
+/// The tokens that the template puts before a text. It is asked with one that stands for any.
+fn before_texts(inner: &tokenizers::Tokenizer) -> Result<Vec<u32>> {
+    let Some(template) = inner.get_post_processor() else { return Ok(Vec::new()) };
+    let any = Encoding::from_tokens(vec![Token::new(u32::MAX, "a".to_owned(), (0, 1))], 0);
+    let around = template
+        .process(any, None, true)
+        .map_err(|e| Error::corruption(format!("invalid template of texts: {e}")))?;
+    Ok(around.get_ids().iter().copied().take_while(|id| *id != u32::MAX).collect())
+}
+
+/// What a `tokenizer_config.json` says of BOS.
+fn adds_bos(config: &Value) -> Result<bool> {
+    match config.get("add_bos_token") {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(adds)) => Ok(*adds),
+        Some(other) => {
+            let message = format!("{TOKENIZER_CONFIG}: `add_bos_token` is {other}: true or false");
+            Err(Error::corruption(message))
+        }
+    }
+}
+
 fn cannot_encode(error: &(dyn std::error::Error + Send + Sync)) -> Error {
     Error::invalid(format!("the tokenizer cannot encode the text: {error}"))
 }
@@ -213,3 +283,6 @@ impl TextStream<'_> {
         Ok(all.strip_prefix(&before).unwrap_or_default().to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests;

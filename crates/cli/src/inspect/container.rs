@@ -13,7 +13,7 @@ use tensorpress::open_packed_model;
 use super::{Inspection, describe, inspect};
 use crate::args::Inspect;
 use crate::failure::Outcome;
-use crate::output::{bytes, print, print_json, ratio, table};
+use crate::output::{bytes, print, print_json, ratio, shown, table};
 
 #[derive(Serialize)]
 struct Container<'a> {
@@ -207,11 +207,7 @@ fn show(found: &Container<'_>) -> String {
     let header = ["file", "bytes", "stored"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for file in &found.files {
-        rows.push(vec![
-            file.path.to_owned(),
-            file.bytes.to_string(),
-            file.stored_bytes.to_string(),
-        ]);
+        rows.push(vec![shown(file.path), file.bytes.to_string(), file.stored_bytes.to_string()]);
     }
     text += &table(&rows);
     if found.tensors.is_empty() {
@@ -231,12 +227,12 @@ fn show(found: &Container<'_>) -> String {
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for tensor in &found.tensors {
         let note = match (tensor.same_as, tensor.delta) {
-            (Some(earlier), _) => format!("as {earlier}"),
+            (Some(earlier), _) => format!("as {}", shown(earlier)),
             (None, true) => "difference".to_owned(),
             (None, false) => String::new(),
         };
         rows.push(vec![
-            tensor.name.to_owned(),
+            shown(tensor.name),
             tensor.dtype.to_owned(),
             format!("{:?}", tensor.shape),
             tensor.bytes.to_string(),

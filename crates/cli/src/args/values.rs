@@ -1,0 +1,47 @@
+//! What stands behind flags.
+
+use tensorpress::model::tokenizer;
+
+/// Whether texts begin with BOS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum Bos {
+    /// As the tokenizer's template or its `add_bos_token` says
+    #[default]
+    Auto,
+    /// They do
+    Always,
+    /// They do not
+    Never,
+}
+
+impl From<Bos> for tokenizer::Bos {
+    fn from(bos: Bos) -> Self {
+        match bos {
+            Bos::Auto => Self::Auto,
+            Bos::Always => Self::Always,
+            Bos::Never => Self::Never,
+        }
+    }
+}
+
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| format!("allowed are whole numbers from 0 to {}", usize::MAX))
+}
+
+pub(super) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(format!("allowed are whole numbers from 1 to {}", usize::MAX)),
+    }
+}
+
+pub(super) fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("allowed are whole numbers from 0 to {}", u64::MAX))
+}
+
+pub(super) fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err("allowed are finite numbers from 0".to_owned()),
+    }
+}
