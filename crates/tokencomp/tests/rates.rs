@@ -218,7 +218,7 @@ proptest! {
         for _ in 0..count {
             let length = 1 + random.next_u64() % 8;
             (0..length).for_each(|_| text.push(char::from(b'a' + (random.next_u64() % 26) as u8)));
-            text.push_str(if random.next_u64() % 12 == 0 { ". " } else { " " });
+            text.push_str(if random.next_u64().is_multiple_of(12) { ". " } else { " " });
         }
         let rate = f64::from(percent) / 100.0;
         let classifier = Threes { seed, ..Threes::default() };
