@@ -11,15 +11,9 @@ const IDS: [&str; 2] = ["ids", "input_ids"];
 const MASK: &str = "attention_mask";
 const PIXELS: &str = "pixel_values";
 
-/// The token ids of a file, and its images.
+/// The token ids of a file, and its images; whatever else is in it is no text, and stays unread.
 pub(super) fn read(bytes: Vec<u8>, file: &Path) -> Result<(Vec<Document>, Option<RawTensor>)> {
     let checkpoint = Checkpoint::from_bytes(&file.to_string_lossy(), bytes)?;
-    let known = |name: &&str| IDS.contains(name) || [MASK, PIXELS].contains(name);
-    if let Some(other) = checkpoint.names().find(|name| !known(name)) {
-        let message =
-            format!("is no text: allowed are `ids` or `input_ids`, `{MASK}`, and `{PIXELS}`");
-        return Err(Error::corruption(message).in_tensor(other));
-    }
     let ids = IDS.into_iter().filter(|name| checkpoint.contains(name)).collect::<Vec<_>>();
     let pixels = checkpoint.contains(PIXELS).then(|| checkpoint.tensor(PIXELS)).transpose()?;
     let documents = match ids.as_slice() {
