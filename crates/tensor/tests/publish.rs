@@ -198,7 +198,8 @@ fn cut(path: &Path, len: u64) {
 fn files_that_move_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
-    let sources: [fn(&Path) -> Box<dyn ByteSource>; 2] = [
+    type Open = fn(&Path) -> Box<dyn ByteSource>;
+    let sources: [Open; 2] = [
         |path| Box::new(FileReader::open(path).unwrap()),
         |path| Box::new(MappedFile::open(path).unwrap()),
     ];

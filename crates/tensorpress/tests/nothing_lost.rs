@@ -48,7 +48,7 @@ fn only_what_is_ours_is_replaced() {
     // A plain smaller folder has its list as well, of all that is in it.
     for line in ["drop_blocks(count=2)", "rtn(bits=8)", "rtn(bits=4)"] {
         let compressor = Compressor::new(recipe(line)).with_force(true);
-        compressor.with_calibration(calibration()).run(&demo(), &out).expect("replaces");
+        let _ = compressor.with_calibration(calibration()).run(&demo(), &out).expect("replaces");
         let there: BTreeMap<String, u64> = contents(&out)
             .into_iter()
             .filter(|(name, _)| name != "tensorpress-files.json")
@@ -82,7 +82,7 @@ fn only_what_is_ours_is_replaced() {
     // What the version before wrote has no list.
     fs::remove_file(out.join("tensorpress-files.json")).expect("removed");
     with("calibration.txt", "calibration.txt");
-    run("rtn(bits=8)").expect("replaces");
+    let _ = run("rtn(bits=8)").expect("replaces");
     // Another model's folder, or any other, is not ours.
     fs::remove_dir_all(&out).expect("removed");
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/demo");
@@ -93,7 +93,7 @@ fn only_what_is_ours_is_replaced() {
     refused("rtn(bits=8)", "config.json");
     fs::remove_dir_all(&out).expect("removed");
     fs::create_dir(&out).expect("a folder");
-    run("rtn(bits=8)").expect("an empty folder holds nothing of anybody's");
+    let _ = run("rtn(bits=8)").expect("an empty folder holds nothing of anybody's");
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn names_beside_the_output_are_nobodys_to_take() {
     }
     for bits in [8, 4] {
         let line = format!("rtn(bits={bits})");
-        Compressor::new(recipe(&line)).with_force(true).run(&demo(), &out).expect("runs");
+        let _ = Compressor::new(recipe(&line)).with_force(true).run(&demo(), &out).expect("runs");
     }
     for name in mine {
         assert_eq!(fs::read(folder.path().join(name)).expect("is there"), b"mine");
@@ -119,7 +119,8 @@ fn names_beside_the_output_are_nobodys_to_take() {
     fs::rename(&out, partial_of(&out)).expect("renamed");
     let blocked = Compressor::new(recipe("rtn(bits=8)")).run(&demo(), &out);
     assert_eq!(blocked.expect_err("is asked for").kind(), ErrorKind::Exists);
-    Compressor::new(recipe("rtn(bits=8)")).with_force(true).run(&demo(), &out).expect("runs");
+    let forced = Compressor::new(recipe("rtn(bits=8)")).with_force(true);
+    let _ = forced.run(&demo(), &out).expect("runs");
     assert!(!partial_of(&out).exists());
 }
 
@@ -175,6 +176,6 @@ fn a_model_that_is_written_to_is_an_error() {
     assert_eq!(report.resumed_blocks, 2);
     let fresh = parent.path().join("fresh");
     let compressor = Compressor::new(recipe("gptq(bits=4)")).with_calibration(calibration());
-    compressor.run(&source, &fresh).expect("runs");
+    let _ = compressor.run(&source, &fresh).expect("runs");
     assert!(contents(&out) == contents(&fresh));
 }

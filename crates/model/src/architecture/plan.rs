@@ -98,6 +98,7 @@ pub(crate) enum Before {
 }
 
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one a layer, moved once")]
 pub(crate) enum MixerPlan {
     Attention(Box<AttentionPlan>),
     Mlp(MlpPlan),
@@ -161,6 +162,7 @@ pub(crate) struct RelativePlan {
 
 /// Where queries, keys and values come from.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one a layer, moved once")]
 pub(crate) enum Project {
     Separate { q: LinearSpec, k: LinearSpec, v: LinearSpec },
     Fused { qkv: LinearSpec, order: Fused },

@@ -29,6 +29,7 @@ pub(crate) struct Attention {
 
 /// Where queries, keys and values come from.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one a layer, moved once")]
 pub(crate) enum Projection {
     Separate { q: Linear, k: Linear, v: Linear },
     Fused { qkv: Linear, order: Fused },

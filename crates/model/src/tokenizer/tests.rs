@@ -51,7 +51,8 @@ fn auto_is_what_the_tokenizer_says() {
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let both = json!({"type": "Sequence", "processors": [bytes, template(&["<s>"])]});
     // The post-processor, tokenizer_config.json, config.json's id; the token, and whether it comes by itself.
-    let cases: &[(Value, Value, Option<u32>, Option<u32>, bool)] = &[
+    type Case = (Value, Value, Option<u32>, Option<u32>, bool);
+    let cases: &[Case] = &[
         (template(&["<s>"]), named(Value::Null), Some(1), Some(1), true),
         (template(&["<s>"]), json!({}), None, Some(1), true),
         (template(&["<s>"]), named(json!(false)), None, Some(1), true),
