@@ -305,7 +305,7 @@ fn documents_are_cut_apart() {
     let chars = FIRST.chars().count();
     let cut = |chars| Windows { chars, ..Windows::default() };
     let windows = |chars| read.windows(&source, Bos::Never, cut(chars)).expect("windows");
-    assert_eq!(windows(chars), [first.clone()]);
+    assert_eq!(windows(chars), std::slice::from_ref(&first));
     let more = tokenizer.encode_plain(&SECOND[..8]).expect("ids");
     assert_eq!(windows(chars + 8), [first, more]);
 }
@@ -322,6 +322,11 @@ fn plain_windows_follow_bos_too_and_never_have_it_twice() {
     assert!(never[0].len() == 4);
     let always = read.segments(&source, Bos::Always, limits).expect("segments");
     assert!(always.iter().all(|window| window[0] == 1 && !window[1..].contains(&1)));
+    for blank in ["", "\n", "\u{FEFF} \r\n"] {
+        let read = corpus(blank, "x.txt").expect("a text");
+        let error = read.segments(&source, Bos::Auto, limits).expect_err("nothing");
+        assert_eq!(error.kind(), ErrorKind::InsufficientData, "{blank:?}");
+    }
     let marked = corpus(format!("<s>{FIRST}"), "x").expect("a text");
     assert_eq!(marked.segments(&source, Bos::Auto, limits).expect("segments"), always);
 }
