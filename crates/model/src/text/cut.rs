@@ -71,6 +71,7 @@ impl Corpus {
         let mut segments = Vec::new();
         for document in self.documents().iter().take(count) {
             match (document.text(), document, tokenizer) {
+                (Some(text), ..) if self.is_plain() && text.trim().is_empty() => {}
                 (Some(text), _, Some(by)) if self.is_plain() => {
                     segments
                         .extend(windows(&by.encode_plain(&text)?, by.bos(), length).take(count));

@@ -322,6 +322,11 @@ fn plain_windows_follow_bos_too_and_never_have_it_twice() {
     assert!(never[0].len() == 4);
     let always = read.segments(&source, Bos::Always, limits).expect("segments");
     assert!(always.iter().all(|window| window[0] == 1 && !window[1..].contains(&1)));
+    for blank in ["", "\n", "\u{FEFF} \r\n"] {
+        let read = corpus(blank, "x.txt").expect("a text");
+        let error = read.segments(&source, Bos::Auto, limits).expect_err("nothing");
+        assert_eq!(error.kind(), ErrorKind::InsufficientData, "{blank:?}");
+    }
     let marked = corpus(format!("<s>{FIRST}"), "x").expect("a text");
     assert_eq!(marked.segments(&source, Bos::Auto, limits).expect("segments"), always);
 }

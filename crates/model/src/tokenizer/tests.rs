@@ -43,6 +43,9 @@ fn tokenizer(
     Tokenizer::new(json.to_string().as_bytes(), Some(extra.to_string().as_bytes()), &config)
 }
 
+/// The post-processor, tokenizer_config.json, config.json's id; the token, and whether it comes by itself.
+type Case = (Value, Value, Option<u32>, Option<u32>, bool);
+
 #[test]
 fn auto_is_what_the_tokenizer_says() {
     let named = |adds: Value| json!({"bos_token": "<s>", "add_bos_token": adds});
@@ -50,8 +53,6 @@ fn auto_is_what_the_tokenizer_says() {
                          "trim_offsets": true, "add_prefix_space": false});
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let both = json!({"type": "Sequence", "processors": [bytes, template(&["<s>"])]});
-    // The post-processor, tokenizer_config.json, config.json's id; the token, and whether it comes by itself.
-    type Case = (Value, Value, Option<u32>, Option<u32>, bool);
     let cases: &[Case] = &[
         (template(&["<s>"]), named(Value::Null), Some(1), Some(1), true),
         (template(&["<s>"]), json!({}), None, Some(1), true),
