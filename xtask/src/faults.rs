@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Outcome, cargo, execute, root, tools};
 
-/// What is tried, and how often.
+/// What is tried, and how often; a campaign may be a part of that.
 const KILLS: usize = 200;
 const RACES: usize = 100;
 const FULL: usize = 50;
@@ -62,14 +62,23 @@ struct Campaign {
     program: PathBuf,
     folder: PathBuf,
     random: Random,
+    /// Everything is tried this many times less often.
+    part: usize,
     jobs: Vec<Job>,
     counts: BTreeMap<String, usize>,
     failures: Vec<String>,
 }
 
 /// Runs the campaign in `folder`, which is made anew, and prints how often what came of it.
-pub fn run(folder: &Path) -> Outcome {
-    execute(&mut cargo(&["build", "-p", "tensorpress-cli"]))?;
+pub fn run(folder: &Path, part: usize) -> Outcome {
+    execute(&mut cargo(&[
+        "build",
+        "--workspace",
+        "--exclude",
+        "tensorpress-benches",
+        "--bin",
+        "tensorpress",
+    ]))?;
     let fail = |e: std::io::Error| format!("{}: {e}", folder.display());
     if folder.exists() {
         fs::remove_dir_all(folder).map_err(fail)?;
@@ -79,6 +88,7 @@ pub fn run(folder: &Path) -> Outcome {
         program: tools::target().join("debug/tensorpress"),
         folder: folder.to_owned(),
         random: Random(1),
+        part: part.max(1),
         jobs: Vec::new(),
         counts: BTreeMap::new(),
         failures: Vec::new(),
@@ -213,7 +223,7 @@ impl Campaign {
 
     fn kills(&mut self) {
         for job in 0..self.jobs.len() {
-            for turn in 0..KILLS {
+            for turn in 0..KILLS / self.part {
                 let within = self.jobs[job].takes.as_micros() as u64 * 11 / 10;
                 let wait = Duration::from_micros(self.random.below(within));
                 let arguments = self.jobs[job].arguments.clone();
@@ -245,7 +255,7 @@ impl Campaign {
             let another = contents(&alone);
             let _ = fs::remove_file(&alone);
             let _ = fs::remove_dir_all(&alone);
-            for turn in 0..RACES {
+            for turn in 0..RACES / self.part {
                 let (out, force) = (self.at("out"), turn % 2 == 1);
                 let start = |arguments: &[String]| {
                     let mut command = self.command(arguments, &out);
@@ -273,8 +283,8 @@ impl Campaign {
     fn full(&mut self) {
         for job in 0..self.jobs.len() {
             let largest = self.jobs[job].whole.values().map(Vec::len).max().unwrap_or(0) as u64;
-            for turn in 0..FULL {
-                let blocks = largest * turn as u64 / FULL as u64 / 512;
+            for turn in 0..FULL / self.part {
+                let blocks = largest * (turn * self.part) as u64 / FULL as u64 / 512;
                 let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
                 let mut command = Command::new("sh");
                 command
@@ -322,7 +332,7 @@ impl Campaign {
         for (job, input) in inputs.into_iter().enumerate() {
             let path = self.at(input);
             let good = fs::read(&path)?;
-            for turn in 0..MOVES {
+            for turn in 0..MOVES / self.part {
                 let within = self.jobs[job].takes.as_micros() as u64;
                 let wait = Duration::from_micros(self.random.below(within));
                 let at = self.random.below(good.len() as u64);
@@ -348,6 +358,19 @@ impl Campaign {
                 self.check(there == (code == Some(0)), || {
                     format!("moved, {name}: code {code:?}, output {there}")
                 });
+                // Moved before it was opened: an output of what it had become, which has to be whole too.
+                if there && contents(&self.at("out")) != self.jobs[job].whole {
+                    let look = if name == "pack" { "verify" } else { "inspect" };
+                    let mut command = Command::new(&self.program);
+                    command.arg(look).arg(self.at("out"));
+                    let seen = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+                    let whole = name != "unpack" && seen.is_ok_and(|status| status.success());
+                    self.check(whole, || format!("moved, {name}: damaged output"));
+                    self.count(&format!("moved, {name}: whole, of the input as it became"));
+                    fs::write(&path, &good)?;
+                    self.clear();
+                    continue;
+                }
                 // The file as it was, under a new date: work that is left is resumed.
                 fs::write(&path, &good)?;
                 if name == "compress" && self.at("out.partial").exists() {

@@ -1,5 +1,5 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
-//! `tables`, `wrap` (lines of docs), `made-checkpoint DIR`, `memory [DIR]`, `faults [DIR]`.
+//! `tables`, `wrap` (lines of docs), `made-checkpoint DIR`, `memory [DIR]`, `faults [ONE_IN]`.
 
 mod api;
 mod ci;
@@ -31,12 +31,15 @@ fn main() -> ExitCode {
         ["tables"] => tables(),
         ["stages"] => stages(),
         ["made-checkpoint", folder] => made::write(Path::new(folder)),
-        ["faults"] => faults::run(&root().join("target/faults")),
-        ["faults", folder] => faults::run(Path::new(folder)),
+        ["faults"] => faults::run(&root().join("target/faults"), 1),
+        ["faults", part] => {
+            let part = part.parse().map_err(|e| format!("faults {part}: {e}"));
+            part.and_then(|part| faults::run(&root().join("target/faults"), part))
+        }
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint DIR | memory [DIR] | faults [DIR]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint DIR | memory [DIR] | faults [ONE_IN]\n{}",
             ci::names()
         )),
     };

@@ -273,6 +273,46 @@ fn killed_work_leaves_nothing_under_the_name() {
     assert!(!unfinished(folder.path()));
 }
 
+/// Ctrl-C and SIGTERM: the work ends by itself, and takes along what it has begun.
+#[test]
+#[cfg(unix)]
+fn interrupted_work_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    fs::create_dir(&model).expect("a folder");
+    made(&model.join("m.safetensors"), 30_000_000);
+    let (packed, out) = (folder.path().join("m.tpk"), folder.path().join("out"));
+    let interrupt = |args: &[&str], signal: &str| {
+        let mut command = tensorpress();
+        let command = command.args(args).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        while !unfinished(folder.path()) {
+            assert!(child.try_wait().expect("a status").is_none(), "ended before it was stopped");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let id = child.id().to_string();
+        assert!(
+            std::process::Command::new("kill")
+                .args([signal, &id])
+                .status()
+                .expect("kill")
+                .success()
+        );
+        let output = child.wait_with_output().expect("ends");
+        assert_fails(&output, 1, &["stopped as asked"]);
+        assert!(!unfinished(folder.path()));
+    };
+    let pack = ["pack", arg(&model), "--out", arg(&packed)];
+    for signal in ["-INT", "-TERM"] {
+        interrupt(&pack, signal);
+        assert!(!packed.exists());
+    }
+    assert!(run(&pack).status.success());
+    interrupt(&["unpack", arg(&packed), "--out", arg(&out)], "-INT");
+    assert!(!out.exists());
+    assert_eq!(count(folder.path()), 2);
+}
+
 /// A limit on the size of files stands in for a full disk.
 #[test]
 #[cfg(unix)]
