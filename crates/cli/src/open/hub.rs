@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use hf_hub::api::sync::ApiBuilder;
 use tensorpress::{Error, ErrorKind, Result};
 
+use crate::output::say;
+
 /// Fetches config, tokenizer and safetensors files of a repository; gives the folder they lie in.
 pub(super) fn fetch(name: &str) -> Result<PathBuf> {
     if name.split('/').filter(|part| !part.is_empty()).count() != 2 || name.split('/').count() != 2
