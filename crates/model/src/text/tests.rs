@@ -140,8 +140,8 @@ fn what_is_none_of_them_is_refused() {
         (
             &tensors(&[("weight", "F32", &[1], &[0; 4])]),
             "x",
-            Corruption,
-            &["`weight`", "`input_ids`"],
+            InsufficientData,
+            &["no `ids`", "`pixel_values`"],
         ),
         (&tensors(&[]), "x", InsufficientData, &["no `ids`"]),
         (&tensors(&[("attention_mask", "U8", &[1], &[1])]), "x", InsufficientData, &["no `ids`"]),
