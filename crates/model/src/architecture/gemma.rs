@@ -2,7 +2,7 @@
 
 use tensorpress_tensor::Result;
 
-use super::llama::{head_norms, typed};
+use super::llama::{every_other, head_norms, typed};
 use super::plan::{BlockPlan, MixerPlan, Plan, RopePlan};
 use super::row::{Draft, Row};
 use crate::config::keys::Keys;
@@ -21,7 +21,12 @@ const GEMMA: Row = Row {
 
 pub(super) const ROWS: &[Row] = &[
     Row { kinds: &["gemma"], plan: |draft| gemma(draft, one), ..GEMMA },
-    Row { kinds: &["gemma2"], windows: every_other, plan: |draft| gemma(draft, two), ..GEMMA },
+    Row {
+        kinds: &["gemma2"],
+        windows: |keys, blocks| every_other(keys, blocks, 4096),
+        plan: |draft| gemma(draft, two),
+        ..GEMMA
+    },
     Row {
         kinds: &["gemma3_text"],
         windows: by_pattern,
@@ -29,12 +34,6 @@ pub(super) const ROWS: &[Row] = &[
         ..GEMMA
     },
 ];
-
-fn every_other(keys: &Keys<'_>, blocks: usize) -> Result<Vec<Option<usize>>> {
-    let window = Some(keys.or("sliding_window", 4096)?);
-    let alternating = || (0..blocks).map(|block| window.filter(|_| block % 2 == 0)).collect();
-    Ok(typed(keys, blocks, window)?.unwrap_or_else(alternating))
-}
 
 fn by_pattern(keys: &Keys<'_>, blocks: usize) -> Result<Vec<Option<usize>>> {
     let window = Some(keys.or("sliding_window", 4096)?);

@@ -3,10 +3,9 @@
 use tensorpress_tensor::Result;
 use tensorpress_tensor::rewrite::{Expert, LinearSpec, Place, Role};
 
-use super::llama::typed;
+use super::llama::every_other;
 use super::plan::{Clamp, MixerPlan, MlpKind, MlpPlan, Plan, Rule, Score};
 use super::row::{Draft, Row};
-use crate::config::keys::Keys;
 
 pub(super) const ROWS: &[Row] = &[Row {
     kinds: &["gpt_oss"],
@@ -16,16 +15,10 @@ pub(super) const ROWS: &[Row] = &[Row {
     },
     head_dim: Some(64),
     eps: 1e-5,
-    windows: every_other,
+    windows: |keys, blocks| every_other(keys, blocks, 128),
     plan: gpt_oss,
     ..Row::DECODER
 }];
-
-fn every_other(keys: &Keys<'_>, blocks: usize) -> Result<Vec<Option<usize>>> {
-    let window = Some(keys.or("sliding_window", 128)?);
-    let alternating = || (0..blocks).map(|block| window.filter(|_| block % 2 == 0)).collect();
-    Ok(typed(keys, blocks, window)?.unwrap_or_else(alternating))
-}
 
 /// A matrix of a stack `[expert, in, out]`.
 pub(super) fn stacked(

@@ -100,6 +100,17 @@ pub(super) fn typed(
     types.iter().map(one).collect::<Result<_>>().map(Some)
 }
 
+/// A window for every other block, beginning with the first, unless `layer_types` says another thing.
+pub(super) fn every_other(
+    keys: &Keys<'_>,
+    blocks: usize,
+    default: usize,
+) -> Result<Vec<Option<usize>>> {
+    let window = Some(keys.or("sliding_window", default)?);
+    let alternating = || (0..blocks).map(|block| window.filter(|_| block % 2 == 0)).collect();
+    Ok(typed(keys, blocks, window)?.unwrap_or_else(alternating))
+}
+
 /// Norms of the heads of q and k.
 pub(super) fn head_norms(draft: &Draft<'_>, block: usize) -> [NormPlan; 2] {
     let prefix = draft.prefix(block);

@@ -4,7 +4,9 @@ mod edit;
 mod files;
 mod load;
 mod names;
+mod parts;
 mod said;
+mod tensors;
 mod view;
 
 use std::collections::BTreeMap;

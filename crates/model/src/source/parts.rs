@@ -1,0 +1,172 @@
+//! The parts of a block out of their plans.
+
+use std::sync::Arc;
+
+use tensorpress_tensor::{Error, Result};
+
+use super::Source;
+use super::names::bias_of;
+use crate::architecture::{
+    AttentionPlan, Before, MixerPlan, MlpKind, MlpPlan, MoePlan, NormPlan, PartPlan, Project,
+    RelativePlan, RopePlan,
+};
+use crate::block::{Block, Mixer, Part};
+use crate::config::RopeScaling;
+use crate::layers::{
+    Attention, Latent, Mlp, MlpLinears, Moe, Norm, Projection, Relative, Rope, Scoring,
+    alibi_slopes,
+};
+
+impl Source {
+    pub(super) fn norm(&self, plan: &NormPlan) -> Result<Norm> {
+        let NormPlan { weights, len, width, centred, bias, offset, eps } = plan;
+        let mut weight = Vec::new();
+        for name in weights {
+            weight.extend(self.values(name, len / weights.len())?);
+        }
+        let name = weights.first().cloned().unwrap_or_default();
+        let bias = if *bias { Some(self.vector(&bias_of(&name), *len)?) } else { None };
+        let (width, centred, offset, eps) = (*width, *centred, *offset, *eps);
+        Ok(Norm { name, weight, bias, width, centred, offset, eps })
+    }
+
+    pub(super) fn norm_if(&self, plan: Option<&NormPlan>) -> Result<Option<Norm>> {
+        plan.map(|plan| self.norm(plan)).transpose()
+    }
+
+    /// Loads a block; its matrices stay in the memory map, or compressed.
+    ///
+    /// # Errors
+    /// `InsufficientData` for a missing weight, `ShapeMismatch` with the config, `Numerical` for NaN in a norm or
+    /// bias; those of reading compressed weights; each names tensor and file.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn block(&self, block: usize) -> Result<Block> {
+        let config = &self.config;
+        assert!(block < config.blocks, "block {block} of {}", config.blocks);
+        let plan = &self.plan.blocks[block];
+        let part = |part: &PartPlan| -> Result<Part> {
+            let mixer = match &part.mixer {
+                MixerPlan::Attention(plan) => Mixer::Attention(Box::new(self.attention(plan)?)),
+                MixerPlan::Mlp(plan) => Mixer::Mlp(Box::new(self.mlp(plan)?)),
+                MixerPlan::Moe(plan) => Mixer::Moe(Box::new(self.moe(plan)?)),
+            };
+            let norm = match &part.norm {
+                Before::Norm(norm) => Some(self.norm(norm)?),
+                Before::Nothing | Before::Same => None,
+            };
+            Ok(Part {
+                norm,
+                same: part.norm == Before::Same,
+                mixer,
+                after: self.norm_if(part.after.as_ref())?,
+                scale: part.scale,
+                then: self.norm_if(part.then.as_ref())?,
+            })
+        };
+        let parts = plan.parts.iter().map(part).collect::<Result<_>>()?;
+        Ok(Block { index: block, parts, parallel: plan.parallel })
+    }
+
+    pub(super) fn attention(&self, plan: &AttentionPlan) -> Result<Attention> {
+        let project = match &plan.project {
+            Project::Separate { q, k, v } => {
+                Projection::Separate { q: self.linear(q)?, k: self.linear(k)?, v: self.linear(v)? }
+            }
+            Project::Fused { qkv, order } => {
+                Projection::Fused { qkv: self.linear(qkv)?, order: *order }
+            }
+            Project::Latent(plan) => Projection::Latent(Box::new(Latent {
+                q_down: match &plan.q_down {
+                    Some((down, norm)) => Some((self.linear(down)?, self.norm(norm)?)),
+                    None => None,
+                },
+                q_up: self.linear(&plan.q_up)?,
+                kv_down: self.linear(&plan.kv_down)?,
+                kv_norm: self.norm(&plan.kv_norm)?,
+                kv_up: self.linear(&plan.kv_up)?,
+                rank: plan.latent,
+                turned: plan.turned,
+            })),
+        };
+        let sinks = plan.sinks.as_ref().map(|name| self.vector(name, plan.heads)).transpose()?;
+        let slopes = if plan.alibi { alibi_slopes(plan.heads) } else { Vec::new() };
+        let relative = |plan: &RelativePlan| -> Result<Relative> {
+            let table = self.table(&plan.table, [plan.buckets, self.config.heads])?;
+            Ok(Relative { table, most: plan.most })
+        };
+        let scoring = Scoring {
+            causal: plan.causal,
+            window: plan.window,
+            chunk: plan.chunk,
+            scale: plan.scale,
+            softcap: plan.softcap,
+            sinks: sinks.unwrap_or_default(),
+            slopes: slopes.into_iter().map(|slope| slope * plan.scale).collect(),
+            relative: plan.relative.as_ref().map(relative).transpose()?,
+        };
+        let rope = plan.rope.as_ref().map(|rope| self.rope(rope, plan.head_dim)).transpose()?;
+        Ok(Attention {
+            project,
+            o: self.linear(&plan.o)?,
+            q_norm: self.norm_if(plan.q_norm.as_ref())?,
+            k_norm: self.norm_if(plan.k_norm.as_ref())?,
+            norm_last: plan.norm_last,
+            rope,
+            temperature: plan.temperature,
+            heads: plan.heads,
+            kv_heads: plan.kv_heads,
+            head_dim: plan.head_dim,
+            value_dim: plan.value_dim,
+            scoring: Arc::new(scoring),
+        })
+    }
+
+    pub(super) fn mlp(&self, plan: &MlpPlan) -> Result<Mlp> {
+        let kind = match &plan.kind {
+            MlpKind::Plain { up } => MlpLinears::Plain { up: self.linear(up)? },
+            MlpKind::Gated { gate, up } => {
+                MlpLinears::Gated { gate: self.linear(gate)?, up: self.linear(up)? }
+            }
+            MlpKind::Fused { both, alternating } => {
+                MlpLinears::Fused { both: self.linear(both)?, alternating: *alternating }
+            }
+        };
+        let (activation, clamp) = (plan.activation, plan.clamp);
+        Ok(Mlp { kind, down: self.linear(&plan.down)?, activation, clamp })
+    }
+
+    pub(super) fn moe(&self, plan: &MoePlan) -> Result<Moe> {
+        let experts = plan.experts.len();
+        let correction = plan.correction.as_ref();
+        let shared = match &plan.shared {
+            None => None,
+            Some((mlp, gate)) => {
+                Some((self.mlp(mlp)?, gate.as_ref().map(|gate| self.linear(gate)).transpose()?))
+            }
+        };
+        Ok(Moe {
+            router: self.linear(&plan.router)?,
+            correction: correction.map(|name| self.vector(name, experts)).transpose()?,
+            rule: plan.rule,
+            experts: plan.experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_>>()?,
+            shared,
+            weighs_input: plan.weighs_input,
+        })
+    }
+
+    pub(super) fn rope(&self, plan: &RopePlan, head_dim: usize) -> Result<Arc<Rope>> {
+        if let RopeScaling::Unknown { name } = &plan.config.scaling {
+            let message = format!("rope scaling `{name}` is unknown: the model cannot be run here");
+            return Err(Error::unsupported(message).in_file(self.config_file()));
+        }
+        let mut ropes = self.ropes.lock().expect("nothing panics while it is held");
+        if let Some((_, rope)) = ropes.iter().find(|(known, _)| known == plan) {
+            return Ok(rope.clone());
+        }
+        let rope = Arc::new(Rope::of(plan, head_dim, self.config.context));
+        ropes.push((plan.clone(), rope.clone()));
+        Ok(rope)
+    }
+}
