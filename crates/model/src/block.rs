@@ -4,13 +4,13 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Mutex;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
-use tensorpress_kvcache::{Cache, KvShape, Layer, StoreForm};
+use tensorpress_kvcache::{Cache, Layer, StoreForm};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::node::Input;
 pub use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{DType, Error, ErrorKind, Node, Result, Scratch, kernels};
 
-use crate::cache::{KvCache, PlainCache};
+use crate::cache::KvCache;
 use crate::layers::{Attention, Linear, Mlp, Moe, Norm, Rope, Routing, as_matrix, buffer};
 
 /// Watches the inputs of a block's linear layers.
@@ -151,17 +151,13 @@ impl Block {
 
     /// An empty cache for the heads of this block, of every key and value in f32.
     #[must_use]
-    pub fn cache(&self) -> Box<dyn KvCache> {
+    pub fn cache(&self) -> Cache {
         let attention = self.attention().expect("a block attends");
-        let Attention { heads, kv_heads, head_dim, value_dim, scoring, .. } = attention;
-        if scoring.is_plain(*head_dim) && head_dim == value_dim {
-            let layer = KvShape::new(*heads, *kv_heads, *head_dim)
-                .and_then(|shape| Layer::new(shape, StoreForm::Float(DType::F32)));
-            return Box::new(Cache::new(
-                layer.expect("heads were checked against the config, which was checked"),
-            ));
-        }
-        Box::new(PlainCache::new(scoring.clone(), *kv_heads, [*head_dim, *value_dim]))
+        let layer =
+            attention.shape().and_then(|shape| Layer::new(shape, StoreForm::Float(DType::F32)));
+        let cache =
+            layer.and_then(|layer| Cache::new(layer).with_scoring(attention.scoring.clone()));
+        cache.expect("heads were checked against the config, which was checked")
     }
 
     /// Continues one sequence: replaces `hidden` `[tokens, hidden]` of its next tokens by the block's output. Where the
@@ -180,7 +176,7 @@ impl Block {
         observer: Option<&mut dyn Observer>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let Some(attention) = self.attention().filter(|attention| attention.scoring.causal) else {
+        let Some(attention) = self.attention().filter(|attention| attention.causal) else {
             return Err(Error::unsupported("a KV cache in an encoder"));
         };
         let mut mix = |q: ArrayViewMut2<'_, f32>,

@@ -11,7 +11,7 @@ use tensorpress_tensor::{Error, Result, Scratch};
 use crate::block::Block;
 use crate::cache::KvCache;
 use crate::config::Config;
-use crate::layers::{Attention, Linear, Norm};
+use crate::layers::{Linear, Norm};
 
 /// The embedding of tokens; rows are read one by one, so that the table stays in the memory map.
 #[derive(Debug)]
@@ -237,7 +237,8 @@ impl Decoder {
     /// An empty cache for every block.
     #[must_use]
     pub fn cache(&self) -> Vec<Box<dyn KvCache>> {
-        self.blocks.iter().map(Block::cache).collect()
+        let one = |block: &Block| Box::new(block.cache()) as Box<dyn KvCache>;
+        self.blocks.iter().map(one).collect()
     }
 
     /// An empty cache for every block, as a recipe says; scores that turn queries back do so by this model's rotary
@@ -249,21 +250,13 @@ impl Decoder {
         let one = |(index, block): (usize, &Block)| {
             let mut recipe = recipe.clone();
             let attention = block.attention().expect("a block attends");
-            if !attention.scoring.is_plain(attention.head_dim)
-                || attention.head_dim != attention.value_dim
-            {
-                let kind = self.config.architecture.name();
-                return Err(Error::unsupported(format!(
-                    "a cache by recipe for the attention of {kind}: its scores are not the usual ones"
-                )));
-            }
             if let Some(rope) = block.rope().filter(|rope| rope.is_plain()) {
                 recipe = recipe.with_rope(Rope::with_frequencies(rope.frequencies().to_vec())?);
             }
             let blocks = self.blocks.len();
-            let Attention { heads, kv_heads, head_dim, .. } = attention;
-            let caches = recipe.caches(blocks, *heads, *kv_heads, *head_dim)?;
-            Ok(Box::new(caches.into_iter().nth(index).expect("one a block")) as Box<dyn KvCache>)
+            let caches = recipe.caches_of(blocks, attention.shape()?)?;
+            let cache = caches.into_iter().nth(index).expect("one a block");
+            Ok(Box::new(cache.with_scoring(attention.scoring.clone())?) as Box<dyn KvCache>)
         };
         self.blocks.iter().enumerate().map(one).collect()
     }
@@ -331,6 +324,16 @@ impl Decoder {
         for block in &self.blocks {
             block.forward_sequences(hidden.view_mut(), &[ids.len()], None, scratch)?;
         }
+        Ok(hidden)
+    }
+
+    /// The states `[tokens, hidden]` of a whole sequence behind the final norm: what embedding models give.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn last_hidden_state(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
+        let mut hidden = self.hidden(ids, scratch)?;
+        self.head.norm.iter().for_each(|norm| norm.apply(hidden.view_mut()));
         Ok(hidden)
     }
 

@@ -149,7 +149,7 @@ impl Block {
         hook: &mut Hook<'_>,
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
-        let encodes = |attention: &&Attention| !attention.scoring.causal;
+        let encodes = |attention: &&Attention| !attention.causal;
         let Some(attention) = self.attention().filter(encodes).filter(|_| !self.parallel) else {
             return Err(Error::unsupported("token reduction in a decoder"));
         };

@@ -111,13 +111,14 @@ impl Scoring {
     }
 
     /// Weights are the softmax of the scaled products of what is seen.
-    pub(crate) fn is_plain(&self) -> bool {
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
         self.softcap.is_none() && self.sinks.is_empty() && self.slopes.is_empty()
     }
 
     /// Products become scores, but for the bias and what is hidden: those of a query of `head` at `at` and of keys at
     /// `positions`.
-    pub(crate) fn score(
+    pub fn score(
         &self,
         scale: f32,
         head: usize,
@@ -137,7 +138,7 @@ impl Scoring {
     }
 
     /// Scores become weights; the share of the head's sink is nobody's.
-    pub(crate) fn soften(&self, head: usize, scores: &mut Vec<f32>) {
+    pub fn soften(&self, head: usize, scores: &mut Vec<f32>) {
         let sink = self.sinks.get(head);
         scores.extend(sink);
         attention::softmax(Isa::detect(), scores, 1.0);

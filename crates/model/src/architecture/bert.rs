@@ -18,7 +18,7 @@ const BERT: Row = Row {
 pub(super) const ROWS: &[Row] = &[
     Row { kinds: &["bert"], editable: true, plan: |draft| bert(draft, &BERT_NAMES), ..BERT },
     Row {
-        kinds: &["roberta", "xlm-roberta", "camembert"],
+        kinds: &["roberta", "xlm-roberta"],
         eps: 1e-5,
         reserved: |keys| Ok(keys.or("pad_token_id", 1usize)? + 1),
         plan: |draft| bert(draft, &ROBERTA_NAMES),

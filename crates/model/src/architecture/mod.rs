@@ -71,11 +71,6 @@ impl Architecture {
         self.0.editable
     }
 
-    /// Whether a config calls it so, where it has several names.
-    pub(crate) fn is_called(&self, keys: &Keys<'_>, name: &str) -> Result<bool> {
-        Ok(keys.get::<String>("model_type")?.as_deref() == Some(name))
-    }
-
     pub(crate) fn row(&self) -> &'static Row {
         self.0
     }

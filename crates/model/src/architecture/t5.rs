@@ -7,7 +7,7 @@ use super::row::{Draft, Row};
 use crate::config::Activation;
 
 pub(super) const ROWS: &[Row] = &[Row {
-    kinds: &["t5", "umt5"],
+    kinds: &["t5"],
     decoder: false,
     activation: "relu",
     turns: false,
@@ -31,17 +31,11 @@ fn t5(draft: &Draft<'_>) -> Result<Plan> {
         "gelu_new" => Activation::GeluTanh,
         other => return Err(keys.unsupported(format!("`feed_forward_proj` = `{other}`"))),
     };
-    let table = |block: usize| {
-        format!("encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight")
-    };
-    // Every layer of UMT5 has a table of its own.
-    let own = config.architecture.is_called(keys, "umt5")?;
-    let relative = |block: usize| -> Result<RelativePlan> {
-        Ok(RelativePlan {
-            table: table(if own { block } else { 0 }),
-            buckets: keys.or("relative_attention_num_buckets", 32)?,
-            most: keys.or("relative_attention_max_distance", 128)?,
-        })
+    // The first layer's table serves all.
+    let relative = RelativePlan {
+        table: "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight".to_owned(),
+        buckets: keys.or("relative_attention_num_buckets", 32)?,
+        most: keys.or("relative_attention_max_distance", 128)?,
     };
     let block = |block: usize| {
         let prefix = format!("encoder.block.{block}.");
@@ -49,7 +43,7 @@ fn t5(draft: &Draft<'_>) -> Result<Plan> {
         let inside = format!("{prefix}layer.0.SelfAttention.");
         let mut attention = draft.attention_in(block, &inside, names);
         attention.scale = 1.0;
-        attention.relative = Some(relative(block)?);
+        attention.relative = Some(relative.clone());
         let inside = format!("{prefix}layer.1.DenseReluDense.");
         let mut mlp = match gated {
             true => {

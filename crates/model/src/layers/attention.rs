@@ -1,10 +1,10 @@
-use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
-use tensorpress_tensor::{Result, Scratch, linalg};
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3};
+use tensorpress_kvcache::{KvShape, Scoring};
+use tensorpress_tensor::{Result, Scratch};
 
-use super::{Linear, Norm, Rope, as_matrix, buffer, math};
+use super::{Linear, Norm, Rope};
 use crate::architecture::Fused;
 use crate::cache::KvCache;
 
@@ -24,7 +24,13 @@ pub(crate) struct Attention {
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) value_dim: usize,
-    pub(crate) scoring: Arc<Scoring>,
+    /// A token sees itself and what comes before it; else the whole sequence.
+    pub(crate) causal: bool,
+    /// At most so many tokens back, itself included; without `causal`, half as many to each side.
+    pub(crate) window: Option<usize>,
+    pub(crate) scoring: Scoring,
+    /// A learned bias for each distance.
+    pub(crate) relative: Option<Relative>,
 }
 
 /// Where queries, keys and values come from.
@@ -49,26 +55,6 @@ pub(crate) struct Latent {
     pub(crate) turned: usize,
 }
 
-/// What becomes of the products of queries and keys.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Scoring {
-    /// A token sees itself and what comes before it; else the whole sequence.
-    pub(crate) causal: bool,
-    /// At most so many tokens back, itself included.
-    pub(crate) window: Option<usize>,
-    /// No further back than the last multiple of this.
-    pub(crate) chunk: Option<usize>,
-    pub(crate) scale: f32,
-    /// cap tanh(score / cap)
-    pub(crate) softcap: Option<f32>,
-    /// One more score a query head, without a value.
-    pub(crate) sinks: Vec<f32>,
-    /// Added to the score of a key for each position, a query head (ALiBi).
-    pub(crate) slopes: Vec<f32>,
-    /// A learned bias for each distance.
-    pub(crate) relative: Option<Relative>,
-}
-
 /// Biases of scores by distance (T5, Raffel et al. 2020): half of the buckets are for keys to the right; of each half, the
 /// first half are distances, and the others grow as logarithms do.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +66,11 @@ pub(crate) struct Relative {
 }
 
 impl Relative {
+    /// What is added to the score of a key.
+    pub(super) fn bias(&self, query: usize, key: usize, head: usize) -> f32 {
+        self.table[[self.bucket(query, key), head]]
+    }
+
     fn bucket(&self, query: usize, key: usize) -> usize {
         let half = self.table.nrows() / 2;
         let (side, distance) = if key > query { (half, key - query) } else { (0, query - key) };
@@ -89,32 +80,6 @@ impl Relative {
         }
         let grown = (distance as f32 / exact as f32).ln() / (self.most as f32 / exact as f32).ln();
         side + (exact + (grown * (half - exact) as f32) as usize).min(half - 1)
-    }
-}
-
-impl Scoring {
-    /// Causal softmax(q kᵀ / sqrt(head_dim)), perhaps within a window: what every store can.
-    pub(crate) fn is_plain(&self, head_dim: usize) -> bool {
-        let Self { causal, window: _, chunk, scale, softcap, sinks, slopes, relative } = self;
-        let usual = (scale * (head_dim as f32).sqrt() - 1.0).abs() < 1e-6;
-        *causal
-            && usual
-            && chunk.is_none()
-            && softcap.is_none()
-            && sinks.is_empty()
-            && slopes.is_empty()
-            && relative.is_none()
-    }
-
-    /// Keys that the query at a position sees, of so many.
-    fn keys(&self, position: usize, keys: usize) -> Range<usize> {
-        if !self.causal {
-            let near = self.window.map_or(keys, |window| window / 2);
-            return position.saturating_sub(near)..(position + near + 1).min(keys);
-        }
-        let window = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let chunk = self.chunk.map_or(0, |chunk| position / chunk * chunk);
-        window.max(chunk)..(position + 1).min(keys)
     }
 }
 
@@ -132,6 +97,11 @@ impl Attention {
     pub(crate) fn widths(&self) -> [usize; 3] {
         let Self { heads, kv_heads, head_dim, value_dim, .. } = self;
         [heads * head_dim, kv_heads * head_dim, kv_heads * value_dim]
+    }
+
+    /// Heads as caches see them.
+    pub(crate) fn shape(&self) -> Result<KvShape> {
+        KvShape::new(self.heads, self.kv_heads, self.head_dim)?.with_value_dim(self.value_dim)
     }
 
     /// Values of all heads' outputs.
@@ -213,9 +183,9 @@ impl Attention {
         let out = heads_mut(out, values);
         if let Some(cache) = cache {
             cache.append(k, v)?;
-            return cache.attend(q, first, self.scoring.window, out, scratch);
+            return cache.attend(q, first, self.window, out, scratch);
         }
-        attend(q, k, v, &self.scoring, 0, &[], out, scratch);
+        self.attend([q, k, v], &[], out, scratch);
         Ok(())
     }
 
@@ -232,84 +202,9 @@ impl Attention {
         self.prepare(&mut q, &mut k, 0);
         let (dim, values) = (self.head_dim, self.value_dim);
         let (q, k, v) = (heads(q.view(), dim), heads(k.view(), dim), heads(v, values));
-        attend(q, k, v, &self.scoring, 0, bias, heads_mut(out, values), scratch);
+        self.attend([q, k, v], bias, heads_mut(out, values), scratch);
         Ok(())
     }
-}
-
-/// Queries scored at a time: a good matrix product, and few scores of keys that none of them sees.
-const QUERIES: usize = 64;
-
-/// softmax(scores) v for queries `[tokens, heads, d]` from position `first` on, and all keys and values
-/// `[keys, kv_heads, d]` of a sequence; `bias` is added to the scores of each key, if it is not empty.
-#[expect(clippy::too_many_arguments, reason = "what attention is made of")]
-pub(crate) fn attend(
-    q: ArrayView3<'_, f32>,
-    k: ArrayView3<'_, f32>,
-    v: ArrayView3<'_, f32>,
-    scoring: &Scoring,
-    first: usize,
-    bias: &[f32],
-    mut out: ArrayViewMut3<'_, f32>,
-    scratch: &mut Scratch,
-) {
-    let (tokens, heads, _) = q.dim();
-    let (keys, kv_heads, _) = k.dim();
-    let group = heads / kv_heads;
-    let plain = scoring.softcap.is_none() && scoring.sinks.is_empty();
-    for start in (0..tokens).step_by(QUERIES) {
-        let rows = start..(start + QUERIES).min(tokens);
-        let seen = |row: usize| scoring.keys(first + row, keys);
-        let span = seen(rows.start).start..seen(rows.end - 1).end;
-        let mut scores = buffer(scratch, rows.len(), span.len());
-        for head in 0..heads {
-            let q = q.slice(s![rows.clone(), head, ..]);
-            let k = k.slice(s![span.clone(), head / group, ..]);
-            let v = v.slice(s![span.clone(), head / group, ..]);
-            let mut probabilities = as_matrix(&mut scores, span.len());
-            linalg::matmul_nt(q, k, probabilities.view_mut(), false, scratch.par());
-            for (row, mut p) in rows.clone().zip(probabilities.rows_mut()) {
-                let p = p.as_slice_mut().expect("rows are contiguous");
-                let seen = seen(row);
-                p[..seen.start - span.start].fill(0.0);
-                p[seen.end - span.start..].fill(0.0);
-                let p = &mut p[seen.start - span.start..seen.end - span.start];
-                if let Some(slope) = scoring.slopes.get(head) {
-                    let slope = slope / scoring.scale;
-                    let keys = seen.clone();
-                    p.iter_mut().zip(keys).for_each(|(p, key)| *p += slope * key as f32);
-                }
-                if let Some(relative) = &scoring.relative {
-                    for (p, key) in p.iter_mut().zip(seen.clone()) {
-                        let bias = relative.table[[relative.bucket(first + row, key), head]];
-                        *p += bias / scoring.scale;
-                    }
-                }
-                if !bias.is_empty() {
-                    let bias = &bias[seen.clone()];
-                    p.iter_mut().zip(bias).for_each(|(p, bias)| *p += bias / scoring.scale);
-                }
-                match plain {
-                    true => math::softmax(p, scoring.scale),
-                    false => special(p, scoring, head),
-                }
-            }
-            let out = out.slice_mut(s![rows.clone(), head, ..]);
-            linalg::matmul(probabilities.view(), v, out, false, scratch.par());
-        }
-        scratch.put(scores);
-    }
-}
-
-/// Softmax of scores that are capped, or that share with one more that has no value.
-fn special(p: &mut [f32], scoring: &Scoring, head: usize) {
-    let cap = |score: f32| scoring.softcap.map_or(score, |cap| cap * (score / cap).tanh());
-    p.iter_mut().for_each(|p| *p = cap(*p * scoring.scale));
-    let Some(sink) = scoring.sinks.get(head) else { return math::softmax(p, 1.0) };
-    let most = math::max(p).max(*sink);
-    p.iter_mut().for_each(|p| *p = math::exp(*p - most));
-    let sum = p.iter().sum::<f32>() + math::exp(sink - most);
-    p.iter_mut().for_each(|p| *p /= sum);
 }
 
 fn heads(x: ArrayView2<'_, f32>, dim: usize) -> ArrayView3<'_, f32> {

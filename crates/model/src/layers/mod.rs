@@ -1,6 +1,7 @@
 //! The parts of a transformer block.
 
 mod activation;
+mod attend;
 mod attention;
 mod linear;
 pub(crate) mod math;
@@ -11,9 +12,7 @@ mod norm;
 mod project;
 mod rope;
 
-pub(crate) use attention::{
-    Attention, Latent, Projection, Relative, Scoring, alibi_slopes, attend,
-};
+pub(crate) use attention::{Attention, Latent, Projection, Relative, alibi_slopes};
 pub use linear::Linear;
 pub(crate) use matrix::Matrix;
 pub(crate) use mlp::{Mlp, MlpLinears};

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tensorpress_kvcache::Scoring;
 use tensorpress_tensor::{Error, Result};
 
 use super::Source;
@@ -13,8 +14,7 @@ use crate::architecture::{
 use crate::block::{Block, Mixer, Part};
 use crate::config::RopeScaling;
 use crate::layers::{
-    Attention, Latent, Mlp, MlpLinears, Moe, Norm, Projection, Relative, Rope, Scoring,
-    alibi_slopes,
+    Attention, Latent, Mlp, MlpLinears, Moe, Norm, Projection, Relative, Rope, alibi_slopes,
 };
 
 impl Source {
@@ -96,16 +96,13 @@ impl Source {
             let table = self.table(&plan.table, [plan.buckets, self.config.heads])?;
             Ok(Relative { table, most: plan.most })
         };
-        let scoring = Scoring {
-            causal: plan.causal,
-            window: plan.window,
-            chunk: plan.chunk,
-            scale: plan.scale,
-            softcap: plan.softcap,
-            sinks: sinks.unwrap_or_default(),
-            slopes: slopes.into_iter().map(|slope| slope * plan.scale).collect(),
-            relative: plan.relative.as_ref().map(relative).transpose()?,
-        };
+        let mut scoring = Scoring::default().with_sinks(sinks.unwrap_or_default());
+        scoring = scoring.with_slopes(slopes.iter().map(|slope| slope * plan.scale).collect());
+        scoring.softcap = plan.softcap;
+        scoring.chunk = plan.chunk;
+        // The usual one goes without saying.
+        scoring.scale =
+            Some(plan.scale).filter(|s| *s != Scoring::default().scale_of(plan.head_dim));
         let rope = plan.rope.as_ref().map(|rope| self.rope(rope, plan.head_dim)).transpose()?;
         Ok(Attention {
             project,
@@ -119,7 +116,10 @@ impl Source {
             kv_heads: plan.kv_heads,
             head_dim: plan.head_dim,
             value_dim: plan.value_dim,
-            scoring: Arc::new(scoring),
+            causal: plan.causal,
+            window: plan.window,
+            scoring,
+            relative: plan.relative.as_ref().map(relative).transpose()?,
         })
     }
 

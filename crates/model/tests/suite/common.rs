@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tensorpress_model::{Decoder, Source};
+use tensorpress_model::{Decoder, KvCache, Source};
 use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::ndarray::Array2;
@@ -24,7 +24,17 @@ pub fn logits(model: &Decoder, ids: &[u32]) -> Result<Array2<f32>> {
 
 /// Logits of a sequence that comes in pieces of these lengths, through the cache.
 pub fn logits_in_pieces(model: &Decoder, ids: &[u32], pieces: &[usize]) -> Result<Array2<f32>> {
-    let (mut cache, mut scratch) = (model.cache(), Scratch::default());
+    logits_through(model, model.cache(), ids, pieces)
+}
+
+/// The same through caches of any form.
+pub fn logits_through(
+    model: &Decoder,
+    mut cache: Vec<Box<dyn KvCache>>,
+    ids: &[u32],
+    pieces: &[usize],
+) -> Result<Array2<f32>> {
+    let mut scratch = Scratch::default();
     let mut all = Array2::zeros((0, model.config().vocab));
     let mut rest = ids;
     for piece in pieces {

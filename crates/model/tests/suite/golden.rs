@@ -3,13 +3,13 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use tensorpress_model::{Observer, Routing, SharedInput};
+use tensorpress_model::{Observer, Routing, SharedInput, Source};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, Result, Scratch, Tensor};
 
-use crate::common::{logits, logits_in_pieces, max_difference, open};
+use crate::common::{logits, logits_in_pieces, logits_through, max_difference, open};
 
 /// A stored matrix of integers.
 fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<Vec<u32>> {
@@ -39,64 +39,52 @@ fn golden(name: &str) -> Option<std::path::PathBuf> {
     data::find(&format!("golden/models/{name}"))
 }
 
-/// Decoders of the golden folders: whether stepping follows `logits_step` where the angles depend on the length.
-const DECODERS: [&str; 45] = [
-    "llama3-rope",
-    "llama-linear-rope",
-    "mistral-window8",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "gemma2",
-    "gemma2-old",
-    "gemma3-text",
-    "gemma3-old",
-    "phi",
-    "phi3",
-    "phi3-longrope",
-    "phi3-old",
-    "gpt2",
-    "gpt2-bare",
-    "gpt-neox",
-    "gpt-neox-seq",
-    "opt",
-    "opt-postln",
-    "olmo2",
-    "olmoe",
-    "stablelm",
-    "stablelm2-parallel",
-    "starcoder2",
-    "falcon-new",
-    "falcon-mq",
-    "falcon-alibi",
-    "cohere",
-    "cohere-qknorm",
-    "granite",
-    "smollm3",
-    "glm4",
-    "mixtral",
-    "mixtral-old",
-    "qwen2-moe",
-    "qwen3-moe",
-    "deepseek-v2",
-    "deepseek-v2-lite",
-    "deepseek-v3",
-    "gpt-oss",
-    "llama4-text",
-    "llama-yarn",
-    "llama-yarn-old",
-    "llama-tied-lmhead",
-];
+/// Folders that have no forward pass here yet: what is not in this list is checked.
+const NOT_YET: [&str; 4] = ["clip", "mamba", "mamba2", "vit"];
+
+/// The golden folders of decoders, or of encoders, sorted; MiniLM has its own test.
+fn models(decoders: bool) -> Vec<(String, Source)> {
+    let Some(all) = data::find("golden/models") else { return Vec::new() };
+    let folders = std::fs::read_dir(all).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = folders.filter(|path| path.join("config.json").exists()).collect();
+    folders.sort();
+    let mut models = Vec::new();
+    for folder in folders {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        match open(&folder) {
+            _ if name == "minilm" => {}
+            Err(error) => {
+                assert!(NOT_YET.contains(&name.as_str()), "{error}");
+                println!("NOT CHECKED: {name}: no forward pass yet");
+            }
+            Ok(source) if source.config().architecture.is_decoder() == decoders => {
+                models.push((name, source));
+            }
+            Ok(_) => {}
+        }
+    }
+    models
+}
 
 #[test]
 fn decoders_give_the_golden_logits() {
     let mut checked = 0;
     let mut wrong = Vec::new();
-    for name in DECODERS.into_iter().chain(["minicpm3", "llama-dynamic-ntk"]) {
-        let Some(folder) = golden(name) else { return };
-        let expected = expected(&folder);
-        let source = open(&folder).unwrap();
+    for (name, source) in models(true) {
+        let expected = expected(source.folder().unwrap());
         let stored = source.decoder().unwrap();
+        if !expected.contains("logits") {
+            // An embedding model, which has no head.
+            let states = matrices(&expected, "last_hidden_state");
+            for (ids, expected) in integers(&expected, "ids").iter().zip(states) {
+                let got = stored.last_hidden_state(ids, &mut Scratch::default()).unwrap();
+                let apart = max_difference(&got, &expected);
+                println!("checked: {name}, largest difference {apart:.2e} of the states");
+                assert!(apart < 1e-4, "{name}: {apart}");
+            }
+            checked += 1;
+            continue;
+        }
         let decoded = source.decoder().unwrap().materialise().unwrap();
         let packed = source.decoder().unwrap().prepack().unwrap();
         // Where the angles depend on the length, keys keep those of the length at which they were written.
@@ -113,6 +101,9 @@ fn decoders_give_the_golden_logits() {
                 check(ids, logits_in_pieces(model, ids, &[ids.len()]).unwrap(), &whole, 0);
                 let one_by_one = vec![1; ids.len()];
                 check(ids, logits_in_pieces(model, ids, &one_by_one).unwrap(), &steps, 1);
+                let caches = model.caches(&"f32".parse().unwrap()).unwrap();
+                let by_recipe = logits_through(model, caches, ids, &one_by_one).unwrap();
+                check(ids, by_recipe, &steps, 1);
                 if stepped == "logits" {
                     check(ids, logits_in_pieces(model, ids, &[3, 10, 1, 20]).unwrap(), &whole, 1);
                 }
@@ -156,14 +147,13 @@ impl Observer for Routed {
 #[test]
 fn routers_choose_the_golden_experts() {
     let (mut layers, mut worst) = (0, 0.0f32);
-    for name in DECODERS {
-        let Some(folder) = golden(name) else { return };
-        let expected = expected(&folder);
+    for (name, source) in models(true) {
+        let expected = expected(source.folder().unwrap());
         let stored = |block: usize, what: &str| format!("router.{block}.topk_{what}");
         if !(0..16).any(|block| expected.contains(&stored(block, "ids"))) {
             continue;
         }
-        let model = open(&folder).unwrap().decoder().unwrap();
+        let model = source.decoder().unwrap();
         let mut scratch = Scratch::default();
         for (sequence, ids) in integers(&expected, "ids").iter().enumerate() {
             let mut hidden = model.embedding().embed(ids, &mut scratch).unwrap();
@@ -194,28 +184,15 @@ fn routers_choose_the_golden_experts() {
         }
     }
     println!("checked: {layers} sequences through routers, weights within {worst:.2e}");
-    assert!(layers > 40 && worst < 1e-5, "{layers} {worst}");
+    assert!(worst < 1e-5, "{worst}");
 }
-
-/// Encoders of the golden folders.
-const ENCODERS: [&str; 8] = [
-    "bert",
-    "bert-gamma",
-    "distilbert",
-    "roberta",
-    "xlm-roberta",
-    "modernbert",
-    "t5-encoder",
-    "t5-encoder-gated",
-];
 
 #[test]
 fn encoders_give_the_golden_states() {
     let mut wrong = Vec::new();
-    for name in ENCODERS {
-        let Some(folder) = golden(name) else { return };
-        let expected = expected(&folder);
-        let encoder = open(&folder).unwrap().encoder().unwrap();
+    for (name, source) in models(false) {
+        let expected = expected(source.folder().unwrap());
+        let encoder = source.encoder().unwrap();
         let (mut worst, mut values) = (0.0f32, 0);
         for prefix in ["", "masked."] {
             let name = |what: &str| format!("{prefix}{what}");
