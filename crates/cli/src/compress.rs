@@ -39,10 +39,11 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         Some(file) => Some(segments(args, file.as_ref(), &opened)?),
     };
     let mut bar = Bar::new();
+    let asked = interrupt::asked();
     let mut compressor = Compressor::new(recipe)
         .with_seed(args.seed)
         .with_force(args.force)
-        .with_cancel(interrupt::asked())
+        .with_cancel(asked.clone())
         .with_progress(&mut bar);
     if let Some(calibration) = calibration {
         compressor = compressor.with_calibration(calibration);
@@ -58,6 +59,7 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         }
         Failure::Failed(e)
     })?;
+    interrupt::no_more(&asked);
     let mut result = Result { report, before: None, after: None };
     if let Some(segments) = judged {
         judge(args, &opened.source, &segments, &mut result)?;

@@ -18,6 +18,11 @@ pub(crate) fn asked() -> Arc<AtomicBool> {
     asked
 }
 
+/// What was to be written is: from now on, whoever asks once ends the program.
+pub(crate) fn no_more(asked: &AtomicBool) {
+    asked.store(true, Ordering::Relaxed);
+}
+
 /// Whether to go on.
 pub(crate) fn go_on(asked: &AtomicBool) -> ControlFlow<()> {
     match asked.load(Ordering::Relaxed) {
