@@ -107,3 +107,29 @@ fn a_full_disk_is_an_error_that_resumes() {
     json(&run(&["compress", "demo", "--recipe", "w8", "--out", arg(&fresh), "--json"]));
     assert!(contents(&out) == contents(&fresh));
 }
+
+/// While the result is judged nothing is written any more: whoever asks once ends the program, and the result stays.
+#[test]
+#[cfg(unix)]
+fn judging_is_ended_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let mut child = tensorpress()
+        .args(["compress", "demo", "--recipe", "w8", "--out", arg(&out), "--eval"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    while !out.exists() {
+        assert!(child.try_wait().expect("a status").is_none(), "ended before it was stopped");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The folder has its name a moment before the work is over.
+    std::thread::sleep(Duration::from_millis(300));
+    let id = child.id().to_string();
+    let kill = std::process::Command::new("kill").args(["-INT", &id]).status().expect("kill");
+    assert!(kill.success());
+    assert_eq!(child.wait().expect("a status").code(), Some(130));
+    json(&run(&["inspect", arg(&out), "--json"]));
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
+}
