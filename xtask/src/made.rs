@@ -1,4 +1,4 @@
-//! A made checkpoint of 1.04 billion parameters: the shapes of a real model, random weights, sharded, bf16.
+//! Made checkpoints of a billion parameters: shapes of real models, random weights, sharded, bf16.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,24 +8,38 @@ use serde_json::json;
 
 use crate::{Outcome, root};
 
-const HIDDEN: usize = 2048;
-const FFN: usize = 8192;
-const LAYERS: usize = 16;
-const HEADS: usize = 32;
-const KV_HEADS: usize = 8;
+/// The shape of a decoder.
+pub struct Shape {
+    hidden: usize,
+    ffn: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    /// Feed-forward networks of a block, of which a token goes through two; 0 where there is one for all.
+    experts: usize,
+}
+
+/// Of the Llama kind: 1.04 billion parameters.
+pub const DENSE: Shape =
+    Shape { hidden: 2048, ffn: 8192, layers: 16, heads: 32, kv_heads: 8, experts: 0 };
+/// Of Mixtral's kind: 1.03 billion parameters.
+pub const EXPERTS: Shape =
+    Shape { hidden: 1024, ffn: 3584, layers: 11, heads: 16, kv_heads: 4, experts: 8 };
+
 const VOCABULARY: usize = 32_000;
-/// Blocks in a shard: 0.5 GB.
+/// Blocks in a shard: about 0.5 GB.
 const BLOCKS_A_SHARD: usize = 4;
 
 /// Writes the checkpoint into `folder`, with the demo model's tokenizer.
-pub fn write(folder: &Path) -> Outcome {
+pub fn write(folder: &Path, shape: &Shape) -> Outcome {
     std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut shards = vec![vec![
-        ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, HIDDEN]),
-        ("model.norm.weight".to_owned(), vec![HIDDEN]),
+        ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, shape.hidden]),
+        ("model.norm.weight".to_owned(), vec![shape.hidden]),
     ]];
-    for first in (0..LAYERS).step_by(BLOCKS_A_SHARD) {
-        shards.push((first..first + BLOCKS_A_SHARD).flat_map(block_tensors).collect());
+    for first in (0..shape.layers).step_by(BLOCKS_A_SHARD) {
+        let blocks = first..shape.layers.min(first + BLOCKS_A_SHARD);
+        shards.push(blocks.flat_map(|block| shape.tensors(block)).collect());
     }
     let mut weight_map = serde_json::Map::new();
     let mut total = 0;
@@ -36,15 +50,7 @@ pub fn write(folder: &Path) -> Outcome {
     }
     let index = json!({"metadata": {"total_size": 2 * total}, "weight_map": weight_map});
     write_json(&folder.join("model.safetensors.index.json"), &index)?;
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HIDDEN / HEADS,
-        "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": null,
-        "max_position_embeddings": 2048, "tie_word_embeddings": true, "attention_bias": false,
-        "mlp_bias": false, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
-    });
-    write_json(&folder.join("config.json"), &config)?;
+    write_json(&folder.join("config.json"), &shape.config())?;
     for file in ["tokenizer.json", "tokenizer_config.json"] {
         let from = root().join("crates/model/demo").join(file);
         std::fs::copy(&from, folder.join(file)).map_err(|e| format!("{}: {e}", from.display()))?;
@@ -53,22 +59,60 @@ pub fn write(folder: &Path) -> Outcome {
     Ok(())
 }
 
-fn block_tensors(block: usize) -> Vec<(String, Vec<usize>)> {
-    let kv = HIDDEN / HEADS * KV_HEADS;
-    [
-        ("self_attn.q_proj", vec![HIDDEN, HIDDEN]),
-        ("self_attn.k_proj", vec![kv, HIDDEN]),
-        ("self_attn.v_proj", vec![kv, HIDDEN]),
-        ("self_attn.o_proj", vec![HIDDEN, HIDDEN]),
-        ("mlp.gate_proj", vec![FFN, HIDDEN]),
-        ("mlp.up_proj", vec![FFN, HIDDEN]),
-        ("mlp.down_proj", vec![HIDDEN, FFN]),
-        ("input_layernorm", vec![HIDDEN]),
-        ("post_attention_layernorm", vec![HIDDEN]),
-    ]
-    .into_iter()
-    .map(|(name, shape)| (format!("model.layers.{block}.{name}.weight"), shape))
-    .collect()
+impl Shape {
+    fn config(&self) -> serde_json::Value {
+        let (class, kind) = match self.experts {
+            0 => ("LlamaForCausalLM", "llama"),
+            _ => ("MixtralForCausalLM", "mixtral"),
+        };
+        let mut config = json!({
+            "architectures": [class], "model_type": kind, "hidden_act": "silu",
+            "hidden_size": self.hidden, "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.hidden / self.heads,
+            "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "rope_scaling": null, "max_position_embeddings": 2048, "tie_word_embeddings": true,
+            "attention_bias": false, "mlp_bias": false, "bos_token_id": 1, "eos_token_id": 2,
+            "torch_dtype": "bfloat16",
+        });
+        if self.experts > 0 {
+            config["num_local_experts"] = json!(self.experts);
+            config["num_experts_per_tok"] = json!(2);
+        }
+        config
+    }
+
+    fn tensors(&self, block: usize) -> Vec<(String, Vec<usize>)> {
+        let (hidden, ffn) = (self.hidden, self.ffn);
+        let kv = hidden / self.heads * self.kv_heads;
+        let mut tensors: Vec<(String, Vec<usize>)> = [
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![kv, hidden]),
+            ("self_attn.v_proj", vec![kv, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+        ]
+        .map(|(name, shape)| (name.to_owned(), shape))
+        .into();
+        let mut network = |gate: String, up: String, down: String| {
+            tensors.extend([(gate, vec![ffn, hidden]), (up, vec![ffn, hidden])]);
+            tensors.push((down, vec![hidden, ffn]));
+        };
+        if self.experts == 0 {
+            let [gate, up, down] = ["gate", "up", "down"].map(|of| format!("mlp.{of}_proj"));
+            network(gate, up, down);
+        }
+        for expert in 0..self.experts {
+            let name = |of| format!("block_sparse_moe.experts.{expert}.{of}");
+            network(name("w1"), name("w3"), name("w2"));
+        }
+        if self.experts > 0 {
+            tensors.push(("block_sparse_moe.gate".into(), vec![self.experts, hidden]));
+        }
+        let full = |(name, shape)| (format!("model.layers.{block}.{name}.weight"), shape);
+        tensors.into_iter().map(full).collect()
+    }
 }
 
 /// Writes one shard; returns its number of parameters.

@@ -1,5 +1,5 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
-//! `tables`, `wrap` (lines of docs), `made-checkpoint DIR`, `memory [DIR]`, `faults [ONE_IN]`.
+//! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `memory [DIR]`, `faults [ONE_IN]`.
 
 mod api;
 mod ci;
@@ -30,7 +30,8 @@ fn main() -> ExitCode {
         ["wrap"] => wrap::run(),
         ["tables"] => tables(),
         ["stages"] => stages(),
-        ["made-checkpoint", folder] => made::write(Path::new(folder)),
+        ["made-checkpoint", folder] => made::write(Path::new(folder), &made::DENSE),
+        ["made-checkpoint", "experts", folder] => made::write(Path::new(folder), &made::EXPERTS),
         ["faults"] => faults::run(&root().join("target/faults"), 1),
         ["faults", part] => {
             let part = part.parse().map_err(|e| format!("faults {part}: {e}"));
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint DIR | memory [DIR] | faults [ONE_IN]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | memory [DIR] | faults [ONE_IN]\n{}",
             ci::names()
         )),
     };

@@ -25,6 +25,11 @@ pub trait Observer {
     fn routed(&mut self, routing: &Routing) {
         let _ = routing;
     }
+
+    /// Which experts the tokens of the input before it are to go to, if not where the router sends them.
+    fn route(&mut self) -> Option<Routing> {
+        None
+    }
 }
 
 /// Watches nothing.
@@ -84,10 +89,12 @@ impl Mixer {
 
 /// Tokens that go through the linear layers together, at least where there are as many: enough for good products,
 /// few enough to bound the memory.
-const CHUNK: usize = 2048;
+const CHUNK: usize = 1024;
 
-/// Cuts sequences of these lengths into groups of about [`CHUNK`] tokens: which sequences, and which rows.
-pub(crate) fn chunks(lengths: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
+/// Cuts sequences of these lengths into groups of about a thousand tokens, in which [`Block::forward_sequences`] runs
+/// them: which sequences, and which rows.
+#[must_use]
+pub fn chunks(lengths: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
     let mut groups = Vec::new();
     let (mut first, mut row, mut tokens) = (0, 0, 0);
     for (i, length) in lengths.iter().enumerate() {

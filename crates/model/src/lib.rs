@@ -43,7 +43,7 @@ pub mod source;
 pub mod text;
 pub mod tokenizer;
 
-pub use block::{Block, Observer, SharedInput};
+pub use block::{Block, Observer, SharedInput, chunks};
 pub use cache::KvCache;
 pub use calibrate::{Calibrations, Collecting, calibrate};
 pub use config::{Activation, Architecture, BlockShape, Config, RopeConfig, RopeScaling};

@@ -83,6 +83,10 @@ impl Statistic for CrossGram {
     const WHAT: &'static str = "the cross-Gram matrix";
     const STREAMS: &'static [Stream] = &[Stream::Input, Stream::Original];
 
+    fn bytes(ask: Ask) -> u64 {
+        8 * (ask.channels as u64).pow(2)
+    }
+
     fn begin(ask: Ask) -> Self {
         let n = ask.channels;
         Self {

@@ -281,6 +281,10 @@ impl Statistic for Moments {
     type Value = Self;
     const WHAT: &'static str = "moments of the channels";
 
+    fn bytes(ask: Ask) -> u64 {
+        40 * ask.channels as u64
+    }
+
     fn begin(ask: Ask) -> Self {
         Self::new(ask.channels)
     }

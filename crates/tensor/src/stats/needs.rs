@@ -135,6 +135,13 @@ impl Needs {
         self.wanted.is_empty()
     }
 
+    /// About the bytes that all of it holds while it is gathered of an input of this many channels.
+    #[must_use]
+    pub fn bytes(&self, channels: usize) -> u64 {
+        let ask = |need: &Need| Ask { channels, amount: need.amount, seed: 0 };
+        self.wanted.iter().map(|need| need.kind.bytes(ask(need))).sum()
+    }
+
     /// Something to gather each with.
     pub(super) fn begin(&self, ask: Ask) -> Vec<(Kind, Box<dyn Erased>)> {
         let begin = |need: &Need| (need.kind, need.kind.begin(Ask { amount: need.amount, ..ask }));

@@ -22,6 +22,10 @@ impl Statistic for RouteCounts {
     const WHAT: &'static str = "counts of the router's choices";
     const STREAMS: &'static [Stream] = &[Stream::Routes];
 
+    fn bytes(_: Ask) -> u64 {
+        0
+    }
+
     fn begin(_: Ask) -> Self {
         Self::default()
     }

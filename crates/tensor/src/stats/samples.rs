@@ -137,6 +137,10 @@ impl Statistic for SampledRows {
     type Value = Array2<f32>;
     const WHAT: &'static str = "a sample of rows";
 
+    fn bytes(ask: Ask) -> u64 {
+        4 * ask.channels as u64 * ask.amount as u64
+    }
+
     fn begin(ask: Ask) -> Self {
         Self::new(ask.channels, ask.amount, ask.seed)
     }

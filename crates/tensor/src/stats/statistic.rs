@@ -41,6 +41,13 @@ pub trait Statistic: fmt::Debug + Clone + Send + Sync + 'static {
     /// Nothing seen yet.
     fn begin(ask: Ask) -> Self;
 
+    /// About the bytes that it holds while it is gathered: what decides how many inputs are watched at a time. Default:
+    /// those of a matrix of channels by channels.
+    #[must_use]
+    fn bytes(ask: Ask) -> u64 {
+        4 * (ask.channels as u64).pow(2)
+    }
+
     /// Adds a piece of the stream.
     ///
     /// # Panics
@@ -158,6 +165,7 @@ pub(super) struct Kind {
     what: &'static str,
     streams: &'static [Stream],
     begin: fn(Ask) -> Box<dyn Erased>,
+    bytes: fn(Ask) -> u64,
     through: fn(&Value, &Via<'_>) -> Usable<Value>,
 }
 
@@ -171,6 +179,7 @@ impl Kind {
             what: S::WHAT,
             streams: S::STREAMS,
             begin: |ask| Box::new(S::begin(ask)),
+            bytes: S::bytes,
             through: |value, via| {
                 let value = value.clone().downcast::<S::Value>().expect("its own value");
                 S::through(&value, via).map(|value| value as Value)
@@ -192,6 +201,10 @@ impl Kind {
 
     pub(super) fn begin(&self, ask: Ask) -> Box<dyn Erased> {
         (self.begin)(ask)
+    }
+
+    pub(super) fn bytes(&self, ask: Ask) -> u64 {
+        (self.bytes)(ask)
     }
 
     pub(super) fn through(&self, value: &Value, via: &Via<'_>) -> Usable<Value> {

@@ -18,6 +18,10 @@ impl Statistic for TokenNorms {
     type Value = Vec<f32>;
     const WHAT: &'static str = "norms of the tokens";
 
+    fn bytes(_: Ask) -> u64 {
+        0
+    }
+
     fn begin(_: Ask) -> Self {
         Self::default()
     }

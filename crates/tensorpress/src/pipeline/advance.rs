@@ -1,12 +1,15 @@
 //! Hidden states of the calibration windows on their way through the compressed model.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use tensorpress_model::{Block, Calibrations, Collecting, Observer, SharedInput, Source};
+use tensorpress_model::{
+    Block, Calibrations, Collecting, Observer, Routing, SharedInput, Source, chunks,
+};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
-use tensorpress_tensor::stats::{Batch, Calibration, Collector, Needs};
+use tensorpress_tensor::stats::{self, Batch, Calibration, Collector, Needs};
 use tensorpress_tensor::{Checkpoint, Context as _, ErrorKind, Node, Result, Scratch, Tensor};
 
 use super::Context;
@@ -19,22 +22,33 @@ pub(super) struct Stream {
     lengths: Vec<usize>,
 }
 
-/// Tokens watched together: enough for good products, few enough to bound the copies.
-const CHUNK: usize = 2048;
-
-/// Sees one input, and ends the forward pass there.
+/// Sees some inputs, and ends the forward pass behind the last of them.
 struct Watch<'a> {
-    input: SharedInput,
-    see: &'a mut dyn FnMut(ArrayView2<'_, f32>),
+    inputs: &'a [SharedInput],
+    unseen: usize,
+    see: &'a mut dyn FnMut(usize, ArrayView2<'_, f32>),
+    routings: &'a mut VecDeque<Routing>,
+    /// Tokens go where they went when these were recorded.
+    follows: bool,
 }
 
 impl Observer for Watch<'_> {
     fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
-        if input != self.input {
-            return Ok(ControlFlow::Continue(()));
+        if let Some(at) = self.inputs.iter().position(|wanted| *wanted == input) {
+            (self.see)(at, x);
+            self.unseen -= 1;
         }
-        (self.see)(x);
-        Ok(ControlFlow::Break(()))
+        Ok(if self.unseen == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    fn routed(&mut self, routing: &Routing) {
+        if !self.follows {
+            self.routings.push_back(routing.clone());
+        }
+    }
+
+    fn route(&mut self) -> Option<Routing> {
+        if self.follows { self.routings.pop_front() } else { None }
     }
 }
 
@@ -93,48 +107,61 @@ impl Stream {
         &self.lengths
     }
 
-    /// Statistics of one input of a block, which is run no further than needed; `original` is the block as it was, if what
-    /// it reads in the model as it was is wanted too.
+    /// Statistics of some inputs of a block, in one pass that goes no further than needed; `original` is the block as it
+    /// was, if what it reads in the model as it was is wanted too.
     pub(super) fn calibrate(
         &self,
         context: &Context<'_>,
         block: &Block,
         original: Option<&Block>,
-        input: SharedInput,
-        mut collector: Collector,
-    ) -> Result<Calibration> {
+        wanted: &[(SharedInput, Needs)],
+    ) -> Result<Vec<Calibration>> {
+        let collector = |(input, needs): &(SharedInput, Needs)| {
+            Collector::new(block.channels(*input), needs.clone(), context.seed)
+        };
+        let mut collectors: Vec<Collector> = wanted.iter().map(collector).collect();
+        let inputs: Vec<SharedInput> = wanted.iter().map(|(input, _)| *input).collect();
+        let beside = self.original.as_ref().zip(original);
+        let compares = |at: usize| beside.is_some() && wanted[at].1.reads(stats::Stream::Original);
+        let compared = (0..inputs.len()).filter(|at| compares(*at)).count();
         let mut scratch = Scratch::new(Par::Rayon);
-        let (mut from, mut row) = (0, 0);
-        while from < self.lengths.len() {
-            let (mut to, mut tokens) = (from, 0);
-            while to < self.lengths.len() && tokens < CHUNK {
-                tokens += self.lengths[to];
-                to += 1;
-            }
-            let slice = Slice::from(row..row + tokens);
-            let lengths = &self.lengths[from..to];
-            let mut look = |hidden: &Array2<f32>,
-                            block: &Block,
-                            see: &mut dyn FnMut(ArrayView2<'_, f32>)| {
-                let mut hidden = hidden.slice_axis(Axis(0), slice).to_owned();
-                let mut watch = Watch { input, see };
-                block.forward_sequences(hidden.view_mut(), lengths, Some(&mut watch), &mut scratch)
+        for (sequences, rows) in chunks(&self.lengths) {
+            let lengths = &self.lengths[sequences];
+            let slice = Slice::from(rows);
+            let mut routings = VecDeque::new();
+            let mut kept: Vec<Option<Array2<f32>>> = vec![None; inputs.len()];
+            let mut see = |at: usize, x: ArrayView2<'_, f32>| match compares(at) {
+                true => kept[at] = Some(x.to_owned()),
+                false => collectors[at].update(x, Par::Rayon),
             };
-            let mut beside: Option<Array2<f32>> = None;
-            if let (Some(hidden), Some(block)) = (&self.original, original) {
-                look(hidden, block, &mut |x: ArrayView2<'_, f32>| beside = Some(x.to_owned()))?;
-            }
-            look(&self.hidden, block, &mut |x: ArrayView2<'_, f32>| {
-                let mut batch = Batch::new(x);
-                if let Some(original) = &beside {
-                    batch = batch.with_original(original.view());
+            let mut watch = Watch {
+                inputs: &inputs,
+                unseen: inputs.len(),
+                see: &mut see,
+                routings: &mut routings,
+                follows: false,
+            };
+            let mut hidden = self.hidden.slice_axis(Axis(0), slice).to_owned();
+            block.forward_sequences(hidden.view_mut(), lengths, Some(&mut watch), &mut scratch)?;
+            let Some((hidden, block)) = beside.filter(|_| compared > 0) else { continue };
+            let mut see = |at: usize, x: ArrayView2<'_, f32>| {
+                if let Some(input) = kept[at].take() {
+                    let batch = Batch::new(input.view()).with_original(x);
+                    collectors[at].update_all(&batch, Par::Rayon);
                 }
-                collector.update_all(&batch, Par::Rayon);
-            })?;
-            (from, row) = (to, row + tokens);
+            };
+            let mut watch = Watch {
+                inputs: &inputs,
+                unseen: inputs.len(),
+                see: &mut see,
+                routings: &mut routings,
+                follows: true,
+            };
+            let mut hidden = hidden.slice_axis(Axis(0), slice).to_owned();
+            block.forward_sequences(hidden.view_mut(), lengths, Some(&mut watch), &mut scratch)?;
         }
         context.source.checkpoint().release();
-        Ok(collector.finish())
+        Ok(collectors.into_iter().map(Collector::finish).collect())
     }
 
     /// Runs the hidden states through a compressed block, as it is read from its shard: what is not in the shard as

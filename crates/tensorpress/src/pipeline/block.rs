@@ -1,13 +1,13 @@
 //! One transformer block.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 
 use rayon::prelude::*;
 use tensorpress_model::{Block, LinearSpec, SharedInput, Source};
 use tensorpress_tensor::Result;
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::stats::{self, Calibration, Collector};
+use tensorpress_tensor::stats::{Calibration, Needs};
 
 use super::Context;
 use super::advance::Stream;
@@ -18,10 +18,13 @@ use super::state::Unit;
 /// Jobs up to this size (in f32) are done in parallel; larger ones come one after another, each in parallel inside.
 const SMALL: usize = 16 << 20;
 
+/// Bytes of statistics up to which several inputs are watched in one pass, or as many as those of one of them take.
+const TOGETHER: u64 = 64 << 20;
+
 /// Compresses a block and writes its shard.
 ///
-/// Input after input, in the order in which a token meets them, so that only one input's statistics are there at a
-/// time; but what may fold scales into the matrix before it comes before that matrix. A method that asks for it
+/// Input after input, in the order in which a token meets them; those whose statistics have room side by side are
+/// watched in one pass through the block, others one at a time. But what may fold scales into the matrix before it comes before that matrix. A method that asks for it
 /// ([`Needs::true_sequential`](tensorpress_tensor::stats::Needs)) is calibrated on what the layers before it have become,
 /// those of this block included; all others see this block as it was.
 pub(super) fn compress(
@@ -37,20 +40,19 @@ pub(super) fn compress(
     let mut vectors = Vec::new();
     let mut compressed = BTreeSet::new();
     let mut rows = Rows::new();
-    for (input, jobs) in planned(context, index, stream.is_some()) {
+    let mut planned = VecDeque::from(planned(context, index, stream.is_some()));
+    let largest = planned.iter().map(|(_, jobs)| context.bytes_of(jobs)).max();
+    let room = TOGETHER.max(largest.unwrap_or_default());
+    let mut calibrations = VecDeque::new();
+    while let Some((input, jobs)) = planned.pop_front() {
         context.check_cancelled()?;
-        let Some(first) = jobs.first() else { continue };
-        let channels = first.specs[0].shape[1];
-        let calibration = match stream {
-            None => Calibration::none(channels),
-            Some(stream) => {
-                let needs = context.needs_of(&jobs);
-                let block = if needs.true_sequential { &block } else { &original };
-                let beside = needs.reads(stats::Stream::Original).then_some(&original);
-                let collector = Collector::new(channels, needs, context.seed);
-                stream.calibrate(context, block, beside, input, collector)?
-            }
-        };
+        if let Some(stream) = stream.filter(|_| calibrations.is_empty()) {
+            let wanted = together(context, room, (input, &jobs), &planned);
+            let block = if wanted[0].1.true_sequential { &block } else { &original };
+            calibrations = stream.calibrate(context, block, Some(&original), &wanted)?.into();
+        }
+        let none = || Calibration::none(jobs[0].specs[0].shape[1]);
+        let calibration = calibrations.pop_front().unwrap_or_else(none);
         for output in run(context, &jobs, calibration, &rows)? {
             let Output { nodes, norms, rows: folded, biases, layers: reports } = output;
             layers.extend(reports);
@@ -78,12 +80,39 @@ pub(super) fn compress(
     Ok(shard::write(path, source, &items)?.unit(layers))
 }
 
-/// The jobs of each input, in the order in which they are done.
+/// The inputs whose statistics have `room` in one pass, from the next on, and what is wanted of each. Where what is before a layer
+/// in its block has to be compressed first, it has a pass of its own.
+fn together(
+    context: &Context<'_>,
+    room: u64,
+    (input, jobs): (SharedInput, &[Job]),
+    later: &VecDeque<(SharedInput, Vec<Job>)>,
+) -> Vec<(SharedInput, Needs)> {
+    let first = context.needs_of(jobs);
+    let mut bytes = context.bytes_of(jobs);
+    let mut alone = first.true_sequential;
+    let mut wanted = vec![(input, first)];
+    for (input, jobs) in later {
+        let needs = context.needs_of(jobs);
+        bytes += context.bytes_of(jobs);
+        alone |= needs.true_sequential;
+        if alone || bytes > room {
+            break;
+        }
+        wanted.push((*input, needs));
+    }
+    wanted
+}
+
+/// The jobs of each input that there are any for, in the order in which they are done.
 fn planned(context: &Context<'_>, index: usize, calibrated: bool) -> Vec<(SharedInput, Vec<Job>)> {
     let linears = context.source.linears(index);
     let mut planned: Vec<(SharedInput, Vec<Job>)> = Vec::new();
     for (input, readers) in readers(context.source, index) {
         let mut jobs = context.jobs(&readers, calibrated);
+        if jobs.is_empty() {
+            continue;
+        }
         if let [job] = jobs.as_mut_slice() {
             job.find_feeder(context, &linears);
         }

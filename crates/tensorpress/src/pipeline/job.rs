@@ -106,6 +106,11 @@ impl Context<'_> {
         let needs = jobs.iter().map(|job| self.plan.method(job.method).method.needs());
         needs.fold(Needs::samples(error::INPUTS), Needs::union)
     }
+
+    /// About the bytes of the statistics for these jobs.
+    pub(super) fn bytes_of(&self, jobs: &[Job]) -> u64 {
+        jobs.first().map_or(0, |job| self.needs_of(jobs).bytes(job.specs[0].shape[1]))
+    }
 }
 
 impl Job {
