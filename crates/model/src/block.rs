@@ -1,4 +1,4 @@
-//! A transformer block: a list of parts (attention, a feed-forward network, a mixture of experts) around a residual stream.
+//! A block: a list of parts (attention, a feed-forward network, a mixture of experts, a scan) around a residual stream.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Mutex;
@@ -10,8 +10,8 @@ use tensorpress_tensor::node::Input;
 pub use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{DType, Error, ErrorKind, Node, Result, Scratch, kernels};
 
-use crate::cache::KvCache;
-use crate::layers::{Attention, Linear, Mlp, Moe, Norm, Rope, Routing, as_matrix, buffer};
+use crate::cache::{KvCache, ScanState};
+use crate::layers::{Attention, Linear, Mlp, Moe, Norm, Rope, Routing, Scan, as_matrix, buffer};
 
 /// Watches the inputs of a block's linear layers.
 pub trait Observer {
@@ -41,7 +41,7 @@ impl Observer for Ignore {
     }
 }
 
-/// One transformer block, with any node in place of any of its weights.
+/// One block of a model, with any node in place of any of its weights.
 #[derive(Debug)]
 pub struct Block {
     pub(crate) index: usize,
@@ -67,6 +67,7 @@ pub(crate) enum Mixer {
     Attention(Box<Attention>),
     Mlp(Box<Mlp>),
     Moe(Box<Moe>),
+    Scan(Box<Scan>),
 }
 
 impl Mixer {
@@ -75,6 +76,7 @@ impl Mixer {
             Self::Attention(attention) => attention.linears(),
             Self::Mlp(mlp) => mlp.linears(),
             Self::Moe(moe) => moe.linears(),
+            Self::Scan(scan) => scan.linears(),
         }
     }
 
@@ -83,6 +85,7 @@ impl Mixer {
             Self::Attention(attention) => attention.linears_mut(),
             Self::Mlp(mlp) => mlp.linears_mut(),
             Self::Moe(moe) => moe.linears_mut(),
+            Self::Scan(scan) => scan.linears_mut(),
         }
     }
 }
@@ -107,8 +110,14 @@ pub fn chunks(lengths: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
     groups
 }
 
-/// Mixes tokens: q, k, v, out, scratch.
-pub(crate) type Mix<'a> = dyn FnMut(
+/// How tokens know of each other in a pass.
+pub(crate) struct Mix<'a> {
+    pub(crate) attend: &'a mut Attend<'a>,
+    pub(crate) past: Past<'a>,
+}
+
+/// Attention: q, k, v, out, scratch.
+pub(crate) type Attend<'a> = dyn FnMut(
         ArrayViewMut2<'_, f32>,
         ArrayViewMut2<'_, f32>,
         ArrayView2<'_, f32>,
@@ -116,6 +125,25 @@ pub(crate) type Mix<'a> = dyn FnMut(
         &mut Scratch,
     ) -> Result<()>
     + 'a;
+
+/// What a scan begins with.
+pub(crate) enum Past<'a> {
+    /// The state that the tokens before left, of one sequence.
+    State(&'a mut ScanState),
+    /// Nothing: whole sequences of these lengths.
+    None(&'a [usize]),
+}
+
+/// The attention of parts that have none.
+pub(crate) fn no_attention(
+    _: ArrayViewMut2<'_, f32>,
+    _: ArrayViewMut2<'_, f32>,
+    _: ArrayView2<'_, f32>,
+    _: ArrayViewMut2<'_, f32>,
+    _: &mut Scratch,
+) -> Result<()> {
+    Ok(())
+}
 
 impl Block {
     /// Number of this block in its model.
@@ -150,6 +178,29 @@ impl Block {
         })
     }
 
+    fn scan(&self) -> Option<&Scan> {
+        self.parts.iter().find_map(|part| match &part.mixer {
+            Mixer::Scan(scan) => Some(&**scan),
+            _ => None,
+        })
+    }
+
+    /// Whether it looks back at keys and values; a block that does not has a [`ScanState`].
+    #[must_use]
+    pub fn attends(&self) -> bool {
+        self.attention().is_some()
+    }
+
+    /// An empty memory of the tokens before, of the kind that this block has: keys and values in f32 ([`Block::cache`]), or
+    /// a state.
+    #[must_use]
+    pub fn memory(&self) -> Box<dyn KvCache> {
+        match self.scan() {
+            Some(scan) => Box::new(scan.empty()),
+            None => Box::new(self.cache()),
+        }
+    }
+
     /// The rotary embedding of queries and keys, where there is one.
     #[must_use]
     pub fn rope(&self) -> Option<&Rope> {
@@ -157,6 +208,9 @@ impl Block {
     }
 
     /// An empty cache for the heads of this block, of every key and value in f32.
+    ///
+    /// # Panics
+    /// If it has no heads: [`Block::attends`].
     #[must_use]
     pub fn cache(&self) -> Cache {
         let attention = self.attention().expect("a block attends");
@@ -171,7 +225,7 @@ impl Block {
     /// observer ends the pass, `hidden` has whatever it has by then, and so has the cache.
     ///
     /// # Errors
-    /// `Unsupported` in encoders; `Numerical` where a weight or an activation is not finite, naming the tensor; those
+    /// `Unsupported` in encoders, and for a cache of another kind than [`Block::memory`]; `Numerical` where a weight or an activation is not finite, naming the tensor; those
     /// of decoding, of the cache and of the observer.
     ///
     /// # Panics
@@ -183,16 +237,24 @@ impl Block {
         observer: Option<&mut dyn Observer>,
         scratch: &mut Scratch,
     ) -> Result<()> {
+        if self.scan().is_some() {
+            let Some(state) = cache.state() else {
+                return Err(Error::unsupported("a KV cache in a block that has a state instead"));
+            };
+            let mut mix = Mix { attend: &mut no_attention, past: Past::State(state) };
+            return self.run(hidden, &mut mix, observer, scratch).map(|_| ());
+        }
         let Some(attention) = self.attention().filter(|attention| attention.causal) else {
             return Err(Error::unsupported("a KV cache in an encoder"));
         };
-        let mut mix = |q: ArrayViewMut2<'_, f32>,
+        let mut attend = |q: ArrayViewMut2<'_, f32>,
                        k: ArrayViewMut2<'_, f32>,
                        v: ArrayView2<'_, f32>,
                        out: ArrayViewMut2<'_, f32>,
                        scratch: &mut Scratch| {
             attention.mix(q, k, v, out, Some(&mut *cache), scratch)
         };
+        let mut mix = Mix { attend: &mut attend, past: Past::None(&[]) };
         // A cache refuses what is not finite; a weight may be to blame.
         match self.run(hidden, &mut mix, observer, scratch) {
             Err(error) if error.kind() == ErrorKind::Numerical => {
@@ -223,13 +285,14 @@ impl Block {
         for (sequences, rows) in chunks(lengths) {
             let chunk = hidden.slice_axis_mut(Axis(0), Slice::from(rows));
             let lengths = &lengths[sequences];
-            let mut mix = |q: ArrayViewMut2<'_, f32>,
+            let mut attend = |q: ArrayViewMut2<'_, f32>,
                            k: ArrayViewMut2<'_, f32>,
                            v: ArrayView2<'_, f32>,
                            out: ArrayViewMut2<'_, f32>,
                            scratch: &mut Scratch| {
                 self.mix_sequences(q, k, v, out, lengths, scratch)
             };
+            let mut mix = Mix { attend: &mut attend, past: Past::None(lengths) };
             let observer: Option<&mut dyn Observer> = match &mut observer {
                 Some(observer) => Some(&mut **observer),
                 None => None,
@@ -417,14 +480,18 @@ impl Mixer {
         let input = match self {
             Self::Attention(_) => SharedInput::Attention,
             Self::Mlp(_) | Self::Moe(_) => SharedInput::Mlp,
+            Self::Scan(_) => SharedInput::Scan,
         };
         if observer.input(input, x)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
         match self {
-            Self::Attention(attention) => attention.forward(x, y, mix, observer, scratch),
+            Self::Attention(attention) => {
+                attention.forward(x, y, &mut *mix.attend, observer, scratch)
+            }
             Self::Mlp(mlp) => mlp.forward(x, y, SharedInput::MlpOutput, observer, scratch),
             Self::Moe(moe) => moe.forward(x, y, observer, scratch),
+            Self::Scan(scan) => scan.forward(x, y, &mut mix.past, observer, scratch),
         }
     }
 }
@@ -434,7 +501,7 @@ impl Attention {
         &self,
         x: ArrayView2<'_, f32>,
         y: ArrayViewMut2<'_, f32>,
-        mix: &mut Mix<'_>,
+        attend: &mut Attend<'_>,
         observer: &mut dyn Observer,
         scratch: &mut Scratch,
     ) -> Result<ControlFlow<()>> {
@@ -448,7 +515,7 @@ impl Attention {
         if self.project(x, views, observer, scratch)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        mix(qs, ks, vs.view(), out.view_mut(), scratch)?;
+        attend(qs, ks, vs.view(), out.view_mut(), scratch)?;
         let flow = observer.input(SharedInput::AttentionOutput, out.view())?;
         if flow.is_continue() {
             Input::with(out.view(), scratch, |out, scratch| self.o.forward(out, y, scratch))?;

@@ -1,12 +1,12 @@
-//! Keys and values of the tokens seen so far.
+//! What blocks remember of the tokens seen so far: keys and values, or the state of a scan.
 
 use std::fmt::Debug;
 
 use ndarray::{ArrayView3, ArrayViewMut3};
 use tensorpress_kvcache::Cache;
-use tensorpress_tensor::{Result, Scratch};
+use tensorpress_tensor::{Error, Result, Scratch};
 
-/// The keys and values of one block, all heads.
+/// The keys and values of one block, all heads; or, of a block without attention, its [`ScanState`].
 pub trait KvCache: Debug + Send {
     /// Tokens appended so far, dropped ones included: the position of the next token.
     fn len(&self) -> usize;
@@ -38,6 +38,60 @@ pub trait KvCache: Debug + Send {
         out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
     ) -> Result<()>;
+
+    /// What a block without attention remembers, if it is this.
+    fn state(&mut self) -> Option<&mut ScanState> {
+        None
+    }
+}
+
+/// What a block without attention remembers of the tokens before: the last inputs of its convolution, and the state of
+/// its scan. Its size does not depend on how many they were.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScanState {
+    pub(crate) tokens: usize,
+    /// `[inputs, channels]`, the oldest first.
+    pub(crate) conv: Vec<f32>,
+    /// `[channels, values]`.
+    pub(crate) scan: Vec<f32>,
+}
+
+impl ScanState {
+    /// Of no tokens: zeros.
+    pub(crate) fn new(conv: usize, scan: usize) -> Self {
+        Self { tokens: 0, conv: vec![0.0; conv], scan: vec![0.0; scan] }
+    }
+}
+
+impl KvCache for ScanState {
+    fn len(&self) -> usize {
+        self.tokens
+    }
+
+    fn bytes(&self) -> u64 {
+        ((self.conv.len() + self.scan.len()) * size_of::<f32>()) as u64
+    }
+
+    /// `Unsupported`: there are no keys and values.
+    fn append(&mut self, _: ArrayView3<'_, f32>, _: ArrayView3<'_, f32>) -> Result<()> {
+        Err(Error::unsupported("keys and values in the state of a scan"))
+    }
+
+    /// `Unsupported`: there are no keys and values.
+    fn attend(
+        &mut self,
+        _: ArrayView3<'_, f32>,
+        _: usize,
+        _: Option<usize>,
+        _: ArrayViewMut3<'_, f32>,
+        _: &mut Scratch,
+    ) -> Result<()> {
+        Err(Error::unsupported("attention over the state of a scan"))
+    }
+
+    fn state(&mut self) -> Option<&mut ScanState> {
+        Some(self)
+    }
 }
 
 /// Any store, with or without a policy.

@@ -234,22 +234,27 @@ impl Decoder {
         Ok(self)
     }
 
-    /// An empty cache for every block.
+    /// An empty cache for every block, or what else it has: [`Block::memory`].
     #[must_use]
     pub fn cache(&self) -> Vec<Box<dyn KvCache>> {
-        let one = |block: &Block| Box::new(block.cache()) as Box<dyn KvCache>;
-        self.blocks.iter().map(one).collect()
+        self.blocks.iter().map(Block::memory).collect()
     }
 
     /// An empty cache for every block, as a recipe says; scores that turn queries back do so by this model's rotary
     /// embedding.
     ///
     /// # Errors
-    /// Those of [`KvRecipe::caches`].
+    /// Those of [`KvRecipe::caches`]; `Unsupported` for blocks without attention, which have no keys and values.
     pub fn caches(&self, recipe: &KvRecipe) -> Result<Vec<Box<dyn KvCache>>> {
         let one = |(index, block): (usize, &Block)| {
             let mut recipe = recipe.clone();
-            let attention = block.attention().expect("a block attends");
+            let Some(attention) = block.attention() else {
+                let kind = self.config.architecture;
+                return Err(Error::unsupported(format!(
+                    "block {index} of {kind:?} has no keys and values to keep in another form: it \
+                     remembers a state of fixed size"
+                )));
+            };
             if let Some(rope) = block.rope().filter(|rope| rope.is_plain()) {
                 recipe = recipe.with_rope(Rope::with_frequencies(rope.frequencies().to_vec())?);
             }

@@ -44,7 +44,7 @@ pub mod text;
 pub mod tokenizer;
 
 pub use block::{Block, Observer, SharedInput, chunks};
-pub use cache::KvCache;
+pub use cache::{KvCache, ScanState};
 pub use calibrate::{Calibrations, Collecting, calibrate};
 pub use config::{Activation, Architecture, BlockShape, Config, RopeConfig, RopeScaling};
 pub use decoder::{Decoder, Embedding, Head};

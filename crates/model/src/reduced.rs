@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use tensorpress_tensor::{Error, Result, Scratch, linalg};
 use tensorpress_tokencomp::{Schedule, TokenHints, TokenMap, TokenReduce};
 
-use crate::block::{Block, Ignore};
+use crate::block::{Block, Ignore, Mix, Past, no_attention};
 use crate::encoder::{Encoder, pool};
 use crate::layers::{Attention, math};
 
@@ -154,7 +154,7 @@ impl Block {
             return Err(Error::unsupported("token reduction in a decoder"));
         };
         let bias: Vec<f32> = hook.sizes.iter().map(|size| size.ln()).collect();
-        let mut mix = |q: ArrayViewMut2<'_, f32>,
+        let mut attend = |q: ArrayViewMut2<'_, f32>,
                        k: ArrayViewMut2<'_, f32>,
                        v: ArrayView2<'_, f32>,
                        out: ArrayViewMut2<'_, f32>,
@@ -162,17 +162,14 @@ impl Block {
             hook.plan(q.view(), k.view(), &bias, attention.head_dim)?;
             attention.mix_weighted(q, k, v, &bias, out, scratch)
         };
+        let mut mix = Mix { attend: &mut attend, past: Past::None(&[]) };
         // Nobody watches, so nothing ends the pass.
         let _ = self.run_parts(0..1, &mut hidden.view_mut(), &mut mix, &mut Ignore, scratch)?;
         if let Some(plan) = &hook.plan {
             hidden = plan.merge(hidden.view(), Some(hook.sizes))?;
         }
         let rest = 1..self.parts.len();
-        let mut nothing = |_: ArrayViewMut2<'_, f32>,
-                           _: ArrayViewMut2<'_, f32>,
-                           _: ArrayView2<'_, f32>,
-                           _: ArrayViewMut2<'_, f32>,
-                           _: &mut Scratch| Ok(());
+        let mut nothing = Mix { attend: &mut no_attention, past: Past::None(&[]) };
         let _ = self.run_parts(rest, &mut hidden.view_mut(), &mut nothing, &mut Ignore, scratch)?;
         Ok(hidden)
     }

@@ -17,7 +17,7 @@ fn folders() -> Vec<(String, PathBuf)> {
     let name = |path: PathBuf| (path.file_name().unwrap().to_string_lossy().into_owned(), path);
     let mut all: Vec<_> = entries.filter(|path| path.is_dir()).map(name).collect();
     // MiniLM has no weights here; the others have no forward pass yet.
-    all.retain(|(name, _)| !["minilm", "vit", "clip", "mamba", "mamba2"].contains(&name.as_str()));
+    all.retain(|(name, _)| !["minilm", "vit", "clip"].contains(&name.as_str()));
     all.sort();
     all
 }

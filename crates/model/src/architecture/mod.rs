@@ -10,6 +10,7 @@ mod gpt;
 mod gpt_oss;
 mod llama;
 mod llama4;
+mod mamba;
 mod mixture;
 mod modernbert;
 mod olmo;
@@ -27,7 +28,7 @@ pub(crate) use row::{Draft, Row};
 
 /// Every architecture that has a forward pass here.
 fn rows() -> impl Iterator<Item = &'static Row> {
-    let all: [&'static [Row]; 16] = [
+    let all: [&'static [Row]; 17] = [
         llama::ROWS,
         gemma::ROWS,
         phi::ROWS,
@@ -44,6 +45,7 @@ fn rows() -> impl Iterator<Item = &'static Row> {
         bert::ROWS,
         modernbert::ROWS,
         t5::ROWS,
+        mamba::ROWS,
     ];
     all.into_iter().flatten()
 }

@@ -103,6 +103,7 @@ pub(crate) enum MixerPlan {
     Attention(Box<AttentionPlan>),
     Mlp(MlpPlan),
     Moe(Box<MoePlan>),
+    Scan(Box<ScanPlan>),
 }
 
 /// Rows of `width` values are normalised; weights that are longer serve as many of them in turn.
@@ -275,6 +276,65 @@ pub(crate) struct Groups {
     pub(crate) best: usize,
 }
 
+/// A state-space layer (Mamba): a convolution over time and a scan, between two matrices.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ScanPlan {
+    pub(crate) input: LinearSpec,
+    /// Weight `[channels, 1, kernel]` and bias of the convolution.
+    pub(crate) conv: String,
+    pub(crate) conv_bias: Option<String>,
+    pub(crate) kernel: usize,
+    /// Channels of the scan.
+    pub(crate) inner: usize,
+    /// Values each of them remembers.
+    pub(crate) state: usize,
+    pub(crate) kind: ScanKind,
+    /// The logarithm of how fast it forgets, one a channel and value or one a head.
+    pub(crate) decay: String,
+    /// How much of a channel goes past the scan, one a channel or one a head.
+    pub(crate) past: String,
+    pub(crate) activation: Activation,
+    pub(crate) output: LinearSpec,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one a layer, moved once")]
+pub(crate) enum ScanKind {
+    /// Mamba (Gu and Dao 2023): steps, B and C out of the channels, through a latent of this rank.
+    Selective { parameters: LinearSpec, step: LinearSpec, rank: usize },
+    /// Mamba 2 (Dao and Gu 2024): all out of the first matrix; heads forget as one, and share B and C in groups.
+    Heads { heads: usize, groups: usize, step_bias: String, limits: (f32, f32), norm: NormPlan },
+}
+
+impl ScanPlan {
+    /// Channels of the convolution.
+    pub(crate) fn channels(&self) -> usize {
+        match self.kind {
+            ScanKind::Selective { .. } => self.inner,
+            ScanKind::Heads { groups, .. } => self.inner + 2 * groups * self.state,
+        }
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut LinearSpec> {
+        let mut all = vec![&mut self.input];
+        if let ScanKind::Selective { parameters, step, .. } = &mut self.kind {
+            all.extend([parameters, step]);
+        }
+        all.push(&mut self.output);
+        all
+    }
+
+    /// Names of the tensors that are neither matrices nor norms.
+    fn names_mut(&mut self) -> Vec<&mut String> {
+        let mut all = vec![&mut self.conv, &mut self.decay, &mut self.past];
+        all.extend(self.conv_bias.as_mut());
+        if let ScanKind::Heads { step_bias, .. } = &mut self.kind {
+            all.push(step_bias);
+        }
+        all
+    }
+}
+
 impl MlpPlan {
     fn linears_mut(&mut self) -> Vec<&mut LinearSpec> {
         let mut all = match &mut self.kind {
@@ -331,6 +391,7 @@ impl MixerPlan {
                 all.extend(moe.experts.iter_mut().flat_map(MlpPlan::linears_mut));
                 all
             }
+            Self::Scan(scan) => scan.linears_mut(),
         }
     }
 }
@@ -347,7 +408,8 @@ impl BlockPlan {
                 _ => None,
             };
             for spec in part.mixer.linears_mut() {
-                let first = matches!(spec.input, SharedInput::Attention | SharedInput::Mlp);
+                let inputs = [SharedInput::Attention, SharedInput::Mlp, SharedInput::Scan];
+                let first = inputs.contains(&spec.input);
                 let alone =
                     !matches!(spec.role, Role::Router | Role::SharedGate) && spec.expert.is_none();
                 if let Some(norm) = norm.as_ref().filter(|_| first && alone) {
@@ -416,6 +478,12 @@ impl Plan {
                     }
                     MixerPlan::Moe(moe) => {
                         moe.correction.iter_mut().for_each(|tensor| *tensor = name(tensor));
+                    }
+                    MixerPlan::Scan(scan) => {
+                        scan.names_mut().into_iter().for_each(|tensor| *tensor = name(tensor));
+                        if let ScanKind::Heads { norm: inside, .. } = &mut scan.kind {
+                            norm(inside);
+                        }
                     }
                     MixerPlan::Mlp(_) => {}
                 }

@@ -29,6 +29,8 @@ pub(crate) struct Row {
     pub(crate) wide: bool,
     /// Positions are rotations.
     pub(crate) turns: bool,
+    /// Blocks have heads; else the width inside them, out of the config and the width of the stream, is all there is to say.
+    pub(crate) inner: Option<fn(&Keys<'_>, usize) -> Result<usize>>,
     /// Heads of keys and values, where another key than the usual one says it; asked with the query heads.
     pub(crate) kv_heads: fn(&Keys<'_>, usize) -> Result<usize>,
     /// Rows of the table of positions before the first, which the config counts among the positions.
@@ -51,6 +53,7 @@ impl Row {
         eps: 1e-6,
         wide: false,
         turns: true,
+        inner: None,
         reserved: |_| Ok(0),
         kv_heads: |keys, heads| keys.or("num_key_value_heads", heads),
         windows: |_, blocks| Ok(vec![None; blocks]),

@@ -3,6 +3,7 @@
 pub(crate) mod keys;
 mod rope;
 pub(crate) mod shape;
+pub(crate) mod text;
 
 use std::path::Path;
 
@@ -45,7 +46,7 @@ pub struct Config {
     pub intermediate: usize,
     /// Transformer blocks.
     pub blocks: usize,
-    /// Query heads, unless `shapes` says otherwise.
+    /// Query heads, unless `shapes` says otherwise; 0 without attention, as are the two after it.
     pub heads: usize,
     /// Key and value heads, unless `shapes` says otherwise; divides `heads`.
     pub kv_heads: usize,
@@ -83,7 +84,7 @@ pub struct Config {
 }
 
 /// No size in a config may exceed this, so that products of two fit 64 bits easily.
-const MAX_SIZE: usize = 1 << 28;
+pub(crate) const MAX_SIZE: usize = 1 << 28;
 const MAX_BLOCKS: usize = 1 << 12;
 
 // What configs call the same thing.
@@ -132,6 +133,7 @@ impl Config {
             .get::<usize>(keys.known(&HEAD_DIM))?
             .filter(|_| decoder || keys.present("d_kv").is_some())
         {
+            _ if row.inner.is_some() => 0,
             Some(dim) => keys.check_size(keys.known(&HEAD_DIM), dim, MAX_SIZE)?,
             None if row.head_dim.is_some() => row.head_dim.unwrap_or_default(),
             None if hidden % heads == 0 => hidden / heads,

@@ -12,6 +12,10 @@ const WIDTH: [&str; 6] =
 
 /// Reads the keys that every `config.json` has.
 pub(super) fn read(keys: &Keys<'_>, row: &Row, hidden: usize) -> Result<BlockShape> {
+    if let Some(inner) = row.inner {
+        let intermediate = keys.check_size("intermediate_size", inner(keys, hidden)?, MAX_SIZE)?;
+        return Ok(BlockShape::new(0, 0, intermediate));
+    }
     let heads = keys.size(keys.known(&HEADS), MAX_SIZE)?;
     let kv_heads =
         keys.check_size("num_key_value_heads", (row.kv_heads)(keys, heads)?, MAX_SIZE)?;

@@ -11,6 +11,7 @@ mod moe;
 mod norm;
 mod project;
 mod rope;
+mod scan;
 
 pub(crate) use attention::{Attention, Latent, Projection, Relative, alibi_slopes};
 pub use linear::Linear;
@@ -20,6 +21,7 @@ pub(crate) use moe::Moe;
 pub use moe::Routing;
 pub use norm::Norm;
 pub use rope::Rope;
+pub(crate) use scan::{Conv, Scan, Scanning};
 
 use ndarray::ArrayViewMut2;
 use tensorpress_tensor::Scratch;

@@ -75,7 +75,7 @@ impl Source {
     pub fn open_in(files: Arc<dyn Files>, registry: &Registry) -> Result<Self> {
         let file = files.path(CONFIG);
         let text = files.read(CONFIG)?;
-        let raw = serde_json::from_slice(&text)
+        let raw = crate::config::text::parse(&text)
             .map_err(|e| Error::corruption(format!("invalid JSON: {e}")).in_file(&file))?;
         // The config is judged before a weight is touched.
         Config::from_json(&raw, &file)?;

@@ -9,12 +9,13 @@ use super::Source;
 use super::names::bias_of;
 use crate::architecture::{
     AttentionPlan, Before, MixerPlan, MlpKind, MlpPlan, MoePlan, NormPlan, PartPlan, Project,
-    RelativePlan, RopePlan,
+    RelativePlan, RopePlan, ScanKind, ScanPlan,
 };
 use crate::block::{Block, Mixer, Part};
 use crate::config::RopeScaling;
 use crate::layers::{
-    Attention, Latent, Mlp, MlpLinears, Moe, Norm, Projection, Relative, Rope, alibi_slopes,
+    Attention, Conv, Latent, Mlp, MlpLinears, Moe, Norm, Projection, Relative, Rope, Scan,
+    Scanning, alibi_slopes,
 };
 
 impl Source {
@@ -51,6 +52,7 @@ impl Source {
                 MixerPlan::Attention(plan) => Mixer::Attention(Box::new(self.attention(plan)?)),
                 MixerPlan::Mlp(plan) => Mixer::Mlp(Box::new(self.mlp(plan)?)),
                 MixerPlan::Moe(plan) => Mixer::Moe(Box::new(self.moe(plan)?)),
+                MixerPlan::Scan(plan) => Mixer::Scan(Box::new(self.scan(plan)?)),
             };
             let norm = match &part.norm {
                 Before::Norm(norm) => Some(self.norm(norm)?),
@@ -153,6 +155,49 @@ impl Source {
             experts: plan.experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_>>()?,
             shared,
             weighs_input: plan.weighs_input,
+        })
+    }
+
+    pub(super) fn scan(&self, plan: &ScanPlan) -> Result<Scan> {
+        let (channels, kernel) = (plan.channels(), plan.kernel);
+        let stored = self.array(&plan.conv, &[channels, 1, kernel])?;
+        let weight = (0..kernel * channels).map(|i| stored[i % channels * kernel + i / channels]);
+        let bias = plan.conv_bias.as_ref().map(|name| self.vector(name, channels)).transpose()?;
+        let conv = Conv { weight: weight.collect(), bias, channels };
+        let (mut decay, past) = match plan.kind {
+            ScanKind::Selective { .. } => (
+                self.array(&plan.decay, &[plan.inner, plan.state])?,
+                self.vector(&plan.past, plan.inner)?,
+            ),
+            ScanKind::Heads { heads, .. } => {
+                (self.vector(&plan.decay, heads)?, self.vector(&plan.past, heads)?)
+            }
+        };
+        decay.iter_mut().for_each(|v| *v = -v.exp());
+        let kind = match &plan.kind {
+            ScanKind::Selective { parameters, step, rank } => Scanning::Selective {
+                parameters: self.linear(parameters)?,
+                step: self.linear(step)?,
+                rank: *rank,
+            },
+            ScanKind::Heads { heads, groups, step_bias, limits, norm } => Scanning::Heads {
+                heads: *heads,
+                groups: *groups,
+                step_bias: self.vector(step_bias, *heads)?,
+                limits: *limits,
+                norm: self.norm(norm)?,
+            },
+        };
+        Ok(Scan {
+            input: self.linear(&plan.input)?,
+            conv,
+            kind,
+            inner: plan.inner,
+            state: plan.state,
+            decay,
+            past,
+            activation: plan.activation,
+            output: self.linear(&plan.output)?,
         })
     }
 

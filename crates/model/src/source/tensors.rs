@@ -69,6 +69,15 @@ impl Source {
         Ok(Array2::from_shape_vec(shape, self.finite(name, values)?).expect("shape was checked"))
     }
 
+    /// All finite values of a tensor of this shape.
+    pub(super) fn array(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let file = self.file_of(name);
+        let tensor = at(self.checkpoint.tensor(name), name, file.as_deref())?;
+        self.check_shape(name, shape, tensor.shape())?;
+        let values = at(tensor.to_matrix(), name, file.as_deref())?.into_raw_vec_and_offset().0;
+        self.finite(name, values)
+    }
+
     pub(super) fn finite(&self, name: &str, values: Vec<f32>) -> Result<Vec<f32>> {
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),

@@ -25,10 +25,18 @@ pub enum SharedInput {
     ExpertOutput(usize),
     /// Read by the down of a shared expert.
     SharedOutput,
+    /// Read by what projects into a state-space layer.
+    Scan,
+    /// The channels behind the convolution of a state-space layer, read by what makes its steps, B and C of them.
+    ScanChannels,
+    /// The latent of the steps, read by what expands it.
+    ScanStep,
+    /// Read by the output matrix of a state-space layer.
+    ScanOutput,
 }
 
 impl SharedInput {
-    /// Those of a block without experts and latents, in the order in which it meets them.
+    /// Those of a transformer block without experts and latents, in the order in which it meets them.
     pub const ALL: [Self; 4] = [Self::Attention, Self::AttentionOutput, Self::Mlp, Self::MlpOutput];
 }
 
@@ -65,6 +73,14 @@ pub enum Role {
     Router,
     /// Weighs a shared expert.
     SharedGate,
+    /// From hidden states to the channels of a state-space layer, and what goes along with them.
+    ScanIn,
+    /// From its channels to the latent of the steps, B and C.
+    ScanParameters,
+    /// From the latent of the steps to steps.
+    ScanStep,
+    /// The output matrix of a state-space layer.
+    ScanOut,
 }
 
 /// Which of several feed-forward networks side by side.
@@ -104,6 +120,10 @@ impl Role {
                 SharedInput::Mlp
             }
             Self::Down => SharedInput::MlpOutput,
+            Self::ScanIn => SharedInput::Scan,
+            Self::ScanParameters => SharedInput::ScanChannels,
+            Self::ScanStep => SharedInput::ScanStep,
+            Self::ScanOut => SharedInput::ScanOutput,
         }
     }
 }
