@@ -60,6 +60,7 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         Failure::Failed(e)
     })?;
     interrupt::no_more(&asked);
+    report.notes.iter().for_each(|note| say!("note: {note}"));
     let mut result = Result { report, before: None, after: None };
     if let Some(segments) = judged {
         judge(args, &opened.source, &segments, &mut result)?;
@@ -91,6 +92,7 @@ fn segments(args: &Compress, file: Option<&PathBuf>, opened: &Opened) -> Outcome
         let message = format!("--eval: {} is an encoder, which predicts no tokens", args.model);
         return Err(Failure::Usage(message));
     }
+    source.need_head()?;
     Ok(text.segments(source, args.bos.into(), Limits::default())?)
 }
 

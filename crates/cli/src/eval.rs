@@ -117,6 +117,7 @@ pub(crate) fn run(args: &Eval) -> Outcome {
 fn judge(args: &Eval, opened: &Opened) -> Outcome<Verdict> {
     let text = text_of("--text", args.text.as_deref(), opened)?;
     let source = &opened.source;
+    source.need_head()?;
     let limits = Limits { max_segments: args.max_segments, max_tokens: args.max_tokens };
     let segments = text.segments(source, args.bos.into(), limits)?;
     let kv = args.kv.as_deref().map(kv_recipe).transpose()?;

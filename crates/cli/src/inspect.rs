@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tensorpress::bill::{Bill, LayerBill};
 use tensorpress::model::{Config, Source};
-use tensorpress::tensor::{DType, Storage};
+use tensorpress::tensor::Storage;
 
 use crate::args::Inspect;
 use crate::failure::{Failure, Outcome};
@@ -29,7 +29,7 @@ struct Inspection<'a> {
 #[derive(Serialize)]
 struct Stored {
     name: String,
-    dtype: DType,
+    dtype: String,
     shape: Vec<usize>,
     bytes: u64,
 }
@@ -40,15 +40,15 @@ pub(crate) fn run(args: &Inspect) -> Outcome {
     }
     let opened = open(&args.model, None)?;
     let bill = opened.unmoved(Bill::of(&opened.source).map_err(Failure::from))?;
-    let found = inspect(&opened.source, &bill)?;
+    let found = inspect(&opened.source, &bill);
     if args.json { print_json(&found) } else { print(&describe(&found, &bill)) }
 }
 
-fn inspect<'a>(source: &'a Source, bill: &'a Bill) -> tensorpress::Result<Inspection<'a>> {
-    let tensors = stored(source, bill)?;
+fn inspect<'a>(source: &'a Source, bill: &'a Bill) -> Inspection<'a> {
+    let tensors = stored(source, bill);
     let parameters = bill.weights
         + tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum::<u64>();
-    Ok(Inspection {
+    Inspection {
         config: source.config(),
         parameters,
         file_bytes: bill.file_bytes,
@@ -58,11 +58,11 @@ fn inspect<'a>(source: &'a Source, bill: &'a Bill) -> tensorpress::Result<Inspec
         container_bytes: bill.container_bytes,
         tensors,
         compressed: &bill.layers,
-    })
+    }
 }
 
 /// Tensors that are no parts of compressed weights.
-fn stored(source: &Source, bill: &Bill) -> tensorpress::Result<Vec<Stored>> {
+fn stored(source: &Source, bill: &Bill) -> Vec<Stored> {
     let checkpoint = source.checkpoint();
     let part = |name: &str| {
         let of = |layer: &LayerBill| {
@@ -71,10 +71,11 @@ fn stored(source: &Source, bill: &Bill) -> tensorpress::Result<Vec<Stored>> {
         bill.layers.iter().any(of)
     };
     let stored = |name: &str| {
-        let dtype = checkpoint.dtype(name)?;
+        // Also of a type that is not read here.
+        let dtype = checkpoint.dtype_name(name).unwrap_or_default().to_owned();
         let shape = checkpoint.shape(name).unwrap_or_default().to_vec();
         let bytes = checkpoint.stored_bytes(name).unwrap_or(0);
-        Ok(Stored { name: name.to_owned(), dtype, shape, bytes })
+        Stored { name: name.to_owned(), dtype, shape, bytes }
     };
     checkpoint.names().filter(|name| !part(name)).map(stored).collect()
 }
@@ -105,7 +106,7 @@ fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
     let mut text = table(&rows) + "\n";
     let mut rows = vec![["tensor", "type", "shape", "bytes"].map(str::to_owned).to_vec()];
     for tensor in &found.tensors {
-        let (dtype, shape) = (format!("{:?}", tensor.dtype), format!("{:?}", tensor.shape));
+        let (dtype, shape) = (tensor.dtype.clone(), format!("{:?}", tensor.shape));
         rows.push(vec![shown(&tensor.name), dtype, shape, tensor.bytes.to_string()]);
     }
     text += &table(&rows);

@@ -1,8 +1,10 @@
 //! From MODEL on the command line to an opened model.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use tensorpress::entropy::container::MAGIC;
 use tensorpress::entropy::{Base, PackedFile};
@@ -10,6 +12,7 @@ use tensorpress::model::{Source, embedded};
 use tensorpress::{Error, Result, open_model, open_packed_model, registry};
 
 use crate::failure::Outcome;
+use crate::output::say;
 
 /// The name of the built-in model.
 pub(crate) const DEMO: &str = "demo";
@@ -46,7 +49,17 @@ pub(crate) fn open(model: &str, base: Option<&Path>) -> Result<Opened> {
         (None, Some(name)) => open_model(hub::fetch(name)?)?,
         (None, None) => open_path(Path::new(model))?,
     };
+    tell_notes(&source);
     Ok(Opened { source, texts: None })
+}
+
+/// Says what a person should know of a model's files, each thing once.
+pub(crate) fn tell_notes(source: &Source) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    source.notes().iter().filter(|note| told.insert((*note).clone())).for_each(|note| {
+        say!("note: {note}");
+    });
 }
 
 /// The packed file that MODEL names, if it names one.

@@ -27,6 +27,7 @@ pub(crate) fn run(args: &Run) -> Outcome {
 
 fn run_opened(args: &Run, opened: &Opened) -> Outcome {
     let source = &opened.source;
+    source.need_head()?;
     let tokenizer = source.tokenizer()?.with_bos(args.bos.into())?;
     let model = source.decoder()?.prepack()?;
     let mut caches = match &args.kv {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tensorpress_tensor::checkpoint::Files;
+use tensorpress_tensor::checkpoint::{Files, refuse_lfs_pointer};
 use tensorpress_tensor::{Context, Error, Result};
 use tokenizers::utils::truncation::TruncationDirection;
 use tokenizers::{Encoding, PostProcessor, Token, TokenizerImpl};
@@ -54,9 +54,14 @@ impl Tokenizer {
     pub(crate) fn load(files: &TokenizerFiles, config: &Config) -> Result<Self> {
         match files {
             TokenizerFiles::Files(files) => {
-                let text = files.read(TOKENIZER)?;
+                let read = |name: &str| {
+                    let text = files.read(name)?;
+                    let pointer = refuse_lfs_pointer(&text, text.len() as u64);
+                    pointer.map_err(|e| e.in_file(files.path(name))).map(|()| text)
+                };
+                let text = read(TOKENIZER)?;
                 let extra = match files.contains(TOKENIZER_CONFIG) {
-                    true => Some(files.read(TOKENIZER_CONFIG)?),
+                    true => Some(read(TOKENIZER_CONFIG)?),
                     false => None,
                 };
                 Self::new(&text, extra.as_deref(), config)

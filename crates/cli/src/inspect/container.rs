@@ -13,6 +13,7 @@ use tensorpress::open_packed_model;
 use super::{Inspection, describe, inspect};
 use crate::args::Inspect;
 use crate::failure::Outcome;
+use crate::open::tell_notes;
 use crate::output::{bytes, print, print_json, ratio, shown, table};
 
 #[derive(Serialize)]
@@ -101,9 +102,10 @@ fn planes(packed: &PackedFile, number: usize) -> Result<Vec<Plane>> {
 
 pub(super) fn run(args: &Inspect, packed: &PackedFile) -> Outcome {
     let opened = open_packed_model(packed.clone());
+    opened.iter().for_each(tell_notes);
     let bill = opened.as_ref().ok().map(Bill::of).transpose()?;
     let (model, no_model) = match (&opened, &bill) {
-        (Ok(source), Some(bill)) => (Some(inspect(source, bill)?), None),
+        (Ok(source), Some(bill)) => (Some(inspect(source, bill)), None),
         (Ok(_), None) => (None, None),
         (Err(_), _) if !packed.index().is_folder => (None, Some("is one file".to_owned())),
         (Err(error), _) => (None, Some(error.to_string())),

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::format::TensorInfo;
 use super::layout;
-use super::paths::{self, Links};
+use super::paths;
 use super::preamble::MAGIC;
 use super::reader::PackedFile;
 
@@ -51,7 +51,7 @@ impl Base {
         let given = path.as_ref();
         let mut base = Self::empty(given.to_path_buf());
         if given.is_dir() {
-            for (name, file) in paths::list(given, Links::Files)? {
+            for (name, file) in paths::list(given)? {
                 base.add(&name, Arc::new(FileReader::open(file)?))?;
             }
             return Ok(base);

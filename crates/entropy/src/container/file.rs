@@ -59,11 +59,19 @@ impl ByteSource for Member {
     }
 }
 
-/// The files at the top of the packed folder, or the packed file.
+/// The files of the packed folder, or the packed file.
 impl Files for PackedFile {
     fn names(&self) -> Result<Vec<String>> {
         let paths = self.index().files.iter().map(|file| &file.path);
         Ok(paths.filter(|path| !path.contains('/')).cloned().collect())
+    }
+
+    fn below(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
+        let wanted = |path: &&String| {
+            let folders = path.match_indices('/').map(|(at, _)| &path[..at]);
+            folders.chain([path.as_str()]).all(wanted)
+        };
+        Ok(self.index().files.iter().map(|file| &file.path).filter(wanted).cloned().collect())
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use tensorpress_tensor::checkpoint::{ByteSource, FileReader, refuse_mount_point};
 use tensorpress_tensor::{Bytes, Error, Result};
 
-use super::paths::{self, Links};
+use super::paths;
 
 /// A file that is to be packed.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Input {
 pub(super) fn inputs(from: &Path) -> Result<(Vec<(String, Input)>, bool)> {
     let found = fs::metadata(from).map_err(|e| Error::io("look at the file", from, e))?;
     if found.is_dir() {
-        let files = paths::list(from, Links::Refuse)?.into_iter();
+        let files = paths::list(from)?.into_iter();
         let disk = |(relative, path)| Ok((relative, Input::disk(path)?));
         return Ok((files.map(disk).collect::<Result<_>>()?, true));
     }

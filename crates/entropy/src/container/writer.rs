@@ -112,12 +112,13 @@ impl<'a> Packer<'a> {
     }
 
     /// Packs a file, or every regular file below a folder, into the file `to`, which appears under its name only when
-    /// it is complete and on disk. Folders without files in them are not kept, nor are permissions and times.
+    /// it is complete and on disk. Symbolic links are followed, and what they lead to is packed in their place. Folders
+    /// without files in them are not kept, nor are permissions and times.
     ///
     /// # Errors
     /// `Exists` if `to` does and is not to be replaced, also if it came meanwhile; `InvalidArgument` if it lies where it
-    /// would be packed itself; `Unsupported` for symbolic links below the folder, special files, and names that are no
-    /// UTF-8; `Io`, also if a file came, went, was changed or cut meanwhile; `Interrupted` if the progress callback says so.
+    /// would be packed itself; `Unsupported` for symbolic links that lead nowhere or into a loop, special files, and names
+    /// that are no UTF-8; `Io`, also if a file came, went, was changed or cut meanwhile; `Interrupted` if the progress callback says so.
     /// Nothing is left behind.
     pub fn pack(self, from: &Path, to: &Path) -> Result<PackReport> {
         check_target(from, to, self.force)?;

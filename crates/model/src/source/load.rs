@@ -6,7 +6,7 @@ use ndarray::Array2;
 use tensorpress_tensor::rewrite::{BlockLayout, LinearSpec, ModelLayout, Role, Sayable};
 use tensorpress_tensor::{Error, Result};
 
-use super::Source;
+use super::{Source, at};
 use crate::architecture::{EmbeddingPlan, HeadPlan, PositionsPlan, TransformPlan};
 use crate::decoder::{Decoder, Embedding, Head};
 use crate::encoder::{Encoder, MaskedHead, Positions};
@@ -70,12 +70,46 @@ impl Source {
         })
     }
 
+    /// Whether the checkpoint has a head over the vocabulary: the embedding's matrix, where the two are one.
+    #[must_use]
+    pub fn has_head(&self) -> bool {
+        let matrix = &self.plan.head.matrix;
+        self.config.architecture.is_decoder()
+            && (self.checkpoint.contains(matrix) || self.trees.contains_key(matrix))
+    }
+
+    /// That there is a head over the vocabulary.
+    ///
+    /// # Errors
+    /// `InsufficientData`, naming its tensor, if the checkpoint of a decoder has none; `Unsupported` for encoders.
+    pub fn need_head(&self) -> Result<()> {
+        self.need_kind(true)?;
+        if self.has_head() {
+            return Ok(());
+        }
+        let matrix = &self.plan.head.matrix;
+        let missing = self.checkpoint.missing().any(|name| name == matrix.as_str());
+        if missing {
+            return self.checkpoint.bytes(matrix).map(drop);
+        }
+        let others = ["score.", "classifier.", "v_head.", "regression_head.", "qa_outputs."];
+        let other = self.checkpoint.names().find(|name| others.iter().any(|o| name.starts_with(o)));
+        let message = match other {
+            Some(other) => format!(
+                "there is no language head: the model's head is `{other}`, which predicts no tokens"
+            ),
+            None => "there is no language head: the model predicts no tokens".to_owned(),
+        };
+        let file = self.checkpoint.files().next().map(Into::into);
+        at(Err(Error::insufficient(message)), matrix, file.or(self.folder.clone()).as_deref())
+    }
+
     /// The final norm and the head of a decoder.
     ///
     /// # Errors
-    /// As [`Source::block`]; `Unsupported` for encoders.
+    /// As [`Source::block`] and [`Source::need_head`].
     pub fn head(&self) -> Result<Head> {
-        self.need_kind(true)?;
+        self.need_head()?;
         let HeadPlan { norm, project, matrix, bias, scale, softcap, .. } = &self.plan.head;
         let shape = [self.config.vocab, self.plan.embedding.width];
         let mut linear = self.global_linear(matrix.clone(), shape)?;
@@ -98,9 +132,9 @@ impl Source {
     /// Loads a whole decoder; its matrices stay in the memory map, or compressed.
     ///
     /// # Errors
-    /// As [`Source::block`]; `Unsupported` for encoders.
+    /// As [`Source::block`] and [`Source::need_head`].
     pub fn decoder(&self) -> Result<Decoder> {
-        self.need_kind(true)?;
+        self.need_head()?;
         Ok(Decoder {
             config: Arc::new(self.config.clone()),
             embedding: self.embedding()?,

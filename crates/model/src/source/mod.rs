@@ -9,12 +9,12 @@ mod said;
 mod tensors;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
-use tensorpress_tensor::checkpoint::{Files, Folder};
+use tensorpress_tensor::checkpoint::{Files, Folder, explain_missing, refuse_lfs_pointer};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Checkpoint, Context, Error, Registry, Result};
 
@@ -22,7 +22,7 @@ use crate::architecture::{Plan, RopePlan};
 use crate::config::Config;
 use crate::layers::Rope;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
-use names::named;
+use names::{check_named, named};
 
 pub use tensorpress_tensor::rewrite::LinearSpec;
 
@@ -61,7 +61,8 @@ impl Source {
     /// Opens a Hugging Face folder, compressed or not; `registry` reads the compressed weights.
     ///
     /// # Errors
-    /// `Io` where `config.json` cannot be read; those of [`Config::from_json`] and [`Checkpoint::open`].
+    /// `Io` where `config.json` cannot be read; `InsufficientData` for a tensor that the model needs, that an index names
+    /// and no file has, naming both; those of [`Config::from_json`] and [`Checkpoint::open`].
     pub fn open(path: impl AsRef<Path>, registry: &Registry) -> Result<Self> {
         let mut source = Self::open_in(Arc::new(Folder::new(&path)), registry)?;
         source.folder = Some(path.as_ref().to_path_buf());
@@ -74,7 +75,13 @@ impl Source {
     /// As [`Source::open`].
     pub fn open_in(files: Arc<dyn Files>, registry: &Registry) -> Result<Self> {
         let file = files.path(CONFIG);
+        if !files.contains(CONFIG)
+            && let Some(error) = explain_missing(&*files)
+        {
+            return Err(error);
+        }
         let text = files.read(CONFIG)?;
+        refuse_lfs_pointer(&text, text.len() as u64).in_file(&file)?;
         let raw = crate::config::text::parse(&text)
             .map_err(|e| Error::corruption(format!("invalid JSON: {e}")).in_file(&file))?;
         // The config is judged before a weight is touched.
@@ -110,9 +117,12 @@ impl Source {
         let file = files.as_ref().map_or_else(|| CONFIG.into(), |f| f.path(CONFIG));
         let config = Config::from_json(&raw, &file)?;
         let trees = checkpoint.trees()?;
-        let plan = named(config.plan(&raw, &file)?, &|name| {
-            checkpoint.contains(name) || trees.contains_key(name)
-        });
+        let contains = |name: &str| checkpoint.contains(name) || trees.contains_key(name);
+        let missing: BTreeSet<&str> = checkpoint.missing().collect();
+        let (claims, alias) =
+            (|name: &str| missing.contains(name), |name: &str| checkpoint.alias(name));
+        let plan = named(config.plan(&raw, &file)?, &contains, &claims, &alias);
+        check_named(&checkpoint, &plan)?;
         let (registry, ropes, folder) = (registry.clone(), Mutex::default(), None);
         Ok(Self { config, raw, checkpoint, folder, files, trees, registry, tokenizer, plan, ropes })
     }
@@ -133,6 +143,12 @@ impl Source {
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// What a reader of this model should be told of its files: see [`Checkpoint::notes`].
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        self.checkpoint.notes()
     }
 
     /// Where the model lies, if it is a folder on disk.

@@ -1,6 +1,6 @@
 //! A checkpoint that is nowhere: rows and columns of the tensors of another, cut out when they are asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,16 +44,31 @@ pub(super) fn view(
     tensors: BTreeMap<String, Piece>,
     path: PathBuf,
 ) -> Result<Checkpoint> {
+    let names: BTreeSet<String> = tensors.keys().cloned().collect();
     let mut placed = Vec::with_capacity(tensors.len());
     let mut shapes = Vec::with_capacity(tensors.len());
     let mut at = 0;
     for (name, piece) in tensors {
-        let (dtype, shape) = match &piece.content {
-            Content::Values { dtype, shape, .. } => (*dtype, shape.clone()),
-            _ => (of.dtype(&piece.from)?, of.shape(&piece.from).unwrap_or_default().to_vec()),
+        let stored = |from: &str| of.shape(from).unwrap_or_default().to_vec();
+        let (dtype, shape, bytes) = match &piece.content {
+            Content::Values { dtype, shape, bytes } => {
+                (dtype.name(), shape.clone(), bytes.len() as u64)
+            }
+            // Of any type, also one that cannot be cut.
+            Content::Whole => {
+                let dtype = match of.dtype_name(&piece.from) {
+                    Some(dtype) => dtype,
+                    None => of.dtype(&piece.from)?.name(),
+                };
+                (dtype, stored(&piece.from), of.stored_bytes(&piece.from).unwrap_or(0))
+            }
+            cut => {
+                let (dtype, shape) = (of.dtype(&piece.from)?, cut.shape(stored(&piece.from)));
+                let bytes = (shape.iter().product::<usize>() * dtype.size()) as u64;
+                (dtype.name(), shape, bytes)
+            }
         };
-        let shape = piece.content.shape(shape);
-        let end = at + (shape.iter().product::<usize>() * dtype.size()) as u64;
+        let end = at + bytes;
         shapes.push((dtype, shape));
         placed.push((at..end, name, piece));
         at = end;
@@ -61,7 +76,11 @@ pub(super) fn view(
     let places = placed.iter().zip(&shapes).map(|((range, name, _), (dtype, shape))| {
         (name.as_str(), Place { dtype: *dtype, shape, range: range.clone() })
     });
-    let header = write_header(&BTreeMap::new(), places);
+    let stands =
+        |(alias, name): &(&String, &String)| names.contains(*name) && !names.contains(*alias);
+    let aliases = of.metadata().flatten().filter(stands);
+    let metadata = aliases.map(|(alias, name)| (alias.clone(), name.clone())).collect();
+    let header = write_header(&metadata, places);
     let start = header.len() as u64;
     let tensors = placed
         .into_iter()
@@ -84,7 +103,7 @@ impl Content {
     fn bytes(&self, name: &str, of: &Checkpoint) -> Result<Bytes> {
         Ok(match self {
             Self::Values { bytes, .. } => bytes.clone(),
-            Self::Whole => of.tensor(name)?.bytes().clone(),
+            Self::Whole => of.bytes(name)?,
             Self::Rows(rows) => {
                 let tensor = of.tensor(name)?;
                 let [_, columns] = tensor.matrix_shape();

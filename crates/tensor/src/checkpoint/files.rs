@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::map::MappedFile;
+use super::walk::files_below;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 
@@ -87,13 +88,22 @@ impl ByteSource for Bytes {
     }
 }
 
-/// The files of a folder, without those of folders in it.
+/// The files of a folder. A name may be a path, joined by `/`, of a file in a folder in it.
 pub trait Files: Debug + Send + Sync {
-    /// Names of the files, sorted.
+    /// Names of the files, sorted, without those of folders in it.
     ///
     /// # Errors
     /// `Io`.
     fn names(&self) -> Result<Vec<String>>;
+
+    /// Paths of the files and of those in folders in it, joined by `/`, sorted. `wanted` is asked of each file and folder,
+    /// by its path, before it is looked into. Without folders (the default), those of [`Files::names`].
+    ///
+    /// # Errors
+    /// `Io`; `Unsupported`, naming the path, for what cannot be listed: see [`files_below`](super::files_below).
+    fn below(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
+        Ok(self.names()?.into_iter().filter(|name| wanted(name)).collect())
+    }
 
     /// Whether there is a file of this name.
     fn contains(&self, name: &str) -> bool;
@@ -145,6 +155,10 @@ impl Files for Folder {
         }
         names.sort();
         Ok(names)
+    }
+
+    fn below(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
+        Ok(files_below(&self.path, wanted)?.into_iter().map(|(path, _)| path).collect())
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::files::ByteSource;
@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 
 /// Longest header that is read.
 const MAX_HEADER: u64 = 100_000_000;
+
+/// What is said of files that end too early.
+pub(super) const CUT: &str = "; its download or copy was broken off: fetch it again";
 
 /// Where a tensor lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +71,9 @@ impl Header {
         let length = file.read(0..8)?;
         let length = u64::from_le_bytes(length[..].try_into().expect("8 bytes"));
         if length > MAX_HEADER || 8 + length > file.size() {
-            return Err(invalid(format!("a header of {length} bytes")));
+            let what = format!("a header of {length} bytes in a file of {}", file.size());
+            let cut = if length <= MAX_HEADER { CUT } else { "" };
+            return Err(invalid(what + cut));
         }
         let start = 8 + length;
         let text = file.read(8..start)?;
@@ -149,9 +154,9 @@ impl Header {
 
 /// A tensor that is to be written: element type, shape, and where it lies behind the header.
 #[derive(Debug)]
-pub struct Place<'a> {
-    /// Type of its elements.
-    pub dtype: crate::DType,
+pub struct Place<'a, D = crate::DType> {
+    /// Type of its elements; its name, if it is one that no [`DType`](crate::DType) is.
+    pub dtype: D,
     /// Shape in elements.
     pub shape: &'a [usize],
     /// Bytes behind the header.
@@ -160,9 +165,9 @@ pub struct Place<'a> {
 
 /// The bytes in front of the tensors: a length, and JSON that is filled up so that tensors begin at a multiple of 8.
 #[must_use]
-pub fn write_header<'a>(
+pub fn write_header<'a, D: Serialize>(
     metadata: &BTreeMap<String, String>,
-    tensors: impl IntoIterator<Item = (&'a str, Place<'a>)>,
+    tensors: impl IntoIterator<Item = (&'a str, Place<'a, D>)>,
 ) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {

@@ -1,15 +1,19 @@
 //! Checkpoints: safetensors files read through memory maps or out of containers, and files and folders written whole or
 //! not at all.
 
+mod advice;
 mod exchange;
 mod files;
 mod header;
+mod index;
 mod map;
 mod publish;
 mod read;
 mod reader;
+mod walk;
 mod writer;
 
+pub use advice::{explain_missing, is_other_weights, refuse_lfs_pointer};
 pub use files::{ByteSource, Files, Folder};
 pub use header::{Header, Place, Placed, write_header};
 pub use map::{MappedFile, survive_cut_files};
@@ -19,4 +23,5 @@ pub use publish::{
 };
 pub use read::FileReader;
 pub use reader::Checkpoint;
+pub use walk::{files_below, stays_inside};
 pub use writer::{Announced, CountSink, Produce, shard_bytes, write_announced, write_shard};

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::exchange::exchange;
@@ -207,25 +207,40 @@ pub fn remove_listed(folder: &Path, list: &[String]) -> Result<()> {
 /// Removes files, given relative to a folder, in this order, and the folders in it that they leave empty.
 ///
 /// # Errors
-/// `Io`.
+/// `InvalidArgument`, before anything goes, for a path that leads out of the folder; `Io`.
 pub fn remove_files(folder: &Path, list: &[String]) -> Result<()> {
+    if let Some(name) = list.iter().find(|name| leads_out(name)) {
+        let what = format!("a list of its files names `{name}`, which leads out of it");
+        return Err(Error::invalid(what).in_file(folder));
+    }
     let mut inner: Vec<PathBuf> = Vec::new();
     for name in list {
         let path = folder.join(name);
+        let parents = || path.ancestors().skip(1).take_while(|parent| *parent != folder);
+        // What lies behind a link is not in the folder.
+        let is_link =
+            |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+        if parents().any(is_link) {
+            continue;
+        }
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("remove the file", &path, e));
             }
             _ => {}
         }
-        let parents = path.ancestors().skip(1).take_while(|parent| *parent != folder);
-        inner.extend(parents.map(Path::to_path_buf));
+        inner.extend(parents().map(Path::to_path_buf));
     }
     inner.sort();
     inner.dedup();
     // Deepest first; what is not empty holds what is not listed.
     inner.iter().rev().for_each(|inner| drop(fs::remove_dir(inner)));
     Ok(())
+}
+
+fn leads_out(name: &str) -> bool {
+    let mut parts = Path::new(name).components().peekable();
+    parts.peek().is_none() || parts.any(|part| !matches!(part, Component::Normal(_)))
 }
 
 /// The first thing below a folder that is not ours: a file that `ours` says so of, given its path relative to the folder;

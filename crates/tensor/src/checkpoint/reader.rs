@@ -1,10 +1,12 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::advice::{TELLS, refuse_lfs_pointer};
 use super::files::{ByteSource, Files, Folder};
-use super::header::{Header, Placed};
+use super::header::{CUT, Header, Placed};
+use super::index::Index;
 use super::map::MappedFile;
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -27,6 +29,9 @@ use crate::source::RawTensor;
 pub struct Checkpoint {
     files: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
+    /// What said which files belong together.
+    pub(super) index: Option<Index>,
+    pub(super) notes: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -44,15 +49,15 @@ struct Entry {
     range: Range<u64>,
 }
 
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
-
 impl Checkpoint {
-    /// Opens a safetensors file, or a folder with `model.safetensors.index.json`, `model.safetensors`, or one
-    /// other `.safetensors` file.
+    /// Opens a safetensors file, or a folder with `model.safetensors`, `model.safetensors.index.json` or one other
+    /// `.safetensors` file; the first of these that is there decides. What an index says and does not hold is no error as
+    /// long as something of it holds: [`Checkpoint::notes`] tell it, and to ask for a tensor that is missing is one.
     ///
     /// # Errors
-    /// `Io` or `InsufficientData` for missing files (naming the shard), `Corruption` for invalid ones.
+    /// `Io` or `InsufficientData` for missing files (naming the shard), files that are cut and git-lfs pointers;
+    /// `Unsupported` for a folder of an adapter or of weights in another format, saying what to do about it; `Corruption`
+    /// for invalid files.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if !path.is_dir() {
@@ -61,71 +66,13 @@ impl Checkpoint {
         Self::open_in(&Folder::new(path))
     }
 
-    /// [`Checkpoint::open`] of a folder, wherever it is.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::open`].
-    pub fn open_in(folder: &dyn Files) -> Result<Self> {
-        if folder.contains(INDEX) {
-            return Self::open_sharded(folder);
-        }
-        if folder.contains(SINGLE) {
-            return Self::open_named(folder, &[SINGLE]);
-        }
-        let names = folder.names()?;
-        let found: Vec<&str> =
-            names.iter().map(String::as_str).filter(|n| n.ends_with(".safetensors")).collect();
-        // The folder itself, for errors.
-        let whole = folder.path(SINGLE).parent().map(Path::to_path_buf).unwrap_or_default();
-        match found.len() {
-            1 => Self::open_named(folder, &found),
-            0 => {
-                Err(Error::insufficient(format!("no {INDEX}, {SINGLE} or other .safetensors file"))
-                    .in_file(whole))
-            }
-            n => Err(Error::insufficient(format!(
-                "{n} .safetensors files but no {INDEX} that says which belong together"
-            ))
-            .in_file(whole)),
-        }
-    }
-
-    fn open_sharded(folder: &dyn Files) -> Result<Self> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let index = folder.path(INDEX);
-        let text = folder.read(INDEX)?;
-        let parsed: Index = serde_json::from_slice(&text)
-            .map_err(|e| Error::corruption(format!("not a shard index: {e}")).in_file(&index))?;
-        let names: BTreeSet<&str> = parsed.weight_map.values().map(String::as_str).collect();
-        for name in &names {
-            let plain = Path::new(name).file_name().is_some_and(|f| f == *name);
-            if !plain {
-                return Err(Error::corruption(format!(
-                    "shard `{name}` is not in the index's folder"
-                ))
-                .in_file(index));
-            }
-            if !folder.contains(name) {
-                return Err(Error::insufficient("missing shard, named in the index")
-                    .in_file(folder.path(name)));
-            }
-        }
-        let checkpoint = Self::open_named(folder, &names.into_iter().collect::<Vec<_>>())?;
-        for (tensor, file) in &parsed.weight_map {
-            if !checkpoint.contains(tensor) {
-                return Err(Error::insufficient("in the index, but not in its shard")
-                    .in_tensor(tensor)
-                    .in_file(folder.path(file)));
-            }
-        }
-        Ok(checkpoint)
-    }
-
-    fn open_named(folder: &dyn Files, names: &[&str]) -> Result<Self> {
-        let mut checkpoint = Self::default();
+    /// These files of a folder.
+    pub(super) fn open_named(
+        folder: &dyn Files,
+        names: &[&str],
+        index: Option<Index>,
+    ) -> Result<Self> {
+        let mut checkpoint = Self { index, ..Self::default() };
         for name in names {
             let path = folder.path(name);
             checkpoint.add(path.clone(), folder.open(name)?).in_file(&path)?;
@@ -164,23 +111,38 @@ impl Checkpoint {
     }
 
     fn add(&mut self, path: PathBuf, bytes: Arc<dyn ByteSource>) -> Result<()> {
+        refuse_lfs_pointer(&bytes.read(0..bytes.size().min(TELLS))?, bytes.size())?;
         let header = Header::read(&*bytes)?;
-        if header.end() != bytes.size() {
+        let (is, says) = (bytes.size(), header.end());
+        if is != says {
+            let cut = if is < says { CUT } else { "" };
             return Err(Error::insufficient(format!(
-                "invalid safetensors file: {} bytes long, its header describes {}",
-                bytes.size(),
-                header.end(),
+                "invalid safetensors file: {is} bytes long, its header describes {says}{cut}"
             )));
         }
         header.check_whole()?;
         let metadata = header.metadata()?;
+        let name_of =
+            |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let here = name_of(&path);
         for Placed { name, dtype, shape, range } in header.into_tensors() {
             let shape = to_usize(&shape).in_tensor(&name)?;
             let entry = Entry { file: self.files.len(), dtype, shape, range };
             entry.check().in_tensor(&name)?;
-            if self.tensors.insert(name.clone(), entry).is_some() {
-                return Err(Error::corruption("stored in two files").in_tensor(name));
+            let Some(other) = self.tensors.get(&name) else {
+                self.tensors.insert(name, entry);
+                continue;
+            };
+            // Of two, the index says which one is meant.
+            let other = name_of(&self.files[other.file].path);
+            match self.index.as_ref().and_then(|index| index.map.get(&name)) {
+                Some(meant) if *meant == other => {}
+                Some(meant) if *meant == here => drop(self.tensors.insert(name.clone(), entry)),
+                _ => return Err(Error::corruption("stored in two files").in_tensor(name)),
             }
+            self.notes.push(format!(
+                "tensor `{name}` is stored in {other} and in {here}: read as the index says"
+            ));
         }
         self.files.push(Shard { path, bytes, metadata });
         Ok(())
@@ -211,6 +173,9 @@ impl Checkpoint {
 
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.tensors.get(name).ok_or_else(|| {
+            if let Some(index) = &self.index {
+                return index.missing(name);
+            }
             let error = Error::insufficient("no such tensor").in_tensor(name);
             match self.files.as_slice() {
                 [only] => error.in_file(&only.path),
@@ -245,6 +210,43 @@ impl Checkpoint {
             .and_then(|bytes| RawTensor::new(dtype, entry.shape.clone(), bytes))
             .in_tensor(name)
             .in_file(&shard.path)
+    }
+
+    /// Element type of a tensor by its name in safetensors, where there is such a tensor: also a type that no [`DType`]
+    /// is.
+    #[must_use]
+    pub fn dtype_name(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name).map(|e| e.dtype.as_str())
+    }
+
+    /// The bytes of a tensor as stored, of whatever element type.
+    ///
+    /// # Errors
+    /// `InsufficientData` if there is no such tensor; those of decoding.
+    pub fn bytes(&self, name: &str) -> Result<Bytes> {
+        let entry = self.entry(name)?;
+        let shard = &self.files[entry.file];
+        shard.bytes.read(entry.range.clone()).in_tensor(name).in_file(&shard.path)
+    }
+
+    /// What a reader of this checkpoint should be told: which of several sets of files is read, what an index says and
+    /// does not hold. Sentences, each naming its file.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Tensors that the index names and no file has, sorted.
+    pub fn missing(&self) -> impl Iterator<Item = &str> {
+        let named = self.index.iter().flat_map(|index| index.map.keys());
+        named.map(String::as_str).filter(|name| !self.contains(name))
+    }
+
+    /// The name under which a tensor is stored that was left out as it shares its memory with another one: so the metadata
+    /// says that safetensors' `save_model` writes.
+    #[must_use]
+    pub fn alias(&self, name: &str) -> Option<&str> {
+        self.files.iter().find_map(|file| file.metadata.get(name)).map(String::as_str)
     }
 
     /// The file that holds a tensor.

@@ -86,7 +86,10 @@ pub struct Announced {
 
 #[derive(Debug, Clone)]
 struct Entry {
-    dtype: DType,
+    /// Name of the element type.
+    dtype: String,
+    /// Bytes that its elements are aligned to.
+    width: usize,
     shape: Vec<usize>,
     offset: u64,
     len: u64,
@@ -116,7 +119,28 @@ impl Announced {
     /// `InvalidArgument` if one of this name was announced before.
     pub fn announce(&mut self, name: String, dtype: DType, shape: Vec<usize>) -> Result<()> {
         let len = bytes_of(dtype, &shape);
-        self.add(name, Entry { dtype, shape, offset: 0, len })
+        let (dtype, width) = (dtype.name().to_owned(), dtype.size());
+        self.add(name, Entry { dtype, width, shape, offset: 0, len })
+    }
+
+    /// Announces a part of this many bytes whose element type, by its name in safetensors, may be one that no [`DType`]
+    /// is. It is handed over as bytes of any type.
+    ///
+    /// # Errors
+    /// As [`Announced::announce`].
+    pub fn announce_stored(
+        &mut self,
+        name: String,
+        dtype: &str,
+        shape: Vec<usize>,
+        len: u64,
+    ) -> Result<()> {
+        let width = match DType::from_name(dtype) {
+            Some(dtype) => dtype.size(),
+            None if dtype == "C64" => 8,
+            None => 1,
+        };
+        self.add(name, Entry { dtype: dtype.to_owned(), width, shape, offset: 0, len })
     }
 
     /// Announces all that `other` does.
@@ -159,7 +183,7 @@ impl Announced {
     /// Places wide elements first, so that every tensor is aligned to its element; returns the header.
     fn layout(&mut self, metadata: &BTreeMap<String, String>) -> Vec<u8> {
         let mut order: Vec<(&String, &mut Entry)> = self.entries.iter_mut().collect();
-        order.sort_by(|a, b| b.1.dtype.size().cmp(&a.1.dtype.size()).then_with(|| a.0.cmp(b.0)));
+        order.sort_by(|a, b| b.1.width.cmp(&a.1.width).then_with(|| a.0.cmp(b.0)));
         let mut end = 0;
         for (_, entry) in order {
             entry.offset = end;
@@ -167,7 +191,7 @@ impl Announced {
         }
         let places = self.entries.iter().map(|(name, entry)| {
             let range = entry.offset..entry.offset + entry.len;
-            (name.as_str(), Place { dtype: entry.dtype, shape: &entry.shape, range })
+            (name.as_str(), Place { dtype: entry.dtype.as_str(), shape: &entry.shape, range })
         });
         let header = write_header(metadata, places);
         self.len = end;

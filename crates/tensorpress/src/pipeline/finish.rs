@@ -7,11 +7,12 @@ use std::path::Path;
 
 use serde_json::json;
 use tensorpress_model::Source;
-use tensorpress_tensor::checkpoint::{Files, name_folder, write_atomically};
-use tensorpress_tensor::{Checkpoint, Context, Error, Result};
+use tensorpress_tensor::checkpoint::{name_folder, write_atomically};
+use tensorpress_tensor::{Checkpoint, Error, Result};
 
 use super::folder::{LOCK, Work, lock as lock_of};
-use super::listing::{LIST, Listing, owned};
+use super::listing::{Listing, owned};
+use super::side::Side;
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -28,10 +29,10 @@ pub(super) fn finish(
     write_index(work, &folder)?;
     let config = if plain { source.raw_config().clone() } else { config(source) };
     write_json(&folder.join("config.json"), &config)?;
-    let others = others(source)?;
-    work.copies(others.iter().map(|(name, _)| name.clone()).collect())?;
-    others.into_iter().try_for_each(|(name, from)| copy(from, &folder.join(name)))?;
-    Listing::of(&folder)?.write(&folder)?;
+    let side = Side::of(source, out)?;
+    work.copies(side.names())?;
+    side.copy(&folder)?;
+    Listing::of(&folder, &side.names())?.write(&folder)?;
     // What is there now is looked at now.
     let had = force && fs::symlink_metadata(out).is_ok();
     let replaced = had.then(|| owned(out)).transpose()?;
@@ -78,57 +79,7 @@ fn config(source: &Source) -> serde_json::Value {
 
 fn write_json(path: &Path, json: &serde_json::Value) -> Result<()> {
     let text = serde_json::to_vec_pretty(json).expect("a value is JSON");
-    write_file(path, &text)
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, &mut |file| {
-        file.write_all(bytes).map_err(|e| Error::io("write the file", path, e))
-    })
-}
-
-/// Bytes copied at a time.
-const PIECE: usize = 1 << 20;
-
-/// Where a file that goes along comes from.
-enum From<'a> {
-    Files(&'a dyn Files, String),
-    Memory(&'a [u8]),
-}
-
-/// Tokenizer, generation settings, licence: whatever is small and holds no weights.
-fn others(source: &Source) -> Result<Vec<(String, From<'_>)>> {
-    let Some(from) = source.files() else {
-        let files = source.tokenizer_files().into_iter();
-        return Ok(files.map(|(name, bytes)| (name.to_owned(), From::Memory(bytes))).collect());
-    };
-    let goes_along = |name: &String| {
-        let kind = Path::new(name).extension().unwrap_or_default().to_string_lossy().into_owned();
-        let wanted = matches!(kind.as_str(), "json" | "txt" | "model" | "jinja" | "tiktoken")
-            || name.starts_with("LICENSE")
-            || name.starts_with("NOTICE");
-        let ours = name == "config.json"
-            || name.ends_with(".index.json")
-            || name == LIST
-            || name.starts_with("tensorpress.");
-        wanted && !ours
-    };
-    let names = from.names()?.into_iter().filter(goes_along);
-    Ok(names.map(|name| (name.clone(), From::Files(from, name))).collect())
-}
-
-fn copy(from: From<'_>, to: &Path) -> Result<()> {
-    let (files, name) = match from {
-        From::Memory(bytes) => return write_file(to, bytes),
-        From::Files(files, name) => (files, name),
-    };
-    let file = files.open(&name)?;
-    write_atomically(to, &mut |out| {
-        for at in (0..file.size()).step_by(PIECE) {
-            let piece = file.read(at..file.size().min(at + PIECE as u64));
-            let piece = piece.in_file(&files.path(&name))?;
-            out.write_all(&piece).map_err(|e| Error::io("copy the file", to, e))?;
-        }
-        file.check_unmoved().in_file(&files.path(&name))
+        file.write_all(&text).map_err(|e| Error::io("write the file", path, e))
     })
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tensorpress_tensor::checkpoint::{
-    find_foreign, refuse_mount_point, remove_files, remove_listed,
+    find_foreign, refuse_mount_point, remove_files, remove_listed, stays_inside,
 };
 use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Result};
 
@@ -214,8 +214,11 @@ impl Work {
         self.write()
     }
 
-    /// Notes what of the model goes along as it is.
+    /// Notes what of the model goes along as it is. What went along before and does not any more is removed.
     pub(super) fn copies(&mut self, names: Vec<String>) -> Result<()> {
+        let mut gone = self.state.copied.clone();
+        gone.retain(|name| !names.contains(name));
+        remove_files(&self.folder, &gone)?;
         self.state.copied = names;
         self.write()
     }
@@ -283,6 +286,7 @@ fn clear(folder: &Path) -> Result<()> {
     let path = folder.join(STATE);
     let state = State::read(&path).ok();
     let copied = state.map(|state| state.copied).unwrap_or_default();
+    remove_empty(folder, &copied);
     let mut files = Vec::new();
     let of_work = find_foreign(folder, &mut |name| {
         files.push(name.to_owned());
@@ -299,6 +303,17 @@ fn clear(folder: &Path) -> Result<()> {
     files.retain(|name| name != LOCK && name != STATE);
     files.insert(0, STATE.to_owned());
     remove_files(folder, &files)
+}
+
+/// Removes the folders of these files that are empty: a kill came before the first file.
+fn remove_empty(folder: &Path, files: &[String]) {
+    let inside = files.iter().filter(|name| stays_inside(name));
+    let parents = |name: &String| name.match_indices('/').map(|(at, _)| at).collect::<Vec<_>>();
+    let mut inner: Vec<&str> =
+        inside.flat_map(|name| parents(name).into_iter().map(|at| &name[..at])).collect();
+    inner.sort_unstable();
+    // Deepest first.
+    inner.iter().rev().for_each(|inner| drop(fs::remove_dir(folder.join(inner))));
 }
 
 /// Makes the folder, if it is not there, and holds it for this process.

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::checkpoint::{find_foreign, is_temporary, write_atomically};
+use tensorpress_tensor::checkpoint::{find_foreign, is_temporary, stays_inside, write_atomically};
 use tensorpress_tensor::{Error, Result};
 
 use super::folder::{LOCK, REWRITE};
@@ -28,11 +28,12 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Of all files of the folder that will be there when it is finished.
-    pub(super) fn of(folder: &Path) -> Result<Self> {
+    /// Of all files of the folder that are made or, by these paths, copied. What else is there is nothing of ours.
+    pub(super) fn of(folder: &Path, copied: &[String]) -> Result<Self> {
         let mut files = BTreeMap::new();
         let all = &mut |name: &str| {
-            if name != LIST && !is_of_work(name) {
+            let ours = is_of_model(name) || copied.iter().any(|copied| copied == name);
+            if name != LIST && ours && !is_of_work(name) {
                 files.insert(name.to_owned(), stored(&folder.join(name))?);
             }
             Ok(true)
@@ -51,8 +52,18 @@ impl Listing {
         })
     }
 
-    fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(folder.join(LIST)).ok()?).ok()
+    /// The list of a folder, if it has one.
+    fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(LIST);
+        let list = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
+        let leads_out = |name: &&String| !stays_inside(name);
+        match list.as_ref().and_then(|list| list.files.keys().find(leads_out)) {
+            Some(name) => {
+                let what = format!("names `{name}`, which leads out of its folder");
+                Err(Error::invalid(what).in_file(path))
+            }
+            None => Ok(list),
+        }
     }
 }
 
@@ -108,7 +119,7 @@ const SIDE: [&str; 18] = [
 /// # Errors
 /// `InvalidArgument`, naming the first that is not; `Io`.
 pub(super) fn owned(folder: &Path) -> Result<Vec<String>> {
-    let list = Listing::read(folder);
+    let list = Listing::read(folder)?;
     let before_lists = list.is_none() && says_ours(folder);
     let mut owned = Vec::new();
     let mut changed = false;

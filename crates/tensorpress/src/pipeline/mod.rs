@@ -24,6 +24,7 @@ mod progress;
 mod report;
 mod rewrite;
 mod shard;
+mod side;
 mod state;
 mod tables;
 mod write;
@@ -51,6 +52,7 @@ use advance::Stream;
 use folder::Work;
 use plan::Plan;
 use rewrite::{Named, Rewriting, Rewritten};
+use side::Side;
 use state::{Identity, Unit};
 
 /// Compresses models by a recipe.
@@ -243,6 +245,7 @@ impl<'a> Compressor<'a> {
             && rewrites.iter().all(|(_, rewrite)| rewrite.keeps_blocks_alike());
         // What is wrong with the model is better said before the work than in its middle.
         (0..source.blocks()).try_for_each(|block| source.block(block).map(drop))?;
+        let notes = Side::of(source, out)?.notes;
         let layout = source.layout(plain);
         rewrites.iter().try_for_each(|(_, rewrite)| rewrite.fits(&layout))?;
         let windows = self.windows(source, &rewrites, &plan)?;
@@ -251,7 +254,7 @@ impl<'a> Compressor<'a> {
         let mut work = Work::open(out, identity, source.checkpoint(), self.force)?;
         let task = Task { source, out, rewrites, windows, plan, plain, begun };
         let done = self.work(task, &mut work);
-        work.ended(done)
+        work.ended(done).map(|report| Report { notes, ..report })
     }
 
     /// The work, once everything is found out that it takes.

@@ -67,6 +67,9 @@ pub struct Report {
     /// What is left of the blocks of the source, if the recipe has rewrites.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockReport>,
+    /// What of the source's folder did not go along, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What the result is made of.
     #[serde(skip)]
     pub bill: Bill,
@@ -91,6 +94,7 @@ impl Report {
             peak_rss_bytes: peak_rss_bytes(),
             layers,
             blocks: Vec::new(),
+            notes: Vec::new(),
             bill,
             resumed_blocks: resumed_units.saturating_sub(1),
         }

@@ -1,7 +1,7 @@
 //! What goes into a shard.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tensorpress_model::{LinearSpec, Source};
@@ -75,8 +75,9 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
             trees.insert(name.clone(), node.describe());
         }
     }
+    let mut metadata = aliases(source, items);
     // Other readers ask for the format.
-    let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    metadata.insert("format".to_owned(), "pt".to_owned());
     if !trees.is_empty() {
         metadata.insert("tensorpress".to_owned(), serde_json::Value::Object(trees).to_string());
     }
@@ -102,11 +103,11 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
                     sink.part(part(&spec.name, tensor.dtype(), shape, bytes))?;
                 }
                 Item::Copied(name) => {
-                    // Made on demand where the source is packed or edited.
-                    let tensor = source.checkpoint().tensor(name)?;
-                    let bytes = Cow::Borrowed(&**tensor.bytes());
-                    sink.part(part(name, tensor.dtype(), tensor.shape().to_vec(), bytes))?;
-                    if tensor.bytes().len() > RELEASE {
+                    // Made on demand where the source is packed or edited. Its type was announced.
+                    let stored = source.checkpoint().bytes(name)?;
+                    let (shape, bytes) = (vec![stored.len()], Cow::Borrowed(&*stored));
+                    sink.part(part(name, DType::U8, shape, bytes))?;
+                    if stored.len() > RELEASE {
                         source.checkpoint().release();
                     }
                 }
@@ -115,6 +116,16 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
         Ok(())
     })?;
     Ok(Written { bytes, bits })
+}
+
+/// What the source's metadata says of tensors that were left out, as one of these stands for them.
+fn aliases(source: &Source, items: &[Item<'_>]) -> BTreeMap<String, String> {
+    let checkpoint = source.checkpoint();
+    let names: BTreeSet<&str> = items.iter().map(Item::name).collect();
+    let all = checkpoint.metadata().flatten();
+    let here =
+        all.filter(|(alias, name)| names.contains(name.as_str()) && !checkpoint.contains(alias));
+    here.map(|(alias, name)| (alias.clone(), name.clone())).collect()
 }
 
 /// What a shard will hold, as its header must say before any byte is written. Nodes alone are asked for their parts:
@@ -133,8 +144,13 @@ fn announce(source: &Source, items: &[Item<'_>]) -> Result<Announced> {
             }
             Item::Copied(name) => {
                 let checkpoint = source.checkpoint();
+                let dtype = match checkpoint.dtype_name(name) {
+                    Some(dtype) => dtype,
+                    None => checkpoint.dtype(name)?.name(),
+                };
                 let shape = checkpoint.shape(name).unwrap_or_default().to_vec();
-                all.announce(name.clone(), checkpoint.dtype(name)?, shape)?;
+                let bytes = checkpoint.stored_bytes(name).unwrap_or(0);
+                all.announce_stored(name.clone(), dtype, shape, bytes)?;
             }
         }
     }

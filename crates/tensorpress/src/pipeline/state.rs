@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tensorpress_model::Source;
 use tensorpress_tensor::stats::Supplied;
-use tensorpress_tensor::{Error, Result, Tensor};
+use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::report::LayerReport;
@@ -184,10 +184,12 @@ fn hash_source(source: &Source) -> Result<String> {
     let mut hash = Xxh3::new();
     hash.update(source.raw_config().to_string().as_bytes());
     for name in checkpoint.names() {
-        let tensor = checkpoint.tensor(name)?;
+        let stored = checkpoint.bytes(name)?;
         hash.update(name.as_bytes());
-        hash.update(format!("{:?}{:?}", tensor.dtype(), tensor.shape()).as_bytes());
-        let bytes: &[u8] = tensor.bytes();
+        let dtype = checkpoint.dtype_name(name).unwrap_or_default();
+        hash.update(dtype.as_bytes());
+        hash.update(format!("{:?}", checkpoint.shape(name).unwrap_or_default()).as_bytes());
+        let bytes: &[u8] = &stored;
         if full {
             hash.update(bytes);
         } else {

@@ -13,13 +13,16 @@ use super::job::report;
 use super::shard::{self, Item};
 use super::state::Unit;
 
-/// Names of the embedding and of the head.
+/// Names of the embedding and of the head, if there is one.
 pub(super) fn names(source: &Source) -> Result<Vec<String>> {
     if !source.config().architecture.is_decoder() {
         let words = |name: &String| name.ends_with("embeddings.word_embeddings.weight");
         return Ok(source.extras().into_iter().filter(words).collect());
     }
     let mut names = vec![source.embedding()?.table().name().to_owned()];
+    if !source.has_head() {
+        return Ok(names);
+    }
     let head = source.head()?.linear().name().to_owned();
     if !names.contains(&head) {
         names.push(head);

@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::finish;
 use super::folder::{self, Work};
 use super::shard::{self, Item};
+use super::side::Side;
 use super::state::Identity;
 use super::tables;
 
@@ -50,6 +51,8 @@ pub fn write_model(
 ) -> Result<()> {
     folder::check_target(out, source.folder(), false)?;
     check(source, nodes)?;
+    // What cannot go along is better said before the work.
+    Side::of(source, out)?;
     let (hash, announced) = hash(nodes)?;
     let identity = Identity::of_nodes(source, hash)?;
     let mut work = Work::open(out, identity, source.checkpoint(), false)?;

@@ -1,0 +1,174 @@
+//! Which files of a folder are read, and what an index says of them that does not hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::advice::{explain_missing, is_adapter, listed, refuse_lfs_pointer};
+use super::files::Files;
+use super::reader::Checkpoint;
+use crate::error::{Context, Error, Result};
+
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+/// What an index says, and what became of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Index {
+    pub(super) path: PathBuf,
+    /// The file of each tensor.
+    pub(super) map: BTreeMap<String, String>,
+    /// Files that are not there.
+    pub(super) gone: BTreeSet<String>,
+}
+
+impl Index {
+    fn read(folder: &dyn Files) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Json {
+            weight_map: BTreeMap<String, String>,
+        }
+        let path = folder.path(INDEX);
+        let text = folder.read(INDEX)?;
+        refuse_lfs_pointer(&text, text.len() as u64).in_file(&path)?;
+        let Json { weight_map: map } = serde_json::from_slice(&text)
+            .map_err(|e| Error::corruption(format!("not a shard index: {e}")).in_file(&path))?;
+        for name in map.values() {
+            let plain = Path::new(name).file_name().is_some_and(|f| f == name.as_str());
+            if !plain {
+                let what = format!("shard `{name}` is not in the index's folder");
+                return Err(Error::corruption(what).in_file(path));
+            }
+        }
+        Ok(Self { path, map, gone: BTreeSet::new() })
+    }
+
+    /// The files it names.
+    fn files(&self) -> BTreeSet<&str> {
+        self.map.values().map(String::as_str).collect()
+    }
+
+    /// The error of a tensor that no file has.
+    pub(super) fn missing(&self, tensor: &str) -> Error {
+        let what = match self.map.get(tensor) {
+            Some(file) if self.gone.contains(file) => {
+                format!("missing: the index says that it is in {file}, which is not there")
+            }
+            Some(file) => {
+                format!("missing: the index says that it is in {file}, which has no such tensor")
+            }
+            None => "no such tensor: no file that the index names has it".to_owned(),
+        };
+        Error::insufficient(what).in_tensor(tensor).in_file(&self.path)
+    }
+}
+
+impl Checkpoint {
+    /// [`Checkpoint::open`] of a folder, wherever it is.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_in(folder: &dyn Files) -> Result<Self> {
+        if folder.contains(SINGLE) {
+            return Self::open_single(folder);
+        }
+        if folder.contains(INDEX) {
+            return Self::open_sharded(folder, Index::read(folder)?);
+        }
+        let names = folder.names()?;
+        let all = names.iter().map(String::as_str).filter(|n| n.ends_with(".safetensors"));
+        let found: Vec<&str> = all.filter(|name| !is_adapter(name)).collect();
+        // The folder itself, for errors.
+        let whole = folder.path(SINGLE).parent().map(Path::to_path_buf).unwrap_or_default();
+        match found.len() {
+            1 => Self::open_named(folder, &found, None),
+            0 => Err(explain_missing(folder).unwrap_or_else(|| {
+                let what = format!("no {INDEX}, {SINGLE} or other .safetensors file");
+                Error::insufficient(what).in_file(whole)
+            })),
+            n => Err(Error::insufficient(format!(
+                "{n} .safetensors files but no {INDEX} that says which belong together"
+            ))
+            .in_file(whole)),
+        }
+    }
+
+    /// The one file, which stands above an index, as it does for transformers.
+    fn open_single(folder: &dyn Files) -> Result<Self> {
+        let index = folder.contains(INDEX).then(|| Index::read(folder));
+        let why = match index {
+            Some(Ok(index)) if index.files().iter().all(|file| *file == SINGLE) => {
+                return Self::open_sharded(folder, index);
+            }
+            None => None,
+            Some(Err(error)) => Some(error.message().to_owned()),
+            Some(Ok(index)) => {
+                let files = index.files();
+                let others: Vec<&str> = files.into_iter().filter(|f| *f != SINGLE).collect();
+                Some(format!("it names {}", listed(&others)))
+            }
+        };
+        let mut checkpoint = Self::open_named(folder, &[SINGLE], None)?;
+        let (index, single) = (folder.path(INDEX), folder.path(SINGLE));
+        checkpoint.notes.extend(why.map(|why| {
+            format!(
+                "{}: not read ({why}): {} is there and is read, as transformers reads it",
+                index.display(),
+                single.display()
+            )
+        }));
+        Ok(checkpoint)
+    }
+
+    /// The files that an index names and that are there. What the index says and does not hold is noted; it is an error
+    /// where nothing holds.
+    fn open_sharded(folder: &dyn Files, mut index: Index) -> Result<Self> {
+        let named: Vec<String> = index.files().into_iter().map(str::to_owned).collect();
+        let (there, gone): (Vec<String>, Vec<String>) =
+            named.into_iter().partition(|name| folder.contains(name));
+        if let (Some(first), true) = (gone.first(), there.is_empty()) {
+            let missing = || Error::insufficient("missing shard, named in the index");
+            let why = explain_missing(folder).map_or_else(missing, |why| {
+                Error::insufficient(format!(
+                    "missing shard, named in the index; the folder {}",
+                    why.message()
+                ))
+            });
+            return Err(why.in_file(folder.path(first)));
+        }
+        index.gone = gone.into_iter().collect();
+        let there: Vec<&str> = there.iter().map(String::as_str).collect();
+        let mut checkpoint = Self::open_named(folder, &there, Some(index))?;
+        let notes = checkpoint.judge_index(folder)?;
+        checkpoint.notes.extend(notes);
+        Ok(checkpoint)
+    }
+
+    /// What its index says and does not hold.
+    fn judge_index(&self, folder: &dyn Files) -> Result<Vec<String>> {
+        let Some(index) = &self.index else { return Ok(Vec::new()) };
+        let says = |name: &str| index.map.get(name).map(|file| folder.path(file));
+        let named = || index.map.keys().map(String::as_str);
+        let missing: Vec<&str> = named().filter(|name| !self.contains(name)).collect();
+        if let (Some(first), true) = (missing.first(), missing.len() == index.map.len()) {
+            let error = Error::insufficient("in the index, but not in its shard").in_tensor(*first);
+            return Err(error.in_file(says(first).unwrap_or_default()));
+        }
+        let moved: Vec<&str> = named()
+            .filter(|name| {
+                self.file_of(name).is_some_and(|file| Some(file) != says(name).as_deref())
+            })
+            .collect();
+        let unnamed: Vec<&str> =
+            self.names().filter(|name| !index.map.contains_key(*name)).collect();
+        let gone: Vec<&str> = index.gone.iter().map(String::as_str).collect();
+        let notes = [
+            (gone, "stale: names files that are not there"),
+            (missing, "stale: names tensors that no file has"),
+            (moved, "stale: these tensors are read from another file than it says"),
+            (unnamed, "incomplete: these tensors are read though it does not name them"),
+        ];
+        let notes = notes.into_iter().filter(|(names, _)| !names.is_empty());
+        let path = index.path.display();
+        Ok(notes.map(|(names, what)| format!("{path}: {what}: {}", listed(&names))).collect())
+    }
+}
