@@ -88,6 +88,7 @@ fn calibration(args: &Compress, opened: &Opened) -> Outcome<Option<CalibrationTe
 fn segments(args: &Compress, file: Option<&PathBuf>, opened: &Opened) -> Outcome<Vec<Vec<u32>>> {
     let text = text_of("--eval", file.map(PathBuf::as_path), opened)?;
     let source = &opened.source;
+    source.need_forward()?;
     if !source.config().architecture.is_decoder() {
         let message = format!("--eval: {} is an encoder, which predicts no tokens", args.model);
         return Err(Failure::Usage(message));

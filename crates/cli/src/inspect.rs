@@ -14,7 +14,8 @@ mod container;
 
 #[derive(Serialize)]
 struct Inspection<'a> {
-    config: &'a Config,
+    /// Nothing where nothing is known but the tensors.
+    config: Option<&'a Config>,
     parameters: u64,
     file_bytes: u64,
     bits_per_weight: f64,
@@ -49,7 +50,7 @@ fn inspect<'a>(source: &'a Source, bill: &'a Bill) -> Inspection<'a> {
     let parameters = bill.weights
         + tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum::<u64>();
     Inspection {
-        config: source.config(),
+        config: source.unknown().is_none().then(|| source.config()),
         parameters,
         file_bytes: bill.file_bytes,
         bits_per_weight: bill.bits_per_weight,
@@ -81,21 +82,24 @@ fn stored(source: &Source, bill: &Bill) -> Vec<Stored> {
 }
 
 fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
-    let config = found.config;
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row =
         |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
-    row("architecture", format!("{:?}", config.architecture).to_lowercase());
+    let architecture = found.config.map(|config| format!("{:?}", config.architecture));
+    row("architecture", architecture.map_or("unknown".to_owned(), |name| name.to_lowercase()));
     row("parameters", found.parameters.to_string());
-    row("blocks", config.blocks.to_string());
-    let shapes = || (0..config.blocks).map(|block| config.shape(block));
-    let inner = range(shapes().map(|shape| shape.intermediate));
-    row("hidden", format!("{}, feed-forward {inner}", config.hidden));
-    let heads = range(shapes().map(|shape| shape.heads));
-    let kv_heads = range(shapes().map(|shape| shape.kv_heads));
-    row("heads", format!("{heads} of width {}, {kv_heads} for keys and values", config.head_dim));
-    row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", tied" } else { "" }));
-    row("context", config.context.to_string());
+    if let Some(config) = found.config {
+        row("blocks", config.blocks.to_string());
+        let shapes = || (0..config.blocks).map(|block| config.shape(block));
+        let inner = range(shapes().map(|shape| shape.intermediate));
+        row("hidden", format!("{}, feed-forward {inner}", config.hidden));
+        let heads = range(shapes().map(|shape| shape.heads));
+        let kv_heads = range(shapes().map(|shape| shape.kv_heads));
+        let (width, tied) = (config.head_dim, if config.tied { ", tied" } else { "" });
+        row("heads", format!("{heads} of width {width}, {kv_heads} for keys and values"));
+        row("vocabulary", format!("{}{tied}", config.vocab));
+        row("context", config.context.to_string());
+    }
     row("weight files", bytes(found.file_bytes));
     row("bits per weight", format!("{:.4}", found.bits_per_weight));
     if !bill.layers.is_empty() {

@@ -92,8 +92,9 @@ fn open_path(path: &Path) -> Result<Source> {
         let what = "no such model: give a folder, a packed file, hf://owner/name, or `demo`";
         return Err(Error::new(tensorpress::ErrorKind::Io, what).in_file(path));
     }
-    if !path.is_dir() {
-        let what = "is no model: a model is a folder with config.json and .safetensors files, or such a folder packed";
+    let is_file = path.extension().is_some_and(|kind| kind == "safetensors");
+    if !path.is_dir() && !is_file {
+        let what = "is no model: a model is a folder with .safetensors files, such a folder packed, or one such file";
         return Err(Error::unsupported(what).in_file(path));
     }
     open_model(path)

@@ -68,6 +68,8 @@ pub(crate) enum Mixer {
     Mlp(Box<Mlp>),
     Moe(Box<Moe>),
     Scan(Box<Scan>),
+    /// Of which nothing is known: it has no forward pass.
+    Other(Vec<Linear>),
 }
 
 impl Mixer {
@@ -77,6 +79,7 @@ impl Mixer {
             Self::Mlp(mlp) => mlp.linears(),
             Self::Moe(moe) => moe.linears(),
             Self::Scan(scan) => scan.linears(),
+            Self::Other(linears) => linears.iter().collect(),
         }
     }
 
@@ -86,6 +89,7 @@ impl Mixer {
             Self::Mlp(mlp) => mlp.linears_mut(),
             Self::Moe(moe) => moe.linears_mut(),
             Self::Scan(scan) => scan.linears_mut(),
+            Self::Other(linears) => linears.iter_mut().collect(),
         }
     }
 }
@@ -248,10 +252,10 @@ impl Block {
             return Err(Error::unsupported("a KV cache in an encoder"));
         };
         let mut attend = |q: ArrayViewMut2<'_, f32>,
-                       k: ArrayViewMut2<'_, f32>,
-                       v: ArrayView2<'_, f32>,
-                       out: ArrayViewMut2<'_, f32>,
-                       scratch: &mut Scratch| {
+                          k: ArrayViewMut2<'_, f32>,
+                          v: ArrayView2<'_, f32>,
+                          out: ArrayViewMut2<'_, f32>,
+                          scratch: &mut Scratch| {
             attention.mix(q, k, v, out, Some(&mut *cache), scratch)
         };
         let mut mix = Mix { attend: &mut attend, past: Past::None(&[]) };
@@ -286,10 +290,10 @@ impl Block {
             let chunk = hidden.slice_axis_mut(Axis(0), Slice::from(rows));
             let lengths = &lengths[sequences];
             let mut attend = |q: ArrayViewMut2<'_, f32>,
-                           k: ArrayViewMut2<'_, f32>,
-                           v: ArrayView2<'_, f32>,
-                           out: ArrayViewMut2<'_, f32>,
-                           scratch: &mut Scratch| {
+                              k: ArrayViewMut2<'_, f32>,
+                              v: ArrayView2<'_, f32>,
+                              out: ArrayViewMut2<'_, f32>,
+                              scratch: &mut Scratch| {
                 self.mix_sequences(q, k, v, out, lengths, scratch)
             };
             let mut mix = Mix { attend: &mut attend, past: Past::None(lengths) };
@@ -481,6 +485,7 @@ impl Mixer {
             Self::Attention(_) => SharedInput::Attention,
             Self::Mlp(_) | Self::Moe(_) => SharedInput::Mlp,
             Self::Scan(_) => SharedInput::Scan,
+            Self::Other(_) => return Err(Error::unsupported("a forward pass of unknown matrices")),
         };
         if observer.input(input, x)?.is_break() {
             return Ok(ControlFlow::Break(()));
@@ -492,6 +497,7 @@ impl Mixer {
             Self::Mlp(mlp) => mlp.forward(x, y, SharedInput::MlpOutput, observer, scratch),
             Self::Moe(moe) => moe.forward(x, y, observer, scratch),
             Self::Scan(scan) => scan.forward(x, y, &mut mix.past, observer, scratch),
+            Self::Other(_) => unreachable!("refused above"),
         }
     }
 }

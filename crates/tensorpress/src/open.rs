@@ -5,7 +5,8 @@ use tensorpress_entropy::PackedFile;
 use tensorpress_model::Source;
 use tensorpress_tensor::{Registry, Result};
 
-/// Opens a model, compressed or not: a Hugging Face folder, or a packed file of one.
+/// Opens a model, compressed or not: a Hugging Face folder, a packed file of one, or a safetensors file. Where nothing
+/// says how a model computes it is taken as tensors: see [`Source::open_any`].
 ///
 /// ```
 /// use tensorpress::open_model;
@@ -26,9 +27,9 @@ pub fn open_model(path: impl AsRef<Path>) -> Result<Source> {
 /// As there.
 pub fn open_model_with(path: impl AsRef<Path>, registry: &Registry) -> Result<Source> {
     let path = path.as_ref();
-    match path.is_file() {
+    match path.is_file() && !path.extension().is_some_and(|kind| kind == "safetensors") {
         true => open_packed_model_with(PackedFile::open(path)?, registry),
-        false => Source::open(path, registry),
+        false => Source::open_any(path, registry),
     }
 }
 
@@ -47,5 +48,5 @@ pub fn open_packed_model(packed: PackedFile) -> Result<Source> {
 /// # Errors
 /// As there.
 pub fn open_packed_model_with(packed: PackedFile, registry: &Registry) -> Result<Source> {
-    Source::open_in(Arc::new(packed), registry)
+    Source::open_any_in(Arc::new(packed), registry)
 }

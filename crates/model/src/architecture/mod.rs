@@ -54,7 +54,18 @@ fn rows() -> impl Iterator<Item = &'static Row> {
 #[derive(Clone, Copy)]
 pub struct Architecture(&'static Row);
 
+static UNKNOWN: Row = Row {
+    kinds: &["tensors"],
+    decoder: false,
+    turns: false,
+    plan: |draft| Err(draft.keys.unsupported("a plan of tensors alone")),
+    ..Row::DECODER
+};
+
 impl Architecture {
+    /// That of a model of which nothing is known but its tensors.
+    pub(crate) const UNKNOWN: Self = Self(&UNKNOWN);
+
     /// The `model_type` of its configs.
     #[must_use]
     pub fn name(&self) -> &'static str {

@@ -104,6 +104,8 @@ pub(crate) enum MixerPlan {
     Mlp(MlpPlan),
     Moe(Box<MoePlan>),
     Scan(Box<ScanPlan>),
+    /// Matrices of which nothing is known.
+    Other(Vec<LinearSpec>),
 }
 
 /// Rows of `width` values are normalised; weights that are longer serve as many of them in turn.
@@ -392,6 +394,7 @@ impl MixerPlan {
                 all
             }
             Self::Scan(scan) => scan.linears_mut(),
+            Self::Other(specs) => specs.iter_mut().collect(),
         }
     }
 }
@@ -485,7 +488,7 @@ impl Plan {
                             norm(inside);
                         }
                     }
-                    MixerPlan::Mlp(_) => {}
+                    MixerPlan::Mlp(_) | MixerPlan::Other(_) => {}
                 }
             }
         }

@@ -111,6 +111,33 @@ impl Config {
         Ok(config)
     }
 
+    /// Of a model of which nothing is known but its tensors: sizes are 0.
+    pub(crate) fn unknown(blocks: usize) -> Self {
+        Self {
+            architecture: Architecture::UNKNOWN,
+            hidden: 0,
+            intermediate: 0,
+            blocks,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            vocab: 0,
+            context: MAX_SIZE,
+            norm_eps: 0.0,
+            activation: Activation::Relu,
+            rope: None,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            windows: vec![None; blocks],
+            shapes: None,
+            tied: false,
+            token_types: 0,
+            bos: None,
+            eos: Vec::new(),
+        }
+    }
+
     /// What the model is made of.
     pub(crate) fn plan(&self, json: &Value, file: &Path) -> Result<Plan> {
         self.plan_of(&Keys::new(json, file)?)

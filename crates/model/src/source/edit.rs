@@ -92,7 +92,7 @@ impl Source {
     fn moved(&self, left: &[usize]) -> BTreeMap<String, Piece> {
         let mut tensors = BTreeMap::new();
         for name in self.checkpoint.names() {
-            let new = match self.block_of(name) {
+            let new = match self.place_of(name) {
                 Some((block, rest)) if block < self.config.blocks => {
                     let Ok(new) = left.binary_search(&block) else { continue };
                     format!("{}{rest}", self.block_prefix(new))
@@ -105,7 +105,7 @@ impl Source {
     }
 
     /// The number of the block a name belongs to, and the rest of the name.
-    fn block_of<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
+    fn place_of<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
         let (number, rest) = name.strip_prefix(&self.plan.layers)?.split_once('.')?;
         Some((number.parse().ok()?, rest))
     }

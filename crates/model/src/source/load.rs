@@ -7,7 +7,7 @@ use tensorpress_tensor::rewrite::{BlockLayout, LinearSpec, ModelLayout, Role, Sa
 use tensorpress_tensor::{Error, Result};
 
 use super::{Source, at};
-use crate::architecture::{EmbeddingPlan, HeadPlan, PositionsPlan, TransformPlan};
+use crate::architecture::{BlockPlan, EmbeddingPlan, HeadPlan, PositionsPlan, TransformPlan};
 use crate::decoder::{Decoder, Embedding, Head};
 use crate::encoder::{Encoder, MaskedHead, Positions};
 use crate::layers::Linear;
@@ -35,6 +35,17 @@ impl Source {
         self.plan.blocks[block].prefix.clone()
     }
 
+    /// The block whose tensors a stored one lies among, if it is in one; where nothing is known but the tensors, only
+    /// matrices are in blocks.
+    #[must_use]
+    pub fn block_of(&self, name: &str) -> Option<usize> {
+        if self.unknown.is_some() {
+            let has = |block: &BlockPlan| block.linears().iter().any(|spec| spec.name == name);
+            return self.plan.blocks.iter().position(has);
+        }
+        self.plan.blocks.iter().position(|block| name.starts_with(&block.prefix))
+    }
+
     /// What a rewrite needs to know of this model. `plain`: the result is to have a config that every reader knows.
     #[must_use]
     pub fn layout(&self, plain: bool) -> ModelLayout {
@@ -56,6 +67,7 @@ impl Source {
     /// # Errors
     /// As [`Source::block`].
     pub fn embedding(&self) -> Result<Embedding> {
+        self.need_forward()?;
         let EmbeddingPlan { table, width, scale, positions, project, .. } = &self.plan.embedding;
         // An encoder adds them itself, beside the types of its tokens.
         let positions = positions.as_ref().filter(|_| self.config.architecture.is_decoder());
@@ -185,6 +197,7 @@ impl Source {
     }
 
     fn need_kind(&self, decoder: bool) -> Result<()> {
+        self.need_forward()?;
         let architecture = self.config.architecture;
         if architecture.is_decoder() == decoder {
             return Ok(());

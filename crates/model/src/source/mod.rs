@@ -3,6 +3,7 @@
 mod edit;
 mod files;
 mod load;
+mod loose;
 mod names;
 mod parts;
 mod said;
@@ -51,6 +52,9 @@ pub struct Source {
     tokenizer: TokenizerFiles,
     /// With the names of this checkpoint.
     plan: Plan,
+    /// Why nothing is known but the tensors, if that is so.
+    unknown: Option<String>,
+    notes: Vec<String>,
     /// Rotations that were made, for all blocks that have the same.
     ropes: Mutex<Vec<(RopePlan, Arc<Rope>)>>,
 }
@@ -74,16 +78,12 @@ impl Source {
     /// # Errors
     /// As [`Source::open`].
     pub fn open_in(files: Arc<dyn Files>, registry: &Registry) -> Result<Self> {
-        let file = files.path(CONFIG);
         if !files.contains(CONFIG)
             && let Some(error) = explain_missing(&*files)
         {
             return Err(error);
         }
-        let text = files.read(CONFIG)?;
-        refuse_lfs_pointer(&text, text.len() as u64).in_file(&file)?;
-        let raw = crate::config::text::parse(&text)
-            .map_err(|e| Error::corruption(format!("invalid JSON: {e}")).in_file(&file))?;
+        let (raw, file) = parsed(&*files)?;
         // The config is judged before a weight is touched.
         Config::from_json(&raw, &file)?;
         let checkpoint = Checkpoint::open_in(&*files)?;
@@ -123,8 +123,20 @@ impl Source {
             (|name: &str| missing.contains(name), |name: &str| checkpoint.alias(name));
         let plan = named(config.plan(&raw, &file)?, &contains, &claims, &alias);
         check_named(&checkpoint, &plan)?;
-        let (registry, ropes, folder) = (registry.clone(), Mutex::default(), None);
-        Ok(Self { config, raw, checkpoint, folder, files, trees, registry, tokenizer, plan, ropes })
+        Ok(Self {
+            config,
+            raw,
+            notes: checkpoint.notes().to_vec(),
+            checkpoint,
+            folder: None,
+            files,
+            trees,
+            registry: registry.clone(),
+            tokenizer,
+            plan,
+            unknown: None,
+            ropes: Mutex::default(),
+        })
     }
 
     /// The validated configuration.
@@ -145,10 +157,11 @@ impl Source {
         &self.checkpoint
     }
 
-    /// What a reader of this model should be told of its files: see [`Checkpoint::notes`].
+    /// What a reader of this model should be told: of its files, see [`Checkpoint::notes`], and that it is taken as tensors
+    /// alone.
     #[must_use]
     pub fn notes(&self) -> &[String] {
-        self.checkpoint.notes()
+        &self.notes
     }
 
     /// Where the model lies, if it is a folder on disk.
@@ -186,6 +199,16 @@ impl Source {
     fn config_file(&self) -> PathBuf {
         self.files.as_ref().map_or_else(|| CONFIG.into(), |f| f.path(CONFIG))
     }
+}
+
+/// The contents of `config.json`, and what errors call it.
+fn parsed(files: &dyn Files) -> Result<(Value, PathBuf)> {
+    let file = files.path(CONFIG);
+    let text = files.read(CONFIG)?;
+    refuse_lfs_pointer(&text, text.len() as u64).in_file(&file)?;
+    let raw = crate::config::text::parse(&text)
+        .map_err(|e| Error::corruption(format!("invalid JSON: {e}")).in_file(&file))?;
+    Ok((raw, file))
 }
 
 /// Names tensor and file in an error.

@@ -53,6 +53,9 @@ impl Source {
                 MixerPlan::Mlp(plan) => Mixer::Mlp(Box::new(self.mlp(plan)?)),
                 MixerPlan::Moe(plan) => Mixer::Moe(Box::new(self.moe(plan)?)),
                 MixerPlan::Scan(plan) => Mixer::Scan(Box::new(self.scan(plan)?)),
+                MixerPlan::Other(specs) => {
+                    Mixer::Other(specs.iter().map(|spec| self.linear(spec)).collect::<Result<_>>()?)
+                }
             };
             let norm = match &part.norm {
                 Before::Norm(norm) => Some(self.norm(norm)?),

@@ -2,7 +2,7 @@
 
 use ndarray::Array2;
 use tensorpress_tensor::node::Dense;
-use tensorpress_tensor::rewrite::LinearSpec;
+use tensorpress_tensor::rewrite::{LinearSpec, Role};
 use tensorpress_tensor::{DType, Error, Node, RawTensor, Result, Tensor};
 
 use super::{Source, at};
@@ -127,6 +127,8 @@ impl Source {
         let place = spec.place.as_ref();
         let stacked = place.and_then(|place| Some((place.bias.as_ref()?, place.index?)));
         match stacked {
+            // What is called so may be anything.
+            _ if spec.role == Role::Other => Ok(None),
             _ if self.checkpoint.contains(&spec.bias) => {
                 let values = self.vector(&spec.bias, spec.shape[0])?;
                 Ok(Some((self.checkpoint.dtype(&spec.bias)?, values)))
@@ -148,6 +150,9 @@ impl Source {
 
     /// The weight of a linear layer as a node.
     pub(super) fn node(&self, spec: &LinearSpec) -> Result<Box<dyn Node>> {
+        if spec.role == Role::Other {
+            return self.weight(&spec.name);
+        }
         if spec.place.is_none() || self.is_moved(spec) {
             return self.weight_of(&spec.name, spec.shape);
         }

@@ -33,6 +33,8 @@ pub enum SharedInput {
     ScanStep,
     /// Read by the output matrix of a state-space layer.
     ScanOutput,
+    /// Read by a matrix of which nothing is known, by its number in its block.
+    Other(usize),
 }
 
 impl SharedInput {
@@ -81,6 +83,8 @@ pub enum Role {
     ScanStep,
     /// The output matrix of a state-space layer.
     ScanOut,
+    /// Nothing is known.
+    Other,
 }
 
 /// Which of several feed-forward networks side by side.
@@ -124,6 +128,7 @@ impl Role {
             Self::ScanParameters => SharedInput::ScanChannels,
             Self::ScanStep => SharedInput::ScanStep,
             Self::ScanOut => SharedInput::ScanOutput,
+            Self::Other => SharedInput::Other(0),
         }
     }
 }

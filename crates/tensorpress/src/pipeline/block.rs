@@ -168,8 +168,7 @@ fn items<'a>(
         values,
     }));
     let done: BTreeSet<String> = items.iter().map(|item| item.name().to_owned()).collect();
-    let prefix = source.block_prefix(index);
-    let extras = source.extras().into_iter().filter(|name| name.starts_with(&prefix));
+    let extras = source.extras().into_iter().filter(|name| source.block_of(name) == Some(index));
     // Of a stack of matrices that lost some, the others stand alone; a whole one stays.
     let specs: Vec<LinearSpec> =
         source.linears(index).into_iter().filter(|spec| !done.contains(&spec.name)).collect();

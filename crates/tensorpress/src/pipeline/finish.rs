@@ -74,6 +74,16 @@ fn config(source: &Source) -> serde_json::Value {
     // The shapes of blocks may stand there already.
     config["quantization_config"]["quant_method"] = json!("tensorpress");
     config["quantization_config"]["version"] = json!(env!("CARGO_PKG_VERSION"));
+    // A node has two axes; what it was made of may have had more.
+    let shapes: BTreeMap<String, &[usize]> = (0..source.blocks())
+        .flat_map(|block| source.linears(block))
+        .filter_map(|spec| Some((source.checkpoint().shape(&spec.name)?, spec.name)))
+        .filter(|(shape, _)| shape.len() > 2)
+        .map(|(shape, name)| (name, shape))
+        .collect();
+    if !shapes.is_empty() {
+        config["quantization_config"]["shapes"] = json!(shapes);
+    }
     config
 }
 

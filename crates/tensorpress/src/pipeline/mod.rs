@@ -306,7 +306,7 @@ impl<'a> Compressor<'a> {
         let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
         finish::finish(work, source, out, plain, self.force)?;
         self.tell(Event::Finished);
-        let bill = Bill::of(&Source::open(out, &context.registry)?)?;
+        let bill = Bill::of(&Source::open_any(out, &context.registry)?)?;
         let mut report = Report::new(original, bill, layers, begun.elapsed(), resumed);
         report.blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
         Ok(report)
@@ -322,10 +322,15 @@ impl<'a> Compressor<'a> {
     fn windows(&self, source: &Source, rewrites: &[Named], plan: &Plan) -> Result<Vec<Vec<u32>>> {
         let calibrated = |named: &&Named| rewrite::is_calibrated(&*named.1);
         let needy = rewrites.iter().find(calibrated).map(|(text, _)| text.as_str());
-        match (needy.or(plan.needs_calibration()), &self.calibration) {
-            (None, _) => Ok(Vec::new()),
-            (Some(_), Some(text)) => text.windows(source),
-            (Some(stage), None) => {
+        let Some(stage) = needy.or(plan.needs_calibration()) else { return Ok(Vec::new()) };
+        if let Some(why) = source.unknown() {
+            return Err(Error::unsupported(format!(
+                "`{stage}` needs calibration, and the model cannot be run: {why}"
+            )));
+        }
+        match &self.calibration {
+            Some(text) => text.windows(source),
+            None => {
                 let message = format!("`{stage}` needs a calibration text, and none was given");
                 Err(Error::missing_calibration(message))
             }

@@ -13,8 +13,17 @@ use super::job::report;
 use super::shard::{self, Item};
 use super::state::Unit;
 
-/// Names of the embedding and of the head, if there is one.
+/// Names of the embedding and of the head, if there is one; where nothing is known but the tensors, all those of floats
+/// that are in no block.
 pub(super) fn names(source: &Source) -> Result<Vec<String>> {
+    if source.unknown().is_some() {
+        let checkpoint = source.checkpoint();
+        let is_matrix = |name: &String| {
+            let axes = checkpoint.shape(name).map_or(0, <[usize]>::len);
+            axes >= 2 && checkpoint.dtype(name).is_ok_and(|dtype| dtype.is_float())
+        };
+        return Ok(source.extras().into_iter().filter(is_matrix).collect());
+    }
     if !source.config().architecture.is_decoder() {
         let words = |name: &String| name.ends_with("embeddings.word_embeddings.weight");
         return Ok(source.extras().into_iter().filter(words).collect());
@@ -33,13 +42,11 @@ pub(super) fn names(source: &Source) -> Result<Vec<String>> {
 /// Compresses what the recipe says and copies the rest.
 pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
     let source = context.source;
-    let blocks: Vec<String> =
-        (0..source.blocks()).map(|block| source.block_prefix(block)).collect();
     let mut items = Vec::new();
     let mut nodes: Vec<(String, Box<dyn Node>)> = Vec::new();
     let mut layers = Vec::new();
     for name in source.extras() {
-        if blocks.iter().any(|prefix| name.starts_with(prefix)) {
+        if source.block_of(&name).is_some() {
             continue;
         }
         let Some(index) = context.plan.index(&name) else {

@@ -1,0 +1,279 @@
+//! Models of which nothing is known but their tensors: any folder, any safetensors file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tensorpress_tensor::checkpoint::{ByteSource, Files, Folder, explain_missing};
+use tensorpress_tensor::rewrite::{LinearSpec, Role, SharedInput};
+use tensorpress_tensor::source::matrix_shape;
+use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Registry, Result};
+
+use super::{CONFIG, Source, parsed};
+use crate::architecture::{Before, BlockPlan, EmbeddingPlan, HeadPlan, MixerPlan, PartPlan, Plan};
+use crate::config::Config;
+use crate::tokenizer::TokenizerFiles;
+
+impl Source {
+    /// Opens a Hugging Face folder as [`Source::open`] does; and where nothing says how its model computes (there is no
+    /// `config.json`, or one of an architecture that has no forward pass here), that folder, or a single safetensors file,
+    /// at the level of its tensors: [`Source::unknown`] says why. What needs no forward pass works as ever.
+    ///
+    /// Its matrices are then all tensors of floats with two axes or more, `[out, in, ..]` as `[out, in x ..]`, but for
+    /// embeddings and others whose names say that they are none; they are grouped into blocks by the first number in their
+    /// names.
+    ///
+    /// # Errors
+    /// As [`Source::open`]: a config that contradicts itself is an error still, and weights that others have quantised.
+    pub fn open_any(path: impl AsRef<Path>, registry: &Registry) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_file() {
+            let why = "a file of tensors alone".to_owned();
+            return Self::of_tensors(Value::Null, why, Arc::new(OneFile::new(path)), registry);
+        }
+        let mut source = Self::open_any_in(Arc::new(Folder::new(path)), registry)?;
+        source.folder = Some(path.to_path_buf());
+        Ok(source)
+    }
+
+    /// [`Source::open_any`] of a folder that lies anywhere, such as inside a packed file.
+    ///
+    /// # Errors
+    /// As [`Source::open_any`].
+    pub fn open_any_in(files: Arc<dyn Files>, registry: &Registry) -> Result<Self> {
+        if !files.contains(CONFIG) {
+            if let Some(error) = explain_missing(&*files) {
+                return Err(error);
+            }
+            let why = format!("there is no {CONFIG}");
+            return Self::of_tensors(Value::Null, why, files, registry);
+        }
+        let (raw, file) = parsed(&*files)?;
+        match Config::from_json(&raw, &file) {
+            Err(error) if is_unknown(&error) && !is_quantised(&raw) => {
+                Self::of_tensors(raw, error.to_string(), files, registry)
+            }
+            _ => Self::open_in(files, registry),
+        }
+    }
+
+    /// Why nothing is known of this model but its tensors, if that is so. It has no forward pass then: [`Source::embedding`],
+    /// [`Source::head`], [`Source::decoder`] and [`Source::encoder`] are `Unsupported`.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&str> {
+        self.unknown.as_deref()
+    }
+
+    /// That more is known of the model than its tensors.
+    ///
+    /// # Errors
+    /// `Unsupported`, saying why not.
+    pub fn need_forward(&self) -> Result<()> {
+        self.unknown.as_ref().map_or(Ok(()), |why| {
+            Err(Error::unsupported(format!("the model cannot be run: {why}")))
+        })
+    }
+
+    fn of_tensors(
+        raw: Value,
+        why: String,
+        files: Arc<dyn Files>,
+        registry: &Registry,
+    ) -> Result<Self> {
+        let checkpoint = Checkpoint::open_in(&*files)?;
+        let trees = checkpoint.trees()?;
+        let plan = plan(&checkpoint);
+        let mut notes = checkpoint.notes().to_vec();
+        notes.push(format!("taken as tensors, without a forward pass: {why}"));
+        Ok(Self {
+            config: Config::unknown(plan.blocks.len()),
+            raw: if raw.is_null() { Value::Object(serde_json::Map::new()) } else { raw },
+            checkpoint,
+            folder: None,
+            tokenizer: TokenizerFiles::Files(files.clone()),
+            files: Some(files),
+            trees,
+            registry: registry.clone(),
+            plan,
+            ropes: Default::default(),
+            unknown: Some(why),
+            notes,
+        })
+    }
+}
+
+/// The config is of something else, not wrong.
+fn is_unknown(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InsufficientData)
+}
+
+/// By others: its tensors are no weights.
+fn is_quantised(raw: &Value) -> bool {
+    let quantization = raw.get("quantization_config").filter(|value| !value.is_null());
+    quantization.is_some_and(|q| q.get("quant_method").is_none_or(|m| m != "tensorpress"))
+}
+
+/// Blocks of matrices with the same first number in their names, in the order of the numbers.
+fn plan(checkpoint: &Checkpoint) -> Plan {
+    let mut groups: BTreeMap<(String, u64), (String, Vec<LinearSpec>)> = BTreeMap::new();
+    for name in checkpoint.names() {
+        let shape = checkpoint.shape(name).unwrap_or_default();
+        let is_float = checkpoint.dtype(name).is_ok_and(|dtype| dtype.is_float());
+        let [rows, columns] = matrix_shape(shape);
+        if !is_float || shape.len() < 2 || rows < 2 || columns < 2 || is_no_weight(name) {
+            continue;
+        }
+        let (before, number) = numbered(name);
+        let prefix = number.map_or_else(String::new, |number| format!("{before}{number}."));
+        let key = (before.to_owned(), number.unwrap_or_default());
+        let (_, specs) = groups.entry(key).or_insert_with(|| (prefix, Vec::new()));
+        let mut spec = LinearSpec::new(Role::Other, name, [rows, columns]);
+        // Each reads its own.
+        spec.input = SharedInput::Other(specs.len());
+        specs.push(spec);
+    }
+    let block = |(prefix, specs): (String, Vec<LinearSpec>)| BlockPlan {
+        prefix,
+        parts: vec![PartPlan {
+            norm: Before::Nothing,
+            mixer: MixerPlan::Other(specs),
+            after: None,
+            scale: 1.0,
+            then: None,
+        }],
+        parallel: false,
+    };
+    Plan {
+        prefix: "",
+        prefixes: &[],
+        embedding: EmbeddingPlan {
+            table: String::new(),
+            width: 0,
+            scale: 1.0,
+            positions: None,
+            types: None,
+            norm: None,
+            project: None,
+        },
+        layers: String::new(),
+        blocks: groups.into_values().map(block).collect(),
+        head: HeadPlan {
+            norm: None,
+            transform: None,
+            project: None,
+            matrix: String::new(),
+            bias: None,
+            scale: 1.0,
+            softcap: None,
+        },
+    }
+}
+
+/// What stands before the first number that is a component of a name, and that number.
+fn numbered(name: &str) -> (&str, Option<u64>) {
+    let mut at = 0;
+    for component in name.split('.') {
+        // Only as it is written there: 007 is no 7.
+        if let Ok(number) = component.parse::<u64>()
+            && number.to_string() == component
+        {
+            return (&name[..at], Some(number));
+        }
+        at += component.len() + 1;
+    }
+    ("", None)
+}
+
+/// The name says that it is no matrix to multiply by: an embedding, a norm, a bias, a state's decay.
+fn is_no_weight(name: &str) -> bool {
+    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    let last = stem.rsplit('.').next().unwrap_or(stem).to_lowercase();
+    let parts = ["embed", "norm", "bias", "token", "pos_", "position", "running_"];
+    let whole =
+        ["wte", "wpe", "shared", "a_log", "d", "scale", "gamma", "beta", "codebook", "centroids"];
+    parts.iter().any(|part| last.contains(part))
+        || whole.contains(&last.as_str())
+        || last.ends_with("emb")
+        || last.starts_with("time_")
+}
+
+/// One file of a folder, and nothing beside it.
+#[derive(Debug)]
+struct OneFile {
+    folder: Folder,
+    name: String,
+}
+
+impl OneFile {
+    fn new(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        Self { folder: Folder::new(parent.unwrap_or(Path::new("."))), name }
+    }
+}
+
+impl Files for OneFile {
+    fn names(&self) -> Result<Vec<String>> {
+        Ok(vec![self.name.clone()])
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        name == self.name && self.folder.contains(name)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn ByteSource>> {
+        match name == self.name {
+            true => self.folder.open(name),
+            false => Err(Error::insufficient("no such file").in_file(self.path(name))),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_numbers_of_names() {
+        for (name, before, number) in [
+            ("layers.3.mlp.0.weight", "layers.", Some(3)),
+            ("0.weight", "", Some(0)),
+            ("conv1.weight", "", None),
+            ("a.007.b.12.c", "a.007.b.", Some(12)),
+            ("x.99999999999999999999999.y", "", None),
+            ("", "", None),
+        ] {
+            assert_eq!(numbered(name), (before, number), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_weight() {
+        let none = [
+            "model.embed_tokens.weight",
+            "wte.weight",
+            "embeddings.position_embedding.weight",
+            "blocks.1.norm.weight",
+            "mixer.A_log",
+            "cls_token",
+            "shared.weight",
+            "pos_emb",
+        ];
+        let weights = [
+            "patch_embed.proj.weight",
+            "time_embedding.linear_1.weight",
+            "weight",
+            "layers.0.in_proj_weight",
+            "conv.weight",
+            "experts.gate_up_proj",
+            "fc",
+        ];
+        assert!(none.iter().all(|name| is_no_weight(name)));
+        assert!(!weights.iter().any(|name| is_no_weight(name)));
+    }
+}
