@@ -241,10 +241,10 @@ impl Block {
             return Err(Error::unsupported("a KV cache in an encoder"));
         };
         let mut attend = |q: ArrayViewMut2<'_, f32>,
-                       k: ArrayViewMut2<'_, f32>,
-                       v: ArrayView2<'_, f32>,
-                       out: ArrayViewMut2<'_, f32>,
-                       scratch: &mut Scratch| {
+                          k: ArrayViewMut2<'_, f32>,
+                          v: ArrayView2<'_, f32>,
+                          out: ArrayViewMut2<'_, f32>,
+                          scratch: &mut Scratch| {
             attention.mix(q, k, v, out, Some(&mut *cache), scratch)
         };
         let mut mix = Mix { attend: &mut attend, past: Past::None(&[]) };
@@ -279,10 +279,10 @@ impl Block {
             let chunk = hidden.slice_axis_mut(Axis(0), Slice::from(rows));
             let lengths = &lengths[sequences];
             let mut attend = |q: ArrayViewMut2<'_, f32>,
-                           k: ArrayViewMut2<'_, f32>,
-                           v: ArrayView2<'_, f32>,
-                           out: ArrayViewMut2<'_, f32>,
-                           scratch: &mut Scratch| {
+                              k: ArrayViewMut2<'_, f32>,
+                              v: ArrayView2<'_, f32>,
+                              out: ArrayViewMut2<'_, f32>,
+                              scratch: &mut Scratch| {
                 self.mix_sequences(q, k, v, out, lengths, scratch)
             };
             let mut mix = Mix { attend: &mut attend, past: Past::None(lengths) };

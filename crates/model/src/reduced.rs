@@ -155,10 +155,10 @@ impl Block {
         };
         let bias: Vec<f32> = hook.sizes.iter().map(|size| size.ln()).collect();
         let mut attend = |q: ArrayViewMut2<'_, f32>,
-                       k: ArrayViewMut2<'_, f32>,
-                       v: ArrayView2<'_, f32>,
-                       out: ArrayViewMut2<'_, f32>,
-                       scratch: &mut Scratch| {
+                          k: ArrayViewMut2<'_, f32>,
+                          v: ArrayView2<'_, f32>,
+                          out: ArrayViewMut2<'_, f32>,
+                          scratch: &mut Scratch| {
             hook.plan(q.view(), k.view(), &bias, attention.head_dim)?;
             attention.mix_weighted(q, k, v, &bias, out, scratch)
         };

@@ -31,10 +31,7 @@ fn inner(keys: &Keys<'_>, hidden: usize) -> Result<usize> {
     Ok((times * hidden as f64) as usize)
 }
 
-fn mamba(
-    draft: &Draft<'_>,
-    scan: fn(&Draft<'_>, &str, Sizes) -> Result<ScanPlan>,
-) -> Result<Plan> {
+fn mamba(draft: &Draft<'_>, scan: fn(&Draft<'_>, &str, Sizes) -> Result<ScanPlan>) -> Result<Plan> {
     let (keys, config) = (draft.keys, draft.config);
     let size = |key, default| keys.check_size(key, keys.or(key, default)?, MAX_SIZE);
     let second = config.architecture.name() == "mamba2";
@@ -92,9 +89,8 @@ fn selective(draft: &Draft<'_>, prefix: &str, sizes: Sizes) -> Result<ScanPlan> 
         Some(Value::String(auto)) if auto == "auto" => hidden.div_ceil(16),
         Some(_) => keys.size("time_step_rank", MAX_SIZE)?,
     };
-    let linear = |role, name: &str, shape| {
-        LinearSpec::new(role, format!("{prefix}{name}.weight"), shape)
-    };
+    let linear =
+        |role, name: &str, shape| LinearSpec::new(role, format!("{prefix}{name}.weight"), shape);
     let parameters = linear(Role::ScanParameters, "x_proj", [rank + 2 * sizes.state, inner]);
     let step = linear(Role::ScanStep, "dt_proj", [inner, rank]).with_bias(true);
     draft.scan(prefix, sizes, 2 * inner, ScanKind::Selective { parameters, step, rank })
