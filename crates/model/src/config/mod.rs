@@ -271,6 +271,16 @@ impl Config {
         }
     }
 
+    /// The config of one of these lists.
+    ///
+    /// # Panics
+    /// If there is no such list.
+    #[must_use]
+    pub fn stack(&self, stack: usize) -> &Self {
+        assert!(stack < self.stacks().len(), "stack {stack} of {}", self.stacks().len());
+        self.towers.as_ref().map_or(self, |towers| &towers[stack])
+    }
+
     /// Heads and width of a block.
     ///
     /// # Panics

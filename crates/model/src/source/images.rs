@@ -23,7 +23,7 @@ impl Source {
             return Err(Error::invalid(format!("there is no stack {stack} of blocks")));
         };
         let blocks = blocks.map(|block| self.block(block)).collect::<Result<_>>()?;
-        let config = self.config.towers.as_ref().map_or(&self.config, |towers| &towers[stack]);
+        let config = self.config.stack(stack);
         match (reads, &self.plan.images) {
             (Reads::Images, Some(plan)) => self.image_encoder(config, plan, blocks),
             _ => self.text_encoder(config, blocks),
