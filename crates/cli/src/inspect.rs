@@ -86,15 +86,31 @@ fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
         |name: &str, value: String| rows.push(vec![name.to_owned(), format!("  {value}")]);
     row("architecture", format!("{:?}", config.architecture).to_lowercase());
     row("parameters", found.parameters.to_string());
-    row("blocks", config.blocks.to_string());
+    let towers = config.towers.as_deref();
+    let towers = towers
+        .map(|[texts, images]| format!(": {} of texts, {} of images", texts.blocks, images.blocks));
+    row("blocks", format!("{}{}", config.blocks, towers.unwrap_or_default()));
     let shapes = || (0..config.blocks).map(|block| config.shape(block));
     let inner = range(shapes().map(|shape| shape.intermediate));
-    row("hidden", format!("{}, feed-forward {inner}", config.hidden));
+    let hidden: Vec<usize> =
+        (0..config.stacks().len()).map(|stack| config.stack(stack).hidden).collect();
+    let hidden = range(hidden.iter().copied());
+    let inside = if config.heads > 0 { "feed-forward" } else { "inside blocks" };
+    row("hidden", format!("{hidden}, {inside} {inner}"));
     let heads = range(shapes().map(|shape| shape.heads));
     let kv_heads = range(shapes().map(|shape| shape.kv_heads));
-    row("heads", format!("{heads} of width {}, {kv_heads} for keys and values", config.head_dim));
-    row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", tied" } else { "" }));
-    row("context", config.context.to_string());
+    if config.heads > 0 {
+        let width = config.head_dim;
+        row("heads", format!("{heads} of width {width}, {kv_heads} for keys and values"));
+    }
+    if config.vocab > 0 {
+        row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", tied" } else { "" }));
+    }
+    if let Some(images) = config.images {
+        let (size, patch) = (images.size, images.patch);
+        row("images", format!("{size} x {size}, in patches of {patch} x {patch}"));
+    }
+    row("context", config.limit().map_or("any".to_owned(), |limit| limit.to_string()));
     row("weight files", bytes(found.file_bytes));
     row("bits per weight", format!("{:.4}", found.bits_per_weight));
     if !bill.layers.is_empty() {
