@@ -89,16 +89,35 @@ fn describe(found: &Inspection<'_>, bill: &Bill) -> String {
     row("architecture", architecture.map_or("unknown".to_owned(), |name| name.to_lowercase()));
     row("parameters", found.parameters.to_string());
     if let Some(config) = found.config {
-        row("blocks", config.blocks.to_string());
+        let towers = config.towers.as_deref();
+        let towers = towers.map(|[texts, images]| {
+            format!(": {} of texts, {} of images", texts.blocks, images.blocks)
+        });
+        row("blocks", format!("{}{}", config.blocks, towers.unwrap_or_default()));
         let shapes = || (0..config.blocks).map(|block| config.shape(block));
         let inner = range(shapes().map(|shape| shape.intermediate));
-        row("hidden", format!("{}, feed-forward {inner}", config.hidden));
+        let hidden: Vec<usize> =
+            (0..config.stacks().len()).map(|stack| config.stack(stack).hidden).collect();
+        let hidden = range(hidden.iter().copied());
+        let inside = if config.heads > 0 { "feed-forward" } else { "inside blocks" };
+        row("hidden", format!("{hidden}, {inside} {inner}"));
         let heads = range(shapes().map(|shape| shape.heads));
         let kv_heads = range(shapes().map(|shape| shape.kv_heads));
-        let (width, tied) = (config.head_dim, if config.tied { ", tied" } else { "" });
-        row("heads", format!("{heads} of width {width}, {kv_heads} for keys and values"));
-        row("vocabulary", format!("{}{tied}", config.vocab));
-        row("context", config.context.to_string());
+        if config.heads > 0 {
+            let width = config.head_dim;
+            row("heads", format!("{heads} of width {width}, {kv_heads} for keys and values"));
+        }
+        if config.vocab > 0 {
+            row(
+                "vocabulary",
+                format!("{}{}", config.vocab, if config.tied { ", tied" } else { "" }),
+            );
+        }
+        if let Some(images) = config.images {
+            let (size, patch) = (images.size, images.patch);
+            row("images", format!("{size} x {size}, in patches of {patch} x {patch}"));
+        }
+        row("context", config.limit().map_or("any".to_owned(), |limit| limit.to_string()));
     }
     row("weight files", bytes(found.file_bytes));
     row("bits per weight", format!("{:.4}", found.bits_per_weight));

@@ -5,6 +5,7 @@ mod common;
 use common::{
     arg, assert_fails, contents, demo_text, json, model_folder, run, stderr, tensorpress,
 };
+use tensorpress_tensor::testing::data;
 
 #[test]
 fn demo_from_end_to_end() {
@@ -265,4 +266,28 @@ fn human_output() {
     );
     let keys = tensorpress().args(["stages", "gptq"]).output().expect("the program starts");
     assert!(String::from_utf8_lossy(&keys.stdout).contains("static_groups"));
+}
+
+#[test]
+fn models_of_every_kind_are_inspected() {
+    for (name, says, not) in [
+        ("mamba", &["inside blocks 64", "context", "any"][..], &["heads"][..]),
+        ("vit", &["heads", "32 x 32, in patches of 8 x 8"], &["vocabulary"]),
+        ("clip", &["4: 2 of texts, 2 of images", "patches", "vocabulary"], &["any"]),
+    ] {
+        let Some(folder) = data::find(&format!("golden/models/{name}")) else { return };
+        let output = run(&["inspect", folder.to_str().expect("UTF-8")]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let head = text.split("\n\n").next().expect("a table");
+        assert!(says.iter().all(|part| head.contains(part)), "{head}");
+        assert!(not.iter().all(|part| !head.contains(part)), "{head}");
+        // An encoder predicts no tokens.
+        if name != "mamba" {
+            let ids = folder.join("expected.safetensors");
+            let args =
+                ["eval", folder.to_str().expect("UTF-8"), "--text", ids.to_str().expect("UTF-8")];
+            assert_fails(&run(&args), 1, &[name]);
+        }
+    }
 }

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{json, run};
+use common::{assert_fails, json, run};
+use tensorpress_tensor::testing::data;
 
 fn eval(kv: Option<&str>) -> serde_json::Value {
     let mut args = vec!["eval", "demo", "--reference", "demo", "--max-segments", "6", "--json"];
@@ -45,4 +46,17 @@ fn generation_reads_what_caches_hold() {
     let plain = text(&[]);
     assert_eq!(text(&["--kv", "f32"]), plain);
     assert!(!text(&["--kv", "kivi(bits=4) | streaming(tokens=40)"]).is_empty());
+}
+
+#[test]
+fn models_without_keys_and_values_say_so() {
+    for name in ["mamba", "mamba2"] {
+        let Some(folder) = data::find(&format!("golden/models/{name}")) else { return };
+        let ids = folder.join("expected.safetensors");
+        let [folder, ids] = [&folder, &ids].map(|path| path.to_str().expect("UTF-8"));
+        let plain = json(&run(&["eval", folder, "--text", ids, "--json"]));
+        assert_eq!(plain["tokens"], 2 * 23);
+        let refused = run(&["eval", folder, "--text", ids, "--kv", "f16"]);
+        assert_fails(&refused, 2, &["--kv", name, "no keys and values", "state"]);
+    }
 }

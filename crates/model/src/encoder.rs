@@ -1,4 +1,7 @@
-//! Encoder models: from token ids to hidden states and sentence embeddings.
+//! Encoder models: from token ids, or images, to hidden states and embeddings.
+
+mod images;
+mod towers;
 
 use std::sync::Arc;
 
@@ -14,18 +17,36 @@ use crate::decoder::Embedding;
 use crate::layers::{Linear, Norm};
 use crate::tokenizer::Tokenizer;
 
-/// An encoder, with any node in place of any of its blocks' weights.
+pub(crate) use images::{ImageHead, Patches};
+pub use towers::TwoTowers;
+
+/// An encoder of texts or of images, with any node in place of any of its blocks' weights. What it does with the other
+/// kind is `Unsupported`.
 #[derive(Debug)]
 pub struct Encoder {
     pub(crate) config: Arc<Config>,
-    pub(crate) words: Embedding,
-    pub(crate) positions: Option<Positions>,
-    pub(crate) token_types: Option<Array2<f32>>,
-    pub(crate) norm: Option<Norm>,
+    pub(crate) reads: Reading,
     pub(crate) blocks: Vec<Block>,
     /// The norm behind the last block.
     pub(crate) last_norm: Option<Norm>,
     pub(crate) head: Option<MaskedHead>,
+    pub(crate) image_head: ImageHead,
+}
+
+/// From what an encoder reads to the states before its first block.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one a model, moved once")]
+pub(crate) enum Reading {
+    Tokens(TokenEmbedding),
+    Images(Patches),
+}
+
+#[derive(Debug)]
+pub(crate) struct TokenEmbedding {
+    pub(crate) words: Embedding,
+    pub(crate) positions: Option<Positions>,
+    pub(crate) types: Option<Array2<f32>>,
+    pub(crate) norm: Option<Norm>,
 }
 
 /// A table of positions.
@@ -100,6 +121,9 @@ impl Encoder {
         types: &[u32],
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
+        let Reading::Tokens(reads) = &self.reads else {
+            return Err(Error::unsupported("tokens in an encoder of images"));
+        };
         if types.len() != ids.len() {
             return Err(Error::invalid(format!("{} types of {} tokens", types.len(), ids.len())));
         }
@@ -112,18 +136,18 @@ impl Encoder {
         if let Some(bad) = types.iter().find(|t| **t as usize >= kinds) {
             return Err(Error::invalid(format!("token type {bad} of {kinds}")));
         }
-        let mut hidden = self.words.embed(ids, scratch)?;
-        if let Some(positions) = &self.positions {
+        let mut hidden = reads.words.embed(ids, scratch)?;
+        if let Some(positions) = &reads.positions {
             for (mut row, at) in hidden.rows_mut().into_iter().zip(positions.rows(ids)) {
                 row += &positions.table.row(at);
             }
         }
-        if let Some(table) = &self.token_types {
+        if let Some(table) = &reads.types {
             for (mut row, kind) in hidden.rows_mut().into_iter().zip(types) {
                 row += &table.row(*kind as usize);
             }
         }
-        self.norm.iter().for_each(|norm| norm.apply(hidden.view_mut()));
+        reads.norm.iter().for_each(|norm| norm.apply(hidden.view_mut()));
         Ok(hidden)
     }
 
@@ -151,21 +175,36 @@ impl Encoder {
         // nothing of them but distances.
         let seen: Vec<usize> = (0..ids.len()).filter(|&i| mask[i] != 0).collect();
         let gap = seen.windows(2).any(|pair| pair[1] != pair[0] + 1);
-        if gap && self.positions.is_none() {
+        if gap && !self.has_positions() {
             return Err(Error::unsupported(
                 "masked tokens between others, where attention knows distances",
             ));
         }
         let mut visible = hidden.select(Axis(0), &seen);
-        for block in &self.blocks {
-            block.forward_sequences(visible.view_mut(), &[seen.len()], None, scratch)?;
-        }
-        self.last_norm.iter().for_each(|norm| norm.apply(visible.view_mut()));
+        self.run(&mut visible, scratch)?;
         hidden.fill(0.0);
         for (row, &i) in visible.rows().into_iter().zip(&seen) {
             hidden.row_mut(i).assign(&row);
         }
         Ok(hidden)
+    }
+
+    /// One sequence through all blocks, and the norm behind the last.
+    fn run(&self, hidden: &mut Array2<f32>, scratch: &mut Scratch) -> Result<()> {
+        let lengths = [hidden.nrows()];
+        for block in &self.blocks {
+            block.forward_sequences(hidden.view_mut(), &lengths, None, scratch)?;
+        }
+        self.last_norm.iter().for_each(|norm| norm.apply(hidden.view_mut()));
+        Ok(())
+    }
+
+    /// Whether embeddings say where tokens stand.
+    fn has_positions(&self) -> bool {
+        match &self.reads {
+            Reading::Tokens(tokens) => tokens.positions.is_some(),
+            Reading::Images(_) => true,
+        }
     }
 
     /// Whether there is a head over the vocabulary, for masked tokens.

@@ -46,9 +46,11 @@ pub mod tokenizer;
 pub use block::{Block, Observer, SharedInput, chunks};
 pub use cache::{KvCache, ScanState};
 pub use calibrate::{Calibrations, Collecting, calibrate};
-pub use config::{Activation, Architecture, BlockShape, Config, RopeConfig, RopeScaling};
+pub use config::{
+    Activation, Architecture, BlockShape, Config, Images, Reads, RopeConfig, RopeScaling,
+};
 pub use decoder::{Decoder, Embedding, Head};
-pub use encoder::Encoder;
+pub use encoder::{Encoder, TwoTowers};
 pub use eval::{Judged, Judgement, Reference, ThroughCache, compare, perplexity};
 pub use generate::{Generation, generate, generate_text};
 pub use layers::{Linear, Norm, Rope, Routing};

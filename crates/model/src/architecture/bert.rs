@@ -112,6 +112,8 @@ fn bert(draft: &Draft<'_>, names: &Names) -> Result<Plan> {
     Ok(Plan {
         prefix,
         prefixes,
+        images: None,
+        joint: None,
         embedding: EmbeddingPlan {
             table: embeddings("word"),
             width: config.hidden,

@@ -1,6 +1,7 @@
 //! The architectures: each a row that says how its config reads and what its blocks are made of.
 
 mod bert;
+mod clip;
 mod cohere;
 mod deepseek;
 mod falcon;
@@ -19,6 +20,7 @@ mod plan;
 mod row;
 mod stablelm;
 mod t5;
+mod vit;
 
 use tensorpress_tensor::Result;
 
@@ -28,7 +30,7 @@ pub(crate) use row::{Draft, Row};
 
 /// Every architecture that has a forward pass here.
 fn rows() -> impl Iterator<Item = &'static Row> {
-    let all: [&'static [Row]; 17] = [
+    let all: [&'static [Row]; 19] = [
         llama::ROWS,
         gemma::ROWS,
         phi::ROWS,
@@ -46,6 +48,8 @@ fn rows() -> impl Iterator<Item = &'static Row> {
         modernbert::ROWS,
         t5::ROWS,
         mamba::ROWS,
+        vit::ROWS,
+        clip::ROWS,
     ];
     all.into_iter().flatten()
 }
@@ -84,6 +88,11 @@ impl Architecture {
         self.0.editable
     }
 
+    /// The architecture of this `model_type`.
+    pub(crate) fn named(kind: &str) -> Option<Self> {
+        rows().find(|row| row.kinds.contains(&kind)).map(Self)
+    }
+
     pub(crate) fn row(&self) -> &'static Row {
         self.0
     }
@@ -98,8 +107,7 @@ impl Architecture {
                 None => keys.require("model_type")?,
             },
         };
-        let row = rows().find(|row| row.kinds.contains(&kind.as_str()));
-        row.map(Self).ok_or_else(|| {
+        Self::named(&kind).ok_or_else(|| {
             let known: Vec<&str> = rows().map(|row| row.kinds[0]).collect();
             keys.unsupported(format!("`model_type` = `{kind}`; known are {}", known.join(", ")))
         })

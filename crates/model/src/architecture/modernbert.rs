@@ -71,6 +71,8 @@ fn modernbert(draft: &Draft<'_>) -> Result<Plan> {
     Ok(Plan {
         prefix: "model.",
         prefixes: &[""],
+        images: None,
+        joint: None,
         embedding: EmbeddingPlan {
             table: "model.embeddings.tok_embeddings.weight".to_owned(),
             width: config.hidden,

@@ -16,6 +16,43 @@ pub(crate) struct Plan {
     pub(crate) layers: String,
     pub(crate) blocks: Vec<BlockPlan>,
     pub(crate) head: HeadPlan,
+    /// Of a model that reads images, alone or in a second tower. Where there is no other, `embedding` and `head` are those
+    /// of nothing.
+    pub(crate) images: Option<ImagePlan>,
+    /// Of a model with two towers.
+    pub(crate) joint: Option<JointPlan>,
+}
+
+/// What stands around the blocks of images.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ImagePlan {
+    /// The token that stands before the patches.
+    pub(crate) class: String,
+    /// Weight `[hidden, channels, side, side]` and bias of what makes tokens of patches.
+    pub(crate) patches: String,
+    pub(crate) bias: Option<String>,
+    /// A position for each token.
+    pub(crate) positions: String,
+    /// Before the first block.
+    pub(crate) before: Option<NormPlan>,
+    /// Behind the last.
+    pub(crate) last: Option<NormPlan>,
+    /// Of the class token alone, behind that.
+    pub(crate) pooled: Option<NormPlan>,
+    /// Makes one vector of the class token, with tanh behind it, where the checkpoint has it.
+    pub(crate) pooler: Option<String>,
+    /// Makes logits of the class token, where the checkpoint has it.
+    pub(crate) classifier: Option<String>,
+}
+
+/// From two towers into one space.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct JointPlan {
+    pub(crate) width: usize,
+    /// Matrices of texts and of images.
+    pub(crate) project: [String; 2],
+    /// The logarithm of what similarities are multiplied by.
+    pub(crate) scale: String,
 }
 
 /// From tokens to hidden states.
@@ -462,6 +499,19 @@ impl Plan {
         }
         head.matrix = name(&head.matrix);
         head.bias.iter_mut().for_each(|bias| *bias = name(bias));
+        if let Some(images) = &mut self.images {
+            let ImagePlan { class, patches, positions, .. } = images;
+            [class, patches, positions].into_iter().for_each(|tensor| *tensor = name(tensor));
+            let ImagePlan { bias, pooler, classifier, .. } = images;
+            let others = [bias, pooler, classifier].into_iter().flatten();
+            others.for_each(|tensor| *tensor = name(tensor));
+            let norms = [&mut images.before, &mut images.last, &mut images.pooled];
+            norms.into_iter().flatten().for_each(norm);
+        }
+        if let Some(joint) = &mut self.joint {
+            let [texts, images] = &mut joint.project;
+            [texts, images, &mut joint.scale].into_iter().for_each(|tensor| *tensor = name(tensor));
+        }
         self.layers = name(&self.layers);
         for block in &mut self.blocks {
             block.prefix = name(&block.prefix);

@@ -37,6 +37,12 @@ pub(crate) struct Row {
     pub(crate) reserved: fn(&Keys<'_>) -> Result<usize>,
     /// The window of each block, if there is one; asked with the number of blocks.
     pub(crate) windows: fn(&Keys<'_>, usize) -> Result<Vec<Option<usize>>>,
+    /// It reads images, not tokens.
+    pub(crate) images: bool,
+    /// Keys of its two towers, of texts and of images, and the architectures of these.
+    pub(crate) towers: Option<[(&'static str, &'static str); 2]>,
+    /// Numbers that its configs leave out where they are these.
+    pub(crate) defaults: &'static [(&'static str, u64)],
     pub(crate) plan: fn(&Draft<'_>) -> Result<Plan>,
 }
 
@@ -57,6 +63,9 @@ impl Row {
         reserved: |_| Ok(0),
         kv_heads: |keys, heads| keys.or("num_key_value_heads", heads),
         windows: |_, blocks| Ok(vec![None; blocks]),
+        images: false,
+        towers: None,
+        defaults: &[],
         plan: |draft| draft.decoder(|block| draft.usual(block)),
     };
 }
@@ -109,6 +118,8 @@ impl Draft<'_> {
         Ok(Plan {
             prefix,
             prefixes: &["", "model.", "language_model.model.", "model.language_model."],
+            images: None,
+            joint: None,
             embedding,
             layers: format!("{prefix}{layers}"),
             blocks: (0..self.config.blocks).map(block).collect::<Result<_>>()?,

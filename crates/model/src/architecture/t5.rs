@@ -60,6 +60,8 @@ fn t5(draft: &Draft<'_>) -> Result<Plan> {
     Ok(Plan {
         prefix: "encoder.",
         prefixes: &[],
+        images: None,
+        joint: None,
         embedding: EmbeddingPlan {
             table: "shared.weight".to_owned(),
             width: config.hidden,

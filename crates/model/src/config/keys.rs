@@ -20,6 +20,21 @@ impl<'a> Keys<'a> {
         if json.is_object() { Ok(keys) } else { Err(keys.bad("the file is no JSON object")) }
     }
 
+    /// These keys with other values, of the same place.
+    pub(crate) fn over<'b>(&self, json: &'b Value) -> Keys<'b> {
+        Keys { json, path: self.path.clone(), file: self.file.clone() }
+    }
+
+    /// Where they come from.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The values.
+    pub(crate) fn json(&self) -> &'a Value {
+        self.json
+    }
+
     /// The object under `key`, if it is there and not null.
     pub(crate) fn child(&self, key: &str) -> Result<Option<Self>> {
         let Some(json) = self.present(key) else { return Ok(None) };

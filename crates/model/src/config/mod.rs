@@ -1,18 +1,22 @@
 //! What a model is: the validated contents of a `config.json`, in either of the spellings in use.
 
+mod images;
 pub(crate) mod keys;
 mod rope;
 pub(crate) mod shape;
 pub(crate) mod text;
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value;
-use tensorpress_tensor::Result;
 pub use tensorpress_tensor::rewrite::BlockShape;
+use tensorpress_tensor::{Error, Result};
 
 pub use crate::architecture::Architecture;
 use crate::architecture::{Draft, Plan};
+pub use images::Images;
 use keys::Keys;
 pub(crate) use rope::mscale;
 pub use rope::{RopeConfig, RopeScaling};
@@ -52,7 +56,7 @@ pub struct Config {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Tokens in the vocabulary.
+    /// Tokens in the vocabulary; 0 of a model that reads images alone.
     pub vocab: usize,
     /// Tokens a sequence may have.
     pub context: usize,
@@ -81,6 +85,22 @@ pub struct Config {
     pub bos: Option<u32>,
     /// Tokens that end a text.
     pub eos: Vec<u32>,
+    /// The images that a model reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<Images>,
+    /// Of a model with two towers, that of the texts and that of the images, whose blocks come in this order. What stands
+    /// outside of them is the first one's, but for the number of blocks, and for the images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub towers: Option<Box<[Config; 2]>>,
+}
+
+/// What the first of some blocks reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// Token ids.
+    Tokens,
+    /// Images.
+    Images,
 }
 
 /// No size in a config may exceed this, so that products of two fit 64 bits easily.
@@ -104,11 +124,12 @@ impl Config {
     /// `InsufficientData` for a missing key, `Corruption` for an impossible value, `Unsupported` for an unknown
     /// architecture, rope scaling, activation or foreign quantisation; each names the file and the key.
     pub fn from_json(json: &Value, file: &Path) -> Result<Self> {
-        let keys = Keys::new(json, file)?;
-        let config = Self::read(&keys)?;
-        // What only the blocks ask for is judged here as well.
-        config.plan_of(&keys)?;
-        Ok(config)
+        with_keys(json, file, |keys, architecture| {
+            let config = Self::read(keys, architecture)?;
+            // What only the blocks ask for is judged here as well.
+            config.plan_of(keys)?;
+            Ok(config)
+        })
     }
 
     /// Of a model of which nothing is known but its tensors: sizes are 0.
@@ -122,6 +143,8 @@ impl Config {
             kv_heads: 0,
             head_dim: 0,
             vocab: 0,
+            images: None,
+            towers: None,
             context: MAX_SIZE,
             norm_eps: 0.0,
             activation: Activation::Relu,
@@ -140,17 +163,18 @@ impl Config {
 
     /// What the model is made of.
     pub(crate) fn plan(&self, json: &Value, file: &Path) -> Result<Plan> {
-        self.plan_of(&Keys::new(json, file)?)
+        with_keys(json, file, |keys, _| self.plan_of(keys))
     }
 
     fn plan_of(&self, keys: &Keys<'_>) -> Result<Plan> {
         (self.architecture.row().plan)(&Draft { keys, config: self })
     }
 
-    fn read(keys: &Keys<'_>) -> Result<Self> {
-        refuse_foreign_quantization(keys)?;
-        let architecture = Architecture::read(keys)?;
+    fn read(keys: &Keys<'_>, architecture: Architecture) -> Result<Self> {
         let row = architecture.row();
+        if let Some(kinds) = row.towers {
+            return Self::read_towers(keys, architecture, kinds);
+        }
         let decoder = row.decoder;
         let hidden = keys.size(keys.known(&HIDDEN), MAX_SIZE)?;
         let blocks = keys.size(keys.known(&BLOCKS), MAX_BLOCKS)?;
@@ -178,7 +202,9 @@ impl Config {
             );
         }
         // Where no key says it, nothing limits it.
+        let images = if row.images { Some(Images::read(keys)?) } else { None };
         let context = match keys.present(keys.known(&CONTEXT)) {
+            _ if images.is_some() => images.map_or(0, |images| images.patches() + 1),
             Some(_) => keys.size(keys.known(&CONTEXT), MAX_SIZE)?,
             None => MAX_SIZE,
         };
@@ -217,7 +243,7 @@ impl Config {
             heads,
             kv_heads,
             head_dim,
-            vocab: keys.size("vocab_size", MAX_SIZE)?,
+            vocab: if row.images { 0 } else { keys.size("vocab_size", MAX_SIZE)? },
             context,
             norm_eps: eps as f32,
             activation: activation(keys, row.activation)?,
@@ -231,7 +257,57 @@ impl Config {
             token_types: if decoder { 0 } else { keys.or("type_vocab_size", 0)? },
             bos: tokens(keys, "bos_token_id")?.first().copied(),
             eos: tokens(keys, "eos_token_id")?,
+            images,
+            towers: None,
         })
+    }
+
+    fn read_towers(
+        keys: &Keys<'_>,
+        architecture: Architecture,
+        kinds: [(&str, &str); 2],
+    ) -> Result<Self> {
+        let read = |(key, kind): (&str, &str)| {
+            tower(keys, key, kind, |keys, architecture| Self::read(keys, architecture))
+        };
+        let [texts, images] = [read(kinds[0])?, read(kinds[1])?];
+        Ok(Self {
+            architecture,
+            blocks: texts.blocks + images.blocks,
+            windows: [texts.windows.clone(), images.windows.clone()].concat(),
+            images: images.images,
+            towers: Some(Box::new([texts.clone(), images])),
+            ..texts
+        })
+    }
+
+    /// Tokens or patches that a sequence may have, if anything limits that.
+    #[must_use]
+    pub fn limit(&self) -> Option<usize> {
+        Some(self.context).filter(|context| *context < MAX_SIZE)
+    }
+
+    /// Blocks that run one after the other, and what the first of them reads: one list, or two of a model with two towers.
+    #[must_use]
+    pub fn stacks(&self) -> Vec<(Range<usize>, Reads)> {
+        match &self.towers {
+            Some(towers) => {
+                let first = towers[0].blocks;
+                vec![(0..first, Reads::Tokens), (first..self.blocks, Reads::Images)]
+            }
+            None if self.images.is_some() => vec![(0..self.blocks, Reads::Images)],
+            None => vec![(0..self.blocks, Reads::Tokens)],
+        }
+    }
+
+    /// The config of one of these lists.
+    ///
+    /// # Panics
+    /// If there is no such list.
+    #[must_use]
+    pub fn stack(&self, stack: usize) -> &Self {
+        assert!(stack < self.stacks().len(), "stack {stack} of {}", self.stacks().len());
+        self.towers.as_ref().map_or(self, |towers| &towers[stack])
     }
 
     /// Heads and width of a block.
@@ -241,10 +317,57 @@ impl Config {
     #[must_use]
     pub fn shape(&self, block: usize) -> BlockShape {
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
+        if let Some([texts, images]) = self.towers.as_deref() {
+            let behind = block.checked_sub(texts.blocks);
+            return behind.map_or_else(|| texts.shape(block), |block| images.shape(block));
+        }
         let Self { heads, kv_heads, intermediate, .. } = *self;
         let all = BlockShape::new(heads, kv_heads, intermediate);
         self.shapes.as_ref().map_or(all, |shapes| shapes[block])
     }
+}
+
+/// Reads keys of which those that are not there have the values that the architecture gives them.
+fn with_keys<T>(
+    json: &Value,
+    file: &Path,
+    read: impl FnOnce(&Keys<'_>, Architecture) -> Result<T>,
+) -> Result<T> {
+    let keys = Keys::new(json, file)?;
+    refuse_foreign_quantization(&keys)?;
+    let architecture = Architecture::read(&keys)?;
+    read(&keys.over(&completed(json, architecture)), architecture)
+}
+
+/// The same of the tower under `key`, which is of a kind whatever it says.
+pub(crate) fn tower<T>(
+    keys: &Keys<'_>,
+    key: &str,
+    kind: &str,
+    read: impl FnOnce(&Keys<'_>, Architecture) -> Result<T>,
+) -> Result<T> {
+    let Some(child) = keys.child(key)? else {
+        return Err(
+            Error::insufficient(format!("key {} is missing", keys.name(key))).in_file(keys.file())
+        );
+    };
+    let architecture =
+        Architecture::named(kind).ok_or_else(|| keys.unsupported(format!("a tower `{kind}`")))?;
+    read(&child.over(&completed(child.json(), architecture)), architecture)
+}
+
+fn completed(json: &Value, architecture: Architecture) -> Cow<'_, Value> {
+    let defaults = architecture.row().defaults;
+    if defaults.is_empty() {
+        return Cow::Borrowed(json);
+    }
+    let mut full = json.clone();
+    for (key, value) in defaults {
+        if full.get(key).is_none_or(Value::is_null) {
+            full[key] = Value::from(*value);
+        }
+    }
+    Cow::Owned(full)
 }
 
 fn activation(keys: &Keys<'_>, default: &str) -> Result<Activation> {

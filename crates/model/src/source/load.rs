@@ -8,8 +8,10 @@ use tensorpress_tensor::{Error, Result};
 
 use super::{Source, at};
 use crate::architecture::{BlockPlan, EmbeddingPlan, HeadPlan, PositionsPlan, TransformPlan};
+use crate::block::Block;
+use crate::config::Config;
 use crate::decoder::{Decoder, Embedding, Head};
-use crate::encoder::{Encoder, MaskedHead, Positions};
+use crate::encoder::{Encoder, ImageHead, MaskedHead, Positions, Reading, TokenEmbedding};
 use crate::layers::Linear;
 
 impl Source {
@@ -65,9 +67,14 @@ impl Source {
     /// The embedding of tokens.
     ///
     /// # Errors
-    /// As [`Source::block`].
+    /// As [`Source::block`]; `Unsupported` for a model that reads images alone.
     pub fn embedding(&self) -> Result<Embedding> {
         self.need_forward()?;
+        if self.config.vocab == 0 {
+            let kind = self.config.architecture;
+            let message = format!("an embedding of tokens in {kind:?}, which reads images");
+            return Err(Error::unsupported(message).in_file(self.config_file()));
+        }
         let EmbeddingPlan { table, width, scale, positions, project, .. } = &self.plan.embedding;
         // An encoder adds them itself, beside the types of its tokens.
         let positions = positions.as_ref().filter(|_| self.config.architecture.is_decoder());
@@ -135,7 +142,7 @@ impl Source {
         })
     }
 
-    fn global_linear(&self, name: String, shape: [usize; 2]) -> Result<Linear> {
+    pub(super) fn global_linear(&self, name: String, shape: [usize; 2]) -> Result<Linear> {
         let weight = self.weight_of(&name, shape)?;
         let file = self.file_of(&name);
         Ok(Linear { file, name, weight: weight.into(), bias: None, input: None })
@@ -158,10 +165,19 @@ impl Source {
     /// Loads a whole encoder; its matrices stay in the memory map, or compressed.
     ///
     /// # Errors
-    /// As [`Source::block`]; `Unsupported` for decoders.
+    /// As [`Source::block`]; `Unsupported` for decoders, and for a model with two towers.
     pub fn encoder(&self) -> Result<Encoder> {
         self.need_kind(false)?;
-        let (config, hidden) = (&self.config, self.config.hidden);
+        if self.config.towers.is_some() {
+            let message = format!("{:?} as one encoder: it has two", self.config.architecture);
+            return Err(Error::unsupported(message).in_file(self.config_file()));
+        }
+        self.stack(0)
+    }
+
+    /// An encoder's part that reads tokens: what stands before its blocks, and these.
+    pub(super) fn text_encoder(&self, config: &Config, blocks: Vec<Block>) -> Result<Encoder> {
+        let hidden = config.hidden;
         let EmbeddingPlan { positions, types, norm, .. } = &self.plan.embedding;
         let positions_of = |plan: &PositionsPlan| -> Result<Positions> {
             let table = self.table(&plan.table, [plan.rows, hidden])?;
@@ -170,13 +186,16 @@ impl Source {
         let types_of = |name: &String| self.table(name, [config.token_types, hidden]);
         Ok(Encoder {
             config: Arc::new(config.clone()),
-            words: self.embedding()?,
-            positions: positions.as_ref().map(positions_of).transpose()?,
-            token_types: types.as_ref().map(types_of).transpose()?,
-            norm: self.norm_if(norm.as_ref())?,
-            blocks: (0..config.blocks).map(|b| self.block(b)).collect::<Result<_>>()?,
+            reads: Reading::Tokens(TokenEmbedding {
+                words: self.embedding()?,
+                positions: positions.as_ref().map(positions_of).transpose()?,
+                types: types.as_ref().map(types_of).transpose()?,
+                norm: self.norm_if(norm.as_ref())?,
+            }),
+            blocks,
             last_norm: self.norm_if(self.plan.head.norm.as_ref())?,
             head: self.masked_head()?,
+            image_head: ImageHead::default(),
         })
     }
 
@@ -196,7 +215,7 @@ impl Source {
         }))
     }
 
-    fn need_kind(&self, decoder: bool) -> Result<()> {
+    pub(super) fn need_kind(&self, decoder: bool) -> Result<()> {
         self.need_forward()?;
         let architecture = self.config.architecture;
         if architecture.is_decoder() == decoder {

@@ -156,6 +156,7 @@ fn plan(checkpoint: &Checkpoint) -> Plan {
             norm: None,
             project: None,
         },
+        images: None,
         layers: String::new(),
         blocks: groups.into_values().map(block).collect(),
         head: HeadPlan {
@@ -167,6 +168,7 @@ fn plan(checkpoint: &Checkpoint) -> Plan {
             scale: 1.0,
             softcap: None,
         },
+        joint: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod edit;
 mod files;
+mod images;
 mod load;
 mod loose;
 mod names;

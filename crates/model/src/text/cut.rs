@@ -7,8 +7,12 @@ use super::{Limits, Windows};
 use crate::source::Source;
 use crate::tokenizer::{Bos, Tokenizer};
 
+/// Tokens of windows for a model that takes any number.
+const UNLIMITED: usize = 2048;
+
 impl Corpus {
-    /// Cuts for judging: a plain text into windows that do not overlap, BOS first in each; documents to the limit, one
+    /// Cuts for judging: a plain text into windows that do not overlap, BOS first in each (of 2048 tokens, if nothing limits
+    /// what the model reads); documents to the limit, one
     /// sequence each, BOS first in those that are not ids already. Whether there is BOS, `bos` says.
     ///
     /// # Errors
@@ -16,7 +20,11 @@ impl Corpus {
     /// ids beyond the vocabulary, `Unsupported` for images; those of the tokenizer, if one is needed.
     pub fn segments(&self, source: &Source, bos: Bos, limits: Limits) -> Result<Vec<Vec<u32>>> {
         let tokenizer = self.tokenizer(source, bos)?;
-        self.segments_by(tokenizer.as_ref(), source.config().context, limits)
+        let usual =
+            if self.is_plain() && limits.max_tokens.is_none() { UNLIMITED } else { usize::MAX };
+        let config = source.config();
+        let context = config.limit().unwrap_or(config.context.min(usual));
+        self.segments_by(tokenizer.as_ref(), context, limits)
     }
 
     /// Cuts the beginning into windows for calibration. For decoders, a plain text and every document into windows of one
@@ -39,11 +47,16 @@ impl Corpus {
 
     /// What encodes, if something is to be encoded; what is not, fits the model.
     fn tokenizer(&self, source: &Source, bos: Bos) -> Result<Option<Tokenizer>> {
-        if self.pixels().is_some() {
+        let (images, vocab) = (source.config().images, source.config().vocab);
+        if self.pixels().is_some() && images.is_none() {
             let message = "has `pixel_values`: images, and the model reads tokens";
             return Err(self.located(Error::unsupported(message)));
         }
-        let vocab = source.config().vocab;
+        if vocab == 0 {
+            let message = "texts, and the model reads images: a safetensors file with \
+                           `pixel_values` is needed";
+            return Err(self.located(Error::unsupported(message)));
+        }
         for (number, document) in self.documents().iter().enumerate() {
             let Document::Ids(ids) = document else { continue };
             if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {

@@ -2,6 +2,7 @@
 
 mod corpus;
 mod cut;
+mod images;
 mod json;
 mod kind;
 mod tensors;

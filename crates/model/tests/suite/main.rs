@@ -9,4 +9,5 @@ mod kv;
 mod prompts;
 mod properties;
 mod reduced;
+mod scan;
 mod streaming;

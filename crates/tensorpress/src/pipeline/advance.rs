@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use tensorpress_model::{
-    Block, Calibrations, Collecting, Observer, Routing, SharedInput, Source, chunks,
+    Block, Calibrations, Collecting, Observer, Reads, Routing, SharedInput, Source, chunks,
 };
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
@@ -13,6 +13,7 @@ use tensorpress_tensor::stats::{self, Batch, Calibration, Collector, Needs};
 use tensorpress_tensor::{Checkpoint, Context as _, ErrorKind, Node, Result, Scratch, Tensor};
 
 use super::Context;
+use super::calibration::Samples;
 
 /// What the next block reads.
 pub(super) struct Stream {
@@ -69,31 +70,47 @@ impl Context<'_> {
 }
 
 impl Stream {
-    /// The embeddings of the windows, out of another table if one is given; those of the model as it was beside them, if
-    /// asked for.
+    /// What the first block of a stack reads: the embeddings of the windows, out of another table if one is given, or those
+    /// of the images; those of the model as it was beside them, if asked for.
     pub(super) fn begin(
         source: &Source,
-        windows: &[Vec<u32>],
+        stack: usize,
+        samples: &Samples,
         table: Option<Box<dyn Node>>,
         original: bool,
     ) -> Result<Self> {
         let original = match original {
-            true => Some(Self::begin(source, windows, None, false)?.hidden),
+            true => Some(Self::begin(source, stack, samples, None, false)?.hidden),
             false => None,
         };
         let mut scratch = Scratch::new(Par::Rayon);
-        let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
-        let hidden = if source.config().architecture.is_decoder() {
+        let windows = samples.windows.iter();
+        let parts: Vec<Array2<f32>> = if source.config().architecture.is_decoder() {
             let mut embedding = source.embedding()?;
             if let Some(table) = table {
                 embedding.replace(table)?;
             }
-            joined(windows, |ids| embedding.embed(ids, &mut scratch))?
+            windows.map(|ids| embedding.embed(ids, &mut scratch)).collect::<Result<_>>()?
         } else {
-            let encoder = source.encoder()?;
-            joined(windows, |ids| encoder.embeddings(ids, &vec![0; ids.len()], &mut scratch))?
+            let encoder = source.stack(stack)?;
+            match (source.config().stacks()[stack].1, &samples.images) {
+                (Reads::Images, None) => Vec::new(),
+                (Reads::Images, Some(images)) => {
+                    let embed = |image| encoder.image_embeddings(image, &mut scratch);
+                    images.outer_iter().map(embed).collect::<Result<_>>()?
+                }
+                (Reads::Tokens, _) => {
+                    let types = |ids: &Vec<u32>| vec![0; ids.len()];
+                    let embed = |ids: &Vec<u32>| encoder.embeddings(ids, &types(ids), &mut scratch);
+                    windows.map(embed).collect::<Result<_>>()?
+                }
+            }
         };
         source.checkpoint().release();
+        let lengths = parts.iter().map(Array2::nrows).collect();
+        let none = Array2::zeros((0, source.config().stack(stack).hidden));
+        let views = std::iter::once(none.view()).chain(parts.iter().map(|part| part.view()));
+        let hidden = concatenate(Axis(0), &views.collect::<Vec<_>>()).expect("parts of one width");
         Ok(Self { hidden, original, lengths })
     }
 
@@ -205,16 +222,6 @@ impl Stream {
         forward(&mut self.hidden, &self.lengths, block, Some(&mut collecting))?;
         Ok(collecting.finish())
     }
-}
-
-/// What the first block reads of each window, one behind the other.
-fn joined(
-    windows: &[Vec<u32>],
-    embed: impl FnMut(&Vec<u32>) -> Result<Array2<f32>>,
-) -> Result<Array2<f32>> {
-    let parts = windows.iter().map(embed).collect::<Result<Vec<_>>>()?;
-    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
-    Ok(concatenate(Axis(0), &views).expect("parts of one width"))
 }
 
 fn forward(

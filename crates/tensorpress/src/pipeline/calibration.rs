@@ -1,6 +1,7 @@
-use tensorpress_model::Source;
 use tensorpress_model::text::{Corpus, Windows};
 use tensorpress_model::tokenizer::Bos;
+use tensorpress_model::{Reads, Source};
+use tensorpress_tensor::ndarray::Array4;
 use tensorpress_tensor::{Error, Result};
 
 /// Characters of the text that are used by default.
@@ -10,8 +11,19 @@ pub const DEFAULT_WINDOWS: usize = 64;
 /// Tokens of a window by default, BOS included.
 pub const DEFAULT_LENGTH: usize = 256;
 
+/// What blocks are calibrated on.
+#[derive(Default)]
+pub(super) struct Samples {
+    /// Token ids.
+    pub(super) windows: Vec<Vec<u32>>,
+    /// `[images, channels, height, width]`.
+    pub(super) images: Option<Array4<f32>>,
+}
+
 /// A text to calibrate on: its first characters are encoded and cut into windows, each of which begins with BOS where
-/// the tokenizer's texts do; see [`Corpus::windows`].
+/// the tokenizer's texts do; see [`Corpus::windows`]. Models of images take the `pixel_values` of a safetensors file
+/// ([`Corpus::images`]); of a model that reads both, what is given calibrates its side, and layers of the other side are
+/// compressed without data, as their reports say.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CalibrationText {
@@ -19,7 +31,7 @@ pub struct CalibrationText {
     pub text: Corpus,
     /// Characters used. Default 120,000.
     pub chars: usize,
-    /// Windows used. Default 64.
+    /// Windows used, and images. Default 64.
     pub windows: usize,
     /// Tokens of a window, BOS included. Default 256, or the model's context if that is shorter.
     pub length: Option<usize>,
@@ -63,8 +75,25 @@ impl CalibrationText {
         self
     }
 
+    /// What the model reads of it.
+    pub(super) fn samples(&self, source: &Source) -> Result<Samples> {
+        let stacks = source.config().stacks();
+        let reads = |what: Reads| stacks.iter().any(|(_, reads)| *reads == what);
+        let (tokens, images) = (reads(Reads::Tokens), reads(Reads::Images));
+        let mut samples = Samples::default();
+        // Of a model that reads both, blocks of what is not there see nothing, and say so.
+        if images && (self.text.pixels().is_some() || (!tokens && self.text.documents().is_empty()))
+        {
+            samples.images = Some(self.text.images(source, self.windows)?);
+        }
+        if samples.images.is_none() || !self.text.documents().is_empty() {
+            samples.windows = self.windows(source)?;
+        }
+        Ok(samples)
+    }
+
     /// Token ids of every window.
-    pub(super) fn windows(&self, source: &Source) -> Result<Vec<Vec<u32>>> {
+    fn windows(&self, source: &Source) -> Result<Vec<Vec<u32>>> {
         let context = source.config().context;
         let length = self.length.unwrap_or(DEFAULT_LENGTH.min(context));
         if length < 2 || length > context {

@@ -49,6 +49,7 @@ pub use write::write_model;
 use crate::bill::Bill;
 use crate::recipe::Recipe;
 use advance::Stream;
+use calibration::Samples;
 use folder::Work;
 use plan::Plan;
 use rewrite::{Named, Rewriting, Rewritten};
@@ -101,7 +102,7 @@ struct Task<'r> {
     source: &'r Source,
     out: &'r Path,
     rewrites: Vec<Named>,
-    windows: Vec<Vec<u32>>,
+    samples: Samples,
     plan: Plan,
     plain: bool,
     begun: Instant,
@@ -248,19 +249,19 @@ impl<'a> Compressor<'a> {
         let notes = Side::of(source, out)?.notes;
         let layout = source.layout(plain);
         rewrites.iter().try_for_each(|(_, rewrite)| rewrite.fits(&layout))?;
-        let windows = self.windows(source, &rewrites, &plan)?;
+        let samples = self.samples(source, &rewrites, &plan)?;
         let identity =
-            Identity::new(source, recipe, &windows, self.supplied.as_deref(), self.seed)?;
+            Identity::new(source, recipe, &samples, self.supplied.as_deref(), self.seed)?;
         let mut work = Work::open(out, identity, source.checkpoint(), self.force)?;
-        let task = Task { source, out, rewrites, windows, plan, plain, begun };
+        let task = Task { source, out, rewrites, samples, plan, plain, begun };
         let done = self.work(task, &mut work);
         work.ended(done).map(|report| Report { notes, ..report })
     }
 
     /// The work, once everything is found out that it takes.
     fn work(&mut self, task: Task<'_>, work: &mut Work) -> Result<Report> {
-        let Task { source, out, rewrites, windows, plan, plain, begun } = task;
-        let rewritten = self.rewrite(source, &rewrites, &windows, plain, work)?;
+        let Task { source, out, rewrites, samples, plan, plain, begun } = task;
+        let rewritten = self.rewrite(source, &rewrites, &samples, plain, work)?;
         let original = source;
         let source = rewritten.as_ref().map_or(original, |rewritten| &rewritten.source);
         let plan = match &rewritten {
@@ -282,13 +283,20 @@ impl<'a> Compressor<'a> {
             work.finished(unit)?;
         }
         let mut stream = None;
-        if context.plan.needs_calibration().is_some() && !work.is_complete() {
-            let table = context.compressed_table(&work.shard(0))?;
-            let original = context.plan.reads(stats::Stream::Original);
-            stream = Some(Stream::begin(source, &windows, table, original)?);
-        }
+        let calibrated = context.plan.needs_calibration().is_some() && !work.is_complete();
+        let stacks = source.config().stacks();
         for index in 0..source.blocks() {
             context.check_cancelled()?;
+            let begun = stacks.iter().position(|(blocks, _)| blocks.start == index);
+            if let Some(stack) = begun.filter(|_| calibrated) {
+                // The one before has served; and of a stack that is done, nothing is left to serve.
+                stream = None;
+                if work.units().len() <= stacks[stack].0.end {
+                    let table = context.compressed_table(&work.shard(0))?;
+                    let original = context.plan.reads(stats::Stream::Original);
+                    stream = Some(Stream::begin(source, stack, &samples, table, original)?);
+                }
+            }
             let shard = work.shard(index + 1);
             if work.units().len() <= index + 1 {
                 self.tell(Event::Block { block: index, blocks: source.blocks() });
@@ -318,18 +326,18 @@ impl<'a> Compressor<'a> {
         added.fold(self.recipe.canonical(), |all, one| all + &one)
     }
 
-    /// Token ids to calibrate on, if anything needs them.
-    fn windows(&self, source: &Source, rewrites: &[Named], plan: &Plan) -> Result<Vec<Vec<u32>>> {
+    /// What to calibrate on, if anything needs it.
+    fn samples(&self, source: &Source, rewrites: &[Named], plan: &Plan) -> Result<Samples> {
         let calibrated = |named: &&Named| rewrite::is_calibrated(&*named.1);
         let needy = rewrites.iter().find(calibrated).map(|(text, _)| text.as_str());
-        let Some(stage) = needy.or(plan.needs_calibration()) else { return Ok(Vec::new()) };
+        let Some(stage) = needy.or(plan.needs_calibration()) else { return Ok(Samples::default()) };
         if let Some(why) = source.unknown() {
             return Err(Error::unsupported(format!(
                 "`{stage}` needs calibration, and the model cannot be run: {why}"
             )));
         }
         match &self.calibration {
-            Some(text) => text.windows(source),
+            Some(text) => text.samples(source),
             None => {
                 let message = format!("`{stage}` needs a calibration text, and none was given");
                 Err(Error::missing_calibration(message))
@@ -342,7 +350,7 @@ impl<'a> Compressor<'a> {
         &mut self,
         source: &Source,
         rewrites: &[Named],
-        windows: &[Vec<u32>],
+        samples: &Samples,
         plain: bool,
         work: &mut Work,
     ) -> Result<Option<Rewritten>> {
@@ -352,7 +360,7 @@ impl<'a> Compressor<'a> {
         let cancel = self.cancel.clone();
         let (mut tell, cancel) = (|event: Event<'_>| self.tell(event), cancel.as_deref());
         let tell = &mut tell;
-        Rewriting { windows, plain, work, tell, cancel }.run(source, rewrites).map(Some)
+        Rewriting { samples, plain, work, tell, cancel }.run(source, rewrites).map(Some)
     }
 
     fn report(&mut self, unit: &Unit) {

@@ -8,6 +8,7 @@ use tensorpress_tensor::stats::Supplied;
 use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::calibration::Samples;
 use super::report::LayerReport;
 
 /// Name of the state file.
@@ -29,7 +30,7 @@ pub(super) struct Identity {
     source: String,
     source_bytes: u64,
     recipe: String,
-    /// Hash of the token ids.
+    /// Hash of the token ids and images.
     calibration: Option<String>,
     calibration_windows: usize,
     calibration_tokens: usize,
@@ -43,18 +44,20 @@ impl Identity {
     pub(super) fn new(
         source: &Source,
         recipe: String,
-        windows: &[Vec<u32>],
+        samples: &Samples,
         supplied: Option<&dyn Supplied>,
         seed: u64,
     ) -> Result<Self> {
+        let Samples { windows, images } = samples;
+        let given = !windows.is_empty() || images.is_some();
         Ok(Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: hash_source(source)?,
             source_bytes: source.checkpoint().file_bytes(),
             recipe,
-            calibration: (!windows.is_empty()).then(|| hash_windows(windows)),
-            calibration_windows: windows.len(),
+            calibration: given.then(|| hash_samples(samples)),
+            calibration_windows: windows.len() + images.as_ref().map_or(0, |images| images.dim().0),
             calibration_tokens: windows.iter().map(Vec::len).sum(),
             supplied: supplied.map(hash_supplied).transpose()?,
             seed,
@@ -163,11 +166,15 @@ impl State {
     }
 }
 
-fn hash_windows(windows: &[Vec<u32>]) -> String {
+fn hash_samples(samples: &Samples) -> String {
     let mut hash = Xxh3::new();
-    for window in windows {
+    for window in &samples.windows {
         hash.update(&(window.len() as u64).to_le_bytes());
         window.iter().for_each(|id| hash.update(&id.to_le_bytes()));
+    }
+    for image in samples.images.iter().flat_map(|images| images.outer_iter()) {
+        hash.update(b"image");
+        image.iter().for_each(|value| hash.update(&value.to_le_bytes()));
     }
     format!("{:032x}", hash.digest128())
 }

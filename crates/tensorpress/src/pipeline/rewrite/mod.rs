@@ -18,12 +18,20 @@ use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Error, Result, Rewrite};
 
 use super::advance::Stream;
+use super::calibration::Samples;
 use super::folder::{Step, Work};
 use super::progress::Event;
 use super::report::{BlockReport, LayerReport};
 use super::state::Steps;
 
 pub(super) use store::stored;
+
+/// The stack that a block lies in ([`Config::stacks`](tensorpress_model::Config::stacks)), and its first block.
+fn stack_of(source: &Source, block: usize) -> (usize, usize) {
+    let stacks = source.config().stacks();
+    let stack = stacks.iter().rposition(|(blocks, _)| blocks.start <= block).unwrap_or(0);
+    (stack, stacks[stack].0.start)
+}
 
 /// A rewrite, and its text in reports.
 pub(super) type Named = (String, Box<dyn Rewrite>);
@@ -75,7 +83,7 @@ impl Rewritten {
 
 /// What the steps of all rewrites share.
 pub(super) struct Rewriting<'a> {
-    pub(super) windows: &'a [Vec<u32>],
+    pub(super) samples: &'a Samples,
     /// The result is to be written with a config that others read.
     pub(super) plain: bool,
     pub(super) work: &'a mut Work,
@@ -154,7 +162,8 @@ impl Rewriting<'_> {
             if self.done(one).is_none_or(|steps| block >= steps.judged.len()) {
                 (self.tell)(Event::Judged { stage: one.text, block, blocks });
                 super::check_cancelled(self.cancel)?;
-                if stream.is_none() && is_calibrated(one.rewrite) {
+                let begins = stream.is_none() || stack_of(source, block).1 == block;
+                if begins && is_calibrated(one.rewrite) {
                     stream = Some(self.stream(one, block)?);
                 }
                 let judgement = one.judge(block, stream.as_mut())?;
@@ -169,8 +178,9 @@ impl Rewriting<'_> {
 
     /// Hidden states before a block.
     fn stream(&self, one: &One<'_>, block: usize) -> Result<Stream> {
-        let mut stream = Stream::begin(one.source, self.windows, None, false)?;
-        for before in 0..block {
+        let (stack, first) = stack_of(one.source, block);
+        let mut stream = Stream::begin(one.source, stack, self.samples, None, false)?;
+        for before in first..block {
             super::check_cancelled(self.cancel)?;
             stream.watch(&one.source.block(before)?, &|_| Needs::NONE)?;
             one.source.checkpoint().release();
