@@ -32,11 +32,16 @@ pub fn refuse_lfs_pointer(begin: &[u8], size: u64) -> Result<()> {
 pub fn explain_missing(folder: &dyn Files) -> Option<Error> {
     // Downloads into a folder keep what is unfinished in `.cache` there.
     let wanted = |path: &str| !path.contains('/') || path.starts_with(".cache/huggingface");
-    let names = folder.below(&wanted).or_else(|_| folder.names()).ok()?;
+    let (names, broken) = match folder.below(&wanted) {
+        Ok(names) => (names, None),
+        // A link that leads nowhere may be all there is to say.
+        Err(error) => (folder.names().ok()?, Some(error)),
+    };
     let top: Vec<&str> = names.iter().map(String::as_str).filter(|n| !n.contains('/')).collect();
     let whole = folder.path("x").parent().map(Path::to_path_buf).unwrap_or_default();
     let error = adapter(folder, &top, &whole).or_else(|| unfinished(&names));
-    Some(error.or_else(|| other_format(&top, &whole))?.in_file(whole))
+    let error = error.or_else(|| other_format(&top, &whole)).or(broken);
+    error.map(|error| error.in_file(whole))
 }
 
 /// A LoRA adapter.
