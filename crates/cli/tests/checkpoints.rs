@@ -361,6 +361,78 @@ fn one_matrix_under_either_name_and_names_without_prefix() {
     }
 }
 
+/// A small BERT that tells classes apart, its names with this prefix.
+fn encoder(model: &Path, prefix: &str) {
+    fs::create_dir(model).expect("a folder");
+    let config = json!({
+        "model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 20,
+        "max_position_embeddings": 12, "type_vocab_size": 2, "hidden_act": "gelu",
+    });
+    fs::write(model.join("config.json"), config.to_string()).expect("written");
+    let mut weights = Weights::default();
+    let mut add = |name: String, shape: &[u64]| {
+        let seed = weights.tensors.len() as u64;
+        let count: u64 = shape.iter().product();
+        let value = |i: u64| ((i * 37 + seed * 11) % 101) as f32 / 50.0 - 1.0;
+        let bytes = (0..count).flat_map(|i| value(i).to_le_bytes()).collect();
+        weights.tensors.insert(name, ("F32".to_owned(), shape.to_vec(), bytes));
+    };
+    for (name, rows) in [("word", 20), ("position", 12), ("token_type", 2)] {
+        add(format!("{prefix}embeddings.{name}_embeddings.weight"), &[rows, 16]);
+    }
+    let mut norms = vec![format!("{prefix}embeddings.LayerNorm")];
+    for block in 0..2 {
+        let block = format!("{prefix}encoder.layer.{block}");
+        norms.extend(["attention.output", "output"].map(|of| format!("{block}.{of}.LayerNorm")));
+        for (name, shape) in [
+            ("attention.self.query", [16, 16]),
+            ("attention.self.key", [16, 16]),
+            ("attention.self.value", [16, 16]),
+            ("attention.output.dense", [16, 16]),
+            ("intermediate.dense", [32, 16]),
+            ("output.dense", [16, 32]),
+        ] {
+            add(format!("{block}.{name}.weight"), &shape);
+            add(format!("{block}.{name}.bias"), &shape[..1]);
+        }
+    }
+    for norm in norms {
+        add(format!("{norm}.weight"), &[16]);
+        add(format!("{norm}.bias"), &[16]);
+    }
+    add("classifier.weight".to_owned(), &[3, 16]);
+    add("classifier.bias".to_owned(), &[3]);
+    weights.write(&model.join("model.safetensors"));
+}
+
+#[test]
+fn encoders_with_a_head_over_classes_and_without_prefix() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let outs = ["bert.", ""].map(|prefix| {
+        let model = parent.path().join(format!("model{prefix}"));
+        encoder(&model, prefix);
+        let out = parent.path().join(format!("out{prefix}"));
+        let report = json(&compress(&model, &out));
+        assert_eq!(report["layers"].as_array().expect("layers").len(), 12);
+        json(&run(&["inspect", arg(&out), "--json"]));
+        let [was, is] = [&model, &out].map(|folder| Weights::read_all(folder).tensors);
+        for name in ["classifier.weight", "classifier.bias"] {
+            assert!(was[name] == is[name], "{name}");
+        }
+        let text = demo_text("heldout.jsonl");
+        assert_fails(&run(&["eval", arg(&out), "--text", arg(&text)]), 1, &["bert as a decoder"]);
+        is
+    });
+    let [mut with, without] = outs.map(|tensors| Weights { tensors, ..Weights::default() });
+    with.rename(|name| name.trim_start_matches("bert.").to_owned());
+    assert!(with.tensors.keys().eq(without.tensors.keys()) && with.tensors.len() > 30);
+    let types = |all: &Weights| {
+        all.tensors.values().map(|t| (t.0.clone(), t.1.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(types(&with), types(&without));
+}
+
 #[test]
 fn tensors_of_any_type_go_along() {
     let parent = tempfile::tempdir().expect("a folder");

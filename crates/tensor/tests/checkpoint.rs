@@ -313,6 +313,11 @@ fn what_lies_where_weights_should_is_named() {
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("of `owner/base`"), "{error}");
     assert!(error.message().contains("merge_and_unload"), "{error}");
+    // Beside a model it is not applied, and that is said.
+    let [config, weights] = files;
+    let opened = open(&[config, weights, ("model.safetensors", one("a"))]).expect("opens");
+    assert!(opened.names().eq(["a"]) && opened.notes().len() == 1);
+    assert!(opened.notes()[0].contains("memory/adapter_config.json: an adapter"));
 
     for (name, says) in [
         ("pytorch_model.bin", "save_pretrained"),

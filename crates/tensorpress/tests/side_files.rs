@@ -76,6 +76,8 @@ const GOES: &[(&str, &str)] = &[
 const STAYS: &[(&str, &str)] = &[
     (".git/objects/ab", "hidden"),
     (".gitattributes", "hidden"),
+    ("adapter_config.json", "an adapter"),
+    ("adapter_model.safetensors", "not applied"),
     ("assets/.DS_Store", "hidden"),
     ("consolidated.safetensors", "not read"),
     ("gguf/model.q4.gguf", "weights"),

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// Pointers are shorter than that.
 const LONGEST: u64 = 1024;
+/// What says that a folder holds an adapter.
+pub(super) const ADAPTER: &str = "adapter_config.json";
 /// Bytes that tell a pointer.
 pub(super) const TELLS: u64 = POINTER.len() as u64;
 
@@ -114,8 +116,6 @@ fn other_format(names: &[&str], whole: &Path) -> Option<Error> {
         listed(&found)
     )))
 }
-
-const ADAPTER: &str = "adapter_config.json";
 
 /// Weights of an adapter, which are no model.
 pub(super) fn is_adapter(name: &str) -> bool {

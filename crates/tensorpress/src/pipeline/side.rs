@@ -162,6 +162,8 @@ fn kind_at_top(name: &str) -> Kind {
             Kind::Made
         }
         () if name.ends_with(".incomplete") => Kind::Unfinished,
+        // Says that there is an adapter, which stays behind.
+        () if name == "adapter_config.json" => Kind::Weights,
         () if name.ends_with(".safetensors") || is_other_weights(name) => Kind::Weights,
         () => Kind::Side,
     }
