@@ -196,3 +196,196 @@ fn as_the_reference_has_it() {
     assert_eq!(read.tensor("b").expect("is there").data(), &data[..12]);
     assert_eq!(read.tensor("scalar").expect("is there").dtype(), Dtype::F64);
 }
+
+/// A folder in memory of these files, an index of this map among them if there is one.
+fn memory(files: &[(&str, Vec<u8>)], map: Option<serde_json::Value>) -> Memory {
+    let mut memory = Memory::default();
+    let files = files.iter().cloned();
+    memory.0.extend(files.map(|(name, bytes)| (name.to_owned(), bytes.into())));
+    if let Some(map) = map {
+        let index = serde_json::json!({ "weight_map": map }).to_string().into_bytes();
+        memory.0.insert("model.safetensors.index.json".into(), index.into());
+    }
+    memory
+}
+
+#[test]
+fn what_an_index_says_and_does_not_hold_is_noted() {
+    let both = [("1.safetensors", one("a")), ("2.safetensors", one("b"))];
+    let good = memory(&both, Some(serde_json::json!({"a": "1.safetensors", "b": "2.safetensors"})));
+    let opened = Checkpoint::open_in(&good).expect("opens");
+    assert!(opened.notes().is_empty() && opened.missing().next().is_none());
+
+    let stale = serde_json::json!({
+        "a": "2.safetensors", "gone": "3.safetensors", "left": "1.safetensors",
+    });
+    let opened = Checkpoint::open_in(&memory(&both, Some(stale))).expect("opens");
+    assert!(opened.names().eq(["a", "b"]));
+    assert!(opened.missing().eq(["gone", "left"]));
+    assert_eq!(opened.tensor("a").expect("is there").bytes()[..], [1; 6]);
+    let notes = opened.notes();
+    let says = ["files that are not there: 3.safetensors", "no file has: gone, left", ": a", ": b"];
+    assert_eq!(notes.len(), says.len(), "{notes:?}");
+    for (note, says) in notes.iter().zip(says) {
+        assert!(
+            note.contains("memory/model.safetensors.index.json") && note.ends_with(says),
+            "{note}"
+        );
+    }
+    for (name, says) in [("gone", "3.safetensors"), ("left", "1.safetensors"), ("none", "no such")]
+    {
+        for error in [opened.tensor(name).expect_err(name), opened.bytes(name).expect_err(name)] {
+            assert_eq!((error.kind(), error.tensor()), (ErrorKind::InsufficientData, Some(name)));
+            assert_eq!(error.file(), Some("memory/model.safetensors.index.json".as_ref()));
+            assert!(error.message().contains(says), "{error}");
+        }
+    }
+
+    // Twice the same name: the index says which; without a word of it, nobody does.
+    let twice = [
+        ("1.safetensors", one("a")),
+        (
+            "2.safetensors",
+            file(
+                r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#,
+                2,
+            ),
+        ),
+    ];
+    for (meant, shape) in [("1.safetensors", &[2, 3][..]), ("2.safetensors", &[1])] {
+        let map = serde_json::json!({"a": meant, "b": "2.safetensors", "c": "1.safetensors"});
+        let opened = Checkpoint::open_in(&memory(&twice, Some(map))).expect("opens");
+        assert_eq!(opened.shape("a"), Some(shape));
+        assert!(opened.notes().iter().any(|note| note.contains("read as the index says")));
+    }
+    let map = serde_json::json!({"b": "2.safetensors", "c": "1.safetensors"});
+    let error = Checkpoint::open_in(&memory(&twice, Some(map))).expect_err("which?");
+    assert_eq!((error.kind(), error.tensor()), (ErrorKind::Corruption, Some("a")));
+}
+
+#[test]
+fn one_file_stands_above_an_index() {
+    let files = [("1.safetensors", one("a")), ("model.safetensors", one("b"))];
+    let sharded = serde_json::json!({"a": "1.safetensors", "c": "2.safetensors"});
+    let opened = Checkpoint::open_in(&memory(&files, Some(sharded))).expect("opens");
+    assert!(opened.names().eq(["b"]) && opened.missing().next().is_none());
+    let [note] = opened.notes() else { panic!("{:?}", opened.notes()) };
+    for says in ["index.json: not read", "1.safetensors, 2.safetensors", "memory/model.safetensors"]
+    {
+        assert!(note.contains(says), "{note}");
+    }
+    // An index of that one file is one as any other.
+    let of_it = serde_json::json!({"b": "model.safetensors", "c": "model.safetensors"});
+    let opened = Checkpoint::open_in(&memory(&files, Some(of_it))).expect("opens");
+    assert!(opened.missing().eq(["c"]) && opened.notes().len() == 1);
+    let mut broken = memory(&files, None);
+    broken.0.insert("model.safetensors.index.json".into(), b"{".to_vec().into());
+    assert!(Checkpoint::open_in(&broken).expect("opens").notes()[0].contains("not a shard index"));
+    let alone = memory(&files[1..], None);
+    assert!(Checkpoint::open_in(&alone).expect("opens").notes().is_empty());
+}
+
+#[test]
+fn what_lies_where_weights_should_is_named() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n".to_vec();
+    let open = |files: &[(&str, Vec<u8>)]| Checkpoint::open_in(&memory(files, None));
+    let error = open(&[("model.safetensors", pointer.clone())]).expect_err("a pointer");
+    assert_eq!(error.kind(), ErrorKind::InsufficientData);
+    assert!(
+        error.to_string().contains("memory/model.safetensors: is a git-lfs pointer"),
+        "{error}"
+    );
+    let error = open(&[("model.safetensors.index.json", pointer)]).expect_err("a pointer");
+    assert!(error.message().contains("git lfs pull"), "{error}");
+
+    let whole = one("a");
+    for len in [whole.len() - 1, 20] {
+        let error = open(&[("model.safetensors", whole[..len].to_vec())]).expect_err("cut");
+        assert!(error.message().contains("broken off"), "{error}");
+    }
+    let error = open(&[("model.safetensors.incomplete", vec![])]).expect_err("unfinished");
+    assert_eq!(error.kind(), ErrorKind::InsufficientData);
+    assert!(error.message().contains("model.safetensors.incomplete"), "{error}");
+
+    let adapter = br#"{"base_model_name_or_path": "owner/base"}"#.to_vec();
+    let files = [("adapter_config.json", adapter), ("adapter_model.safetensors", one("lora"))];
+    let error = open(&files).expect_err("an adapter");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.message().contains("of `owner/base`"), "{error}");
+    assert!(error.message().contains("merge_and_unload"), "{error}");
+    // Beside a model it is not applied, and that is said.
+    let [config, weights] = files;
+    let opened = open(&[config, weights, ("model.safetensors", one("a"))]).expect("opens");
+    assert!(opened.names().eq(["a"]) && opened.notes().len() == 1);
+    assert!(opened.notes()[0].contains("memory/adapter_config.json: an adapter"));
+
+    for (name, says) in [
+        ("pytorch_model.bin", "save_pretrained"),
+        ("pytorch_model-00001-of-00002.bin", "from_pretrained('memory')"),
+        ("model.pt", "torch.load('memory/model.pt'"),
+        ("consolidated.00.pth", "safetensors.torch"),
+        ("last.ckpt", "safetensors.torch"),
+        ("model.Q4_K_M.gguf", "gguf_file='model.Q4_K_M.gguf'"),
+        ("tf_model.h5", "from_tf=True"),
+        ("flax_model.msgpack", "from_flax=True"),
+        ("model.onnx", "exported"),
+    ] {
+        let error = open(&[(name, vec![1]), ("training_args.bin", vec![1])]).expect_err(name);
+        assert_eq!((error.kind(), error.file()), (ErrorKind::Unsupported, Some("memory".as_ref())));
+        assert!(error.message().contains(name) && error.message().contains(says), "{error}");
+    }
+    let error = open(&[("training_args.bin", vec![1])]).expect_err("no weights");
+    assert_eq!(error.kind(), ErrorKind::InsufficientData);
+}
+
+#[test]
+fn aliases_and_types_of_any_width() {
+    let header = r#"{"__metadata__":{"lm_head.weight":"a","format":"pt"},
+        "four":{"dtype":"F4","shape":[3,2],"data_offsets":[0,3]},
+        "a":{"dtype":"C64","shape":[1],"data_offsets":[3,11]}}"#;
+    let opened = Checkpoint::from_bytes("x", file(header, 11)).expect("opens");
+    assert_eq!((opened.alias("lm_head.weight"), opened.alias("a")), (Some("a"), None));
+    assert_eq!((opened.dtype_name("four"), opened.dtype_name("five")), (Some("F4"), None));
+    assert_eq!(opened.bytes("four").expect("reads")[..], [1; 3]);
+    assert_eq!(opened.tensor("four").expect_err("no numbers").kind(), ErrorKind::Unsupported);
+    for odd in ["[3]", "[1,5]"] {
+        let bytes = file(&header.replace("[3,2]", odd), 11);
+        assert!(Checkpoint::from_bytes("x", bytes).is_err(), "{odd}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn files_below_a_folder() {
+    use std::os::unix::fs::symlink;
+    let parent = tempfile::tempdir().expect("a folder");
+    let (folder, outside) = (parent.path().join("f"), parent.path().join("outside"));
+    for path in ["f/b/c", "f/.git/x", "outside/y"] {
+        let path = parent.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        std::fs::write(path, "x").expect("written");
+    }
+    std::fs::write(folder.join("a"), "x").expect("written");
+    symlink(outside.join("y"), folder.join("to-file")).expect("linked");
+    symlink("../outside", folder.join("to-folder")).expect("linked");
+    let shown = |path: &str| !path.rsplit('/').next().expect("a name").starts_with('.');
+    let all = || Folder::new(&folder).below(&shown);
+    assert_eq!(all().expect("lists"), ["a", "b/c", "to-file", "to-folder/y"]);
+    symlink("nowhere", folder.join(".git/lost")).expect("linked");
+    assert_eq!(all().expect("is not looked into").len(), 4);
+    for (target, name) in [("nowhere", "b/lost"), ("..", "b/up"), ("round", "round")] {
+        symlink(target, folder.join(name)).expect("linked");
+        let error = all().expect_err(name);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert_eq!(error.file(), Some(folder.join(name).as_path()));
+        std::fs::remove_file(folder.join(name)).expect("removed");
+    }
+    // A link that lost its file is what is said of a folder without weights.
+    symlink("nowhere", folder.join("model.safetensors")).expect("linked");
+    let error = Checkpoint::open(&folder).expect_err("no weights");
+    assert!(error.to_string().contains("model.safetensors: is a symbolic link"), "{error}");
+    std::fs::remove_file(folder.join("model.safetensors")).expect("removed");
+    // Round about, through a folder outside.
+    symlink(&folder, outside.join("back")).expect("linked");
+    assert!(all().expect_err("a loop").to_string().contains("to-folder/back"));
+}

@@ -6,8 +6,8 @@ use std::io::Write;
 use std::path::Path;
 
 use tensorpress_tensor::checkpoint::{
-    ByteSource, FileReader, MappedFile, Unfinished, find_foreign, name_folder, remove_listed,
-    survive_cut_files, write_atomically, write_new,
+    ByteSource, FileReader, MappedFile, Unfinished, find_foreign, name_folder, remove_files,
+    remove_listed, survive_cut_files, write_atomically, write_new,
 };
 use tensorpress_tensor::{Error, ErrorKind, Result};
 
@@ -188,6 +188,27 @@ fn the_first_thing_that_is_not_ours() {
     let all = ["a", "in/b", "in/deep/c"].map(str::to_owned);
     remove_listed(&folder, &all).unwrap();
     assert!(!folder.exists());
+}
+
+#[test]
+fn lists_that_lead_out_remove_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("f");
+    fill(parent.path(), &[("mine", "mine"), ("other/mine", "mine")]);
+    fill(&folder, &[("a", "")]);
+    let absolute = parent.path().join("mine").to_str().unwrap().to_owned();
+    for name in ["../mine", "a/../../mine", "./../mine", "", "..", &absolute] {
+        let error = remove_files(&folder, &["a".to_owned(), name.to_owned()]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert!(folder.join("a").exists() && parent.path().join("mine").exists(), "{name}");
+    }
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(parent.path().join("other"), folder.join("in")).unwrap();
+        let error = remove_listed(&folder, &["a", "in/mine"].map(str::to_owned)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
+        assert_eq!(fs::read(parent.path().join("other/mine")).unwrap(), b"mine");
+    }
 }
 
 fn cut(path: &Path, len: u64) {

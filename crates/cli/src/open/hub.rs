@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use hf_hub::api::sync::ApiBuilder;
+use tensorpress::tensor::checkpoint::{is_other_weights, stays_inside};
 use tensorpress::{Error, ErrorKind, Result};
 
 use crate::output::say;
 
-/// Fetches config, tokenizer and safetensors files of a repository; gives the folder they lie in.
+/// Fetches a repository, but for hidden files and weights in other forms; gives the folder it lies in.
 pub(super) fn fetch(name: &str) -> Result<PathBuf> {
     if name.split('/').filter(|part| !part.is_empty()).count() != 2 || name.split('/').count() != 2
     {
@@ -23,19 +24,20 @@ pub(super) fn fetch(name: &str) -> Result<PathBuf> {
     let info = repository.info().map_err(|e| failed("reach the hub", &e))?;
     let files: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
     let wanted = |file: &&String| {
-        !file.contains('/')
-            && (file.ends_with(".json")
-                || file.ends_with(".safetensors")
-                || file.ends_with(".model"))
+        let hidden = file.split('/').any(|part| part.starts_with('.'));
+        // What the checkpoint was converted from.
+        let original = file.starts_with("original/") && file.ends_with(".safetensors");
+        stays_inside(file) && !hidden && !original && !is_other_weights(file)
     };
-    if !files.iter().any(|file| file.ends_with(".safetensors")) {
+    if !files.iter().any(|file| !file.contains('/') && file.ends_with(".safetensors")) {
         return Err(Error::unsupported(format!("hf://{name}: has no .safetensors files")));
     }
     let mut folder = None;
     for file in files.iter().filter(wanted) {
         say!("fetching {file}");
         let path = repository.get(file).map_err(|e| failed(&format!("fetch {file}"), &e))?;
-        folder = path.parent().map(PathBuf::from);
+        let above = 1 + file.matches('/').count();
+        folder = path.ancestors().nth(above).map(PathBuf::from);
     }
     folder.ok_or_else(|| Error::insufficient(format!("hf://{name}: has no files of a model")))
 }

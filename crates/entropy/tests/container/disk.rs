@@ -112,7 +112,7 @@ fn links_and_odd_names_are_refused() {
     fs::write(&outside, "secret").unwrap();
     type Make<'a> = (&'a str, &'a dyn Fn(&Path));
     let odd: [Make<'_>; 5] = [
-        ("link", &|f| std::os::unix::fs::symlink(&outside, f.join("link")).unwrap()),
+        ("link", &|f| std::os::unix::fs::symlink("nowhere", f.join("link")).unwrap()),
         ("loop", &|f| std::os::unix::fs::symlink(f, f.join("loop")).unwrap()),
         ("back\\slash", &|f| fs::write(f.join("back\\slash"), "x").unwrap()),
         ("C:x", &|f| fs::write(f.join("C:x"), "x").unwrap()),
@@ -132,6 +132,51 @@ fn links_and_odd_names_are_refused() {
     std::os::unix::fs::symlink(&outside, &link).unwrap();
     let _ = Packer::new().pack(&link, &to).unwrap();
     assert_eq!(PackedFile::open(&to).unwrap().unpacked_bytes(), 6);
+}
+
+/// As in the hub's cache, where every file is a link to one of another folder, and the folder is one itself.
+#[cfg(unix)]
+#[test]
+fn links_are_followed() {
+    use std::os::unix::fs::symlink;
+    let parent = tempfile::tempdir().unwrap();
+    let (blobs, snapshot) = (parent.path().join("blobs"), parent.path().join("snapshots/one"));
+    fs::create_dir_all(snapshot.join("1_Pooling")).unwrap();
+    fs::create_dir_all(blobs.join("all")).unwrap();
+    fs::write(blobs.join("hash"), "config").unwrap();
+    fs::write(blobs.join("all/x"), "x").unwrap();
+    symlink("../../blobs/hash", snapshot.join("config.json")).unwrap();
+    symlink("../../../blobs/hash", snapshot.join("1_Pooling/config.json")).unwrap();
+    symlink("../../blobs/all", snapshot.join("linked")).unwrap();
+    // Twice the same folder is no loop.
+    symlink("../../blobs/all", snapshot.join("again")).unwrap();
+    let model = parent.path().join("model");
+    symlink(&snapshot, &model).unwrap();
+    let (to, out) = (parent.path().join("m.tpk"), parent.path().join("out"));
+    let report = Packer::new().pack(&model, &to).unwrap();
+    assert_eq!(report.files, 4);
+    let packed = PackedFile::open(&to).unwrap();
+    packed.unpack(&out, false, None).unwrap();
+    let plain = |name: &str, text: &str| {
+        assert!(fs::symlink_metadata(out.join(name)).unwrap().is_file(), "{name}");
+        assert_eq!(fs::read(out.join(name)).unwrap(), text.as_bytes());
+    };
+    plain("config.json", "config");
+    plain("1_Pooling/config.json", "config");
+    plain("linked/x", "x");
+    plain("again/x", "x");
+    // What it was packed from is no part of what is replaced.
+    packed.unpack(&out, true, None).unwrap();
+    fs::write(out.join("1_Pooling/mine"), "mine").unwrap();
+    let error = packed.unpack(&out, true, None).expect_err("holds more");
+    assert!(error.message().contains("1_Pooling/mine"), "{error}");
+    plain("1_Pooling/mine", "mine");
+
+    symlink("../..", snapshot.join("linked-up")).unwrap();
+    let error = Packer::new().with_force(true).pack(&model, &to).expect_err("a loop");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.file().unwrap().to_string_lossy().contains("linked-up"), "{error}");
+    assert!(PackedFile::open(&to).is_ok());
 }
 
 /// A sink that fails after some bytes.

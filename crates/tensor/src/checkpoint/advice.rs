@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// Pointers are shorter than that.
 const LONGEST: u64 = 1024;
+/// What says that a folder holds an adapter.
+pub(super) const ADAPTER: &str = "adapter_config.json";
 /// Bytes that tell a pointer.
 pub(super) const TELLS: u64 = POINTER.len() as u64;
 
@@ -32,11 +34,16 @@ pub fn refuse_lfs_pointer(begin: &[u8], size: u64) -> Result<()> {
 pub fn explain_missing(folder: &dyn Files) -> Option<Error> {
     // Downloads into a folder keep what is unfinished in `.cache` there.
     let wanted = |path: &str| !path.contains('/') || path.starts_with(".cache/huggingface");
-    let names = folder.below(&wanted).or_else(|_| folder.names()).ok()?;
+    let (names, broken) = match folder.below(&wanted) {
+        Ok(names) => (names, None),
+        // A link that leads nowhere may be all there is to say.
+        Err(error) => (folder.names().ok()?, Some(error)),
+    };
     let top: Vec<&str> = names.iter().map(String::as_str).filter(|n| !n.contains('/')).collect();
     let whole = folder.path("x").parent().map(Path::to_path_buf).unwrap_or_default();
     let error = adapter(folder, &top, &whole).or_else(|| unfinished(&names));
-    Some(error.or_else(|| other_format(&top, &whole))?.in_file(whole))
+    let error = error.or_else(|| other_format(&top, &whole)).or(broken);
+    error.map(|error| error.in_file(whole))
 }
 
 /// A LoRA adapter.
@@ -109,8 +116,6 @@ fn other_format(names: &[&str], whole: &Path) -> Option<Error> {
         listed(&found)
     )))
 }
-
-const ADAPTER: &str = "adapter_config.json";
 
 /// Weights of an adapter, which are no model.
 pub(super) fn is_adapter(name: &str) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::advice::{explain_missing, is_adapter, listed, refuse_lfs_pointer};
+use super::advice::{ADAPTER, explain_missing, is_adapter, listed, refuse_lfs_pointer};
 use super::files::Files;
 use super::reader::Checkpoint;
 use crate::error::{Context, Error, Result};
@@ -68,6 +68,18 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_in(folder: &dyn Files) -> Result<Self> {
+        let mut checkpoint = Self::open_set(folder)?;
+        if folder.contains(ADAPTER) {
+            let path = folder.path(ADAPTER);
+            checkpoint.notes.push(format!(
+                "{}: an adapter (PEFT, LoRA) lies beside the model and is not applied",
+                path.display()
+            ));
+        }
+        Ok(checkpoint)
+    }
+
+    fn open_set(folder: &dyn Files) -> Result<Self> {
         if folder.contains(SINGLE) {
             return Self::open_single(folder);
         }

@@ -227,7 +227,8 @@ impl<'a> Compressor<'a> {
     /// # Errors
     /// `Exists` if `out` is there and is not to be replaced, or `out.partial` belongs to other work; `InvalidArgument` if a
     /// rule of the recipe matches nothing; `MissingCalibration` if the recipe needs a text and there is none;
-    /// `Unsupported` for a model that is compressed already; `Numerical` for NaN in a weight; those of the source, of the
+    /// `Unsupported` for a model that is compressed already, and for links beside it that lead nowhere or into a loop (all
+    /// files of its folder go along, but for weights in other forms and hidden ones); `Numerical` for NaN in a weight; those of the source, of the
     /// methods and of the rewrites; `Io`. Each names tensor and file where known.
     pub fn run(mut self, source: &Source, out: &Path) -> Result<Report> {
         let begun = Instant::now();

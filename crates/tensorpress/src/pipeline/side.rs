@@ -6,7 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use tensorpress_model::Source;
-use tensorpress_tensor::checkpoint::{Files, is_other_weights, is_temporary, write_atomically};
+use tensorpress_tensor::checkpoint::{
+    Files, is_other_weights, is_temporary, refuse_lfs_pointer, write_atomically,
+};
 use tensorpress_tensor::{Context, Error, Result};
 
 use super::folder::partial_of;
@@ -70,6 +72,7 @@ impl<'a> Side<'a> {
                 Kind::Unfinished => cut.push(path.clone()),
             }
         }
+        let pointers = pointers(from, &files)?;
         let mut notes = Vec::new();
         let mut note = |what: &str, names: &[String]| {
             if !names.is_empty() {
@@ -79,6 +82,10 @@ impl<'a> Side<'a> {
         note("they hold weights that were not read, uncompressed", &weights);
         note("they are unfinished downloads", &cut);
         note("tensorpress made them", &results.into_inner());
+        if !pointers.is_empty() {
+            let what = "git-lfs pointers are copied as they are (`git lfs pull` fetches the files)";
+            notes.push(format!("{what}: {}", pointers.join(", ")));
+        }
         Ok(Self { files, notes })
     }
 
@@ -94,6 +101,19 @@ impl<'a> Side<'a> {
             copy(from, &to.join(name))
         })
     }
+}
+
+/// Files that were not fetched.
+fn pointers(from: &dyn Files, files: &[(String, From<'_>)]) -> Result<Vec<String>> {
+    let mut pointers = Vec::new();
+    for (name, _) in files {
+        let file = from.open(name)?;
+        let begin = file.read(0..file.size().min(64)).in_file(&from.path(name))?;
+        if refuse_lfs_pointer(&begin, file.size()).is_err() {
+            pointers.push(name.clone());
+        }
+    }
+    Ok(pointers)
 }
 
 /// The path of `path` in a folder, if it lies there.
@@ -142,6 +162,8 @@ fn kind_at_top(name: &str) -> Kind {
             Kind::Made
         }
         () if name.ends_with(".incomplete") => Kind::Unfinished,
+        // Says that there is an adapter, which stays behind.
+        () if name == "adapter_config.json" => Kind::Weights,
         () if name.ends_with(".safetensors") || is_other_weights(name) => Kind::Weights,
         () => Kind::Side,
     }
