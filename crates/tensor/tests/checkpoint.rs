@@ -286,6 +286,33 @@ fn one_file_stands_above_an_index() {
 }
 
 #[test]
+fn files_of_any_name_belong_together_where_an_index_or_their_numbers_say_so() {
+    let [first, second] = ["net-00001-of-00002.safetensors", "net-00002-of-00002.safetensors"];
+    let both = [(first, one("a")), (second, one("b"))];
+    let parts = Checkpoint::open_in(&memory(&both, None)).expect("all parts");
+    assert!(parts.names().eq(["a", "b"]));
+    assert!(parts.notes()[0].contains("all 2 parts"), "{:?}", parts.notes());
+    let index =
+        serde_json::json!({"weight_map": {"a": first, "b": second, "c": second}}).to_string();
+    let [one_file, other] = both.clone();
+    let indexed = [one_file, other, ("net.safetensors.index.json", index.into_bytes())];
+    let indexed = Checkpoint::open_in(&memory(&indexed, None)).expect("an index");
+    assert!(indexed.names().eq(["a", "b"]) && indexed.missing().eq(["c"]));
+    for others in [
+        [(first, one("a")), ("net-00003-of-00003.safetensors", one("b"))],
+        [(first, one("a")), ("other-00002-of-00002.safetensors", one("b"))],
+        [("a.safetensors", one("a")), ("b.safetensors", one("b"))],
+    ] {
+        let error = Checkpoint::open_in(&memory(&others, None)).expect_err("no parts");
+        assert!(error.message().contains("belong together"), "{error}");
+    }
+    let half = Checkpoint::open_in(&memory(&[(first, one("a"))], None)).expect_err("a part");
+    assert!(half.message().contains("missing") && half.file().is_some(), "{half}");
+    let single = [("net-00001-of-00001.safetensors", one("a"))];
+    assert!(Checkpoint::open_in(&memory(&single, None)).expect("all").names().eq(["a"]));
+}
+
+#[test]
 fn what_lies_where_weights_should_is_named() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n".to_vec();
     let open = |files: &[(&str, Vec<u8>)]| Checkpoint::open_in(&memory(files, None));

@@ -30,7 +30,8 @@ impl Source {
         let path = path.as_ref();
         if path.is_file() {
             let why = "a file of tensors alone".to_owned();
-            return Self::of_tensors(Value::Null, why, Arc::new(OneFile::new(path)), registry);
+            let files = Arc::new(OneFile::new(path));
+            return Self::of_tensors(Value::Null, why, Checkpoint::open(path)?, files, registry);
         }
         let mut source = Self::open_any_in(Arc::new(Folder::new(path)), registry)?;
         source.folder = Some(path.to_path_buf());
@@ -47,12 +48,14 @@ impl Source {
                 return Err(error);
             }
             let why = format!("there is no {CONFIG}");
-            return Self::of_tensors(Value::Null, why, files, registry);
+            let checkpoint = Checkpoint::open_in(&*files)?;
+            return Self::of_tensors(Value::Null, why, checkpoint, files, registry);
         }
         let (raw, file) = parsed(&*files)?;
         match Config::from_json(&raw, &file) {
             Err(error) if is_unknown(&error) && !is_quantised(&raw) => {
-                Self::of_tensors(raw, error.to_string(), files, registry)
+                let checkpoint = Checkpoint::open_in(&*files)?;
+                Self::of_tensors(raw, error.to_string(), checkpoint, files, registry)
             }
             _ => Self::open_in(files, registry),
         }
@@ -78,10 +81,10 @@ impl Source {
     fn of_tensors(
         raw: Value,
         why: String,
+        checkpoint: Checkpoint,
         files: Arc<dyn Files>,
         registry: &Registry,
     ) -> Result<Self> {
-        let checkpoint = Checkpoint::open_in(&*files)?;
         let trees = checkpoint.trees()?;
         let plan = plan(&checkpoint);
         let mut notes = checkpoint.notes().to_vec();

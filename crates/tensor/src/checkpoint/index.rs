@@ -22,13 +22,13 @@ pub(super) struct Index {
 }
 
 impl Index {
-    fn read(folder: &dyn Files) -> Result<Self> {
+    fn read(folder: &dyn Files, name: &str) -> Result<Self> {
         #[derive(serde::Deserialize)]
         struct Json {
             weight_map: BTreeMap<String, String>,
         }
-        let path = folder.path(INDEX);
-        let text = folder.read(INDEX)?;
+        let path = folder.path(name);
+        let text = folder.read(name)?;
         refuse_lfs_pointer(&text, text.len() as u64).in_file(&path)?;
         let Json { weight_map: map } = serde_json::from_slice(&text)
             .map_err(|e| Error::corruption(format!("not a shard index: {e}")).in_file(&path))?;
@@ -62,6 +62,24 @@ impl Index {
     }
 }
 
+/// What stands before the numbers of model-00001-of-00002.safetensors, its number, and how many there are.
+fn part_of(name: &str) -> Option<(&str, usize, usize)> {
+    let (stem, of) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (model, number) = stem.rsplit_once('-')?;
+    let (number, of) = (number.parse().ok()?, of.parse().ok()?);
+    (of > 1).then_some((model, number, of))
+}
+
+/// Whether these are all parts of one model.
+fn are_parts(names: &[&str]) -> bool {
+    let parts = names.iter().enumerate().map(|(at, name)| {
+        let (model, number, of) = part_of(name)?;
+        (number == at + 1 && of == names.len()).then_some(model)
+    });
+    let models: Option<BTreeSet<&str>> = parts.collect();
+    models.is_some_and(|models| models.len() == 1)
+}
+
 impl Checkpoint {
     /// [`Checkpoint::open`] of a folder, wherever it is.
     ///
@@ -84,21 +102,39 @@ impl Checkpoint {
             return Self::open_single(folder);
         }
         if folder.contains(INDEX) {
-            return Self::open_sharded(folder, Index::read(folder)?);
+            return Self::open_sharded(folder, Index::read(folder, INDEX)?);
         }
         let names = folder.names()?;
         let all = names.iter().map(String::as_str).filter(|n| n.ends_with(".safetensors"));
         let found: Vec<&str> = all.filter(|name| !is_adapter(name)).collect();
         // The folder itself, for errors.
         let whole = folder.path(SINGLE).parent().map(Path::to_path_buf).unwrap_or_default();
+        // Other kinds of models name their files otherwise: diffusion_pytorch_model.
+        let mut others = names.iter().filter(|name| name.ends_with(".safetensors.index.json"));
+        if let (Some(index), None) = (others.next(), others.next()) {
+            return Self::open_sharded(folder, Index::read(folder, index)?);
+        }
         match found.len() {
-            1 => Self::open_named(folder, &found, None),
+            _ if are_parts(&found) => {
+                let mut checkpoint = Self::open_named(folder, &found, None)?;
+                checkpoint.notes.push(format!(
+                    "{}: there is no {INDEX}: all {} parts are read, as their names count them",
+                    whole.display(),
+                    found.len()
+                ));
+                Ok(checkpoint)
+            }
+            1 if part_of(found[0]).is_none() => Self::open_named(folder, &found, None),
+            1 => Err(Error::insufficient(format!(
+                "the one part that is there, and no {INDEX}: the others are missing"
+            ))
+            .in_file(folder.path(found[0]))),
             0 => Err(explain_missing(folder).unwrap_or_else(|| {
                 let what = format!("no {INDEX}, {SINGLE} or other .safetensors file");
                 Error::insufficient(what).in_file(whole)
             })),
             n => Err(Error::insufficient(format!(
-                "{n} .safetensors files but no {INDEX} that says which belong together"
+                "{n} .safetensors files but no {INDEX} that says which belong together: give one of them"
             ))
             .in_file(whole)),
         }
@@ -106,7 +142,7 @@ impl Checkpoint {
 
     /// The one file, which stands above an index, as it does for transformers.
     fn open_single(folder: &dyn Files) -> Result<Self> {
-        let index = folder.contains(INDEX).then(|| Index::read(folder));
+        let index = folder.contains(INDEX).then(|| Index::read(folder, INDEX));
         let why = match index {
             Some(Ok(index)) if index.files().iter().all(|file| *file == SINGLE) => {
                 return Self::open_sharded(folder, index);
