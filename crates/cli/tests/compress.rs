@@ -291,3 +291,33 @@ fn models_of_every_kind_are_inspected() {
         }
     }
 }
+
+#[test]
+fn a_file_of_tensors_is_taken_as_that() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let file = model_folder(parent.path()).join("model.safetensors");
+    let (file, out) = (file.to_str().expect("UTF-8"), parent.path().join("out"));
+    let out = out.to_str().expect("UTF-8");
+    let compress = ["compress", file, "--recipe", "rtn(bits=4, group=32)", "--out", out, "--json"];
+    let done = run(&compress);
+    assert!(stderr(&done).contains("note: taken as tensors, without a forward pass"));
+    let report = json(&done);
+    let layers = report["layers"].as_array().expect("layers");
+    assert!(layers.iter().all(|l| !l["name"].as_str().expect("a name").contains("embed")));
+    assert!(report["bytes_after"].as_u64() < report["bytes_before"].as_u64());
+    let inspected = json(&run(&["inspect", out, "--json"]));
+    assert!(inspected["config"].is_null());
+    assert_eq!(inspected["compressed"].as_array().expect("a list").len(), layers.len());
+    let table = run(&["inspect", file]);
+    assert!(String::from_utf8_lossy(&table.stdout).contains("unknown"));
+    let text = demo_text("heldout.jsonl");
+    let text = text.to_str().expect("UTF-8");
+    for args in [
+        &["eval", out, "--text", text][..],
+        &["run", file, "--prompt", "Once"],
+        &["compress", file, "--recipe", "gptq(bits=4)", "--calib", text, "--out", "never"],
+        &["compress", file, "--recipe", "rtn(bits=4)", "--eval", text, "--out", "never"],
+    ] {
+        assert_fails(&run(args), 1, &["cannot be run", "a file of tensors alone"]);
+    }
+}

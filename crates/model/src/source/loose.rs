@@ -47,6 +47,10 @@ impl Source {
             if let Some(error) = explain_missing(&*files) {
                 return Err(error);
             }
+            if !files.names()?.iter().any(|name| name.ends_with(".safetensors")) {
+                // There is nothing at all: what is missed first is the config.
+                return Self::open_in(files, registry);
+            }
             let why = format!("there is no {CONFIG}");
             let checkpoint = Checkpoint::open_in(&*files)?;
             return Self::of_tensors(Value::Null, why, checkpoint, files, registry);
