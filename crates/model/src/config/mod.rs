@@ -267,9 +267,7 @@ impl Config {
         architecture: Architecture,
         kinds: [(&str, &str); 2],
     ) -> Result<Self> {
-        let read = |(key, kind): (&str, &str)| {
-            tower(keys, key, kind, |keys, architecture| Self::read(keys, architecture))
-        };
+        let read = |(key, kind): (&str, &str)| tower(keys, key, kind, Self::read);
         let [texts, images] = [read(kinds[0])?, read(kinds[1])?];
         Ok(Self {
             architecture,

@@ -30,7 +30,6 @@ pub(crate) struct Scan {
 
 /// Where steps, B and C come from.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one a layer, moved once")]
 pub(crate) enum Scanning {
     Selective { parameters: Linear, step: Linear, rank: usize },
     Heads { heads: usize, groups: usize, step_bias: Vec<f32>, limits: (f32, f32), norm: Norm },
@@ -108,7 +107,13 @@ impl Conv {
 impl Scan {
     /// The state before the first token.
     pub(crate) fn empty(&self) -> ScanState {
-        ScanState::new(self.conv.reach() * self.conv.channels, self.inner * self.state)
+        let [conv, scan] = self.sizes();
+        ScanState::new(conv, scan)
+    }
+
+    /// Values that a state has for the convolution, and for the scan.
+    fn sizes(&self) -> [usize; 2] {
+        [self.conv.reach() * self.conv.channels, self.inner * self.state]
     }
 
     pub(crate) fn linears(&self) -> Vec<&Linear> {
@@ -138,8 +143,10 @@ impl Scan {
         observer: &mut dyn Observer,
         scratch: &mut Scratch,
     ) -> Result<ControlFlow<()>> {
-        if let Past::State(state) = past {
-            state.check(&self.empty())?;
+        if let Past::State(state) = past
+            && [state.conv.len(), state.scan.len()] != self.sizes()
+        {
+            return Err(Error::shape("the state of another layer"));
         }
         let (tokens, inner) = (x.nrows(), self.inner);
         let (wide, channels) = (self.input.shape()[0], self.conv.channels);
@@ -310,16 +317,6 @@ impl Scan {
             self.activation.apply(&mut open);
             out.iter_mut().zip(&open).for_each(|(o, g)| *o *= g);
         }
-    }
-}
-
-impl ScanState {
-    /// `ShapeMismatch` unless this is the state of such a layer.
-    fn check(&self, other: &Self) -> Result<()> {
-        if (self.conv.len(), self.scan.len()) == (other.conv.len(), other.scan.len()) {
-            return Ok(());
-        }
-        Err(Error::shape("the state of another layer"))
     }
 }
 

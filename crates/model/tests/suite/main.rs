@@ -4,6 +4,7 @@ mod bad_input;
 mod common;
 mod edited;
 mod golden;
+mod images;
 mod judging;
 mod kv;
 mod prompts;
