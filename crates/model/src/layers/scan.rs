@@ -282,28 +282,20 @@ impl Scan {
                     let channels = state.chunks_exact_mut(n).zip(self.decay.chunks_exact(n));
                     for (i, (state, decay)) in channels.enumerate() {
                         let (x, step) = (x[i], step[i]);
-                        let mut y = self.past[i] * x;
-                        for (((s, a), b), c) in state.iter_mut().zip(decay).zip(b).zip(c) {
-                            *s = math::exp(step * a) * *s + step * x * b;
-                            y += *s * c;
-                        }
-                        out[i] = y;
+                        out[i] = self.past[i] * x + selective(state, decay, step, step * x, b, c);
                     }
                 }
                 Scanning::Heads { heads, groups, .. } => {
                     let width = self.inner / heads;
-                    for (i, state) in state.chunks_exact_mut(n).enumerate() {
-                        let head = i / width;
-                        let from = head / (heads / groups) * n;
-                        let (x, step) = (x[i], step[head]);
+                    for (head, state) in state.chunks_exact_mut(width * n).enumerate() {
+                        let (step, past) = (step[head], self.past[head]);
                         let fades = math::exp(step * self.decay[head]);
-                        let mut y = self.past[head] * x;
+                        let from = head / (heads / groups) * n;
                         let (b, c) = (&b[from..from + n], &c[from..from + n]);
-                        for ((s, b), c) in state.iter_mut().zip(b).zip(c) {
-                            *s = fades * *s + step * x * b;
-                            y += *s * c;
+                        for (i, state) in state.chunks_exact_mut(n).enumerate() {
+                            let i = head * width + i;
+                            out[i] = past * x[i] + together(state, fades, step * x[i], b, c);
                         }
-                        out[i] = y;
                     }
                 }
             }
@@ -318,6 +310,39 @@ impl Scan {
             out.iter_mut().zip(&open).for_each(|(o, g)| *o *= g);
         }
     }
+}
+
+/// `state = exp(step decay) state + new b`; gives `state c`. By itself, so that the compiler makes vector code of it.
+#[inline(never)]
+fn selective(state: &mut [f32], decay: &[f32], step: f32, new: f32, b: &[f32], c: &[f32]) -> f32 {
+    for ((s, a), b) in state.iter_mut().zip(decay).zip(b) {
+        *s = math::exp(step * a) * *s + new * b;
+    }
+    short_dot(state, c)
+}
+
+/// The same where all values fade alike.
+#[inline(never)]
+fn together(state: &mut [f32], fades: f32, new: f32, b: &[f32], c: &[f32]) -> f32 {
+    for (s, b) in state.iter_mut().zip(b) {
+        *s = fades * *s + new * b;
+    }
+    short_dot(state, c)
+}
+
+/// A product of rows so short that choosing a kernel would take longer.
+fn short_dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 8;
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for i in 0..LANES {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// ln(1 + e^x)
