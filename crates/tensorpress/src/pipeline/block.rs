@@ -24,9 +24,9 @@ const TOGETHER: u64 = 64 << 20;
 /// Compresses a block and writes its shard.
 ///
 /// Input after input, in the order in which a token meets them; those whose statistics have room side by side are
-/// watched in one pass through the block, others one at a time. But what may fold scales into the matrix before it comes before that matrix. A method that asks for it
-/// ([`Needs::true_sequential`](tensorpress_tensor::stats::Needs)) is calibrated on what the layers before it have become,
-/// those of this block included; all others see this block as it was.
+/// watched in one pass through the block. But what may fold scales into the matrix before it comes before that matrix. A
+/// method that asks for it ([`Needs::true_sequential`]) is calibrated on what the layers before it have become, those of
+/// this block included; all others see this block as it was.
 pub(super) fn compress(
     context: &Context<'_>,
     index: usize,
@@ -80,8 +80,8 @@ pub(super) fn compress(
     Ok(shard::write(path, source, &items)?.unit(layers))
 }
 
-/// The inputs whose statistics have `room` in one pass, from the next on, and what is wanted of each. Where what is before a layer
-/// in its block has to be compressed first, it has a pass of its own.
+/// The inputs whose statistics have `room` in one pass, from the next on, and what is wanted of each. Where what is before
+/// a layer in its block has to be compressed first, it is only those that a token meets at once.
 fn together(
     context: &Context<'_>,
     room: u64,
@@ -89,38 +89,54 @@ fn together(
     later: &VecDeque<(SharedInput, Vec<Job>)>,
 ) -> Vec<(SharedInput, Needs)> {
     let first = context.needs_of(jobs);
+    let sequential = first.true_sequential;
     let mut bytes = context.bytes_of(jobs);
-    let mut alone = first.true_sequential;
     let mut wanted = vec![(input, first)];
-    for (input, jobs) in later {
+    for (next, jobs) in later {
         let needs = context.needs_of(jobs);
         bytes += context.bytes_of(jobs);
-        alone |= needs.true_sequential;
-        if alone || bytes > room {
+        let apart = sequential && stage(*next) != stage(input);
+        if apart || needs.true_sequential != sequential || bytes > room {
             break;
         }
-        wanted.push((*input, needs));
+        wanted.push((*next, needs));
     }
     wanted
 }
 
-/// The jobs of each input that there are any for, in the order in which they are done.
+/// The input that a token meets when it meets this one: experts stand side by side.
+fn stage(input: SharedInput) -> SharedInput {
+    match input {
+        SharedInput::Expert(_) => SharedInput::Mlp,
+        SharedInput::ExpertOutput(_) | SharedInput::SharedOutput => SharedInput::MlpOutput,
+        input => input,
+    }
+}
+
+/// The jobs of each input that there are any for, in the order in which they are done: that in which a token meets the
+/// inputs, those that it meets at once side by side; but what may fold scales into the matrix before it comes before that.
 fn planned(context: &Context<'_>, index: usize, calibrated: bool) -> Vec<(SharedInput, Vec<Job>)> {
     let linears = context.source.linears(index);
-    let mut planned: Vec<(SharedInput, Vec<Job>)> = Vec::new();
+    let mut stages: Vec<SharedInput> = Vec::new();
+    let mut planned: Vec<(usize, (SharedInput, Vec<Job>))> = Vec::new();
     for (input, readers) in readers(context.source, index) {
-        let mut jobs = context.jobs(&readers, calibrated);
-        if jobs.is_empty() {
-            continue;
+        let at = stages.iter().position(|met| *met == stage(input)).unwrap_or(stages.len());
+        if at == stages.len() {
+            stages.push(stage(input));
         }
+        let mut jobs = context.jobs(&readers, calibrated);
         if let [job] = jobs.as_mut_slice() {
             job.find_feeder(context, &linears);
         }
-        // What feeds it reads the input before.
-        let at = planned.len().saturating_sub(usize::from(jobs.iter().any(Job::is_fed)));
-        planned.insert(at, (input, jobs));
+        // What feeds it reads the stage before.
+        let turn =
+            if jobs.iter().any(Job::is_fed) { (2 * at).saturating_sub(2) } else { 2 * at + 1 };
+        if !jobs.is_empty() {
+            planned.push((turn, (input, jobs)));
+        }
     }
-    planned
+    planned.sort_by_key(|(turn, _)| *turn);
+    planned.into_iter().map(|(_, planned)| planned).collect()
 }
 
 /// Does the jobs of one input.
