@@ -2,11 +2,15 @@
 
 use serde_json::json;
 use tensorpress_kvcache::KvRecipe;
-use tensorpress_model::{Decoder, Generation, KvCache, ScanState, Source, ThroughCache, generate};
+use tensorpress_model::text::{Corpus, Limits};
+use tensorpress_model::tokenizer::Bos;
+use tensorpress_model::{
+    Decoder, Generation, KvCache, ScanState, Source, ThroughCache, embedded, generate,
+};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, Axis, concatenate};
 use tensorpress_tensor::testing::data;
-use tensorpress_tensor::{ErrorKind, Scratch};
+use tensorpress_tensor::{ErrorKind, Registry, Scratch};
 
 use crate::common::{Tiny, logits_in_pieces, open};
 
@@ -148,4 +152,29 @@ fn infinities_of_configs_are_read_in_every_spelling() {
         assert_eq!(error.kind(), ErrorKind::Corruption, "{bad}");
         assert!(error.to_string().contains("time_step_limit"), "{error}");
     }
+}
+
+#[test]
+fn plain_texts_come_in_windows_though_nothing_limits_them() {
+    let Some(golden) = data::find("golden/models/mamba") else { return };
+    let demo = Source::demo(&Registry::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in demo.tokenizer_files() {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    std::fs::copy(golden.join("model.safetensors"), folder.path().join("model.safetensors"))
+        .unwrap();
+    let text = std::fs::read_to_string(golden.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["vocab_size"] = json!(demo.config().vocab);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let source = open(folder.path()).unwrap();
+    assert_eq!(source.config().limit(), None);
+    let text = Corpus::from(embedded::CALIBRATION.repeat(2));
+    let longest = |limits: Limits| {
+        let segments = text.segments(&source, Bos::Auto, limits).unwrap();
+        segments.iter().map(Vec::len).max().unwrap()
+    };
+    assert_eq!(longest(Limits::default()), 2048);
+    assert_eq!(longest(Limits { max_tokens: Some(3000), ..Limits::default() }), 3000);
 }
