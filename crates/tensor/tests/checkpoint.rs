@@ -308,8 +308,34 @@ fn files_of_any_name_belong_together_where_an_index_or_their_numbers_say_so() {
     }
     let half = Checkpoint::open_in(&memory(&[(first, one("a"))], None)).expect_err("a part");
     assert!(half.message().contains("missing") && half.file().is_some(), "{half}");
+    let names: Vec<String> = (1..=12).map(|i| format!("net-{i}-of-12.safetensors")).collect();
+    let tensors: Vec<String> = (1..=12).map(|i| format!("t{i:02}")).collect();
+    let many: Vec<(&str, Vec<u8>)> =
+        names.iter().zip(&tensors).map(|(name, t)| (name.as_str(), one(t))).collect();
+    let opened = Checkpoint::open_in(&memory(&many, None)).expect("numbers without zeros");
+    assert!(opened.names().eq(tensors.iter().map(String::as_str)));
     let single = [("net-00001-of-00001.safetensors", one("a"))];
     assert!(Checkpoint::open_in(&memory(&single, None)).expect("all").names().eq(["a"]));
+}
+
+#[test]
+fn an_index_that_says_nothing_is_no_obstacle() {
+    for (single, index) in [
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("net.safetensors", "net.safetensors.index.json"),
+    ] {
+        for map in [
+            serde_json::json!({}),
+            serde_json::json!({"old.a": single}),
+            serde_json::json!({"a": "net-00001-of-00002.safetensors"}),
+        ] {
+            let index_file = serde_json::json!({ "weight_map": map }).to_string().into_bytes();
+            let files = [(single, one("a")), (index, index_file)];
+            let opened = Checkpoint::open_in(&memory(&files, None)).expect("the file is there");
+            assert!(opened.names().eq(["a"]), "{map}");
+            assert!(opened.notes()[0].contains("not read"), "{:?}", opened.notes());
+        }
+    }
 }
 
 #[test]

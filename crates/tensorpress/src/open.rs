@@ -1,7 +1,10 @@
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use tensorpress_entropy::PackedFile;
+use tensorpress_entropy::container::MAGIC;
 use tensorpress_model::Source;
 use tensorpress_tensor::{Registry, Result};
 
@@ -27,10 +30,18 @@ pub fn open_model(path: impl AsRef<Path>) -> Result<Source> {
 /// As there.
 pub fn open_model_with(path: impl AsRef<Path>, registry: &Registry) -> Result<Source> {
     let path = path.as_ref();
-    match path.is_file() && !path.extension().is_some_and(|kind| kind == "safetensors") {
+    let named = path.extension().is_some_and(|kind| kind == "safetensors");
+    match path.is_file() && (!named || begins_packed(path)) {
         true => open_packed_model_with(PackedFile::open(path)?, registry),
         false => Source::open_any(path, registry),
     }
+}
+
+/// Whatever it is called.
+fn begins_packed(path: &Path) -> bool {
+    let mut bytes = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
+    read.is_ok() && bytes == MAGIC
 }
 
 /// Opens the model in a packed folder: weights are decoded when they are asked for, and again when they were dropped.

@@ -204,3 +204,60 @@ fn what_is_wrong_or_quantised_by_others_is_no_unknown_model() {
         assert_eq!(error.kind(), kind, "{config}: {error}");
     }
 }
+
+#[test]
+fn what_lies_beside_does_not_matter() {
+    let folder = tempfile::tempdir().unwrap();
+    odd(&folder.path().join("model.safetensors"));
+    for name in
+        ["pytorch_model.bin", "optimizer.pt", "x.onnx", "x.incomplete", "adapter_config.json"]
+    {
+        fs::write(folder.path().join(name), "{}").unwrap();
+    }
+    let source = open_model(folder.path()).unwrap();
+    assert_eq!(source.blocks(), 5);
+    // Names that only look like parts of others are tensors like others.
+    let parts = tempfile::tempdir().unwrap();
+    let matrix = |seed| ("F32", &[4usize, 8][..], floats(&[4, 8], seed));
+    let tensors = [("a.0", 1), ("a.0.extra", 2), ("a.0.extra.bias", 3), ("b", 4)];
+    let tensors = tensors.map(|(name, seed)| {
+        let (dtype, shape, bytes) = matrix(seed);
+        (name, dtype, shape, bytes)
+    });
+    let file = parts.path().join("parts.safetensors");
+    write(&file, &tensors);
+    let source = open_model(&file).unwrap();
+    let out = parts.path().join("out");
+    let report = Compressor::new(rtn()).run(&source, &out).unwrap();
+    assert_eq!(report.layers.len(), 3);
+    let read = open_model(&out).unwrap();
+    assert!(read.checkpoint().contains("a.0.extra.bias"));
+    assert_eq!(read.trees().len(), 3);
+    // Read again, the matrices are what they were.
+    let names = |source: &Source| -> Vec<(String, [usize; 2])> {
+        let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
+        linears.map(|spec| (spec.name, spec.shape)).collect()
+    };
+    assert_eq!(names(&source), names(&read));
+}
+
+#[test]
+fn what_is_read_is_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, out) = (folder.path().join("first.safetensors"), folder.path().join("out"));
+    odd(&first);
+    let skip = Recipe::from_toml(
+        "[[stage]]\nmethod = \"rtn\"\nbits = 4\n[[layer]]\nmatch = \"down*\"\nskip = true\n",
+    );
+    let source = open_model(&first).unwrap();
+    drop(Compressor::new(skip.unwrap()).run(&source, &out).unwrap());
+    // A part of a result is a file of tensors, and lies in a folder that may be replaced.
+    let part = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path()).find(|path| {
+        path.extension().is_some_and(|kind| kind == "safetensors")
+            && open_model(path).is_ok_and(|part| part.trees().is_empty() && part.blocks() > 0)
+    });
+    let source = open_model(part.unwrap()).unwrap();
+    let error = Compressor::new(rtn()).with_force(true).run(&source, &out).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    assert!(open_model(&out).is_ok());
+}

@@ -23,11 +23,19 @@ pub(super) fn fetch(name: &str) -> Result<PathBuf> {
     let repository = api.model(name.to_owned());
     let info = repository.info().map_err(|e| failed("reach the hub", &e))?;
     let files: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
+    let has_modules = files.iter().any(|file| file == "modules.json");
     let wanted = |file: &&String| {
         let hidden = file.split('/').any(|part| part.starts_with('.'));
         // What the checkpoint was converted from.
         let original = file.starts_with("original/") && file.ends_with(".safetensors");
-        stays_inside(file) && !hidden && !original && !is_other_weights(file)
+        // A part of the model in a form of its own: 2_Dense/pytorch_model.bin.
+        let module = file.rsplit_once('/').is_some_and(|(folder, name)| {
+            let beside = |other: &String| {
+                other.starts_with(&format!("{folder}/")) && other.ends_with(".safetensors")
+            };
+            name == "pytorch_model.bin" && has_modules && !files.iter().any(beside)
+        });
+        stays_inside(file) && !hidden && !original && (module || !is_other_weights(file))
     };
     if !files.iter().any(|file| !file.contains('/') && file.ends_with(".safetensors")) {
         return Err(Error::unsupported(format!("hf://{name}: has no .safetensors files")));

@@ -19,8 +19,8 @@ pub struct Images {
 
 impl Images {
     pub(super) fn read(keys: &Keys<'_>) -> Result<Self> {
-        let size = keys.size("image_size", MAX_SIDE)?;
-        let patch = keys.size("patch_size", size)?;
+        let size = side(keys, "image_size", MAX_SIDE)?;
+        let patch = side(keys, "patch_size", size)?;
         Ok(Self { size, patch, channels: keys.size("num_channels", MAX_SIDE)? })
     }
 
@@ -34,5 +34,17 @@ impl Images {
     #[must_use]
     pub fn shape(&self) -> [usize; 3] {
         [self.channels, self.size, self.size]
+    }
+}
+
+/// The side of a square, which may be said twice.
+fn side(keys: &Keys<'_>, key: &str, most: usize) -> Result<usize> {
+    if !keys.present(key).is_some_and(serde_json::Value::is_array) {
+        return keys.size(key, most);
+    }
+    let sides: Vec<usize> = keys.require(key)?;
+    match sides.as_slice() {
+        [height, width] if height == width => keys.check_size(key, *height, most),
+        _ => Err(keys.unsupported(format!("`{key}` = {sides:?}: images that are no squares"))),
     }
 }

@@ -6,8 +6,9 @@ use ndarray::Array2;
 use tensorpress_tensor::rewrite::{BlockLayout, LinearSpec, ModelLayout, Role, Sayable};
 use tensorpress_tensor::{Error, Result};
 
+use super::tensors::part_of;
 use super::{Source, at};
-use crate::architecture::{BlockPlan, EmbeddingPlan, HeadPlan, PositionsPlan, TransformPlan};
+use crate::architecture::{EmbeddingPlan, HeadPlan, PositionsPlan, TransformPlan};
 use crate::block::Block;
 use crate::config::Config;
 use crate::decoder::{Decoder, Embedding, Head};
@@ -41,9 +42,8 @@ impl Source {
     /// matrices are in blocks.
     #[must_use]
     pub fn block_of(&self, name: &str) -> Option<usize> {
-        if self.unknown.is_some() {
-            let has = |block: &BlockPlan| block.linears().iter().any(|spec| spec.name == name);
-            return self.plan.blocks.iter().position(has);
+        if let Some(unknown) = &self.unknown {
+            return unknown.blocks.get(self.compressed_of(name).unwrap_or(name)).copied();
         }
         self.plan.blocks.iter().position(|block| name.starts_with(&block.prefix))
     }
@@ -236,10 +236,14 @@ impl Source {
             .flat_map(|l| l.place.map(|place| place.tensor).into_iter().chain([l.name]))
             .collect();
         let belongs = |name: &&str| {
-            // The weight's own name, or the one it is a part of: any prefix that ends before a dot.
-            let dots = name.match_indices('.').map(|(i, _)| &name[..i]);
-            dots.chain([*name]).any(|prefix| linears.contains(prefix))
+            linears.contains(*name)
+                || self.compressed_of(name).is_some_and(|of| linears.contains(of))
         };
         self.checkpoint.names().filter(|n| !belongs(n)).map(str::to_owned).collect()
+    }
+
+    /// The compressed weight that a stored tensor is a part of.
+    pub(super) fn compressed_of<'n>(&self, name: &'n str) -> Option<&'n str> {
+        part_of(&self.trees, name)
     }
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tensorpress_tensor::checkpoint::{ByteSource, Files, Folder, explain_missing};
+use tensorpress_tensor::node::Json;
 use tensorpress_tensor::rewrite::{LinearSpec, Role, SharedInput};
 use tensorpress_tensor::source::matrix_shape;
-use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Registry, Result};
+use tensorpress_tensor::{Checkpoint, Context as _, Error, ErrorKind, Registry, Result};
 
+use super::tensors::part_of;
 use super::{CONFIG, Source, parsed};
 use crate::architecture::{Before, BlockPlan, EmbeddingPlan, HeadPlan, MixerPlan, PartPlan, Plan};
 use crate::config::Config;
@@ -57,7 +59,7 @@ impl Source {
         }
         let (raw, file) = parsed(&*files)?;
         match Config::from_json(&raw, &file) {
-            Err(error) if is_unknown(&error) && !is_quantised(&raw) => {
+            Err(error) if is_unknown(&error, &raw) && !is_quantised(&raw) => {
                 let checkpoint = Checkpoint::open_in(&*files)?;
                 Self::of_tensors(raw, error.to_string(), checkpoint, files, registry)
             }
@@ -69,7 +71,7 @@ impl Source {
     /// [`Source::head`], [`Source::decoder`] and [`Source::encoder`] are `Unsupported`.
     #[must_use]
     pub fn unknown(&self) -> Option<&str> {
-        self.unknown.as_deref()
+        self.unknown.as_ref().map(|unknown| unknown.why.as_str())
     }
 
     /// That more is known of the model than its tensors.
@@ -77,7 +79,7 @@ impl Source {
     /// # Errors
     /// `Unsupported`, saying why not.
     pub fn need_forward(&self) -> Result<()> {
-        self.unknown.as_ref().map_or(Ok(()), |why| {
+        self.unknown().map_or(Ok(()), |why| {
             Err(Error::unsupported(format!("the model cannot be run: {why}")))
         })
     }
@@ -90,8 +92,12 @@ impl Source {
         registry: &Registry,
     ) -> Result<Self> {
         let trees = checkpoint.trees()?;
-        let plan = plan(&checkpoint);
+        let plan = plan(&checkpoint, &trees, registry)?;
         let mut notes = checkpoint.notes().to_vec();
+        let names = |block: &BlockPlan| block.linears().into_iter().map(|spec| spec.name);
+        let blocks = plan.blocks.iter().map(names).enumerate();
+        let blocks =
+            blocks.flat_map(|(block, names)| names.map(move |name| (name, block))).collect();
         notes.push(format!("taken as tensors, without a forward pass: {why}"));
         Ok(Self {
             config: Config::unknown(plan.blocks.len()),
@@ -104,15 +110,25 @@ impl Source {
             registry: registry.clone(),
             plan,
             ropes: Default::default(),
-            unknown: Some(why),
+            unknown: Some(Unknown { why, blocks }),
             notes,
         })
     }
 }
 
+/// What is known of a model of which nothing is known but its tensors.
+#[derive(Debug)]
+pub(super) struct Unknown {
+    /// Why that is so.
+    why: String,
+    /// The block of each matrix.
+    pub(super) blocks: BTreeMap<String, usize>,
+}
+
 /// The config is of something else, not wrong.
-fn is_unknown(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InsufficientData)
+fn is_unknown(error: &Error, raw: &Value) -> bool {
+    let named = ["model_type", "architectures"].iter().any(|key| !raw[*key].is_null());
+    error.kind() == ErrorKind::Unsupported || !named && error.kind() == ErrorKind::InsufficientData
 }
 
 /// By others: its tensors are no weights.
@@ -122,20 +138,29 @@ fn is_quantised(raw: &Value) -> bool {
 }
 
 /// Blocks of matrices with the same first number in their names, in the order of the numbers.
-fn plan(checkpoint: &Checkpoint) -> Plan {
-    let mut groups: BTreeMap<(String, u64), (String, Vec<LinearSpec>)> = BTreeMap::new();
-    for name in checkpoint.names() {
+fn plan(
+    checkpoint: &Checkpoint,
+    trees: &BTreeMap<String, Json>,
+    registry: &Registry,
+) -> Result<Plan> {
+    let mut matrices: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    for (name, tree) in trees {
+        matrices.insert(name, registry.read(tree, name, checkpoint).in_tensor(name)?.shape());
+    }
+    for name in checkpoint.names().filter(|name| part_of(trees, name).is_none()) {
         let shape = checkpoint.shape(name).unwrap_or_default();
         let is_float = checkpoint.dtype(name).is_ok_and(|dtype| dtype.is_float());
         let [rows, columns] = matrix_shape(shape);
-        if !is_float || shape.len() < 2 || rows < 2 || columns < 2 || is_no_weight(name) {
-            continue;
+        if is_float && shape.len() >= 2 && rows >= 2 && columns >= 2 && !is_no_weight(name) {
+            matrices.insert(name, [rows, columns]);
         }
+    }
+    let mut groups: BTreeMap<(&str, Option<u64>), (String, Vec<LinearSpec>)> = BTreeMap::new();
+    for (name, shape) in matrices {
         let (before, number) = numbered(name);
         let prefix = number.map_or_else(String::new, |number| format!("{before}{number}."));
-        let key = (before.to_owned(), number.unwrap_or_default());
-        let (_, specs) = groups.entry(key).or_insert_with(|| (prefix, Vec::new()));
-        let mut spec = LinearSpec::new(Role::Other, name, [rows, columns]);
+        let (_, specs) = groups.entry((before, number)).or_insert_with(|| (prefix, Vec::new()));
+        let mut spec = LinearSpec::new(Role::Other, name, shape);
         // Each reads its own.
         spec.input = SharedInput::Other(specs.len());
         specs.push(spec);
@@ -151,7 +176,7 @@ fn plan(checkpoint: &Checkpoint) -> Plan {
         }],
         parallel: false,
     };
-    Plan {
+    Ok(Plan {
         prefix: "",
         prefixes: &[],
         embedding: EmbeddingPlan {
@@ -176,7 +201,7 @@ fn plan(checkpoint: &Checkpoint) -> Plan {
             softcap: None,
         },
         joint: None,
-    }
+    })
 }
 
 /// What stands before the first number that is a component of a name, and that number.
@@ -198,7 +223,7 @@ fn numbered(name: &str) -> (&str, Option<u64>) {
 fn is_no_weight(name: &str) -> bool {
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     let last = stem.rsplit('.').next().unwrap_or(stem).to_lowercase();
-    let parts = ["embed", "norm", "bias", "token", "pos_", "position", "running_"];
+    let parts = ["embed", "norm", "bias", "token", "pos_", "position", "running_", "mask"];
     let whole =
         ["wte", "wpe", "shared", "a_log", "d", "scale", "gamma", "beta", "codebook", "centroids"];
     parts.iter().any(|part| last.contains(part))
@@ -225,6 +250,11 @@ impl OneFile {
 impl Files for OneFile {
     fn names(&self) -> Result<Vec<String>> {
         Ok(vec![self.name.clone()])
+    }
+
+    /// Nothing goes along.
+    fn below(&self, _: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -24,6 +24,7 @@ use crate::architecture::{Plan, RopePlan};
 use crate::config::Config;
 use crate::layers::Rope;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
+use loose::Unknown;
 use names::{check_named, named};
 
 pub use tensorpress_tensor::rewrite::LinearSpec;
@@ -54,7 +55,7 @@ pub struct Source {
     /// With the names of this checkpoint.
     plan: Plan,
     /// Why nothing is known but the tensors, if that is so.
-    unknown: Option<String>,
+    unknown: Option<Unknown>,
     notes: Vec<String>,
     /// Rotations that were made, for all blocks that have the same.
     ropes: Mutex<Vec<(RopePlan, Arc<Rope>)>>,

@@ -1,7 +1,9 @@
 //! Stored tensors: as nodes, as matrices wherever they lie, as vectors.
 
+use std::collections::BTreeMap;
+
 use ndarray::Array2;
-use tensorpress_tensor::node::Dense;
+use tensorpress_tensor::node::{Dense, Json};
 use tensorpress_tensor::rewrite::{LinearSpec, Role};
 use tensorpress_tensor::{DType, Error, Node, RawTensor, Result, Tensor};
 
@@ -101,7 +103,7 @@ impl Source {
             let tensor = self.checkpoint.tensor(&place.tensor)?;
             let tensor = match place.index {
                 None => tensor,
-                Some(index) => part_of(&tensor, index)?,
+                Some(index) => matrix_of(&tensor, index)?,
             };
             if place.transposed { transposed(&tensor) } else { Ok(tensor) }
         };
@@ -177,7 +179,7 @@ impl Source {
     pub(super) fn stacked_vector(&self, name: &str, index: usize, len: usize) -> Result<Vec<f32>> {
         let file = self.file_of(name);
         let read = || -> Result<Vec<f32>> {
-            let tensor = part_of(&self.checkpoint.tensor(name)?, index)?;
+            let tensor = matrix_of(&self.checkpoint.tensor(name)?, index)?;
             self.check_shape(name, &[len], tensor.shape())?;
             Ok(tensor.to_matrix()?.into_raw_vec_and_offset().0)
         };
@@ -196,7 +198,7 @@ impl Source {
 }
 
 /// One tensor of a stack.
-fn part_of(stack: &RawTensor, index: usize) -> Result<RawTensor> {
+fn matrix_of(stack: &RawTensor, index: usize) -> Result<RawTensor> {
     let [count, rest @ ..] = stack.shape() else {
         return Err(Error::shape("a scalar where a stack is needed"));
     };
@@ -225,6 +227,11 @@ fn transposed(matrix: &RawTensor) -> Result<RawTensor> {
         }
     }
     RawTensor::new(matrix.dtype(), vec![cols, rows], bytes.into())
+}
+
+/// The compressed weight that a stored tensor is a part of: what its name says before one of its dots.
+pub(super) fn part_of<'n>(trees: &BTreeMap<String, Json>, name: &'n str) -> Option<&'n str> {
+    name.match_indices('.').map(|(at, _)| &name[..at]).find(|weight| trees.contains_key(*weight))
 }
 
 /// Whether a stored tensor is a part of the compressed weight `weight`.

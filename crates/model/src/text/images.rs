@@ -12,10 +12,13 @@ impl Corpus {
     /// The first images, `[images, channels, height, width]`, as a model reads them.
     ///
     /// # Errors
-    /// `Unsupported` for a model that reads none; `InsufficientData` if there is none here; `ShapeMismatch` for images of
+    /// `InvalidArgument` if none is asked for; `Unsupported` for a model that reads none; `InsufficientData` if there is none here; `ShapeMismatch` for images of
     /// another size than the model's, `Corruption` for values that are no floats, `Numerical` for those that are not
     /// finite, each naming tensor and file.
     pub fn images(&self, source: &Source, most: usize) -> Result<Array4<f32>> {
+        if most == 0 {
+            return Err(Error::invalid("0 images: allowed are 1 and more"));
+        }
         let read = || -> Result<Array4<f32>> {
             let Some(images) = source.config().images else {
                 return Err(Error::unsupported("images, and the model reads tokens"));

@@ -28,7 +28,7 @@ pub fn refuse_lfs_pointer(begin: &[u8], size: u64) -> Result<()> {
     Ok(())
 }
 
-/// What a folder holds that has no weights to read: an adapter, an unfinished download, weights in another format. The
+/// What a folder holds that has no safetensors file to read: an adapter, an unfinished download, weights in another format. The
 /// error says what was found and what to do about it.
 #[must_use]
 pub fn explain_missing(folder: &dyn Files) -> Option<Error> {
@@ -40,6 +40,9 @@ pub fn explain_missing(folder: &dyn Files) -> Option<Error> {
         Err(error) => (folder.names().ok()?, Some(error)),
     };
     let top: Vec<&str> = names.iter().map(String::as_str).filter(|n| !n.contains('/')).collect();
+    if top.iter().any(|name| name.ends_with(".safetensors") && !is_adapter(name)) {
+        return None;
+    }
     let whole = folder.path("x").parent().map(Path::to_path_buf).unwrap_or_default();
     let error = adapter(folder, &top, &whole).or_else(|| unfinished(&names));
     let error = error.or_else(|| other_format(&top, &whole)).or(broken);

@@ -10,6 +10,8 @@ use crate::error::{Context, Error, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+/// Of an index of which nothing holds.
+const NOWHERE: &str = "in the index, but not in its shard";
 
 /// What an index says, and what became of it.
 #[derive(Debug, Clone, Default)]
@@ -72,12 +74,13 @@ fn part_of(name: &str) -> Option<(&str, usize, usize)> {
 
 /// Whether these are all parts of one model.
 fn are_parts(names: &[&str]) -> bool {
-    let parts = names.iter().enumerate().map(|(at, name)| {
-        let (model, number, of) = part_of(name)?;
-        (number == at + 1 && of == names.len()).then_some(model)
-    });
-    let models: Option<BTreeSet<&str>> = parts.collect();
-    models.is_some_and(|models| models.len() == 1)
+    let parts: Option<BTreeSet<_>> = names.iter().map(|name| part_of(name)).collect();
+    let models = |parts: &BTreeSet<(&str, usize, usize)>| {
+        let mut each = parts.iter().enumerate();
+        let model = parts.first().map(|(model, ..)| *model);
+        each.all(|(at, part)| Some(part.0) == model && (part.1, part.2) == (at + 1, names.len()))
+    };
+    parts.is_some_and(|parts| parts.len() == names.len() && models(&parts))
 }
 
 impl Checkpoint {
@@ -99,7 +102,7 @@ impl Checkpoint {
 
     fn open_set(folder: &dyn Files) -> Result<Self> {
         if folder.contains(SINGLE) {
-            return Self::open_single(folder);
+            return Self::open_single(folder, SINGLE, INDEX);
         }
         if folder.contains(INDEX) {
             return Self::open_sharded(folder, Index::read(folder, INDEX)?);
@@ -112,7 +115,11 @@ impl Checkpoint {
         // Other kinds of models name their files otherwise: diffusion_pytorch_model.
         let mut others = names.iter().filter(|name| name.ends_with(".safetensors.index.json"));
         if let (Some(index), None) = (others.next(), others.next()) {
-            return Self::open_sharded(folder, Index::read(folder, index)?);
+            let single = index.strip_suffix(".index.json").unwrap_or(index);
+            return match folder.contains(single) {
+                true => Self::open_single(folder, single, index),
+                false => Self::open_sharded(folder, Index::read(folder, index)?),
+            };
         }
         match found.len() {
             _ if are_parts(&found) => {
@@ -141,22 +148,29 @@ impl Checkpoint {
     }
 
     /// The one file, which stands above an index, as it does for transformers.
-    fn open_single(folder: &dyn Files) -> Result<Self> {
-        let index = folder.contains(INDEX).then(|| Index::read(folder, INDEX));
-        let why = match index {
-            Some(Ok(index)) if index.files().iter().all(|file| *file == SINGLE) => {
-                return Self::open_sharded(folder, index);
-            }
+    fn open_single(folder: &dyn Files, single: &str, index: &str) -> Result<Self> {
+        let read = folder.contains(index).then(|| Index::read(folder, index));
+        let why = match read {
             None => None,
             Some(Err(error)) => Some(error.message().to_owned()),
-            Some(Ok(index)) => {
-                let files = index.files();
-                let others: Vec<&str> = files.into_iter().filter(|f| *f != SINGLE).collect();
+            Some(Ok(read)) if read.map.is_empty() => Some("it names nothing".to_owned()),
+            Some(Ok(read)) if read.files().iter().all(|file| *file == single) => {
+                match Self::open_sharded(folder, read) {
+                    // Of the index, not of the file.
+                    Err(error) if error.tensor().is_some() && error.message() == NOWHERE => {
+                        Some("the file has none of the tensors that it names".to_owned())
+                    }
+                    opened => return opened,
+                }
+            }
+            Some(Ok(read)) => {
+                let files = read.files();
+                let others: Vec<&str> = files.into_iter().filter(|f| *f != single).collect();
                 Some(format!("it names {}", listed(&others)))
             }
         };
-        let mut checkpoint = Self::open_named(folder, &[SINGLE], None)?;
-        let (index, single) = (folder.path(INDEX), folder.path(SINGLE));
+        let mut checkpoint = Self::open_named(folder, &[single], None)?;
+        let (index, single) = (folder.path(index), folder.path(single));
         checkpoint.notes.extend(why.map(|why| {
             format!(
                 "{}: not read ({why}): {} is there and is read, as transformers reads it",
@@ -198,7 +212,7 @@ impl Checkpoint {
         let named = || index.map.keys().map(String::as_str);
         let missing: Vec<&str> = named().filter(|name| !self.contains(name)).collect();
         if let (Some(first), true) = (missing.first(), missing.len() == index.map.len()) {
-            let error = Error::insufficient("in the index, but not in its shard").in_tensor(*first);
+            let error = Error::insufficient(NOWHERE).in_tensor(*first);
             return Err(error.in_file(says(first).unwrap_or_default()));
         }
         let moved: Vec<&str> = named()

@@ -33,6 +33,7 @@ pub(super) fn compress(
     stream: Option<&Stream>,
     path: &Path,
 ) -> Result<Unit> {
+    context.check_cancelled()?;
     let source = context.source;
     let original = source.block(index)?;
     let mut block = source.block(index)?;

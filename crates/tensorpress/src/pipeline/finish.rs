@@ -27,7 +27,7 @@ pub(super) fn finish(
 ) -> Result<()> {
     let folder = work.folder().to_path_buf();
     write_index(work, &folder)?;
-    let config = if plain { source.raw_config().clone() } else { config(source) };
+    let config = if plain { source.raw_config().clone() } else { config(source)? };
     write_json(&folder.join("config.json"), &config)?;
     let side = Side::of(source, out)?;
     work.copies(side.names())?;
@@ -69,22 +69,23 @@ fn write_index(work: &Work, folder: &Path) -> Result<()> {
 }
 
 /// The source's config, and the note that weights are ours.
-fn config(source: &Source) -> serde_json::Value {
+fn config(source: &Source) -> Result<serde_json::Value> {
     let mut config = source.raw_config().clone();
     // The shapes of blocks may stand there already.
     config["quantization_config"]["quant_method"] = json!("tensorpress");
     config["quantization_config"]["version"] = json!(env!("CARGO_PKG_VERSION"));
     // A node has two axes; what it was made of may have had more.
     let shapes: BTreeMap<String, &[usize]> = (0..source.blocks())
-        .flat_map(|block| source.linears(block))
-        .filter_map(|spec| Some((source.checkpoint().shape(&spec.name)?, spec.name)))
+        .flat_map(|block| source.linears(block).into_iter().map(|spec| spec.name))
+        .chain(super::tables::names(source)?)
+        .filter_map(|name| Some((source.checkpoint().shape(&name)?, name)))
         .filter(|(shape, _)| shape.len() > 2)
         .map(|(shape, name)| (name, shape))
         .collect();
     if !shapes.is_empty() {
         config["quantization_config"]["shapes"] = json!(shapes);
     }
-    config
+    Ok(config)
 }
 
 fn write_json(path: &Path, json: &serde_json::Value) -> Result<()> {

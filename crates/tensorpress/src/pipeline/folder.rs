@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tensorpress_model::Source;
 use tensorpress_tensor::checkpoint::{
     find_foreign, refuse_mount_point, remove_files, remove_listed, stays_inside,
 };
@@ -26,8 +27,8 @@ pub fn partial_of(out: &Path) -> PathBuf {
     out.with_file_name(name)
 }
 
-/// Whether a result may go to `out`.
-pub(super) fn check_target(out: &Path, source: Option<&Path>, force: bool) -> Result<()> {
+/// Whether a result may go to `out`: what is read does not lie there.
+pub(super) fn check_target(out: &Path, source: &Source, force: bool) -> Result<()> {
     if out.file_name().is_none() {
         return Err(Error::invalid("is no name for a new folder").in_file(out));
     }
@@ -40,8 +41,13 @@ pub(super) fn check_target(out: &Path, source: Option<&Path>, force: bool) -> Re
         return Err(Error::invalid("exists and is no folder").in_file(out));
     }
     let real = |path: &Path| path.canonicalize().ok();
-    if source.is_some_and(|source| real(source) == real(out)) {
-        return Err(Error::invalid("is the model to compress; write elsewhere").in_file(out));
+    let target = real(out);
+    let lies_there = |path: &Path| {
+        real(path).zip(target.as_ref()).is_some_and(|(path, target)| path.starts_with(target))
+    };
+    if source.folder().into_iter().chain(source.checkpoint().files()).any(lies_there) {
+        let what = "is, or holds, the model to compress; write elsewhere";
+        return Err(Error::invalid(what).in_file(out));
     }
     owned(out).map(drop)
 }

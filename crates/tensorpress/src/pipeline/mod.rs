@@ -236,7 +236,7 @@ impl<'a> Compressor<'a> {
             let message = "is compressed already: compress the model it was made from";
             return Err(Error::unsupported(message).in_tensor(name));
         }
-        folder::check_target(out, source.folder(), self.force)?;
+        folder::check_target(out, source, self.force)?;
         let recipe = self.identity_of_recipe();
         let mut rewrites = self.recipe.rewrites();
         rewrites.append(&mut self.rewrites);

@@ -11,7 +11,7 @@ use tensorpress_tensor::checkpoint::{
 };
 use tensorpress_tensor::{Context, Error, Result};
 
-use super::folder::partial_of;
+use super::folder::{LOCK, partial_of};
 use super::listing::LIST;
 use super::state::STATE;
 
@@ -155,9 +155,7 @@ fn kind(path: &str, modules: &[String], paths: &[String]) -> Kind {
 fn kind_at_top(name: &str) -> Kind {
     let index = name.strip_suffix(".index.json");
     match () {
-        () if name == "config.json" || name == LIST || name.starts_with("tensorpress.") => {
-            Kind::Made
-        }
+        () if ["config.json", LIST, LOCK, STATE].contains(&name) => Kind::Made,
         () if index.is_some_and(|of| of.ends_with(".safetensors") || is_other_weights(of)) => {
             Kind::Made
         }

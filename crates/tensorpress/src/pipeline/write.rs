@@ -49,7 +49,7 @@ pub fn write_model(
     nodes: &BTreeMap<String, Box<dyn Node>>,
     out: &Path,
 ) -> Result<()> {
-    folder::check_target(out, source.folder(), false)?;
+    folder::check_target(out, source, false)?;
     check(source, nodes)?;
     // What cannot go along is better said before the work.
     Side::of(source, out)?;
@@ -68,12 +68,8 @@ fn write_shards(
     work: &mut Work,
 ) -> Result<()> {
     work.begin(source.blocks())?;
-    let prefixes: Vec<String> =
-        (0..source.blocks()).map(|block| source.block_prefix(block)).collect();
     // Number 0 has what lies outside the blocks.
-    let shard_of = |name: &str| {
-        prefixes.iter().position(|prefix| name.starts_with(prefix)).map_or(0, |block| block + 1)
-    };
+    let shard_of = |name: &str| source.block_of(name).map_or(0, |block| block + 1);
     for index in work.units().len()..work.shards() {
         let here = |name: &&String| shard_of(name) == index;
         let mut kept: BTreeMap<&String, Box<dyn Node>> = BTreeMap::new();
@@ -86,8 +82,9 @@ fn write_shards(
             all.map(|(name, node)| (name, &**node)).collect();
         let replaced = |name: &str| {
             compressed.keys().any(|weight| {
-                name.strip_prefix(weight.as_str())
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                let rest = name.strip_prefix(weight.as_str());
+                let part = source.trees().contains_key(*weight);
+                rest.is_some_and(|rest| rest.is_empty() || part && rest.starts_with('.'))
             })
         };
         let mut items: Vec<Item<'_>> = Vec::new();
