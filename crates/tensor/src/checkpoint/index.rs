@@ -80,7 +80,7 @@ fn are_parts(names: &[&str]) -> bool {
         let model = parts.first().map(|(model, ..)| *model);
         each.all(|(at, part)| Some(part.0) == model && (part.1, part.2) == (at + 1, names.len()))
     };
-    parts.is_some_and(|parts| parts.len() == names.len() && models(&parts))
+    parts.is_some_and(|parts| !names.is_empty() && parts.len() == names.len() && models(&parts))
 }
 
 impl Checkpoint {
