@@ -155,18 +155,16 @@ fn plan(
             matrices.insert(name, [rows, columns]);
         }
     }
-    let mut groups: BTreeMap<(&str, Option<u64>), (String, Vec<LinearSpec>)> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, Option<u64>), Vec<LinearSpec>> = BTreeMap::new();
     for (name, shape) in matrices {
-        let (before, number) = numbered(name);
-        let prefix = number.map_or_else(String::new, |number| format!("{before}{number}."));
-        let (_, specs) = groups.entry((before, number)).or_insert_with(|| (prefix, Vec::new()));
+        let specs = groups.entry(numbered(name)).or_default();
         let mut spec = LinearSpec::new(Role::Other, name, shape);
         // Each reads its own.
         spec.input = SharedInput::Other(specs.len());
         specs.push(spec);
     }
-    let block = |(prefix, specs): (String, Vec<LinearSpec>)| BlockPlan {
-        prefix,
+    let block = |((before, number), specs): ((&str, Option<u64>), Vec<LinearSpec>)| BlockPlan {
+        prefix: number.map_or_else(String::new, |number| format!("{before}{number}.")),
         parts: vec![PartPlan {
             norm: Before::Nothing,
             mixer: MixerPlan::Other(specs),
@@ -190,7 +188,7 @@ fn plan(
         },
         images: None,
         layers: String::new(),
-        blocks: groups.into_values().map(block).collect(),
+        blocks: groups.into_iter().map(block).collect(),
         head: HeadPlan {
             norm: None,
             transform: None,
