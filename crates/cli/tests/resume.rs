@@ -133,3 +133,37 @@ fn judging_is_ended_at_once() {
     json(&run(&["inspect", arg(&out), "--json"]));
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_mount_point_is_said_before_the_work() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).expect("a new folder");
+    // In a name space of its own, which ends with the program.
+    let script = "mount -t tmpfs none \"$1\" || exit 77; shift; exec \"$@\"";
+    let inside = |args: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_tensorpress");
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-rm", "sh", "-c", script, "sh", arg(&out), program]).args(args).output()
+    };
+    match inside(&["--version"]) {
+        Ok(tried) if tried.status.success() => {}
+        tried => {
+            println!("SKIPPED: mount points: nothing can be mounted here: {tried:?}");
+            return;
+        }
+    }
+    let packed = folder.path().join("demo.tpk");
+    let model = common::model_folder(folder.path());
+    json(&run(&["pack", arg(&model), "--out", arg(&packed), "--json"]));
+    for args in [
+        &["compress", "demo", "--recipe", RECIPE, "--out", arg(&out), "--force"][..],
+        &["unpack", arg(&packed), "--out", arg(&out), "--force"],
+    ] {
+        let refused = inside(args).expect("it ran before");
+        assert_fails(&refused, 1, &["mount point"]);
+        assert!(!stderr(&refused).contains("block"), "before the work");
+        assert!(!folder.path().join("out.partial").exists());
+    }
+}
