@@ -58,11 +58,14 @@ pub(crate) fn itemised(storage: &Storage, weights: u64) -> String {
 /// Characters of a name that a table shows.
 const SHOWN: usize = 200;
 
-/// A name as a table shows it: the middle of one that nobody could read is left out. JSON has names whole.
+/// A name as a table shows it: what is no letter is written out, the middle of one that nobody could read is left out. JSON
+/// has names whole.
 pub(crate) fn shown(name: &str) -> String {
+    let written = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    let name: String = name.chars().map(written).collect();
     let count = name.chars().count();
     if count <= SHOWN {
-        return name.to_owned();
+        return name;
     }
     let half = SHOWN / 2;
     let (begin, end) = (name.chars().take(half - 1), name.chars().skip(count - half));
