@@ -58,7 +58,7 @@ pub(crate) fn itemised(storage: &Storage, weights: u64) -> String {
 /// Characters of a name that a table shows.
 const SHOWN: usize = 200;
 
-/// A name as a table shows it: what is no letter is written out, the middle of one that nobody could read is left out. JSON
+/// A name as a table shows it: control characters are written out, the middle of one that nobody could read is not. JSON
 /// has names whole.
 pub(crate) fn shown(name: &str) -> String {
     let written = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
