@@ -58,7 +58,10 @@ impl Source {
         };
         let blocks = (0..config.blocks).map(block).collect();
         let says = Sayable::new(kind.has_head_dim(), kind.has_output_bias(), kind.has_mlp_bias());
-        ModelLayout::new(format!("{kind:?}"), config.hidden, config.head_dim, blocks)
+        // As a sentence has it.
+        let mut name = kind.name().to_owned();
+        name[..1].make_ascii_uppercase();
+        ModelLayout::new(name, config.hidden, config.head_dim, blocks)
             .with_decoder(kind.is_decoder())
             .with_editable(kind.is_editable())
             .with_says(if plain { says } else { Sayable::ALL })
