@@ -46,8 +46,10 @@ pub(super) fn check_target(out: &Path, source: &Source, force: bool) -> Result<(
         real(path).zip(target.as_ref()).is_some_and(|(path, target)| path.starts_with(target))
     };
     if source.folder().into_iter().chain(source.checkpoint().files()).any(lies_there) {
-        let what = "is, or holds, the model to compress; write elsewhere";
-        return Err(Error::invalid(what).in_file(out));
+        let same = source.folder().is_some_and(|folder| real(folder) == target);
+        let what = if same { "is" } else { "holds" };
+        let message = format!("{what} the model to compress; write elsewhere");
+        return Err(Error::invalid(message).in_file(out));
     }
     owned(out).map(drop)
 }
