@@ -8,3 +8,4 @@ pub mod float;
 pub mod ggml;
 pub mod gguf;
 pub mod gptq;
+mod parts;
