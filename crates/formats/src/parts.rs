@@ -4,7 +4,18 @@
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::{Checkpoint, Context, DType, Error, RawTensor, Result, Tensor};
 
-/// The shape of a part, which must have this element type and so many axes.
+/// That a part has one of these element types.
+pub(crate) fn typed(part: &RawTensor, name: &str, dtypes: &[DType]) -> Result<()> {
+    if dtypes.contains(&part.dtype()) {
+        return Ok(());
+    }
+    let names: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
+    let what = format!("{} elements, where {} belong", part.dtype().name(), names.join(" or "));
+    Err(Error::unsupported(what).in_tensor(name))
+}
+
+/// The shape of a part, which must have one of these element types and so many axes, and be no empty matrix: lengths of
+/// one of those are backed by nothing.
 ///
 /// # Errors
 /// `Unsupported` for another element type, `ShapeMismatch` for another number of axes; both name the part.
@@ -13,13 +24,13 @@ pub(crate) fn shape<const N: usize>(
     name: &str,
     dtypes: &[DType],
 ) -> Result<[usize; N]> {
-    if !dtypes.contains(&part.dtype()) {
-        let names: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
-        let what = format!("{} elements, where {} belong", part.dtype().name(), names.join(" or "));
-        return Err(Error::unsupported(what).in_tensor(name));
+    typed(part, name, dtypes)?;
+    if N > 1 && part.bytes().is_empty() {
+        return Err(Error::shape(format!("shape {:?} is empty", part.shape())).in_tensor(name));
     }
     part.shape().try_into().map_err(|_| {
-        let what = format!("shape {:?}, where {N} axes belong", part.shape());
+        let axes = if N == 1 { "1 axis belongs".into() } else { format!("{N} axes belong") };
+        let what = format!("shape {:?}, where {axes}", part.shape());
         Error::shape(what).in_tensor(name)
     })
 }
