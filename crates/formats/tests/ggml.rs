@@ -1,7 +1,7 @@
 //! The block types of ggml against its own code: values, tables and quantisers, to the bit.
 
 use proptest::prelude::*;
-use tensorpress_formats::ggml::{self, Type};
+use tensorpress_formats::ggml::{self, Flavour, Type};
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, ErrorKind};
 
@@ -83,5 +83,125 @@ proptest! {
         let mut out = vec![f32::from_bits(0x1234); blocks * ty.block_len()];
         ggml::decode(ty, &bytes[..blocks * ty.block_bytes()], &mut out).unwrap();
         prop_assert!(out.iter().all(|v| v.to_bits() != 0x1234), "{}: not every value is written", ty.name());
+    }
+}
+
+/// How bytes of a name were made: by which flavour, of which input, with importance or not.
+fn case(name: &str) -> Option<(Flavour, &str, bool)> {
+    let (case, kind) = name.split_once('.')?;
+    let (flavour, input, weighted) = match case {
+        "real" | "edge" => (Flavour::File, case, false),
+        "real_imat" => (Flavour::File, "real", true),
+        "real_ref" => (Flavour::Plain, "real", false),
+        "edge_ref" => (Flavour::Plain, "edge", false),
+        "edge_avx512" => (Flavour::Simd, "edge", false),
+        _ => return None,
+    };
+    (kind == "packed").then_some((flavour, input, weighted))
+}
+
+/// Blocks whose codes ggml leaves as memory was: the plain IQ4_NL of what counts as zero.
+fn unset(ty: Type, flavour: Flavour, values: &[f32]) -> bool {
+    (ty, flavour) == (Type::IQ4_NL, Flavour::Plain) && values.iter().all(|v| v.abs() < 1e-15)
+}
+
+#[test]
+fn quantised_bytes_are_the_official_ones() {
+    let Some(inputs) = open("inputs") else { return };
+    let importance = floats(&inputs, "imatrix");
+    let (mut tensors, mut blocks, mut weighted_ones, mut unset_ones) = (0, 0, 0, 0);
+    for ty in Type::all() {
+        let Some(file) = open(ty.name()) else { return };
+        for name in file.names() {
+            let Some((flavour, input, weighted)) = case(name) else { continue };
+            let (values, official) = (floats(&inputs, input), bytes(&file, name));
+            let mut found = vec![0xaa; official.len()];
+            let importance = weighted.then_some(importance.as_slice());
+            ggml::encode_as(flavour, ty, &values, importance, &mut found).unwrap();
+            let (len, size) = (ty.block_len(), ty.block_bytes());
+            let pairs = found.chunks(size).zip(official.chunks(size));
+            for (i, (a, b)) in pairs.enumerate() {
+                if unset(ty, flavour, &values[i * len..][..len]) {
+                    assert_eq!(a[..2], b[..2], "{} {name}: scale of block {i}", ty.name());
+                    unset_ones += 1;
+                } else {
+                    assert_eq!(a, b, "{} {name}: block {i}", ty.name());
+                }
+            }
+            tensors += 1;
+            weighted_ones += usize::from(weighted);
+            blocks += official.len() / size;
+        }
+    }
+    println!(
+        "checked: {blocks} blocks of {tensors} tensors, {weighted_ones} of them with importance; \
+         {unset_ones} blocks by their scale alone"
+    );
+    assert_eq!((tensors, weighted_ones, unset_ones), (74, 18, 35));
+}
+
+#[test]
+fn what_cannot_be_encoded_is_refused() {
+    let mut out = [0; 66];
+    let kind = |ty, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]| {
+        ggml::encode(ty, values, importance, out).map_err(|e| e.kind())
+    };
+    let row = [0.5; 256];
+    assert_eq!(kind(Type::Q4_0, &row[..33], None, &mut out[..18]), Err(ErrorKind::ShapeMismatch));
+    assert_eq!(kind(Type::Q4_0, &row[..32], None, &mut out[..19]), Err(ErrorKind::ShapeMismatch));
+    assert_eq!(
+        kind(Type::Q4_0, &row[..32], Some(&[]), &mut out[..18]),
+        Err(ErrorKind::ShapeMismatch)
+    );
+    assert_eq!(
+        kind(Type::Q4_0, &row[..32], Some(&[-1.0; 32]), &mut out[..18]),
+        Err(ErrorKind::Numerical)
+    );
+    assert_eq!(kind(Type::Q4_0, &[f32::NAN; 32], None, &mut out[..18]), Err(ErrorKind::Numerical));
+    assert_eq!(kind(Type::BF16, &[f32::INFINITY], None, &mut out[..2]), Ok(()));
+    assert_eq!(kind(Type::IQ2_XXS, &row, None, &mut out), Err(ErrorKind::MissingCalibration));
+    assert_eq!(kind(Type::IQ2_XXS, &row, Some(&row), &mut out), Ok(()));
+}
+
+/// Values from nothing to what f16 scales cannot hold, with zeros in runs.
+fn any_values() -> impl Strategy<Value = Vec<f32>> {
+    let value = (-2.0_f32..2.0, prop_oneof![Just(-30_i32), Just(0), Just(0), Just(30)]);
+    let part = prop_oneof![
+        prop::collection::vec(value.prop_map(|(x, power)| x * 2_f32.powi(power)), 32),
+        (-2.0_f32..2.0).prop_map(|x| vec![x; 32]),
+        Just(vec![0.0; 32]),
+    ];
+    prop::collection::vec(part, 8).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    /// Every quantiser takes any finite values and any weights, zeros among them, and its blocks are decoded.
+    #[test]
+    fn any_values_encode(values in any_values(), weights in any_values(), which in 0..29_usize) {
+        let ty = Type::all().nth(which).unwrap();
+        let weights: Vec<f32> = weights.iter().map(|w| w.abs()).collect();
+        let mut out = vec![0; 256 / ty.block_len() * ty.block_bytes()];
+        let mut back = vec![0.0; 256];
+        for importance in [None, Some(weights.as_slice())] {
+            match ggml::encode(ty, &values, importance, &mut out) {
+                Ok(()) => ggml::decode(ty, &out, &mut back).unwrap(),
+                Err(e) => prop_assert_eq!(e.kind(), ErrorKind::MissingCalibration),
+            }
+        }
+    }
+
+    /// Of plain values what comes back is near: within the step of the coarsest of the types of four bits and more.
+    #[test]
+    fn what_comes_back_is_near(values in prop::collection::vec(-1.0_f32..1.0, 256), which in 0..29_usize) {
+        let ty = Type::all().nth(which).unwrap();
+        let bits = ty.block_bytes() as f32 * 8.0 / ty.block_len() as f32;
+        prop_assume!(bits > 4.0);
+        let mut out = vec![0; 256 / ty.block_len() * ty.block_bytes()];
+        let mut back = vec![0.0; 256];
+        ggml::encode(ty, &values, None, &mut out).unwrap();
+        ggml::decode(ty, &out, &mut back).unwrap();
+        for (a, b) in values.iter().zip(&back) {
+            prop_assert!((a - b).abs() < 0.26, "{}: {a} came back as {b}", ty.name());
+        }
     }
 }

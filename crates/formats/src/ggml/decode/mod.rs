@@ -10,6 +10,7 @@ use tensorpress_tensor::half::{bf16, f16};
 use tensorpress_tensor::{Error, Result};
 
 use super::Type;
+pub(super) use k::{q3_scale, scale_min};
 
 /// Decodes whole blocks of type `ty` into `out`.
 ///
