@@ -37,7 +37,8 @@ fn every_code_has_the_official_value() {
         }
         codes += table.len();
     }
-    let wide: [(&str, fn(u16) -> f32); 2] = [
+    type Decode = fn(u16) -> f32;
+    let wide: [(&str, Decode); 2] = [
         ("decode.f16", |bits| f16::from_bits(bits).to_f32()),
         ("decode.bf16", |bits| bf16::from_bits(bits).to_f32()),
     ];

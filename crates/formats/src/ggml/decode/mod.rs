@@ -26,7 +26,7 @@ pub fn decode(ty: Type, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         )));
     }
     let blocks = bytes.len() / ty.block_bytes();
-    if out.len() % ty.block_len() != 0 || out.len() / ty.block_len() != blocks {
+    if !out.len().is_multiple_of(ty.block_len()) || out.len() / ty.block_len() != blocks {
         let (name, len, block) = (ty.name(), out.len(), ty.block_len());
         return Err(Error::shape(format!(
             "{blocks} blocks of {name} hold {block} values each, not {len} together"

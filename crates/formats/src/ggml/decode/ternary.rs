@@ -7,7 +7,7 @@ const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
 
 /// Trit `t` of a byte that holds five as a fraction of 256.
 fn trit(byte: u8, t: usize) -> u8 {
-    (u16::from(byte.wrapping_mul(POWERS[t])) * 3 >> 8) as u8
+    ((u16::from(byte.wrapping_mul(POWERS[t])) * 3) >> 8) as u8
 }
 
 pub(super) fn tq1(b: &[u8; 54], y: &mut [f32; 256]) {

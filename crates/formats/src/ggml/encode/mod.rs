@@ -46,8 +46,8 @@ pub fn encode(ty: Type, values: &[f32], importance: Option<&[f32]>, out: &mut [u
 /// `importance` weighs the columns of a row, not less than 0 each; then `values` are whole rows of its length, and the
 /// algorithm is another one, not the same with weights of 1. Types that have one algorithm alone ignore it.
 ///
-/// What ggml does is done, its oddities included: in IQ3_S without a value but 0 in a group of 32, what follows in
-/// the block moves up by a group, and is not what was given.
+/// What ggml does is done, its oddities included: in IQ3_S a group of 32 zeros takes no room, so the groups behind it
+/// are read in the wrong place; such rows are better kept in another type.
 ///
 /// # Errors
 /// `ShapeMismatch` if `values` or rows are not whole blocks, or `out` is not as long as the blocks;
@@ -102,13 +102,15 @@ pub fn encode_as(
 fn check(ty: Type, values: &[f32], importance: Option<&[f32]>, out: &[u8]) -> Result<()> {
     let (name, len) = (ty.name(), ty.block_len());
     let row = importance.map_or(len, <[f32]>::len);
-    if row == 0 || row % len != 0 || values.len() % row != 0 {
+    if row == 0 || !row.is_multiple_of(len) || !values.len().is_multiple_of(row) {
         let n = values.len();
         return Err(Error::shape(format!(
             "{n} values in rows of {row} are not whole blocks of {name} ({len} values)"
         )));
     }
-    if out.len() % ty.block_bytes() != 0 || out.len() / ty.block_bytes() != values.len() / len {
+    if !out.len().is_multiple_of(ty.block_bytes())
+        || out.len() / ty.block_bytes() != values.len() / len
+    {
         let (blocks, bytes) = (values.len() / len, ty.block_bytes());
         let n = out.len();
         return Err(Error::shape(format!(
