@@ -1,6 +1,7 @@
 //! Small floats against ml_dtypes and torch: every code, and thousands of values under each rounding rule.
 
 use proptest::prelude::*;
+use tensorpress_formats::float::mx::{self, ScaleRule};
 use tensorpress_formats::float::{Rounding, Small};
 use tensorpress_tensor::Checkpoint;
 use tensorpress_tensor::half::{bf16, f16};
@@ -116,4 +117,89 @@ proptest! {
             prop_assert!(distance(found) <= distance(other), "{}: {value} to {found}", format.name());
         }
     }
+}
+
+/// Codes of `bits` bits, one a byte; four bits lie in pairs, the low ones first.
+fn unpacked(bytes: Vec<u8>, bits: u32) -> Vec<u8> {
+    if bits == 4 { bytes.iter().flat_map(|b| [b & 15, b >> 4]).collect() } else { bytes }
+}
+
+#[test]
+fn blocks_of_mx_are_the_official_ones() {
+    let Some(file) = open("mx_torchao") else { return };
+    let elements = [
+        ("mxfp4", Small::E2m1Fn),
+        ("mxfp6_e2m3", Small::E2m3Fn),
+        ("mxfp6_e3m2", Small::E3m2Fn),
+        ("mxfp8_e4m3", Small::E4m3Fn),
+        ("mxfp8_e5m2", Small::E5m2),
+    ];
+    let (mut tensors, mut blocks) = (0, 0);
+    for input in ["real", "edge", "nan"] {
+        let values = floats(&file, &format!("{input}.input"));
+        for ((name, element), rule) in elements.iter().flat_map(|e| ScaleRule::ALL.map(|r| (e, r)))
+        {
+            let name = format!("{input}.{name}.{}", rule.name());
+            let scales = bytes(&file, &format!("{name}.scale"));
+            let data = unpacked(bytes(&file, &format!("{name}.data")), element.bits());
+            let dequant = floats(&file, &format!("{name}.dequant"));
+            for (i, x) in values.chunks(32).enumerate() {
+                let here = 32 * i..32 * i + 32;
+                let mut codes = [0; 32];
+                let scale = mx::encode_block(rule, *element, x, &mut codes).unwrap();
+                assert_eq!(scale, scales[i], "{name}: scale of block {i}");
+                // Under NaN codes mean nothing.
+                if scale != 0xff {
+                    assert_eq!(codes, data[here.clone()], "{name}: block {i}");
+                }
+                let mut back = [0.0; 32];
+                mx::decode_block(scale, *element, &data[here.clone()], &mut back).unwrap();
+                let official = &dequant[here];
+                assert!(back.iter().zip(official).all(|(a, b)| same(*a, *b)), "{name}: values {i}");
+                blocks += 1;
+            }
+            tensors += 1;
+        }
+    }
+    println!("checked: {blocks} blocks of {tensors} tensors in MX");
+    assert_eq!(tensors, 60);
+}
+
+#[test]
+fn blocks_of_nvfp4_are_the_official_ones() {
+    let Some(file) = open("nvfp4_torchao") else { return };
+    let mut blocks = 0;
+    for input in ["real", "edge"] {
+        let values = floats(&file, &format!("{input}.input"));
+        for levels in ["1level", "2level"] {
+            let name = format!("{input}.nvfp4_{levels}");
+            let tensor_scale = match levels {
+                "1level" => 1.0,
+                _ => floats(&file, &format!("{name}.per_tensor_scale"))[0],
+            };
+            if levels == "2level" {
+                let max = values.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+                assert_eq!(mx::nvfp4_tensor_scale(max), tensor_scale);
+            }
+            let scales = bytes(&file, &format!("{name}.scale"));
+            let data = unpacked(bytes(&file, &format!("{name}.data")), 4);
+            let dequant = floats(&file, &format!("{name}.dequant"));
+            for (i, x) in values.chunks(16).enumerate() {
+                let here = 16 * i..16 * i + 16;
+                let mut codes = [0; 16];
+                let scale = mx::encode_nvfp4(tensor_scale, x, &mut codes).unwrap();
+                assert_eq!(
+                    (scale, codes.as_slice()),
+                    (scales[i], &data[here.clone()]),
+                    "{name}: {i}"
+                );
+                let mut back = [0.0; 16];
+                mx::decode_nvfp4(tensor_scale, scale, &codes, &mut back).unwrap();
+                let official = &dequant[here];
+                assert!(back.iter().zip(official).all(|(a, b)| same(*a, *b)), "{name}: values {i}");
+                blocks += 1;
+            }
+        }
+    }
+    println!("checked: {blocks} blocks of NVFP4");
 }

@@ -13,6 +13,7 @@
 //! ```
 
 mod encode;
+pub mod mx;
 mod spec;
 
 pub use encode::Rounding;

@@ -56,8 +56,8 @@ impl Points {
         })
     }
 
-    /// The number of the point with these levels, or else the near one of the smallest `error(levels)`, and whether it is
-    /// the former.
+    /// The number of the point with these levels, or else of the near one with the smallest `error(levels)`; and
+    /// whether it is the former.
     pub(super) fn find(
         &self,
         levels: &[u8],
