@@ -188,7 +188,12 @@ pub(crate) fn check_codes(name: &str, codes: &Array2<u8>, bits: u8) -> Result<()
 }
 
 /// Groups of inputs by their numbers, each of which must be one of `groups`.
-pub(crate) fn group_index(part: &RawTensor, name: &str, cols: usize, groups: usize) -> Result<Vec<u32>> {
+pub(crate) fn group_index(
+    part: &RawTensor,
+    name: &str,
+    cols: usize,
+    groups: usize,
+) -> Result<Vec<u32>> {
     let found = shape::<1>(part, name, &[DType::I32])?;
     expect(name, found, [cols])?;
     let index = words(part);

@@ -33,7 +33,8 @@ fn official_layers_unpack_decode_and_pack() {
             check_same(&unpacked.pack(layout).expect("an official layer"), &layer, name);
 
             let zero_codes = ints(file, "in.zeros");
-            let integers = Unpacked { zeros: Zeros::Codes(zero_codes.mapv(|z| z as u8)), ..unpacked.clone() };
+            let integers =
+                Unpacked { zeros: Zeros::Codes(zero_codes.mapv(|z| z as u8)), ..unpacked.clone() };
             check_same(&integers.pack(layout).expect("an official layer"), &layer, name);
             if let Zeros::Codes(zeros) = &unpacked.zeros {
                 assert!(zeros.mapv(i64::from) == zero_codes, "{name}: zero points");

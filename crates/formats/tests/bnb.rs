@@ -85,7 +85,8 @@ fn eight_bits_are_those_of_the_official_code() {
     let (_, file) = &files[0];
     let values = flat(file, "in");
     for (prefix, block) in [("", 256), ("b4096.", 4096)] {
-        let encoded = Blockwise::encode(KnownLevels::Dynamic8, &values, block, false).expect("finite");
+        let encoded =
+            Blockwise::encode(KnownLevels::Dynamic8, &values, block, false).expect("finite");
         assert_eq!(bits(&encoded.levels), bits(&flat(file, "code")));
         let packed = tensor(file, &format!("{prefix}packed"));
         assert!(encoded.codes == packed.bytes()[..], "codes in blocks of {block}");
@@ -168,10 +169,12 @@ fn states_are_written_as_python_writes_them() {
         let state = State::new(QuantType::Nf4, DType::F16, vec![0, 3]);
         let packed = FourBit::pack(&state, &nothing).expect("16 levels");
         let written = String::from_utf8(packed.quant_state.bytes().to_vec()).expect("JSON");
-        let wanted = r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [0, 3], "#.to_owned()
-            + r#""nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": "#
-            + text
-            + "}";
+        let wanted =
+            r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [0, 3], "#
+                .to_owned()
+                + r#""nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": "#
+                + text
+                + "}";
         assert_eq!(written, wanted);
         let (read, unpacked) = packed.unpack().expect("just packed");
         assert_eq!((read, unpacked), (state, nothing));
@@ -180,7 +183,8 @@ fn states_are_written_as_python_writes_them() {
 
 #[test]
 fn parts_that_do_not_fit_are_named() {
-    let encoded = Blockwise::encode(KnownLevels::Nf4, &values(40 * 100, 2), 64, true).expect("finite");
+    let encoded =
+        Blockwise::encode(KnownLevels::Nf4, &values(40 * 100, 2), 64, true).expect("finite");
     let state = State::new(QuantType::Nf4, DType::F32, vec![40, 100]);
     let packed = FourBit::pack(&state, &encoded).expect("16 levels");
     let parts: [(&str, fn(&mut FourBit) -> &mut RawTensor); 5] = [
@@ -234,7 +238,8 @@ fn parts_that_do_not_fit_are_named() {
         ("}", ""),
     ] {
         let forged = text.replace(from, to).into_bytes();
-        let quant_state = RawTensor::new(DType::U8, vec![forged.len()], forged.into()).expect("bytes");
+        let quant_state =
+            RawTensor::new(DType::U8, vec![forged.len()], forged.into()).expect("bytes");
         let error = FourBit { quant_state, ..packed.clone() }.unpack().map(drop).unwrap_err();
         assert_eq!(error.tensor(), Some("quant_state"), "{from} to {to}: {error}");
     }

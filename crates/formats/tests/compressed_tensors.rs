@@ -24,7 +24,8 @@ fn words_are_those_of_both_versions() {
             for axis in [0, 1] {
                 let name = format!("b{width}.packed_dim{axis}_{name}");
                 let stored = file.tensor(&name).expect("there");
-                let packed = pack_words(values.view(), width, packing, Axis(axis)).expect("in range");
+                let packed =
+                    pack_words(values.view(), width, packing, Axis(axis)).expect("in range");
                 same(&packed, &stored, &name);
                 let again = unpack_words(&stored, width, packing, Axis(axis), values.dim().into());
                 assert!(again.expect("official words") == values, "{name}");
@@ -125,7 +126,9 @@ fn blocks_of_small_floats_unpack_decode_and_pack() {
 
 #[test]
 fn sparse_tensors_unpack_and_pack() {
-    let (Some(any), Some(half)) = (files("ct_sparse_bitmask"), files("ct_sparse24")) else { return };
+    let (Some(any), Some(half)) = (files("ct_sparse_bitmask"), files("ct_sparse24")) else {
+        return;
+    };
     let plain = |tensor: &RawTensor| tensor.to_matrix().expect("floats");
     for (name, file) in &any {
         let layer = SparseBitmask::read(file, "layer.weight").expect("a layer");
@@ -168,7 +171,8 @@ fn marlin_layers_unpack_and_pack() {
         same(&packed.scale_packed, &layer.scale_packed, name);
         same(&packed.meta, &layer.meta, name);
         // Within half a step, computed in f16, of what was quantised, where that is kept and not clamped.
-        let (weight, input) = (integers.decode(DType::F32).expect("a layer"), floats(file, "in.weight"));
+        let (weight, input) =
+            (integers.decode(DType::F32).expect("a layer"), floats(file, "in.weight"));
         let run = 512 / integers.scales.values.ncols();
         let most = 1 << (width - 1);
         for (at, value) in integers.values.indexed_iter() {
@@ -305,7 +309,10 @@ fn forge<L: Clone, T>(
                 continue;
             };
             let kind = error.kind();
-            assert!(matches!(kind, ErrorKind::ShapeMismatch | ErrorKind::Corruption), "{part} {shape:?}: {error}");
+            assert!(
+                matches!(kind, ErrorKind::ShapeMismatch | ErrorKind::Corruption),
+                "{part} {shape:?}: {error}"
+            );
             assert!(error.tensor().is_some(), "{part} {shape:?}: {error}");
             tried += 1;
         }
@@ -319,7 +326,11 @@ fn parts_that_do_not_fit_are_named() {
     let mut tried = 0;
     let values = Array2::from_shape_simple_fn((40, 96), || (random.next_f64() * 16.0) as i8 - 8);
     let zero_points = Array2::from_elem((40, 3), -3);
-    let integers = Integers { values, zeros: Some(zero_points), scales: scales([40, 3], DType::BF16, Granularity::Group) };
+    let integers = Integers {
+        values,
+        zeros: Some(zero_points),
+        scales: scales([40, 3], DType::BF16, Granularity::Group),
+    };
     let packed = PackQuantized::pack(&integers, 4, Packing::Dense).expect("in range");
     tried += forge(
         &packed,
@@ -333,24 +344,29 @@ fn parts_that_do_not_fit_are_named() {
     let bytewise = IntQuantized::pack(&integers).expect("in range");
     let zero: (&str, fn(&mut IntQuantized) -> &mut RawTensor) =
         ("weight_zero_point", |l| l.weight_zero_point.as_mut().expect("there"));
-    tried += forge(&bytewise, &[("weight_scale", |l| &mut l.weight_scale), zero], |l| l.unpack(None));
+    tried +=
+        forge(&bytewise, &[("weight_scale", |l| &mut l.weight_scale), zero], |l| l.unpack(None));
     let floats = FloatQuantized {
         weight: zeros(DType::U8, &[300, 200]),
         weight_scale: zeros(DType::BF16, &[3, 2]),
     };
-    tried += forge(&floats, &[("weight_scale", |l| &mut l.weight_scale)], |l| l.unpack(Some([128, 128])));
+    tried += forge(&floats, &[("weight_scale", |l| &mut l.weight_scale)], |l| {
+        l.unpack(Some([128, 128]))
+    });
     for block in [[0, 1], [1, 0], [usize::MAX, usize::MAX], [300, 128]] {
         floats.unpack(Some(block)).map(drop).expect_err("other tiles");
     }
     for format in [MxFormat::Fp4, MxFormat::Fp6, MxFormat::Fp8] {
         let codes = Array2::zeros((3, 64));
-        let layer = UnpackedMx { format, codes, scales: Array2::zeros((3, 2)) }.pack().expect("in range");
+        let layer =
+            UnpackedMx { format, codes, scales: Array2::zeros((3, 2)) }.pack().expect("in range");
         let part = if format == MxFormat::Fp8 { "weight" } else { "weight_packed" };
         let parts: [(&str, fn(&mut Mx) -> &mut RawTensor); 2] =
             [(part, |l| &mut l.weight), ("weight_scale", |l| &mut l.weight_scale)];
         tried += forge(&layer, &parts, |l| l.unpack(format));
     }
-    let unpacked = UnpackedNvfp4 { codes: Array2::zeros((3, 32)), scales: Array2::zeros((3, 2)), global: 1.0 };
+    let unpacked =
+        UnpackedNvfp4 { codes: Array2::zeros((3, 32)), scales: Array2::zeros((3, 2)), global: 1.0 };
     tried += forge(
         &unpacked.pack().expect("in range"),
         &[
@@ -382,7 +398,8 @@ fn parts_that_do_not_fit_are_named() {
         Sparse24Bitmask::unpack,
     );
     let values = halved(&mut random, (64, 96), 4);
-    let integers = Integers { values, zeros: None, scales: scales([64, 3], DType::F16, Granularity::Group) };
+    let integers =
+        Integers { values, zeros: None, scales: scales([64, 3], DType::F16, Granularity::Group) };
     tried += forge(
         &Marlin24::pack(&integers, 4).expect("two of four"),
         &[
@@ -418,7 +435,8 @@ fn forged_numbers_are_named() {
     }
     let forged = SparseBitmask { row_offsets: numbers(&[0, 5], &[2]), ..sparse.clone() };
     assert_eq!(refused(&forged), (ErrorKind::Corruption, "row_offsets".into()));
-    let mask = |bytes: [u8; 4]| RawTensor::new(DType::U8, vec![2, 2], bytes.to_vec().into()).expect("4");
+    let mask =
+        |bytes: [u8; 4]| RawTensor::new(DType::U8, vec![2, 2], bytes.to_vec().into()).expect("4");
     let forged = SparseBitmask { bitmask: mask([0x33, 0x83, 0x99, 9]), ..sparse.clone() };
     assert_eq!(refused(&forged), (ErrorKind::Corruption, "bitmask".into()));
     let half = Sparse24Bitmask::pack(&dense).expect("two of four");
@@ -426,7 +444,8 @@ fn forged_numbers_are_named() {
     assert_eq!(forged.unpack().unwrap_err().tensor(), Some("bitmask"));
 
     let values = halved(&mut SplitMix::new(8), (64, 64), 4);
-    let integers = Integers { values, zeros: None, scales: scales([64, 1], DType::F16, Granularity::Group) };
+    let integers =
+        Integers { values, zeros: None, scales: scales([64, 1], DType::F16, Granularity::Group) };
     let mut marlin = Marlin24::pack(&integers, 4).expect("two of four");
     for width in [0, 3, 5, 255] {
         assert_eq!(marlin.unpack(width).unwrap_err().kind(), ErrorKind::InvalidArgument);
@@ -443,7 +462,10 @@ fn forged_numbers_are_named() {
     wide.values[[0, 1]] = 0;
     wide.values[[0, 2]] = 0;
     assert_eq!(Marlin24::pack(&wide, 4).unwrap_err().kind(), ErrorKind::InvalidArgument);
-    assert_eq!(PackQuantized::pack(&wide, 4, Packing::Dense).unwrap_err().tensor(), Some("weight_packed"));
+    assert_eq!(
+        PackQuantized::pack(&wide, 4, Packing::Dense).unwrap_err().tensor(),
+        Some("weight_packed")
+    );
 
     let packed = PackQuantized::pack(&integers, 4, Packing::Dense).expect("in range");
     for width in [0, 9, 255] {

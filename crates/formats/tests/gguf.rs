@@ -47,8 +47,10 @@ fn official_files_come_out_as_they_went_in() {
         let texts = get("t.arr.str").as_array().expect("an array");
         assert_eq!(texts.texts().collect::<Vec<_>>(), ["a", "", "\u{df}"]);
         let nested = get("t.arr.nested").as_array().expect("an array");
-        let inner: Vec<Vec<Value>> =
-            nested.iter().map(|value| value.as_array().expect("an array").iter().collect()).collect();
+        let inner: Vec<Vec<Value>> = nested
+            .iter()
+            .map(|value| value.as_array().expect("an array").iter().collect())
+            .collect();
         assert_eq!(inner[0], [Value::I32(1), Value::I32(2)]);
         assert_eq!(inner[1], [Value::I32(3), Value::I32(4), Value::I32(5)]);
         let info = header.tensor("blk.0.q4_k.weight").expect("a tensor of the file");
@@ -115,7 +117,10 @@ fn every_cut_is_an_error_and_no_flipped_bit_a_panic() {
             accepted += 1;
         }
     }
-    println!("checked: cuts {end}, flipped bits {} of which {accepted} leave a file", 8 * file.len());
+    println!(
+        "checked: cuts {end}, flipped bits {} of which {accepted} leave a file",
+        8 * file.len()
+    );
 }
 
 /// Builds headers by hand.
@@ -169,6 +174,7 @@ fn forged_files_are_refused_by_name() {
     key(u64::MAX).zeros(64).refused(Corruption, "keys");
     Forge::new(1 << 40, 0).zeros(64).refused(Corruption, "tensors");
     key(70_000).zeros(13 * 70_000).refused(Unsupported, "keys");
+    Forge::new(70_000, 0).zeros(24 * 70_000).refused(Unsupported, "tensors");
     // Texts.
     key(1).u64(1 << 60).zeros(64).refused(Corruption, "key 0");
     key(1).u64(60_000).zeros(64).refused(InsufficientData, "key 0");
@@ -272,7 +278,10 @@ fn every_type_has_whole_blocks() {
     for id in known {
         let extent = extent(id).expect("known");
         assert!(extent.elements > 0 && extent.bytes > 0);
-        assert!(extent.bytes * 8 >= extent.elements, "type {id} has less than a bit for each element");
+        assert!(
+            extent.bytes * 8 >= extent.elements,
+            "type {id} has less than a bit for each element"
+        );
     }
 }
 

@@ -31,7 +31,11 @@ fn official_layers_unpack_decode_and_pack() {
             same(&packed.qweight, &layer.qweight, name);
             same(&packed.qzeros, &layer.qzeros, name);
             same(&packed.scales, &layer.scales, name);
-            same(packed.g_idx.as_ref().expect("written"), layer.g_idx.as_ref().expect("there"), name);
+            same(
+                packed.g_idx.as_ref().expect("written"),
+                layer.g_idx.as_ref().expect("there"),
+                name,
+            );
 
             // Without the index where groups are runs.
             let group: usize = said(file, "group_size").parse().expect("a number");
@@ -86,7 +90,9 @@ fn the_greatest_stored_zero_point_has_two_readings() {
     let again = wrapped.pack(Format::new(4, Version::V1Wrapped)).expect("in range");
     same(&again.qzeros, &packed.qzeros, "zero points");
     unpacked.zeros.fill(1);
-    for (version, bad) in [(Version::V1, 0), (Version::V1, 17), (Version::V1Wrapped, 16), (Version::V2, 16)] {
+    for (version, bad) in
+        [(Version::V1, 0), (Version::V1, 17), (Version::V1Wrapped, 16), (Version::V2, 16)]
+    {
         unpacked.zeros[[3, 0]] = bad;
         let error = unpacked.pack(Format::new(4, version)).map(drop).unwrap_err();
         assert_eq!((error.kind(), error.tensor()), (ErrorKind::InvalidArgument, Some("qzeros")));

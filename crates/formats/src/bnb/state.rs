@@ -94,7 +94,9 @@ impl State {
             let name = text(key)?;
             let found = DTYPES.into_iter().find(|(known, _)| *known == name);
             found.map(|(_, dtype)| dtype).ok_or_else(|| {
-                Error::unsupported(format!("`{key}` is {name}: allowed are floats of 16 and 32 bits"))
+                Error::unsupported(format!(
+                    "`{key}` is {name}: allowed are floats of 16 and 32 bits"
+                ))
             })
         };
         let dtype = find("dtype")?;

@@ -83,7 +83,8 @@ fn unpack_rows(part: &RawTensor, name: &str, bits: u32, block: usize) -> Result<
     let cols = width.checked_mul(8).map(|all| all / bits as usize);
     let cols = cols.filter(|cols| cols % block == 0 && packed_len(*cols, bits) == width);
     let Some(cols) = cols else {
-        let what = format!("rows of {width} bytes are not in blocks of {block} codes of {bits} bits");
+        let what =
+            format!("rows of {width} bytes are not in blocks of {block} codes of {bits} bits");
         return Err(Error::shape(what).in_tensor(name));
     };
     let mut codes = Array2::zeros((rows, cols));

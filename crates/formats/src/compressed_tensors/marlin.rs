@@ -5,7 +5,7 @@ use super::integers::Integers;
 use super::order::{RUN, SCALES, TILE, codes, meta};
 use super::scales::{Granularity, Scales};
 use crate::parts::{
-    Fields, expect, float_matrix, group_length, shape, store_floats, store_words, words, Stored,
+    Fields, Stored, expect, float_matrix, group_length, shape, store_floats, store_words, words,
 };
 
 /// `marlin-24`: a layer of symmetric integers of 4 or 8 bits of which each four inputs keep two, as stored. N is a multiple of
@@ -100,11 +100,13 @@ impl Marlin24 {
                 let [first, second] = pair(output, *four);
                 first >= second
             }) {
-                let what = format!("{:?} for the four at [{output}, {}]", pair(output, four), 4 * four);
+                let what =
+                    format!("{:?} for the four at [{output}, {}]", pair(output, four), 4 * four);
                 return Err(Error::corruption(what).in_tensor("meta"));
             }
         }
-        let (stored, fields, half) = (words(&self.weight_packed), Fields::dense(bits), 1 << (bits - 1));
+        let (stored, fields, half) =
+            (words(&self.weight_packed), Fields::dense(bits), 1 << (bits - 1));
         let mut values = Array2::zeros((outputs, inputs));
         each_place(bits, outputs, tiles, |place, output, kept| {
             let code = fields.get(place, |word| stored[word]);

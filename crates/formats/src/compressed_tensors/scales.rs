@@ -77,7 +77,9 @@ impl Scales {
                 [rows, groups]
             }
             Granularity::Block([0, _] | [_, 0]) => {
-                return Err(Error::invalid("block: allowed are 1 and more").in_tensor("weight_scale"));
+                return Err(
+                    Error::invalid("block: allowed are 1 and more").in_tensor("weight_scale")
+                );
             }
             Granularity::Block([tall, wide]) => [rows.div_ceil(*tall), cols.div_ceil(*wide)],
         };

@@ -20,7 +20,8 @@ impl Array {
         let (mut count, mut bytes) = (0, Vec::new());
         for element in elements {
             if element.kind() != kind {
-                let what = format!("element {count} is {:?}, in an array of {kind:?}", element.kind());
+                let what =
+                    format!("element {count} is {:?}, in an array of {kind:?}", element.kind());
                 return Err(Error::invalid(what));
             }
             element.write(&mut bytes);

@@ -38,12 +38,18 @@ impl<'a> Cursor<'a> {
         Err(Error::corruption(what))
     }
 
-    fn take(&mut self, count: u64) -> Result<Bytes> {
+    /// How many bytes are left, which must be so many at least.
+    fn check_left(&self, count: u64) -> Result<u64> {
         let left = self.source.size() - self.at;
         if count > left {
             let what = format!("{count} bytes at {}, but {left} are left", self.at);
             return Err(Error::insufficient(what));
         }
+        Ok(left)
+    }
+
+    fn take(&mut self, count: u64) -> Result<Bytes> {
+        let left = self.check_left(count)?;
         let end = self.at + count;
         if self.at < self.window_at || end > self.window_at + self.window.len() as u64 {
             // The old window goes before the new one comes.
@@ -73,9 +79,15 @@ impl<'a> Cursor<'a> {
     /// A text of at most so many bytes.
     pub(super) fn text(&mut self, most: u64) -> Result<String> {
         let length = self.text_length(most)?;
-        let bytes = self.take(length)?;
-        let text = std::str::from_utf8(&bytes);
-        text.map(str::to_owned).map_err(|e| Error::corruption(format!("no UTF-8: {e}")))
+        self.check_left(length)?;
+        // Piece by piece, so that it is not there twice.
+        let mut bytes = Vec::with_capacity(length as usize);
+        while (bytes.len() as u64) < length {
+            let piece = (length - bytes.len() as u64).min(WINDOW);
+            bytes.extend_from_slice(&self.take(piece)?);
+        }
+        String::from_utf8(bytes)
+            .map_err(|e| Error::corruption(format!("no UTF-8: {}", e.utf8_error())))
     }
 
     fn text_length(&mut self, most: u64) -> Result<u64> {
@@ -144,7 +156,9 @@ impl<'a> Cursor<'a> {
                         let text = std::str::from_utf8(&bytes);
                         text.map(drop).map_err(|e| Error::corruption(format!("no UTF-8: {e}")))
                     };
-                    check().map_err(|e| Error::new(e.kind(), format!("text {index}: {}", e.message())))?;
+                    check().map_err(|e| {
+                        Error::new(e.kind(), format!("text {index}: {}", e.message()))
+                    })?;
                 }
             }
             Kind::Array if depth == DEEPEST => {

@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::io::Write;
 use std::ops::Range;
 
@@ -13,8 +12,10 @@ const MAGIC: [u8; 4] = *b"GGUF";
 const VERSION: u32 = 3;
 const ALIGNMENT: &str = "general.alignment";
 
-/// Pairs of metadata, and tensors, that a file may have: forged headers would take many times their size in memory.
-const MOST: u64 = 1 << 16;
+/// Pairs of metadata that a file may have; in memory the smallest take several times what they do in a file.
+const MOST_KEYS: u64 = 1 << 14;
+/// Tensors that a file may have.
+const MOST_TENSORS: u64 = 1 << 16;
 /// Bytes of a key (as the format has it) or a name.
 const LONGEST_NAME: u64 = (1 << 16) - 1;
 /// Axes of a tensor, as ggml has it.
@@ -58,8 +59,8 @@ impl Header {
     ///
     /// # Errors
     /// `Corruption` or `InsufficientData` if bytes contradict the format: they name the key or the tensor; `Unsupported`
-    /// for types that no [`extent`] is known of and for more of anything than files in use have (65 536 keys or tensors,
-    /// arrays 8 deep, an alignment of 1 MiB); `Version` for other versions and big-endian files; those of reading.
+    /// for types that no [`extent`] is known of and for more of anything than files in use have (16 384 keys, 65 536
+    /// tensors, arrays 8 deep, an alignment of 1 MiB); `Version` for other versions and big-endian files; those of reading.
     pub fn read(source: &dyn ByteSource) -> Result<Self> {
         let mut cursor = Cursor::new(source);
         if source.size() < 24 || cursor.array()? != MAGIC {
@@ -76,13 +77,18 @@ impl Header {
         for (what, count, least) in [("keys", pairs, 13), ("tensors", tensors, 24)] {
             let name = |e: Error| Error::new(e.kind(), format!("{what}: {}", e.message()));
             cursor.check_count(count, least).map_err(name)?;
-            if count > MOST {
-                return Err(Error::unsupported(format!("{count} {what}, where {MOST} are allowed")));
-            }
         }
-        let metadata = (0..pairs).map(|n| read_pair(&mut cursor, n)).collect::<Result<_>>()?;
+        check_counts(pairs, tensors)?;
+        let count = tensors;
+        let mut metadata = Vec::with_capacity(pairs as usize);
+        for number in 0..pairs {
+            metadata.push(read_pair(&mut cursor, number)?);
+        }
         let alignment = check_metadata(&metadata)?;
-        let tensors = (0..tensors).map(|n| read_info(&mut cursor, n)).collect::<Result<_>>()?;
+        let mut tensors = Vec::with_capacity(count as usize);
+        for number in 0..count {
+            tensors.push(read_info(&mut cursor, number)?);
+        }
         let data_start = cursor.at().next_multiple_of(alignment);
         let header = Self { version, metadata, tensors, alignment, data_start };
         header.check_places()?;
@@ -126,14 +132,11 @@ impl Header {
             }
             let bytes = bytes_of(&dims, type_id).in_tensor(&name)?;
             infos.push(TensorInfo { name, dims, type_id, offset: at, bytes });
-            let next = at.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(alignment));
+            let next =
+                at.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(alignment));
             at = next.ok_or_else(|| Error::invalid("tensors of more than 2^64 bytes"))?;
         }
-        for (what, count) in [("keys", metadata.len()), ("tensors", infos.len())] {
-            if count as u64 > MOST {
-                return Err(Error::unsupported(format!("{count} {what}, where {MOST} are allowed")));
-            }
-        }
+        check_counts(metadata.len() as u64, infos.len() as u64)?;
         let (version, data_start) = (VERSION, 0);
         let mut header = Self { version, metadata, tensors: infos, alignment, data_start };
         header.data_start = (header.bytes().len() as u64).next_multiple_of(alignment);
@@ -240,12 +243,11 @@ impl Header {
 
     /// That names are unique, offsets aligned, and no tensor overlaps another; nothing overflows past the end of the last.
     fn check_places(&self) -> Result<()> {
-        let mut names = HashMap::with_capacity(self.tensors.len());
+        if let Some(name) = twice(self.tensors.iter().map(|info| info.name.as_str())) {
+            return Err(Error::corruption("is there twice").in_tensor(name));
+        }
         for info in &self.tensors {
             let refuse = |what: String| Err(Error::corruption(what).in_tensor(&info.name));
-            if names.insert(info.name.as_str(), ()).is_some() {
-                return refuse("is there twice".into());
-            }
             if !info.offset.is_multiple_of(self.alignment) {
                 return refuse(format!(
                     "offset {} is no multiple of {}",
@@ -260,8 +262,7 @@ impl Header {
         }
         let mut infos: Vec<&TensorInfo> = self.tensors.iter().collect();
         infos.sort_by_key(|info| (info.offset, info.bytes));
-        let overlap =
-            infos.windows(2).find(|two| two[0].offset + two[0].bytes > two[1].offset);
+        let overlap = infos.windows(2).find(|two| two[0].offset + two[0].bytes > two[1].offset);
         match overlap {
             None => Ok(()),
             Some(two) => {
@@ -270,6 +271,22 @@ impl Header {
             }
         }
     }
+}
+
+fn check_counts(keys: u64, tensors: u64) -> Result<()> {
+    for (what, count, most) in [("keys", keys, MOST_KEYS), ("tensors", tensors, MOST_TENSORS)] {
+        if count > most {
+            return Err(Error::unsupported(format!("{count} {what}, where {most} are allowed")));
+        }
+    }
+    Ok(())
+}
+
+/// One that is there twice.
+fn twice<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    names.windows(2).find(|two| two[0] == two[1]).map(|two| two[0])
 }
 
 fn read_pair(cursor: &mut Cursor<'_>, number: u64) -> Result<(String, Value)> {
@@ -316,12 +333,9 @@ fn bytes_of(dims: &[u64], type_id: u32) -> Result<u64> {
 }
 
 /// That keys are unique, and the alignment, which they say.
-fn check_metadata(metadata: &Vec<(String, Value)>) -> Result<u64> {
-    let mut keys = HashMap::with_capacity(metadata.len());
-    for (key, _) in metadata {
-        if keys.insert(key.as_str(), ()).is_some() {
-            return Err(of_key(key, &Error::corruption("is there twice")));
-        }
+fn check_metadata(metadata: &[(String, Value)]) -> Result<u64> {
+    if let Some(key) = twice(metadata.iter().map(|(key, _)| key.as_str())) {
+        return Err(of_key(key, &Error::corruption("is there twice")));
     }
     let Some((_, value)) = metadata.iter().find(|(key, _)| key == ALIGNMENT) else { return Ok(32) };
     match value {

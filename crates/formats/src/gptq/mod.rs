@@ -13,8 +13,8 @@ use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::{Checkpoint, DType, Error, RawTensor, Result, Tensor};
 
 use crate::parts::{
-    FLOATS, Fields, Stored, check_codes, expect, float_matrix, group_index, group_length, runs, shape,
-    store_floats, store_words, words,
+    FLOATS, Fields, Stored, check_codes, expect, float_matrix, group_index, group_length, runs,
+    shape, store_floats, store_words, words,
 };
 
 /// What stored zero points mean: `checkpoint_format` of a model's configuration.
@@ -227,7 +227,8 @@ impl Unpacked {
         let mut qzeros = vec![0; groups * width];
         for ((n, group), zero) in self.zeros.indexed_iter() {
             if !(least..=most).contains(zero) {
-                let what = format!("zero point {zero} at [{n}, {group}]: allowed are {least} to {most}");
+                let what =
+                    format!("zero point {zero} at [{n}, {group}]: allowed are {least} to {most}");
                 return Err(Error::invalid(what).in_tensor("qzeros"));
             }
             let stored = zero.wrapping_sub(add) as u8;
