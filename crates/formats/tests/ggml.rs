@@ -2,7 +2,6 @@
 
 use proptest::prelude::*;
 use tensorpress_formats::ggml::{self, Flavour, Type};
-use tensorpress_formats::gguf;
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, ErrorKind};
 
@@ -32,8 +31,6 @@ fn types_have_their_numbers_names_and_sizes() {
         assert_eq!(place, ty as usize);
         assert_eq!(Type::from_id(ty.id()), Some(ty));
         assert_eq!(Type::from_name(ty.name()), Some(ty));
-        let extent = gguf::extent(ty.id()).map(|e| (e.elements as usize, e.bytes as usize));
-        assert_eq!(extent, Some((ty.block_len(), ty.block_bytes())), "in GGUF files");
         let Some(file) = open(ty.name()) else { return };
         let about = file.metadata().next().unwrap();
         assert_eq!(about["ggml_type_id"], ty.id().to_string());
@@ -211,9 +208,9 @@ proptest! {
 
     /// Of plain values what comes back is near: within the step of the coarsest of the types of four bits and more.
     #[test]
-    fn what_comes_back_is_near(values in prop::collection::vec(-1.0_f32..1.0, 256), which in 0..29_usize) {
+    fn what_comes_back_is_near(values in prop::collection::vec(-1.0_f32..1.0, 256), which in 0..16_usize) {
         let fine = |ty: &Type| ty.block_bytes() * 8 > ty.block_len() * 4;
-        let ty = Type::all().filter(fine).cycle().nth(which).unwrap();
+        let ty = Type::all().filter(fine).nth(which).unwrap();
         let mut out = vec![0; 256 / ty.block_len() * ty.block_bytes()];
         let mut back = vec![0.0; 256];
         ggml::encode(ty, &values, None, &mut out).unwrap();
