@@ -119,8 +119,8 @@ pub(crate) fn group_length(name: &str, cols: usize, groups: usize) -> Result<usi
     Err(Error::shape(what).in_tensor(name))
 }
 
-/// Codes of `bits` bits (1 to 8) in words of 32, the least significant bit first: a dense stream, or as many to a word as
-/// fit whole.
+/// Codes of `bits` bits (1 to 8) in words of 32, the least significant bit first: a dense stream, or as many to a word
+/// as fit whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fields {
     bits: usize,

@@ -117,7 +117,9 @@ fn values(count: usize, seed: u64) -> Vec<f32> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn what_is_packed_unpacks(rows in 0usize..9, cols in 0usize..300, block in 1usize..200, fp4: bool, nested: bool, seed: u64) {
+    fn what_is_packed_unpacks(
+        rows in 0usize..9, cols in 0usize..300, block in 1usize..200, fp4: bool, nested: bool, seed: u64,
+    ) {
         let kind = if fp4 { QuantType::Fp4 } else { QuantType::Nf4 };
         let values = values(rows * cols, seed);
         let encoded = Blockwise::encode(kind.table(), &values, block, nested).expect("finite");
@@ -187,7 +189,8 @@ fn parts_that_do_not_fit_are_named() {
         Blockwise::encode(KnownLevels::Nf4, &values(40 * 100, 2), 64, true).expect("finite");
     let state = State::new(QuantType::Nf4, DType::F32, vec![40, 100]);
     let packed = FourBit::pack(&state, &encoded).expect("16 levels");
-    let parts: [(&str, fn(&mut FourBit) -> &mut RawTensor); 5] = [
+    type Pick = fn(&mut FourBit) -> &mut RawTensor;
+    let parts: [(&str, Pick); 5] = [
         ("absmax", |l| &mut l.absmax),
         ("quant_map", |l| &mut l.quant_map),
         ("nested_absmax", |l| l.nested_absmax.as_mut().expect("nested")),

@@ -211,17 +211,23 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn words_that_are_packed_unpack(width in 1u8..=8, rows in 1usize..40, cols in 1usize..40, axis in 0usize..2, aligned: bool, seed: u64) {
+    fn words_that_are_packed_unpack(
+        width in 1u8..=8, rows in 1usize..40, cols in 1usize..40, axis in 0usize..2, aligned: bool, seed: u64,
+    ) {
         let mut random = SplitMix::new(seed);
         let half = 1i64 << (width - 1);
-        let values = Array2::from_shape_fn((rows, cols), |_| ((random.next_f64() * 2.0 * half as f64) as i64 - half) as i8);
+        let any = || ((random.next_f64() * 2.0 * half as f64) as i64 - half) as i8;
+        let values = Array2::from_shape_simple_fn((rows, cols), any);
         let packing = if aligned { Packing::WordAligned } else { Packing::Dense };
         let packed = pack_words(values.view(), width, packing, Axis(axis)).expect("in range");
         prop_assert_eq!(unpack_words(&packed, width, packing, Axis(axis), [rows, cols]).expect("packed"), values);
     }
 
     #[test]
-    fn layers_that_are_packed_unpack(width in 1u8..=8, rows in 1usize..20, groups in 1usize..4, run in 1usize..20, kind in 0usize..3, asymmetric: bool, seed: u64) {
+    fn layers_that_are_packed_unpack(
+        width in 1u8..=8, rows in 1usize..20, groups in 1usize..4, run in 1usize..20, kind in 0usize..3,
+        asymmetric: bool, seed: u64,
+    ) {
         let cols = groups * run;
         let mut random = SplitMix::new(seed);
         let half = 1i64 << (width - 1);
@@ -261,9 +267,12 @@ proptest! {
     }
 
     #[test]
-    fn sparse_tensors_that_are_packed_unpack(rows in 1usize..6, cols in 1usize..40, share in 0.0f64..1.0, seed: u64) {
+    fn sparse_tensors_that_are_packed_unpack(
+        rows in 1usize..6, cols in 1usize..40, share in 0.0f64..1.0, seed: u64,
+    ) {
         let mut random = SplitMix::new(seed);
-        let values = Array2::from_shape_simple_fn((rows, cols), || if random.next_f64() < share { 1.5f32 } else { 0.0 });
+        let any = || if random.next_f64() < share { 1.5f32 } else { 0.0 };
+        let values = Array2::from_shape_simple_fn((rows, cols), any);
         for dtype in [DType::F32, DType::BF16] {
             let dense = RawTensor::from_f32(values.view().into_dyn(), dtype).expect("floats");
             let packed = SparseBitmask::pack(&dense).expect("a matrix");
@@ -276,20 +285,26 @@ proptest! {
     }
 
     #[test]
-    fn marlin_layers_that_are_packed_unpack(eight: bool, outputs in 1usize..3, chunks in 1usize..4, groups in 1usize..4, seed: u64) {
+    fn marlin_layers_that_are_packed_unpack(
+        eight: bool, outputs in 1usize..3, chunks in 1usize..4, groups in 1usize..4, seed: u64,
+    ) {
         let width = if eight { 8 } else { 4 };
         let (outputs, inputs) = (64 * outputs, 32 * chunks * groups);
         let values = halved(&mut SplitMix::new(seed), (outputs, inputs), width);
-        let integers = Integers { values, zeros: None, scales: scales([outputs, groups], DType::F16, Granularity::Group) };
+        let scales = scales([outputs, groups], DType::F16, Granularity::Group);
+        let integers = Integers { values, zeros: None, scales };
         let packed = Marlin24::pack(&integers, width).expect("two of four");
         prop_assert_eq!(packed.unpack(width).expect("packed"), integers);
     }
 }
 
+/// Where a part is in a layer.
+type Pick<L> = fn(&mut L) -> &mut RawTensor;
+
 /// Tries every part with another type and with shapes that do not fit.
 fn forge<L: Clone, T>(
     layer: &L,
-    parts: &[(&str, fn(&mut L) -> &mut RawTensor)],
+    parts: &[(&str, Pick<L>)],
     unpack: impl Fn(&L) -> Result<T, Error>,
 ) -> usize {
     let mut tried = 0;
@@ -342,7 +357,7 @@ fn parts_that_do_not_fit_are_named() {
         |l| l.unpack(4, Packing::Dense),
     );
     let bytewise = IntQuantized::pack(&integers).expect("in range");
-    let zero: (&str, fn(&mut IntQuantized) -> &mut RawTensor) =
+    let zero: (&str, Pick<IntQuantized>) =
         ("weight_zero_point", |l| l.weight_zero_point.as_mut().expect("there"));
     tried +=
         forge(&bytewise, &[("weight_scale", |l| &mut l.weight_scale), zero], |l| l.unpack(None));
@@ -361,7 +376,7 @@ fn parts_that_do_not_fit_are_named() {
         let layer =
             UnpackedMx { format, codes, scales: Array2::zeros((3, 2)) }.pack().expect("in range");
         let part = if format == MxFormat::Fp8 { "weight" } else { "weight_packed" };
-        let parts: [(&str, fn(&mut Mx) -> &mut RawTensor); 2] =
+        let parts: [(&str, Pick<Mx>); 2] =
             [(part, |l| &mut l.weight), ("weight_scale", |l| &mut l.weight_scale)];
         tried += forge(&layer, &parts, |l| l.unpack(format));
     }

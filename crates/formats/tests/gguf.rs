@@ -288,7 +288,9 @@ fn every_type_has_whole_blocks() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn any_bytes_are_read_or_refused(tail in proptest::collection::vec(any::<u8>(), 0..200), tensors in 0u64..3, keys in 0u64..3) {
+    fn any_bytes_are_read_or_refused(
+        tail in proptest::collection::vec(any::<u8>(), 0..200), tensors in 0u64..3, keys in 0u64..3,
+    ) {
         let mut forge = Forge::new(tensors, keys);
         forge.0.extend(tail);
         if let Ok(file) = Gguf::from_bytes(forge.0) {

@@ -1,13 +1,14 @@
 //! The tensors of AWQ checkpoints (AutoAWQ, llm-awq), of 4 bits, in their three layouts.
 //!
 //! A layer of K inputs and N outputs, in groups of g inputs; a weight is `scale * (code - zero)`:
-//! - [`Layout::Gemm`], the common one: `qweight`, i32 `[K, N / 8]`; word c of a row holds outputs 8 c + 0, 2, 4, 6, 1, 3, 5, 7,
-//!   the least significant nibble first. `qzeros`, i32 `[K / g, N / 8]`, in the same order; `scales`, f16 `[K / g, N]`.
-//! - [`Layout::Gemv`]: `qweight`, i32 `[N, K / 8]`, nibbles in order; `qzeros`, i32 `[N, Z]`, in order; `scales`,
-//!   f16 `[N, 8 Z]`. Z is how many words K / g zero points take, rounded up to a multiple of 1 (g from 128 on), 2 (64) or
-//!   4 (32); what is left over is zero.
-//! - [`Layout::GemvFast`]: `qweight`, i16 `[N / 4, K]`: see [`Layout::GemvFast`] for the order; `qzeros`, f16 `[8 Z, N]`, is
-//!   what is added to `scale * code`; `scales`, f16 `[8 Z, N]`.
+//! - [`Layout::Gemm`], the common one: `qweight`, i32 `[K, N / 8]`; word c of a row holds outputs 8 c + 0, 2, 4, 6, 1,
+//!   3, 5, 7, the least significant nibble first. `qzeros`, i32 `[K / g, N / 8]`, in the same order; `scales`, f16
+//!   `[K / g, N]`.
+//! - [`Layout::Gemv`]: `qweight`, i32 `[N, K / 8]`, nibbles in order; `qzeros`, i32 `[N, Z]`, in order; `scales`, f16
+//!   `[N, 8 Z]`. Z is how many words K / g zero points take, rounded up to a multiple of 1 (g from 128 on), 2 (64) or 4
+//!   (32); what is left over is zero.
+//! - [`Layout::GemvFast`]: `qweight`, i16 `[N / 4, K]`: see [`Layout::GemvFast`] for the order; `qzeros`, f16
+//!   `[8 Z, N]`, is what is added to `scale * code`; `scales`, f16 `[8 Z, N]`.
 //!
 //! (Source: `awq/modules/linear` of AutoAWQ 0.2.9, `awq/quantize/qmodule.py` of llm-awq.)
 
@@ -28,8 +29,9 @@ pub enum Layout {
     Gemm,
     /// `gemv`: along the inputs, in order.
     Gemv,
-    /// `gemv_fast`: tiles of 4 outputs and 64 inputs, one output after another, four codes to a word of 16 bits. Within 32
-    /// inputs code `8 a + j` belongs to input `8 (i / 2) + 2 a + i % 2`, where `i` is the `j`-th of 0, 2, 4, 6, 1, 3, 5, 7.
+    /// `gemv_fast`: tiles of 4 outputs and 64 inputs, one output after another, four codes to a word of 16 bits. Within
+    /// 32 inputs code `8 a + j` belongs to input `8 (i / 2) + 2 a + i % 2`, where `i` is the `j`-th of 0, 2, 4, 6, 1,
+    /// 3, 5, 7.
     GemvFast,
 }
 
@@ -81,8 +83,8 @@ impl Layer {
         })
     }
 
-    /// Codes, zero points and scales, each by its own. Only the padded layouts need to be told how long `group`s are; it
-    /// is checked for the other one.
+    /// Codes, zero points and scales, each by its own. Only the padded layouts need to be told how long `group`s are;
+    /// it is checked for the other one.
     ///
     /// # Errors
     /// `InvalidArgument` for groups that a layout does not have; `ShapeMismatch` and `Unsupported` (an element type)
@@ -187,8 +189,8 @@ impl Unpacked {
     }
 
     /// The weight `[N, K]`: `scale * (code - zero)` in f32, which is exact for scales of 16 bits, then rounded once to
-    /// `dtype`; with offsets `scale * code + offset`, rounded to f32 and to `dtype`. The official code computes in the type
-    /// of the scales.
+    /// `dtype`; with offsets `scale * code + offset`, rounded to f32 and to `dtype`. The official code computes in the
+    /// type of the scales.
     ///
     /// # Errors
     /// `ShapeMismatch`, naming the part, if parts do not belong together.

@@ -59,8 +59,8 @@ impl Statistics {
 }
 
 impl Blockwise {
-    /// Codes of the nearest levels, in blocks of `block` elements (officially 64 to 4096, powers of two); `nested`: with
-    /// largest magnitudes that are codes in turn. They are bit for bit those of the official code for the CPU.
+    /// Codes of the nearest levels, in blocks of `block` elements (officially 64 to 4096, powers of two); `nested`:
+    /// with largest magnitudes that are codes in turn. They are bit for bit those of the official code for the CPU.
     ///
     /// # Errors
     /// `InvalidArgument` for blocks of 0; `Numerical`, with the place of the first, for NaN and infinity.
@@ -94,12 +94,12 @@ impl Blockwise {
         Ok(Self { levels: table.levels().to_vec(), codes, absmax, block })
     }
 
-    /// Each element: `level * absmax` in f32, rounded once to `dtype`. (The second zero of FP4 is plus zero, as its table has
-    /// it; of the official code some paths give minus zero.)
+    /// Each element: `level * absmax` in f32, rounded once to `dtype`. (The second zero of FP4 is plus zero, as its
+    /// table has it; of the official code some paths give minus zero.)
     ///
     /// # Errors
-    /// `InvalidArgument` for blocks of 0 and codes that have no level; `ShapeMismatch` if there is not one largest magnitude
-    /// for each block.
+    /// `InvalidArgument` for blocks of 0 and codes that have no level; `ShapeMismatch` if there is not one largest
+    /// magnitude for each block.
     pub fn decode(&self, dtype: DType) -> Result<Vec<f32>> {
         self.check()?;
         let absmax = self.absmax.values()?;

@@ -1,4 +1,4 @@
-use tensorpress_tensor::{Checkpoint, DType, Error, RawTensor, Result, Tensor};
+use tensorpress_tensor::{Checkpoint, DType, Error, RawTensor, Result};
 
 use super::blockwise::{Blockwise, Statistics};
 use super::state::{NestedState, QuantType, State};
@@ -7,7 +7,8 @@ use crate::parts::{Stored, expect, shape};
 /// A tensor of 4 bits as stored, in as many parts as its name has suffixes.
 #[derive(Debug, Clone)]
 pub struct FourBit {
-    /// Codes, two to a byte, the first in the high half: officially u8 `[ceil(n / 2), 1]`; any type and shape of as many bytes.
+    /// Codes, two to a byte, the first in the high half: officially u8 `[ceil(n / 2), 1]`; any type and shape of as
+    /// many bytes.
     pub weight: RawTensor,
     /// The largest magnitude of each block, `[ceil(n / block)]`: f32, or u8 where statistics are nested.
     pub absmax: RawTensor,
@@ -17,7 +18,8 @@ pub struct FourBit {
     pub nested_absmax: Option<RawTensor>,
     /// The levels of `absmax`, f32 `[256]`.
     pub nested_quant_map: Option<RawTensor>,
-    /// JSON, as u8: `quant_type`, `blocksize`, `dtype`, `shape`, and `nested_blocksize`, `nested_dtype`, `nested_offset`.
+    /// JSON, as u8: `quant_type`, `blocksize`, `dtype`, `shape`, and `nested_blocksize`, `nested_dtype`,
+    /// `nested_offset`.
     pub quant_state: RawTensor,
 }
 
@@ -98,12 +100,12 @@ impl FourBit {
         Ok((state, Blockwise { levels, codes, absmax, block }))
     }
 
-    /// The tensor as stored, bit for bit as bitsandbytes stores it; the half byte that an odd number of elements leaves is
-    /// zero.
+    /// The tensor as stored, bit for bit as bitsandbytes stores it; the half byte that an odd number of elements leaves
+    /// is zero.
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no table of 16 levels, or statistics that are nested twice; `ShapeMismatch` if parts do
-    /// not belong together.
+    /// `InvalidArgument` for what is no table of 16 levels, or statistics that are nested twice; `ShapeMismatch` if
+    /// parts do not belong together.
     pub fn pack(state: &State, codes: &Blockwise) -> Result<Self> {
         codes.check()?;
         expect("weight", [codes.codes.len()], [state.elements()?])?;

@@ -19,8 +19,8 @@ impl Int8 {
     /// Reads `<layer>.weight`, i8 `[N, K]`, and `<layer>.SCB`, f32 `[N]`.
     ///
     /// # Errors
-    /// `InsufficientData` if one is missing; `ShapeMismatch` and `Unsupported` (an element type) name the part; those of
-    /// reading.
+    /// `InsufficientData` if one is missing; `ShapeMismatch` and `Unsupported` (an element type) name the part; those
+    /// of reading.
     pub fn read(checkpoint: &Checkpoint, layer: &str) -> Result<Self> {
         let stored = Stored { checkpoint, layer };
         Self::unpack(&stored.part("weight")?, &stored.part("SCB")?)
@@ -58,8 +58,8 @@ impl Int8 {
         Ok(Self { values: codes, absmax })
     }
 
-    /// The matrix: `integer * absmax / 127` in f32, the last as a product with the nearest f32 to 1 / 127, rounded once to
-    /// `dtype`.
+    /// The matrix: `integer * absmax / 127` in f32, the last as a product with the nearest f32 to 1 / 127, rounded once
+    /// to `dtype`.
     ///
     /// # Errors
     /// `ShapeMismatch` if there is not one largest magnitude for each row.

@@ -145,7 +145,8 @@ impl State {
     }
 }
 
-/// A number as Python writes it: the fewest digits that tell it apart, with an exponent where it is very small or large.
+/// A number as Python writes it: the fewest digits that tell it apart, with an exponent where it is very small or
+/// large.
 fn python(value: f64) -> String {
     let digits = format!("{value:e}");
     let (mantissa, exponent) = digits.split_once('e').expect("in scientific notation");

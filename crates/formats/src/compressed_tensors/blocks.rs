@@ -144,8 +144,8 @@ impl Mx {
 }
 
 impl UnpackedMx {
-    /// The weight `[N, K]`: `2^(scale - 127) * element` in f32, then rounded once to `dtype`; bf16 gives what the official
-    /// package gives of a model in bf16. A scale of 255 makes its block NaN.
+    /// The weight `[N, K]`: `2^(scale - 127) * element` in f32, then rounded once to `dtype`; bf16 gives what the
+    /// official package gives of a model in bf16. A scale of 255 makes its block NaN.
     ///
     /// # Errors
     /// `ShapeMismatch`, naming the part, if parts do not belong together.
@@ -161,8 +161,8 @@ impl UnpackedMx {
     /// The layer as stored.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming the part, for codes that do not have so few bits; `ShapeMismatch` if parts do not belong
-    /// together.
+    /// `InvalidArgument`, naming the part, for codes that do not have so few bits; `ShapeMismatch` if parts do not
+    /// belong together.
     pub fn pack(&self) -> Result<Mx> {
         check_scales(&self.codes, &self.scales, 32)?;
         let weight = pack_rows(&self.codes, self.format.part(), self.format.element().bits())?;
@@ -201,8 +201,8 @@ impl Nvfp4 {
 }
 
 impl UnpackedNvfp4 {
-    /// The weight `[N, K]`: `element * (scale / global)` in f32, then rounded once to `dtype`; bf16 gives what the official
-    /// package gives of a model in bf16.
+    /// The weight `[N, K]`: `element * (scale / global)` in f32, then rounded once to `dtype`; bf16 gives what the
+    /// official package gives of a model in bf16.
     ///
     /// # Errors
     /// `ShapeMismatch`, naming the part, if parts do not belong together.

@@ -140,8 +140,8 @@ impl FloatQuantized {
 }
 
 impl Floats {
-    /// The weight `[N, K]`: `scale * code` in f32, which is exact for scales of 16 bits, then rounded once to `dtype`: that
-    /// of the scales gives what the official package gives.
+    /// The weight `[N, K]`: `scale * code` in f32, which is exact for scales of 16 bits, then rounded once to `dtype`:
+    /// that of the scales gives what the official package gives.
     ///
     /// # Errors
     /// `ShapeMismatch` or `InvalidArgument`, naming the part, if parts do not belong together.

@@ -8,9 +8,9 @@ use crate::parts::{
     Fields, Stored, expect, float_matrix, group_length, shape, store_floats, store_words, words,
 };
 
-/// `marlin-24`: a layer of symmetric integers of 4 or 8 bits of which each four inputs keep two, as stored. N is a multiple of
-/// 64, K of 32. (Written by version 0.11 of the package and before; the order is that of the Sparse-Marlin kernel, and of
-/// CUTLASS for `meta`.)
+/// `marlin-24`: a layer of symmetric integers of 4 or 8 bits of which each four inputs keep two, as stored. N is a
+/// multiple of 64, K of 32. (Written by version 0.11 of the package and before; the order is that of the Sparse-Marlin
+/// kernel, and of CUTLASS for `meta`.)
 #[derive(Debug, Clone)]
 pub struct Marlin24 {
     /// Codes, value plus 2^(bits - 1), of tiles of 16 kept inputs and 16 outputs, permuted in runs of 1024: i32
@@ -18,8 +18,8 @@ pub struct Marlin24 {
     pub weight_packed: RawTensor,
     /// Scales, f16 `[G, N]`; where groups are shorter than K / 2, each eight are in the order 0, 4, 1, 5, 2, 6, 3, 7.
     pub scale_packed: RawTensor,
-    /// The places of the two that are kept, two bits each, of four fours to an i16: `[K / 32, 2 N]`, a name for the same
-    /// number of elements: they lie in an order of their own.
+    /// The places of the two that are kept, two bits each, of four fours to an i16: `[K / 32, 2 N]`, a name for the
+    /// same number of elements: they lie in an order of their own.
     pub meta: RawTensor,
 }
 
@@ -74,8 +74,8 @@ impl Marlin24 {
     /// Integers `[N, K]` with zeros where inputs are dropped, and their scales.
     ///
     /// # Errors
-    /// `InvalidArgument` for other widths; `ShapeMismatch`, `Unsupported` (an element type) and `Corruption` (places that no
-    /// two of four have) name the part.
+    /// `InvalidArgument` for other widths; `ShapeMismatch`, `Unsupported` (an element type) and `Corruption` (places
+    /// that no two of four have) name the part.
     pub fn unpack(&self, bits: u8) -> Result<Integers> {
         check_bits(bits)?;
         let [groups, outputs] = shape(&self.scale_packed, "scale_packed", &[DType::F16])?;
@@ -127,8 +127,8 @@ impl Marlin24 {
     /// The layer as stored, bit for bit as the package packs it.
     ///
     /// # Errors
-    /// `InvalidArgument` for other widths, zero points, scales of other granularities or types, and fours of which more than
-    /// two are not zero; `ShapeMismatch` if outputs, inputs or groups do not divide as they must.
+    /// `InvalidArgument` for other widths, zero points, scales of other granularities or types, and fours of which more
+    /// than two are not zero; `ShapeMismatch` if outputs, inputs or groups do not divide as they must.
     pub fn pack(integers: &Integers, bits: u8) -> Result<Self> {
         check_bits(bits)?;
         let [outputs, inputs] = integers.check()?;

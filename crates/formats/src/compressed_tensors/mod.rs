@@ -3,8 +3,8 @@
 //! A layer of N outputs and K inputs has a weight `[N, K]`:
 //! - `pack-quantized` ([`PackQuantized`]): integers of 1 to 8 bits in words of 32;
 //! - `int-quantized` and `float-quantized` ([`IntQuantized`], [`FloatQuantized`]): a byte each;
-//! - `mxfp4-pack-quantized`, `mxfp6-pack-quantized`, `mxfp8-quantized` ([`Mx`]) and `nvfp4-pack-quantized` ([`Nvfp4`]): small
-//!   floats in short blocks with scales of 8 bits;
+//! - `mxfp4-pack-quantized`, `mxfp6-pack-quantized`, `mxfp8-quantized` ([`Mx`]) and `nvfp4-pack-quantized` ([`Nvfp4`]):
+//!   small floats in short blocks with scales of 8 bits;
 //! - `sparse-bitmask` and `sparse-24-bitmask` ([`SparseBitmask`], [`Sparse24Bitmask`]): values and where they are;
 //! - `marlin-24` ([`Marlin24`]): integers of which each four in a row keep two, in the order of a kernel.
 //!

@@ -40,8 +40,8 @@ impl PackQuantized {
     /// Integers, zero points and scales.
     ///
     /// # Errors
-    /// `InvalidArgument` for other widths; `ShapeMismatch`, `Unsupported` (an element type) and `Corruption` (a group that
-    /// is not there, a negative length) name the part.
+    /// `InvalidArgument` for other widths; `ShapeMismatch`, `Unsupported` (an element type) and `Corruption` (a group
+    /// that is not there, a negative length) name the part.
     pub fn unpack(&self, bits: u8, packing: Packing) -> Result<Integers> {
         let dims = read_shape(&self.weight_shape, "weight_shape", &[2])?;
         let (packed, name) = (&self.weight_packed, "weight_packed");

@@ -29,8 +29,8 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// Reads `weight_scale` of a weight of this shape. Unless tiles are told (`block`) or inputs have an index, the shape
-    /// says which weights share one.
+    /// Reads `weight_scale` of a weight of this shape. Unless tiles are told (`block`) or inputs have an index, the
+    /// shape says which weights share one.
     pub(super) fn read(
         part: &RawTensor,
         block: Option<[usize; 2]>,

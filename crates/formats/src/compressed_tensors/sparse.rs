@@ -10,7 +10,8 @@ pub struct SparseBitmask {
     pub shape: RawTensor,
     /// What is not zero, row by row, `[count]`.
     pub compressed: RawTensor,
-    /// A bit for each element, the first the least significant, each row filled up to bytes: `[rows, ceil(columns / 8)]`.
+    /// A bit for each element, the first the least significant, each row filled up to bytes:
+    /// `[rows, ceil(columns / 8)]`.
     pub bitmask: RawTensor,
     /// Where each row begins in `compressed`, i64 `[rows]`.
     pub row_offsets: RawTensor,
@@ -92,7 +93,7 @@ fn nonzeros(dense: &RawTensor) -> Result<([usize; 2], impl Fn(usize) -> bool)> {
 }
 
 /// Elements and mask of those that are kept.
-fn gather(dense: &RawTensor, [rows, cols]: [usize; 2], kept: &[bool]) -> Result<[Vec<u8>; 2]> {
+fn gather(dense: &RawTensor, [rows, cols]: [usize; 2], kept: &[bool]) -> [Vec<u8>; 2] {
     let size = dense.dtype().size();
     let width = cols.div_ceil(8);
     let (mut bytes, mut mask) = (Vec::new(), vec![0; rows * width]);
@@ -101,7 +102,7 @@ fn gather(dense: &RawTensor, [rows, cols]: [usize; 2], kept: &[bool]) -> Result<
         let (row, col) = (index / cols, index % cols);
         mask[row * width + col / 8] |= 1 << (col % 8);
     }
-    Ok([bytes, mask])
+    [bytes, mask]
 }
 
 impl SparseBitmask {
@@ -122,8 +123,8 @@ impl SparseBitmask {
     /// The matrix, in the type of what is kept.
     ///
     /// # Errors
-    /// `ShapeMismatch`, `Unsupported` (an element type) and `Corruption` (bits that contradict the other parts) name the
-    /// part.
+    /// `ShapeMismatch`, `Unsupported` (an element type) and `Corruption` (bits that contradict the other parts) name
+    /// the part.
     pub fn unpack(&self) -> Result<RawTensor> {
         let dims = read_shape(&self.shape, "shape", &[2])?;
         let mask = Mask::read(&self.bitmask, dims)?;
@@ -151,7 +152,7 @@ impl SparseBitmask {
         let (dims, nonzero) = nonzeros(dense)?;
         let [rows, cols] = dims;
         let kept: Vec<bool> = (0..rows * cols).map(nonzero).collect();
-        let [bytes, mask] = gather(dense, dims, &kept)?;
+        let [bytes, mask] = gather(dense, dims, &kept);
         let mut at = 0i64;
         let mut offsets = Vec::with_capacity(8 * rows);
         for row in 0..rows {
@@ -198,8 +199,8 @@ impl Sparse24Bitmask {
         scatter(&mask, &self.compressed, dims)
     }
 
-    /// A matrix of which each four in a row have at most two that are not zero. Where they have fewer, the first zeros are
-    /// kept beside them.
+    /// A matrix of which each four in a row have at most two that are not zero. Where they have fewer, the first zeros
+    /// are kept beside them.
     ///
     /// # Errors
     /// `ShapeMismatch` unless there are two axes and rows of whole fours; `InvalidArgument` for fours that have more.
@@ -223,7 +224,7 @@ impl Sparse24Bitmask {
                 }
             }
         }
-        let [bytes, mask] = gather(dense, dims, &kept)?;
+        let [bytes, mask] = gather(dense, dims, &kept);
         Ok(Self {
             shape: store_shape(dims, vec![2, 1])?,
             compressed: RawTensor::new(dense.dtype(), vec![rows, cols / 2], bytes.into())?,

@@ -9,8 +9,8 @@ use crate::parts::{Fields, expect, shape, store_words, words};
 pub enum Packing {
     /// A dense stream of bits, where codes lie across the edges of words: version 0.20 of the package.
     Dense,
-    /// As many to a word as fit whole, the top bits left zero: version 0.11 and before. Checkpoints do not say which it is,
-    /// and short rows may take as many words either way.
+    /// As many to a word as fit whole, the top bits left zero: version 0.11 and before. Checkpoints do not say which it
+    /// is, and short rows may take as many words either way.
     WordAligned,
 }
 
@@ -37,12 +37,12 @@ impl Packing {
     }
 }
 
-/// Signed integers of `bits` bits (1 to 8) out of words: code less 2^(bits - 1), the codes along `axis`, the least significant
-/// bits first.
+/// Signed integers of `bits` bits (1 to 8) out of words: code less 2^(bits - 1), the codes along `axis`, the least
+/// significant bits first.
 ///
 /// # Errors
-/// `InvalidArgument` for other widths and axes; `Unsupported` unless words are i32, `ShapeMismatch` unless they are those of
-/// this `shape`.
+/// `InvalidArgument` for other widths and axes; `Unsupported` unless words are i32, `ShapeMismatch` unless they are
+/// those of this `shape`.
 pub fn unpack_words(
     packed: &RawTensor,
     bits: u8,

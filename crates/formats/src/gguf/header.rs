@@ -58,9 +58,10 @@ impl Header {
     /// Reads the header of a file, of version 2 or 3.
     ///
     /// # Errors
-    /// `Corruption` or `InsufficientData` if bytes contradict the format: they name the key or the tensor; `Unsupported`
-    /// for types that no [`extent`] is known of and for more of anything than files in use have (16 384 keys, 65 536
-    /// tensors, arrays 8 deep, an alignment of 1 MiB); `Version` for other versions and big-endian files; those of reading.
+    /// `Corruption` or `InsufficientData` if bytes contradict the format: they name the key or the tensor;
+    /// `Unsupported` for types that no [`extent`] is known of and for more of anything than files in use have (16 384
+    /// keys, 65 536 tensors, arrays 8 deep, an alignment of 1 MiB); `Version` for other versions and big-endian files;
+    /// those of reading.
     pub fn read(source: &dyn ByteSource) -> Result<Self> {
         let mut cursor = Cursor::new(source);
         if source.size() < 24 || cursor.array()? != MAGIC {
@@ -209,8 +210,8 @@ impl Header {
         out
     }
 
-    /// Writes the file: the header, and the bytes that `data` gives for each tensor, in order of place. A file without gaps
-    /// other than those of the alignment comes out as it was read.
+    /// Writes the file: the header, and the bytes that `data` gives for each tensor, in order of place. A file without
+    /// gaps other than those of the alignment comes out as it was read.
     ///
     /// # Errors
     /// `ShapeMismatch`, naming the tensor, if bytes are not as many as its type and axes take; `Io`; those of `data`.
@@ -241,7 +242,8 @@ impl Header {
         Ok(())
     }
 
-    /// That names are unique, offsets aligned, and no tensor overlaps another; nothing overflows past the end of the last.
+    /// That names are unique, offsets aligned, and no tensor overlaps another; nothing overflows past the end of the
+    /// last.
     fn check_places(&self) -> Result<()> {
         if let Some(name) = twice(self.tensors.iter().map(|info| info.name.as_str())) {
             return Err(Error::corruption("is there twice").in_tensor(name));

@@ -10,8 +10,8 @@ pub struct Extent {
     pub bytes: u64,
 }
 
-/// Blocks of a type by its number in files: the block types of ggml, f32 and f64, and integers of 8 to 64 bits; none for
-/// numbers that no type has, or none any more.
+/// Blocks of a type by its number in files: the block types of ggml, f32 and f64, and integers of 8 to 64 bits; none
+/// for numbers that no type has, or none any more.
 #[must_use]
 pub fn extent(id: u32) -> Option<Extent> {
     let bytes = match id {

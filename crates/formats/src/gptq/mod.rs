@@ -3,11 +3,13 @@
 //! A layer of K inputs and N outputs, with G groups of inputs:
 //! - `qweight`, i32 `[K bits / 32, N]`: down each column the codes of an output, a dense stream of bits with the least
 //!   significant first (3 bits: 32 codes in 3 words);
-//! - `qzeros`, i32 `[G, N bits / 32]`: along each row the zero points of a group, the same stream; less one in [`Version::V1`];
+//! - `qzeros`, i32 `[G, N bits / 32]`: along each row the zero points of a group, the same stream; less one in
+//!   [`Version::V1`];
 //! - `scales`, `[G, N]`, f16 or another float;
 //! - `g_idx`, i32 `[K]`: the group of each input; where absent, groups are runs of inputs.
 //!
-//! A weight is `scale * (code - zero)`. (Source: `qlinear_cuda_old.py` of auto-gptq 0.7, `BaseQuantLinear` of GPTQModel 7.)
+//! A weight is `scale * (code - zero)`. (Source: `qlinear_cuda_old.py` of auto-gptq 0.7, `BaseQuantLinear` of GPTQModel
+//! 7.)
 
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::{Checkpoint, DType, Error, RawTensor, Result, Tensor};
@@ -23,8 +25,8 @@ use crate::parts::{
 pub enum Version {
     /// `gptq`, or nothing said: zero points are stored less one, 1 to 2^bits.
     V1,
-    /// As [`Version::V1`], in the reading of the first CUDA kernels: the greatest stored one wraps to 0, so that zero points
-    /// are 0 to 2^bits - 1. (The official packer spills 0 into the fields beside it; here it does not.)
+    /// As [`Version::V1`], in the reading of the first CUDA kernels: the greatest stored one wraps to 0, so that zero
+    /// points are 0 to 2^bits - 1. (The official packer spills 0 into the fields beside it; here it does not.)
     V1Wrapped,
     /// `gptq_v2`: zero points are stored as they are, 0 to 2^bits - 1.
     V2,
@@ -108,8 +110,8 @@ impl Layer {
     /// Codes, zero points, scales and groups, each by its own.
     ///
     /// # Errors
-    /// `InvalidArgument` for formats that do not exist; `ShapeMismatch`, `Unsupported` (an element type) and `Corruption`
-    /// (a group that is not there) name the part.
+    /// `InvalidArgument` for formats that do not exist; `ShapeMismatch`, `Unsupported` (an element type) and
+    /// `Corruption` (a group that is not there) name the part.
     pub fn unpack(&self, format: Format) -> Result<Unpacked> {
         format.check()?;
         let fields = Fields::dense(format.bits);
@@ -203,8 +205,9 @@ impl Unpacked {
     /// The tensors of the layer as stored, bit for bit those of the official packer; `g_idx` is always there.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming the part, for codes and zero points out of range (which the official packer spills into
-    /// their neighbours); `ShapeMismatch` if parts do not belong together, or outputs or inputs do not fill whole words.
+    /// `InvalidArgument`, naming the part, for codes and zero points out of range (which the official packer spills
+    /// into their neighbours); `ShapeMismatch` if parts do not belong together, or outputs or inputs do not fill whole
+    /// words.
     pub fn pack(&self, format: Format) -> Result<Layer> {
         format.check()?;
         let [outputs, inputs, groups] = self.check()?;
