@@ -210,8 +210,8 @@ impl Header {
         out
     }
 
-    /// Writes the file: the header, and the bytes that `data` gives for each tensor, in order of place. A file without
-    /// gaps other than those of the alignment comes out as it was read.
+    /// Writes the file: the header, and the bytes that `data` gives for each tensor, in order of place. A file in which
+    /// every tensor is filled up to the alignment, the last one too, and with nothing else, comes out as it was read.
     ///
     /// # Errors
     /// `ShapeMismatch`, naming the tensor, if bytes are not as many as its type and axes take; `Io`; those of `data`.
