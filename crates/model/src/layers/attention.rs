@@ -202,6 +202,8 @@ impl Attention {
         self.prepare(&mut q, &mut k, 0);
         let (dim, values) = (self.head_dim, self.value_dim);
         let (q, k, v) = (heads(q.view(), dim), heads(k.view(), dim), heads(v, values));
+        // Nothing added is nothing changed, to the bit.
+        let bias = if bias.iter().all(|bias| *bias == 0.0) { &[] } else { bias };
         self.attend([q, k, v], bias, heads_mut(out, values), scratch);
         Ok(())
     }

@@ -175,10 +175,12 @@ fn config_error(name: &str, change: impl FnOnce(&mut Value)) -> Option<Error> {
 #[test]
 fn configs_that_contradict_themselves_or_the_weights_are_errors() {
     let huge = json!(1u64 << 40);
-    let cases: [(&str, &str, Value, ErrorKind, &str); 15] = [
+    let cases: [(&str, &str, Value, ErrorKind, &str); 17] = [
         ("vit", "/image_size", json!(40), ErrorKind::ShapeMismatch, "position_embeddings"),
         ("vit", "/image_size", huge.clone(), ErrorKind::Corruption, "image_size"),
-        ("vit", "/image_size", json!([32, 32]), ErrorKind::Corruption, "image_size"),
+        ("vit", "/image_size", json!([32, 24]), ErrorKind::Unsupported, "image_size"),
+        ("vit", "/image_size", json!([32, 32, 32]), ErrorKind::Unsupported, "image_size"),
+        ("vit", "/image_size", json!("32"), ErrorKind::Corruption, "image_size"),
         ("vit", "/patch_size", json!(64), ErrorKind::Corruption, "patch_size"),
         ("vit", "/patch_size", json!(0), ErrorKind::Corruption, "patch_size"),
         ("vit", "/num_channels", json!(1), ErrorKind::ShapeMismatch, "projection.weight"),
