@@ -69,6 +69,22 @@ pub(crate) struct EmbeddingPlan {
     pub(crate) project: Option<LinearSpec>,
 }
 
+impl EmbeddingPlan {
+    /// Of a model that reads no tokens; `table` is what the names of its checkpoint are looked for by.
+    pub(crate) fn none(table: &str) -> Self {
+        let table = table.to_owned();
+        Self {
+            table,
+            width: 0,
+            scale: 1.0,
+            positions: None,
+            types: None,
+            norm: None,
+            project: None,
+        }
+    }
+}
+
 /// A table of positions.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PositionsPlan {
@@ -101,6 +117,21 @@ pub(crate) struct HeadPlan {
     pub(crate) scale: f32,
     /// And squeezed into this, by tanh.
     pub(crate) softcap: Option<f32>,
+}
+
+impl HeadPlan {
+    /// Of a model that predicts no tokens; `matrix` as in [`EmbeddingPlan::none`].
+    pub(crate) fn none(matrix: &str) -> Self {
+        Self {
+            norm: None,
+            transform: None,
+            project: None,
+            matrix: matrix.to_owned(),
+            bias: None,
+            scale: 1.0,
+            softcap: None,
+        }
+    }
 }
 
 /// A block.

@@ -71,25 +71,9 @@ impl Plan {
         Self {
             prefix,
             prefixes,
-            embedding: EmbeddingPlan {
-                // What names are looked for by.
-                table: images.patches.clone(),
-                width: 0,
-                scale: 1.0,
-                positions: None,
-                types: None,
-                norm: None,
-                project: None,
-            },
-            head: HeadPlan {
-                norm: None,
-                transform: None,
-                project: None,
-                matrix: images.patches.clone(),
-                bias: None,
-                scale: 1.0,
-                softcap: None,
-            },
+            // Names are looked for by the patches.
+            embedding: EmbeddingPlan::none(&images.patches),
+            head: HeadPlan::none(&images.patches),
             layers,
             blocks,
             images: Some(images),

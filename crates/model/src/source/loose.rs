@@ -177,27 +177,11 @@ fn plan(
     Ok(Plan {
         prefix: "",
         prefixes: &[],
-        embedding: EmbeddingPlan {
-            table: String::new(),
-            width: 0,
-            scale: 1.0,
-            positions: None,
-            types: None,
-            norm: None,
-            project: None,
-        },
+        embedding: EmbeddingPlan::none(""),
         images: None,
         layers: String::new(),
         blocks: groups.into_iter().map(block).collect(),
-        head: HeadPlan {
-            norm: None,
-            transform: None,
-            project: None,
-            matrix: String::new(),
-            bias: None,
-            scale: 1.0,
-            softcap: None,
-        },
+        head: HeadPlan::none(""),
         joint: None,
     })
 }
