@@ -2,14 +2,19 @@
 //! program `all` calls them under libFuzzer, `crates/tensorpress/tests/seeds.rs` on the committed seeds.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tensorpress::entropy::chunk;
 use tensorpress::entropy::container::{Base, PackedFile, Stored};
 use tensorpress::entropy::frame::{Frame, FrameReader};
+use tensorpress::formats::gguf::model::GgufFolder;
+use tensorpress::formats::gguf::{Gguf, Header};
+use tensorpress::formats::import;
 use tensorpress::kvcache::{Cache, Causal, KvRecipe, KvStore, Layer};
 use tensorpress::model::Config;
 use tensorpress::recipe::Recipe;
+use tensorpress::tensor::checkpoint::{ByteSource, Files};
 use tensorpress::tensor::ndarray::Array3;
 use tensorpress::tensor::node::decode;
 use tensorpress::tensor::{Bytes, Checkpoint, Scratch, Tensor};
@@ -19,13 +24,17 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target; its seeds lie in `fuzz/seeds`, in the folder of its name.
-pub const ALL: [Target; 6] = [
+pub const ALL: [Target; 10] = [
     ("node", node),
     ("checkpoint", checkpoint),
     ("recipe", recipe),
     ("config", config),
     ("tpk", tpk),
     ("kv", kv),
+    ("gguf", gguf),
+    ("gptq_awq", theirs),
+    ("compressed_tensors", theirs),
+    ("bnb", theirs),
 ];
 
 /// Weights larger than this are not decoded: a few bytes may truthfully describe a large, empty matrix.
@@ -60,6 +69,97 @@ pub fn node(data: &[u8]) {
                 let _ = node.prepack();
             }
         }
+    }
+}
+
+/// Reads every node of a checkpoint, and every tensor that is none.
+fn nodes_of(checkpoint: &Checkpoint) {
+    let Ok(trees) = checkpoint.trees() else { return };
+    for (name, tree) in &trees {
+        let Ok(node) = tensorpress::registry().read(tree, name, checkpoint) else { continue };
+        let [out, inp] = node.shape();
+        if out.saturating_mul(inp) <= MOST_VALUES {
+            let _ = decode(&*node);
+            let _ = import_again(node);
+        }
+    }
+    for name in checkpoint.names() {
+        let values: usize = checkpoint.shape(name).unwrap_or_default().iter().product();
+        if values <= MOST_VALUES {
+            let _ = checkpoint.tensor(name);
+        }
+    }
+}
+
+/// Codes packed anew are the same codes.
+fn import_again(node: Box<dyn tensorpress::tensor::Node>) -> Option<()> {
+    let before = decode(&*node).ok()?;
+    let after = decode(&*tensorpress::formats::repacked(node).ok()?).ok()?;
+    let bits = |values: &tensorpress::tensor::ndarray::Array2<f32>| {
+        values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    };
+    assert_eq!(bits(&before), bits(&after), "repacked codes differ");
+    Some(())
+}
+
+/// A GGUF file, seen as a model's folder.
+pub fn gguf(data: &[u8]) {
+    let Ok(file) = Gguf::from_bytes(data.to_vec()) else { return };
+    let header = file.header().bytes();
+    let again = Header::read_alone(&header.into()).expect("a header that was read");
+    assert_eq!(&again, file.header(), "headers are read as they are written");
+    let Ok(folder) = GgufFolder::of_file(Path::new("fuzzed"), file) else { return };
+    for name in folder.names().expect("names") {
+        if !name.ends_with(".safetensors") {
+            let _ = folder.read(&name);
+        }
+    }
+    if let Ok(checkpoint) = Checkpoint::open_in(&folder) {
+        nodes_of(&checkpoint);
+    }
+}
+
+/// A folder that others quantised: a safetensors file whose metadata are its `quantization_config`.
+pub fn theirs(data: &[u8]) {
+    let Ok(checkpoint) = Checkpoint::from_bytes("fuzzed", Bytes::from(data.to_vec())) else {
+        return;
+    };
+    let said =
+        checkpoint.metadata().next().and_then(|metadata| metadata.get("quantization_config"));
+    let Some(Ok(said)) = said.map(|text| serde_json::from_str::<serde_json::Value>(text)) else {
+        return;
+    };
+    let config = serde_json::json!({"model_type": "llama", "quantization_config": said});
+    let folder = InMemory { config: config.to_string().into_bytes(), weights: data.to_vec() };
+    let Ok(seen) = import::as_ours(Arc::new(folder)) else { return };
+    if let Ok(checkpoint) = Checkpoint::open_in(&*seen) {
+        nodes_of(&checkpoint);
+    }
+}
+
+/// A folder of a config and weights.
+#[derive(Debug)]
+struct InMemory {
+    config: Vec<u8>,
+    weights: Vec<u8>,
+}
+
+impl Files for InMemory {
+    fn names(&self) -> tensorpress::Result<Vec<String>> {
+        Ok(vec!["config.json".to_owned(), "model.safetensors".to_owned()])
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        matches!(name, "config.json" | "model.safetensors")
+    }
+
+    fn open(&self, name: &str) -> tensorpress::Result<Arc<dyn ByteSource>> {
+        let bytes = if name == "config.json" { &self.config } else { &self.weights };
+        Ok(Arc::new(Bytes::from(bytes.clone())))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        name.into()
     }
 }
 

@@ -14,8 +14,8 @@ pub(crate) use values::Bos;
 use values::{count, positive, seed, temperature};
 
 /// What MODEL may be; the same for every command.
-const MODEL: &str = "A Hugging Face folder, a compressed folder, a packed file (.tpk), hf://owner/name, or `demo`, a small \
-                     model that is built in";
+const MODEL: &str = "A Hugging Face folder (also one quantised by GPTQ, AWQ, compressed-tensors or bitsandbytes), a compressed \
+                     folder, a packed file (.tpk), a GGUF file, hf://owner/name, or `demo`, a small model that is built in";
 
 /// What goes with a MODEL that is a packed difference.
 const BASE: &str = "What a MODEL that is packed against a base was packed against";
@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Compress a model by a recipe into a new folder
     Compress(Compress),
+    /// Write a model in another format; what the format cannot hold exactly is said, and refused unless asked for
+    Convert(Convert),
     /// Judge a model: perplexity, and its distance from a reference
     Eval(Eval),
     /// Continue a text
@@ -166,6 +168,9 @@ pub(crate) struct Compress {
     /// Whether texts begin with the begin-of-text token
     #[arg(long, value_enum, default_value_t)]
     pub(crate) bos: Bos,
+    /// Compress a model that is quantised already, from the values that its weights decode to
+    #[arg(long)]
+    pub(crate) from_quantized: bool,
     /// Judge before and after on this text, which may be what --calib may be (`demo` brings its own)
     #[arg(long, value_name = "TEXT", num_args = 0..=1)]
     pub(crate) eval: Option<Option<PathBuf>>,
@@ -175,6 +180,38 @@ pub(crate) struct Compress {
     /// Seed of everything random
     #[arg(long, value_name = "S", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub(crate) seed: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Formats: gguf (one file; every tensor keeps its values), gguf(TYPE) (matrices of floats are quantised, such as \
+                        gguf(Q4_K)), gptq, gptq_v2, awq, compressed-tensors, bnb (folders that their engines load), tensorpress \
+                        (our folder, codes kept), safetensors (floats).\nWith --json: target, bytes_before, bytes_after, \
+                        lossless, tensors: [{name, from, to, lossless, error}], notes, seconds, peak_rss_bytes"
+)]
+pub(crate) struct Convert {
+    #[arg(help = MODEL)]
+    pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
+    /// The format
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: String,
+    /// The new folder, or file
+    #[arg(long, short)]
+    pub(crate) out: PathBuf,
+    /// Type of floats: f32, f16 or bf16 [default: as they are, or the narrowest that is exact]
+    #[arg(long, value_name = "T")]
+    pub(crate) dtype: Option<String>,
+    /// Round anew what the format cannot hold
+    #[arg(long)]
+    pub(crate) requantize: bool,
+    /// Replace what is there
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -8,7 +8,7 @@ use tensorpress::model::text::Limits;
 use tensorpress::model::{Source, compare};
 use tensorpress::pipeline::{CalibrationText, Compressor, Report, partial_of, peak_rss_bytes};
 use tensorpress::recipe::Recipe;
-use tensorpress::{ErrorKind, registry};
+use tensorpress::{Error, ErrorKind, registry};
 
 use crate::args::Compress;
 use crate::eval::{Verdict, decoder, read, text_of};
@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     let mut compressor = Compressor::new(recipe)
         .with_seed(args.seed)
         .with_force(args.force)
+        .with_from_quantized(args.from_quantized)
         .with_cancel(asked.clone())
         .with_progress(&mut bar);
     if let Some(calibration) = calibration {
@@ -50,6 +51,15 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     }
     let partial = partial_of(&args.out);
     let report = compressor.run(&opened.source, &args.out).map_err(|e| {
+        if e.kind() == ErrorKind::Unsupported
+            && !opened.source.trees().is_empty()
+            && !args.from_quantized
+        {
+            return Failure::Failed(
+                Error::unsupported(format!("{}, or say --from-quantized", e.message()))
+                    .in_tensor(e.tensor().unwrap_or_default()),
+            );
+        }
         if e.kind() == ErrorKind::MissingCalibration {
             return Failure::Usage(format!("{e}: give one with --calib"));
         }

@@ -2,6 +2,7 @@
 
 mod args;
 mod compress;
+mod convert;
 mod eval;
 mod failure;
 mod inspect;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let done = match &args.command {
         Command::Inspect(args) => inspect::run(args),
         Command::Compress(args) => compress::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Run(args) => run::run(args),
         Command::Squeeze(args) => squeeze::run(args),

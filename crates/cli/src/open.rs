@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tensorpress::entropy::container::MAGIC;
 use tensorpress::entropy::{Base, PackedFile};
+use tensorpress::formats::gguf::model::is_gguf;
 use tensorpress::model::{Source, embedded};
 use tensorpress::{Error, Result, open_model, open_packed_model, registry};
 
@@ -89,12 +90,13 @@ fn begins_like_one(path: &Path) -> bool {
 
 fn open_path(path: &Path) -> Result<Source> {
     if !path.exists() {
-        let what = "no such model: give a folder, a packed file, hf://owner/name, or `demo`";
+        let what =
+            "no such model: give a folder, a packed file, a GGUF file, hf://owner/name, or `demo`";
         return Err(Error::new(tensorpress::ErrorKind::Io, what).in_file(path));
     }
-    let is_file = path.extension().is_some_and(|kind| kind == "safetensors");
+    let is_file = path.extension().is_some_and(|kind| kind == "safetensors") || is_gguf(path);
     if !path.is_dir() && !is_file {
-        let what = "is no model: a model is a folder with .safetensors files, such a folder packed, or one such file";
+        let what = "is no model: a model is a folder with .safetensors files, such a folder packed, one such file, or a GGUF file";
         return Err(Error::unsupported(what).in_file(path));
     }
     open_model(path)

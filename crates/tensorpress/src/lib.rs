@@ -10,12 +10,12 @@
 //!
 //! - [`Compose`](compose::Compose) makes methods of methods: prune, then quantise what stays, then correct, then code.
 //!
-//! Features, all on by default: `model` (whole models: pipeline, bills, the reference transformer, tokenizers), `kvcache`,
-//! `tokencomp`. Without them, what is left compresses matrices by recipes.
+//! Features, all on by default: `model` (whole models: pipeline, bills, the reference transformer, tokenizers), `formats`
+//! (GGUF files, and folders quantised by GPTQ, AWQ, compressed-tensors and bitsandbytes), `kvcache`, `tokencomp`. Without them, what is left compresses matrices by recipes.
 //!
 //! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`], [`prune`] and [`lowrank`]
 //! (methods), [`entropy`] (lossless coding and packed files), [`kvcache`] (keys and values), [`tokencomp`] (fewer tokens,
-//! shorter prompts), [`model`] (the reference transformer that calibrates and judges).
+//! shorter prompts), [`formats`] (everybody's), [`model`] (the reference transformer that calibrates and judges).
 
 #[cfg(feature = "model")]
 pub mod bill;
@@ -34,6 +34,8 @@ pub use compress::{compress, compress_with};
 pub use open::{open_model, open_model_with, open_packed_model, open_packed_model_with};
 pub use registry::registry;
 pub use tensorpress_entropy as entropy;
+#[cfg(feature = "formats")]
+pub use tensorpress_formats as formats;
 #[cfg(feature = "kvcache")]
 pub use tensorpress_kvcache as kvcache;
 pub use tensorpress_lowrank as lowrank;

@@ -22,6 +22,8 @@ pub fn registry() -> Registry {
 fn complete() -> Result<Registry> {
     let mut registry = Registry::default();
     tensorpress_entropy::register(&mut registry)?;
+    #[cfg(feature = "formats")]
+    tensorpress_formats::register(&mut registry)?;
     let stages = registry.stages_mut();
     stages.extend(tensorpress_prune::stages())?;
     stages.extend(tensorpress_quant::stages())?;

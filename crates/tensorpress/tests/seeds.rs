@@ -235,6 +235,184 @@ fn write_packed() {
     }
 }
 
+/// Small layers of everybody's formats, and GGUF files of every type.
+fn write_formats() {
+    use tensorpress::formats::ggml::{self, Type};
+    use tensorpress::formats::gguf::{Array, Header, Kind, Value};
+    use tensorpress::formats::{awq, export, gptq};
+    use tensorpress::tensor::RawTensor;
+
+    let dense = |shape: &[usize]| {
+        let (rows, cols) = (shape[0], shape[1]);
+        matrix(rows, cols, 30).mapv(|v| 0.1 * v)
+    };
+    let round = |shape: &[usize], bits: u8, group: usize, symmetric: bool| {
+        let grid = GridSpec::new(bits, group).with_symmetric(symmetric);
+        let weight = dense(shape);
+        let blind = Calibration::none(weight.ncols());
+        Rtn::new(grid).compress(weight.view(), &blind).unwrap().node.boxed()
+    };
+    let write =
+        |target: &str, name: &str, config: serde_json::Value, parts: Vec<(String, RawTensor)>| {
+            std::fs::create_dir_all(seeds(target)).unwrap();
+            let metadata = BTreeMap::from([("quantization_config".to_owned(), config.to_string())]);
+            write_shard(&seeds(target).join(name), &metadata, &mut |sink| {
+                parts.iter().try_for_each(|(name, tensor)| {
+                    sink.part(tensorpress::tensor::Part {
+                        name: name.clone(),
+                        kind: tensorpress::tensor::PartKind::Codes,
+                        dtype: tensorpress::tensor::Tensor::dtype(tensor),
+                        shape: tensorpress::tensor::Tensor::shape(tensor).to_vec(),
+                        bytes: std::borrow::Cow::Borrowed(tensor.bytes()),
+                    })
+                })
+            })
+            .unwrap();
+        };
+    let named = |parts: export::Stored, layer: &str| -> Vec<(String, RawTensor)> {
+        let full = |part: &str| match part {
+            "" => layer.to_owned(),
+            part => format!("{layer}.{part}"),
+        };
+        parts.into_iter().map(|(part, tensor)| (full(part), tensor)).collect()
+    };
+    for bits in [2u8, 3, 4, 8] {
+        let node = round(&[32, 64], bits, 32, false);
+        let parts = export::gptq(&*node, gptq::Version::V2).unwrap();
+        let config = serde_json::json!({
+            "quant_method": "gptq", "bits": bits, "group_size": 32, "checkpoint_format": "gptq_v2",
+        });
+        write("gptq_awq", &format!("gptq_{bits}"), config, named(parts, "l"));
+        let parts = export::compressed_tensors(&*node, bits, false).unwrap();
+        let config = serde_json::json!({
+            "quant_method": "compressed-tensors",
+            "config_groups": {"g": {"weights": {"num_bits": bits, "type": "int"}}},
+        });
+        write("compressed_tensors", &format!("pack_{bits}"), config, named(parts, "l"));
+    }
+    let calibration = Calibration::from_samples(matrix(80, 64, 2), Par::Seq);
+    let ordered = Gptq::new(GridSpec::new(4, 32)).with_act_order(true);
+    let ordered = ordered.compress(dense(&[32, 64]).view(), &calibration).unwrap().node;
+    let parts = export::gptq(&*ordered, gptq::Version::V2).unwrap();
+    let config = serde_json::json!({
+        "quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2",
+    });
+    write("gptq_awq", "gptq_ordered", config, named(parts, "l"));
+    for (layout, version) in [
+        (awq::Layout::Gemm, "gemm"),
+        (awq::Layout::Gemv, "gemv"),
+        (awq::Layout::GemvFast, "gemv_fast"),
+    ] {
+        let parts = export::awq(&*round(&[32, 128], 4, 64, false), layout).unwrap();
+        let config =
+            serde_json::json!({"quant_method": "awq", "group_size": 64, "version": version});
+        write("gptq_awq", &format!("awq_{version}"), config, named(parts, "l"));
+    }
+    for (name, nested) in [("nf4", false), ("nf4_nested", true)] {
+        let weight = dense(&[12, 50]);
+        let nf4 = Nf4::default().with_block(64).with_double_quant(nested);
+        let node = nf4.compress(weight.view(), &Calibration::none(50)).unwrap().node;
+        let parts = export::bits_and_bytes(&node, DType::BF16).unwrap();
+        let config = serde_json::json!({"quant_method": "bitsandbytes"});
+        write("bnb", name, config, named(parts, "l.weight"));
+    }
+    let bytes = |n: usize| (0..n).map(|i| (i * 37 % 251) as u8).collect::<Vec<u8>>();
+    let raw = |dtype: DType, shape: &[usize]| {
+        let bytes = bytes(shape.iter().product::<usize>() * dtype.size());
+        RawTensor::new(dtype, shape.to_vec(), bytes.into()).unwrap()
+    };
+    let float = |shape: &[usize]| {
+        let values = Array2::from_elem((shape[0], shape[1]), 0.5f32);
+        RawTensor::from_f32(values.view().into_dyn(), DType::F32).unwrap()
+    };
+    let config = serde_json::json!({"quant_method": "bitsandbytes"});
+    let scb = RawTensor::new(DType::F32, vec![6], [0, 0, 128, 63].repeat(6).into()).unwrap();
+    let parts = vec![("l.weight".to_owned(), raw(DType::I8, &[6, 10])), ("l.SCB".to_owned(), scb)];
+    write("bnb", "int8", config, parts);
+    let scheme = |bits: u8, kind: &str| {
+        serde_json::json!({
+            "quant_method": "compressed-tensors",
+            "config_groups": {"g": {"weights": {"num_bits": bits, "type": kind}}},
+        })
+    };
+    let parts = |list: Vec<(&str, RawTensor)>| -> Vec<(String, RawTensor)> {
+        list.into_iter().map(|(name, tensor)| (format!("l.{name}"), tensor)).collect()
+    };
+    write(
+        "compressed_tensors",
+        "int8",
+        scheme(8, "int"),
+        parts(vec![("weight", raw(DType::I8, &[4, 6])), ("weight_scale", float(&[4, 1]))]),
+    );
+    write(
+        "compressed_tensors",
+        "mxfp4",
+        scheme(4, "float"),
+        parts(vec![
+            ("weight_packed", raw(DType::U8, &[3, 32])),
+            ("weight_scale", raw(DType::U8, &[3, 2])),
+        ]),
+    );
+    write(
+        "compressed_tensors",
+        "bitmask",
+        scheme(8, "int"),
+        parts(vec![
+            (
+                "weight.shape",
+                RawTensor::new(
+                    DType::I64,
+                    vec![2],
+                    [2u64, 8].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>().into(),
+                )
+                .unwrap(),
+            ),
+            (
+                "weight.bitmask",
+                RawTensor::new(DType::U8, vec![2, 1], vec![0b101, 0b1].into()).unwrap(),
+            ),
+            ("weight.compressed", raw(DType::F16, &[3])),
+            (
+                "weight.row_offsets",
+                RawTensor::new(
+                    DType::I64,
+                    vec![2],
+                    [0u64, 2].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>().into(),
+                )
+                .unwrap(),
+            ),
+        ]),
+    );
+
+    std::fs::create_dir_all(seeds("gguf")).unwrap();
+    for ty in Type::all() {
+        let cols = ty.block_len().max(32);
+        let weight = dense(&[2, cols]);
+        let mut blocks = vec![0; 2 * cols / ty.block_len() * ty.block_bytes()];
+        let importance = vec![1.0; cols];
+        ggml::encode(ty, weight.as_slice().unwrap(), Some(&importance), &mut blocks).unwrap();
+        let text = |text: &str| Value::String(text.to_owned());
+        let tokens = Array::new(Kind::String, ["a", "b"].map(text)).unwrap();
+        let metadata = vec![
+            ("general.architecture".to_owned(), text("llama")),
+            ("llama.block_count".to_owned(), Value::U32(1)),
+            ("llama.context_length".to_owned(), Value::U32(8)),
+            ("llama.embedding_length".to_owned(), Value::U32(cols as u32)),
+            ("llama.feed_forward_length".to_owned(), Value::U32(2)),
+            ("llama.attention.head_count".to_owned(), Value::U32(1)),
+            ("llama.attention.layer_norm_rms_epsilon".to_owned(), Value::F32(1e-5)),
+            ("tokenizer.ggml.model".to_owned(), text("gpt2")),
+            ("tokenizer.ggml.tokens".to_owned(), Value::Array(tokens)),
+        ];
+        let tensors = ["token_embd.weight", "blk.0.attn_q.weight"];
+        let tensors = tensors.map(|name| (name.to_owned(), vec![cols as u64, 2], ty.id()));
+        let header = Header::new(metadata, tensors).unwrap();
+        let mut file = Vec::new();
+        header.write(&mut file, &mut |_| Ok(blocks.clone().into())).unwrap();
+        std::fs::write(seeds("gguf").join(ty.name()), file).unwrap();
+    }
+}
+
 /// Old files stay readable, and what is read is written as it was: whoever wrote the seeds, every byte is equal.
 #[test]
 fn seeds_are_written_back_byte_for_byte() {
@@ -287,6 +465,7 @@ fn fuzz_targets_survive_their_seeds() {
         write_seeds();
         write_packed();
         write_caches();
+        write_formats();
     }
     let inputs: usize = targets::ALL.into_iter().map(|(target, f)| run(target, f)).sum();
     assert!(inputs > 1000);

@@ -12,13 +12,15 @@
 //!
 //! (Source: `awq/modules/linear` of AutoAWQ 0.2.9, `awq/quantize/qmodule.py` of llm-awq.)
 
-mod order;
+mod node;
+pub(crate) mod order;
 mod pack;
 
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::{Checkpoint, DType, Error, RawTensor, Result, Tensor};
 
 use crate::parts::{FLOATS, Fields, Stored, expect, float_matrix, group_length, shape, words};
+pub use node::{OffsetFormat, OffsetGrids};
 use order::{GEMM, fast_place, padded_groups};
 
 /// How codes lie in words.

@@ -1,10 +1,10 @@
 use tensorpress_tensor::{Error, Result};
 
 /// The nibble of a word that holds each of eight outputs.
-pub(super) const GEMM: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+pub(crate) const GEMM: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// Word and nibble, in tiles of 4 outputs and 64 inputs, of the code of an output and an input.
-pub(super) fn fast_place(inputs: usize, output: usize, input: usize) -> (usize, usize) {
+pub(crate) fn fast_place(inputs: usize, output: usize, input: usize) -> (usize, usize) {
     let (tile, within) = (input / 64, input % 64);
     // Pairs of four octets side by side first, then the even pair members of eight before the odd ones.
     let (octet, member) = (within % 32 / 8, within % 8);

@@ -16,9 +16,11 @@ mod four;
 mod int8;
 mod mean;
 mod nearest;
+mod node;
 mod state;
 
 pub use blockwise::{Blockwise, Statistics};
 pub use four::FourBit;
 pub use int8::Int8;
+pub use node::{Int8Format, Int8Rows};
 pub use state::{QuantType, State};

@@ -48,9 +48,9 @@ const DTYPES: [(&str, DType); 3] =
 
 /// Blocks and the offset of statistics that are codes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct NestedState {
-    pub(super) block: usize,
-    pub(super) offset: f32,
+pub(crate) struct NestedState {
+    pub(crate) block: usize,
+    pub(crate) offset: f32,
 }
 
 impl State {
@@ -70,7 +70,7 @@ impl State {
     }
 
     /// Reads the JSON of a checkpoint: state, block, and what it says of nested statistics.
-    pub(super) fn read(json: &[u8]) -> Result<(Self, usize, Option<NestedState>)> {
+    pub(crate) fn read(json: &[u8]) -> Result<(Self, usize, Option<NestedState>)> {
         let bad = |what: String| Error::corruption(what);
         let text = std::str::from_utf8(json).map_err(|e| bad(format!("no UTF-8: {e}")))?;
         let json: Json = text.parse().map_err(|e| bad(format!("no JSON: {e}")))?;

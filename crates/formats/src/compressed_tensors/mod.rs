@@ -26,6 +26,7 @@ pub use bytewise::{FloatQuantized, Floats, IntQuantized};
 pub use integers::Integers;
 pub use marlin::Marlin24;
 pub use packed::PackQuantized;
+pub(crate) use packed::read_shape;
 pub use scales::{Granularity, Scales};
 pub use sparse::{Sparse24Bitmask, SparseBitmask};
 pub use words::{Packing, pack_words, unpack_words};

@@ -86,7 +86,7 @@ impl PackQuantized {
 }
 
 /// Two lengths, stored in this shape.
-pub(super) fn read_shape(part: &RawTensor, name: &str, stored_as: &[usize]) -> Result<[usize; 2]> {
+pub(crate) fn read_shape(part: &RawTensor, name: &str, stored_as: &[usize]) -> Result<[usize; 2]> {
     if stored_as.len() == 1 {
         expect(name, shape(part, name, &[DType::I64])?, [2])?;
     } else {

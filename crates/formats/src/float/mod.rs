@@ -14,9 +14,11 @@
 
 mod encode;
 pub mod mx;
+mod node;
 mod spec;
 
 pub use encode::Rounding;
+pub use node::{Scaling, SmallFloats, SmallFormat};
 use spec::{Spec, Special};
 
 /// A float format of at most eight bits; e, m: bits of exponent and mantissa.

@@ -18,9 +18,11 @@
 mod decode;
 mod encode;
 mod grids;
+mod node;
 mod tables;
 mod types;
 
 pub use decode::decode;
 pub use encode::{Flavour, encode, encode_as};
+pub use node::{GgmlBlocks, GgmlFormat, blocks};
 pub use types::Type;

@@ -60,6 +60,12 @@ impl Gguf {
         &self.header
     }
 
+    /// All bytes of the file.
+    #[must_use]
+    pub fn source(&self) -> &Arc<dyn ByteSource> {
+        &self.source
+    }
+
     /// The bytes of a tensor.
     ///
     /// # Errors

@@ -63,6 +63,29 @@ impl Header {
     /// keys, 65 536 tensors, arrays 8 deep, an alignment of 1 MiB); `Version` for other versions and big-endian files;
     /// those of reading.
     pub fn read(source: &dyn ByteSource) -> Result<Self> {
+        let header = Self::read_front(source)?;
+        let size = source.size().saturating_sub(header.data_start);
+        for info in &header.tensors {
+            if info.offset + info.bytes > size {
+                let what = format!(
+                    "{} bytes at {} of the data, which have {size}",
+                    info.bytes, info.offset
+                );
+                return Err(Error::insufficient(what).in_tensor(&info.name));
+            }
+        }
+        Ok(header)
+    }
+
+    /// Reads a header without the data behind it, such as [`Header::bytes`].
+    ///
+    /// # Errors
+    /// As [`Header::read`], but for tensors that are not there.
+    pub fn read_alone(bytes: &Bytes) -> Result<Self> {
+        Self::read_front(bytes)
+    }
+
+    fn read_front(source: &dyn ByteSource) -> Result<Self> {
         let mut cursor = Cursor::new(source);
         if source.size() < 24 || cursor.array()? != MAGIC {
             return Err(Error::corruption("no GGUF file: it does not begin with `GGUF`"));
@@ -93,16 +116,6 @@ impl Header {
         let data_start = cursor.at().next_multiple_of(alignment);
         let header = Self { version, metadata, tensors, alignment, data_start };
         header.check_places()?;
-        let size = source.size().saturating_sub(data_start);
-        for info in &header.tensors {
-            if info.offset + info.bytes > size {
-                let what = format!(
-                    "{} bytes at {} of the data, which have {size}",
-                    info.bytes, info.offset
-                );
-                return Err(Error::insufficient(what).in_tensor(&info.name));
-            }
-        }
         Ok(header)
     }
 
@@ -161,6 +174,22 @@ impl Header {
     #[must_use]
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
+    }
+
+    /// What is said of each tensor, in order of place.
+    #[must_use]
+    pub fn tensors_in_place(&self) -> Vec<&TensorInfo> {
+        let mut infos: Vec<&TensorInfo> = self.tensors.iter().collect();
+        infos.sort_by_key(|info| (info.offset, info.bytes));
+        infos
+    }
+
+    /// Length of the file, in which every tensor is filled up to the alignment.
+    #[must_use]
+    pub fn file_size(&self) -> u64 {
+        let ends = self.tensors.iter().map(|info| info.offset + info.bytes);
+        let end = ends.max().unwrap_or(0);
+        self.data_start + end.next_multiple_of(self.alignment)
     }
 
     /// What is said of the tensor of this name.
@@ -224,10 +253,8 @@ impl Header {
         let header = self.bytes();
         out.write_all(&header).map_err(fail)?;
         fill(out, self.data_start - header.len() as u64).map_err(fail)?;
-        let mut infos: Vec<&TensorInfo> = self.tensors.iter().collect();
-        infos.sort_by_key(|info| (info.offset, info.bytes));
         let mut at = 0;
-        for info in infos {
+        for info in self.tensors_in_place() {
             let bytes = data(info).in_tensor(&info.name)?;
             if bytes.len() as u64 != info.bytes {
                 let what = format!("{} bytes, where {} belong", bytes.len(), info.bytes);
@@ -262,8 +289,7 @@ impl Header {
                 return refuse(format!("offset {} overflows", info.offset));
             }
         }
-        let mut infos: Vec<&TensorInfo> = self.tensors.iter().collect();
-        infos.sort_by_key(|info| (info.offset, info.bytes));
+        let infos = self.tensors_in_place();
         let overlap = infos.windows(2).find(|two| two[0].offset + two[0].bytes > two[1].offset);
         match overlap {
             None => Ok(()),

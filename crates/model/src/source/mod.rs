@@ -1,5 +1,6 @@
 //! An opened model: its configuration, its checkpoint, and whatever can be loaded from them.
 
+mod decoded;
 mod edit;
 mod files;
 mod images;
@@ -141,6 +142,13 @@ impl Source {
         })
     }
 
+    /// Says which folder on disk the model lies in: where it was opened through a view of that folder.
+    #[must_use]
+    pub fn with_folder(mut self, path: impl Into<PathBuf>) -> Self {
+        self.folder = Some(path.into());
+        self
+    }
+
     /// The validated configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -190,6 +198,49 @@ impl Source {
         &self.trees
     }
 
+    /// How a model with this `config.json` and these tensors would compute otherwise than this one: nothing if it would not.
+    /// What is said is where the two differ, for a person.
+    ///
+    /// # Errors
+    /// Those of [`Config::from_json`].
+    pub fn computes_otherwise(&self, config: &Value) -> Result<Option<String>> {
+        let file = self.config_file();
+        let other = Config::from_json(config, &file)?;
+        let plan = named(
+            other.plan(config, &file)?,
+            &|name| self.checkpoint.contains(name) || self.trees.contains_key(name),
+            &|_| false,
+            &|name| self.checkpoint.alias(name),
+        );
+        // What is told of texts is not computed.
+        let said = |config: &Config| {
+            let mut json = serde_json::to_value(config).unwrap_or_default();
+            [
+                "architecture",
+                "context",
+                "bos",
+                "eos",
+                "tied",
+                "qkv_bias",
+                "output_bias",
+                "mlp_bias",
+            ]
+            .iter()
+            .for_each(|key| drop(json.as_object_mut().map(|json| json.remove(*key))));
+            json
+        };
+        let (ours, theirs) = (said(&self.config), said(&other));
+        let keys = ours.as_object().into_iter().flatten().map(|(key, _)| key);
+        let differs = |key: &&String| {
+            difference(&ours[*key].to_string(), &theirs[*key].to_string()).is_some()
+        };
+        if let Some(key) = keys.into_iter().find(differs) {
+            return Ok(Some(format!("`{key}` is {}, there {}", ours[key], theirs[key])));
+        }
+        let found = difference(&format!("{:?}", self.plan), &format!("{plan:?}"));
+        Ok(found.map(|(ours, theirs)| format!("`{ours}`, there `{theirs}`")))
+    }
+
     /// Reads the tokenizer.
     ///
     /// # Errors
@@ -200,6 +251,34 @@ impl Source {
 
     fn config_file(&self) -> PathBuf {
         self.files.as_ref().map_or_else(|| CONFIG.into(), |f| f.path(CONFIG))
+    }
+}
+
+/// The first place where two texts differ by more than the rounding of a number, with a few words around it.
+fn difference(ours: &str, theirs: &str) -> Option<(String, String)> {
+    let is_break = |c: char| !(c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '+'));
+    let (mut a, mut b) = (ours.split_inclusive(is_break), theirs.split_inclusive(is_break));
+    let mut before = String::new();
+    let same = |a: &str, b: &str| {
+        let number = |text: &str| text.trim_end_matches(is_break).parse::<f64>();
+        let close = |(a, b): (f64, f64)| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
+        let ends = a.ends_with(is_break) == b.ends_with(is_break);
+        a == b || ends && number(a).ok().zip(number(b).ok()).is_some_and(close)
+    };
+    loop {
+        let (one, other) = match (a.next(), b.next()) {
+            (None, None) => return None,
+            (Some(one), Some(other)) if same(one, other) => {
+                if one.ends_with([',', '{', '(', '[']) {
+                    before.clear();
+                } else {
+                    before += one;
+                }
+                continue;
+            }
+            (one, other) => (one.unwrap_or_default(), other.unwrap_or_default()),
+        };
+        return Some((format!("{before}{one}"), format!("{before}{other}")));
     }
 }
 

@@ -1,4 +1,4 @@
-//! A checkpoint that is nowhere: rows and columns of the tensors of another, cut out when they are asked for.
+//! A checkpoint of rows and columns of the tensors of another, cut out when they are asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tensorpress_tensor::bytes::Bytes;
-use tensorpress_tensor::checkpoint::{ByteSource, Place, write_header};
+use tensorpress_tensor::checkpoint::{Content as Source, Made, View};
 use tensorpress_tensor::{Checkpoint, DType, RawTensor, Result, Tensor};
 
 /// Where the bytes of a tensor come from.
@@ -29,13 +29,17 @@ pub(super) struct Piece {
     pub(super) content: Content,
 }
 
-/// The bytes of a safetensors file that is made as it is read.
+/// A piece, and what it is a piece of.
 #[derive(Debug)]
-struct View {
+struct Cut {
     of: Checkpoint,
-    header: Bytes,
-    /// In the order of their ranges, which follow each other.
-    tensors: Vec<(Range<u64>, Piece)>,
+    piece: Piece,
+}
+
+impl Source for Cut {
+    fn bytes(&self) -> Result<Bytes> {
+        self.piece.content.bytes(&self.piece.from, &self.of)
+    }
 }
 
 /// A checkpoint of tensors by name; `path` stands for its file in errors.
@@ -45,12 +49,13 @@ pub(super) fn view(
     path: PathBuf,
 ) -> Result<Checkpoint> {
     let names: BTreeSet<String> = tensors.keys().cloned().collect();
-    let mut placed = Vec::with_capacity(tensors.len());
-    let mut shapes = Vec::with_capacity(tensors.len());
-    let mut at = 0;
-    for (name, piece) in tensors {
+    let stands =
+        |(alias, name): &(&String, &String)| names.contains(*name) && !names.contains(*alias);
+    let aliases = of.metadata().flatten().filter(stands);
+    let metadata = aliases.map(|(alias, name)| (alias.clone(), name.clone())).collect();
+    let made = |(name, piece): (String, Piece)| -> Result<(String, Made)> {
         let stored = |from: &str| of.shape(from).unwrap_or_default().to_vec();
-        let (dtype, shape, bytes) = match &piece.content {
+        let (dtype, shape, len) = match &piece.content {
             Content::Values { dtype, shape, bytes } => {
                 (dtype.name(), shape.clone(), bytes.len() as u64)
             }
@@ -68,26 +73,13 @@ pub(super) fn view(
                 (dtype.name(), shape, bytes)
             }
         };
-        let end = at + bytes;
-        shapes.push((dtype, shape));
-        placed.push((at..end, name, piece));
-        at = end;
-    }
-    let places = placed.iter().zip(&shapes).map(|((range, name, _), (dtype, shape))| {
-        (name.as_str(), Place { dtype: *dtype, shape, range: range.clone() })
-    });
-    let stands =
-        |(alias, name): &(&String, &String)| names.contains(*name) && !names.contains(*alias);
-    let aliases = of.metadata().flatten().filter(stands);
-    let metadata = aliases.map(|(alias, name)| (alias.clone(), name.clone())).collect();
-    let header = write_header(&metadata, places);
-    let start = header.len() as u64;
-    let tensors = placed
-        .into_iter()
-        .map(|(range, _, piece)| (range.start + start..range.end + start, piece))
-        .collect();
-    let view = View { of: of.clone(), header: header.into(), tensors };
-    Checkpoint::from_source(path, Arc::new(view))
+        let dtype = dtype.to_owned();
+        let content = Arc::new(Cut { of: of.clone(), piece });
+        Ok((name, Made { dtype, shape, len, content }))
+    };
+    let tensors = tensors.into_iter().map(made).collect::<Result<_>>()?;
+    let behind = of.sources().cloned().collect();
+    Checkpoint::from_source(path, Arc::new(View::new(&metadata, tensors, behind)))
 }
 
 impl Content {
@@ -143,51 +135,6 @@ fn cut(tensor: &RawTensor, rows: impl Iterator<Item = usize>, columns: &[Range<u
     out.into()
 }
 
-impl ByteSource for View {
-    fn size(&self) -> u64 {
-        self.tensors.last().map_or(self.header.len() as u64, |(range, ..)| range.end)
-    }
-
-    fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        assert!(range.start <= range.end && range.end <= self.size(), "range out of bounds");
-        let header = 0..self.header.len() as u64;
-        let mut pieces = Vec::new();
-        if let Some(part) = overlap(&header, &range) {
-            pieces.push(self.header.slice(part));
-        }
-        let first = self.tensors.partition_point(|(tensor, ..)| tensor.end <= range.start);
-        let touched = self.tensors[first..].iter().take_while(|(t, ..)| t.start < range.end);
-        for (tensor, piece) in touched {
-            if let Some(part) = overlap(tensor, &range) {
-                pieces.push(piece.content.bytes(&piece.from, &self.of)?.slice(part));
-            }
-        }
-        // A tensor, as a rule: nothing is copied.
-        match pieces.len() {
-            1 => Ok(pieces.remove(0)),
-            _ => Ok(pieces
-                .iter()
-                .flat_map(|piece| piece.iter().copied())
-                .collect::<Vec<u8>>()
-                .into()),
-        }
-    }
-
-    fn release(&self) {
-        self.of.release();
-    }
-
-    fn check_unmoved(&self) -> Result<()> {
-        self.of.check_unmoved()
-    }
-}
-
-/// The part of `of` that lies in `range`, counted from the start of `of`.
-fn overlap(of: &Range<u64>, range: &Range<u64>) -> Option<Range<usize>> {
-    let (start, end) = (of.start.max(range.start), of.end.min(range.end));
-    (start < end).then(|| (start - of.start) as usize..(end - of.start) as usize)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn any_range_is_that_of_the_file_it_would_be() {
+    fn rows_and_columns_of_stored_tensors() {
         let mut source = BTreeMap::new();
         let values = |n: u8| (0..n).collect::<Vec<u8>>().into();
         let new = |shape: &[usize], n| Content::Values {
@@ -225,24 +172,5 @@ mod tests {
         let rows = BTreeMap::from([piece("a", "a", Content::Rows(vec![2]))]);
         let rows = view(&of, rows, "third".into()).unwrap();
         assert_eq!(rows.tensor("a").unwrap().bytes()[..], [8, 9, 10, 11]);
-
-        let placed = |name: &str, range: Range<u64>, content| (range, piece(name, name, content).1);
-        let view = View {
-            of,
-            header: values(6),
-            tensors: vec![
-                placed("a", 6..14, Content::Rows(vec![0, 1])),
-                placed("empty", 14..14, Content::Whole),
-                placed("b", 14..19, Content::Whole),
-            ],
-        };
-        let whole: Vec<u8> =
-            [&[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 6, 7][..], &[0, 1, 2, 3, 4]].concat();
-        for start in 0..=19 {
-            for end in start..=19 {
-                let read = view.read(start as u64..end as u64).unwrap();
-                assert_eq!(read[..], whole[start..end], "{start}..{end}");
-            }
-        }
     }
 }

@@ -30,7 +30,7 @@ pub fn write_new(path: &Path, write: &mut dyn FnMut(&mut File) -> Result<()>) ->
     if fs::symlink_metadata(path).is_ok() {
         return Err(exists(path));
     }
-    publish_file(path, write, &|temporary| name_file(temporary, path))
+    publish_file(path, write, &|temporary| name_free(temporary, path))
 }
 
 fn exists(path: &Path) -> Error {
@@ -59,8 +59,24 @@ fn publish_file(
     result
 }
 
+/// Gives a finished file its name: syncs it, and replaces a file of that name only where that is asked for.
+///
+/// # Errors
+/// `Exists` if there is something that is not to be replaced; `Io`.
+pub fn name_file(from: &Path, to: &Path, replace: bool) -> Result<()> {
+    let file = File::open(from).and_then(|file| file.sync_all());
+    file.map_err(|e| Error::io("sync the file", from, e))?;
+    let named = if replace { fs::rename(from, to) } else { name_free(from, to) };
+    named.map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => exists(to),
+        _ => Error::io("rename the finished file", to, e),
+    })?;
+    sync_folder(to);
+    Ok(())
+}
+
 /// Renames a file, and replaces nothing.
-fn name_file(from: &Path, to: &Path) -> io::Result<()> {
+fn name_free(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => {
             // The file has its name, whatever becomes of the other one.

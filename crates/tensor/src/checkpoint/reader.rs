@@ -266,6 +266,11 @@ impl Checkpoint {
         self.files.iter().map(|f| f.path.as_path())
     }
 
+    /// The bytes of each file, in the order of [`Checkpoint::files`].
+    pub fn sources(&self) -> impl Iterator<Item = &Arc<dyn ByteSource>> {
+        self.files.iter().map(|f| &f.bytes)
+    }
+
     /// The `__metadata__` of each file, in the order of [`Checkpoint::files`].
     pub fn metadata(&self) -> impl Iterator<Item = &BTreeMap<String, String>> {
         self.files.iter().map(|f| &f.metadata)

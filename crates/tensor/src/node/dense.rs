@@ -76,6 +76,12 @@ impl Dense {
         self.support.as_ref()
     }
 
+    /// Whether only the entries of a support are stored.
+    #[must_use]
+    pub fn is_masked(&self) -> bool {
+        self.support.is_some()
+    }
+
     /// Stored type of the values.
     #[must_use]
     pub fn dtype(&self) -> DType {

@@ -22,6 +22,7 @@ mod sum;
 mod tiles;
 mod transformed;
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
@@ -87,7 +88,7 @@ pub type PlaneMap<'a> = dyn FnMut(Box<dyn Plane>) -> Result<Box<dyn Plane>> + 'a
 /// assert_eq!(Storage::of(&*node)?.bits(), 4 * 16);
 /// # Ok::<(), tensorpress_tensor::Error>(())
 /// ```
-pub trait Node: Debug + Send + Sync {
+pub trait Node: Any + Debug + Send + Sync {
     /// `[out, in]`.
     fn shape(&self) -> [usize; 2];
 
@@ -274,6 +275,27 @@ impl Node for Box<dyn Node> {
     }
     fn boxed(self) -> Box<dyn Node> {
         self
+    }
+}
+
+/// The node as one of this type, if it is; behind any number of boxes.
+///
+/// ```
+/// use tensorpress_tensor::ndarray::array;
+/// use tensorpress_tensor::node::{Dense, GroupedAffine, as_node};
+/// use tensorpress_tensor::{DType, Node};
+///
+/// let node: Box<dyn Node> = Dense::from_f32(array![[1.0]].view(), DType::F16)?.boxed();
+/// assert!(as_node::<Dense>(&*node).is_some_and(|dense| dense.dtype() == DType::F16));
+/// assert!(as_node::<GroupedAffine>(&node).is_none());
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
+#[must_use]
+pub fn as_node<T: Node>(node: &dyn Node) -> Option<&T> {
+    let any: &dyn Any = node;
+    match any.downcast_ref::<Box<dyn Node>>() {
+        Some(boxed) => as_node(&**boxed),
+        None => any.downcast_ref(),
     }
 }
 

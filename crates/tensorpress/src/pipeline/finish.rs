@@ -25,9 +25,20 @@ pub(super) fn finish(
     plain: bool,
     force: bool,
 ) -> Result<()> {
+    let config = if plain { source.raw_config().clone() } else { config(source)? };
+    finish_with(work, source, out, config, force)
+}
+
+/// [`finish`] with this config.
+pub(super) fn finish_with(
+    work: &mut Work,
+    source: &Source,
+    out: &Path,
+    config: serde_json::Value,
+    force: bool,
+) -> Result<()> {
     let folder = work.folder().to_path_buf();
     write_index(work, &folder)?;
-    let config = if plain { source.raw_config().clone() } else { config(source)? };
     write_json(&folder.join("config.json"), &config)?;
     let side = Side::of(source, out)?;
     work.copies(side.names())?;
@@ -69,7 +80,7 @@ fn write_index(work: &Work, folder: &Path) -> Result<()> {
 }
 
 /// The source's config, and the note that weights are ours.
-fn config(source: &Source) -> Result<serde_json::Value> {
+pub(super) fn config(source: &Source) -> Result<serde_json::Value> {
     let mut config = source.raw_config().clone();
     // The shapes of blocks may stand there already.
     config["quantization_config"]["quant_method"] = json!("tensorpress");

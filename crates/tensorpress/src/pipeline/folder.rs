@@ -222,6 +222,28 @@ impl Work {
         self.write()
     }
 
+    /// Notes that the next units are finished.
+    #[cfg(feature = "formats")]
+    pub(super) fn finished_all(&mut self, units: Vec<Unit>) -> Result<()> {
+        self.state.units.extend(units);
+        self.write()
+    }
+
+    /// Takes units for unfinished, but for the first ones.
+    #[cfg(feature = "formats")]
+    pub(super) fn forget(&mut self, kept: usize) -> Result<()> {
+        self.state.units.truncate(kept);
+        self.write()
+    }
+
+    /// Removes the folder, whose result has its name elsewhere.
+    #[cfg(feature = "formats")]
+    pub(super) fn discard(&mut self) -> Result<()> {
+        clear(&self.folder)?;
+        drop(self.lock.take().filter(|_| cfg!(windows)));
+        remove_listed(&self.folder, &[LOCK.to_owned()])
+    }
+
     /// Notes what of the model goes along as it is. What went along before and does not any more is removed.
     pub(super) fn copies(&mut self, names: Vec<String>) -> Result<()> {
         let mut gone = self.state.copied.clone();

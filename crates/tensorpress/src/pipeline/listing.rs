@@ -13,6 +13,9 @@ use super::folder::{LOCK, REWRITE};
 use super::rewrite::stored;
 use super::state::{STATE, Stored};
 
+/// A GGUF file before it has its name.
+pub(super) const UNFINISHED_GGUF: &str = "model.gguf.unfinished";
+
 /// Name of the list in a finished folder.
 pub(super) const LIST: &str = "tensorpress-files.json";
 /// Layout of the list.
@@ -77,6 +80,7 @@ pub(super) fn is_of_work(name: &str) -> bool {
     };
     name == STATE
         || name == LOCK
+        || name == UNFINISHED_GGUF
         || name.starts_with(REWRITE)
         || is_temporary(name)
         || before().is_some()

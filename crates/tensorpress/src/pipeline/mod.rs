@@ -13,6 +13,8 @@
 mod advance;
 mod block;
 mod calibration;
+#[cfg(feature = "formats")]
+mod convert;
 mod error;
 mod finish;
 mod folder;
@@ -40,6 +42,8 @@ use tensorpress_tensor::stats::{self, Supplied};
 use tensorpress_tensor::{Error, Registry, Result, Rewrite};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
+#[cfg(feature = "formats")]
+pub use convert::{ConversionReport, Convert, Converted, Target, float_type};
 pub use folder::partial_of;
 pub use peak::peak_rss_bytes;
 pub use progress::{Event, Progress};
@@ -79,6 +83,7 @@ pub struct Compressor<'a> {
     supplied: Option<Arc<dyn Supplied>>,
     seed: u64,
     force: bool,
+    from_quantized: bool,
     progress: Option<&'a mut dyn Progress>,
     cancel: Option<Arc<AtomicBool>>,
     registry: Option<Registry>,
@@ -148,6 +153,7 @@ impl<'a> Compressor<'a> {
             supplied: None,
             seed: 0,
             force: false,
+            from_quantized: false,
             progress: None,
             cancel: None,
             registry: None,
@@ -194,6 +200,14 @@ impl<'a> Compressor<'a> {
         self
     }
 
+    /// Compresses a model that is compressed already: what its weights decode to is taken for the original. Default false:
+    /// that is an error, as the loss of both comes together.
+    #[must_use]
+    pub fn with_from_quantized(mut self, from_quantized: bool) -> Self {
+        self.from_quantized = from_quantized;
+        self
+    }
+
     /// Tells `progress` what happens.
     #[must_use]
     pub fn with_progress(mut self, progress: &'a mut dyn Progress) -> Self {
@@ -227,15 +241,17 @@ impl<'a> Compressor<'a> {
     /// # Errors
     /// `Exists` if `out` is there and is not to be replaced, or `out.partial` belongs to other work; `InvalidArgument` if a
     /// rule of the recipe matches nothing; `MissingCalibration` if the recipe needs a text and there is none;
-    /// `Unsupported` for a model that is compressed already, and for links beside it that lead nowhere or into a loop (all
+    /// `Unsupported` for a model that is compressed already (unless [`Compressor::with_from_quantized`]), and for links beside it that lead nowhere or into a loop (all
     /// files of its folder go along, but for weights in other forms and hidden ones); `Numerical` for NaN in a weight; those of the source, of the
     /// methods and of the rewrites; `Io`. Each names tensor and file where known.
     pub fn run(mut self, source: &Source, out: &Path) -> Result<Report> {
         let begun = Instant::now();
-        if let Some(name) = source.trees().keys().next() {
+        let decoded = if self.from_quantized { Some(source.decoded()?) } else { None };
+        if let (Some(name), None) = (source.trees().keys().next(), &decoded) {
             let message = "is compressed already: compress the model it was made from";
             return Err(Error::unsupported(message).in_tensor(name));
         }
+        let source = decoded.as_ref().unwrap_or(source);
         folder::check_target(out, source, self.force)?;
         let recipe = self.identity_of_recipe();
         let mut rewrites = self.recipe.rewrites();

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tensorpress_model::{LinearSpec, Source};
+#[cfg(feature = "formats")]
+use tensorpress_tensor::RawTensor;
 use tensorpress_tensor::checkpoint::{Announced, write_announced};
 use tensorpress_tensor::{
     Context as _, DType, Node, Part, PartKind, PartSink, Result, Storage, Tensor,
@@ -21,6 +23,9 @@ pub(super) enum Item<'a> {
     Alone(LinearSpec),
     /// New values of a vector.
     Vector { name: String, dtype: DType, values: Vec<f32> },
+    /// A tensor that was made.
+    #[cfg(feature = "formats")]
+    Made { name: String, tensor: RawTensor },
     /// A compressed matrix, and its parts if somebody has asked for them before.
     Compressed { name: String, node: &'a dyn Node, announced: Option<&'a Announced> },
 }
@@ -30,6 +35,8 @@ impl Item<'_> {
         match self {
             Self::Copied(name) | Self::Vector { name, .. } | Self::Compressed { name, .. } => name,
             Self::Alone(spec) => &spec.name,
+            #[cfg(feature = "formats")]
+            Self::Made { name, .. } => name,
         }
     }
 }
@@ -50,7 +57,12 @@ impl Written {
                 layer.bits_per_weight = *bits;
             }
         }
-        Unit { bytes: self.bytes, layers }
+        Unit {
+            bytes: self.bytes,
+            layers,
+            #[cfg(feature = "formats")]
+            converted: Vec::new(),
+        }
     }
 }
 
@@ -102,6 +114,11 @@ pub(super) fn write(path: &Path, source: &Source, items: &[Item<'_>]) -> Result<
                     let shape = tensor.shape().to_vec();
                     sink.part(part(&spec.name, tensor.dtype(), shape, bytes))?;
                 }
+                #[cfg(feature = "formats")]
+                Item::Made { name, tensor } => {
+                    let bytes = Cow::Borrowed(&**tensor.bytes());
+                    sink.part(part(name, tensor.dtype(), tensor.shape().to_vec(), bytes))?;
+                }
                 Item::Copied(name) => {
                     // Made on demand where the source is packed or edited. Its type was announced.
                     let stored = source.checkpoint().bytes(name)?;
@@ -141,6 +158,10 @@ fn announce(source: &Source, items: &[Item<'_>]) -> Result<Announced> {
             }
             Item::Alone(spec) => {
                 all.announce(spec.name.clone(), source.dtype_of(spec)?, spec.shape.to_vec())?;
+            }
+            #[cfg(feature = "formats")]
+            Item::Made { name, tensor } => {
+                all.announce(name.clone(), tensor.dtype(), tensor.shape().to_vec())?;
             }
             Item::Copied(name) => {
                 let checkpoint = source.checkpoint();

@@ -66,12 +66,17 @@ impl Identity {
 
     /// Of nodes that were made elsewhere, known by their hash.
     pub(super) fn of_nodes(source: &Source, nodes: String) -> Result<Self> {
+        Self::of_job(source, format!("(nodes made elsewhere, hash {nodes})"))
+    }
+
+    /// Of a job without calibration, all of which these words say.
+    pub(super) fn of_job(source: &Source, job: String) -> Result<Self> {
         Ok(Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: hash_source(source)?,
             source_bytes: source.checkpoint().file_bytes(),
-            recipe: format!("(nodes made elsewhere, hash {nodes})"),
+            recipe: job,
             calibration: None,
             calibration_windows: 0,
             calibration_tokens: 0,
@@ -116,6 +121,10 @@ impl Identity {
 pub(super) struct Unit {
     pub(super) bytes: u64,
     pub(super) layers: Vec<LayerReport>,
+    /// Of a conversion.
+    #[cfg(feature = "formats")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) converted: Vec<super::Converted>,
 }
 
 /// A finished file of a rewrite.

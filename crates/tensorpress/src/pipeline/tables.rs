@@ -4,8 +4,9 @@ use std::path::Path;
 
 use tensorpress_model::Source;
 use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::node::decode;
 use tensorpress_tensor::stats::Calibration;
-use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Target, Tensor};
+use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Target};
 
 use super::Context;
 use super::error::Around;
@@ -45,17 +46,30 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
     let mut items = Vec::new();
     let mut nodes: Vec<(String, Box<dyn Node>)> = Vec::new();
     let mut layers = Vec::new();
-    for name in source.extras() {
-        if source.block_of(&name).is_some() {
-            continue;
+    // What is compressed already stays so, unless the recipe says otherwise.
+    let is_part = |name: &str| {
+        let of = |weight: &String| {
+            name.strip_prefix(weight.as_str()).is_some_and(|r| r.starts_with('.'))
+        };
+        source.trees().keys().any(of)
+    };
+    let outside = |name: &String| source.block_of(name).is_none();
+    for name in source.trees().keys().filter(|name| outside(name)) {
+        if context.plan.index(name).is_none() {
+            nodes.push((name.clone(), source.weight(name)?));
         }
+    }
+    let quantised = source.trees().keys().filter(|name| outside(name)).cloned();
+    let quantised = quantised.filter(|name| context.plan.index(name).is_some());
+    let stored = source.extras().into_iter().filter(|name| outside(name) && !is_part(name));
+    for name in quantised.chain(stored) {
         let Some(index) = context.plan.index(&name) else {
             items.push(Item::Copied(name));
             continue;
         };
         let planned = context.plan.method(index);
         let located = |e| context.located(e, &name);
-        let weight = source.checkpoint().tensor(&name)?.to_matrix().map_err(located)?;
+        let weight = decode(&*source.weight(&name)?).map_err(located)?;
         source.checkpoint().release();
         let group = Group {
             seed: context.seed_of(&name),

@@ -41,6 +41,12 @@ impl Index {
         Ok(Self { index, back })
     }
 
+    /// The outer channel of each inner one.
+    #[must_use]
+    pub fn index(&self) -> &[u32] {
+        &self.index
+    }
+
     pub(in crate::node) fn read_from(
         reader: &NodeReader<'_>,
         json: &Json,

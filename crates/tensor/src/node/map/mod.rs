@@ -6,6 +6,7 @@ mod index;
 mod rotation;
 mod scale;
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
 
@@ -53,7 +54,7 @@ pub enum Side {
 /// assert_eq!(decode(&node)?, weight);
 /// # Ok::<(), tensorpress_tensor::Error>(())
 /// ```
-pub trait Map: Debug + Send + Sync {
+pub trait Map: Any + Debug + Send + Sync {
     /// Channels of the inner node.
     fn inner(&self) -> usize;
 

@@ -41,6 +41,22 @@ impl PackedPlane {
         Ok(Self { bits, rows: Rows::Even { rows, cols }, bytes: bytes.into() })
     }
 
+    /// Codes that are packed already, each row begun at a byte; nothing is copied.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for other `bits` than 1 to 16; `ShapeMismatch` for another number of bytes.
+    pub fn from_bytes(bytes: Bytes, rows: usize, cols: usize, bits: u8) -> Result<Self> {
+        if !(1..=16).contains(&bits) {
+            return Err(Error::invalid(format!("bits = {bits}: allowed are 1 to 16")));
+        }
+        let stride = cols.checked_mul(bits.into()).map(|bits| bits.div_ceil(8));
+        if stride.and_then(|stride| stride.checked_mul(rows)) != Some(bytes.len()) {
+            let len = bytes.len();
+            return Err(Error::shape(format!("{len} bytes for {rows} x {cols} of {bits} bits")));
+        }
+        Ok(Self { bits, rows: Rows::Even { rows, cols }, bytes })
+    }
+
     /// Packs the codes of the kept entries (compact order) in one stream.
     ///
     /// # Errors

@@ -84,6 +84,12 @@ impl LevelFormat {
         self
     }
 
+    /// Whether there is an offset.
+    #[must_use]
+    pub fn has_offset(&self) -> bool {
+        self.offset
+    }
+
     /// Which weights share a scale.
     #[must_use]
     pub fn blocks(&self) -> Blocks {

@@ -1,0 +1,233 @@
+//! The matrices of a folder that others read: what they have in common, and the tensors of each.
+
+use serde_json::{Value, json};
+use tensorpress_formats::awq::Layout;
+use tensorpress_formats::export::{self, Survey};
+use tensorpress_formats::gptq::Version;
+use tensorpress_quant::{GridSpec, Nf4, Rtn};
+use tensorpress_tensor::ndarray::Array2;
+use tensorpress_tensor::node::{LevelTable, as_node, decode};
+use tensorpress_tensor::stats::Calibration;
+use tensorpress_tensor::{Compress as _, Context as _, DType, Error, Node, RawTensor, Result};
+
+use super::Target;
+
+/// What all quantised layers of a folder have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Scheme {
+    pub(super) bits: u8,
+    /// Inputs of a group; none: a whole row.
+    pub(super) group: Option<usize>,
+    pub(super) symmetric: bool,
+    pub(super) ordered: bool,
+    /// Statistics of bitsandbytes are quantised in turn.
+    pub(super) nested: bool,
+}
+
+/// What a matrix of the source is to the target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Kind {
+    Grids(Survey, [usize; 2]),
+    Table { nested: bool },
+    Other,
+}
+
+pub(super) fn kind(target: Target, node: &dyn Node) -> Result<Kind> {
+    if target == Target::BitsAndBytes {
+        let table = as_node::<LevelTable>(node);
+        return Ok(match table {
+            Some(table) => {
+                let nested = table.describe()["scales"]["node"] == "levels.v1";
+                Kind::Table { nested }
+            }
+            None => Kind::Other,
+        });
+    }
+    Ok(Survey::of(node)?.map_or(Kind::Other, |survey| Kind::Grids(survey, node.shape())))
+}
+
+/// The scheme that fits all layers that are quantised already; of a model that is not, the usual one.
+///
+/// # Errors
+/// `Unsupported`, naming the layer, if two have different groups, unless they may be requantised.
+pub(super) fn scheme(target: Target, kinds: &[(String, Kind)], requantize: bool) -> Result<Scheme> {
+    let mut scheme: Option<(Scheme, &str)> = None;
+    for (name, kind) in kinds {
+        let here = match kind {
+            Kind::Other => continue,
+            Kind::Table { nested } => {
+                let (group, symmetric) = (None, false);
+                Scheme { bits: 4, group, symmetric, ordered: false, nested: *nested }
+            }
+            Kind::Grids(survey, [_, cols]) => Scheme {
+                bits: survey.bits,
+                group: (survey.group < *cols).then_some(survey.group),
+                symmetric: survey.zero == Some(1 << (survey.bits - 1)),
+                ordered: survey.ordered,
+                nested: false,
+            },
+        };
+        scheme = Some(match scheme {
+            None => (here, name),
+            Some((all, first)) => {
+                if all.group != here.group && !requantize {
+                    let words = |group: Option<usize>| {
+                        group.map_or("whole rows".to_owned(), |group| format!("groups of {group}"))
+                    };
+                    let (was, is) = (words(all.group), words(here.group));
+                    let what = format!(
+                        "{} has one group for all layers: {was} in `{first}`, {is} here",
+                        target.name()
+                    );
+                    return Err(Error::unsupported(what).in_tensor(name));
+                }
+                let joint = Scheme {
+                    bits: all.bits.max(here.bits),
+                    group: all.group,
+                    symmetric: all.symmetric && here.symmetric && all.bits == here.bits,
+                    ordered: all.ordered || here.ordered,
+                    nested: all.nested || here.nested,
+                };
+                (joint, first)
+            }
+        });
+    }
+    match scheme {
+        Some((scheme, _)) => Ok(scheme),
+        None if requantize => {
+            let symmetric = target == Target::Gptq(Version::V1);
+            Ok(Scheme { bits: 4, group: Some(128), symmetric, ordered: false, nested: false })
+        }
+        None => Err(Error::unsupported(format!(
+            "no matrix of the model is anything that {} holds: compress it first, or requantise",
+            target.name()
+        ))),
+    }
+}
+
+/// The tensors of a layer, by their full names.
+pub(super) fn tensors(
+    target: Target,
+    scheme: Scheme,
+    name: &str,
+    node: &dyn Node,
+) -> Result<Vec<(String, RawTensor)>> {
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let stored = match target {
+        Target::Gptq(version) => export::gptq(node, version)?,
+        Target::Awq => export::awq(node, Layout::Gemm)?,
+        Target::CompressedTensors => {
+            export::compressed_tensors(node, scheme.bits, scheme.symmetric)?
+        }
+        _ => {
+            let parts = export::bits_and_bytes(node, DType::BF16)?;
+            let full = |part: &str| match part {
+                "" => name.to_owned(),
+                part => format!("{name}.{part}"),
+            };
+            return Ok(parts.into_iter().map(|(part, tensor)| (full(part), tensor)).collect());
+        }
+    };
+    Ok(stored.into_iter().map(|(part, tensor)| (format!("{module}.{part}"), tensor)).collect())
+}
+
+/// The matrix rounded to the scheme, and how far that is: `‖W - Ŵ‖ / ‖W‖`.
+pub(super) fn rounded(
+    target: Target,
+    scheme: Scheme,
+    name: &str,
+    node: &dyn Node,
+) -> Result<(Box<dyn Node>, Option<f64>)> {
+    let weight = decode(node)?;
+    let blind = Calibration::none(weight.ncols());
+    let made: Box<dyn Node> = if target == Target::BitsAndBytes {
+        let nf4 = Nf4::default().with_double_quant(scheme.nested);
+        nf4.compress(weight.view(), &blind).in_tensor(name)?.node.boxed()
+    } else {
+        let group = scheme.group.unwrap_or(0);
+        let group = if group > 0 && weight.ncols().is_multiple_of(group) { group } else { 0 };
+        let mut grid = GridSpec::new(scheme.bits.max(2), group);
+        grid.symmetric = scheme.symmetric;
+        Rtn::new(grid).compress(weight.view(), &blind).in_tensor(name)?.node.boxed()
+    };
+    let error = relative(&weight, &decode(&*made)?);
+    Ok((made, error))
+}
+
+/// `‖W - Ŵ‖ / ‖W‖`.
+pub(super) fn relative(weight: &Array2<f32>, got: &Array2<f32>) -> Option<f64> {
+    let square = |value: f32| f64::from(value) * f64::from(value);
+    let (mut difference, mut size) = (0.0, 0.0);
+    for (was, is) in weight.iter().zip(got) {
+        difference += square(was - is);
+        size += square(*was);
+    }
+    let error = if difference == 0.0 { 0.0 } else { (difference / size).sqrt() };
+    error.is_finite().then_some(error)
+}
+
+/// What `config.json` says of quantisation; `ignored` are modules that stay floats.
+pub(super) fn config(target: Target, scheme: Scheme, ignored: &[String]) -> Value {
+    let group = scheme.group.map_or(json!(-1), |group| json!(group));
+    match target {
+        Target::Gptq(version) => json!({
+            "quant_method": "gptq",
+            "bits": scheme.bits,
+            "group_size": group,
+            "desc_act": scheme.ordered,
+            "sym": scheme.symmetric,
+            "lm_head": false,
+            "true_sequential": true,
+            "damp_percent": 0.01,
+            "checkpoint_format": if version == Version::V2 { "gptq_v2" } else { "gptq" },
+        }),
+        Target::Awq => json!({
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": group,
+            "zero_point": true,
+            "version": "gemm",
+            "modules_to_not_convert": ignored,
+        }),
+        Target::CompressedTensors => {
+            let strategy = if scheme.group.is_some() { "group" } else { "channel" };
+            let order = if scheme.ordered { json!("group") } else { Value::Null };
+            json!({
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "quantization_status": "compressed",
+                "global_compression_ratio": null,
+                "kv_cache_scheme": null,
+                "ignore": ignored,
+                "config_groups": {"group_0": {
+                    "targets": ["Linear"],
+                    "input_activations": null,
+                    "output_activations": null,
+                    "weights": {
+                        "num_bits": scheme.bits,
+                        "type": "int",
+                        "symmetric": scheme.symmetric,
+                        "strategy": strategy,
+                        "group_size": scheme.group,
+                        "block_structure": null,
+                        "actorder": order,
+                        "dynamic": false,
+                        "observer": "minmax",
+                        "observer_kwargs": {},
+                    },
+                }},
+                "version": "0.20.0",
+            })
+        }
+        _ => json!({
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": true,
+            "load_in_8bit": false,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": scheme.nested,
+            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": ignored,
+        }),
+    }
+}

@@ -1,0 +1,184 @@
+//! From everybody's formats to everybody's: codes move over where the target can hold them.
+
+mod folder;
+mod gguf;
+mod layers;
+mod target;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use tensorpress_model::Source;
+use tensorpress_tensor::{DType, Result};
+
+use super::{Event, Progress, check_cancelled};
+
+pub use target::{Target, float_type};
+
+/// Converts models.
+///
+/// Every weight keeps its values, or the call says why it cannot; with [`Convert::with_requantize`] what the target cannot
+/// hold is rounded anew, and the report says how far that is. Memory is bounded by a block of the model.
+///
+/// ```no_run
+/// use tensorpress::pipeline::{Convert, Target};
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let source = open_model("model.gguf")?;
+/// let report = Convert::new(Target::Tensorpress).run(&source, "model".as_ref())?;
+/// assert!(report.tensors.iter().all(|tensor| tensor.lossless));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Convert<'a> {
+    target: Target,
+    dtype: Option<DType>,
+    requantize: bool,
+    force: bool,
+    progress: Option<&'a mut dyn Progress>,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+impl std::fmt::Debug for Convert<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { target, dtype, requantize, force, .. } = self;
+        f.debug_struct("Convert")
+            .field("target", target)
+            .field("dtype", dtype)
+            .field("requantize", requantize)
+            .field("force", force)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Converted {
+    /// Its name in the source.
+    pub name: String,
+    /// What it was: the node's kind, or the element type.
+    pub from: String,
+    /// What it is.
+    pub to: String,
+    /// All values are what they were.
+    pub lossless: bool,
+    /// `‖W - Ŵ‖ / ‖W‖`, where they are not.
+    pub error: Option<f64>,
+}
+
+/// What came of a conversion.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ConversionReport {
+    /// What the model was converted to.
+    pub target: String,
+    /// Length of the source's weight files.
+    pub bytes_before: u64,
+    /// Length of the result's.
+    pub bytes_after: u64,
+    /// Matrices, and all tensors whose type or values changed.
+    pub tensors: Vec<Converted>,
+    /// What a reader of the result should be told.
+    pub notes: Vec<String>,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// The most memory that was resident, where the system tells it.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+impl<'a> Convert<'a> {
+    /// A conversion to this target.
+    #[must_use]
+    pub fn new(target: Target) -> Self {
+        Self { target, dtype: None, requantize: false, force: false, progress: None, cancel: None }
+    }
+
+    /// Sets the type of floats: of all tensors of [`Target::Safetensors`], of what no integers hold of others. Default: the
+    /// type that a tensor has, or the narrowest that holds a decoded one exactly.
+    #[must_use]
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Rounds anew what the target cannot hold. Default false: that is an error.
+    #[must_use]
+    pub fn with_requantize(mut self, requantize: bool) -> Self {
+        self.requantize = requantize;
+        self
+    }
+
+    /// Replaces the target if it is there and ours, and begins anew where `OUT.partial` belongs to other work.
+    #[must_use]
+    pub fn with_force(mut self, force: bool) -> Self {
+        self.force = force;
+        self
+    }
+
+    /// Tells `progress` what happens.
+    #[must_use]
+    pub fn with_progress(mut self, progress: &'a mut dyn Progress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Stops with `Interrupted` soon after `cancel` becomes true.
+    #[must_use]
+    pub fn with_cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
+        self.cancel = Some(cancel);
+        self
+    }
+
+    /// Converts `source` to `out`, a folder or a file as the target is. It appears whole or not at all; work lies in
+    /// `OUT.partial` meanwhile, and the same call takes it up again.
+    ///
+    /// # Errors
+    /// `Exists` if `out` is there and is not to be replaced, or `OUT.partial` belongs to other work; `Unsupported`, naming
+    /// the tensor, for what the target cannot hold, with what would do; those of the source; `Io`.
+    pub fn run(mut self, source: &Source, out: &Path) -> Result<ConversionReport> {
+        let begun = Instant::now();
+        source.checkpoint().check_unmoved()?;
+        let mut report = match self.target {
+            Target::Gguf(ty) => gguf::convert(&mut self, source, out, ty)?,
+            _ => folder::convert(&mut self, source, out)?,
+        };
+        report.seconds = begun.elapsed().as_secs_f64();
+        report.peak_rss_bytes = super::peak_rss_bytes();
+        self.tell(Event::Finished);
+        Ok(report)
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        if let Some(progress) = &mut self.progress {
+            progress.event(event);
+        }
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        check_cancelled(self.cancel.as_deref())
+    }
+
+    /// All that decides what the conversion does.
+    fn identity(&self) -> String {
+        let dtype = self.dtype.map_or("kept", DType::name);
+        let name = self.target.name();
+        format!("(convert to {name}, floats {dtype}, requantize {})", self.requantize)
+    }
+
+    fn report(&self, source: &Source) -> ConversionReport {
+        ConversionReport {
+            target: self.target.name(),
+            bytes_before: source.checkpoint().file_bytes(),
+            bytes_after: 0,
+            tensors: Vec::new(),
+            notes: Vec::new(),
+            seconds: 0.0,
+            peak_rss_bytes: None,
+        }
+    }
+}
