@@ -12,6 +12,7 @@ mod cursor;
 mod file;
 mod header;
 pub mod model;
+pub mod tokenizer;
 mod types;
 mod value;
 
