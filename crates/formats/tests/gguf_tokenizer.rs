@@ -84,7 +84,9 @@ fn corpus() -> Option<Vec<String>> {
 
 #[test]
 fn folders_come_back_with_the_same_tokens() {
-    let (Some(models), Some(golden)) = (data::find("data/models"), data::find("golden")) else { return };
+    let (Some(models), Some(golden)) = (data::find("data/models"), data::find("golden")) else {
+        return;
+    };
     let Some(corpus) = corpus() else { return };
     let mut found = Vec::new();
     folders(&models, &mut found);
@@ -147,7 +149,9 @@ fn scored(keys: &Keys) -> HashMap<String, (u32, f64)> {
 
 #[test]
 fn scores_say_what_merges_do() {
-    let (Some(folder), Some(corpus)) = (data::find("data/models/stories3m"), corpus()) else { return };
+    let (Some(folder), Some(corpus)) = (data::find("data/models/stories3m"), corpus()) else {
+        return;
+    };
     let json = std::fs::read(folder.join("tokenizer.json")).expect("a tokenizer");
     let keys = from_hugging_face(&json, None, 4096).expect("keys");
     // The merges are those of the scores, and so are not there.
@@ -198,7 +202,8 @@ fn byte_characters() -> Vec<String> {
 
 /// 256 bytes, merges, a word that no merges make, a control token and one that is looked for in texts.
 fn byte_level(pre: &str) -> Keys {
-    let merges = ["1 2", "h e", "l l", "he ll", "hell o", "\u{120} hello", "i s", "\u{120} \u{120}"];
+    let merges =
+        ["1 2", "h e", "l l", "he ll", "hell o", "\u{120} hello", "i s", "\u{120} \u{120}"];
     let made = merges.iter().map(|merge| merge.replace(' ', ""));
     let more = ["Xyz".to_owned(), "<|end|>".to_owned(), "@user@".to_owned()];
     let tokens: Vec<String> = byte_characters().into_iter().chain(made).chain(more).collect();
@@ -225,7 +230,17 @@ fn byte_level(pre: &str) -> Keys {
 /// `<unk>`, `<s>`, `</s>`, 256 bytes, pieces and letters.
 fn sentence_piece() -> Keys {
     let pieces = [
-        "\u{2581}t", "he", "in", "\u{2581}the", "er", "\u{2581}a", "nd", "\u{2581}and", "ing", "th", "\u{2581}\u{2581}",
+        "\u{2581}t",
+        "he",
+        "in",
+        "\u{2581}the",
+        "er",
+        "\u{2581}a",
+        "nd",
+        "\u{2581}and",
+        "ing",
+        "th",
+        "\u{2581}\u{2581}",
     ];
     let letters = "\u{2581}abdeghinrt".chars().map(String::from);
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();
@@ -257,7 +272,18 @@ fn sentence_piece() -> Keys {
 }
 
 fn word_piece() -> Keys {
-    let tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "\u{2581}the", "\u{2581}un", "aff", "able", "\u{2581},"];
+    let tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "\u{2581}the",
+        "\u{2581}un",
+        "aff",
+        "able",
+        "\u{2581},",
+    ];
     let kinds = [3, 3, 3, 3, 3, 1, 1, 1, 1, 1];
     named(vec![
         ("model", text("bert")),
@@ -290,13 +316,51 @@ fn again(keys: &Keys) -> Keys {
 }
 
 const PRES: &[&str] = &[
-    "default", "llama-bpe", "dbrx", "qwen2", "deepseek-r1-qwen", "qwen35", "gpt-2", "olmo", "smollm", "command-r",
-    "falcon", "deepseek-llm", "deepseek-coder", "deepseek-v3", "tekken", "gpt-4o", "tiny_aya", "bloom", "viking",
-    "bailingmoe", "seed-coder", "jais-2", "minicpm5", "exaone-moe",
+    "default",
+    "llama-bpe",
+    "dbrx",
+    "qwen2",
+    "deepseek-r1-qwen",
+    "qwen35",
+    "gpt-2",
+    "olmo",
+    "smollm",
+    "command-r",
+    "falcon",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+    "tekken",
+    "gpt-4o",
+    "tiny_aya",
+    "bloom",
+    "viking",
+    "bailingmoe",
+    "seed-coder",
+    "jais-2",
+    "minicpm5",
+    "exaone-moe",
 ];
 const OTHERS: &[&str] = &[
-    "llama3", "smaug-bpe", "chatglm-bpe", "stablelm2", "starcoder", "refact", "codeshell", "exaone", "mpt", "phi-2",
-    "roberta-bpe", "jais", "llama4", "hunyuan-dense", "poro-chat", "gpt3-finnish", "bailingmoe2", "lfm2", "pixtral",
+    "llama3",
+    "smaug-bpe",
+    "chatglm-bpe",
+    "stablelm2",
+    "starcoder",
+    "refact",
+    "codeshell",
+    "exaone",
+    "mpt",
+    "phi-2",
+    "roberta-bpe",
+    "jais",
+    "llama4",
+    "hunyuan-dense",
+    "poro-chat",
+    "gpt3-finnish",
+    "bailingmoe2",
+    "lfm2",
+    "pixtral",
 ];
 
 #[test]
@@ -308,7 +372,10 @@ fn every_name_splits_and_is_found_again() {
             // Composed forms are what some bring texts to.
             let back = tokenizer.decode(&ids(&tokenizer, text, false), false).expect("decodes");
             let composed = !["qwen2", "qwen35", "olmo", "command-r"].contains(name);
-            assert!(back == *text || !composed && text.contains("cafe"), "{name}: {text:?}: {back:?}");
+            assert!(
+                back == *text || !composed && text.contains("cafe"),
+                "{name}: {text:?}: {back:?}"
+            );
         }
         assert_eq!(again(&keys), keys, "{name}");
     }
@@ -404,7 +471,10 @@ fn words_have_no_blank_before_them_there() {
     let keys = word_piece();
     let tokenizer = load(&files(&keys).tokenizer);
     let encode = |text: &str| tokenizer.encode(text, true).expect("encodes").get_tokens().to_vec();
-    assert_eq!(encode("The UNAFFABLE, x"), ["[CLS]", "the", "un", "##aff", "##able", ",", "[UNK]", "[SEP]"]);
+    assert_eq!(
+        encode("The UNAFFABLE, x"),
+        ["[CLS]", "the", "un", "##aff", "##able", ",", "[UNK]", "[SEP]"]
+    );
     assert_eq!(encode("[MASK]"), ["[CLS]", "[MASK]", "[SEP]"]);
     assert_eq!(again(&keys), keys);
 }
@@ -412,7 +482,9 @@ fn words_have_no_blank_before_them_there() {
 #[test]
 fn unused_tokens_are_left_out_and_filled_up() {
     let mut keys = word_piece();
-    keys[2].1 = strings(texts(&keys, "tokenizer.ggml.tokens").into_iter().chain(["\u{2581}[PAD10]".into()]));
+    keys[2].1 = strings(
+        texts(&keys, "tokenizer.ggml.tokens").into_iter().chain(["\u{2581}[PAD10]".into()]),
+    );
     keys[3].1 = ints([3, 3, 3, 3, 3, 1, 1, 1, 1, 1, 5]);
     let json: Json = serde_json::from_slice(&files(&keys).tokenizer).expect("JSON");
     assert_eq!(json["model"]["vocab"].as_object().expect("a vocabulary").len(), 10);
@@ -475,7 +547,12 @@ fn contradictions_are_errors_that_name_the_key() {
         (bytes(), "ggml.mask_token_id", some(Value::I32(-1)), Corruption),
         (bytes(), "ggml.padding_token_id", some(text("0")), Corruption),
         (bytes(), "ggml.add_bos_token", some(Value::U8(1)), Corruption),
-        (with(bytes(), "ggml.bos_token_id", None), "ggml.add_bos_token", some(Value::Bool(true)), Corruption),
+        (
+            with(bytes(), "ggml.bos_token_id", None),
+            "ggml.add_bos_token",
+            some(Value::Bool(true)),
+            Corruption,
+        ),
         (bytes(), "chat_template", some(Value::F32(0.0)), Corruption),
         (bytes(), "chat_templates", some(strings(["gone"])), Corruption),
         (pieces(), "ggml.scores", None, InsufficientData),
@@ -544,10 +621,14 @@ fn what_keys_cannot_say_is_an_error_that_names_the_file() {
     for (place, value, kind, named) in cases {
         let mut json = small();
         *json.pointer_mut(place).unwrap_or_else(|| panic!("no {place}")) = value;
-        let error = from_hugging_face(json.to_string().as_bytes(), None, 267).map(drop).expect_err(place);
+        let error =
+            from_hugging_face(json.to_string().as_bytes(), None, 267).map(drop).expect_err(place);
         assert_eq!(error.kind(), kind, "{place}: {error}");
         assert!(error.to_string().contains(named), "{place}: {error}");
-        assert!(error.file().is_some_and(|file| file.ends_with("tokenizer.json")), "{place}: {error}");
+        assert!(
+            error.file().is_some_and(|file| file.ends_with("tokenizer.json")),
+            "{place}: {error}"
+        );
     }
     let text = small().to_string();
     for (json, config) in [("", "{}"), ("[]", "{}"), ("{\"model\"", "{}"), (text.as_str(), "[]")] {

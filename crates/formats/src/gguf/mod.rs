@@ -11,7 +11,6 @@ mod array;
 mod cursor;
 mod file;
 mod header;
-pub mod model;
 pub mod tokenizer;
 mod types;
 mod value;

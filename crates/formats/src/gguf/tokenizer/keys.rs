@@ -113,7 +113,9 @@ impl<'a> Keys<'a> {
             Some(values) => {
                 let kind = |(at, value): (usize, Value)| {
                     let id = value.as_u64().and_then(TokenType::from_id);
-                    id.ok_or_else(|| wrong(TYPES, format!("{value:?} at {at} is no type of tokens")))
+                    id.ok_or_else(|| {
+                        wrong(TYPES, format!("{value:?} at {at} is no type of tokens"))
+                    })
                 };
                 values.iter().enumerate().map(kind).collect::<Result<_>>()?
             }
@@ -160,7 +162,9 @@ impl<'a> Keys<'a> {
 
     /// A score for each token; none if the key is not there.
     pub(super) fn scores(&self) -> Result<Option<Vec<f64>>> {
-        let Some(values) = numbers(self.header, SCORES, self.tokens.len())? else { return Ok(None) };
+        let Some(values) = numbers(self.header, SCORES, self.tokens.len())? else {
+            return Ok(None);
+        };
         let score = |(at, value): (usize, Value)| {
             let score = value.as_f64().filter(|score| !score.is_nan());
             score.ok_or_else(|| wrong(SCORES, format!("{value:?} at {at} is no score")))

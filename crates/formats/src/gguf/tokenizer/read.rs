@@ -51,7 +51,8 @@ fn parse(text: &[u8]) -> Result<Json> {
 
 fn keys_of(json: &Json, config: &Json, vocab: usize) -> Result<Vec<(String, Value)>> {
     let model = &json["model"];
-    let plain = |name: &str| matches!(model.get(name).map(Json::as_str), None | Some(None | Some("")));
+    let plain =
+        |name: &str| matches!(model.get(name).map(Json::as_str), None | Some(None | Some("")));
     if !plain("end_of_word_suffix") || model["dropout"].as_f64().is_some_and(|share| share > 0.0) {
         return Err(Error::unsupported("model: BPE with suffixes of words or dropout"));
     }
@@ -66,7 +67,9 @@ fn keys_of(json: &Json, config: &Json, vocab: usize) -> Result<Vec<(String, Valu
             let what = "model: BPE that neither goes over to bytes nor falls back to them";
             return Err(Error::unsupported(what));
         }
-        Some(other) => return Err(Error::unsupported(format!("model: {} is not known", cut(other)))),
+        Some(other) => {
+            return Err(Error::unsupported(format!("model: {} is not known", cut(other))));
+        }
         None => return Err(Error::corruption("model: no type")),
     };
     let mut tokens = Tokens::read(json, vocab)?;
@@ -96,7 +99,9 @@ fn keys_of(json: &Json, config: &Json, vocab: usize) -> Result<Vec<(String, Valu
         _ => {
             let (lowercase, accents) = case(json)?;
             if model["continuing_subword_prefix"] != "##" {
-                return Err(Error::unsupported("model: WordPiece whose parts aren't marked by `##`"));
+                return Err(Error::unsupported(
+                    "model: WordPiece whose parts aren't marked by `##`",
+                ));
             }
             // WordPiece has no pre-tokeniser to name; readers pass over it.
             out.text(keys::PRE, if lowercase { "bert-bge" } else { "default" });
@@ -132,7 +137,10 @@ impl Tokens {
                 Error::corruption(format!("token `{}` has the id {id}", cut(text)))
             })?;
             if id >= vocab as u64 {
-                let what = format!("token `{}` has the id {id}, where the model has {vocab} rows", cut(text));
+                let what = format!(
+                    "token `{}` has the id {id}, where the model has {vocab} rows",
+                    cut(text)
+                );
                 return Err(Error::shape(what));
             }
             let id = id as usize;
@@ -144,7 +152,9 @@ impl Tokens {
                 _ => {}
             }
             match owners.insert(id, text.to_owned()) {
-                Some(other) if other != text => return Err(twice(format!("also `{}`", cut(&other)))),
+                Some(other) if other != text => {
+                    return Err(twice(format!("also `{}`", cut(&other))));
+                }
                 _ => Ok(id),
             }
         };
@@ -156,14 +166,16 @@ impl Tokens {
         let mut added = HashMap::new();
         for token in json["added_tokens"].as_array().into_iter().flatten() {
             let text = token["content"].as_str();
-            let text = text.ok_or_else(|| Error::corruption("added_tokens: one without content"))?;
+            let text =
+                text.ok_or_else(|| Error::corruption("added_tokens: one without content"))?;
             let id = add(text, &token["id"])?;
             added.insert(id, (token["special"] == true, token["normalized"] == true));
         }
         if ids.is_empty() {
             return Err(Error::corruption("model: an empty vocabulary"));
         }
-        let texts = (0..vocab).map(|id| owners.remove(&id).unwrap_or_else(|| padding(id))).collect();
+        let texts =
+            (0..vocab).map(|id| owners.remove(&id).unwrap_or_else(|| padding(id))).collect();
         Ok(Self { texts, types: Vec::new(), ids, added })
     }
 
@@ -200,7 +212,8 @@ impl Tokens {
             let wrong = |what: &str| Error::corruption(format!("model: merge {at} {what}"));
             let (left, right) = pair.ok_or_else(|| wrong("is no pair"))?;
             let id = |text: &str| {
-                self.id(text).ok_or_else(|| wrong(&format!("has `{}`, which is no token", cut(text))))
+                self.id(text)
+                    .ok_or_else(|| wrong(&format!("has `{}`, which is no token", cut(text))))
             };
             Ok(Merge { pair: (id(left)?, id(right)?), made: id(&[left, right].concat())? })
         };
@@ -258,7 +271,10 @@ fn steps<'a>(normalizer: &'a Json, out: &mut Vec<&'a Json>) {
 }
 
 fn unknown_normalizer(normalizer: &Json) -> Error {
-    Error::unsupported(format!("normalizer: GGUF has no words for {}", cut(&normalizer.to_string())))
+    Error::unsupported(format!(
+        "normalizer: GGUF has no words for {}",
+        cut(&normalizer.to_string())
+    ))
 }
 
 /// The name of what happens before merging.
@@ -337,13 +353,19 @@ struct Ends {
 }
 
 impl Ends {
-    fn of(tokens: &Tokens, model: &Json, config: &Json, around: &Around, kind: &str) -> Result<Self> {
+    fn of(
+        tokens: &Tokens,
+        model: &Json,
+        config: &Json,
+        around: &Around,
+        kind: &str,
+    ) -> Result<Self> {
         let mut special = SPECIAL.map(|(name, _)| {
             let token = &config[name];
             token.as_str().or_else(|| token["content"].as_str()).and_then(|text| tokens.id(text))
         });
-        special[keys::UNK] =
-            special[keys::UNK].or_else(|| model["unk_token"].as_str().and_then(|text| tokens.id(text)));
+        special[keys::UNK] = special[keys::UNK]
+            .or_else(|| model["unk_token"].as_str().and_then(|text| tokens.id(text)));
         let placed = |text: &Option<String>| match text {
             None => Ok(None),
             Some(text) => tokens.id(text).map(Some).ok_or_else(|| {
@@ -389,8 +411,11 @@ fn chat_template(template: &Json, out: &mut Keys) -> Result<()> {
     let mut names: Vec<String> = Vec::new();
     let mut default = None;
     for choice in template.as_array().into_iter().flatten() {
-        let (Some(name), Some(text)) = (choice["name"].as_str(), choice["template"].as_str()) else {
-            return Err(Error::corruption(format!("{CONFIG}: a chat template without name or text")));
+        let (Some(name), Some(text)) = (choice["name"].as_str(), choice["template"].as_str())
+        else {
+            return Err(Error::corruption(format!(
+                "{CONFIG}: a chat template without name or text"
+            )));
         };
         let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
         let name: String = name.chars().map(plain).collect();
@@ -468,7 +493,9 @@ impl Keys {
         let longest = tokens.texts.iter().map(String::len).max().unwrap_or(0);
         let said = longest <= keys::LONGEST && {
             let in_order: Vec<_> = (0..tokens.texts.len())
-                .filter(|id| can_merge(tokens.types[*id]) && tokens.id(&tokens.texts[*id]) == Some(*id))
+                .filter(|id| {
+                    can_merge(tokens.types[*id]) && tokens.id(&tokens.texts[*id]) == Some(*id)
+                })
                 .map(|id| (id, tokens.texts[id].as_str(), Some(f64::from(score(id)))))
                 .collect();
             merges::from_scores(&in_order).into_iter().eq(merges.iter().map(|merge| merge.pair))

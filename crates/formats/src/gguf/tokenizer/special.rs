@@ -82,7 +82,8 @@ fn collect(processor: &Value, around: &mut Around) -> Result<()> {
             }
         }
         other => {
-            let what = format!("post_processor: {} is not known", other.unwrap_or("one without type"));
+            let what =
+                format!("post_processor: {} is not known", other.unwrap_or("one without type"));
             return Err(Error::unsupported(what));
         }
     }
@@ -91,10 +92,15 @@ fn collect(processor: &Value, around: &mut Around) -> Result<()> {
 
 /// The special tokens of a template: one before, those between, one after its texts.
 fn parts(template: &Value) -> Result<(Option<String>, Vec<&str>, Option<String>)> {
-    let pieces: Vec<Option<&str>> =
-        template.as_array().into_iter().flatten().map(|p| p["SpecialToken"]["id"].as_str()).collect();
+    let pieces: Vec<Option<&str>> = template
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|p| p["SpecialToken"]["id"].as_str())
+        .collect();
     let text = |piece: &Option<&str>| piece.is_none();
-    let (Some(from), Some(to)) = (pieces.iter().position(text), pieces.iter().rposition(text)) else {
+    let (Some(from), Some(to)) = (pieces.iter().position(text), pieces.iter().rposition(text))
+    else {
         return Ok((None, Vec::new(), None));
     };
     let one = |tokens: &[Option<&str>], place: &str| match tokens {

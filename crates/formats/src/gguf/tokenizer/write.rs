@@ -59,7 +59,8 @@ struct Document {
 fn byte_level(keys: Keys<'_>) -> Result<TokenizerFiles> {
     let name = keys.text(keys::PRE)?.unwrap_or("default");
     let pre = pre::by_name(name).ok_or_else(|| {
-        let what = format!("key `{}`: the pre-tokeniser `{}` is not known", keys::PRE, keys::cut(name));
+        let what =
+            format!("key `{}`: the pre-tokeniser `{}` is not known", keys::PRE, keys::cut(name));
         Error::unsupported(what)
     })?;
     let merges = keys.merges()?.ok_or_else(|| {
@@ -122,7 +123,8 @@ pub(super) const BLANK: &str = "\u{2581}";
 
 fn from_scores(keys: &Keys<'_>) -> Result<Vec<(usize, usize)>> {
     let scores = keys.scores()?.ok_or_else(|| {
-        let what = format!("no key `{}`, and no `{}`: tokens have no order", keys::SCORES, keys::MERGES);
+        let what =
+            format!("no key `{}`, and no `{}`: tokens have no order", keys::SCORES, keys::MERGES);
         Error::insufficient(what)
     })?;
     let mut tokens = Vec::new();
@@ -286,11 +288,13 @@ fn chat_template(keys: &Keys<'_>) -> Result<Option<Value>> {
     let default = keys.text(keys::TEMPLATE)?;
     let Some(names) = keys.texts(keys::TEMPLATES)? else { return Ok(default.map(Value::from)) };
     let named = |name: &str, text: &str| json!({"name": name, "template": text});
-    let mut templates: Vec<Value> = default.into_iter().map(|text| named("default", text)).collect();
+    let mut templates: Vec<Value> =
+        default.into_iter().map(|text| named("default", text)).collect();
     for name in names.texts() {
         let key = format!("{}.{name}", keys::TEMPLATE);
         let text = keys.text(&key)?;
-        let text = text.ok_or_else(|| wrong(keys::TEMPLATES, format!("no key `{}`", keys::cut(&key))))?;
+        let text =
+            text.ok_or_else(|| wrong(keys::TEMPLATES, format!("no key `{}`", keys::cut(&key))))?;
         templates.push(named(name, text));
     }
     Ok(Some(templates.into()))
