@@ -11,6 +11,7 @@ mod array;
 mod cursor;
 mod file;
 mod header;
+pub mod model;
 pub mod tokenizer;
 mod types;
 mod value;
