@@ -11,6 +11,7 @@ use tensorpress::entropy::frame::{Frame, FrameReader};
 use tensorpress::formats::gguf::model::GgufFolder;
 use tensorpress::formats::gguf::{Gguf, Header};
 use tensorpress::formats::import;
+use tensorpress::kvcache::page::{PageCodec, PageConfig, PageScratch};
 use tensorpress::kvcache::{Cache, Causal, KvRecipe, KvStore, Layer};
 use tensorpress::model::Config;
 use tensorpress::recipe::Recipe;
@@ -24,7 +25,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target; its seeds lie in `fuzz/seeds`, in the folder of its name.
-pub const ALL: [Target; 10] = [
+pub const ALL: [Target; 11] = [
     ("node", node),
     ("checkpoint", checkpoint),
     ("recipe", recipe),
@@ -35,6 +36,7 @@ pub const ALL: [Target; 10] = [
     ("gptq_awq", theirs),
     ("compressed_tensors", theirs),
     ("bnb", theirs),
+    ("page", page),
 ];
 
 /// Weights larger than this are not decoded: a few bytes may truthfully describe a large, empty matrix.
@@ -202,6 +204,30 @@ fn kv_with_policy(mut cache: Cache) {
     let _ = cache.attend(queries.view(), None, out.view_mut(), &mut Scratch::default());
     let _ = cache.truncate(cache.earliest());
     let _ = cache.describe();
+}
+
+/// A page of keys and values, as it is and with its checksum mended.
+pub fn page(data: &[u8]) {
+    page_of(data);
+    let mut mended = data.to_vec();
+    if let Some((rest, sum)) = mended.split_last_chunk_mut::<8>() {
+        *sum = xxh3_64(rest).to_le_bytes();
+        page_of(&mended);
+    }
+}
+
+fn page_of(data: &[u8]) {
+    // Whole pages alone: what they declare lies in them.
+    let Ok(config) = PageConfig::of(data) else { return };
+    let codec = PageCodec::new(config).expect("what is read is allowed");
+    let room = |dim| Array3::<f32>::zeros((config.tokens, config.kv_heads, dim));
+    let (mut keys, mut values) = (room(config.head_dim), room(config.value_dim));
+    let mut scratch = PageScratch::default();
+    let decoded = codec.decode(data, keys.view_mut(), values.view_mut(), &mut scratch);
+    if decoded.is_ok() {
+        let mut again = vec![0; codec.page_bytes()];
+        let _ = codec.encode(keys.view(), values.view(), &mut again, &mut scratch);
+    }
 }
 
 /// A recipe, as a line and as TOML; a recipe of caches.

@@ -2,12 +2,14 @@
 //!
 //! A cache is a store ([`store`]: float, integer or sparse forms, attention straight over them) and, where tokens shall
 //! go, a policy: token [`score`] x [`budget`] x action. Papers are compositions of these ([`policy`]). No engine type is
-//! in any signature: arrays go in, arrays come out.
+//! in any signature: arrays go in, arrays come out. A cache that an engine keeps itself moves between tiers of memory as
+//! pages of declared size ([`page`]).
 
 pub mod budget;
 mod cache;
 mod deferred;
 mod halves;
+pub mod page;
 pub mod policy;
 pub mod recipe;
 mod rope;
@@ -20,6 +22,7 @@ mod wire;
 pub use budget::{Budget, Heads, LayerAt, Layers, Rule};
 pub use cache::Cache;
 pub use halves::{Half, widen};
+pub use page::{PageCodec, PageConfig};
 pub use policy::{Action, Policy};
 pub use recipe::KvRecipe;
 pub use rope::Rope;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tensorpress::entropy::{Effort, Packer, TileCoder, ValueType, coded, compress, compress_with};
+use tensorpress::kvcache::page::{PageCodec, PageConfig, PageScratch};
 use tensorpress::kvcache::{
     Axis, Bitmap, HeadSlots, Int, KvRecipe, KvShape, KvStore, Layer, StoreForm,
 };
@@ -183,6 +184,30 @@ fn write_caches() {
     }
     std::fs::write(seeds("recipe").join("kv"), "kivi(bits=4) | h2o(keep=0.5) | demote(bits=2)")
         .unwrap();
+}
+
+/// Pages of keys and values: full and not, rotated by each kind of matrix and not, every type of scales.
+fn write_pages() {
+    std::fs::create_dir_all(seeds("page")).unwrap();
+    let new = PageConfig::new;
+    for (name, config, held) in [
+        ("full", new(4, 2, 32), 4),
+        ("part", new(4, 2, 32).with_bits(5, 3).with_seed(9), 1),
+        ("symmetric", new(3, 2, 24).with_group(10).with_symmetric(true), 3),
+        ("plain", new(2, 1, 33).with_rotate(false).with_scales(DType::BF16), 2),
+        ("latent", new(2, 1, 36).with_value_dim(0).with_bits(8, 8).with_scales(DType::F32), 2),
+    ] {
+        let codec = PageCodec::new(config).unwrap();
+        let rows = |dim: usize, seed| {
+            let values = matrix(held, config.kv_heads * dim, seed).into_raw_vec_and_offset().0;
+            Array3::from_shape_vec((held, config.kv_heads, dim), values).unwrap()
+        };
+        let (keys, values) = (rows(config.head_dim, 30), rows(config.value_dim, 31));
+        let mut page = vec![0; codec.page_bytes()];
+        let mut scratch = PageScratch::default();
+        codec.encode(keys.view(), values.view(), &mut page, &mut scratch).unwrap();
+        std::fs::write(seeds("page").join(name), page).unwrap();
+    }
 }
 
 /// Packed files: one file, a folder with everything, a difference.
@@ -466,6 +491,7 @@ fn fuzz_targets_survive_their_seeds() {
         write_packed();
         write_caches();
         write_formats();
+        write_pages();
     }
     let inputs: usize = targets::ALL.into_iter().map(|(target, f)| run(target, f)).sum();
     assert!(inputs > 1000);
