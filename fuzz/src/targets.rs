@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target; its seeds lie in `fuzz/seeds`, in the folder of its name.
-pub const ALL: [Target; 11] = [
+pub const ALL: [Target; 12] = [
     ("node", node),
     ("checkpoint", checkpoint),
     ("recipe", recipe),
@@ -36,6 +36,7 @@ pub const ALL: [Target; 11] = [
     ("gptq_awq", theirs),
     ("compressed_tensors", theirs),
     ("bnb", theirs),
+    ("imatrix", imatrix),
     ("page", page),
 ];
 
@@ -119,6 +120,15 @@ pub fn gguf(data: &[u8]) {
     if let Ok(checkpoint) = Checkpoint::open_in(&folder) {
         nodes_of(&checkpoint);
     }
+}
+
+/// An importance matrix in either form.
+pub fn imatrix(data: &[u8]) {
+    use tensorpress::formats::imatrix::Imatrix;
+    let Ok(read) = Imatrix::read(data.to_vec()) else { return };
+    let again = read.write().and_then(Imatrix::read).expect("what was read is written");
+    assert_eq!(again.matrices, read.matrices, "importance is read as it is written");
+    let _ = read.write_old();
 }
 
 /// A folder that others quantised: a safetensors file whose metadata are its `quantization_config`.

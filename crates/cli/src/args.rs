@@ -209,6 +209,9 @@ pub(crate) struct Convert {
     /// Round anew what the format cannot hold
     #[arg(long)]
     pub(crate) requantize: bool,
+    /// An importance matrix of llama.cpp, in either form, by which gguf(TYPE) weighs inputs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) imatrix: Option<PathBuf>,
     /// Replace what is there
     #[arg(long)]
     pub(crate) force: bool,

@@ -1,8 +1,9 @@
 //! `tensorpress convert`
 
 use serde::Serialize;
-use tensorpress::ErrorKind;
+use tensorpress::formats::imatrix::Imatrix;
 use tensorpress::pipeline::{ConversionReport, Convert, float_type, partial_of};
+use tensorpress::{Error, ErrorKind};
 
 use crate::args;
 use crate::failure::{Failure, Outcome};
@@ -30,6 +31,10 @@ pub(crate) fn run(args: &args::Convert) -> Outcome {
         .with_force(args.force)
         .with_cancel(asked.clone())
         .with_progress(&mut bar);
+    if let Some(path) = &args.imatrix {
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read the file", path, e))?;
+        job = job.with_importance(Imatrix::read(bytes).map_err(|e| e.in_file(path))?);
+    }
     if let Some(dtype) = dtype {
         job = job.with_dtype(dtype);
     }

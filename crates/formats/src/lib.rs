@@ -9,6 +9,7 @@ pub mod float;
 pub mod ggml;
 pub mod gguf;
 pub mod gptq;
+pub mod imatrix;
 pub mod import;
 mod parts;
 mod register;

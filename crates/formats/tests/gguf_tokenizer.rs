@@ -158,7 +158,9 @@ fn scores_say_what_merges_do() {
     assert!(keys.iter().all(|(key, _)| key != "tokenizer.ggml.merges"));
     let (original, scores) = (load(&json), scored(&keys));
     let mut checked = 0;
-    for text in corpus.iter().filter(|text| !text.is_empty() && text.len() < 400) {
+    // Tokens that are found in texts before the merges are not what is asked here.
+    let plain = |text: &&String| !text.is_empty() && text.len() < 400 && !text.contains("<unk>");
+    for text in corpus.iter().filter(plain) {
         assert_eq!(by_scores(&scores, text), ids(&original, text, false), "{text:?}");
         checked += 1;
     }

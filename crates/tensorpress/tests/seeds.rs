@@ -409,6 +409,15 @@ fn write_formats() {
         ]),
     );
 
+    let mut known = tensorpress::formats::imatrix::Imatrix::default();
+    for (name, experts) in [("blk.0.attn_q.weight", 1), ("blk.0.ffn_up_exps.weight", 2)] {
+        let squares = tensorpress::formats::imatrix::Squares::new(vec![0.5; 8], vec![3.0; experts]);
+        known.matrices.insert(name.to_owned(), squares.unwrap());
+    }
+    std::fs::create_dir_all(seeds("imatrix")).unwrap();
+    std::fs::write(seeds("imatrix").join("gguf"), known.write().unwrap()).unwrap();
+    std::fs::write(seeds("imatrix").join("old"), known.write_old().unwrap()).unwrap();
+
     std::fs::create_dir_all(seeds("gguf")).unwrap();
     for ty in Type::all() {
         let cols = ty.block_len().max(32);
@@ -486,13 +495,19 @@ fn run(target: &str, f: fn(&[u8])) -> usize {
 
 #[test]
 fn fuzz_targets_survive_their_seeds() {
-    if std::env::var_os("TENSORPRESS_WRITE_SEEDS").is_some() {
-        write_seeds();
-        write_packed();
-        write_caches();
-        write_formats();
-        write_pages();
-    }
+    // `1` for all of them, or the name of a kind.
+    let wanted = std::env::var("TENSORPRESS_WRITE_SEEDS").unwrap_or_default();
+    let kinds: [(&str, fn()); 5] = [
+        ("nodes", write_seeds),
+        ("packed", write_packed),
+        ("caches", write_caches),
+        ("formats", write_formats),
+        ("pages", write_pages),
+    ];
+    kinds
+        .iter()
+        .filter(|(kind, _)| wanted == "1" || wanted == *kind)
+        .for_each(|(_, write)| write());
     let inputs: usize = targets::ALL.into_iter().map(|(target, f)| run(target, f)).sum();
     assert!(inputs > 1000);
 }

@@ -122,8 +122,11 @@ pub(super) fn gptq(
     let natural = group.unwrap_or(inputs.max(1));
     let groups_of = if of.contains(&g_idx) {
         group_index(&of.tensor(&g_idx)?, &g_idx, inputs, groups)?
-    } else {
+    } else if inputs.div_ceil(natural) == groups {
         runs(inputs, natural)
+    } else {
+        let what = format!("{groups} groups, but {inputs} inputs in groups of {natural}");
+        return Err(Error::shape(what).in_tensor(&scales));
     };
     let zero = Zero::Plane(zeros_plane);
     if groups_of == runs(inputs, natural) && inputs.div_ceil(natural) == groups {

@@ -44,20 +44,20 @@ fn rows_come_in_any_type_and_layout() {
     let x = inputs(&config, 4, 21).map(|x| x.mapv(|v| (v * 8.0).round() / 8.0));
     let expected = encode(&codec, &x);
     let mut scratch = PageScratch::default();
-    let mut check = |name: &str, keys: PageRows<'_>, values: PageRows<'_>| {
+    let mut check = |name: &str, [keys, values]: [PageRows<'_>; 2]| {
         let mut page = vec![0; codec.page_bytes()];
         codec.encode(keys, values, &mut page, &mut scratch).expect(name);
         assert!(page == expected, "{name}");
     };
     let [k, v] = x.each_ref().map(|x| x.mapv(f16::from_f32));
-    check("f16", k.view().into(), v.view().into());
+    check("f16", [k.view().into(), v.view().into()]);
     let [k, v] = x.each_ref().map(|x| x.mapv(bf16::from_f32));
-    check("bf16", k.view().into(), v.view().into());
+    check("bf16", [k.view().into(), v.view().into()]);
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let shapes: [[usize; 3]; 2] = x.each_ref().map(|x| x.dim().into());
         let [k, v] = x.each_ref().map(|x| [&[1], &bytes_of(dtype, x)[..]].concat());
         let rows = |bytes, shape| PageRows::bytes(dtype, bytes, shape).expect("rows");
-        check("unaligned bytes", rows(&k[1..], shapes[0]), rows(&v[1..], shapes[1]));
+        check("unaligned bytes", [rows(&k[1..], shapes[0]), rows(&v[1..], shapes[1])]);
         // [heads, tokens, channels], a number behind each row.
         let padded = |x: &Array3<f32>| {
             let (tokens, heads, dim) = x.dim();
@@ -69,7 +69,7 @@ fn rows_come_in_any_type_and_layout() {
         let rows = |bytes, shape, strides| {
             PageRows::strided_bytes(dtype, bytes, shape, strides).expect("rows")
         };
-        check("heads first", rows(&k, shapes[0], by_k), rows(&v, shapes[1], by_v));
+        check("heads first", [rows(&k, shapes[0], by_k), rows(&v, shapes[1], by_v)]);
     }
     let [k, v] =
         x.each_ref().map(|x| x.view().permuted_axes([1, 2, 0]).as_standard_layout().into_owned());
@@ -77,8 +77,7 @@ fn rows_come_in_any_type_and_layout() {
     assert_eq!(back(&k), x[0]);
     check(
         "channels apart",
-        k.view().permuted_axes([2, 0, 1]).into(),
-        v.view().permuted_axes([2, 0, 1]).into(),
+        [k.view().permuted_axes([2, 0, 1]).into(), v.view().permuted_axes([2, 0, 1]).into()],
     );
     let [k, v] = x.each_ref().map(|x| {
         let (tokens, heads, dim) = x.dim();
@@ -86,7 +85,7 @@ fn rows_come_in_any_type_and_layout() {
         wide.slice_mut(s![..;2, .., ..]).assign(x);
         wide
     });
-    check("every other", k.slice(s![..;2, .., ..]).into(), v.slice(s![..;2, .., ..]).into());
+    check("every other", [k.slice(s![..;2, .., ..]).into(), v.slice(s![..;2, .., ..]).into()]);
 }
 
 #[test]
@@ -96,36 +95,36 @@ fn rows_go_into_any_type_and_layout() {
     let page = encode(&codec, &inputs(&config, 4, 22));
     let expected = decode(&codec, &page);
     let mut scratch = PageScratch::default();
-    let mut into = |keys: PageRowsMut<'_>, values: PageRowsMut<'_>| {
+    let mut into = |[keys, values]: [PageRowsMut<'_>; 2]| {
         assert_eq!(codec.decode(&page, keys, values, &mut scratch).expect("decodes"), 4);
     };
     let shapes = expected.each_ref().map(|x| x.dim());
     let [mut k, mut v] = shapes.map(|shape| Array3::from_elem(shape, f16::ZERO));
-    into(k.view_mut().into(), v.view_mut().into());
+    into([k.view_mut().into(), v.view_mut().into()]);
     assert_eq!([k, v], expected.each_ref().map(|x| x.mapv(f16::from_f32)));
     let [mut k, mut v] = shapes.map(|shape| Array3::from_elem(shape, bf16::ZERO));
-    into(k.view_mut().into(), v.view_mut().into());
+    into([k.view_mut().into(), v.view_mut().into()]);
     assert_eq!([k, v], expected.each_ref().map(|x| x.mapv(bf16::from_f32)));
     let [mut k, mut v] = shapes.map(|(t, h, d)| Array3::from_elem((h, d, t), 0.0f32));
-    into(
+    into([
         k.view_mut().permuted_axes([2, 0, 1]).into(),
         v.view_mut().permuted_axes([2, 0, 1]).into(),
-    );
+    ]);
     let back = |x: &Array3<f32>| x.view().permuted_axes([2, 0, 1]).to_owned();
     assert_eq!([back(&k), back(&v)], expected);
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let size = dtype.size();
         let [mut k, mut v] = expected.each_ref().map(|x| vec![1u8; x.len() * size]);
         let [a, b] = shapes.map(<[usize; 3]>::from);
-        into(
+        into([
             PageRowsMut::bytes(dtype, &mut k, a).expect("rows"),
             PageRowsMut::bytes(dtype, &mut v, b).expect("rows"),
-        );
+        ]);
         assert_eq!([&k, &v], expected.each_ref().map(|x| bytes_of(dtype, x)).each_ref());
         // A gap of one number behind each head of the keys.
         let mut k = vec![0x5a; 4 * 3 * 25 * size];
         let rows = PageRowsMut::strided_bytes(dtype, &mut k, a, [75, 25]).expect("rows");
-        into(rows, PageRowsMut::bytes(dtype, &mut v, b).expect("rows"));
+        into([rows, PageRowsMut::bytes(dtype, &mut v, b).expect("rows")]);
         for (row, x) in k.chunks(25 * size).zip(expected[0].rows()) {
             let mut bytes = Vec::new();
             dtype.write_f32(&x.to_vec(), &mut bytes).expect("a float");

@@ -15,7 +15,7 @@ use tensorpress_tensor::{DType, ndarray};
 
 /// Sizes with a Hadamard matrix of a power of two (32, 64), of Paley's (96 = 8 x 12, 36), of blocks (100 = 25 x 4), and none
 /// (33); groups that divide, that do not, and that are longer than a head; every width of codes; every type of scales.
-pub fn cases() -> Vec<PageConfig> {
+pub(crate) fn cases() -> Vec<PageConfig> {
     let new = PageConfig::new;
     let mut cases = vec![
         new(4, 2, 64),
@@ -37,7 +37,7 @@ pub fn cases() -> Vec<PageConfig> {
 }
 
 /// Numbers in (-1, 1), a few channels 20 x larger.
-pub fn noise(tokens: usize, heads: usize, dim: usize, seed: u64) -> Array3<f32> {
+pub(crate) fn noise(tokens: usize, heads: usize, dim: usize, seed: u64) -> Array3<f32> {
     let mut random = SplitMix::new(seed);
     Array3::from_shape_fn((tokens, heads, dim), |(_, _, c)| {
         let unit = (random.next_f64() * 2.0 - 1.0) as f32;
@@ -46,12 +46,12 @@ pub fn noise(tokens: usize, heads: usize, dim: usize, seed: u64) -> Array3<f32> 
 }
 
 /// Keys and values of a configuration.
-pub fn inputs(config: &PageConfig, tokens: usize, seed: u64) -> [Array3<f32>; 2] {
+pub(crate) fn inputs(config: &PageConfig, tokens: usize, seed: u64) -> [Array3<f32>; 2] {
     let rows = |dim, seed| noise(tokens, config.kv_heads, dim, seed);
     [rows(config.head_dim, seed), rows(config.value_dim, seed + 1)]
 }
 
-pub fn encode(codec: &PageCodec, [keys, values]: &[Array3<f32>; 2]) -> Vec<u8> {
+pub(crate) fn encode(codec: &PageCodec, [keys, values]: &[Array3<f32>; 2]) -> Vec<u8> {
     // Whatever stood there before.
     let mut page = vec![0xa5; codec.page_bytes()];
     let mut scratch = PageScratch::default();
@@ -59,7 +59,7 @@ pub fn encode(codec: &PageCodec, [keys, values]: &[Array3<f32>; 2]) -> Vec<u8> {
     page
 }
 
-pub fn decode(codec: &PageCodec, page: &[u8]) -> [Array3<f32>; 2] {
+pub(crate) fn decode(codec: &PageCodec, page: &[u8]) -> [Array3<f32>; 2] {
     let config = codec.config();
     let held = codec.held(page).expect("a page");
     let mut out = [config.head_dim, config.value_dim]
@@ -72,7 +72,7 @@ pub fn decode(codec: &PageCodec, page: &[u8]) -> [Array3<f32>; 2] {
 }
 
 /// A page with a checksum that fits what it says now.
-pub fn mend(page: &mut [u8]) {
+pub(crate) fn mend(page: &mut [u8]) {
     let (rest, sum) = page.split_last_chunk_mut::<8>().expect("a page");
     *sum = xxhash_rust::xxh3::xxh3_64(rest).to_le_bytes();
 }

@@ -18,7 +18,7 @@ fn random(seed: u64, i: u64) -> u64 {
 pub fn rotation(config: &PageConfig, values: bool, head: usize) -> Array2<f64> {
     let words = |dim: usize| dim.div_ceil(64);
     let dim = if values { config.value_dim } else { config.head_dim };
-    if !config.rotate {
+    if !config.rotate || dim == 0 {
         return Array2::eye(dim);
     }
     let before = if values { config.kv_heads * words(config.head_dim) } else { 0 };
@@ -76,6 +76,8 @@ fn float(dtype: DType, bytes: &[u8]) -> f64 {
 /// What stands in a page for one number, before it is rotated back.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
+    /// Shown where a bound is broken.
+    #[allow(dead_code)]
     pub code: u8,
     pub scale: f64,
     pub min: f64,

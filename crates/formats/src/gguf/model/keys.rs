@@ -127,6 +127,12 @@ pub fn metadata_of(
                 if let Some(pattern) = pattern {
                     keys.put("attention.sliding_window_pattern", Value::U32(pattern));
                 }
+                let local = keys.float("rope_local_base_freq");
+                let within = &config["rope_parameters"]["sliding_attention"]["rope_theta"];
+                let local = local.or(within.as_f64().map(|theta| theta as f32));
+                if let Some(theta) = local.filter(|theta| *theta != 1e4) {
+                    keys.put("rope.freq_base_swa", Value::F32(theta));
+                }
             }
             for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
                 if let Some(cap) = keys.float(key) {

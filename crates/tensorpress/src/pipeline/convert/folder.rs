@@ -35,7 +35,7 @@ pub(super) fn convert(
     folder::check_target(out, source, job.force)?;
     let plan = plan(job, source)?;
     let side = Side::of(source, out)?.notes;
-    let identity = Identity::of_job(source, job.identity())?;
+    let identity = Identity::of_job(source, job.identity()?)?;
     let mut work = Work::open(out, identity, source.checkpoint(), job.force)?;
     let done = write(job, source, out, &plan, &mut work);
     let mut report = work.ended(done)?;

@@ -39,7 +39,7 @@ pub(super) fn convert(
 ) -> Result<ConversionReport> {
     check_target(out, source, job.force)?;
     let plan = Plan::new(job, source, out, ty)?;
-    let identity = Identity::of_job(source, job.identity())?;
+    let identity = Identity::of_job(source, job.identity()?)?;
     let mut work = Work::open(out, identity, source.checkpoint(), job.force)?;
     let done = write(job, source, out, &plan, &mut work);
     let mut report = work.ended(done)?;
@@ -478,7 +478,7 @@ fn write(
         job.check_cancelled()?;
         job.tell(Event::Block { block: index, blocks: infos.len() });
         file.fill_to(header.range(info).start)?;
-        let (bytes, converted) = tensor(source, plan, info).in_tensor(&info.name)?;
+        let (bytes, converted) = tensor(job, source, plan, info).in_tensor(&info.name)?;
         file.put(&bytes)?;
         unsaved += bytes.len();
         source.checkpoint().release();
@@ -552,15 +552,23 @@ impl Unfinished {
 }
 
 /// The bytes of a tensor, and what became of what it was made of.
-fn tensor(source: &Source, plan: &Plan, info: &TensorInfo) -> Result<(Vec<u8>, Vec<Converted>)> {
+fn tensor(
+    job: &Convert<'_>,
+    source: &Source,
+    plan: &Plan,
+    info: &TensorInfo,
+) -> Result<(Vec<u8>, Vec<Converted>)> {
     if let Some(values) = plan.made.get(&info.name) {
         return Ok((values.iter().flat_map(|value| value.to_le_bytes()).collect(), Vec::new()));
     }
     let entry = &plan.entries[&info.name];
     let mut all = Vec::with_capacity(info.bytes as usize);
     let mut report = Vec::new();
-    for name in &entry.from {
-        let (bytes, converted) = one(source, entry, name).in_tensor(name)?;
+    let known = job.importance.as_ref().and_then(|known| known.matrices.get(&info.name));
+    for (expert, name) in entry.from.iter().enumerate() {
+        let importance = known.and_then(|squares| squares.importance(expert));
+        let made = one(source, entry, name, importance.as_deref());
+        let (bytes, converted) = made.in_tensor(name)?;
         all.extend_from_slice(&bytes);
         report.extend(converted);
     }
@@ -571,13 +579,22 @@ fn tensor(source: &Source, plan: &Plan, info: &TensorInfo) -> Result<(Vec<u8>, V
     Ok((all, report))
 }
 
-fn one(source: &Source, entry: &Entry, name: &str) -> Result<(Vec<u8>, Option<Converted>)> {
+fn one(
+    source: &Source,
+    entry: &Entry,
+    name: &str,
+    importance: Option<&[f32]>,
+) -> Result<(Vec<u8>, Option<Converted>)> {
     let stored = source.checkpoint().shape(name);
     if stored.is_some_and(|shape| shape.len() != 2) || entry.place.plus_one {
         return vector(source, entry, name).map(|bytes| (bytes, None));
     }
     let node = source.weight(name)?;
-    let (bytes, error, lossless) = matrix(&*node, entry.fit)?;
+    if let Some(importance) = importance.filter(|known| known.len() != node.shape()[1]) {
+        let (is, wanted) = (importance.len(), node.shape()[1]);
+        return Err(Error::shape(format!("importance of {is} inputs for {wanted}")));
+    }
+    let (bytes, error, lossless) = matrix(&*node, entry.fit, importance)?;
     let bytes = match entry.place.paired {
         Some(paired) => moved(source, paired, &bytes, node.shape()[0])?,
         None => bytes,
@@ -591,7 +608,11 @@ fn one(source: &Source, entry: &Entry, name: &str) -> Result<(Vec<u8>, Option<Co
 }
 
 /// Bytes of a matrix in a type, how far it is from what it was, and whether it is that.
-fn matrix(node: &dyn Node, fit: Fit) -> Result<(Vec<u8>, Option<f64>, bool)> {
+fn matrix(
+    node: &dyn Node,
+    fit: Fit,
+    importance: Option<&[f32]>,
+) -> Result<(Vec<u8>, Option<f64>, bool)> {
     if fitting(node).is_ok_and(|found| found == fit) {
         return Ok((as_blocks(node)?.1, None, true));
     }
@@ -607,7 +628,7 @@ fn matrix(node: &dyn Node, fit: Fit) -> Result<(Vec<u8>, Option<f64>, bool)> {
             let row = cols / ty.block_len() * ty.block_bytes();
             bytes.resize(rows * row, 0);
             let values = weight.as_slice().expect("standard layout");
-            ggml::encode(ty, values, None, &mut bytes)?;
+            ggml::encode(ty, values, importance, &mut bytes)?;
             ggml::decode(ty, &bytes, got.as_slice_mut().expect("standard layout"))?;
         }
         other => return Err(Error::unsupported(format!("floats as {}", other.name()))),

@@ -11,8 +11,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use tensorpress_formats::imatrix::Imatrix;
 use tensorpress_model::Source;
 use tensorpress_tensor::{DType, Result};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Event, Progress, check_cancelled};
 
@@ -38,6 +40,7 @@ pub struct Convert<'a> {
     target: Target,
     dtype: Option<DType>,
     requantize: bool,
+    importance: Option<Imatrix>,
     force: bool,
     progress: Option<&'a mut dyn Progress>,
     cancel: Option<Arc<AtomicBool>>,
@@ -95,7 +98,15 @@ impl<'a> Convert<'a> {
     /// A conversion to this target.
     #[must_use]
     pub fn new(target: Target) -> Self {
-        Self { target, dtype: None, requantize: false, force: false, progress: None, cancel: None }
+        Self {
+            target,
+            dtype: None,
+            requantize: false,
+            importance: None,
+            force: false,
+            progress: None,
+            cancel: None,
+        }
     }
 
     /// Sets the type of floats: of all tensors of [`Target::Safetensors`], of what no integers hold of others. Default: the
@@ -110,6 +121,15 @@ impl<'a> Convert<'a> {
     #[must_use]
     pub fn with_requantize(mut self, requantize: bool) -> Self {
         self.requantize = requantize;
+        self
+    }
+
+    /// Weighs the inputs of matrices that are quantised to [`Target::Gguf`] with a type, by their names in the file; ggml's
+    /// quantisers are other ones then, and IQ1_S, IQ2_XXS and IQ2_XS are made with it alone. Matrices that it does not know
+    /// are quantised without.
+    #[must_use]
+    pub fn with_importance(mut self, importance: Imatrix) -> Self {
+        self.importance = Some(importance);
         self
     }
 
@@ -164,10 +184,16 @@ impl<'a> Convert<'a> {
     }
 
     /// All that decides what the conversion does.
-    fn identity(&self) -> String {
+    fn identity(&self) -> Result<String> {
         let dtype = self.dtype.map_or("kept", DType::name);
         let name = self.target.name();
-        format!("(convert to {name}, floats {dtype}, requantize {})", self.requantize)
+        let hash = |imatrix: &Imatrix| imatrix.write().map(|bytes| xxh3_128(&bytes));
+        let importance = match &self.importance {
+            None => String::new(),
+            Some(imatrix) => format!(", importance {:032x}", hash(imatrix)?),
+        };
+        let requantize = self.requantize;
+        Ok(format!("(convert to {name}, floats {dtype}, requantize {requantize}{importance})"))
     }
 
     fn report(&self, source: &Source) -> ConversionReport {
