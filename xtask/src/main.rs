@@ -1,9 +1,11 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
-//! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `memory [DIR]`, `faults [ONE_IN]`.
+//! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `memory [DIR]`, `faults [ONE_IN]`, `interop` (official
+//! readers of others' formats, fetched from PyPI, accept what we write).
 
 mod api;
 mod ci;
 mod faults;
+mod interop;
 mod made;
 mod memory;
 mod tools;
@@ -37,10 +39,11 @@ fn main() -> ExitCode {
             let part = part.parse().map_err(|e| format!("faults {part}: {e}"));
             part.and_then(|part| faults::run(&root().join("target/faults"), part))
         }
+        ["interop"] => interop::run(),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | memory [DIR] | faults [ONE_IN]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | memory [DIR] | faults [ONE_IN] | interop\n{}",
             ci::names()
         )),
     };

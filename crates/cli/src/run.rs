@@ -15,6 +15,8 @@ use crate::output::{print, print_json, say};
 #[derive(Serialize)]
 struct Generated {
     text: String,
+    /// Ids of the new tokens.
+    ids: Vec<u32>,
     tokens: usize,
     seconds: f64,
     tokens_per_second: f64,
@@ -73,7 +75,8 @@ fn run_opened(args: &Run, opened: &Opened) -> Outcome {
     let tokens_per_second =
         if seconds > 0.0 { tokens.saturating_sub(1) as f64 / seconds } else { 0.0 };
     if args.json {
-        return print_json(&Generated { text, tokens, seconds, tokens_per_second });
+        let ids = new;
+        return print_json(&Generated { text, ids, tokens, seconds, tokens_per_second });
     }
     print("\n")?;
     say!("{tokens} tokens, {tokens_per_second:.1} tokens/s");
