@@ -25,7 +25,7 @@ pub enum Activations {
 }
 
 impl Activations {
-    fn planes(self) -> usize {
+    pub(crate) fn planes(self) -> usize {
         match self {
             Activations::Int16 => 2,
             Activations::Int8 => 1,
@@ -54,9 +54,9 @@ pub struct PanelInput {
 
 /// What a product needs to know of one group of one token.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Grid {
-    pub(super) scale: f32,
-    pub(super) sum: f32,
+pub(crate) struct Grid {
+    pub(crate) scale: f32,
+    pub(crate) sum: f32,
 }
 
 impl PanelInput {
@@ -181,7 +181,7 @@ impl TokenTile {
 
 stamp! {
     /// Rounds one group to integers of `planes` bytes.
-    fn round_on(x: &[f32], planes: usize, levels: &mut [i32]) -> Grid = round_body
+    pub(crate) fn round_on(x: &[f32], planes: usize, levels: &mut [i32]) -> Grid = round_body
 }
 
 #[inline(always)]

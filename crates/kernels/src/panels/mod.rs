@@ -8,6 +8,7 @@ mod input;
 mod pack;
 mod product;
 
+pub(super) use input::{Grid, round_on};
 pub use input::{Activations, PanelInput};
 
 use std::ops::Range;
