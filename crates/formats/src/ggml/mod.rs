@@ -18,6 +18,7 @@
 mod decode;
 mod encode;
 mod grids;
+mod product;
 mod tables;
 mod types;
 

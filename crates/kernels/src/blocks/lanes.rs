@@ -65,7 +65,7 @@ unsafe impl Lanes for Portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Lanes, Unit, UNIT, Words};
+    use super::{Lanes, UNIT, Unit, Words};
     use crate::simd::Avx2;
 
     // SAFETY: a token exists only where the features do.
@@ -120,10 +120,8 @@ mod x86 {
                         g += by / 16;
                     }
                 }
-                let sums = _mm256_add_ps(
-                    _mm256_add_ps(sums[0], sums[1]),
-                    _mm256_add_ps(sums[2], sums[3]),
-                );
+                let sums =
+                    _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
                 let eight = _mm256_sub_ps(sums, _mm256_add_ps(minima[0], minima[1]));
                 let four =
                     _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));

@@ -2,19 +2,19 @@
 
 use std::ops::Range;
 
+use super::UNIT;
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::input::BlockActivations;
 use super::kinds::{self, Kind};
 use super::lanes::{Lanes, Unit};
 use super::types::{BlockRows, BlockType};
-use super::UNIT;
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use crate::rows::by_rows_of;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
-use crate::simd::{Portable, dispatch};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, avx2};
+use crate::simd::{Portable, dispatch};
 use crate::work::{Places, Work};
 
 /// Units of a row that are summed up before their sum is added to those before: of what several tokens share, so much
@@ -103,11 +103,7 @@ pub(super) struct Part {
 
 /// The parts of some rows in the order in which they are multiplied. The sum of a row and a token is one of whole tiles
 /// from the first to the last, whatever is asked for beside.
-pub(super) fn parts(
-    tokens: usize,
-    rows: Range<usize>,
-    units: usize,
-) -> impl Iterator<Item = Part> {
+pub(super) fn parts(tokens: usize, rows: Range<usize>, units: usize) -> impl Iterator<Item = Part> {
     let together = if tokens == 1 { 1 } else { TOGETHER };
     pieces(0..tokens, TOKENS).flat_map(move |tokens| {
         pieces(rows.clone(), together).flat_map(move |rows| {

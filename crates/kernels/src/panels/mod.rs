@@ -8,8 +8,8 @@ mod input;
 mod pack;
 mod product;
 
-pub(super) use input::{Grid, round_on};
 pub use input::{Activations, PanelInput};
+pub(super) use input::{Grid, round_on};
 
 use std::ops::Range;
 

@@ -275,7 +275,9 @@ fn scales_that_are_no_numbers_spoil_their_rows_alone() {
                     let from = (20 + block) * kind.block_bytes() + at;
                     case.bytes[from..from + 2].copy_from_slice(&odd.to_le_bytes());
                     let x = Random(33).normals(6 * case.cols);
-                    for (isa, t) in Isa::available().into_iter().flat_map(|i| [1, 3, 6].map(|t| (i, t))) {
+                    for (isa, t) in
+                        Isa::available().into_iter().flat_map(|i| [1, 3, 6].map(|t| (i, t)))
+                    {
                         let mut y = vec![0.0; t * 4];
                         let (w, mut work) = (case.rows(), Work::on(isa, Par::Seq));
                         let (x, mode) = (&x[..t * case.cols], Activations::Int16);

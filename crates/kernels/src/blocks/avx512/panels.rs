@@ -17,8 +17,8 @@ use crate::work::Places;
 const ROWS: usize = 16;
 /// Units of rows that are unpacked together: a panel of them stays in the nearest cache, and those of all rows in the next.
 const TILE: usize = 4;
-/// Tokens that meet a line of codes together.
-const TOKENS: usize = 8;
+/// Sums that a line of codes meets: one for each token and plane.
+const SUMS: usize = 8;
 
 /// A unit of 16 rows.
 #[derive(Clone, Copy, Debug)]
@@ -64,8 +64,8 @@ avx512! {
                     unpack_panel::<K>(w, here.clone(), unit, scratch, panel);
                 }
             }
-            for token in (0..t).step_by(TOKENS) {
-                let together = TOKENS.min(t - token);
+            for token in (0..t).step_by(SUMS / P) {
+                let together = (SUMS / P).min(t - token);
                 for (p, panels) in panels.chunks_exact(TILE).enumerate() {
                     let x = &x[token * units + from..];
                     let sums = &mut sums[p * t + token..][..together];

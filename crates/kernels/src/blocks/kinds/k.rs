@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{Kind, add_bits, centre, nibbles, planes, two_halves};
 #[cfg(target_arch = "x86_64")]
-use crate::blocks::avx512::{self, constants};
+use crate::blocks::avx512;
 use crate::blocks::lanes::{Lanes, Unit};
 
 /// 16 scales and minima of 4 bits, 64 bytes of codes in planes, d, dmin.
@@ -30,7 +30,7 @@ impl Kind for Q2_K {
     #[inline(always)]
     unsafe fn codes(unit: *const u8) -> [__m512i; 4] {
         // SAFETY: as the caller promises.
-        unsafe { avx512::planes(unit.add(16)) }
+        unsafe { avx512::planes_in_place(unit.add(16)) }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -39,9 +39,10 @@ impl Kind for Q2_K {
         // SAFETY: as the caller promises.
         unsafe {
             let both = _mm512_cvtepu8_epi32(_mm_loadu_si128(unit.cast()));
-            let scales = _mm512_cvtepi32_ps(_mm512_and_si512(both, constants::splat(15)));
+            let scales = _mm512_cvtepi32_ps(_mm512_and_si512(both, avx512::splat(15)));
             let minima = _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(both));
             let (d, dmin) = avx512::two_halves(unit.add(80));
+            let d = _mm512_mul_ps(d, _mm512_loadu_ps(avx512::SHARES.as_ptr()));
             (_mm512_mul_ps(scales, d), _mm512_mul_ps(minima, dmin))
         }
     }
@@ -105,6 +106,13 @@ pub(crate) type Q4_K = Long<false>;
 #[allow(non_camel_case_types)]
 pub(crate) type Q5_K = Long<true>;
 
+/// What codes in low and in high nibbles are to be multiplied with, by 16.
+#[cfg(target_arch = "x86_64")]
+static SHARES: [f32; 16] = {
+    let (a, b) = (1.0, 1.0 / 16.0);
+    [a, a, b, b, a, a, b, b, a, a, b, b, a, a, b, b]
+};
+
 impl<const FIFTH: bool> Long<FIFTH> {
     const QS: usize = if FIFTH { 48 } else { 16 };
 }
@@ -126,10 +134,7 @@ impl<const FIFTH: bool> Kind for Long<FIFTH> {
         for j in 0..8 {
             let [scale, minimum] = match j {
                 0..4 => [six[j] & 63, six[j + 4] & 63],
-                _ => [
-                    six[j + 4] & 15 | six[j - 4] >> 6 << 4,
-                    six[j + 4] >> 4 | six[j] >> 6 << 4,
-                ],
+                _ => [six[j + 4] & 15 | six[j - 4] >> 6 << 4, six[j + 4] >> 4 | six[j] >> 6 << 4],
             };
             to.scales[2 * j..2 * j + 2].fill(d * f32::from(scale));
             to.minima[2 * j..2 * j + 2].fill(dmin * f32::from(minimum));
@@ -145,8 +150,15 @@ impl<const FIFTH: bool> Kind for Long<FIFTH> {
             let mut i = 0;
             while i < 4 {
                 let qs = _mm256_loadu_si256(unit.add(Self::QS + 32 * i).cast());
-                let split = _mm512_srlv_epi64(_mm512_broadcast_i64x4(qs), constants::halves(0, 4));
-                codes[i] = _mm512_and_si512(split, _mm512_set1_epi8(15));
+                let qs = _mm512_broadcast_i64x4(qs);
+                codes[i] = if FIFTH {
+                    let split = _mm512_srlv_epi64(qs, avx512::halves(0, 4));
+                    _mm512_and_si512(split, _mm512_set1_epi8(15))
+                } else {
+                    // High nibbles stay where they are: times 16, which their scales make good.
+                    let low = 0x0f0f_0f0f_0f0f_0f0f;
+                    _mm512_and_si512(qs, avx512::halves(low, low << 4))
+                };
                 i += 1;
             }
             if FIFTH {
@@ -178,7 +190,10 @@ impl<const FIFTH: bool> Kind for Long<FIFTH> {
             let six = _mm_ternarylogic_epi32::<0xf8>(low, high, _mm_set1_epi8(48));
             let scales = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(six, avx512::sixteen(&SCALES)));
             let minima = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(six, avx512::sixteen(&MINIMA)));
-            let (d, dmin) = avx512::two_halves(unit);
+            let (mut d, dmin) = avx512::two_halves(unit);
+            if !FIFTH {
+                d = _mm512_mul_ps(d, _mm512_loadu_ps(SHARES.as_ptr()));
+            }
             let scales = _mm512_mul_ps(_mm512_cvtepi32_ps(scales), d);
             (scales, _mm512_mul_ps(_mm512_cvtepi32_ps(minima), dmin))
         }
@@ -225,8 +240,8 @@ impl Kind for Q6_K {
                 let high = _mm256_loadu_si256(unit.add(128 + 32 * i).cast());
                 let high = _mm512_broadcast_i64x4(high);
                 // Two bits of each plane, moved above the low four.
-                let first = _mm512_sllv_epi64(high, constants::halves(4, 2));
-                let second = _mm512_srlv_epi64(high, constants::halves(0, 2));
+                let first = _mm512_sllv_epi64(high, avx512::halves(4, 2));
+                let second = _mm512_srlv_epi64(high, avx512::halves(0, 2));
                 let lower = _mm512_and_si512(low, low_bits);
                 let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(low), low_bits);
                 // a | b & c

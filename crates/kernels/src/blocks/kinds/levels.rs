@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{IQ4, Kind, nibbles, two_halves, word};
 #[cfg(target_arch = "x86_64")]
-use crate::blocks::avx512::{self, constants};
+use crate::blocks::avx512;
 use crate::blocks::lanes::{Lanes, Unit};
 
 /// d, 8 scales of 6 bits in two parts, 128 bytes of two indices by 16.
@@ -60,14 +60,13 @@ impl Kind for IQ4_XS {
         // SAFETY: as the caller promises.
         unsafe {
             let low = _mm512_set1_epi32(unit.add(4).cast::<i32>().read_unaligned());
-            let low = _mm512_srlv_epi32(low, constants::by_two(0, 4));
+            let low = _mm512_srlv_epi32(low, avx512::by_two(0, 4));
             let high = _mm512_set1_epi32(i32::from(unit.add(2).cast::<u16>().read_unaligned()));
-            let high = _mm512_srlv_epi32(high, constants::by_two(0, 2));
-            let high = _mm512_slli_epi32::<4>(_mm512_and_si512(high, constants::splat(3)));
+            let high = _mm512_srlv_epi32(high, avx512::by_two(0, 2));
+            let high = _mm512_slli_epi32::<4>(_mm512_and_si512(high, avx512::splat(3)));
             // high | low & 15
-            let level =
-                _mm512_ternarylogic_epi32::<0xf8>(high, low, constants::splat(15));
-            let level = _mm512_sub_epi32(level, constants::splat(32));
+            let level = _mm512_ternarylogic_epi32::<0xf8>(high, low, avx512::splat(15));
+            let level = _mm512_sub_epi32(level, avx512::splat(32));
             let scales = _mm512_mul_ps(_mm512_cvtepi32_ps(level), avx512::half(unit));
             (scales, _mm512_mul_ps(scales, _mm512_set1_ps(f32::from(OFFSET))))
         }

@@ -4,9 +4,9 @@
 use std::arch::x86_64::*;
 
 use super::{E2M1, IQ4, Kind, nibbles, offset, word};
-#[cfg(target_arch = "x86_64")]
-use crate::blocks::avx512::{self, constants};
 use crate::blocks::UNIT;
+#[cfg(target_arch = "x86_64")]
+use crate::blocks::avx512;
 use crate::blocks::lanes::{Lanes, Unit};
 
 const BLOCKS: usize = UNIT / 32;
@@ -109,8 +109,7 @@ impl<const BYTES: usize, const QS: usize, const FIFTH: usize, const MIN: bool, c
                     let low = block.add(FIFTH).cast::<u32>().read_unaligned();
                     let high = block.add(BYTES + FIFTH).cast::<u32>().read_unaligned();
                     let bits = u64::from(low) | u64::from(high) << 32;
-                    codes[i] =
-                        _mm512_mask_add_epi8(codes[i], bits, codes[i], _mm512_set1_epi8(16));
+                    codes[i] = _mm512_mask_add_epi8(codes[i], bits, codes[i], _mm512_set1_epi8(16));
                 }
                 if LEVELS != NONE {
                     let table = avx512::sixteen(Self::TABLE_FROM_0);
@@ -134,7 +133,7 @@ impl<const BYTES: usize, const QS: usize, const FIFTH: usize, const MIN: bool, c
             };
             if MIN {
                 let added = _mm512_cvtph_ps(avx512::Strided::<BYTES, 2>::words(unit));
-                let sign = constants::splat(i32::MIN);
+                let sign = avx512::splat(i32::MIN);
                 (scales, _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(added), sign)))
             } else {
                 (scales, _mm512_mul_ps(scales, _mm512_set1_ps(f32::from(Self::OFFSET))))
