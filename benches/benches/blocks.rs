@@ -14,7 +14,8 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
 use half::f16;
 use tensorpress_tensor::kernels::{
-    self, Activations, BlockRows, BlockType, Isa, Par, Work, block_rows_matmul,
+    self, Activations, AffinePanels, AffineRows, BlockRows, BlockType, Isa, Par, Work,
+    block_rows_matmul,
 };
 use tensorpress_tensor::linalg::SplitMix;
 use turns::{Contender, read, take_turns};
@@ -74,6 +75,61 @@ fn blocks(kind: BlockType, rows: usize, cols: usize) -> Vec<u8> {
     bytes
 }
 
+/// The same matrix in panels of 16 rows, of the 4-bit types that are a grid.
+fn panels(w: &BlockRows<'_>) -> Option<AffinePanels> {
+    if !matches!(w.kind, BlockType::Q4_0 | BlockType::Q4_1 | BlockType::Q4_K) {
+        return None;
+    }
+    let (mut packed, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    for block in w.bytes.chunks_exact(w.kind.block_bytes()) {
+        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+        // Low nibbles are the first half of a run, high ones the second.
+        let (run, from) = match w.kind {
+            BlockType::Q4_0 => (16, 2),
+            BlockType::Q4_1 => (16, 4),
+            _ => (32, 16),
+        };
+        for qs in block[from..].chunks_exact(run) {
+            for pair in qs.chunks_exact(2) {
+                packed.push(pair[0] & 15 | pair[1] << 4);
+            }
+            for pair in qs.chunks_exact(2) {
+                packed.push(pair[0] >> 4 | pair[1] & 0xf0);
+            }
+        }
+        match w.kind {
+            BlockType::Q4_0 => {
+                scales.push(half(0));
+                zeros.push(8.0);
+            }
+            BlockType::Q4_1 => {
+                scales.push(half(0));
+                zeros.push(-half(2) / half(0));
+            }
+            _ => {
+                let s = &block[4..16];
+                for j in 0..8 {
+                    let (scale, minimum) = match j {
+                        0..4 => (s[j] & 63, s[j + 4] & 63),
+                        _ => {
+                            let low = (s[j + 4] & 15, s[j + 4] >> 4);
+                            (low.0 | s[j - 4] >> 6 << 4, low.1 | s[j] >> 6 << 4)
+                        }
+                    };
+                    // A scale of 0 would leave the minimum out.
+                    let scale = half(0) * f32::from(scale.max(1));
+                    scales.push(scale);
+                    zeros.push(half(2) * f32::from(minimum) / scale);
+                }
+            }
+        }
+    }
+    let (rows, cols) = (w.rows, w.cols);
+    let (packed, scales, zeros) = (&packed[..], &scales[..], &zeros[..]);
+    let grid = AffineRows { packed, bits: 4, rows, cols, group: 32, scales, zeros };
+    AffinePanels::new(&grid, Par::Seq)
+}
+
 /// The type of candle, where it has it.
 fn rival(kind: BlockType) -> Option<GgmlDType> {
     Some(match kind {
@@ -114,6 +170,25 @@ fn measure(w: &BlockRows<'_>, tokens: usize, rounds: usize) {
         let multiply = &multiply;
         contenders.push(Contender::new(name, w.bytes.len(), move || {
             multiply(0..rows, &mut y, activations, &mut work);
+        }));
+    }
+    if let Some(panels) = panels(w) {
+        let (mut y, mut work) = (vec![0.0; tokens * rows], Work::new(Par::Seq));
+        let (bytes, x) = (panels.bytes(), &x);
+        let mut multiply = move || {
+            let activations = Activations::Int16;
+            panels.matmul(0..rows, x, tokens, &mut y, false, activations, &mut work);
+            y[0]
+        };
+        let near = 0.05 * (cols as f32).sqrt();
+        assert!(
+            (multiply() - precise[0]).abs() < near,
+            "panels: {} against {}",
+            multiply(),
+            precise[0]
+        );
+        contenders.push(Contender::new("16-bit, in panels", bytes, move || {
+            black_box(multiply());
         }));
     }
     if let Some(dtype) = rival(w.kind) {

@@ -147,9 +147,11 @@ pub(super) fn by_rows_of(
     if !accumulate {
         y.fill(0.0);
     }
-    for (r, products) in by_row.chunks(t).enumerate() {
-        for (token, product) in products.iter().enumerate() {
-            y[token * rows.len() + r] += product;
+    // Some rows of a token at once: those of many tokens lie far apart.
+    for (i, products) in by_row.chunks(ROWS * t).enumerate() {
+        for token in 0..t {
+            let y = &mut y[token * rows.len() + i * ROWS..];
+            y.iter_mut().zip(products[token..].iter().step_by(t)).for_each(|(y, p)| *y += p);
         }
     }
     work.put(by_row);

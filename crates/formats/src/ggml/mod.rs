@@ -18,6 +18,7 @@
 mod decode;
 mod encode;
 mod grids;
+#[allow(dead_code)] // what the node of blocks takes
 mod product;
 mod tables;
 mod types;

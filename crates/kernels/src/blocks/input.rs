@@ -6,7 +6,8 @@
 
 use super::{GROUP, GROUPS, UNIT};
 use crate::Isa;
-use crate::panels::{Activations, Grid, round_on};
+use crate::panels::{Activations, Grid, round_body};
+use crate::simd::{Simd, stamp};
 
 /// Activations that share a scale.
 const SHARED: usize = 32;
@@ -100,23 +101,14 @@ impl BlockActivations {
             return;
         }
         let planes = activations.planes();
+        let mut levels = Levels { words: [0; UNIT], planes: [[0; UNIT]; 2] };
         for x in x.chunks(cols).flat_map(|x| x.chunks(UNIT)) {
-            let mut levels = [0; UNIT];
-            let grids = round(self.isa, x, planes, &mut levels);
+            let grids = round_on(self.isa, x, planes, &mut levels);
+            let [high, low] = levels.planes;
             match (self.isa, planes) {
-                (Isa::Avx512, 1) => {
-                    let levels = [levels.map(|level| level as i8)];
-                    self.one_plane.push(Inputs { levels, grids });
-                }
-                (Isa::Avx512, _) => {
-                    let high = levels.map(|level| ((level + 128) >> 8) as i8);
-                    let levels = [high, levels.map(|level| level as i8)];
-                    self.two_planes.push(Inputs { levels, grids });
-                }
-                _ => {
-                    let levels = levels.map(|level| level as i16);
-                    self.words.push(Inputs { levels, grids });
-                }
+                (Isa::Avx512, 1) => self.one_plane.push(Inputs { levels: [low], grids }),
+                (Isa::Avx512, _) => self.two_planes.push(Inputs { levels: [high, low], grids }),
+                _ => self.words.push(Inputs { levels: levels.words, grids }),
             }
         }
     }
@@ -141,18 +133,42 @@ impl BlockActivations {
     }
 }
 
-/// Rounds up to a unit.
-fn round(isa: Isa, x: &[f32], planes: usize, levels: &mut [i32; UNIT]) -> Grids {
+/// The integers of a unit, in the form that an instruction set takes: words, or the two planes, of which the low one is
+/// all where there is one.
+struct Levels {
+    words: [i16; UNIT],
+    planes: [[i8; UNIT]; 2],
+}
+
+stamp! {
+    /// Rounds up to a unit to integers of `planes` bytes.
+    fn round_on(x: &[f32], planes: usize, to: &mut Levels) -> Grids = round
+}
+
+#[inline(always)]
+fn round<S: Simd>(s: S, x: &[f32], planes: usize, to: &mut Levels) -> Grids {
+    let mut levels = [0; UNIT];
     let mut grids = Grids { scales: [0.0; GROUPS], sums: [0.0; GROUPS], pairs: [0.0; GROUPS / 2] };
     for (i, x) in x.chunks(SHARED).enumerate() {
         let levels = &mut levels[i * SHARED..(i + 1) * SHARED];
-        let Grid { scale, sum } = round_on(isa, x, planes, levels);
+        let Grid { scale, sum } = round_body(s, x, planes, levels);
         grids.pairs[i] = scale * sum;
         for (j, levels) in levels.chunks_exact(GROUP).enumerate() {
             let group = i * (SHARED / GROUP) + j;
-            let sum: i32 = levels.iter().sum();
+            let sum = levels.iter().fold(0, |sum: i32, level| sum + level);
             grids.scales[group] = scale;
             grids.sums[group] = scale * sum as f32;
+        }
+    }
+    if S::ISA == Isa::Avx512 {
+        let [high, low] = &mut to.planes;
+        for ((high, low), level) in high.iter_mut().zip(low).zip(&levels) {
+            *high = ((level + 128) >> 8) as i8;
+            *low = *level as i8;
+        }
+    } else {
+        for (word, level) in to.words.iter_mut().zip(&levels) {
+            *word = *level as i16;
         }
     }
     grids

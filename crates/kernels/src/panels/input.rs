@@ -181,11 +181,11 @@ impl TokenTile {
 
 stamp! {
     /// Rounds one group to integers of `planes` bytes.
-    pub(crate) fn round_on(x: &[f32], planes: usize, levels: &mut [i32]) -> Grid = round_body
+    fn round_on(x: &[f32], planes: usize, levels: &mut [i32]) -> Grid = round_body
 }
 
 #[inline(always)]
-fn round_body<S: Simd>(s: S, x: &[f32], planes: usize, levels: &mut [i32]) -> Grid {
+pub(crate) fn round_body<S: Simd>(s: S, x: &[f32], planes: usize, levels: &mut [i32]) -> Grid {
     levels.fill(0);
     // The high byte is at most 127 when the low one is -128 to 127.
     let most = if planes == 2 { 127.0 * 256.0 } else { 127.0 };

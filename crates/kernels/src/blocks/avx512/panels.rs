@@ -15,10 +15,13 @@ use crate::work::Places;
 
 /// Rows of a panel, one a lane.
 const ROWS: usize = 16;
-/// Units of rows that are unpacked together: a panel of them stays in the nearest cache, and those of all rows in the next.
-const TILE: usize = 4;
-/// Sums that a line of codes meets: one for each token and plane.
-const SUMS: usize = 8;
+/// Units of rows that are unpacked together: those of a few panels stay in the nearest cache while all tokens come by, and
+/// the activations of all tokens in the next while the panels do.
+const TILE: usize = 2;
+/// Panels that a token meets at once: what is read of it then serves them all.
+const TOGETHER: usize = 2;
+/// Tokens, times planes, that a line of codes meets at once: as many products run side by side as hides their latency.
+const TOKENS: usize = 4;
 
 /// A unit of 16 rows.
 #[derive(Clone, Copy, Debug)]
@@ -64,12 +67,12 @@ avx512! {
                     unpack_panel::<K>(w, here.clone(), unit, scratch, panel);
                 }
             }
-            for token in (0..t).step_by(SUMS / P) {
-                let together = (SUMS / P).min(t - token);
-                for (p, panels) in panels.chunks_exact(TILE).enumerate() {
-                    let x = &x[token * units + from..];
-                    let sums = &mut sums[p * t + token..][..together];
-                    multiply::<P>(K::BY, &panels[..tile.len()], x, units, sums);
+            for (p, panels) in panels.chunks(TOGETHER * TILE).enumerate() {
+                for token in (0..t).step_by(TOKENS / P) {
+                    let together = (TOKENS / P).min(t - token);
+                    let (x, first) = (&x[token * units + from..], p * TOGETHER * t + token);
+                    let x = Tokens { x, stride: units, units: tile.len() };
+                    multiply::<P>(K::BY, panels, x, together, &mut sums[first..], t);
                 }
             }
         }
@@ -166,62 +169,79 @@ avx512! {
     }
 }
 
+/// Activations of some units of some tokens, `stride` units apart.
+#[derive(Clone, Copy)]
+struct Tokens<'a, const P: usize> {
+    x: &'a [Planes<P>],
+    stride: usize,
+    units: usize,
+}
+
 avx512! {
-    /// Adds the products of a panel with up to eight tokens, whose units lie `stride` apart, to their sums.
+    /// Adds the products of one or two panels with up to four tokens to their sums, which lie `apart` from panel to panel.
     #[inline]
     fn multiply<const P: usize>(
         by: usize,
         panels: &[Panel],
-        x: &[Planes<P>],
-        stride: usize,
+        x: Tokens<'_, P>,
+        tokens: usize,
         sums: &mut [[f32; ROWS]],
+        apart: usize,
     ) {
-        macro_rules! by_tokens {
+        macro_rules! by_sizes {
             ($($t:literal)*) => {
-                match (sums.len(), by) {
+                match (tokens, panels.len() / TILE, by) {
                     $(
-                        ($t, 16) => tokens::<P, $t, 16>(panels, x, stride, sums),
-                        ($t, _) => tokens::<P, $t, 32>(panels, x, stride, sums),
+                        ($t, 1, 16) => some::<P, $t, 1, 16>(panels, x, sums, apart),
+                        ($t, 1, _) => some::<P, $t, 1, 32>(panels, x, sums, apart),
+                        ($t, _, 16) => some::<P, $t, 2, 16>(panels, x, sums, apart),
+                        ($t, _, _) => some::<P, $t, 2, 32>(panels, x, sums, apart),
                     )*
-                    _ => unreachable!("tokens go by eight"),
+                    _ => unreachable!("tokens go by four"),
                 }
             };
         }
-        by_tokens!(1 2 3 4 5 6 7 8);
+        by_sizes!(1 2 3 4);
     }
 }
 
 avx512! {
-    /// [`multiply`] for `T` tokens and codes of which `BY` share a scale.
-    fn tokens<const P: usize, const T: usize, const BY: usize>(
+    /// [`multiply`] for `T` tokens, `N` panels and codes of which `BY` share a scale.
+    fn some<const P: usize, const T: usize, const N: usize, const BY: usize>(
         panels: &[Panel],
-        x: &[Planes<P>],
-        stride: usize,
+        x: Tokens<'_, P>,
         sums: &mut [[f32; ROWS]],
+        apart: usize,
     ) {
-        assert!(sums.len() == T && x.len() >= (T - 1) * stride + panels.len());
-        let mut totals = [_mm512_setzero_ps(); T];
-        for (total, sums) in totals.iter_mut().zip(sums.iter()) {
-            // SAFETY: 16 numbers are there.
-            *total = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+        let Tokens { x, stride, units } = x;
+        assert!(units <= TILE && panels.len() == N * TILE);
+        assert!(x.len() >= (T - 1) * stride + units && sums.len() >= (N - 1) * apart + T);
+        let mut totals = [[_mm512_setzero_ps(); T]; N];
+        for (n, totals) in totals.iter_mut().enumerate() {
+            for (total, sums) in totals.iter_mut().zip(&sums[n * apart..]) {
+                // SAFETY: 16 numbers are there.
+                *total = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+            }
         }
-        for (u, panel) in panels.iter().enumerate() {
-            // SAFETY: every token has that many units.
-            let x = unsafe { x.as_ptr().add(u) };
-            let groups = panel.codes.as_chunks::<{ GROUP / 4 }>().0;
+        for u in 0..units {
+            // SAFETY: every token and every panel has that many units.
+            let (x, panels) = unsafe { (x.as_ptr().add(u), panels.as_ptr().add(u)) };
             for g in 0..UNIT / BY {
-                let mut dots = [[_mm512_setzero_si512(); T]; P];
-                for (i, lines) in groups[g * (BY / GROUP)..][..BY / GROUP].iter().enumerate() {
-                    for (j, line) in lines.iter().enumerate() {
-                        let at = g * BY + i * GROUP + 4 * j;
-                        // SAFETY: a line is 64 bytes; `at + 4` levels at least are there of each token.
-                        unsafe {
-                            let codes = _mm512_loadu_si512(line.as_ptr().cast());
-                            for token in 0..T {
-                                for (p, dots) in dots.iter_mut().enumerate() {
-                                    let levels = &(&(*x.add(token * stride)).levels)[p];
-                                    let word = levels.as_ptr().add(at).cast::<i32>();
-                                    let levels = _mm512_set1_epi32(word.read_unaligned());
+                let mut dots = [[[_mm512_setzero_si512(); T]; N]; P];
+                for step in g * (BY / 4)..(g + 1) * (BY / 4) {
+                    // SAFETY: a unit has 64 lines of codes, and four levels for each.
+                    unsafe {
+                        let mut codes = [_mm512_setzero_si512(); N];
+                        for (n, codes) in codes.iter_mut().enumerate() {
+                            let line = &raw const (*panels.add(n * TILE)).codes;
+                            *codes = _mm512_loadu_si512(line.cast::<__m512i>().add(step));
+                        }
+                        for token in 0..T {
+                            for (p, dots) in dots.iter_mut().enumerate() {
+                                let levels = &raw const (*x.add(token * stride)).levels;
+                                let word = levels.cast::<i32>().add(p * (UNIT / 4) + step);
+                                let levels = _mm512_set1_epi32(word.read());
+                                for (dots, codes) in dots.iter_mut().zip(codes) {
                                     dots[token] = _mm512_dpbusd_epi32(dots[token], codes, levels);
                                 }
                             }
@@ -229,28 +249,34 @@ avx512! {
                     }
                 }
                 let group = g * (BY / GROUP);
-                // SAFETY: 16 numbers are there, and that many units of each token.
-                unsafe {
-                    let scales = _mm512_loadu_ps(panel.scales[group].as_ptr());
-                    let minima = _mm512_loadu_ps(panel.minima[group].as_ptr());
-                    for token in 0..T {
-                        let grids = &(*x.add(token * stride)).grids;
-                        let mut dot = dots[0][token];
-                        for dots in &dots[1..] {
-                            dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(dot), dots[token]);
+                for n in 0..N {
+                    // SAFETY: 16 numbers are there, and that many units of each token.
+                    unsafe {
+                        let panel = &*panels.add(n * TILE);
+                        let scales = _mm512_loadu_ps(panel.scales[group].as_ptr());
+                        let minima = _mm512_loadu_ps(panel.minima[group].as_ptr());
+                        for token in 0..T {
+                            let grids = &(*x.add(token * stride)).grids;
+                            let mut dot = dots[0][n][token];
+                            for dots in &dots[1..] {
+                                dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(dot), dots[n][token]);
+                            }
+                            let sum = if BY == GROUP { grids.sums[group] } else { grids.pairs[g] };
+                            let scale = _mm512_set1_ps(grids.scales[group]);
+                            let total = &mut totals[n][token];
+                            let scales = _mm512_mul_ps(scales, scale);
+                            *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scales, *total);
+                            *total = _mm512_fnmadd_ps(minima, _mm512_set1_ps(sum), *total);
                         }
-                        let sum = if BY == GROUP { grids.sums[group] } else { grids.pairs[g] };
-                        let scales = _mm512_mul_ps(scales, _mm512_set1_ps(grids.scales[group]));
-                        let total = &mut totals[token];
-                        *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scales, *total);
-                        *total = _mm512_fnmadd_ps(minima, _mm512_set1_ps(sum), *total);
                     }
                 }
             }
         }
-        for (total, sums) in totals.iter().zip(sums) {
-            // SAFETY: 16 numbers are there.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *total) };
+        for (n, totals) in totals.iter().enumerate() {
+            for (total, sums) in totals.iter().zip(&mut sums[n * apart..]) {
+                // SAFETY: 16 numbers are there.
+                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *total) };
+            }
         }
     }
 }
