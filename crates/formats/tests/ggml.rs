@@ -220,3 +220,28 @@ proptest! {
         }
     }
 }
+
+/// Every type as a node: the laws, on values of all sizes, stored and made for this machine.
+#[test]
+fn blocks_are_lawful_nodes() {
+    use tensorpress_tensor::testing::laws::check_node;
+    let mut registry = tensorpress_tensor::Registry::default();
+    tensorpress_formats::register(&mut registry).expect("nothing is there twice");
+    let mut checked = 0;
+    for ty in Type::all() {
+        for (rows, blocks) in [(1, 1), (3, 2), (17, 3)] {
+            let cols = blocks * ty.block_len();
+            let mut random = tensorpress_tensor::linalg::SplitMix::new(rows as u64);
+            let mut any = || (random.next_f64() as f32 - 0.5) * 0.1;
+            let values: Vec<f32> = (0..rows * cols).map(|_| any()).collect();
+            let importance = vec![1.0; cols];
+            let mut bytes = vec![0; rows * blocks * ty.block_bytes()];
+            ggml::encode(ty, &values, Some(&importance), &mut bytes).expect("finite");
+            let node = ggml::blocks(ty, [rows, cols], bytes.into()).expect("whole blocks");
+            check_node(Box::new(node), &registry, 1e-4);
+            checked += 1;
+        }
+    }
+    println!("checked: nodes of blocks {checked}");
+    assert_eq!(checked, 87);
+}

@@ -13,6 +13,7 @@ mod accum;
 mod affine;
 pub mod attention;
 mod bitpack;
+mod blocks;
 mod convert;
 mod cpu;
 mod float;
@@ -39,6 +40,9 @@ pub use affine::{decode_affine, decode_affine_on, decode_part, decode_part_on};
 pub use bitpack::{
     code_at, pack_bits, pack_bits_on, pack_wide, packed_len, unpack_bits, unpack_bits_on,
     unpack_wide,
+};
+pub use blocks::{
+    BlockActivations, BlockRows, BlockType, block_rows_matmul, block_rows_matmul_input,
 };
 pub use convert::{
     bf16_bytes_to_f32, bf16_bytes_to_f32_on, bf16_to_f32, bf16_to_f32_on, f16_bytes_to_f32,

@@ -123,20 +123,35 @@ pub(super) fn by_rows(
     work: &mut Work,
     block: impl Fn(&mut Places, usize, &mut [f32]) + Sync,
 ) {
+    by_rows_of(ROWS, rows, t, y, accumulate, work, block);
+}
+
+/// [`by_rows`], so many rows at once.
+pub(super) fn by_rows_of(
+    height: usize,
+    rows: Range<usize>,
+    t: usize,
+    y: &mut [f32],
+    accumulate: bool,
+    work: &mut Work,
+    block: impl Fn(&mut Places, usize, &mut [f32]) + Sync,
+) {
     if y.is_empty() {
         return;
     }
     // By row first, so that threads write to places of their own.
     let mut by_row = work.take(y.len());
     by_row.fill(0.0);
-    let blocks = by_row.chunks_mut(ROWS * t).enumerate();
-    work.for_each(blocks, |places, (i, out)| block(places, rows.start + i * ROWS, out));
+    let blocks = by_row.chunks_mut(height * t).enumerate();
+    work.for_each(blocks, |places, (i, out)| block(places, rows.start + i * height, out));
     if !accumulate {
         y.fill(0.0);
     }
-    for (r, products) in by_row.chunks(t).enumerate() {
-        for (token, product) in products.iter().enumerate() {
-            y[token * rows.len() + r] += product;
+    // Some rows of a token at once: those of many tokens lie far apart.
+    for (i, products) in by_row.chunks(ROWS * t).enumerate() {
+        for token in 0..t {
+            let y = &mut y[token * rows.len() + i * ROWS..];
+            y.iter_mut().zip(products[token..].iter().step_by(t)).for_each(|(y, p)| *y += p);
         }
     }
     work.put(by_row);

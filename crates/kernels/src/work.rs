@@ -2,7 +2,10 @@
 
 use std::ops::{Deref, DerefMut, Range};
 
-use crate::{Isa, PanelInput, Par};
+#[cfg(target_arch = "x86_64")]
+use crate::blocks::Panel;
+use crate::blocks::Unit;
+use crate::{BlockActivations, Isa, PanelInput, Par};
 
 /// How products are made: by how many threads, on which instruction set, and in which memory.
 ///
@@ -14,6 +17,7 @@ pub struct Work {
     isa: Isa,
     floats: Vec<Vec<f32>>,
     inputs: Vec<PanelInput>,
+    block_inputs: Vec<BlockActivations>,
     pub(crate) places: Places,
 }
 
@@ -46,6 +50,11 @@ pub(crate) struct Places {
     pub(crate) floats: Vec<f32>,
     /// Activations that the rows of a group share.
     pub(crate) gathered: Vec<f32>,
+    /// Blocks that several tokens meet.
+    pub(crate) units: Vec<Unit>,
+    /// The same of 16 rows.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) panels: Vec<Panel>,
 }
 
 /// How many of the tokens that are left go through a kernel of at most four together: never one alone behind others, which
@@ -75,7 +84,8 @@ impl Work {
     /// For products on a chosen instruction set; the portable code where this CPU lacks it.
     #[must_use]
     pub fn on(isa: Isa, par: Par) -> Self {
-        Self { par, isa, floats: Vec::new(), inputs: Vec::new(), places: Places::default() }
+        let (floats, inputs, block_inputs) = Default::default();
+        Self { par, isa, floats, inputs, block_inputs, places: Places::default() }
     }
 
     /// By how many threads.
@@ -143,5 +153,16 @@ impl Work {
     /// Gives prepared activations back.
     pub fn put_input(&mut self, input: PanelInput) {
         self.inputs.push(input);
+    }
+
+    /// A place for activations prepared for blocks; give it back with [`Work::put_block_activations`].
+    #[must_use]
+    pub fn take_block_activations(&mut self) -> BlockActivations {
+        self.block_inputs.pop().unwrap_or_default()
+    }
+
+    /// Gives activations prepared for blocks back.
+    pub fn put_block_activations(&mut self, input: BlockActivations) {
+        self.block_inputs.push(input);
     }
 }

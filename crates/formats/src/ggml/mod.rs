@@ -19,6 +19,7 @@ mod decode;
 mod encode;
 mod grids;
 mod node;
+mod product;
 mod tables;
 mod types;
 

@@ -1,9 +1,9 @@
 //! Matrices of blocks as nodes.
 
-use tensorpress_tensor::node::{Format, Json, Leaf, PackedPlane, Slot, Symbols, registry};
-use tensorpress_tensor::{Bytes, Error, Result, Scratch};
+use tensorpress_tensor::node::{Format, Fused, Json, Leaf, PackedPlane, Slot, Symbols, registry};
+use tensorpress_tensor::{Bytes, Error, Node as _, Result, Scratch};
 
-use super::{Type, decode};
+use super::{Type, decode, product};
 
 /// A matrix of ggml's blocks, decoded and multiplied as it lies in a file: rows are runs of whole blocks.
 ///
@@ -111,5 +111,19 @@ impl Format for GgmlFormat {
         let bytes = leaf.codes().as_packed().and_then(|packed| packed.row_bytes(row));
         let (false, Some(bytes)) = (add, bytes) else { return false };
         decode(leaf.format().ty, bytes, out).is_ok()
+    }
+
+    fn fused(leaf: &Leaf<Self>, f: &mut dyn FnMut(&dyn Fused)) -> Result<()> {
+        let [rows, cols] = leaf.shape();
+        let bytes = leaf.codes().as_packed().and_then(PackedPlane::bytes);
+        let stored = bytes.and_then(|bytes| product::fused(leaf.format().ty, bytes, rows, cols));
+        stored.iter().for_each(|stored| f(stored));
+        Ok(())
+    }
+
+    fn prepacked(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused>>> {
+        let [rows, cols] = leaf.shape();
+        let bytes = leaf.codes().as_packed().and_then(PackedPlane::bytes);
+        Ok(bytes.and_then(|bytes| product::prepacked(leaf.format().ty, bytes, rows, cols)))
     }
 }

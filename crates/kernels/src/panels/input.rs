@@ -25,7 +25,7 @@ pub enum Activations {
 }
 
 impl Activations {
-    fn planes(self) -> usize {
+    pub(crate) fn planes(self) -> usize {
         match self {
             Activations::Int16 => 2,
             Activations::Int8 => 1,
@@ -54,9 +54,9 @@ pub struct PanelInput {
 
 /// What a product needs to know of one group of one token.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Grid {
-    pub(super) scale: f32,
-    pub(super) sum: f32,
+pub(crate) struct Grid {
+    pub(crate) scale: f32,
+    pub(crate) sum: f32,
 }
 
 impl PanelInput {
@@ -185,7 +185,7 @@ stamp! {
 }
 
 #[inline(always)]
-fn round_body<S: Simd>(s: S, x: &[f32], planes: usize, levels: &mut [i32]) -> Grid {
+pub(crate) fn round_body<S: Simd>(s: S, x: &[f32], planes: usize, levels: &mut [i32]) -> Grid {
     levels.fill(0);
     // The high byte is at most 127 when the low one is -128 to 127.
     let most = if planes == 2 { 127.0 * 256.0 } else { 127.0 };

@@ -9,6 +9,7 @@ mod pack;
 mod product;
 
 pub use input::{Activations, PanelInput};
+pub(super) use input::{Grid, round_body};
 
 use std::ops::Range;
 

@@ -3,6 +3,7 @@
 
 use super::{FloatType, Isa};
 
+mod blocks;
 mod codes;
 mod floats;
 mod grids;
