@@ -155,7 +155,7 @@ fn round<S: Simd>(s: S, x: &[f32], planes: usize, to: &mut Levels) -> Grids {
         grids.pairs[i] = scale * sum;
         for (j, levels) in levels.chunks_exact(GROUP).enumerate() {
             let group = i * (SHARED / GROUP) + j;
-            let sum = levels.iter().fold(0, |sum: i32, level| sum + level);
+            let sum: i32 = levels.iter().sum();
             grids.scales[group] = scale;
             grids.sums[group] = scale * sum as f32;
         }

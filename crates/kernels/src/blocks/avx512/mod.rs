@@ -130,26 +130,34 @@ avx512! {
             for token in part.tokens {
                 let x = &x[token * units..][part.units.clone()];
                 for (r, unpacked) in part.rows.clone().zip(places.units.chunks_exact(x.len())) {
-                    let mut sums = Sums::new();
-                    for (unit, x) in unpacked.iter().zip(x) {
-                        // SAFETY: this function has the features; 256 codes and 16 scales are there.
-                        unsafe {
-                            let at: *const u8 = unit.codes.as_ptr().cast();
-                            let codes = [
-                                _mm512_loadu_si512(at.cast()),
-                                _mm512_loadu_si512(at.add(64).cast()),
-                                _mm512_loadu_si512(at.add(128).cast()),
-                                _mm512_loadu_si512(at.add(192).cast()),
-                            ];
-                            let scales = _mm512_loadu_ps(unit.scales.as_ptr());
-                            let minima = _mm512_loadu_ps(unit.minima.as_ptr());
-                            add_unit(&mut sums, codes, scales, minima, x);
-                        }
-                    }
-                    out[(r - first) * t + token] += sums.total();
+                    out[(r - first) * t + token] += unpacked_units::<P>(unpacked, x);
                 }
             }
         }
+    }
+}
+
+avx512! {
+    /// The product of units of unsigned codes with as many of activations: one function for all types.
+    #[inline(never)]
+    fn unpacked_units<const P: usize>(units: &[Unit], x: &[Planes<P>]) -> f32 {
+        let mut sums = Sums::new();
+        for (unit, x) in units.iter().zip(x) {
+            // SAFETY: this function has the features; 256 codes and 16 scales are there.
+            unsafe {
+                let at: *const u8 = unit.codes.as_ptr().cast();
+                let codes = [
+                    _mm512_loadu_si512(at.cast()),
+                    _mm512_loadu_si512(at.add(64).cast()),
+                    _mm512_loadu_si512(at.add(128).cast()),
+                    _mm512_loadu_si512(at.add(192).cast()),
+                ];
+                let scales = _mm512_loadu_ps(unit.scales.as_ptr());
+                let minima = _mm512_loadu_ps(unit.minima.as_ptr());
+                add_unit(&mut sums, codes, scales, minima, x);
+            }
+        }
+        sums.total()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::blocks::lanes::{Lanes, Unit};
 #[allow(non_camel_case_types)] // ggml's own name
 pub(crate) struct IQ4_XS;
 
+#[cfg(target_arch = "x86_64")]
 const OFFSET: i8 = super::offset(&IQ4);
 #[cfg(target_arch = "x86_64")]
 static FROM_0: [i8; 16] = avx512::from_0(&IQ4, OFFSET);
