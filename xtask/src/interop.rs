@@ -19,7 +19,8 @@ pub fn run() -> Outcome {
     execute(Command::new(&python).args(fetch))?;
     let script = folder.join("interop.py");
     std::fs::write(&script, SCRIPT).map_err(|e| format!("{}: {e}", script.display()))?;
-    let shared = std::env::var_os("TENSORPRESS_SHARED").map_or_else(|| root().join("../shared"), Into::into);
+    let shared =
+        std::env::var_os("TENSORPRESS_SHARED").map_or_else(|| root().join("../shared"), Into::into);
     let program = root().join("target/release/tensorpress");
     execute(Command::new(&python).arg(&script).args([&program, &shared, &folder.join("files")]))
 }
