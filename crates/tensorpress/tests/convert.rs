@@ -35,8 +35,8 @@ fn folders() -> Vec<(String, PathBuf)> {
             "qwen3_moe",
             "bert",
         ];
-        let kind = |kind: &&str| config.contains(&format!("\"model_type\": \"{kind}\""));
-        name != "minilm" && kinds.iter().any(|k| kind(&k))
+        let kind = |kind: &str| config.contains(&format!("\"model_type\": \"{kind}\""));
+        name != "minilm" && kinds.iter().any(|k| kind(k))
     });
     all.sort();
     all
@@ -104,11 +104,10 @@ fn golden_models_go_to_gguf_and_back() {
     for (name, folder) in folders() {
         let source = open_model(&folder).expect("opens");
         let file = parent.path().join(format!("{name}.gguf"));
-        let notes;
-        match Convert::new(Target::Gguf(None)).run(&source, &file) {
+        let notes = match Convert::new(Target::Gguf(None)).run(&source, &file) {
             Ok(report) => {
                 assert!(report.tensors.iter().all(|t| t.lossless), "{name}");
-                notes = report.notes;
+                report.notes
             }
             Err(e) => {
                 assert_eq!(e.kind(), ErrorKind::Unsupported, "{name}: {e}");
@@ -116,7 +115,7 @@ fn golden_models_go_to_gguf_and_back() {
                 refused.push(format!("{name}: {e}"));
                 continue;
             }
-        }
+        };
         let back = open_model(&file).unwrap_or_else(|e| panic!("{name}: {e}"));
         same_weights(&source, &back, &name);
         let ids = ids(&folder);

@@ -34,7 +34,7 @@ pub fn rotation(config: &PageConfig, values: bool, head: usize) -> Array2<f64> {
             return 0.0;
         }
         let (a, b) = (i % block, j % block);
-        let sylvester = if (a / order & b / order).count_ones() % 2 == 1 { -1.0 } else { 1.0 };
+        let sylvester = if ((a / order) & (b / order)).count_ones() % 2 == 1 { -1.0 } else { 1.0 };
         let word = before + head * words(dim) + i / 64;
         let negative = random(config.seed, word as u64) >> (i % 64) & 1 == 1;
         let sign = if negative { -1.0 } else { 1.0 };

@@ -46,6 +46,11 @@ impl Keys<'_> {
     }
 }
 
+/// Pairs of metadata, in order.
+pub type Metadata = Vec<(String, Value)>;
+/// Names and values of tensors that hold stretches of wavelengths.
+pub type Factors = Vec<(String, Vec<f32>)>;
+
 /// The metadata of a model with this `config.json`, without its tokenizer: `name` is what the model is called, `file_type`
 /// the number of what most of its tensors are. Stretches of wavelengths that lie in tensors come beside it: name and values.
 ///
@@ -57,7 +62,7 @@ pub fn metadata_of(
     arch: &Arch,
     name: &str,
     file_type: u32,
-) -> Result<(Vec<(String, Value)>, Vec<(String, Vec<f32>)>)> {
+) -> Result<(Metadata, Factors)> {
     let text = |text: &str| Value::String(text.to_owned());
     let pairs = vec![
         ("general.architecture".to_owned(), text(arch.gguf)),

@@ -8,5 +8,5 @@ mod parts;
 
 pub use arch::{Arch, Paired, Place, pairs};
 pub use folder::{GgufFolder, HEADER, config_of};
-pub use keys::metadata_of;
+pub use keys::{Factors, Metadata, metadata_of};
 pub use parts::{is_gguf, only_file, only_name, open_parts};

@@ -152,9 +152,7 @@ impl Tokens {
                 _ => {}
             }
             match owners.insert(id, text.to_owned()) {
-                Some(other) if other != text => {
-                    return Err(twice(format!("also `{}`", cut(&other))));
-                }
+                Some(other) if other != text => Err(twice(format!("also `{}`", cut(&other)))),
                 _ => Ok(id),
             }
         };

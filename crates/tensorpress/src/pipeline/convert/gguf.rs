@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tensorpress_formats::export::{Fit, as_blocks, fallback, fitting};
 use tensorpress_formats::ggml::{self, Type};
 use tensorpress_formats::gguf::model::{
-    Arch, HEADER, Paired, Place, config_of, is_gguf, metadata_of, pairs,
+    Arch, Factors, HEADER, Metadata, Paired, Place, config_of, is_gguf, metadata_of, pairs,
 };
 use tensorpress_formats::gguf::{Header, TensorInfo, Value, tokenizer};
 use tensorpress_model::Source;
@@ -405,15 +405,13 @@ fn order(kept: Option<&Header>, entries: &BTreeMap<String, Entry>) -> Vec<String
     names
 }
 
-type Metadata = Vec<(String, Value)>;
-
 fn new_metadata(
     source: &Source,
     arch: &Arch,
     out: &Path,
     file_type: u32,
     notes: &mut Vec<String>,
-) -> Result<(Metadata, Vec<(String, Vec<f32>)>)> {
+) -> Result<(Metadata, Factors)> {
     let named = source.folder().and_then(Path::file_name).or(out.file_stem());
     let name = named.unwrap_or_default().to_string_lossy();
     let (mut metadata, made) = metadata_of(source.raw_config(), arch, &name, file_type)?;
