@@ -95,7 +95,7 @@ impl Grids {
     /// tensorpress, or of ggml's types Q4_0, Q5_0 and Q8_0, whose zero is a code.
     ///
     /// # Errors
-    /// As [`Plane::read`]; `Numerical` for blocks whose scale is not finite.
+    /// As [`Plane::read`](tensorpress_tensor::node::Plane::read); `Numerical` for blocks whose scale is not finite.
     pub fn of(node: &dyn Node) -> Result<Option<Self>> {
         if let Some(affine) = as_node::<GroupedAffine>(node) {
             return Self::of_affine(affine);
