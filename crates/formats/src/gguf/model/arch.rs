@@ -337,35 +337,3 @@ pub fn pairs(rows: usize, heads: usize) -> Vec<usize> {
     };
     (0..heads).flat_map(of_head).collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_go_there_and_back() {
-        for arch in Arch::all() {
-            let names = arch.globals.iter().map(|(file, _)| format!("{file}.weight"));
-            let block = arch.block.iter().chain(arch.experts);
-            let names = names.chain(block.map(|(file, _)| format!("blk.17.{file}.weight")));
-            for name in names {
-                let there = arch.to_folder(&name).unwrap();
-                let folder = there.name.replace("{}", "3");
-                let (back, expert) = arch.to_file(&folder).unwrap();
-                assert_eq!(back.name, name, "{folder}");
-                assert_eq!(expert, there.experts.then_some(3));
-                assert_eq!((back.paired, back.plus_one), (there.paired, there.plus_one));
-            }
-            assert!(arch.to_folder("blk.x.attn_q.weight").is_none());
-            assert!(arch.to_file("model.layers.0.unknown.weight").is_none());
-        }
-    }
-
-    #[test]
-    fn pairs_of_a_head() {
-        // As the converter reshapes: [heads, 2, dim / 2] becomes [heads, dim / 2, 2].
-        assert_eq!(pairs(8, 2), [0, 2, 1, 3, 4, 6, 5, 7]);
-        let all = pairs(96, 3);
-        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), 96);
-    }
-}
