@@ -93,7 +93,17 @@ pub(super) fn scheme(target: Target, kinds: &[(String, Kind)], requantize: bool)
         });
     }
     match scheme {
-        Some((scheme, _)) => Ok(scheme),
+        // Widths that the format has; what does not fit is refused, or rounded to them.
+        Some((scheme, _)) => {
+            let bits = match (target, scheme.bits) {
+                (Target::Awq, _) => 4,
+                (Target::Gptq(_), 5..) => 8,
+                (Target::Gptq(_), bits) => bits.max(2),
+                (_, bits) => bits,
+            };
+            let symmetric = scheme.symmetric && bits == scheme.bits;
+            Ok(Scheme { bits, symmetric, ..scheme })
+        }
         None if requantize => {
             let symmetric = target == Target::Gptq(Version::V1);
             Ok(Scheme { bits: 4, group: Some(128), symmetric, ordered: false, nested: false })
