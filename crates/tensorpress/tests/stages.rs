@@ -139,6 +139,8 @@ const ALSO: &[(&str, &[&str], &str)] = &[
     ),
     ("residual", &["store/kivi.rs", "stage/weights.rs"], "the exact window of a cache; a role"),
     ("pooling", &["policy/snapkv.rs"], "a knob of a window of queries"),
+    ("gptq", &["import/method.rs", "convert/target.rs"], "a format's name"),
+    ("awq", &["import/method.rs", "convert/target.rs"], "a format's name"),
     ("nf4", &["bnb/state.rs"], "a kind in files of bitsandbytes"),
     ("fp4", &["bnb/state.rs"], "a kind in files of bitsandbytes"),
 ];

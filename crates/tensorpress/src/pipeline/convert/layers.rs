@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use tensorpress_formats::awq::Layout;
+use tensorpress_formats::bnb::QuantType;
 use tensorpress_formats::export::{self, Survey};
 use tensorpress_formats::gptq::Version;
 use tensorpress_quant::{GridSpec, Nf4, Rtn};
@@ -22,13 +23,21 @@ pub(super) struct Scheme {
     pub(super) ordered: bool,
     /// Statistics of bitsandbytes are quantised in turn.
     pub(super) nested: bool,
+    /// What its codes mean.
+    pub(super) table: QuantType,
+}
+
+impl Scheme {
+    fn of(bits: u8, group: Option<usize>, symmetric: bool) -> Self {
+        Self { bits, group, symmetric, ordered: false, nested: false, table: QuantType::Nf4 }
+    }
 }
 
 /// What a matrix of the source is to the target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Kind {
     Grids(Survey, [usize; 2]),
-    Table { nested: bool },
+    Table { nested: bool, table: QuantType },
     Other,
 }
 
@@ -37,8 +46,11 @@ pub(super) fn kind(target: Target, node: &dyn Node) -> Result<Kind> {
         let table = as_node::<LevelTable>(node);
         return Ok(match table {
             Some(table) => {
-                let nested = table.describe()["scales"]["node"] == "levels.v1";
-                Kind::Table { nested }
+                let described = table.describe();
+                let nested = described["scales"]["node"] == "levels.v1";
+                let is_fp4 = described["levels"]["name"] == QuantType::Fp4.name();
+                let table = if is_fp4 { QuantType::Fp4 } else { QuantType::Nf4 };
+                Kind::Table { nested, table }
             }
             None => Kind::Other,
         });
@@ -55,16 +67,15 @@ pub(super) fn scheme(target: Target, kinds: &[(String, Kind)], requantize: bool)
     for (name, kind) in kinds {
         let here = match kind {
             Kind::Other => continue,
-            Kind::Table { nested } => {
-                let (group, symmetric) = (None, false);
-                Scheme { bits: 4, group, symmetric, ordered: false, nested: *nested }
+            Kind::Table { nested, table } => {
+                Scheme { nested: *nested, table: *table, ..Scheme::of(4, None, false) }
             }
             Kind::Grids(survey, [_, cols]) => Scheme {
                 bits: survey.bits,
                 group: (survey.group < *cols).then_some(survey.group),
                 symmetric: survey.zero == Some(1 << (survey.bits - 1)),
                 ordered: survey.ordered,
-                nested: false,
+                ..Scheme::of(survey.bits, None, false)
             },
         };
         scheme = Some(match scheme {
@@ -87,6 +98,7 @@ pub(super) fn scheme(target: Target, kinds: &[(String, Kind)], requantize: bool)
                     symmetric: all.symmetric && here.symmetric && all.bits == here.bits,
                     ordered: all.ordered || here.ordered,
                     nested: all.nested || here.nested,
+                    table: all.table,
                 };
                 (joint, first)
             }
@@ -106,7 +118,7 @@ pub(super) fn scheme(target: Target, kinds: &[(String, Kind)], requantize: bool)
         }
         None if requantize => {
             let symmetric = target == Target::Gptq(Version::V1);
-            Ok(Scheme { bits: 4, group: Some(128), symmetric, ordered: false, nested: false })
+            Ok(Scheme::of(4, Some(128), symmetric))
         }
         None => Err(Error::unsupported(format!(
             "no matrix of the model is anything that {} holds: compress it first, or requantise",
@@ -157,7 +169,8 @@ pub(super) fn rounded(
         let group = scheme.group.unwrap_or(0);
         let group = if group > 0 && weight.ncols().is_multiple_of(group) { group } else { 0 };
         let mut grid = GridSpec::new(scheme.bits.max(2), group);
-        grid.symmetric = scheme.symmetric;
+        // Its zero points are 1 and more.
+        grid.symmetric = scheme.symmetric || target == Target::Gptq(Version::V1);
         Rtn::new(grid).compress(weight.view(), &blind).in_tensor(name)?.node.boxed()
     };
     let error = relative(&weight, &decode(&*made)?);
@@ -180,8 +193,8 @@ pub(super) fn relative(weight: &Array2<f32>, got: &Array2<f32>) -> Option<f64> {
 pub(super) fn config(target: Target, scheme: Scheme, ignored: &[String]) -> Value {
     let group = scheme.group.map_or(json!(-1), |group| json!(group));
     match target {
-        Target::Gptq(version) => json!({
-            "quant_method": "gptq",
+        Target::Gptq(_) => json!({
+            "quant_method": Target::Gptq(Version::V1).name(),
             "bits": scheme.bits,
             "group_size": group,
             "desc_act": scheme.ordered,
@@ -189,10 +202,10 @@ pub(super) fn config(target: Target, scheme: Scheme, ignored: &[String]) -> Valu
             "lm_head": false,
             "true_sequential": true,
             "damp_percent": 0.01,
-            "checkpoint_format": if version == Version::V2 { "gptq_v2" } else { "gptq" },
+            "checkpoint_format": target.name(),
         }),
         Target::Awq => json!({
-            "quant_method": "awq",
+            "quant_method": target.name(),
             "bits": 4,
             "group_size": group,
             "zero_point": true,
@@ -203,7 +216,7 @@ pub(super) fn config(target: Target, scheme: Scheme, ignored: &[String]) -> Valu
             let strategy = if scheme.group.is_some() { "group" } else { "channel" };
             let order = if scheme.ordered { json!("group") } else { Value::Null };
             json!({
-                "quant_method": "compressed-tensors",
+                "quant_method": target.name(),
                 "format": "pack-quantized",
                 "quantization_status": "compressed",
                 "global_compression_ratio": null,
@@ -233,7 +246,7 @@ pub(super) fn config(target: Target, scheme: Scheme, ignored: &[String]) -> Valu
             "quant_method": "bitsandbytes",
             "load_in_4bit": true,
             "load_in_8bit": false,
-            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_quant_type": scheme.table.name(),
             "bnb_4bit_use_double_quant": scheme.nested,
             "bnb_4bit_compute_dtype": "bfloat16",
             "bnb_4bit_quant_storage": "uint8",
