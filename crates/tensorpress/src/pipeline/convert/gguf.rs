@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use tensorpress_formats::export::{Fit, as_blocks, fallback, fitting};
+use tensorpress_formats::export::{Fit, Survey, as_blocks, fallback, fitting};
 use tensorpress_formats::ggml::{self, Type};
 use tensorpress_formats::gguf::model::{
     Arch, Factors, HEADER, Metadata, Paired, Place, config_of, is_gguf, metadata_of, pairs,
@@ -14,7 +14,7 @@ use tensorpress_formats::gguf::{Header, TensorInfo, Value, tokenizer};
 use tensorpress_model::Source;
 use tensorpress_tensor::checkpoint::{name_file, refuse_mount_point};
 use tensorpress_tensor::node::decode;
-use tensorpress_tensor::{Context as _, DType, Error, Node, Result, Tensor};
+use tensorpress_tensor::{Context as _, DType, Error, ErrorKind, Node, Result, Tensor};
 
 use super::{ConversionReport, Convert, Converted, Event, layers};
 use crate::pipeline::folder::Work;
@@ -298,7 +298,16 @@ fn entry(
         }
         fit
     } else {
-        let mut fits = from.iter().map(|name| fitting(&*source.weight(name)?).in_tensor(name));
+        let mut fits = from.iter().map(|name| {
+            let node = source.weight(name)?;
+            let found = match fitting(&*node) {
+                Err(e) if e.kind() == ErrorKind::Unsupported && job.requantize => {
+                    nearest(&*node, cols)
+                }
+                found => found,
+            };
+            found.in_tensor(name)
+        });
         let first = fits.next().expect("at least one")?;
         for other in fits {
             if other? != first {
@@ -310,6 +319,16 @@ fn entry(
     };
     source.checkpoint().release();
     Ok((place.name.clone(), Entry { from, place, dims, fit }))
+}
+
+/// The type of as many bits that loses least of what no type holds.
+fn nearest(node: &dyn Node, cols: usize) -> Result<Fit> {
+    let ty = match Survey::of(node)?.map(|survey| survey.bits) {
+        Some(..=4) => Type::Q4_1,
+        Some(5) => Type::Q5_1,
+        _ => Type::Q8_0,
+    };
+    Ok(fallback(ty, cols))
 }
 
 /// What turns states into logits, or tokens into states.
