@@ -367,7 +367,7 @@ fn every_pair_of_formats_is_lossless_or_said() {
     };
     let sources = [
         ("GGUF Q4_0", via(&four, "gguf")),
-        ("GGUF Q4_K", via(&floats, "gguf(Q4_K)")),
+        ("GGUF Q4_1", via(&floats, "gguf(Q4_1)")),
         ("GPTQ, symmetric", via(&four, "gptq")),
         ("GPTQ v2, zero points", via(&zeros, "gptq_v2")),
         ("AWQ", via(&zeros, "awq")),
