@@ -1,27 +1,17 @@
 //! Integers on grids: GPTQ, AWQ, and the integers of compressed-tensors.
 
 use serde_json::json;
+use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Format as _, Json, PackedPlane};
 use tensorpress_tensor::{Bytes, Checkpoint, Context as _, DType, Error, Result};
 
 use super::method::Scheme;
-use super::weight::{Weight, Zero, affine, bytes_of, made, packed, transposed};
+use super::weight::{Weight, Zero, affine, bytes_of, made, matrix, packed, stored, transposed};
 use crate::awq::{self, OffsetFormat};
 use crate::compressed_tensors::{Granularity, IntQuantized, Marlin24, PackQuantized, Packing};
 use crate::gptq;
 use crate::parts::{Fields, group_index, runs};
 use crate::words::{Along, Layout, Order, WordPlane};
-
-/// The two lengths of a stored matrix.
-fn matrix(of: &Checkpoint, name: &str) -> Result<[usize; 2]> {
-    match of.shape(name) {
-        Some(&[rows, cols]) => Ok([rows, cols]),
-        Some(shape) => {
-            Err(Error::shape(format!("shape {shape:?}, where 2 axes belong")).in_tensor(name))
-        }
-        None => Err(of.bytes(name).err().unwrap_or_else(|| Error::insufficient("is missing"))),
-    }
-}
 
 fn whole(lengths: Option<usize>, name: &str, what: &str) -> Result<usize> {
     lengths.ok_or_else(|| Error::shape(format!("does not hold whole {what}")).in_tensor(name))
@@ -43,7 +33,7 @@ fn order(groups_of: &[u32], groups: usize) -> Option<(Vec<u32>, usize)> {
 }
 
 /// Columns in another order, packed.
-fn permuted(codes: &ndarray_u8, order: &[u32], bits: u8) -> Result<Bytes> {
+fn permuted(codes: &Codes, order: &[u32], bits: u8) -> Result<Bytes> {
     let (rows, cols) = codes.dim();
     let moved: Vec<u8> = codes
         .rows()
@@ -54,8 +44,8 @@ fn permuted(codes: &ndarray_u8, order: &[u32], bits: u8) -> Result<Bytes> {
     Ok(plane.bytes().expect("rows are even").to_vec().into())
 }
 
-#[allow(non_camel_case_types)] // A short name for what the codecs give.
-type ndarray_u8 = tensorpress_tensor::ndarray::Array2<u8>;
+/// What the codecs give.
+type Codes = Array2<u8>;
 
 /// Codes whose inputs lie in another order, within a map that says which.
 fn reordered(
@@ -64,7 +54,7 @@ fn reordered(
     order: Vec<u32>,
     shape: [usize; 2],
     bits: u8,
-    codes: impl Fn(&Checkpoint) -> Result<ndarray_u8> + Send + Sync + 'static,
+    codes: impl Fn(&Checkpoint) -> Result<Codes> + Send + Sync + 'static,
 ) -> Result<()> {
     let channels = order.len();
     let dtype = if channels <= 1 << 16 { DType::U16 } else { DType::U32 };
@@ -154,10 +144,7 @@ pub(super) fn decoded(
     of: &Checkpoint,
     name: String,
     shape: [usize; 2],
-    decode: impl Fn(&Checkpoint) -> Result<tensorpress_tensor::ndarray::Array2<f32>>
-    + Send
-    + Sync
-    + 'static,
+    decode: impl Fn(&Checkpoint) -> Result<Array2<f32>> + Send + Sync + 'static,
 ) -> Result<Weight> {
     let made = made(of, DType::F32, shape.to_vec(), move |of| {
         let mut bytes = Vec::new();
@@ -305,7 +292,7 @@ pub(super) fn pack_quantized(
         Some(&[_, groups]) => Some(groups),
         _ => None,
     };
-    let mut weight = Weight { name, tree: None, parts: vec![("scales", whole_of(of, &scale)?)] };
+    let mut weight = Weight { name, tree: None, parts: vec![("scales", stored(of, &scale)?)] };
     let zero_part = part("weight_zero_point");
     let zero = if of.contains(&zero_part) {
         weight.parts.push(("zeros", bytes_of(of, &zero_part)?));
@@ -335,11 +322,6 @@ pub(super) fn pack_quantized(
     weight.tree = Some(grids(shape, groups, WordPlane::described(layout, shape), zero, &scale)?);
     weight.parts.push(("codes", bytes_of(of, &codes)?));
     Ok(weight)
-}
-
-/// A tensor of scales, which may be a vector.
-fn whole_of(of: &Checkpoint, name: &str) -> Result<tensorpress_tensor::checkpoint::Made> {
-    super::weight::stored(of, name)
 }
 
 /// Tree of integers with `groups` scales a row, or one for all.
@@ -376,7 +358,7 @@ pub(super) fn int_quantized(of: &Checkpoint, layer: &str, schemes: &[Scheme]) ->
         _ => None,
     };
     let signed = Layout { signed: true, ..Layout::new(8, Along::Columns) };
-    let mut parts = vec![("codes", bytes_of(of, &codes)?), ("scales", whole_of(of, &scale)?)];
+    let mut parts = vec![("codes", bytes_of(of, &codes)?), ("scales", stored(of, &scale)?)];
     let zero = if of.contains(&zeros) {
         parts.push(("zeros", bytes_of(of, &zeros)?));
         let grid = if groups.is_some() { outputs } else { 1 };

@@ -5,19 +5,9 @@ use tensorpress_tensor::node::{Format as _, Json};
 use tensorpress_tensor::{Checkpoint, Error, Result};
 
 use super::method::Scheme;
-use super::weight::{Weight, bytes_of, dense, packed, stored};
+use super::weight::{Weight, bytes_of, dense, matrix, packed, stored};
 use crate::float::{Small, SmallFormat};
 use crate::parts::group_length;
-
-fn matrix(of: &Checkpoint, name: &str) -> Result<[usize; 2]> {
-    match of.shape(name) {
-        Some(&[rows, cols]) => Ok([rows, cols]),
-        Some(shape) => {
-            Err(Error::shape(format!("shape {shape:?}, where 2 axes belong")).in_tensor(name))
-        }
-        None => Err(Error::insufficient("no such tensor").in_tensor(name)),
-    }
-}
 
 /// Tree of small floats; its scales are a child of their own.
 fn floats(

@@ -116,3 +116,14 @@ pub(super) fn packed([rows, cols]: [usize; 2], bits: u8) -> Json {
 pub(super) fn dense(dtype: &str, shape: [usize; 2]) -> Json {
     json!({"node": "dense.v1", "dtype": dtype, "shape": shape})
 }
+
+/// The two lengths of a stored matrix.
+pub(super) fn matrix(of: &Checkpoint, name: &str) -> Result<[usize; 2]> {
+    match of.shape(name) {
+        Some(&[rows, cols]) => Ok([rows, cols]),
+        Some(shape) => {
+            Err(Error::shape(format!("shape {shape:?}, where 2 axes belong")).in_tensor(name))
+        }
+        None => Err(of.bytes(name).err().unwrap_or_else(|| Error::insufficient("is missing"))),
+    }
+}
