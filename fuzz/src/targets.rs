@@ -109,8 +109,9 @@ fn import_again(node: Box<dyn tensorpress::tensor::Node>) -> Option<()> {
 pub fn gguf(data: &[u8]) {
     let Ok(file) = Gguf::from_bytes(data.to_vec()) else { return };
     let header = file.header().bytes();
-    let again = Header::read_alone(&header.into()).expect("a header that was read");
-    assert_eq!(&again, file.header(), "headers are read as they are written");
+    let again = Header::read_alone(&header.clone().into()).expect("a header that was read");
+    // By bytes: a NaN is not equal to itself.
+    assert_eq!(again.bytes(), header, "headers are read as they are written");
     let Ok(folder) = GgufFolder::of_file(Path::new("fuzzed"), file) else { return };
     for name in folder.names().expect("names") {
         if !name.ends_with(".safetensors") {
@@ -126,7 +127,9 @@ pub fn gguf(data: &[u8]) {
 pub fn imatrix(data: &[u8]) {
     use tensorpress::formats::imatrix::Imatrix;
     let Ok(read) = Imatrix::read(data.to_vec()) else { return };
-    let again = read.write().and_then(Imatrix::read).expect("what was read is written");
+    // Too many matrices for a file of today's form are an error.
+    let Ok(written) = read.write() else { return };
+    let again = Imatrix::read(written).expect("what was written is read");
     assert_eq!(again.matrices, read.matrices, "importance is read as it is written");
     let _ = read.write_old();
 }

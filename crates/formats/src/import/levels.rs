@@ -48,6 +48,10 @@ fn levels(shape: [usize; 2], count: usize, block: usize, codes: Json) -> Json {
 pub(super) fn four_bits(of: &Checkpoint, name: &str, state: &str) -> Result<Weight> {
     let json = of.bytes(state)?;
     let (state, block, nested) = State::read(&json).in_tensor(state)?;
+    if state.shape.contains(&0) {
+        return Err(Error::shape(format!("shape {:?} is empty", state.shape)).in_tensor(name));
+    }
+    state.elements().in_tensor(name)?;
     let [rows, cols] = matrix_shape(&state.shape);
     let shape = [rows, cols];
     let count = state.elements().in_tensor(name)?;

@@ -120,9 +120,10 @@ pub(super) fn dense(dtype: &str, shape: [usize; 2]) -> Json {
 /// The two lengths of a stored matrix.
 pub(super) fn matrix(of: &Checkpoint, name: &str) -> Result<[usize; 2]> {
     match of.shape(name) {
-        Some(&[rows, cols]) => Ok([rows, cols]),
+        // Lengths of an empty matrix are backed by nothing.
+        Some(&[rows, cols]) if rows > 0 && cols > 0 => Ok([rows, cols]),
         Some(shape) => {
-            Err(Error::shape(format!("shape {shape:?}, where 2 axes belong")).in_tensor(name))
+            Err(Error::shape(format!("shape {shape:?}, where a matrix belongs")).in_tensor(name))
         }
         None => Err(of.bytes(name).err().unwrap_or_else(|| Error::insufficient("is missing"))),
     }

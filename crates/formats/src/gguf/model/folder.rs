@@ -228,6 +228,11 @@ impl Tensor<'_> {
         let sizes = info.dims.iter().rev().map(|dim| usize::try_from(*dim));
         let shape: Vec<usize> =
             sizes.collect::<Result<_, _>>().map_err(|_| Error::unsupported("is too large here"))?;
+        // Lengths beside one of 0 are backed by nothing.
+        let all = shape.iter().try_fold(1usize, |all, length| all.checked_mul((*length).max(1)));
+        if all.is_none() || info.bytes == 0 && all > Some(1 << 16) {
+            return Err(Error::corruption(format!("shape {shape:?}")));
+        }
         if !place.experts {
             return self.one(&place.name, shape, 0, info.bytes, tensors, trees);
         }
@@ -256,7 +261,8 @@ impl Tensor<'_> {
         let how = match place.paired {
             Some(paired) => {
                 let (heads, rows) = ((self.heads)(paired)?, shape.first().copied().unwrap_or(0));
-                if heads == 0 || !rows.is_multiple_of(2 * heads) {
+                let pair = heads.checked_mul(2).filter(|pair| *pair > 0);
+                if pair.is_none_or(|pair| !rows.is_multiple_of(pair)) {
                     let what = format!("{rows} rows of {heads} heads, which are not in pairs");
                     return Err(Error::shape(what));
                 }
