@@ -5,7 +5,6 @@ mod damage;
 mod laws;
 mod quality;
 mod reference;
-mod speed;
 mod wire;
 
 use ndarray::Array3;

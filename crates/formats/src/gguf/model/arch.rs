@@ -17,7 +17,8 @@ pub struct Arch {
     /// What stands before the number of a block in a folder.
     layers: &'static str,
     globals: Names,
-    block: Names,
+    /// In as many lists as are shared with others.
+    block: &'static [Names],
     /// Matrices of which a file has all experts' in one tensor; `{}` is the number of the expert.
     experts: Names,
     /// Rows of q and k lie in pairs that are turned together, not in halves.
@@ -29,7 +30,7 @@ pub struct Arch {
 const GLOBALS: Names =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-const BLOCK: Names = &[
+const ATTENTION: Names = &[
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -37,58 +38,26 @@ const BLOCK: Names = &[
     ("attn_output", "self_attn.o_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
     ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
 ];
 
-const GEMMA: Names = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("post_attention_norm", "post_attention_layernorm"),
-    ("ffn_norm", "pre_feedforward_layernorm"),
-    ("post_ffw_norm", "post_feedforward_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
-
-const MIXTRAL: Names = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate_inp", "block_sparse_moe.gate"),
-];
-
-const QWEN_MOE: Names = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate_inp", "mlp.gate"),
-];
-
-const PHI3: Names = &[
+const FUSED: Names = &[
     ("attn_norm", "input_layernorm"),
     ("attn_qkv", "self_attn.qkv_proj"),
     ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_up", "mlp.gate_up_proj"),
-    ("ffn_down", "mlp.down_proj"),
 ];
+
+const NORM: Names = &[("ffn_norm", "post_attention_layernorm")];
+
+const GEMMA_NORMS: Names = &[
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+
+const GATED: Names =
+    &[("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")];
+
+const FUSED_GATE: Names = &[("ffn_up", "mlp.gate_up_proj"), ("ffn_down", "mlp.down_proj")];
 
 const BERT_GLOBALS: Names = &[
     ("token_embd", "embeddings.word_embeddings"),
@@ -114,7 +83,7 @@ const LLAMA: Arch = Arch {
     class: "LlamaForCausalLM",
     layers: "model.layers.",
     globals: GLOBALS,
-    block: BLOCK,
+    block: &[ATTENTION, NORM, GATED],
     experts: &[],
     paired: true,
     plus_one: false,
@@ -126,7 +95,7 @@ static ROWS: [Arch; 9] = [
     Arch {
         kind: "mixtral",
         class: "MixtralForCausalLM",
-        block: MIXTRAL,
+        block: &[ATTENTION, NORM, &[("ffn_gate_inp", "block_sparse_moe.gate")]],
         experts: &[
             ("ffn_gate_exps", "block_sparse_moe.experts.{}.w1"),
             ("ffn_down_exps", "block_sparse_moe.experts.{}.w2"),
@@ -140,7 +109,7 @@ static ROWS: [Arch; 9] = [
         gguf: "qwen3moe",
         kind: "qwen3_moe",
         class: "Qwen3MoeForCausalLM",
-        block: QWEN_MOE,
+        block: &[ATTENTION, NORM, &[("ffn_gate_inp", "mlp.gate")]],
         experts: &[
             ("ffn_gate_exps", "mlp.experts.{}.gate_proj"),
             ("ffn_down_exps", "mlp.experts.{}.down_proj"),
@@ -153,7 +122,7 @@ static ROWS: [Arch; 9] = [
         gguf: "gemma2",
         kind: "gemma2",
         class: "Gemma2ForCausalLM",
-        block: GEMMA,
+        block: &[ATTENTION, GEMMA_NORMS, GATED],
         paired: false,
         plus_one: true,
         ..LLAMA
@@ -162,7 +131,7 @@ static ROWS: [Arch; 9] = [
         gguf: "gemma3",
         kind: "gemma3_text",
         class: "Gemma3ForCausalLM",
-        block: GEMMA,
+        block: &[ATTENTION, GEMMA_NORMS, GATED],
         paired: false,
         plus_one: true,
         ..LLAMA
@@ -171,7 +140,7 @@ static ROWS: [Arch; 9] = [
         gguf: "phi3",
         kind: "phi3",
         class: "Phi3ForCausalLM",
-        block: PHI3,
+        block: &[FUSED, NORM, FUSED_GATE],
         paired: false,
         ..LLAMA
     },
@@ -181,7 +150,7 @@ static ROWS: [Arch; 9] = [
         class: "BertModel",
         layers: "encoder.layer.",
         globals: BERT_GLOBALS,
-        block: BERT,
+        block: &[BERT],
         paired: false,
         ..LLAMA
     },
@@ -262,7 +231,8 @@ impl Arch {
             return Some(self.place(name, format!("{folder}{suffix}"), false));
         };
         let experts = find(self.experts, within);
-        let folder = find(self.block, within).or(experts)?;
+        let in_block = self.block.iter().find_map(|names| find(names, within));
+        let folder = in_block.or(experts)?;
         let full = format!("{}{block}.{folder}{suffix}", self.layers);
         Some(self.place(within, full, experts.is_some()))
     }
@@ -290,7 +260,7 @@ impl Arch {
             return Some((self.place(file, format!("{file}{suffix}"), false), None));
         }
         let (block, within) = stem.strip_prefix(self.layers).and_then(number)?;
-        if let Some(file) = find(self.block, within) {
+        if let Some(file) = self.block.iter().find_map(|names| find(names, within)) {
             return Some((self.place(file, format!("blk.{block}.{file}{suffix}"), false), None));
         }
         self.experts.iter().find_map(|(file, folder)| {
