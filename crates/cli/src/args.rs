@@ -11,7 +11,7 @@ use tensorpress::tensor::stage::Preset;
 use crate::output::{listed, wrapped};
 
 pub(crate) use values::Bos;
-use values::{count, positive, seed, temperature};
+use values::{count, positive, seed, size, temperature};
 
 /// What MODEL may be; the same for every command.
 const MODEL: &str = "A Hugging Face folder (also one quantised by GPTQ, AWQ, compressed-tensors or bitsandbytes), a compressed \
@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Compress(Compress),
     /// Write a model in another format; what the format cannot hold exactly is said, and refused unless asked for
     Convert(Convert),
+    /// Say how much each input of each matrix matters, for the types of GGUF files: llama.cpp's importance matrix
+    Imatrix(Imatrix),
     /// Judge a model: perplexity, and its distance from a reference
     Eval(Eval),
     /// Continue a text
@@ -141,19 +143,9 @@ pub(crate) struct Inspect {
     pub(crate) json: bool,
 }
 
+/// What activations come of.
 #[derive(Debug, clap::Args)]
-#[command(after_help = recipes_help())]
-pub(crate) struct Compress {
-    #[arg(help = MODEL)]
-    pub(crate) model: String,
-    #[arg(long, value_name = "FILE", help = BASE)]
-    pub(crate) base: Option<PathBuf>,
-    /// A preset, a line of stages, or a .toml file
-    #[arg(long, short)]
-    pub(crate) recipe: String,
-    /// The new folder
-    #[arg(long, short)]
-    pub(crate) out: PathBuf,
+pub(crate) struct Calibration {
     #[arg(long, value_name = "TEXT", help = format!("What to calibrate on: {TEXT} (`demo` brings its own)"))]
     pub(crate) calib: Option<PathBuf>,
     /// Characters of the calibration text that are used
@@ -168,6 +160,27 @@ pub(crate) struct Compress {
     /// Whether texts begin with the begin-of-text token
     #[arg(long, value_enum, default_value_t)]
     pub(crate) bos: Bos,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = recipes_help())]
+pub(crate) struct Compress {
+    #[arg(help = MODEL)]
+    pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
+    /// A preset, a line of stages, or a .toml file
+    #[arg(long, short)]
+    pub(crate) recipe: String,
+    /// The new folder, or the file of --format gguf
+    #[arg(long, short)]
+    pub(crate) out: PathBuf,
+    /// Write the result as `convert --to` does, such as gguf, gguf(Q4_K) or compressed-tensors; what the format cannot hold
+    /// is an error, but with a type of gguf all is rounded to it
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    #[command(flatten)]
+    pub(crate) calibration: Calibration,
     /// Compress a model that is quantised already, from the values that its weights decode to
     #[arg(long)]
     pub(crate) from_quantized: bool,
@@ -209,10 +222,41 @@ pub(crate) struct Convert {
     /// Round anew what the format cannot hold
     #[arg(long)]
     pub(crate) requantize: bool,
-    /// An importance matrix of llama.cpp, in either form, by which gguf(TYPE) weighs inputs
-    #[arg(long, value_name = "FILE")]
+    /// An importance matrix of llama.cpp, in either form, by which gguf(TYPE) weighs inputs; or --calib makes one
+    #[arg(long, value_name = "FILE", conflicts_with = "calib")]
     pub(crate) imatrix: Option<PathBuf>,
+    /// Length of a file of a folder at most, such as 5GB or 500MiB [default: a file for each block]
+    #[arg(long, value_name = "N", value_parser = size)]
+    pub(crate) shard_size: Option<u64>,
+    #[command(flatten)]
+    pub(crate) calibration: Calibration,
     /// Replace what is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The file serves `convert --to gguf(TYPE) --imatrix FILE`, and llama.cpp.\nWith --json: matrices, tokens, \
+                        unseen (experts that no token came to), seconds, peak_rss_bytes"
+)]
+pub(crate) struct Imatrix {
+    #[arg(help = MODEL)]
+    pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
+    /// The new file
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) calibration: Calibration,
+    /// Write llama.cpp's older form, which is no GGUF file
+    #[arg(long)]
+    pub(crate) old: bool,
+    /// Replace the file if it is there
     #[arg(long)]
     pub(crate) force: bool,
     /// Print one JSON object

@@ -6,11 +6,13 @@ use serde::Serialize;
 use tensorpress::bill::Bill;
 use tensorpress::model::text::Limits;
 use tensorpress::model::{Source, compare};
-use tensorpress::pipeline::{CalibrationText, Compressor, Report, partial_of, peak_rss_bytes};
+use tensorpress::pipeline::{
+    CalibrationText, Compressor, Report, Target, partial_of, peak_rss_bytes,
+};
 use tensorpress::recipe::Recipe;
-use tensorpress::{Error, ErrorKind, registry};
+use tensorpress::{Error, ErrorKind, open_model};
 
-use crate::args::Compress;
+use crate::args::{Calibration, Compress};
 use crate::eval::{Verdict, decoder, read, text_of};
 use crate::failure::{Failure, Outcome};
 use crate::interrupt;
@@ -32,7 +34,9 @@ struct Result {
 pub(crate) fn run(args: &Compress) -> Outcome {
     let recipe = Recipe::read(&args.recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
     let opened = open(&args.model, args.base.as_deref())?;
-    let calibration = calibration(args, &opened)?;
+    let calibration = calibration_of(&args.calibration, &opened)?;
+    let format = args.format.as_deref().map(str::parse::<Target>).transpose();
+    let format = format.map_err(|e| Failure::of_argument("--format", e))?;
     // A text that cannot be read or encoded is better found before the work.
     let judged = match &args.eval {
         None => None,
@@ -48,6 +52,9 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         .with_progress(&mut bar);
     if let Some(calibration) = calibration {
         compressor = compressor.with_calibration(calibration);
+    }
+    if let Some(format) = format {
+        compressor = compressor.with_format(format);
     }
     let partial = partial_of(&args.out);
     let report = compressor.run(&opened.source, &args.out).map_err(|e| {
@@ -79,7 +86,11 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     if args.json { print_json(&result) } else { show(args, &result) }
 }
 
-fn calibration(args: &Compress, opened: &Opened) -> Outcome<Option<CalibrationText>> {
+/// What to calibrate on, if something is given.
+pub(crate) fn calibration_of(
+    args: &Calibration,
+    opened: &Opened,
+) -> Outcome<Option<CalibrationText>> {
     let text = match (&args.calib, &opened.texts) {
         (Some(file), _) => read(file)?,
         (None, Some(texts)) => texts.calibration.into(),
@@ -104,11 +115,11 @@ fn segments(args: &Compress, file: Option<&PathBuf>, opened: &Opened) -> Outcome
         return Err(Failure::Usage(message));
     }
     source.need_head()?;
-    Ok(text.segments(source, args.bos.into(), Limits::default())?)
+    Ok(text.segments(source, args.calibration.bos.into(), Limits::default())?)
 }
 
 fn judge(args: &Compress, source: &Source, segments: &[Vec<u32>], result: &mut Result) -> Outcome {
-    let compressed = Source::open(&args.out, &registry())?;
+    let compressed = open_model(&args.out)?;
     let (bar, tell) = judging("judging");
     let judgement = compare(&decoder(source)?, &decoder(&compressed)?, segments, &tell)?;
     bar.finish_and_clear();
@@ -195,7 +206,8 @@ fn show(args: &Compress, result: &Result) -> Outcome {
     if let Some(peak) = report.peak_rss_bytes {
         row("peak memory", bytes(peak));
     }
-    row("folder", args.out.display().to_string());
+    let file = args.out.is_file();
+    row(if file { "file" } else { "folder" }, args.out.display().to_string());
     let fallbacks = report.layers.iter().filter(|layer| layer.fallback.is_some()).count();
     if fallbacks > 0 {
         row("fallbacks", format!("{fallbacks} layers:"));

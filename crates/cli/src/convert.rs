@@ -6,6 +6,7 @@ use tensorpress::pipeline::{ConversionReport, Convert, float_type, partial_of};
 use tensorpress::{Error, ErrorKind};
 
 use crate::args;
+use crate::compress::calibration_of;
 use crate::failure::{Failure, Outcome};
 use crate::interrupt;
 use crate::open::open;
@@ -34,6 +35,15 @@ pub(crate) fn run(args: &args::Convert) -> Outcome {
     if let Some(path) = &args.imatrix {
         let bytes = std::fs::read(path).map_err(|e| Error::io("read the file", path, e))?;
         job = job.with_importance(Imatrix::read(bytes).map_err(|e| e.in_file(path))?);
+    }
+    if let Some(bytes) = args.shard_size {
+        job = job.with_shard_size(bytes);
+    }
+    // Only what is asked for: importance changes what the types hold.
+    if args.calibration.calib.is_some() {
+        if let Some(text) = calibration_of(&args.calibration, &opened)? {
+            job = job.with_calibration(text);
+        }
     }
     if let Some(dtype) = dtype {
         job = job.with_dtype(dtype);

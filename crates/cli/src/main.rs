@@ -5,6 +5,7 @@ mod compress;
 mod convert;
 mod eval;
 mod failure;
+mod imatrix;
 mod inspect;
 mod interrupt;
 mod open;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Compress(args) => compress::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Imatrix(args) => imatrix::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Run(args) => run::run(args),
         Command::Squeeze(args) => squeeze::run(args),

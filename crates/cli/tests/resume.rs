@@ -167,3 +167,77 @@ fn a_mount_point_is_said_before_the_work() {
         assert!(!folder.path().join("out.partial").exists());
     }
 }
+
+/// Files below a folder, or a file, and their contents; nothing if it is not there.
+fn whole(path: &Path) -> Vec<(String, Vec<u8>)> {
+    if path.is_file() {
+        return vec![(String::new(), std::fs::read(path).expect("a file"))];
+    }
+    if path.is_dir() { contents(path).into_iter().collect() } else { Vec::new() }
+}
+
+/// Runs a command that writes `out`, and kills it at random moments, 20 times: what it writes is not there or whole, and
+/// where it was not, the work that is left goes on. In the end the bytes are those of a run that nobody stopped, and
+/// nothing lies beside them.
+fn survives_kills(command: &[&str], out: &str, seed: u64) {
+    let parent = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| parent.path().join(name).join(out);
+    let start = |to: &Path, force: bool| {
+        std::fs::create_dir_all(to.parent().expect("a parent")).expect("a folder");
+        let mut child = tensorpress();
+        child.args(command).args(["--out", arg(to)]);
+        child.args(force.then_some("--force")).stdout(Stdio::null()).stderr(Stdio::piped());
+        child.spawn().expect("the program starts")
+    };
+    let clock = std::time::Instant::now();
+    let ended = start(&path("whole"), false).wait_with_output().expect("an end");
+    assert!(ended.status.success(), "{}", stderr(&ended));
+    let took = clock.elapsed();
+    let good = whole(&path("whole"));
+    let (to, mut random, mut cut) = (path("out"), seed, 0);
+    for point in 0..20 {
+        // A step of Knuth's generator: moments all over the run, and a little past its end.
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let share = (random >> 40) as f64 / (1u64 << 24) as f64;
+        // Half of them replace what is there, as the runs before have left it.
+        let mut child = start(&to, point % 2 == 1);
+        std::thread::sleep(took.mul_f64(1.1 * share));
+        child.kill().expect("killed");
+        let ended = child.wait_with_output().expect("an end");
+        cut += usize::from(!ended.status.success());
+        let is = whole(&to);
+        assert!(is.is_empty() || is == good, "{command:?}: half written at {share}");
+        if point % 5 == 4 {
+            let ended = start(&to, true).wait_with_output().expect("an end");
+            assert!(ended.status.success(), "{command:?} at {share}: {}", stderr(&ended));
+            assert!(whole(&to) == good, "{command:?}: other bytes after {point}");
+            let beside = std::fs::read_dir(to.parent().expect("a parent")).expect("a folder");
+            assert_eq!(beside.count(), 1, "{command:?}: something lies beside the result");
+            std::fs::remove_dir_all(to.parent().expect("a parent")).expect("removed");
+        }
+    }
+    assert!(cut >= 5, "{command:?}: only {cut} of 20 came in time");
+}
+
+#[test]
+fn conversions_survive_kills_at_random_moments() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let w4 = parent.path().join("w4");
+    let recipe = "rtn(bits=4, group=32, symmetric=true)";
+    json(&run(&["compress", "demo", "--recipe", recipe, "--out", arg(&w4), "--json"]));
+    let file = parent.path().join("w4.gguf");
+    json(&run(&["convert", arg(&w4), "--to", "gguf", "--out", arg(&file), "--json"]));
+    survives_kills(&["convert", "demo", "--to", "gguf(Q4_K)"], "model.gguf", 1);
+    survives_kills(&["convert", arg(&w4), "--to", "compressed-tensors"], "model", 2);
+    survives_kills(&["convert", arg(&file), "--to", "tensorpress"], "model", 3);
+    let short = ["convert", arg(&w4), "--to", "safetensors", "--shard-size", "300kB"];
+    survives_kills(&short, "model", 4);
+}
+
+#[test]
+fn formats_in_one_go_survive_kills_at_random_moments() {
+    let recipe = "rtn(bits=4, group=32, symmetric=true)";
+    survives_kills(&["compress", "demo", "--recipe", recipe, "--format", "gguf"], "model.gguf", 5);
+    survives_kills(&["compress", "demo", "--recipe", recipe, "--format", "gptq"], "model", 6);
+}

@@ -45,3 +45,40 @@ pub(super) fn temperature(text: &str) -> Result<f32, String> {
         _ => Err("allowed are finite numbers from 0".to_owned()),
     }
 }
+
+/// Bytes: a number, and what it counts.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 7] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("", 1),
+    ];
+    let found = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let (number, unit) = found.unwrap_or((text, 1));
+    let bytes = number.trim().parse::<f64>().ok().map(|number| number * unit as f64);
+    match bytes {
+        Some(bytes) if (1.0..=u64::MAX as f64).contains(&bytes) => Ok(bytes as u64),
+        _ => Err("allowed are bytes from 1, such as 5GB, 500MB, 1.5GiB or 4096".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in
+            [("1", 1), ("4096", 4096), ("5GB", 5_000_000_000), ("1.5GiB", 3 << 29), ("2kB", 2000)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "-1", "x", "MB", "1TB", "nan", "inf", "1e300GB", "0.5"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

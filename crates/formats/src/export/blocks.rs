@@ -172,7 +172,8 @@ fn of_grids(grids: &Grids) -> Result<(Fit, Vec<u8>)> {
         return Ok((Fit::Blocks(ty), blocks_of(ty, &grids)));
     }
     let (bits, group, zero) = (grids.bits, grids.group, grids.zero());
-    let why = format!("no type of ggml holds {bits} bits in groups of {group} about {zero:?}");
+    let about = zero.map_or("zero points of their own".to_owned(), |zero| format!("{zero}"));
+    let why = format!("no type of ggml holds {bits} bits in groups of {group} about {about}");
     let nearest = match bits {
         ..=4 if !group.is_multiple_of(32) => "groups of 32, 64, 128 do",
         ..=4 => {

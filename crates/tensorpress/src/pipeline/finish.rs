@@ -16,34 +16,25 @@ use super::side::Side;
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Writes what makes the shards a model, and gives the folder its name. `plain`: nothing is compressed, and the source's
-/// config is that of the result.
-pub(super) fn finish(
+/// Writes what makes the shards a model; the folder has its name yet to come.
+pub(super) fn assemble(
     work: &mut Work,
     source: &Source,
     out: &Path,
-    plain: bool,
-    force: bool,
-) -> Result<()> {
-    let config = if plain { source.raw_config().clone() } else { config(source)? };
-    finish_with(work, source, out, config, force)
-}
-
-/// [`finish`] with this config.
-pub(super) fn finish_with(
-    work: &mut Work,
-    source: &Source,
-    out: &Path,
-    config: serde_json::Value,
-    force: bool,
+    config: &serde_json::Value,
 ) -> Result<()> {
     let folder = work.folder().to_path_buf();
     write_index(work, &folder)?;
-    write_json(&folder.join("config.json"), &config)?;
+    write_json(&folder.join("config.json"), config)?;
     let side = Side::of(source, out)?;
     work.copies(side.names())?;
     side.copy(&folder)?;
-    Listing::of(&folder, &side.names())?.write(&folder)?;
+    Listing::of(&folder, &side.names())?.write(&folder)
+}
+
+/// Gives an [assembled](assemble) folder its name.
+pub(super) fn publish(work: &mut Work, out: &Path, force: bool) -> Result<()> {
+    let folder = work.folder().to_path_buf();
     // What is there now is looked at now.
     let had = force && fs::symlink_metadata(out).is_ok();
     let replaced = had.then(|| owned(out)).transpose()?;

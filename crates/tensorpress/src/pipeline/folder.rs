@@ -18,6 +18,8 @@ use super::state::{Identity, STATE, State, Steps, Stored, Unit};
 pub(super) const LOCK: &str = "tensorpress.lock";
 /// What the names of the files of rewrites begin with.
 pub(super) const REWRITE: &str = "tensorpress.rewrite-";
+/// What the names of shards begin with that are written anew.
+pub(super) const REGROUPED: &str = "tensorpress.shard-";
 
 /// Where the work on `out` lies until it is done.
 #[must_use]
@@ -25,6 +27,13 @@ pub fn partial_of(out: &Path) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     out.with_file_name(name)
+}
+
+/// Where the work on another format of what is finished in [`partial_of`] `out` lies.
+pub(super) fn converting(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(".format");
+    partial_of(&out.with_file_name(name))
 }
 
 /// Whether a result may go to `out`: what is read does not lie there.
@@ -75,14 +84,13 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Begins work on `checkpoint` for `out`, or takes up what an earlier run has left.
+    /// Begins work on `checkpoint` in a folder, or takes up what an earlier run has left there.
     pub(super) fn open(
-        out: &Path,
+        folder: PathBuf,
         identity: Identity,
         checkpoint: &Checkpoint,
         force: bool,
     ) -> Result<Self> {
-        let folder = partial_of(out);
         if fs::symlink_metadata(&folder).is_ok_and(|found| !found.is_dir()) {
             return Err(Error::invalid("is in the way: it is no folder").in_file(&folder));
         }
@@ -236,6 +244,28 @@ impl Work {
         self.write()
     }
 
+    /// Path of a shard that is written anew.
+    #[cfg(feature = "formats")]
+    pub(super) fn regrouped(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("{REGROUPED}{index:05}"))
+    }
+
+    /// Puts so many shards that were written anew in the place of all. A crash in between leaves work that begins anew.
+    #[cfg(feature = "formats")]
+    pub(super) fn regroup(&mut self, count: usize) -> Result<()> {
+        self.forget(0)?;
+        for index in 0..self.shards {
+            let path = self.shard(index);
+            fs::remove_file(&path).map_err(|e| Error::io("remove the file", path, e))?;
+        }
+        self.shards = count;
+        for index in 0..count {
+            let (from, to) = (self.regrouped(index), self.shard(index));
+            fs::rename(from, &to).map_err(|e| Error::io("name the file", to, e))?;
+        }
+        Ok(())
+    }
+
     /// Removes the folder, whose result has its name elsewhere.
     #[cfg(feature = "formats")]
     pub(super) fn discard(&mut self) -> Result<()> {
@@ -271,7 +301,7 @@ impl Work {
     }
 
     /// Passes on how the work went. Where an error ends it for good, nothing is left behind.
-    pub(super) fn ended<T>(self, done: Result<T>) -> Result<T> {
+    pub(super) fn ended<T>(&mut self, done: Result<T>) -> Result<T> {
         // An input that was written to explains whatever went wrong.
         let done = done.or_else(|error| self.checkpoint.check_unmoved().and(Err(error)));
         let held = self.lock.is_some();

@@ -23,12 +23,15 @@ mod listing;
 mod peak;
 mod plan;
 mod progress;
+#[cfg(feature = "formats")]
+mod regroup;
 mod report;
 mod rewrite;
 mod shard;
 mod side;
 mod state;
 mod tables;
+mod then;
 mod write;
 
 use std::path::Path;
@@ -43,7 +46,7 @@ use tensorpress_tensor::{Error, Registry, Result, Rewrite};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
 #[cfg(feature = "formats")]
-pub use convert::{ConversionReport, Convert, Converted, Target, float_type};
+pub use convert::{ConversionReport, Convert, Converted, Importance, Target, float_type};
 pub use folder::partial_of;
 pub use peak::peak_rss_bytes;
 pub use progress::{Event, Progress};
@@ -59,6 +62,7 @@ use plan::Plan;
 use rewrite::{Named, Rewriting, Rewritten};
 use side::Side;
 use state::{Identity, Unit};
+use then::{Publish, Then};
 
 /// Compresses models by a recipe.
 ///
@@ -84,6 +88,7 @@ pub struct Compressor<'a> {
     seed: u64,
     force: bool,
     from_quantized: bool,
+    then: Then,
     progress: Option<&'a mut dyn Progress>,
     cancel: Option<Arc<AtomicBool>>,
     registry: Option<Registry>,
@@ -110,7 +115,15 @@ struct Task<'r> {
     samples: Samples,
     plan: Plan,
     plain: bool,
-    begun: Instant,
+}
+
+/// What came of the work.
+struct Done {
+    layers: Vec<LayerReport>,
+    blocks: Vec<BlockReport>,
+    /// Shards that an earlier run had finished.
+    resumed: usize,
+    registry: Registry,
 }
 
 /// What the parts of a run share.
@@ -154,6 +167,7 @@ impl<'a> Compressor<'a> {
             seed: 0,
             force: false,
             from_quantized: false,
+            then: Then::default(),
             progress: None,
             cancel: None,
             registry: None,
@@ -208,6 +222,17 @@ impl<'a> Compressor<'a> {
         self
     }
 
+    /// Writes the result in this format, as [`Convert`] does. Codes keep their values: what the format cannot hold is an
+    /// error, found when the first block is compressed; but for [`Target::Gguf`] with a type, to which everything is rounded
+    /// that is anything else, weighed by the calibration text if there is one, as a note of the report says. The result of
+    /// the recipe lies in `OUT.partial` until then, and takes room beside that of the format.
+    #[cfg(feature = "formats")]
+    #[must_use]
+    pub fn with_format(mut self, format: Target) -> Self {
+        self.then = Then::format(format);
+        self
+    }
+
     /// Tells `progress` what happens.
     #[must_use]
     pub fn with_progress(mut self, progress: &'a mut dyn Progress) -> Self {
@@ -252,7 +277,7 @@ impl<'a> Compressor<'a> {
             return Err(Error::unsupported(message).in_tensor(name));
         }
         let source = decoded.as_ref().unwrap_or(source);
-        folder::check_target(out, source, self.force)?;
+        self.then.check(source, out, self.force)?;
         let recipe = self.identity_of_recipe();
         let mut rewrites = self.recipe.rewrites();
         rewrites.append(&mut self.rewrites);
@@ -269,18 +294,38 @@ impl<'a> Compressor<'a> {
         let samples = self.samples(source, &rewrites, &plan)?;
         let identity =
             Identity::new(source, recipe, &samples, self.supplied.as_deref(), self.seed)?;
-        let mut work = Work::open(out, identity, source.checkpoint(), self.force)?;
-        let task = Task { source, out, rewrites, samples, plan, plain, begun };
+        let mut work = Work::open(partial_of(out), identity, source.checkpoint(), self.force)?;
+        let task = Task { source, out, rewrites, samples, plan, plain };
         let done = self.work(task, &mut work);
-        work.ended(done).map(|report| Report { notes, ..report })
+        let Done { layers, blocks, resumed, registry } = work.ended(done)?;
+        // What is compressed stays, whatever comes of the format.
+        let said = self.then.publish(
+            &mut work,
+            out,
+            Publish {
+                force: self.force,
+                registry: &registry,
+                calibration: self.calibration.take(),
+                cancel: self.cancel.clone(),
+                progress: match &mut self.progress {
+                    Some(progress) => Some(&mut **progress),
+                    None => None,
+                },
+            },
+        )?;
+        self.tell(Event::Finished);
+        let bill = Bill::of(&crate::open_model_with(out, &registry)?)?;
+        let mut report = Report::new(source, bill, layers, begun.elapsed(), resumed);
+        report.blocks = blocks;
+        report.notes = notes.into_iter().chain(said).collect();
+        Ok(report)
     }
 
     /// The work, once everything is found out that it takes.
-    fn work(&mut self, task: Task<'_>, work: &mut Work) -> Result<Report> {
-        let Task { source, out, rewrites, samples, plan, plain, begun } = task;
+    fn work(&mut self, task: Task<'_>, work: &mut Work) -> Result<Done> {
+        let Task { source, out, rewrites, samples, plan, plain } = task;
         let rewritten = self.rewrite(source, &rewrites, &samples, plain, work)?;
-        let original = source;
-        let source = rewritten.as_ref().map_or(original, |rewritten| &rewritten.source);
+        let source = rewritten.as_ref().map_or(source, |rewritten| &rewritten.source);
         let plan = match &rewritten {
             // Names of weights are those of the model that is left.
             Some(_) => Plan::new(source, &self.recipe, true)?,
@@ -321,6 +366,9 @@ impl<'a> Compressor<'a> {
                 self.report(&unit);
                 work.finished(unit)?;
             }
+            if index == 0 {
+                self.then.check_first(&shard, &context.registry)?;
+            }
             if let Some(stream) = stream.as_mut().filter(|_| !work.is_complete()) {
                 context.check_cancelled()?;
                 stream.advance(&context, index, &shard)?;
@@ -329,12 +377,10 @@ impl<'a> Compressor<'a> {
         }
         drop(stream);
         let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
-        finish::finish(work, source, out, plain, self.force)?;
-        self.tell(Event::Finished);
-        let bill = Bill::of(&Source::open_any(out, &context.registry)?)?;
-        let mut report = Report::new(original, bill, layers, begun.elapsed(), resumed);
-        report.blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
-        Ok(report)
+        let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
+        finish::assemble(work, source, out, &config)?;
+        let blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
+        Ok(Done { layers, blocks, resumed, registry: context.registry })
     }
 
     /// All that decides what the recipe does.

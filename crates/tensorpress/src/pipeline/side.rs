@@ -11,8 +11,8 @@ use tensorpress_tensor::checkpoint::{
 };
 use tensorpress_tensor::{Context, Error, Result};
 
-use super::folder::{LOCK, partial_of};
-use super::listing::LIST;
+use super::folder::{converting, partial_of};
+use super::listing::{LIST, is_of_work};
 use super::state::STATE;
 
 /// Bytes copied at a time.
@@ -44,7 +44,8 @@ impl<'a> Side<'a> {
             return Ok(Self { files: files.collect(), notes: Vec::new() });
         };
         let results = RefCell::new(Vec::new());
-        let work = [out.to_path_buf(), partial_of(out)].map(|path| inside(source.folder(), &path));
+        let work = [out.to_path_buf(), partial_of(out), converting(out)];
+        let work = work.map(|path| inside(source.folder(), &path));
         let paths = from.below(&|path| {
             let name = path.rsplit('/').next().unwrap_or(path);
             if name.starts_with('.') || is_temporary(name) {
@@ -155,7 +156,7 @@ fn kind(path: &str, modules: &[String], paths: &[String]) -> Kind {
 fn kind_at_top(name: &str) -> Kind {
     let index = name.strip_suffix(".index.json");
     match () {
-        () if ["config.json", LIST, LOCK, STATE].contains(&name) => Kind::Made,
+        () if name == "config.json" || name == LIST || is_of_work(name) => Kind::Made,
         () if index.is_some_and(|of| of.ends_with(".safetensors") || is_other_weights(of)) => {
             Kind::Made
         }

@@ -9,7 +9,7 @@ use tensorpress_tensor::{Context as _, Error, Node, Part, PartSink, Result};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::finish;
-use super::folder::{self, Work};
+use super::folder::{self, Work, partial_of};
 use super::shard::{self, Item};
 use super::side::Side;
 use super::state::Identity;
@@ -55,7 +55,7 @@ pub fn write_model(
     Side::of(source, out)?;
     let (hash, announced) = hash(nodes)?;
     let identity = Identity::of_nodes(source, hash)?;
-    let mut work = Work::open(out, identity, source.checkpoint(), false)?;
+    let mut work = Work::open(partial_of(out), identity, source.checkpoint(), false)?;
     let done = write_shards(source, nodes, &announced, out, &mut work);
     work.ended(done)
 }
@@ -100,7 +100,9 @@ fn write_shards(
         source.checkpoint().release();
     }
     let plain = nodes.is_empty() && source.trees().is_empty();
-    finish::finish(work, source, out, plain, false)
+    let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
+    finish::assemble(work, source, out, &config)?;
+    finish::publish(work, out, false)
 }
 
 /// Every node stands for a matrix of its shape.

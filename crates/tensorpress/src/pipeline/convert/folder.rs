@@ -11,8 +11,9 @@ use tensorpress_tensor::{Context as _, DType, Error, Node, RawTensor, Result, Te
 
 use super::layers::{self, Kind, Scheme};
 use super::{ConversionReport, Convert, Converted, Event, Target};
-use crate::pipeline::finish::{config, finish_with};
+use crate::pipeline::finish::{assemble, config, publish};
 use crate::pipeline::folder::{self, Work};
+use crate::pipeline::regroup::regroup;
 use crate::pipeline::shard::{self, Item};
 use crate::pipeline::side::Side;
 use crate::pipeline::state::Identity;
@@ -36,7 +37,7 @@ pub(super) fn convert(
     let plan = plan(job, source)?;
     let side = Side::of(source, out)?.notes;
     let identity = Identity::of_job(source, job.identity()?)?;
-    let mut work = Work::open(out, identity, source.checkpoint(), job.force)?;
+    let mut work = Work::open(job.folder(out), identity, source.checkpoint(), job.force)?;
     let done = write(job, source, out, &plan, &mut work);
     let mut report = work.ended(done)?;
     report.notes.extend(side);
@@ -122,9 +123,13 @@ fn write(
         source.checkpoint().release();
     }
     let mut report = job.report(source);
-    report.bytes_after = work.units().iter().map(|unit| unit.bytes).sum();
     report.tensors = work.units().iter().flat_map(|unit| unit.converted.clone()).collect();
-    finish_with(work, source, out, said(job, source, plan)?, job.force)?;
+    report.bytes_after = match job.shard_size {
+        Some(most) => regroup(work, most, &|| job.check_cancelled())?,
+        None => work.units().iter().map(|unit| unit.bytes).sum(),
+    };
+    assemble(work, source, out, &said(job, source, plan)?)?;
+    publish(work, out, job.force)?;
     Ok(report)
 }
 

@@ -2,22 +2,25 @@
 
 mod folder;
 mod gguf;
+mod importance;
 mod layers;
 mod target;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use tensorpress_formats::export::fitting;
 use tensorpress_formats::imatrix::Imatrix;
 use tensorpress_model::Source;
-use tensorpress_tensor::{DType, Result};
+use tensorpress_tensor::{Context as _, DType, Node, Result};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Event, Progress, check_cancelled};
+use super::{CalibrationText, Event, Progress, check_cancelled, partial_of};
 
+pub use importance::Importance;
 pub use target::{Target, float_type};
 
 /// Converts models.
@@ -41,6 +44,10 @@ pub struct Convert<'a> {
     dtype: Option<DType>,
     requantize: bool,
     importance: Option<Imatrix>,
+    calibration: Option<CalibrationText>,
+    shard_size: Option<u64>,
+    /// Where the work lies, if not beside the target.
+    folder: Option<PathBuf>,
     force: bool,
     progress: Option<&'a mut dyn Progress>,
     cancel: Option<Arc<AtomicBool>>,
@@ -56,6 +63,38 @@ impl std::fmt::Debug for Convert<'_> {
             .field("force", force)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether a model that is yet to be compressed may go to `out` in this format, as far as is known before.
+pub(super) fn check(target: Target, source: &Source, out: &Path, force: bool) -> Result<()> {
+    if !target.is_file() {
+        return super::folder::check_target(out, source, force);
+    }
+    gguf::check_target(out, source, force)?;
+    gguf::check(source, out)
+}
+
+/// Whether a format holds what a recipe has made of some matrices, by name.
+///
+/// # Errors
+/// `Unsupported`, naming the first that it does not hold.
+pub(super) fn check_nodes(target: Target, nodes: &[(String, Box<dyn Node>)]) -> Result<()> {
+    match target {
+        Target::Gguf(Some(_)) | Target::Tensorpress | Target::Safetensors => return Ok(()),
+        Target::Gguf(None) => {
+            let fits =
+                |(name, node): &(String, Box<dyn Node>)| fitting(&**node).map(drop).in_tensor(name);
+            return nodes.iter().try_for_each(fits);
+        }
+        _ => {}
+    }
+    let kinds = nodes
+        .iter()
+        .map(|(name, node)| Ok((name.clone(), layers::kind(target, &**node).in_tensor(name)?)));
+    let scheme = layers::scheme(target, &kinds.collect::<Result<Vec<_>>>()?, false)?;
+    nodes.iter().try_for_each(|(name, node)| {
+        layers::tensors(target, scheme, name, &**node).map(drop).in_tensor(name)
+    })
 }
 
 /// What became of a tensor.
@@ -103,6 +142,9 @@ impl<'a> Convert<'a> {
             dtype: None,
             requantize: false,
             importance: None,
+            calibration: None,
+            shard_size: None,
+            folder: None,
             force: false,
             progress: None,
             cancel: None,
@@ -131,6 +173,34 @@ impl<'a> Convert<'a> {
     pub fn with_importance(mut self, importance: Imatrix) -> Self {
         self.importance = Some(importance);
         self
+    }
+
+    /// Makes the importance of [`Convert::with_importance`] of this text, unless it is given: see [`Importance`]. Only
+    /// [`Target::Gguf`] with a type asks for it.
+    #[must_use]
+    pub fn with_calibration(mut self, text: CalibrationText) -> Self {
+        self.calibration = Some(text);
+        self
+    }
+
+    /// Sets how long a file of a folder may be, in bytes, its header included. A tensor (of our own folders: a matrix with
+    /// all its parts) that is longer by itself has a file of its own. Default: a file for each block. Takes as much room
+    /// again on the disk, until the folder is done.
+    #[must_use]
+    pub fn with_shard_size(mut self, bytes: u64) -> Self {
+        self.shard_size = Some(bytes);
+        self
+    }
+
+    /// Puts the work into this folder.
+    pub(super) fn with_folder(mut self, folder: PathBuf) -> Self {
+        self.folder = Some(folder);
+        self
+    }
+
+    /// Where the work on `out` lies.
+    fn folder(&self, out: &Path) -> PathBuf {
+        self.folder.clone().unwrap_or_else(|| partial_of(out))
     }
 
     /// Replaces the target if it is there and ours, and begins anew where `OUT.partial` belongs to other work.
@@ -163,6 +233,18 @@ impl<'a> Convert<'a> {
     pub fn run(mut self, source: &Source, out: &Path) -> Result<ConversionReport> {
         let begun = Instant::now();
         source.checkpoint().check_unmoved()?;
+        if let (Target::Gguf(Some(_)), None, Some(text)) =
+            (self.target, &self.importance, self.calibration.take())
+        {
+            let mut job = Importance::new(text);
+            if let Some(cancel) = &self.cancel {
+                job = job.with_cancel(cancel.clone());
+            }
+            if let Some(progress) = self.progress.as_deref_mut() {
+                job = job.with_progress(progress);
+            }
+            self.importance = Some(job.run(source)?);
+        }
         let mut report = match self.target {
             Target::Gguf(ty) => gguf::convert(&mut self, source, out, ty)?,
             _ => folder::convert(&mut self, source, out)?,
@@ -193,7 +275,10 @@ impl<'a> Convert<'a> {
             Some(imatrix) => format!(", importance {:032x}", hash(imatrix)?),
         };
         let requantize = self.requantize;
-        Ok(format!("(convert to {name}, floats {dtype}, requantize {requantize}{importance})"))
+        let shards = self.shard_size.map_or(String::new(), |most| format!(", shards of {most}"));
+        Ok(format!(
+            "(convert to {name}, floats {dtype}, requantize {requantize}{importance}{shards})"
+        ))
     }
 
     fn report(&self, source: &Source) -> ConversionReport {

@@ -13,7 +13,7 @@ use tensorpress_model::Source;
 use tensorpress_tensor::checkpoint::{name_file, refuse_mount_point};
 use tensorpress_tensor::{Context as _, Error, Result};
 
-use super::{ConversionReport, Convert, Event};
+use super::{ConversionReport, Convert, Event, Target};
 use crate::pipeline::folder::Work;
 use crate::pipeline::listing::UNFINISHED_GGUF;
 use crate::pipeline::state::{Identity, Unit};
@@ -26,18 +26,26 @@ pub(super) fn convert(
     out: &Path,
     ty: Option<Type>,
 ) -> Result<ConversionReport> {
+    if job.shard_size.is_some() {
+        return Err(Error::invalid("a GGUF file is written as one: no length of shards"));
+    }
     check_target(out, source, job.force)?;
     let plan = Plan::new(job, source, out, ty)?;
     let identity = Identity::of_job(source, job.identity()?)?;
-    let mut work = Work::open(out, identity, source.checkpoint(), job.force)?;
+    let mut work = Work::open(job.folder(out), identity, source.checkpoint(), job.force)?;
     let done = write(job, source, out, &plan, &mut work);
     let mut report = work.ended(done)?;
     report.notes.extend(plan.notes);
     Ok(report)
 }
 
+/// That the model has words in GGUF files, as far as is known before it is compressed.
+pub(super) fn check(source: &Source, out: &Path) -> Result<()> {
+    Plan::new(&Convert::new(Target::Gguf(None)), source, out, None).map(drop)
+}
+
 /// Whether a file may go to `out`.
-fn check_target(out: &Path, source: &Source, force: bool) -> Result<()> {
+pub(super) fn check_target(out: &Path, source: &Source, force: bool) -> Result<()> {
     if out.file_name().is_none() {
         return Err(Error::invalid("is no name for a new file").in_file(out));
     }

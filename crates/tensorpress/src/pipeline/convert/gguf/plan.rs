@@ -100,7 +100,7 @@ impl Plan {
         };
         let mut entries = entries(job, source, Some(arch), None, ty, &mut notes)?;
         let file_type = file_type(&entries, ty);
-        let (metadata, made) = new_metadata(source, arch, out, file_type, &mut notes)?;
+        let (metadata, made) = new_metadata(job, source, arch, out, file_type, &mut notes)?;
         let made: BTreeMap<String, Vec<f32>> = made.into_iter().collect();
         for (name, values) in &made {
             let place = Place::same(name);
@@ -415,13 +415,16 @@ fn order(kept: Option<&Header>, entries: &BTreeMap<String, Entry>) -> Vec<String
 }
 
 fn new_metadata(
+    job: &Convert<'_>,
     source: &Source,
     arch: &Arch,
     out: &Path,
     file_type: u32,
     notes: &mut Vec<String>,
 ) -> Result<(Metadata, Factors)> {
-    let named = source.folder().and_then(Path::file_name).or(out.file_stem());
+    // A folder of unfinished work is no model's name.
+    let folder = source.folder().filter(|_| job.folder.is_none());
+    let named = folder.and_then(Path::file_name).or(out.file_stem());
     let name = named.unwrap_or_default().to_string_lossy();
     let (mut metadata, made) = metadata_of(source.raw_config(), arch, &name, file_type)?;
     let vocab = source.config().vocab;

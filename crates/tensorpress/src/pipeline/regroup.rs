@@ -1,0 +1,134 @@
+//! Finished shards written anew as files of a given length.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+use tensorpress_tensor::checkpoint::{Announced, write_announced};
+use tensorpress_tensor::{Checkpoint, Context as _, DType, Part, PartKind, Result};
+
+use super::folder::Work;
+
+/// Tensors that stay together: a matrix with all its parts, or one tensor.
+struct Piece {
+    shard: usize,
+    /// What the shard's description says of the matrix, under its name.
+    tree: Option<(String, Value)>,
+    tensors: Vec<String>,
+    /// Bytes that it takes of a file at most, of the header too.
+    bytes: u64,
+}
+
+/// What a header says of one tensor beside its name and lengths: type, offsets, brackets and marks.
+const ENTRY: u64 = 96;
+/// What begins a header: its length and format, and padding.
+const BEGIN: u64 = 64;
+
+/// Writes the finished shards of a work anew as files of at most `most` bytes, and gives their length together. A piece that
+/// is longer by itself has a file of its own. An interrupted call leaves work that is resumed.
+pub(super) fn regroup(work: &mut Work, most: u64, check: &dyn Fn() -> Result<()>) -> Result<u64> {
+    let shards: Vec<Checkpoint> = (0..work.shards())
+        .map(|index| Checkpoint::open(work.shard(index)))
+        .collect::<Result<_>>()?;
+    let mut files: Vec<Vec<Piece>> = Vec::new();
+    let mut room = 0;
+    for (index, shard) in shards.iter().enumerate() {
+        for piece in pieces(index, shard)? {
+            match files.last_mut().filter(|_| piece.bytes <= room) {
+                Some(file) => {
+                    room -= piece.bytes;
+                    file.push(piece);
+                }
+                None => {
+                    room = most.saturating_sub(BEGIN).saturating_sub(piece.bytes);
+                    files.push(vec![piece]);
+                }
+            }
+        }
+    }
+    let mut bytes = 0;
+    for (index, pieces) in files.iter().enumerate() {
+        check()?;
+        bytes += write(work.regrouped(index), &shards, pieces)?;
+    }
+    drop(shards);
+    work.regroup(files.len())?;
+    Ok(bytes)
+}
+
+/// The pieces of a shard, in the order of its names.
+fn pieces(index: usize, shard: &Checkpoint) -> Result<Vec<Piece>> {
+    let trees = shard.trees()?;
+    let mut matrices: BTreeMap<&str, Piece> = BTreeMap::new();
+    let mut alone = Vec::new();
+    for name in shard.names() {
+        let matrix = trees.get_key_value(name).or_else(|| {
+            let prefixes = name.match_indices('.').map(|(at, _)| &name[..at]);
+            prefixes.rev().find_map(|prefix| trees.get_key_value(prefix))
+        });
+        let lengths = 21 * shard.shape(name).map_or(0, <[usize]>::len) as u64;
+        let own = 6 * name.len() as u64 + lengths + ENTRY;
+        let bytes = own + shard.stored_bytes(name).unwrap_or(0);
+        let Some((matrix, tree)) = matrix else {
+            alone.push(Piece { shard: index, tree: None, tensors: vec![name.to_owned()], bytes });
+            continue;
+        };
+        let piece = matrices.entry(matrix).or_insert_with(|| {
+            let tree = (matrix.clone(), tree.clone());
+            // Marks are escaped in a text within a text.
+            let said = 2 * (tree.0.len() + tree.1.to_string().len()) as u64 + ENTRY;
+            Piece { shard: index, tree: Some(tree), tensors: Vec::new(), bytes: said }
+        });
+        piece.tensors.push(name.to_owned());
+        piece.bytes += bytes;
+    }
+    let aliases = shard.metadata().flatten().filter(|(alias, _)| *alias != "format");
+    let said: u64 =
+        aliases.map(|(alias, name)| 2 * (alias.len() + name.len()) as u64 + ENTRY).sum();
+    let mut all: Vec<Piece> = matrices.into_values().chain(alone).collect();
+    // Where an alias goes is decided by the tensor that it stands for: each may have all of them.
+    if trees.is_empty() {
+        all.iter_mut().for_each(|piece| piece.bytes += said);
+    }
+    Ok(all)
+}
+
+fn write(path: PathBuf, shards: &[Checkpoint], pieces: &[Piece]) -> Result<u64> {
+    let mut trees = Map::new();
+    let mut metadata = BTreeMap::new();
+    let mut announced = Announced::default();
+    let mut tensors: Vec<(&Checkpoint, &str)> = Vec::new();
+    for piece in pieces {
+        let shard = &shards[piece.shard];
+        trees.extend(piece.tree.clone());
+        tensors.extend(piece.tensors.iter().map(|name| (shard, name.as_str())));
+        let said = shard.metadata().flatten().filter(|(key, _)| *key != "tensorpress");
+        let here = |name: &String| piece.tensors.contains(name);
+        let said = said.filter(|(key, name)| *key == "format" || here(name));
+        metadata.extend(said.map(|(key, name)| (key.clone(), name.clone())));
+    }
+    if !trees.is_empty() {
+        metadata.insert("tensorpress".to_owned(), Value::Object(trees).to_string());
+    }
+    for (shard, name) in &tensors {
+        let dtype = match shard.dtype_name(name) {
+            Some(dtype) => dtype,
+            None => shard.dtype(name)?.name(),
+        };
+        let shape = shard.shape(name).unwrap_or_default().to_vec();
+        let bytes = shard.stored_bytes(name).unwrap_or(0);
+        announced.announce_stored((*name).to_owned(), dtype, shape, bytes)?;
+    }
+    let bytes = write_announced(&path, &metadata, announced, &mut |sink| {
+        for (shard, name) in &tensors {
+            let stored = shard.bytes(name).in_tensor(*name)?;
+            let (shape, kind) = (vec![stored.len()], PartKind::Values);
+            let bytes = Cow::Borrowed(&*stored);
+            sink.part(Part { name: (*name).to_owned(), kind, dtype: DType::U8, shape, bytes })?;
+            shard.release();
+        }
+        Ok(())
+    })?;
+    Ok(bytes)
+}

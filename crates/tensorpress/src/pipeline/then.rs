@@ -1,0 +1,112 @@
+//! What becomes of a compressed folder when it is done: it gets its name, or is written in another format.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tensorpress_model::Source;
+use tensorpress_tensor::{Registry, Result};
+
+use super::folder::{self, Work};
+use super::{CalibrationText, Progress, finish};
+#[cfg(feature = "formats")]
+use super::{
+    Convert, Target,
+    convert::{check, check_nodes},
+    folder::converting,
+};
+
+/// The name, or a format.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Then {
+    #[cfg(feature = "formats")]
+    format: Option<Target>,
+}
+
+/// What the last step of a run may need.
+pub(super) struct Publish<'a> {
+    pub(super) force: bool,
+    pub(super) registry: &'a Registry,
+    pub(super) calibration: Option<CalibrationText>,
+    pub(super) cancel: Option<Arc<AtomicBool>>,
+    pub(super) progress: Option<&'a mut dyn Progress>,
+}
+
+impl Then {
+    #[cfg(feature = "formats")]
+    pub(super) fn format(format: Target) -> Self {
+        Self { format: Some(format).filter(|format| *format != Target::Tensorpress) }
+    }
+
+    /// Whether the result may go to `out`.
+    pub(super) fn check(&self, source: &Source, out: &Path, force: bool) -> Result<()> {
+        #[cfg(feature = "formats")]
+        if let Some(format) = self.format {
+            return check(format, source, out, force);
+        }
+        folder::check_target(out, source, force)
+    }
+
+    /// Whether the format holds what the recipe made of the first block: better said then than at the end.
+    pub(super) fn check_first(&self, shard: &Path, registry: &Registry) -> Result<()> {
+        #[cfg(feature = "formats")]
+        if let Some(format) = self.format {
+            let shard = tensorpress_tensor::Checkpoint::open(shard)?;
+            let trees = shard.trees()?.into_iter();
+            let nodes = trees.map(|(name, tree)| {
+                let node = registry.read(&tree, &name, &shard)?;
+                Ok((name, node))
+            });
+            let nodes = nodes.collect::<Result<Vec<_>>>()?;
+            if !nodes.is_empty() {
+                return check_nodes(format, &nodes);
+            }
+        }
+        let _ = (shard, registry);
+        Ok(())
+    }
+
+    /// Makes the result appear, and gives what there is to say about it.
+    pub(super) fn publish(
+        &self,
+        work: &mut Work,
+        out: &Path,
+        with: Publish<'_>,
+    ) -> Result<Vec<String>> {
+        #[cfg(feature = "formats")]
+        if let Some(format) = self.format {
+            return convert(format, work, out, with);
+        }
+        finish::publish(work, out, with.force).map(|()| Vec::new())
+    }
+}
+
+#[cfg(feature = "formats")]
+fn convert(format: Target, work: &mut Work, out: &Path, with: Publish<'_>) -> Result<Vec<String>> {
+    let source = Source::open_any(work.folder(), with.registry)?;
+    let typed = matches!(format, Target::Gguf(Some(_)));
+    let mut job = Convert::new(format)
+        .with_folder(converting(out))
+        .with_requantize(typed)
+        .with_force(with.force);
+    if let Some(text) = with.calibration {
+        job = job.with_calibration(text);
+    }
+    if let Some(cancel) = with.cancel {
+        job = job.with_cancel(cancel);
+    }
+    if let Some(progress) = with.progress {
+        job = job.with_progress(progress);
+    }
+    let report = job.run(&source, out)?;
+    let trees = source.trees();
+    let again = report.tensors.iter().filter(|t| !t.lossless && trees.contains_key(&t.name));
+    let (again, mut notes) = (again.count(), report.notes);
+    if again > 0 {
+        let (name, all) = (format.name(), trees.len());
+        notes.push(format!("{again} of {all} compressed matrices were rounded again, to {name}"));
+    }
+    drop(source);
+    work.discard()?;
+    Ok(notes)
+}
