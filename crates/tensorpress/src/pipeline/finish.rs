@@ -11,7 +11,7 @@ use tensorpress_tensor::checkpoint::{name_folder, write_atomically};
 use tensorpress_tensor::{Checkpoint, Error, Result};
 
 use super::folder::{LOCK, Work, lock as lock_of};
-use super::listing::{Listing, owned};
+use super::listing::{LIST, Listing, owned};
 use super::side::Side;
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -42,6 +42,8 @@ pub(super) fn publish(work: &mut Work, out: &Path, force: bool) -> Result<()> {
     // Nobody takes the old folder for unfinished work as it goes.
     let old_lock = (had && lock.is_some()).then(|| lock_of(out)).transpose()?;
     let replaced = replaced.map(|mut list| {
+        // What says of the others that they are ours goes last.
+        list.sort_by_key(|name| name == LIST);
         list.push(LOCK.to_owned());
         list
     });

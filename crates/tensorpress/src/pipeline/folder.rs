@@ -10,7 +10,7 @@ use tensorpress_tensor::checkpoint::{
 };
 use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Result};
 
-use super::listing::{is_of_model, is_of_work, owned};
+use super::listing::{LIST, is_of_model, is_of_work, owned};
 use super::rewrite::stored;
 use super::state::{Identity, STATE, State, Steps, Stored, Unit};
 
@@ -336,13 +336,30 @@ fn is_fresh(folder: &Path) -> Result<bool> {
 
 /// A new state, and nothing of old work beside it.
 fn fresh(folder: &Path, identity: Identity) -> Result<State> {
-    clear(folder)?;
-    Ok(State { identity, rewrites: Vec::new(), units: Vec::new(), copied: Vec::new() })
+    let files = ours(folder)?;
+    let mut state = State { identity, rewrites: Vec::new(), units: Vec::new(), copied: Vec::new() };
+    if !files.is_empty() {
+        // Whatever stops the removal: what is left is known to be ours by the new state.
+        let known = |name: &String| is_of_work(name) || is_of_model(name);
+        state.copied = files.iter().filter(|name| !known(name)).cloned().collect();
+        state.write(&folder.join(STATE))?;
+        remove_files(folder, &files)?;
+        state.copied.clear();
+    }
+    Ok(state)
 }
 
-/// Removes what is ours, which must be all there is but for the lock: unfinished work, or a folder that was replaced when
-/// a kill came before it was removed.
+/// Removes what is ours, which must be all there is but for the lock.
 fn clear(folder: &Path) -> Result<()> {
+    let mut files = ours(folder)?;
+    // No crash may leave files that nothing says of whose they are.
+    files.push(STATE.to_owned());
+    remove_files(folder, &files)
+}
+
+/// The files of a folder but for lock and state, all of which must be ours: unfinished work, or a folder that was replaced
+/// when a kill came before it was removed. What says so of the others comes last.
+fn ours(folder: &Path) -> Result<Vec<String>> {
     let path = folder.join(STATE);
     let state = State::read(&path).ok();
     let copied = state.map(|state| state.copied).unwrap_or_default();
@@ -359,10 +376,9 @@ fn clear(folder: &Path) -> Result<()> {
         };
         files = of_list;
     }
-    // The state goes first: no crash may leave it with less.
     files.retain(|name| name != LOCK && name != STATE);
-    files.insert(0, STATE.to_owned());
-    remove_files(folder, &files)
+    files.sort_by_key(|name| name == LIST);
+    Ok(files)
 }
 
 /// Removes the folders of these files that are empty: a kill came before the first file.

@@ -117,6 +117,15 @@ fn write(
 /// Bytes after which what is done is noted.
 const SAVE: usize = 32 << 20;
 
+/// A file has another name too: it was finished, and a kill came before this one was gone. Nobody may write to it.
+fn is_named(found: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    let names = std::os::unix::fs::MetadataExt::nlink(found);
+    #[cfg(not(unix))]
+    let names = found.len().min(1);
+    names > 1
+}
+
 /// The file that is being written.
 struct Unfinished {
     path: PathBuf,
@@ -131,6 +140,9 @@ impl Unfinished {
     /// Takes up what is there, as far as it was noted.
     fn open(path: &Path, units: &[Unit]) -> Result<Self> {
         let fail = |e| Error::io("open the file", path, e);
+        if fs::metadata(path).is_ok_and(|found| units.is_empty() || is_named(&found)) {
+            fs::remove_file(path).map_err(fail)?;
+        }
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
         let mut file = file.map_err(fail)?;
         let len = file.metadata().map_err(fail)?.len();
