@@ -40,10 +40,10 @@ pub(crate) fn run(args: &args::Convert) -> Outcome {
         job = job.with_shard_size(bytes);
     }
     // Only what is asked for: importance changes what the types hold.
-    if args.calibration.calib.is_some() {
-        if let Some(text) = calibration_of(&args.calibration, &opened)? {
-            job = job.with_calibration(text);
-        }
+    if args.calibration.calib.is_some()
+        && let Some(text) = calibration_of(&args.calibration, &opened)?
+    {
+        job = job.with_calibration(text);
     }
     if let Some(dtype) = dtype {
         job = job.with_dtype(dtype);

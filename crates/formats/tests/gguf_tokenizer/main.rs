@@ -6,6 +6,8 @@ mod made;
 mod names;
 mod real;
 
+use std::collections::HashMap;
+
 use tensorpress_formats::gguf::{Header, Value};
 use tokenizers::Tokenizer;
 
@@ -51,4 +53,34 @@ fn get<'a>(keys: &'a Keys, key: &str) -> &'a Value {
 
 fn texts(keys: &Keys, key: &str) -> Vec<String> {
     get(keys, key).as_array().expect("an array").texts().map(str::to_owned).collect()
+}
+
+/// What llama.cpp makes of a text: pairs are merged that make the token of the highest score, the first of equals.
+fn by_scores(tokens: &HashMap<String, (u32, f64)>, text: &str) -> Vec<u32> {
+    let text = format!("\u{2581}{}", text.replace(' ', "\u{2581}"));
+    let mut parts: Vec<String> = text.chars().map(String::from).collect();
+    loop {
+        let made = |pair: &[String]| tokens.get(&pair.concat()).map(|(_, score)| *score);
+        let mut best: Option<(usize, f64)> = None;
+        for (at, pair) in parts.windows(2).enumerate() {
+            if let Some(score) = made(pair).filter(|score| best.is_none_or(|(_, b)| *score > b)) {
+                best = Some((at, score));
+            }
+        }
+        let Some((at, _)) = best else { break };
+        let right = parts.remove(at + 1);
+        parts[at] += &right;
+    }
+    let bytes = |part: &String| -> Vec<u32> {
+        part.bytes().map(|byte| tokens[&format!("<0x{byte:02X}>")].0).collect()
+    };
+    let id = |part: &String| tokens.get(part).map(|(id, _)| vec![*id]);
+    parts.iter().flat_map(|part| id(part).unwrap_or_else(|| bytes(part))).collect()
+}
+
+fn scored(keys: &Keys) -> HashMap<String, (u32, f64)> {
+    let scores = get(keys, "tokenizer.ggml.scores").as_array().expect("an array").iter();
+    let scores = scores.map(|score| score.as_f64().expect("a score"));
+    let tokens = texts(keys, "tokenizer.ggml.tokens").into_iter().zip(scores).enumerate();
+    tokens.map(|(id, (text, score))| (text, (id as u32, score))).collect()
 }

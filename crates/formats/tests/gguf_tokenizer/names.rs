@@ -1,5 +1,8 @@
 //! What keys say, and what tokenizers do for it.
 
+use serde_json::Value as Json;
+use tensorpress_formats::gguf::Value;
+
 use super::made::*;
 use super::*;
 

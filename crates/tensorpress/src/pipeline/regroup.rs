@@ -122,7 +122,7 @@ fn write(path: PathBuf, shards: &[Checkpoint], pieces: &[Piece]) -> Result<u64> 
     }
     let bytes = write_announced(&path, &metadata, announced, &mut |sink| {
         for (shard, name) in &tensors {
-            let stored = shard.bytes(name).in_tensor(*name)?;
+            let stored = shard.bytes(name).in_tensor(name)?;
             let (shape, kind) = (vec![stored.len()], PartKind::Values);
             let bytes = Cow::Borrowed(&*stored);
             sink.part(Part { name: (*name).to_owned(), kind, dtype: DType::U8, shape, bytes })?;
