@@ -29,7 +29,8 @@
 // ERRORS. Every function that can fail returns a tp_status and, unless `error` is null, writes it there with a message.
 // A tp_error is the caller's memory, on a stack say: nothing is freed, and there is no last error to ask for. Where a
 // function lists errors without their prefix, TP_STATUS_ is meant. What failed has changed nothing, unless stated. Bytes and
-// files may come from strangers: whatever is in them, it is an error or a value. A panic inside is caught: TP_STATUS_PANIC. Only memory that cannot be had ends the process.
+// files may come from strangers: whatever is in them, it is an error or a value. A panic inside is caught: TP_STATUS_PANIC. Only memory that cannot be had ends
+// the process.
 
 
 #ifndef TENSORPRESS_H
@@ -163,7 +164,7 @@ typedef struct tp_context tp_context;
 
 // What went wrong, in the caller's memory: nothing has to be freed, and nothing is shared between threads. Every
 // function that takes one writes it (`TP_STATUS_OK` and an empty message if all went well), unless it is null.
-typedef struct tp_error {
+typedef struct {
     // What the function returned.
     tp_status status;
     // For a person, naming tensor and file where they are known: UTF-8, ended by a zero, cut if it is too long.
@@ -171,23 +172,23 @@ typedef struct tp_error {
 } tp_error;
 
 // An open model; 0 is none.
-typedef struct tp_model {
+typedef struct {
     // The number of the handle.
     uint64_t id;
 } tp_model;
 
 // An open layer; 0 is none.
-typedef struct tp_layer {
+typedef struct {
     // The number of the handle.
     uint64_t id;
 } tp_layer;
 
 // What a layer is.
-typedef struct tp_layer_info {
+typedef struct {
     // Outputs of the layer.
-    uintptr_t rows;
+    size_t rows;
     // Inputs of the layer.
-    uintptr_t cols;
+    size_t cols;
     // Bytes of all that is stored of it: codes, scales, tables, masks.
     uint64_t bytes;
     // 8 x these bytes over rows x cols.
@@ -197,53 +198,53 @@ typedef struct tp_layer_info {
 } tp_layer_info;
 
 // An open scratch; 0 is none.
-typedef struct tp_scratch {
+typedef struct {
     // The number of the handle.
     uint64_t id;
 } tp_scratch;
 
 // The heads of an attention layer.
-typedef struct tp_kv_shape {
+typedef struct {
     // Heads of queries; a multiple of `kv_heads`.
-    uintptr_t heads;
+    size_t heads;
     // Heads of keys and values.
-    uintptr_t kv_heads;
+    size_t kv_heads;
     // Channels of a head of queries and keys.
-    uintptr_t head_dim;
+    size_t head_dim;
     // Channels of a head of values and of what attention gives; 0: as many as of keys.
-    uintptr_t value_dim;
+    size_t value_dim;
 } tp_kv_shape;
 
 // An open cache, of one attention layer of one sequence; 0 is none.
-typedef struct tp_kv {
+typedef struct {
     // The number of the handle.
     uint64_t id;
 } tp_kv;
 
 // What a cache holds.
-typedef struct tp_kv_info {
+typedef struct {
     // Tokens appended, those included that are not held any more: the position of the next.
-    uintptr_t length;
+    size_t length;
     // The length at which the cache was settled last; `length` where nothing is put off.
-    uintptr_t settled;
+    size_t settled;
     // The shortest length, but 0, to which the cache can be cut.
-    uintptr_t earliest;
+    size_t earliest;
     // Bytes of keys and values as they are held.
     uint64_t bytes;
 } tp_kv_info;
 
 // What a page holds and how. Begin with `tp_page_defaults`.
-typedef struct tp_page_config {
+typedef struct {
     // Tokens of a full page, 1 to 65535.
-    uintptr_t tokens;
+    size_t tokens;
     // Heads of keys and values, 1 to 65535.
-    uintptr_t kv_heads;
+    size_t kv_heads;
     // Channels of a key, 1 to 65535.
-    uintptr_t head_dim;
+    size_t head_dim;
     // Channels of a value, 0 to 65535: 0 where one array is all there is, as with latents.
-    uintptr_t value_dim;
+    size_t value_dim;
     // Channels of a head that share a scale, 1 to 65535; the last group of a head has what is left.
-    uintptr_t group;
+    size_t group;
     // Bits of a code of the keys, 2 to 8.
     uint32_t key_bits;
     // Bits of a code of the values, 2 to 8.
@@ -259,7 +260,7 @@ typedef struct tp_page_config {
 } tp_page_config;
 
 // An open codec of pages; 0 is none.
-typedef struct tp_page_codec {
+typedef struct {
     // The number of the handle.
     uint64_t id;
 } tp_page_codec;
@@ -276,131 +277,145 @@ const char *tp_version(void);
 
 // Makes a context with so many threads; 0 means as many as the machine has. Work is shared among them only where a
 // function says so; they sleep otherwise.
-tp_status tp_context_new(uintptr_t threads,
-                         struct tp_context **context,
-                         struct tp_error *error);
+tp_status tp_context_new(size_t threads,
+                         tp_context **context,
+                         tp_error *error);
 
 // Closes everything that is open in a context, ends its threads and frees it; the caller's pointer becomes null. No other
 // call with this context may be running, and none may come later through a copy of the pointer: that, alone, cannot be
 // checked.
-//
-// # Safety
-// Pointers as the introduction says; what `context` points to must be null or a context that is not freed.
-tp_status tp_context_free(struct tp_context **context,
-                          struct tp_error *error);
+tp_status tp_context_free(tp_context **context,
+                          tp_error *error);
 
 // Opens a model: a Hugging Face folder (compressed by tensorpress or not; quantised by GPTQ, AWQ, compressed-tensors or
 // bitsandbytes), a packed file of one (`.tpk`), a GGUF file, or a safetensors file. Weights are mapped, or lie coded,
 // until a layer is opened; the files must not be cut meanwhile.
 //
 // Errors: `IO`, `INSUFFICIENT_DATA`, `CORRUPTION`, `VERSION` and `UNSUPPORTED`, naming file and tensor; `BAD_UTF8`.
-tp_status tp_model_open(const struct tp_context *context,
+tp_status tp_model_open(const tp_context *context,
                         const char *path,
-                        struct tp_model *model,
-                        struct tp_error *error);
+                        tp_model *model,
+                        tp_error *error);
 
 // Closes a model, whose handle becomes zero. Layers that were opened stay.
-tp_status tp_model_close(const struct tp_context *context, struct tp_model *model, struct tp_error *error);
+tp_status tp_model_close(const tp_context *context, tp_model *model, tp_error *error);
 
 // Counts what a model has by name: weights, compressed or not, and whatever else is stored (norms, biases, embeddings).
-tp_status tp_model_count(const struct tp_context *context,
-                         struct tp_model model,
-                         uintptr_t *count,
-                         struct tp_error *error);
+tp_status tp_model_count(const tp_context *context,
+                         tp_model model,
+                         size_t *count,
+                         tp_error *error);
 
 // Copies the name with this index, below the count, into a text buffer. Names are in the order of their bytes.
 //
 // Errors: `INVALID_ARGUMENT` for an index that is too large; `BUFFER_TOO_SMALL`.
-tp_status tp_model_name(const struct tp_context *context,
-                        struct tp_model model,
-                        uintptr_t index,
+tp_status tp_model_name(const tp_context *context,
+                        tp_model model,
+                        size_t index,
                         char *buffer,
-                        uintptr_t capacity,
-                        uintptr_t *length,
-                        struct tp_error *error);
+                        size_t capacity,
+                        size_t *length,
+                        tp_error *error);
 
 // Copies the model's `config.json`, as it stands or as it would be for a GGUF file, into a text buffer; `{}` where
 // there is none.
 //
 // Errors: `BUFFER_TOO_SMALL`.
-tp_status tp_model_config(const struct tp_context *context,
-                          struct tp_model model,
+tp_status tp_model_config(const tp_context *context,
+                          tp_model model,
                           char *buffer,
-                          uintptr_t capacity,
-                          uintptr_t *length,
-                          struct tp_error *error);
+                          size_t capacity,
+                          size_t *length,
+                          tp_error *error);
 
 // Opens a weight of a model by its name (`tp_model_name`); nothing is decoded, and a mapped file is not copied. A vector
 // is a layer of one row; of more than two axes, all but the first count as columns.
 //
 // Errors: `INSUFFICIENT_DATA` if there is no such name; `UNSUPPORTED` for numbers that are no floats; `CORRUPTION`.
-tp_status tp_layer_open(const struct tp_context *context,
-                        struct tp_model model,
+tp_status tp_layer_open(const tp_context *context,
+                        tp_model model,
                         const char *name,
-                        struct tp_layer *layer,
-                        struct tp_error *error);
+                        tp_layer *layer,
+                        tp_error *error);
 
 // Closes a layer, whose handle becomes zero. Products that are being computed with it end as they would have.
-tp_status tp_layer_close(const struct tp_context *context, struct tp_layer *layer, struct tp_error *error);
+tp_status tp_layer_close(const tp_context *context, tp_layer *layer, tp_error *error);
 
 // Says what a layer is; counts its parts, so keep the answer.
-tp_status tp_layer_describe(const struct tp_context *context,
-                            struct tp_layer layer,
-                            struct tp_layer_info *info,
-                            struct tp_error *error);
+tp_status tp_layer_describe(const tp_context *context, tp_layer layer, tp_layer_info *info, tp_error *error);
 
 // Copies the kind of a layer, the wire id of the root of its tree (as `dense.v1`), into a text buffer.
 //
 // Errors: `BUFFER_TOO_SMALL`.
-tp_status tp_layer_kind(const struct tp_context *context,
-                        struct tp_layer layer,
+tp_status tp_layer_kind(const tp_context *context,
+                        tp_layer layer,
                         char *buffer,
-                        uintptr_t capacity,
-                        uintptr_t *length,
-                        struct tp_error *error);
+                        size_t capacity,
+                        size_t *length,
+                        tp_error *error);
 
 // Copies the tree of a layer as JSON into a text buffer: kinds, parameters and children, as docs/format.md states them.
 //
 // Errors: `BUFFER_TOO_SMALL`.
-tp_status tp_layer_tree(const struct tp_context *context,
-                        struct tp_layer layer,
+tp_status tp_layer_tree(const tp_context *context,
+                        tp_layer layer,
                         char *buffer,
-                        uintptr_t capacity,
-                        uintptr_t *length,
-                        struct tp_error *error);
+                        size_t capacity,
+                        size_t *length,
+                        tp_error *error);
+
+// Copies why `tp_compress` did less than asked, as where a recipe looks at inputs and there were none, into a text
+// buffer; empty if it did not, and for layers that were not made by it.
+//
+// Errors: `BUFFER_TOO_SMALL`.
+tp_status tp_layer_note(const tp_context *context,
+                        tp_layer layer,
+                        char *buffer,
+                        size_t capacity,
+                        size_t *length,
+                        tp_error *error);
+
+// Copies what a recipe of `tp_compress` (`feature_mimicking`, say) adds to the layer's bias into `out` `[rows]`; zeros
+// if that is nothing, and for layers that were not made by it. It is not among the bytes of the layer: keep it with the
+// biases of the model.
+//
+// Errors: `WRONG_LENGTH`.
+tp_status tp_layer_bias(const tp_context *context,
+                        tp_layer layer,
+                        float *out,
+                        size_t out_length,
+                        tp_error *error);
 
 // Decodes `rows` rows from `first_row` on into `out` `[rows, cols]`, on this thread. Any partition of the rows gives
 // the same bits.
 //
 // Errors: `INVALID_ARGUMENT` for rows that the layer does not have; `WRONG_LENGTH`; `CORRUPTION`.
-tp_status tp_layer_decode(const struct tp_context *context,
-                          struct tp_layer layer,
-                          uintptr_t first_row,
-                          uintptr_t rows,
+tp_status tp_layer_decode(const tp_context *context,
+                          tp_layer layer,
+                          size_t first_row,
+                          size_t rows,
                           float *out,
-                          uintptr_t out_length,
-                          struct tp_error *error);
+                          size_t out_length,
+                          tp_error *error);
 
 // Lays a layer out as it multiplies fastest on this machine, under the same handle; it decodes to the same numbers and
 // writes the same bytes. Products that are being computed are waited for, and those that come wait.
 //
 // Errors: `CORRUPTION`; the layer answers `CLOSED` then.
-tp_status tp_layer_prepack(const struct tp_context *context,
-                           struct tp_layer layer,
-                           struct tp_error *error);
+tp_status tp_layer_prepack(const tp_context *context,
+                           tp_layer layer,
+                           tp_error *error);
 
 // Makes a scratch: memory for products and attention, kept for the next ones, and how many threads they may use. 1
 // means the calling thread alone, 0 all threads of the context, and more at most so many of them. Whatever thread it is
 // that calls may use a scratch, one at a time (`BUSY` else): give each of your own threads one.
-tp_status tp_scratch_open(const struct tp_context *context,
-                          uintptr_t threads,
-                          struct tp_scratch *scratch,
-                          struct tp_error *error);
+tp_status tp_scratch_open(const tp_context *context,
+                          size_t threads,
+                          tp_scratch *scratch,
+                          tp_error *error);
 
 // Closes a scratch, whose handle becomes zero, and gives its memory back.
-tp_status tp_scratch_close(const struct tp_context *context,
-                           struct tp_scratch *scratch,
-                           struct tp_error *error);
+tp_status tp_scratch_close(const tp_context *context, tp_scratch *scratch, tp_error *error);
 
 // Y = X W[rows]ᵀ: inputs `x` `[tokens, cols]` of `dtype` F32, F16 or BF16 by `rows` rows of the layer from `first_row`
 // on, into `y` `[tokens, rows]`. Many threads may multiply by one layer at a time, each with a scratch and rows of its
@@ -408,69 +423,70 @@ tp_status tp_scratch_close(const struct tp_context *context,
 //
 // Errors: `INVALID_ARGUMENT` for rows that the layer does not have; `WRONG_LENGTH` of `x` or `y`, in numbers; `OVERLAP`
 // of the two; `UNSUPPORTED` for another type; `CORRUPTION`; `BUSY`.
-tp_status tp_layer_multiply(const struct tp_context *context,
-                            struct tp_layer layer,
-                            struct tp_scratch scratch,
-                            uintptr_t first_row,
-                            uintptr_t rows,
+tp_status tp_layer_multiply(const tp_context *context,
+                            tp_layer layer,
+                            tp_scratch scratch,
+                            size_t first_row,
+                            size_t rows,
                             int32_t dtype,
                             const void *x,
-                            uintptr_t x_length,
-                            uintptr_t tokens,
+                            size_t x_length,
+                            size_t tokens,
                             float *y,
-                            uintptr_t y_length,
-                            struct tp_error *error);
+                            size_t y_length,
+                            tp_error *error);
 
 // Compresses a matrix W `[rows, cols]` of `dtype` F32, F16 or BF16 by a recipe, as "rtn(bits=4, group=64)" or
 // "awq | gptq(bits=3)" (docs/recipes.md), and opens the result. Recipes that look at inputs learn from `samples` `[any
-// number, cols]`, which may be null with length 0. Works on the threads of the context.
+// number, cols]`, which may be null with length 0: some then do less than asked, and `tp_layer_note` says so, others
+// are an error. Add `tp_layer_bias` to the layer's bias. Works on the threads of the context.
 //
 // Errors: `INVALID_ARGUMENT` and `UNSUPPORTED` for what is no recipe for one matrix; `MISSING_CALIBRATION`; `NUMERICAL` for
 // weights that are not finite; `WRONG_LENGTH`; `BAD_UTF8`.
-tp_status tp_compress(const struct tp_context *context,
+tp_status tp_compress(const tp_context *context,
                       const char *recipe,
                       int32_t dtype,
                       const void *weight,
-                      uintptr_t weight_length,
-                      uintptr_t rows,
-                      uintptr_t cols,
+                      size_t weight_length,
+                      size_t rows,
+                      size_t cols,
                       const float *samples,
-                      uintptr_t samples_length,
-                      struct tp_layer *layer,
-                      struct tp_error *error);
+                      size_t samples_length,
+                      tp_layer *layer,
+                      tp_error *error);
 
 // Opens a matrix W `[rows, cols]` of `dtype` F32, F16 or BF16 as it is, copied: what is not worth compressing is
 // multiplied by in the same way.
 //
 // Errors: `WRONG_LENGTH`; `UNSUPPORTED` for another type.
-tp_status tp_layer_dense(const struct tp_context *context,
+tp_status tp_layer_dense(const tp_context *context,
                          int32_t dtype,
                          const void *weight,
-                         uintptr_t weight_length,
-                         uintptr_t rows,
-                         uintptr_t cols,
-                         struct tp_layer *layer,
-                         struct tp_error *error);
+                         size_t weight_length,
+                         size_t rows,
+                         size_t cols,
+                         tp_layer *layer,
+                         tp_error *error);
 
 // Writes a layer into a buffer: a safetensors file of one weight, with a checksum (docs/format.md). Asking for the
 // length alone takes as long as writing.
 //
 // Errors: `BUFFER_TOO_SMALL`; `CORRUPTION`.
-tp_status tp_layer_to_bytes(const struct tp_context *context,
-                            struct tp_layer layer,
+tp_status tp_layer_to_bytes(const tp_context *context,
+                            tp_layer layer,
                             uint8_t *buffer,
-                            uintptr_t capacity,
-                            uintptr_t *length,
-                            struct tp_error *error);
+                            size_t capacity,
+                            size_t *length,
+                            tp_error *error);
 
 // Opens the layer that `tp_layer_to_bytes` wrote; the bytes are copied.
 //
 // Errors: `CORRUPTION` or `INSUFFICIENT_DATA` for every changed, missing or added byte; `VERSION`.
-tp_status tp_layer_from_bytes(const struct tp_context *context,
+tp_status tp_layer_from_bytes(const tp_context *context,
                               const uint8_t *bytes,
-                              uintptr_t bytes_length,
-                              struct tp_layer *layer,
-                              struct tp_error *error);
+                              size_t bytes_length,
+                              tp_layer *layer,
+                              tp_error *error);
 
 // Makes the caches of `layers` attention layers of a model, into as many handles. The recipe says how tokens are held
 // and which go, as "kivi(bits=4)" or "kivi(bits=4) | h2o(keep=0.5)" (docs/recipes.md); empty, all are held as f32. If
@@ -478,39 +494,39 @@ tp_status tp_layer_from_bytes(const struct tp_context *context,
 // for speculative decoding.
 //
 // Errors: `INVALID_ARGUMENT` and `UNSUPPORTED` for what is no recipe, and for heads that do not go with it; `BAD_UTF8`.
-tp_status tp_kv_open(const struct tp_context *context,
+tp_status tp_kv_open(const tp_context *context,
                      const char *recipe,
-                     const struct tp_kv_shape *shape,
+                     const tp_kv_shape *shape,
                      int32_t deferred,
-                     struct tp_kv *caches,
-                     uintptr_t layers,
-                     struct tp_error *error);
+                     tp_kv *caches,
+                     size_t layers,
+                     tp_error *error);
 
 // Closes a cache, whose handle becomes zero.
-tp_status tp_kv_close(const struct tp_context *context, struct tp_kv *cache, struct tp_error *error);
+tp_status tp_kv_close(const tp_context *context, tp_kv *cache, tp_error *error);
 
 // Makes a cache of its own with the same contents, as for a prompt that several answers share: full pages of floats are
 // shared until one side changes them.
-tp_status tp_kv_fork(const struct tp_context *context,
-                     struct tp_kv cache,
-                     struct tp_kv *fork,
-                     struct tp_error *error);
+tp_status tp_kv_fork(const tp_context *context,
+                     tp_kv cache,
+                     tp_kv *fork,
+                     tp_error *error);
 
 // Appends keys `[tokens, kv_heads, head_dim]` and values `[tokens, kv_heads, value_dim]` of the next tokens, of `dtype`
 // F32, F16 or BF16 (the scratch holds them as f32).
 //
 // Errors: `WRONG_LENGTH`; `NUMERICAL` for what is not finite or too large for the form; `UNSUPPORTED` for another type;
 // `BUSY`. The cache is then as it was.
-tp_status tp_kv_append(const struct tp_context *context,
-                       struct tp_kv cache,
-                       struct tp_scratch scratch,
+tp_status tp_kv_append(const tp_context *context,
+                       tp_kv cache,
+                       tp_scratch scratch,
                        int32_t dtype,
                        const void *keys,
-                       uintptr_t keys_length,
+                       size_t keys_length,
                        const void *values,
-                       uintptr_t values_length,
-                       uintptr_t tokens,
-                       struct tp_error *error);
+                       size_t values_length,
+                       size_t tokens,
+                       tp_error *error);
 
 // Attention of the queries `[tokens, heads, head_dim]` of the tokens that were appended last, of `dtype` F32, F16 or
 // BF16, into `out` `[tokens, heads, value_dim]`: softmax(q kᵀ / sqrt(head_dim)) v over what each may see, the last
@@ -520,60 +536,55 @@ tp_status tp_kv_append(const struct tp_context *context,
 //
 // Errors: `INVALID_ARGUMENT` for more queries than tokens; `WRONG_LENGTH`; `OVERLAP`; `UNSUPPORTED` for another type;
 // `BUSY`.
-tp_status tp_kv_attend(const struct tp_context *context,
-                       struct tp_kv cache,
-                       struct tp_scratch scratch,
+tp_status tp_kv_attend(const tp_context *context,
+                       tp_kv cache,
+                       tp_scratch scratch,
                        int32_t dtype,
                        const void *queries,
-                       uintptr_t queries_length,
-                       uintptr_t tokens,
-                       uintptr_t window,
+                       size_t queries_length,
+                       size_t tokens,
+                       size_t window,
                        float *out,
-                       uintptr_t out_length,
-                       struct tp_error *error);
+                       size_t out_length,
+                       tp_error *error);
 
 // Says what a cache holds.
 //
 // Errors: `BUSY`.
-tp_status tp_kv_describe(const struct tp_context *context,
-                         struct tp_kv cache,
-                         struct tp_kv_info *info,
-                         struct tp_error *error);
+tp_status tp_kv_describe(const tp_context *context, tp_kv cache, tp_kv_info *info, tp_error *error);
 
 // Goes back to the first `length` tokens, as if the others had never been.
 //
 // Errors: `UNSUPPORTED` where tokens were let go, packed or counted since (`tp_kv_info.earliest`); `INVALID_ARGUMENT`
 // for more tokens than there are; `BUSY`. The cache is then as it was.
-tp_status tp_kv_truncate(const struct tp_context *context,
-                         struct tp_kv cache,
-                         uintptr_t length,
-                         struct tp_error *error);
+tp_status tp_kv_truncate(const tp_context *context,
+                         tp_kv cache,
+                         size_t length,
+                         tp_error *error);
 
 // Accepts what was appended to a deferred cache, and lets go what the recipe lets go; of another, nothing happens.
 //
 // Errors: those of the recipe's score, and then nothing is settled; `BUSY`.
-tp_status tp_kv_settle(const struct tp_context *context,
-                       struct tp_kv cache,
-                       struct tp_error *error);
+tp_status tp_kv_settle(const tp_context *context,
+                       tp_kv cache,
+                       tp_error *error);
 
 // Fills in a configuration: 16 tokens of 8 heads of 128 channels, 4 bits, groups of 64 with an f16 scale and minimum,
 // rotated by seed 0.
-tp_status tp_page_defaults(struct tp_page_config *config,
-                           struct tp_error *error);
+tp_status tp_page_defaults(tp_page_config *config,
+                           tp_error *error);
 
 // Makes a codec, and says how many bytes each of its pages takes. Many threads may use one at a time.
 //
 // Errors: `INVALID_ARGUMENT` for a number outside of what its field allows.
-tp_status tp_page_open(const struct tp_context *context,
-                       const struct tp_page_config *config,
-                       struct tp_page_codec *codec,
-                       uintptr_t *page_bytes,
-                       struct tp_error *error);
+tp_status tp_page_open(const tp_context *context,
+                       const tp_page_config *config,
+                       tp_page_codec *codec,
+                       size_t *page_bytes,
+                       tp_error *error);
 
 // Closes a codec, whose handle becomes zero.
-tp_status tp_page_close(const struct tp_context *context,
-                        struct tp_page_codec *codec,
-                        struct tp_error *error);
+tp_status tp_page_close(const tp_context *context, tp_page_codec *codec, tp_error *error);
 
 // Writes keys `[tokens, kv_heads, head_dim]` and values `[tokens, kv_heads, value_dim]` of `dtype` F32, F16 or BF16 into
 // a page: as many tokens as a page holds, or fewer. They lie without gaps if both strides are 0; else so many numbers
@@ -583,20 +594,20 @@ tp_status tp_page_close(const struct tp_context *context,
 //
 // Errors: `SHAPE_MISMATCH` for lengths that are not those of the shape, too many tokens, or another length of the page;
 // `NUMERICAL` for NaN, infinity, and what is too large; `UNSUPPORTED` for another type; `OVERLAP`; `BUSY`.
-tp_status tp_page_encode(const struct tp_context *context,
-                         struct tp_page_codec codec,
-                         struct tp_scratch scratch,
+tp_status tp_page_encode(const tp_context *context,
+                         tp_page_codec codec,
+                         tp_scratch scratch,
                          int32_t dtype,
                          const void *keys,
-                         uintptr_t keys_length,
+                         size_t keys_length,
                          const void *values,
-                         uintptr_t values_length,
-                         uintptr_t tokens,
-                         uintptr_t token_stride,
-                         uintptr_t head_stride,
+                         size_t values_length,
+                         size_t tokens,
+                         size_t token_stride,
+                         size_t head_stride,
                          uint8_t *page,
-                         uintptr_t page_length,
-                         struct tp_error *error);
+                         size_t page_length,
+                         tp_error *error);
 
 // Reads a page into the first tokens of keys and values, with room for `tokens` laid out as `tp_page_encode` says, and
 // writes how many it holds; what lies between rows, and other tokens, are left as they are. The type may be another than
@@ -605,83 +616,83 @@ tp_status tp_page_encode(const struct tp_context *context,
 // Errors: `INSUFFICIENT_DATA` for a page that is cut, `CORRUPTION` for one that is damaged, `VERSION`,
 // `INVALID_ARGUMENT` for one of another configuration; `SHAPE_MISMATCH`; `UNSUPPORTED`; `OVERLAP`, of keys and values
 // as well; `BUSY`. Nothing is written then.
-tp_status tp_page_decode(const struct tp_context *context,
-                         struct tp_page_codec codec,
-                         struct tp_scratch scratch,
+tp_status tp_page_decode(const tp_context *context,
+                         tp_page_codec codec,
+                         tp_scratch scratch,
                          const uint8_t *page,
-                         uintptr_t page_length,
+                         size_t page_length,
                          int32_t dtype,
                          void *keys,
-                         uintptr_t keys_length,
+                         size_t keys_length,
                          void *values,
-                         uintptr_t values_length,
-                         uintptr_t tokens,
-                         uintptr_t token_stride,
-                         uintptr_t head_stride,
-                         uintptr_t *held,
-                         struct tp_error *error);
+                         size_t values_length,
+                         size_t tokens,
+                         size_t token_stride,
+                         size_t head_stride,
+                         size_t *held,
+                         tp_error *error);
 
 // Bytes that `tp_pack` needs at most for numbers of so many bytes.
-uintptr_t tp_pack_bound(uintptr_t bytes);
+size_t tp_pack_bound(size_t bytes);
 
 // Packs `count` numbers of a `tp_type`, with a `tp_effort`, into `buffer`: type, length and checksums are inside. A
 // capacity of `tp_pack_bound` is always enough. The same numbers give the same bytes, for any number of threads; works
 // on the threads of the context.
 //
 // Errors: `BUFFER_TOO_SMALL`; `INVALID_ARGUMENT` for no type or effort; `OVERLAP`.
-tp_status tp_pack(const struct tp_context *context,
+tp_status tp_pack(const tp_context *context,
                   int32_t dtype,
                   int32_t effort,
                   const void *numbers,
-                  uintptr_t count,
+                  size_t count,
                   uint8_t *buffer,
-                  uintptr_t capacity,
-                  uintptr_t *length,
-                  struct tp_error *error);
+                  size_t capacity,
+                  size_t *length,
+                  tp_error *error);
 
 // Says what `tp_pack` packed: the `tp_type`, and how many numbers. Every checksum is compared, nothing is decoded: 18
 // bytes may stand for 1 MiB, so that bytes of strangers are best looked at before room is made.
 //
 // Errors: `CORRUPTION`, `INSUFFICIENT_DATA`, `VERSION`.
 tp_status tp_packed_contents(const uint8_t *packed,
-                             uintptr_t packed_length,
+                             size_t packed_length,
                              int32_t *dtype,
-                             uintptr_t *count,
-                             struct tp_error *error);
+                             size_t *count,
+                             tp_error *error);
 
 // Unpacks what `tp_pack` packed into `count` numbers of the same type (`tp_packed_contents`), bit for bit. Works on the
 // threads of the context.
 //
 // Errors: `CORRUPTION`, `INSUFFICIENT_DATA`, `VERSION`; `WRONG_LENGTH` for another number of numbers; `MISALIGNED` if
 // they do not lie where such numbers may; `OVERLAP`.
-tp_status tp_unpack(const struct tp_context *context,
+tp_status tp_unpack(const tp_context *context,
                     const uint8_t *packed,
-                    uintptr_t packed_length,
+                    size_t packed_length,
                     void *numbers,
-                    uintptr_t count,
-                    struct tp_error *error);
+                    size_t count,
+                    tp_error *error);
 
 // Packs a file or a folder `from` into the file `to` (`.tpk`), with a `tp_effort`. `to` appears when it is whole; it is
 // replaced only if `force` is not 0. Works on the threads of the context.
 //
 // Errors: `IO`; `EXISTS`; `CORRUPTION`, as for weight files that are damaged; `BAD_UTF8`.
-tp_status tp_pack_path(const struct tp_context *context,
+tp_status tp_pack_path(const tp_context *context,
                        int32_t effort,
                        const char *from,
                        const char *to,
                        int32_t force,
-                       struct tp_error *error);
+                       tp_error *error);
 
 // Restores what `tp_pack_path` packed, byte for byte, as the file or folder `to`, which appears when it is whole; it is
 // replaced only if `force` is not 0. Works on the threads of the context.
 //
 // Errors: `IO`; `EXISTS`; `CORRUPTION`, `INSUFFICIENT_DATA`, `VERSION`; `MISSING_BASE` for a file that is the difference
 // from another; `BAD_UTF8`. Nothing is left behind.
-tp_status tp_unpack_path(const struct tp_context *context,
+tp_status tp_unpack_path(const tp_context *context,
                          const char *from,
                          const char *to,
                          int32_t force,
-                         struct tp_error *error);
+                         tp_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

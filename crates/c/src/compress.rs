@@ -30,7 +30,8 @@ fn calibration(samples: &[f32], cols: usize) -> Outcome<Calibration> {
 
 /// Compresses a matrix W `[rows, cols]` of `dtype` F32, F16 or BF16 by a recipe, as "rtn(bits=4, group=64)" or
 /// "awq | gptq(bits=3)" (docs/recipes.md), and opens the result. Recipes that look at inputs learn from `samples` `[any
-/// number, cols]`, which may be null with length 0. Works on the threads of the context.
+/// number, cols]`, which may be null with length 0: some then do less than asked, and `tp_layer_note` says so, others
+/// are an error. Add `tp_layer_bias` to the layer's bias. Works on the threads of the context.
 ///
 /// Errors: `INVALID_ARGUMENT` and `UNSUPPORTED` for what is no recipe for one matrix; `MISSING_CALIBRATION`; `NUMERICAL` for
 /// weights that are not finite; `WRONG_LENGTH`; `BAD_UTF8`.
@@ -63,19 +64,18 @@ pub unsafe extern "C" fn tp_compress(
         let (weight, samples) =
             unsafe { (weight.read(&mut room)?, slice("samples", samples, samples_length)?) };
         let weight = ArrayView2::from_shape((rows, cols), weight).expect("its length was seen");
-        let node = context.on_threads(|| -> Outcome<_> {
+        let made = context.on_threads(|| -> Outcome<_> {
             let calibration = calibration(samples, cols)?;
-            let made = match kind {
+            Ok(match kind {
                 Float::F32 => press::compress(&weight, recipe, &calibration)?,
                 // What is kept as it is, is kept in the type of the matrix.
                 _ => {
                     let weight = RawTensor::from_f32(weight.into_dyn(), kind.dtype())?;
                     press::compress(&weight, recipe, &calibration)?
                 }
-            };
-            Ok(made.node)
+            })
         })?;
-        let id = context.layers.insert(&context.ids, Layer::new(node));
+        let id = context.layers.insert(&context.ids, Layer::from(made));
         // SAFETY: the caller's promise.
         unsafe { write("layer", layer, tp_layer { id }) }
     };

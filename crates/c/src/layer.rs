@@ -3,9 +3,9 @@
 use std::ffi::c_char;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use press::tensor::Storage;
 use press::tensor::ndarray::ArrayViewMut2;
 use press::tensor::node::{Accum, Multiply, Node, Scratch};
+use press::tensor::{Compressed, Storage};
 
 use crate::context::{call, close, tp_context};
 use crate::memory::{copy_out, expect_length, place, slice_mut, text, write};
@@ -36,28 +36,41 @@ pub struct tp_layer_info {
     pub fused: i32,
 }
 
-/// A node; none once laying it out anew has failed.
+/// A node, and what there is to know beside it.
 #[derive(Debug)]
-pub(crate) struct Layer(RwLock<Option<Box<dyn Node>>>);
+pub(crate) struct Layer {
+    /// None once laying it out anew has failed.
+    node: RwLock<Option<Box<dyn Node>>>,
+    /// What a method adds to the layer's bias.
+    bias: Option<Vec<f32>>,
+    /// Why it did less than asked.
+    note: Option<String>,
+}
 
 impl Layer {
     pub(crate) fn new(node: Box<dyn Node>) -> Self {
-        Self(RwLock::new(Some(node)))
+        Self { node: RwLock::new(Some(node)), bias: None, note: None }
     }
 
     /// Calls `work` with the node, at the same time as other readers.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&dyn Node) -> Outcome<R>) -> Outcome<R> {
         // Readers change nothing, so their panics leave nothing behind; a writer's leaves no node.
-        let node: RwLockReadGuard<'_, _> = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let node: RwLockReadGuard<'_, _> = self.node.read().unwrap_or_else(PoisonError::into_inner);
         work(node.as_deref().ok_or_else(lost)?)
     }
 
     /// Puts what `work` makes of the node in its place.
     fn change(&self, work: impl FnOnce(Box<dyn Node>) -> press::Result<Box<dyn Node>>) -> Outcome {
-        let mut place = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.node.write().unwrap_or_else(PoisonError::into_inner);
         let node = place.take().ok_or_else(lost)?;
         *place = Some(work(node)?);
         Ok(())
+    }
+}
+
+impl From<Compressed> for Layer {
+    fn from(made: Compressed) -> Self {
+        Self { bias: made.bias, note: made.fallback, ..Self::new(made.node) }
     }
 }
 
@@ -197,6 +210,65 @@ pub unsafe extern "C" fn tp_layer_tree(
         let tree = layer.with(|node| Ok(node.describe().to_string()))?;
         // SAFETY: the caller's promise.
         unsafe { copy_out(tree.as_bytes(), true, buffer.cast(), capacity, length) }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { call(context, error, work) }
+}
+
+/// Copies why `tp_compress` did less than asked, as where a recipe looks at inputs and there were none, into a text
+/// buffer; empty if it did not, and for layers that were not made by it.
+///
+/// Errors: `BUFFER_TOO_SMALL`.
+///
+/// # Safety
+/// Pointers as the introduction says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tp_layer_note(
+    context: *const tp_context,
+    layer: tp_layer,
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+    error: *mut tp_error,
+) -> tp_status {
+    let work = |context: &tp_context| {
+        place("length", length)?;
+        let layer = context.layers.get(layer.id)?;
+        let note = layer.note.as_deref().unwrap_or_default();
+        // SAFETY: the caller's promise.
+        unsafe { copy_out(note.as_bytes(), true, buffer.cast(), capacity, length) }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { call(context, error, work) }
+}
+
+/// Copies what a recipe of `tp_compress` (`feature_mimicking`, say) adds to the layer's bias into `out` `[rows]`; zeros
+/// if that is nothing, and for layers that were not made by it. It is not among the bytes of the layer: keep it with the
+/// biases of the model.
+///
+/// Errors: `WRONG_LENGTH`.
+///
+/// # Safety
+/// Pointers as the introduction says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tp_layer_bias(
+    context: *const tp_context,
+    layer: tp_layer,
+    out: *mut f32,
+    out_length: usize,
+    error: *mut tp_error,
+) -> tp_status {
+    let work = |context: &tp_context| {
+        let layer = context.layers.get(layer.id)?;
+        let rows = layer.with(|node| Ok(node.shape()[0]))?;
+        expect_length("out", out_length, &[rows])?;
+        // SAFETY: the caller's promise.
+        let out = unsafe { slice_mut::<f32>("out", out, out_length)? };
+        match &layer.bias {
+            Some(bias) => out.copy_from_slice(bias),
+            None => out.fill(0.0),
+        }
+        Ok(())
     };
     // SAFETY: the caller's promise.
     unsafe { call(context, error, work) }

@@ -45,6 +45,10 @@ static void nulls_of_models(tp_context *c, tp_model model, tp_layer layer, tp_sc
     IS_NULL(tp_layer_kind(c, layer, NULL, 5, &n, &error));
     IS_NULL(tp_layer_tree(NULL, layer, NULL, 0, &n, &error));
     IS_NULL(tp_layer_tree(c, layer, NULL, 0, NULL, &error));
+    IS_NULL(tp_layer_note(NULL, layer, NULL, 0, &n, &error));
+    IS_NULL(tp_layer_note(c, layer, NULL, 0, NULL, &error));
+    IS_NULL(tp_layer_bias(NULL, layer, y, 8, &error));
+    IS_NULL(tp_layer_bias(c, layer, NULL, 8, &error));
     IS_NULL(tp_layer_decode(NULL, layer, 0, 1, y, 8, &error));
     IS_NULL(tp_layer_decode(c, layer, 0, 1, NULL, 8, &error));
     IS_NULL(tp_layer_prepack(NULL, layer, &error));
@@ -160,6 +164,8 @@ static void closed(tp_context *c, uint64_t model, uint64_t layer, uint64_t scrat
     IS_CLOSED(tp_layer_describe(c, l, &info, &error));
     IS_CLOSED(tp_layer_kind(c, l, NULL, 0, &n, &error));
     IS_CLOSED(tp_layer_tree(c, l, NULL, 0, &n, &error));
+    IS_CLOSED(tp_layer_note(c, l, NULL, 0, &n, &error));
+    IS_CLOSED(tp_layer_bias(c, l, y, 8, &error));
     IS_CLOSED(tp_layer_decode(c, l, 0, 1, y, 8, &error));
     IS_CLOSED(tp_layer_prepack(c, l, &error));
     IS_CLOSED(tp_layer_to_bytes(c, l, NULL, 0, &n, &error));

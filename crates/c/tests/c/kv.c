@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-enum { HEADS = 4, KV_HEADS = 2, DIM = 16, VALUE_DIM = 8 };
+enum { HEADS = 4, KV_HEADS = 2, DIM = 32, VALUE_DIM = 16 };
 static const tp_kv_shape SHAPE = {HEADS, KV_HEADS, DIM, VALUE_DIM};
 
 // Plain softmax of one query of one head over the tokens from `first` to `last`, in double.
@@ -164,7 +164,7 @@ void test_kv(tp_context *context) {
         CHECK(part.length == whole.length && part.bytes == whole.bytes);
         OK(tp_kv_close(context, &fork, &error));
     }
-    CHECK(run(context, scratch[0], "kivi(bits=8, group=8)", TP_TYPE_F32, 0, &cache) < 0.2);
+    CHECK(run(context, scratch[0], "kivi(bits=8, group=16, residual=16, margin=0)", TP_TYPE_F32, 0, &cache) < 0.2);
     OK(tp_kv_describe(context, cache, &packed, &error));
     CHECK(packed.bytes < whole.bytes);
     OK(tp_kv_close(context, &cache, &error));

@@ -32,7 +32,7 @@ static void compare(tp_context *context, tp_model model, const tp_model *other) 
         OK(tp_layer_decode(context, layer, 0, info.rows, w, size, &error));
         OK(tp_layer_multiply(
             context, layer, scratch, 0, info.rows, TP_TYPE_F32, x, 2 * info.cols, 2, y, 2 * info.rows, &error));
-        CHECK(product_error(w, info.rows, info.cols, x, 2, y) < 0.02);
+        CHECK(product_error(w, info.rows, info.cols, x, 2, y) < 1e-3);
         if (other) {
             float *v = room(size * sizeof *v);
             OK(tp_layer_open(context, *other, name, &twin, &error));

@@ -25,7 +25,7 @@ static void *multiply(void *argument) {
         if (job->place == 0 && round == ROUNDS / 2) OK(tp_layer_prepack(job->context, job->layer, &error));
         OK(tp_layer_multiply(job->context, job->layer, own, first, rows, TP_TYPE_F32, job->x, TOKENS * COLS, TOKENS,
             job->y, TOKENS * rows, &error));
-        CHECK(product_error(job->w + first * COLS, rows, COLS, job->x, TOKENS, job->y) < 0.02);
+        CHECK(product_error(job->w + first * COLS, rows, COLS, job->x, TOKENS, job->y) < 1e-3);
         job->done++;
     }
     OK(tp_scratch_close(job->context, &own, &error));
@@ -46,7 +46,7 @@ static void *jostle(void *argument) {
             job->busy++;
             continue;
         }
-        CHECK(product_error(job->w, ROWS, COLS, job->x, TOKENS, y) < 0.02);
+        CHECK(product_error(job->w, ROWS, COLS, job->x, TOKENS, y) < 1e-3);
         job->done++;
         tp_scratch own = {0};
         OK(tp_scratch_open(job->context, 1, &own, &error));
