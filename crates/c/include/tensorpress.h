@@ -45,6 +45,9 @@
 // The most threads that a context or a scratch may have.
 #define TP_MOST_THREADS 1024
 
+// The most heads, and channels of a head: what a cache holds of each is made at once.
+#define TP_MOST_HEADS 65535
+
 // How a call ended. 1 to 12 are the kinds of errors of tensorpress; from 32 on the call itself was wrong, and nothing
 // was done.
 enum tp_status
@@ -203,7 +206,7 @@ typedef struct {
     uint64_t id;
 } tp_scratch;
 
-// The heads of an attention layer.
+// The heads of an attention layer; each number is `TP_MOST_HEADS` at most.
 typedef struct {
     // Heads of queries; a multiple of `kv_heads`.
     size_t heads;
@@ -417,7 +420,7 @@ tp_status tp_scratch_open(const tp_context *context,
 // Closes a scratch, whose handle becomes zero, and gives its memory back.
 tp_status tp_scratch_close(const tp_context *context, tp_scratch *scratch, tp_error *error);
 
-// Y = X W[rows]ᵀ: inputs `x` `[tokens, cols]` of `dtype` F32, F16 or BF16 by `rows` rows of the layer from `first_row`
+// `Y = X W[rows]ᵀ`: inputs `x` `[tokens, cols]` of `dtype` F32, F16 or BF16 by `rows` rows of the layer from `first_row`
 // on, into `y` `[tokens, rows]`. Many threads may multiply by one layer at a time, each with a scratch and rows of its
 // own; the layer is not decoded as a whole, and how many threads there are changes no result.
 //
@@ -437,9 +440,9 @@ tp_status tp_layer_multiply(const tp_context *context,
                             tp_error *error);
 
 // Compresses a matrix W `[rows, cols]` of `dtype` F32, F16 or BF16 by a recipe, as "rtn(bits=4, group=64)" or
-// "awq | gptq(bits=3)" (docs/recipes.md), and opens the result. Recipes that look at inputs learn from `samples` `[any
-// number, cols]`, which may be null with length 0: some then do less than asked, and `tp_layer_note` says so, others
-// are an error. Add `tp_layer_bias` to the layer's bias. Works on the threads of the context.
+// "awq | gptq(bits=3)" (docs/recipes.md), and opens the result. Recipes that look at inputs learn from `samples`, any
+// number of rows of `cols` numbers, which may be null with length 0: some then do less than asked, and `tp_layer_note`
+// says so, others are an error. Add `tp_layer_bias` to the layer's bias. Works on the threads of the context.
 //
 // Errors: `INVALID_ARGUMENT` and `UNSUPPORTED` for what is no recipe for one matrix; `MISSING_CALIBRATION`; `NUMERICAL` for
 // weights that are not finite; `WRONG_LENGTH`; `BAD_UTF8`.
@@ -615,7 +618,7 @@ tp_status tp_page_encode(const tp_context *context,
 //
 // Errors: `INSUFFICIENT_DATA` for a page that is cut, `CORRUPTION` for one that is damaged, `VERSION`,
 // `INVALID_ARGUMENT` for one of another configuration; `SHAPE_MISMATCH`; `UNSUPPORTED`; `OVERLAP`, of keys and values
-// as well; `BUSY`. Nothing is written then.
+// as well; `BUSY`. Nothing is written then (unless the checksum fits numbers that no encoder writes).
 tp_status tp_page_decode(const tp_context *context,
                          tp_page_codec codec,
                          tp_scratch scratch,

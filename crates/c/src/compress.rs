@@ -29,9 +29,9 @@ fn calibration(samples: &[f32], cols: usize) -> Outcome<Calibration> {
 }
 
 /// Compresses a matrix W `[rows, cols]` of `dtype` F32, F16 or BF16 by a recipe, as "rtn(bits=4, group=64)" or
-/// "awq | gptq(bits=3)" (docs/recipes.md), and opens the result. Recipes that look at inputs learn from `samples` `[any
-/// number, cols]`, which may be null with length 0: some then do less than asked, and `tp_layer_note` says so, others
-/// are an error. Add `tp_layer_bias` to the layer's bias. Works on the threads of the context.
+/// "awq | gptq(bits=3)" (docs/recipes.md), and opens the result. Recipes that look at inputs learn from `samples`, any
+/// number of rows of `cols` numbers, which may be null with length 0: some then do less than asked, and `tp_layer_note`
+/// says so, others are an error. Add `tp_layer_bias` to the layer's bias. Works on the threads of the context.
 ///
 /// Errors: `INVALID_ARGUMENT` and `UNSUPPORTED` for what is no recipe for one matrix; `MISSING_CALIBRATION`; `NUMERICAL` for
 /// weights that are not finite; `WRONG_LENGTH`; `BAD_UTF8`.

@@ -10,7 +10,7 @@ use crate::context::{call, close, tp_context};
 use crate::memory::{apart, expect_length, place, slice_mut, span, text, value, write};
 use crate::multiply::{Room, lock, tp_scratch};
 use crate::numbers::{Float, Floats};
-use crate::status::{Outcome, tp_error, tp_status};
+use crate::status::{Failure, Outcome, tp_error, tp_status};
 
 /// An open cache, of one attention layer of one sequence; 0 is none.
 #[repr(C)]
@@ -20,7 +20,7 @@ pub struct tp_kv {
     pub id: u64,
 }
 
-/// The heads of an attention layer.
+/// The heads of an attention layer; each number is `TP_MOST_HEADS` at most.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct tp_kv_shape {
@@ -32,6 +32,23 @@ pub struct tp_kv_shape {
     pub head_dim: usize,
     /// Channels of a head of values and of what attention gives; 0: as many as of keys.
     pub value_dim: usize,
+}
+
+/// The most heads, and channels of a head: what a cache holds of each is made at once.
+pub const TP_MOST_HEADS: usize = 0xffff;
+
+impl tp_kv_shape {
+    fn read(self) -> Outcome<KvShape> {
+        let Self { heads, kv_heads, head_dim, value_dim } = self;
+        if let Some(most) = [heads, kv_heads, head_dim, value_dim].into_iter().max()
+            && most > TP_MOST_HEADS
+        {
+            let message = format!("{self:?}: allowed are at most {TP_MOST_HEADS} each");
+            return Err(Failure::new(tp_status::InvalidArgument, message));
+        }
+        let shape = KvShape::new(heads, kv_heads, head_dim)?;
+        Ok(if value_dim == 0 { shape } else { shape.with_value_dim(value_dim)? })
+    }
 }
 
 /// What a cache holds.
@@ -83,11 +100,7 @@ pub unsafe extern "C" fn tp_kv_open(
             let handles = slice_mut::<u64>("caches", caches.cast(), layers)?;
             (text("recipe", recipe)?, value("shape", shape)?, handles)
         };
-        let tp_kv_shape { heads, kv_heads, head_dim, value_dim } = shape;
-        let mut shape = KvShape::new(heads, kv_heads, head_dim)?;
-        if value_dim != 0 {
-            shape = shape.with_value_dim(value_dim)?;
-        }
+        let shape = shape.read()?;
         let recipe: KvRecipe = if recipe.trim().is_empty() { "f32" } else { recipe }.parse()?;
         let made = recipe.caches_of(layers, shape)?;
         for (handle, cache) in handles.iter_mut().zip(made) {

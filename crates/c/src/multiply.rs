@@ -105,7 +105,7 @@ pub unsafe extern "C" fn tp_scratch_close(
     unsafe { call(context, error, |context| close(&context.scratches, "scratch", scratch.cast())) }
 }
 
-/// Y = X W[rows]ᵀ: inputs `x` `[tokens, cols]` of `dtype` F32, F16 or BF16 by `rows` rows of the layer from `first_row`
+/// `Y = X W[rows]ᵀ`: inputs `x` `[tokens, cols]` of `dtype` F32, F16 or BF16 by `rows` rows of the layer from `first_row`
 /// on, into `y` `[tokens, rows]`. Many threads may multiply by one layer at a time, each with a scratch and rows of its
 /// own; the layer is not decoded as a whole, and how many threads there are changes no result.
 ///
@@ -163,4 +163,28 @@ pub unsafe extern "C" fn tp_layer_multiply(
     };
     // SAFETY: the caller's promise.
     unsafe { call(context, error, work) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{guard, tp_error};
+
+    #[test]
+    fn one_call_at_a_time_and_none_after_a_fault() {
+        let mutex = Mutex::new(7);
+        let none = std::ptr::null_mut::<tp_error>();
+        // SAFETY: null is allowed.
+        let status = |work: &mut dyn FnMut() -> Outcome| unsafe { guard(none, work) };
+        let held = mutex.lock().unwrap();
+        assert_eq!(status(&mut || lock(&mutex, "scratch").map(drop)), tp_status::Busy);
+        drop(held);
+        assert_eq!(status(&mut || lock(&mutex, "scratch").map(drop)), tp_status::Ok);
+        let fault = status(&mut || {
+            let _held = lock(&mutex, "scratch")?;
+            panic!("in the middle of it")
+        });
+        assert_eq!(fault, tp_status::Panic);
+        assert_eq!(status(&mut || lock(&mutex, "scratch").map(drop)), tp_status::Panic);
+    }
 }

@@ -248,7 +248,7 @@ pub unsafe extern "C" fn tp_page_encode(
 ///
 /// Errors: `INSUFFICIENT_DATA` for a page that is cut, `CORRUPTION` for one that is damaged, `VERSION`,
 /// `INVALID_ARGUMENT` for one of another configuration; `SHAPE_MISMATCH`; `UNSUPPORTED`; `OVERLAP`, of keys and values
-/// as well; `BUSY`. Nothing is written then.
+/// as well; `BUSY`. Nothing is written then (unless the checksum fits numbers that no encoder writes).
 ///
 /// # Safety
 /// Pointers as the introduction says.

@@ -111,6 +111,9 @@ static void refusals(tp_context *context, tp_scratch scratch) {
     tp_kv_shape odd = {3, 2, DIM, 0}, none = {HEADS, KV_HEADS, 0, 0};
     EXPECT(TP_STATUS_INVALID_ARGUMENT, tp_kv_open(context, "", &odd, 0, &cache, 1, &error));
     EXPECT(TP_STATUS_INVALID_ARGUMENT, tp_kv_open(context, "", &none, 0, &cache, 1, &error));
+    tp_kv_shape huge = {SIZE_MAX, SIZE_MAX, SIZE_MAX, 0}, wide = {1, 1, 1, TP_MOST_HEADS + 1};
+    EXPECT(TP_STATUS_INVALID_ARGUMENT, tp_kv_open(context, "", &huge, 0, &cache, 1, &error));
+    EXPECT(TP_STATUS_INVALID_ARGUMENT, tp_kv_open(context, "", &wide, 0, &cache, 1, &error));
     EXPECT(TP_STATUS_INVALID_ARGUMENT, tp_kv_open(context, "no_such_store", &SHAPE, 0, &cache, 1, &error));
     EXPECT(TP_STATUS_INVALID_ARGUMENT, tp_kv_open(context, "kivi(bits=4) |", &SHAPE, 0, &cache, 1, &error));
     EXPECT(TP_STATUS_BAD_UTF8, tp_kv_open(context, "\xc3(", &SHAPE, 0, &cache, 1, &error));

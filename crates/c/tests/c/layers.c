@@ -220,8 +220,40 @@ void test_layers(tp_context *context) {
     free(original);
 }
 
+// Matrices without rows or without columns, and of one number.
+static void smallest(tp_context *context) {
+    tp_error error;
+    tp_scratch scratch = {0};
+    OK(tp_scratch_open(context, 1, &scratch, &error));
+    const size_t shapes[][2] = {{0, 5}, {5, 0}, {0, 0}, {1, 1}};
+    float x[5] = {1, 2, 3, 4, 5}, y[5], w[1] = {3};
+    for (size_t i = 0; i < 8; i++) {
+        size_t rows = shapes[i / 2][0], cols = shapes[i / 2][1], length = 0;
+        tp_layer layer = {0}, again = {0};
+        if (i % 2) {
+            OK(tp_compress(context, "rtn", TP_TYPE_F32, w, rows * cols, rows, cols, NULL, 0, &layer, &error));
+        } else {
+            OK(tp_layer_dense(context, TP_TYPE_F32, w, rows * cols, rows, cols, &layer, &error));
+        }
+        OK(tp_layer_prepack(context, layer, &error));
+        for (size_t r = 0; r < 5; r++) y[r] = 7;
+        OK(tp_layer_multiply(context, layer, scratch, 0, rows, TP_TYPE_F32, x, cols, 1, y, rows, &error));
+        for (size_t r = 0; r < rows; r++) CHECK(fabsf(y[r] - (cols ? 3.0f : 0.0f)) < 1e-3f);
+        OK(tp_layer_to_bytes(context, layer, NULL, 0, &length, &error));
+        uint8_t *bytes = room(length);
+        OK(tp_layer_to_bytes(context, layer, bytes, length, &length, &error));
+        OK(tp_layer_from_bytes(context, bytes, length, &again, &error));
+        OK(tp_layer_decode(context, again, 0, rows, y, rows * cols, &error));
+        free(bytes);
+        OK(tp_layer_close(context, &again, &error));
+        OK(tp_layer_close(context, &layer, &error));
+    }
+    OK(tp_scratch_close(context, &scratch, &error));
+}
+
 void test_saved(tp_context *context) {
     tp_error error;
+    smallest(context);
     tp_layer layer = compressed(context, "rtn(bits=4, group=32) | coded(rans)", NULL, 0), again = {0};
     float *w = decoded(context, layer);
     size_t length = 0, written = 0;
