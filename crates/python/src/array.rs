@@ -66,7 +66,12 @@ fn copied<T: Element + Copy, D: Dimension>(
     value: impl Fn(T) -> f32,
 ) -> PyResult<Array<f32, D>> {
     let array = array.cast::<PyArray<T, D>>()?.readonly();
-    Ok(array.as_array().map(|v| value(*v)).as_standard_layout().into_owned())
+    let array = array.as_array();
+    // ndarray refuses some strides of arrays that have no elements.
+    if array.is_empty() {
+        return Ok(Array::zeros(array.raw_dim()));
+    }
+    Ok(array.map(|v| value(*v)).as_standard_layout().into_owned())
 }
 
 /// Floats as f32, whatever they were.

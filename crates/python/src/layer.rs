@@ -68,10 +68,10 @@ impl Layer {
         (rows, cols)
     }
 
-    /// What it is at the root, such as `leaf.affine.v1`; `tree` tells the rest.
+    /// What it is at the root, such as `grouped_affine.v1`; `tree` tells the rest.
     #[getter]
     fn kind(&self) -> String {
-        self.node.describe()["kind"].as_str().unwrap_or_default().to_owned()
+        self.node.describe()["node"].as_str().unwrap_or_default().to_owned()
     }
 
     /// What it is made of, as it is described in files.
@@ -157,6 +157,15 @@ impl Layer {
         self.multiply(py, &x, None)?.getattr("T")
     }
 
+    /// `x @ layer` is `x @ layer.decode()`: `x` is `[rows]` or `[n, rows]`. The matrix is decoded.
+    fn __rmatmul__<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        py.import("numpy")?.call_method1("matmul", (x, self.decode(py)?))
+    }
+
     #[pyo3(signature = (dtype=None, copy=None))]
     fn __array__<'py>(
         &self,
@@ -222,7 +231,9 @@ pub(crate) fn restore_layer(
 ///
 /// `matrix` is an array of float32, float16, bfloat16 or float64, of any strides; `dtype="bfloat16"` says that integers of
 /// 16 bits are the bits of bfloat16. `recipe` is a line such as `"gptq(bits=4, group=128)"` or a preset. `calibration` are
-/// inputs of the layer, `[tokens, cols]`, for methods that want them. The result is the same for any number of threads.
+/// inputs of the layer, `[tokens, cols]`, for methods that want them (of none, a method does what it can without, and
+/// `fallback` says so). The result is the same for any number of threads. Ctrl-C is heard
+/// when the work is done.
 ///
 /// Raises `InvalidArgumentError` and `UnsupportedError` for what is no recipe for one matrix, `ShapeMismatchError` where
 /// shapes do not go together, `MissingCalibrationError`, and `NumericalError` for NaN and infinity in the matrix.
@@ -260,6 +271,10 @@ pub(crate) fn compress(
         }
         let method = method.build()?;
         let cols = weight.ncols();
+        if samples.is_none() && !method.needs().is_none() {
+            let message = format!("`{recipe}` needs calibration, and none was given");
+            return Err(Error::missing_calibration(message));
+        }
         let calibration = match samples {
             Some(x) if x.ncols() != cols => {
                 let found = x.ncols();

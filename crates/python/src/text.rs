@@ -22,7 +22,13 @@ impl Text {
     /// `str` is a text, a `Path` a file of texts, and anything else is iterated: texts, or token ids of texts.
     pub(crate) fn of(given: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(text) = given.cast::<PyString>() {
-            return Ok(Self::Plain(text.to_string_lossy().into_owned()));
+            let text = text.to_string_lossy().into_owned();
+            // Nobody means to calibrate on a name.
+            if !text.contains('\n') && Path::new(&text).is_file() {
+                let message = format!("`{text}` is the name of a file: for what it holds, give a Path");
+                return Err(raise(Error::invalid(message)));
+            }
+            return Ok(Self::Plain(text));
         }
         if given.hasattr("__fspath__")? {
             return Ok(Self::File(given.extract()?));

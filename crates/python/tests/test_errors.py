@@ -40,7 +40,8 @@ def test_the_hierarchy():
         ("InvalidArgumentError", "bits = 12", (4, 64), "rtn(bits=12)", {}),
         ("InvalidArgumentError", "gtpq", (4, 64), "gtpq", {}),
         ("InvalidArgumentError", "threads = 0", (4, 64), "rtn", {"threads": 0}),
-        ("UnsupportedError", "rewrites", (4, 64), "drop_blocks(count=1)", {}),
+        ("UnsupportedError", "no matrix", (4, 64), "drop_blocks(count=1)", {}),
+        ("UnsupportedError", "rewrites", (4, 64), "flap(sparsity=0.2) | rtn", {}),
         ("ShapeMismatchError", r"\[rows, cols\]", (4,), "rtn", {}),
         ("ShapeMismatchError", r"\[2, 3, 4\]", (2, 3, 4), "rtn", {}),
         ("ShapeMismatchError", "60 columns", (4, 64), "gptq", {"calibration": np.ones((9, 60))}),
@@ -54,8 +55,11 @@ def test_arguments(error, says, matrix, recipe, arguments):
 
 
 def test_calibration_that_is_missing(weight):
-    with pytest.raises(tensorpress.MissingCalibrationError):
-        compress(weight, "wanda(sparsity=0.5)")
+    for recipe in ("wanda(sparsity=0.5)", "gptq(bits=4) | coded(rans)"):
+        with pytest.raises(tensorpress.MissingCalibrationError, match="needs calibration"):
+            compress(weight, recipe)
+        layer = compress(weight, recipe, np.ones((0, 128)))
+        assert "no calibration token" in layer.fallback and pickle.loads(pickle.dumps(layer)).fallback == layer.fallback
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -13,7 +13,7 @@ import pytest
 from conftest import contents
 from tensorpress import Model, compress, compress_model, convert, demo_texts, pack_file, unpack_file
 
-RECIPE = "gptq(bits=4, group=32, clip=mse)"
+RECIPE = "gptq(bits=4, group=32)"
 
 CHILD = """
 import sys, tensorpress
@@ -39,7 +39,7 @@ def wait_for(condition, seconds=60):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to send")
 def test_ctrl_c(shared, tmp_path):
-    model, out, windows = shared / "data/models/stories3m", tmp_path / "out", 12
+    model, out, windows = shared / "data/models/stories3m", tmp_path / "out", 2
     partial = tmp_path / "out.partial"
     arguments = dict(calibration_text=demo_texts()["calibration"], calibration_windows=windows)
     code = CHILD.format(recipe=RECIPE, windows=windows)
@@ -120,7 +120,7 @@ def test_other_threads_go_on(tmp_path):
             time.sleep(0.002)
 
     rng = np.random.default_rng(5)
-    weight, x = (rng.standard_normal(shape).astype(np.float32) for shape in [(768, 768), (1024, 768)])
+    weight, x = (rng.standard_normal(shape).astype(np.float32) for shape in [(384, 384), (512, 384)])
     thread = threading.Thread(target=clock)
     thread.start()
     try:

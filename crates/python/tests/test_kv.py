@@ -70,7 +70,7 @@ def test_truncate_and_fork():
 
 
 def test_wrong_arguments():
-    for arguments, says in [(("kivi(bits=3)", 2, 16), "bits = 3"), (("f32", 0, 16), "kv_heads = 0"), (("", 2, 16), ""),
+    for arguments, says in [(("kivi(bits=3)", 2, 16), "bits = 3"), (("f32", 0, 16), "kv_heads = 0"), (("", 2, 16), "`"),
                             (("f32 | nothing", 2, 16), "nothing")]:
         with pytest.raises(tensorpress.InvalidArgumentError, match=says):
             KvCache(*arguments)

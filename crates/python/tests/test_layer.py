@@ -39,6 +39,8 @@ def test_products_are_those_of_the_decoded_matrix(recipe, weight, samples):
     assert layer.multiply(x[0]).shape == (48,)
     assert relative(layer @ x.T, expected.T) < 1e-5 and relative(layer @ x[0], expected[0]) < 1e-5
     assert np.array_equal(layer(x), layer.multiply(x))
+    rows = np.linspace(-1, 1, 48, dtype=np.float32)
+    assert np.array_equal(rows @ layer, rows @ dense) and np.array_equal(rows.tolist() @ layer, rows.tolist() @ dense)
     # Calibrated, so it is the output that is near.
     assert relative(samples @ dense.T, samples @ weight.T) < 0.8
 
@@ -49,7 +51,7 @@ def test_eight_bits_are_near_and_bits_are_counted(weight):
     storage = layer.storage
     assert storage["codes"] == weight.size and set(storage) == {"codes", "scales", "zeros"}
     assert layer.bits_per_weight == 8 * sum(storage.values()) / weight.size
-    assert layer.kind == layer.tree["kind"] and layer.multiplies_by in ("fused", "decode")
+    assert layer.kind == layer.tree["node"] == "grouped_affine.v1" and layer.multiplies_by in ("fused", "decode")
     assert layer.bias is None and layer.fallback is None
     assert "48, 128" in repr(layer) and "bits per weight" in repr(layer)
 
@@ -57,7 +59,7 @@ def test_eight_bits_are_near_and_bits_are_counted(weight):
 def test_calibration_helps(weight, samples):
     mixed = samples @ np.random.default_rng(3).standard_normal((128, 128)).astype(np.float32)
     error = lambda layer: relative(mixed @ layer.decode().T, mixed @ weight.T)
-    assert error(compress(weight, "gptq(bits=3)", mixed)) < 0.8 * error(compress(weight, "rtn(bits=3)"))
+    assert error(compress(weight, "gptq(bits=3)", mixed)) < 0.8 * error(compress(weight, "rtn(bits=3)", mixed))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4", "<f4"])
