@@ -34,9 +34,7 @@ impl Failure {
         let error = match self {
             Self::Panic(message) => {
                 let message = format!("{message}; this is a defect of tensorpress");
-                return Ok(PyErr::from_value(
-                    errors.getattr("InternalError")?.call1((message,))?,
-                ));
+                return Ok(PyErr::from_value(errors.getattr("InternalError")?.call1((message,))?));
             }
             Self::Error(error) => error,
         };

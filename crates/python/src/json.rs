@@ -35,10 +35,7 @@ pub(crate) fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'
 }
 
 /// A report as a dictionary.
-pub(crate) fn report<'py>(
-    py: Python<'py>,
-    report: &impl Serialize,
-) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn report<'py>(py: Python<'py>, report: &impl Serialize) -> PyResult<Bound<'py, PyAny>> {
     let value = serde_json::to_value(report).map_err(|e| raise(Error::invalid(e.to_string())))?;
     to_python(py, &value)
 }

@@ -4,10 +4,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use numpy::ndarray::{Array3, Ix3};
 use pyo3::prelude::*;
+use tensorpress::Error;
 use tensorpress::kvcache::{Cache, KvRecipe, KvShape};
 use tensorpress::tensor::Scratch;
 use tensorpress::tensor::linalg::Par;
-use tensorpress::Error;
 
 use crate::array::{to_numpy, values};
 use crate::error::raise;
@@ -47,7 +47,8 @@ impl KvCache {
         layers: usize,
     ) -> PyResult<Self> {
         if layer >= layers {
-            let message = format!("layer = {layer} of {layers}: allowed are 0 to {layers}, exclusive");
+            let message =
+                format!("layer = {layer} of {layers}: allowed are 0 to {layers}, exclusive");
             return Err(raise(Error::invalid(message)));
         }
         run(py, || {

@@ -137,11 +137,7 @@ impl Layer {
     }
 
     /// The same as `multiply(x)`.
-    fn __call__<'py>(
-        &self,
-        py: Python<'py>,
-        x: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn __call__<'py>(&self, py: Python<'py>, x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         self.multiply(py, x, None)
     }
 
@@ -151,9 +147,9 @@ impl Layer {
         py: Python<'py>,
         x: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let x = x.getattr("T").or_else(|_| {
-            py.import("numpy")?.call_method1("asarray", (x,))?.getattr("T")
-        })?;
+        let x = x
+            .getattr("T")
+            .or_else(|_| py.import("numpy")?.call_method1("asarray", (x,))?.getattr("T"))?;
         self.multiply(py, &x, None)?.getattr("T")
     }
 

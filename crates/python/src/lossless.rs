@@ -187,7 +187,6 @@ pub(crate) fn verify_file<'py>(
     })?;
     let damages: Vec<String> = found.damages.iter().map(ToString::to_string).collect();
     let (files, tensors, bytes) = (found.files, found.tensors, found.bytes);
-    let found =
-        json!({ "files": files, "tensors": tensors, "bytes": bytes, "damages": damages });
+    let found = json!({ "files": files, "tensors": tensors, "bytes": bytes, "damages": damages });
     to_python(py, &found)
 }

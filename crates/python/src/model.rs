@@ -7,6 +7,7 @@ use std::sync::Arc;
 use numpy::ndarray::ArrayD;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
+use serde_json::Value;
 use tensorpress::bill::Bill;
 use tensorpress::entropy::{Base, PackedFile};
 use tensorpress::model::Source;
@@ -16,7 +17,7 @@ use tensorpress::{Error, registry};
 
 use crate::array::{from_bytes, to_numpy};
 use crate::error::raise;
-use crate::json::{report, to_python};
+use crate::json::to_python;
 use crate::layer::Layer;
 use crate::work::run;
 
@@ -73,11 +74,7 @@ impl Given {
 /// `InsufficientDataError`, `UnsupportedError`, `VersionError`, `MissingBaseError`; each names file and tensor where known.
 #[pyfunction]
 #[pyo3(signature = (path, *, base=None))]
-pub(crate) fn open_model(
-    py: Python<'_>,
-    path: PathBuf,
-    base: Option<PathBuf>,
-) -> PyResult<Model> {
+pub(crate) fn open_model(py: Python<'_>, path: PathBuf, base: Option<PathBuf>) -> PyResult<Model> {
     let open = || match &base {
         None => tensorpress::open_model(&path),
         Some(base) => {
@@ -145,7 +142,11 @@ impl Model {
     /// What the model is made of, to the byte: `storage` (bytes by what they are for), `weights`, `uncompressed_bytes`,
     /// `container_bytes`, `file_bytes`, `bits_per_weight`, and the same for each of `layers`.
     fn bill<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        report(py, &run(py, || Bill::of(&self.source))?)
+        let bill = run(py, || Bill::of(&self.source))?;
+        let mut json = serde_json::to_value(&bill).unwrap_or_default();
+        flatten(&mut json);
+        json["layers"].as_array_mut().into_iter().flatten().for_each(flatten);
+        to_python(py, &json)
     }
 
     /// A matrix as it is stored, compressed or not.
@@ -192,6 +193,11 @@ impl Model {
         let blocks = source.blocks();
         format!("<tensorpress.Model{at}: {blocks} blocks, {compressed} compressed matrices>")
     }
+}
+
+/// Bytes by what they are for, as `Layer.storage` has them.
+fn flatten(bill: &mut Value) {
+    bill["storage"] = bill["storage"]["items"].take();
 }
 
 /// A sorted list.

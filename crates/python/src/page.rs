@@ -21,9 +21,8 @@ pub(crate) struct PageCodec {
 }
 
 fn float(name: &str) -> PyResult<DType> {
-    DType::from_name(&name.to_ascii_uppercase()).ok_or_else(|| {
-        raise(Error::invalid(format!("type {name}: allowed are F32, F16 and BF16")))
-    })
+    DType::from_name(&name.to_ascii_uppercase())
+        .ok_or_else(|| raise(Error::invalid(format!("type {name}: allowed are F32, F16 and BF16"))))
 }
 
 #[pymethods]

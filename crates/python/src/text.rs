@@ -25,7 +25,8 @@ impl Text {
             let text = text.to_string_lossy().into_owned();
             // Nobody means to calibrate on a name.
             if !text.contains('\n') && Path::new(&text).is_file() {
-                let message = format!("`{text}` is the name of a file: for what it holds, give a Path");
+                let message =
+                    format!("`{text}` is the name of a file: for what it holds, give a Path");
                 return Err(raise(Error::invalid(message)));
             }
             return Ok(Self::Plain(text));

@@ -77,11 +77,7 @@ impl TokenMap {
 
     /// Gives every source its target's values, 0 where it was dropped: `[targets, ...]` becomes `[sources, ...]` of float32.
     /// Raises `ShapeMismatchError`.
-    fn unmerge<'py>(
-        &self,
-        py: Python<'py>,
-        z: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn unmerge<'py>(&self, py: Python<'py>, z: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let z = tokens(z, "z")?;
         Ok(to_numpy(py, run(py, || self.map.unmerge(z.view()))?))
     }

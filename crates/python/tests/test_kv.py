@@ -102,7 +102,9 @@ def test_other_widths_of_values():
     assert cache.attend(rng.standard_normal((5, 2, 8))).shape == (5, 2, 4)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"key_bits": 8, "value_bits": 8}, {"rotate": False, "symmetric": True, "scales": "F32"}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"key_bits": 8, "value_bits": 8}, {"rotate": False, "symmetric": True, "scales": "F32"}]
+)
 def test_pages(arguments):
     _, keys, values = arrays(12)
     codec = PageCodec(16, KV_HEADS, DIM, **arguments)
