@@ -3,7 +3,7 @@
 
     python3 crates/python/test.py [--release] [PYTEST_ARGUMENT ...]
 
-Everything lies in the target folder ($CARGO_TARGET_DIR, or `target` beside this file): the environment in `python-venv`,
+Everything lies in the target folder ($CARGO_TARGET_DIR, or the workspace's `target`): the environment in `python-venv`,
 kept until tests/requirements.txt changes, the wheel in `python-wheels`. Python 3.11 or later with `venv` is needed, cargo,
 and PyPI for the first run; models and texts come from $TENSORPRESS_SHARED, or `../shared` beside the repository.
 """
@@ -17,7 +17,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "tests/requirements.txt"
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target")).resolve()
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parents[1] / "target")).resolve()
 
 
 def run(what, *command, **more):
