@@ -1,8 +1,8 @@
 //! The Python package `tensorpress`: its native module, `tensorpress._native`.
 //!
-//! A layer is one compressed matrix ([`layer`]), a model what `tensorpress.open_model` opened ([`model`]); [`jobs`] work on
-//! whole models, [`kv`] and [`page`] on keys and values, [`lossless`] on bytes and files, [`tokens`] on states. Arrays come
-//! and go through [`array`], errors through [`error`], and all work is done by [`work`], without the interpreter's lock.
+//! A layer is one compressed matrix (`layer`), a model what `tensorpress.open_model` opened (`model`); `jobs` work on
+//! whole models, `kv` and `page` on keys and values, `lossless` on bytes and files, `tokens` on states. Arrays come
+//! and go through `array`, errors through `error`, and all work is done by `work`, without the interpreter's lock.
 //! There is no state but that of these objects.
 
 mod array;
