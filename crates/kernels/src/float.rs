@@ -193,8 +193,11 @@ fn tile<S: Simd, const T: usize, const R: usize>(
     let mut sums = [[s.splat(0.0); R]; T];
     let mut at = depth.start;
     while at + S::LANES <= depth.end {
-        // SAFETY: `i * k + at + LANES <= (i + 1) * k`, within the slices asserted above.
-        let xs: [S::F32; T] = std::array::from_fn(|i| unsafe { s.load(x, i * k + at) });
+        let mut xs = [s.splat(0.0); T];
+        for (i, xs) in xs.iter_mut().enumerate() {
+            // SAFETY: `i * k + at + LANES <= (i + 1) * k`, within the slices asserted above.
+            *xs = unsafe { s.load(x, i * k + at) };
+        }
         for r in 0..R {
             // SAFETY: as above, for the rows of `w`.
             let w = unsafe { s.load(w, r * k + at) };
@@ -207,8 +210,10 @@ fn tile<S: Simd, const T: usize, const R: usize>(
     for i in 0..T {
         let y = &mut y[i * stride..i * stride + R];
         for r in (0..R).step_by(4) {
-            let four =
-                std::array::from_fn(|j| if r + j < R { sums[i][r + j] } else { s.splat(0.0) });
+            let mut four = [s.splat(0.0); 4];
+            for j in 0..(R - r).min(4) {
+                four[j] = sums[i][r + j];
+            }
             let totals = s.sums(four);
             for j in 0..(R - r).min(4) {
                 let row = r + j;

@@ -250,7 +250,9 @@ mod tests {
     /// Every frequency: division by multiplication must be exact on every path.
     #[test]
     fn every_path_writes_the_same_words() {
-        for freq in 1..PROB_TOTAL {
+        // An interpreter takes hours for all of them.
+        let some = if cfg!(miri) { 257 } else { 1 };
+        for freq in (1..PROB_TOTAL).step_by(some) {
             let mut counts = [0; 256];
             (counts[3], counts[200]) = (freq, PROB_TOTAL - freq);
             check(&counts, if freq % 64 < 2 || freq > 4000 { 20 * LANES } else { 2 * LANES });

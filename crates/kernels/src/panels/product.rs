@@ -107,8 +107,13 @@ fn panel<S: Wide, const BITS: usize, const P: usize, const T: usize, const U: us
 ) {
     let Work { shape, tile, lines, input, tokens, ahead, to } = work;
     let mut words = input.words(tokens, tile.first * shape.group);
-    let mut totals: [S::F; T] = std::array::from_fn(|t| s.load(&sums[t]));
-    let grids: [_; T] = std::array::from_fn(|t| input.grids(tokens.first + t));
+    // Loops, not closures: these are inlined only where the optimiser sees the whole program at once.
+    let mut totals = [s.load(&sums[0]); T];
+    let mut grids = [input.grids(tokens.first); T];
+    for t in 1..T {
+        totals[t] = s.load(&sums[t]);
+        grids[t] = input.grids(tokens.first + t);
+    }
     let mut rest = lines;
     for g in tile.first..tile.end {
         let (grid, after) = rest.split_at(shape.grid_lines);
@@ -120,16 +125,19 @@ fn panel<S: Wide, const BITS: usize, const P: usize, const T: usize, const U: us
         let mut dots = [[[s.zero(); P]; T]; U];
         for (lines, xs) in codes.as_chunks::<BITS>().0.iter().zip(xs.chunks_exact(8 * T * P)) {
             ask(lines, ahead, to);
-            let lines: [S::I; BITS] = std::array::from_fn(|i| s.line(&lines[i]));
+            let mut held = [s.line(&lines[0]); BITS];
+            for i in 1..BITS {
+                held[i] = s.line(&lines[i]);
+            }
             // Written out: a loop here may stay a loop, with shifts that are not constant. But not
             // where a vector is an array: that would be half a megabyte of code.
             macro_rules! steps {
                 ($($step:literal)*) => {
-                    $(add_step::<S, BITS, P, T, U>(s, &mut dots, &lines, xs, $step);)*
+                    $(add_step::<S, BITS, P, T, U>(s, &mut dots, &held, xs, $step);)*
                 };
             }
             if S::ISA == Isa::Generic {
-                (0..8).for_each(|step| add_step_portable(s, &mut dots, &lines, xs, step));
+                (0..8).for_each(|step| add_step_portable(s, &mut dots, &held, xs, step));
             } else {
                 steps!(0 1 2 3 4 5 6 7);
             }

@@ -23,9 +23,12 @@ macro_rules! narrow_64 {
     ($x:expr, $first:expr, $t:expr, $words:expr, $at:expr) => {{
         let x: [__m512i; 4] = [$x[$first], $x[$first + 1], $x[$first + 2], $x[$first + 3]];
         // The bucket in the lowest bits, where permutations look, and the position in the highest, where comparing does.
-        let turned = x.map(|x| _mm512_ror_epi32::<8>(x));
-        let threshold = turned.map(|t| _mm512_permutexvar_epi32(t, $t.0));
-        let own = turned.map(|t| _mm512_permutexvar_epi32(t, $t.1));
+        let (mut turned, mut threshold, mut own) = (x, x, x);
+        for g in 0..4 {
+            turned[g] = _mm512_ror_epi32::<8>(x[g]);
+            threshold[g] = _mm512_permutexvar_epi32(turned[g], $t.0);
+            own[g] = _mm512_permutexvar_epi32(turned[g], $t.1);
+        }
         let mut entry = own;
         let mut sum = x;
         for g in 0..4 {

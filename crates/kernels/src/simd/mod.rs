@@ -77,7 +77,7 @@ pub(super) unsafe trait Simd: Token {
     /// The sums of four vectors, each in an order that is the same for every call.
     #[inline(always)]
     fn sums(self, v: [Self::F32; 4]) -> [f32; 4] {
-        v.map(|v| self.sum(v))
+        [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
     }
     /// One scalar `a * b + c`, fused exactly where [`Simd::mul_add`] is.
     fn mul_add1(self, a: f32, b: f32, c: f32) -> f32;

@@ -330,12 +330,17 @@ fn tiles<S: Stored, const R: usize, const V: usize>(
             }
             let at = inputs[j] as usize * PANEL + token;
             assert!(at + V * S::LANES <= panel.len());
-            // SAFETY: asserted above.
-            let x: [_; V] = std::array::from_fn(|i| unsafe { s.load(panel, at + i * S::LANES) });
+            let mut x = [s.splat(0.0); V];
+            for (i, x) in x.iter_mut().enumerate() {
+                // SAFETY: asserted above.
+                *x = unsafe { s.load(panel, at + i * S::LANES) };
+            }
             for r in 0..R {
                 // SAFETY: `r * k + j < R * k`, asserted above.
                 let v = s.splat(unsafe { *values.get_unchecked(r * k + j) });
-                sums[r] = std::array::from_fn(|i| s.mul_add(v, x[i], sums[r][i]));
+                for i in 0..V {
+                    sums[r][i] = s.mul_add(v, x[i], sums[r][i]);
+                }
             }
         }
         for r in 0..R {

@@ -21,7 +21,7 @@ const TILE: usize = 2;
 /// Panels that a token meets at once: what is read of it then serves them all.
 const TOGETHER: usize = 2;
 /// Tokens, times planes, that a line of codes meets at once: as many products run side by side as hides their latency.
-const TOKENS: usize = 4;
+const TOKENS: usize = 6;
 
 /// A unit of 16 rows.
 #[derive(Clone, Copy, Debug)]
@@ -178,7 +178,7 @@ struct Tokens<'a, const P: usize> {
 }
 
 avx512! {
-    /// Adds the products of one or two panels with up to four tokens to their sums, which lie `apart` from panel to panel.
+    /// Adds the products of one or two panels with up to six tokens to their sums, which lie `apart` from panel to panel.
     #[inline]
     fn multiply<const P: usize>(
         by: usize,
@@ -197,11 +197,11 @@ avx512! {
                         ($t, _, 16) => some::<P, $t, 2, 16>(panels, x, sums, apart),
                         ($t, _, _) => some::<P, $t, 2, 32>(panels, x, sums, apart),
                     )*
-                    _ => unreachable!("tokens go by four"),
+                    _ => unreachable!("no more tokens go together"),
                 }
             };
         }
-        by_sizes!(1 2 3 4);
+        by_sizes!(1 2 3 4 5 6);
     }
 }
 

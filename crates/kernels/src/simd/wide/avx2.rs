@@ -24,17 +24,26 @@ unsafe impl Wide for Avx2 {
     #[inline(always)]
     fn shift_left(self, v: [__m256i; 2], by: usize) -> [__m256i; 2] {
         // SAFETY: the token proves the features.
-        unsafe { v.map(|v| _mm256_sllv_epi32(v, _mm256_set1_epi32(by as i32))) }
+        unsafe {
+            let by = _mm256_set1_epi32(by as i32);
+            [_mm256_sllv_epi32(v[0], by), _mm256_sllv_epi32(v[1], by)]
+        }
     }
     #[inline(always)]
     fn shift_right(self, v: [__m256i; 2], by: usize) -> [__m256i; 2] {
         // SAFETY: the token proves the features.
-        unsafe { v.map(|v| _mm256_srlv_epi32(v, _mm256_set1_epi32(by as i32))) }
+        unsafe {
+            let by = _mm256_set1_epi32(by as i32);
+            [_mm256_srlv_epi32(v[0], by), _mm256_srlv_epi32(v[1], by)]
+        }
     }
     #[inline(always)]
     fn mask(self, v: [__m256i; 2], mask: u8) -> [__m256i; 2] {
         // SAFETY: the token proves the features.
-        unsafe { v.map(|v| _mm256_and_si256(v, _mm256_set1_epi8(mask as i8))) }
+        unsafe {
+            let mask = _mm256_set1_epi8(mask as i8);
+            [_mm256_and_si256(v[0], mask), _mm256_and_si256(v[1], mask)]
+        }
     }
     #[inline(always)]
     fn or(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
