@@ -9,12 +9,13 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use tensorpress_model::Source;
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::{Array2, Axis};
+use tensorpress_tensor::ndarray::{ArrayViewMut2, Axis};
 use tensorpress_tensor::rewrite::LinearSpec;
 use tensorpress_tensor::{Accum, Node, Scratch};
 
-use crate::error::wrapped;
+use crate::error::{message, wrapped};
 use crate::load::{self, stored_name};
+use crate::workspace::claim;
 
 /// The tensors of a model, decoded when they are asked for, in `dtype` and on `device`: the models of candle load from it.
 /// `source` may be borrowed, owned or shared.
@@ -165,11 +166,15 @@ fn in_bias(spec: &LinearSpec, name: &str) -> bool {
 /// All values of a node, on the threads of the pool.
 fn matrix(node: &dyn Node, name: &str) -> Result<Tensor> {
     let [out, inp] = node.shape();
-    let mut values = Array2::<f32>::zeros((out, inp));
+    // A product of thin factors may claim any size.
+    let too_large = || message(format!("tensor `{name}`: {out} x {inp} values are too many"));
+    let mut values = Vec::new();
+    let whole = claim(&mut values, out.checked_mul(inp).ok_or_else(too_large)?);
+    let mut whole = ArrayViewMut2::from_shape((out, inp), whole?).map_err(Error::wrap)?;
     // One part a thread: what a node decodes anew for every part is never done more often than there are threads for it.
     let step = out.div_ceil(Par::Rayon.threads()).max(1);
     let failed = OnceLock::new();
-    Par::Rayon.for_each(values.axis_chunks_iter_mut(Axis(0), step).enumerate(), |(part, rows)| {
+    Par::Rayon.for_each(whole.axis_chunks_iter_mut(Axis(0), step).enumerate(), |(part, rows)| {
         let range = part * step..part * step + rows.nrows();
         if let Err(error) = node.decode_rows(range, rows, Accum::Replace, &mut Scratch::default()) {
             let _ = failed.set(error);
@@ -178,7 +183,7 @@ fn matrix(node: &dyn Node, name: &str) -> Result<Tensor> {
     if let Some(error) = failed.into_inner() {
         return Err(wrapped(error.in_tensor(name)));
     }
-    Tensor::from_vec(values.into_raw_vec_and_offset().0, (out, inp), &Device::Cpu)
+    Tensor::from_vec(values, (out, inp), &Device::Cpu)
 }
 
 /// A tensor in its own type.

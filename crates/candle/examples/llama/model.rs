@@ -192,7 +192,6 @@ impl Block {
         let scores = scores.reshape((keys, group, tokens, ()))?.broadcast_add(mask)?;
         let weights = softmax_last_dim(&scores)?.reshape((keys, group * tokens, ()))?;
         let mixed = weights.matmul(&v)?.reshape((queries, tokens, dim))?;
-        // Not contiguous: a layer takes it as it is.
         let mixed = mixed.transpose(0, 1)?.reshape((tokens, queries * dim))?;
         self.o.forward(&mixed)
     }

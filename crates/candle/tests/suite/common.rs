@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use tensorpress::model::Source;
-use tensorpress::pipeline::{Convert, Target};
+use tensorpress::model::{Source, embedded};
+use tensorpress::pipeline::{CalibrationText, Convert, Target};
 use tensorpress::prelude::*;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::ndarray::Array2;
@@ -55,9 +55,14 @@ pub(crate) fn demo() -> Source {
 }
 
 /// A model compressed into a folder.
-pub(crate) fn compressed(source: &Source, recipe: &str, out: &Path) -> Source {
-    let recipe = Recipe::parse(recipe).expect("a recipe");
-    let _ = Compressor::new(recipe).run(source, out).expect("compresses");
+pub(crate) fn compressed(source: &Source, line: &str, out: &Path) -> Source {
+    let recipe = Recipe::parse(line).expect("a recipe");
+    let mut compressor = Compressor::new(recipe);
+    if line.contains("gptq") {
+        let text = CalibrationText::new(embedded::CALIBRATION).with_windows(8);
+        compressor = compressor.with_calibration(text);
+    }
+    let _ = compressor.run(source, out).unwrap_or_else(|e| panic!("{e}"));
     open_model(out).expect("opens")
 }
 
