@@ -5,8 +5,11 @@ use tensorpress_tensor::node::Dense;
 use tensorpress_tensor::rewrite::{LinearSpec, Role};
 use tensorpress_tensor::{Context, Error, Node, Result, Tensor};
 
-/// A layer's weight `[out, in]`, and its bias if there is one.
-pub(crate) fn layer(source: &Source, name: &str) -> Result<(Box<dyn Node>, Option<Vec<f32>>)> {
+/// A weight `[out, in]`, and its bias if there is one.
+pub(crate) type Layer = (Box<dyn Node>, Option<Vec<f32>>);
+
+/// The layer whose weight has this name.
+pub(crate) fn layer(source: &Source, name: &str) -> Result<Layer> {
     let spec = spec(source, name).filter(|spec| spec.role != Role::Other);
     let Some(spec) = spec else {
         let node = source.weight(stored_name(source, name).unwrap_or(name))?;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Module, Tensor};
-use tensorpress::prelude::Node;
 use tensorpress_candle::{Embedding, Linear};
 use tensorpress_tensor::node::decode;
 

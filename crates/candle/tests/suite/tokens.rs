@@ -33,23 +33,25 @@ fn check(what: &str, source: &Source, most: usize) -> usize {
     reached
 }
 
-/// The model as it is, and in the formats of everybody.
-fn check_all(model: &str, folder: &Path) {
+/// The model as it is, and in the formats of everybody; `words`: its codes fill the words that GPTQ and AWQ pack them in.
+fn check_all(model: &str, folder: &Path, words: bool) {
     let parent = tempfile::tempdir().unwrap();
     let path = |name: &str| parent.path().join(name);
     let dense = open_model(folder).unwrap();
     let symmetric = "rtn(bits=4, group=32, symmetric=true)";
-    let four = compressed(&dense, symmetric, &path("w4s"));
-    let forms = [
+    let mut forms = vec![
         ("as it is", open_model(folder).unwrap()),
         ("4 bits", compressed(&dense, "rtn(bits=4, group=32)", &path("w4"))),
         ("gptq, coded", compressed(&dense, "gptq(bits=4, group=32) | coded(rans)", &path("gptq"))),
         ("pruned, corrected", compressed(&dense, PRUNED, &path("pruned"))),
         ("GGUF Q4_1", converted(&dense, "gguf(Q4_1)", &path("q4_1.gguf"))),
         ("GGUF Q8_0", converted(&dense, "gguf(Q8_0)", &path("q8_0.gguf"))),
-        ("a folder of GPTQ", converted(&four, "gptq", &path("theirs"))),
-        ("a folder of AWQ", converted(&four, "awq", &path("awq"))),
     ];
+    if words {
+        let four = compressed(&dense, symmetric, &path("w4s"));
+        forms.push(("a folder of GPTQ", converted(&four, "gptq", &path("theirs"))));
+        forms.push(("a folder of AWQ", converted(&four, "awq", &path("awq"))));
+    }
     let packed = path("model.tpk");
     let _ = Packer::new().pack(&path("w4"), &packed).unwrap();
     let packed = ("packed", open_model(&packed).unwrap());
@@ -65,13 +67,14 @@ const PRUNED: &str = "magnitude(sparsity=0.3) | rtn(bits=4, group=32) | residual
 #[test]
 fn stories260k() {
     let Some(folder) = data::find("data/models/stories260k") else { return };
-    check_all("stories260k", &folder);
+    // 172 codes of 4 bits do not.
+    check_all("stories260k", &folder, false);
 }
 
 #[test]
 fn stories3m() {
     let Some(folder) = data::find("data/models/stories3m") else { return };
-    check_all("stories3m", &folder);
+    check_all("stories3m", &folder, true);
 }
 
 /// Golden models: other rotations, a table that is stored under the head's name.
