@@ -39,10 +39,13 @@ fn check_all(model: &str, folder: &Path, words: bool) {
     let path = |name: &str| parent.path().join(name);
     let dense = open_model(folder).unwrap();
     let symmetric = "rtn(bits=4, group=32, symmetric=true)";
+    // Coded ones are decoded for every token: of the small model alone.
+    let gptq =
+        ["gptq(bits=4, group=32) | coded(rans)", "gptq(bits=4, group=32)"][usize::from(words)];
     let mut forms = vec![
         ("as it is", open_model(folder).unwrap()),
         ("4 bits", compressed(&dense, "rtn(bits=4, group=32)", &path("w4"))),
-        ("gptq, coded", compressed(&dense, "gptq(bits=4, group=32) | coded(rans)", &path("gptq"))),
+        ("gptq", compressed(&dense, gptq, &path("gptq"))),
         ("pruned, corrected", compressed(&dense, PRUNED, &path("pruned"))),
         ("GGUF Q4_1", converted(&dense, "gguf(Q4_1)", &path("q4_1.gguf"))),
         ("GGUF Q8_0", converted(&dense, "gguf(Q8_0)", &path("q8_0.gguf"))),
