@@ -40,7 +40,7 @@ avx512! {
 }
 
 /// More tokens than these go through panels.
-const FEW: usize = 8;
+const FEW: usize = 4;
 
 avx512! {
     #[inline]
