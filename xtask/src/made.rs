@@ -21,11 +21,25 @@ pub struct Shape {
 }
 
 /// Of the Llama kind: 1.04 billion parameters.
-pub const DENSE: Shape =
-    Shape { hidden: 2048, ffn: 8192, layers: 16, heads: 32, kv_heads: 8, experts: 0, vocabulary: 32_000 };
+pub const DENSE: Shape = Shape {
+    hidden: 2048,
+    ffn: 8192,
+    layers: 16,
+    heads: 32,
+    kv_heads: 8,
+    experts: 0,
+    vocabulary: 32_000,
+};
 /// Of Mixtral's kind: 1.03 billion parameters.
-pub const EXPERTS: Shape =
-    Shape { hidden: 1024, ffn: 3584, layers: 11, heads: 16, kv_heads: 4, experts: 8, vocabulary: 32_000 };
+pub const EXPERTS: Shape = Shape {
+    hidden: 1024,
+    ffn: 3584,
+    layers: 11,
+    heads: 16,
+    kv_heads: 4,
+    experts: 8,
+    vocabulary: 32_000,
+};
 /// Of Mixtral's kind, with rows that blocks of 256 divide and the 512 tokens of stories260k.
 pub const FEW_EXPERTS: Shape =
     Shape { hidden: 256, ffn: 512, layers: 2, heads: 4, kv_heads: 2, experts: 4, vocabulary: 512 };
