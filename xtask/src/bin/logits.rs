@@ -65,7 +65,9 @@ fn continued(
         for one in logits.rows() {
             row(&one.to_vec())?;
         }
-        let last = logits.rows().into_iter().last().expect("a token's logits");
+        let Some(last) = logits.rows().into_iter().next_back() else {
+            return Err(Error::invalid("a text of no tokens"));
+        };
         let best = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
         let best = best.map_or(0, |(token, _)| token as u32);
         new.push(best);
