@@ -17,7 +17,7 @@ def by_autoawq(torch, stored, group):
 
 
 def autoawq(table, torch):
-    fetch("autoawq>=0.2.9", lonely=True, source=True)
+    fetch("autoawq>=0.2.9", "--no-build-isolation", lonely=True, source=True)
     table.head(f"{version('autoawq')}, its layers alone", "folder", "unpacked as ours, to the bit")
     for recipe, more in [(recipe, []) for recipe in RECIPES] + [(None, ["--requantize"])]:
         what = recipe or "floats, requantised"
@@ -43,9 +43,9 @@ def autoawq(table, torch):
 
 def gptqmodel(table, torch):
     from gptq import NEEDED
-    for package in NEEDED:
-        fetch(package)
-    fetch("gptqmodel", lonely=True, source=True)
+    fetch(*NEEDED, lonely=True, source=True)
+    # What builds them asks for PyTorch.
+    fetch("gptqmodel", "--no-build-isolation", lonely=True, source=True)
     from gptqmodel import BACKEND, GPTQModel
     table.head(f"{version('gptqmodel')} on the CPU, AWQ", "folder", "unpacked as ours, to the bit", "logits")
     for recipe, more in [(recipe, []) for recipe in RECIPES] + [(None, ["--requantize"])]:

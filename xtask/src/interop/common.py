@@ -12,10 +12,10 @@ class Skipped(Exception):
 
 
 def fetch(*packages, lonely=False, source=False):
-    """Has pip install packages: without what they depend on where they are `lonely`; of wheels, or of their `source`."""
+    """Has pip install packages: without what they depend on where they are `lonely`; of wheels alone, or also of `source`."""
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-cache-dir", "--disable-pip-version-check"]
-    command += ["--no-build-isolation"] if source else ["--only-binary", ":all:"]
-    done = subprocess.run(command + ["--no-deps"] * lonely + list(packages), capture_output=True, text=True)
+    command += ([] if source else ["--only-binary", ":all:"]) + ["--no-deps"] * lonely
+    done = subprocess.run(command + list(packages), capture_output=True, text=True)
     if done.returncode != 0:
         raise Skipped(f"pip install {' '.join(packages)}: {last_line(done.stderr)}")
 

@@ -1,7 +1,8 @@
 """Folders that ours make, for the peers that read them; and golden layers as folders."""
 import json, os, shutil
 import numpy as np
-from common import GOLDEN, MODELS, PROGRAM, SHARED, WORK, Skipped, convert, fetch, floats, metadata, our_logits, relative, run, same_bits, tensors, write_tensors
+from common import (GOLDEN, MODELS, PROGRAM, SHARED, WORK, Skipped, convert, fetch, floats, metadata, our_logits, relative, run,
+                    same_bits, tensors, write_tensors)
 
 MODEL = MODELS / "stories3m"
 TEXTS = ["Once upon a time there was a little girl"]

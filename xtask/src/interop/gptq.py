@@ -12,9 +12,9 @@ NEEDED = ["threadpoolctl", "device-smi", "pypcre", "tokenicer", "logbar", "defus
 
 
 def gptqmodel(table, torch):
-    for package in NEEDED:
-        fetch(package)
-    fetch("gptqmodel", lonely=True, source=True)
+    fetch(*NEEDED, lonely=True, source=True)
+    # What builds them asks for PyTorch.
+    fetch("gptqmodel", "--no-build-isolation", lonely=True, source=True)
     from gptqmodel import BACKEND, GPTQModel
     table.head(f"{version('gptqmodel')} on the CPU", "folder", "format", "unpacked as ours, to the bit", "logits")
     cases = [(recipe, target, []) for target in ["gptq", "gptq_v2"] for recipe in SYMMETRIC]
