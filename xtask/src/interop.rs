@@ -2,25 +2,43 @@
 
 use std::process::Command;
 
-use crate::{Outcome, cargo, execute, root};
+use crate::{Outcome, cargo, execute, made, root, shared};
 
-/// The checks, which print lines of docs/interop.md.
-const SCRIPT: &str = include_str!("interop.py");
+/// The checks, which print tables of docs/interop.md.
+const SCRIPTS: [(&str, &str); 9] = [
+    ("main.py", include_str!("interop/main.py")),
+    ("common.py", include_str!("interop/common.py")),
+    ("binding.py", include_str!("interop/binding.py")),
+    ("llama_cpp.py", include_str!("interop/llama_cpp.py")),
+    ("folders.py", include_str!("interop/folders.py")),
+    ("transformers_.py", include_str!("interop/transformers_.py")),
+    ("gptq.py", include_str!("interop/gptq.py")),
+    ("awq_.py", include_str!("interop/awq_.py")),
+    ("bitsandbytes_.py", include_str!("interop/bitsandbytes_.py")),
+];
 
-pub fn run() -> Outcome {
-    execute(&mut cargo(&["build", "--release", "-p", "tensorpress-cli"]))?;
+/// Runs the checks of these peers, by the names of their scripts; of all if there are none.
+pub fn run(peers: &[&str]) -> Outcome {
+    let programs = ["--bin", "tensorpress", "--bin", "logits"];
+    let packages = ["-p", "tensorpress-cli", "-p", "xtask", "--features", "xtask/interop"];
+    execute(cargo(&["build", "--release"]).args(packages).args(programs))?;
     let folder = root().join("target/interop");
-    std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let scripts = folder.join("scripts");
+    std::fs::create_dir_all(&scripts).map_err(|e| format!("{}: {e}", scripts.display()))?;
+    for (name, text) in SCRIPTS {
+        let path = scripts.join(name);
+        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
     let python = folder.join("venv/bin/python");
     if !python.exists() {
         execute(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")))?;
     }
-    let fetch = ["-m", "pip", "install", "-q", "--only-binary", ":all:", "gguf", "xllamacpp"];
-    execute(Command::new(&python).args(fetch))?;
-    let script = folder.join("interop.py");
-    std::fs::write(&script, SCRIPT).map_err(|e| format!("{}: {e}", script.display()))?;
-    let shared =
-        std::env::var_os("TENSORPRESS_SHARED").map_or_else(|| root().join("../shared"), Into::into);
-    let program = root().join("target/release/tensorpress");
-    execute(Command::new(&python).arg(&script).args([&program, &shared, &folder.join("files")]))
+    execute(Command::new(&python).args(["-m", "pip", "install", "-q", "numpy"]))?;
+    let experts = folder.join("experts");
+    made::write_with(&experts, &made::FEW_EXPERTS, &shared().join("data/models/stories260k"))?;
+    let release = root().join("target/release");
+    let mut command = Command::new(&python);
+    command.arg(scripts.join("main.py"));
+    command.args([release.join("tensorpress"), release.join("logits"), shared()]);
+    execute(command.args([folder.join("files"), experts]).args(peers))
 }

@@ -1,4 +1,4 @@
-//! Made checkpoints of a billion parameters: shapes of real models, random weights, sharded, bf16.
+//! Made checkpoints: shapes of real models of a billion parameters, and a tiny one of experts; random weights, bf16.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -17,24 +17,46 @@ pub struct Shape {
     kv_heads: usize,
     /// Feed-forward networks of a block, of which a token goes through two; 0 where there is one for all.
     experts: usize,
+    vocabulary: usize,
 }
 
 /// Of the Llama kind: 1.04 billion parameters.
-pub const DENSE: Shape =
-    Shape { hidden: 2048, ffn: 8192, layers: 16, heads: 32, kv_heads: 8, experts: 0 };
+pub const DENSE: Shape = Shape {
+    hidden: 2048,
+    ffn: 8192,
+    layers: 16,
+    heads: 32,
+    kv_heads: 8,
+    experts: 0,
+    vocabulary: 32_000,
+};
 /// Of Mixtral's kind: 1.03 billion parameters.
-pub const EXPERTS: Shape =
-    Shape { hidden: 1024, ffn: 3584, layers: 11, heads: 16, kv_heads: 4, experts: 8 };
+pub const EXPERTS: Shape = Shape {
+    hidden: 1024,
+    ffn: 3584,
+    layers: 11,
+    heads: 16,
+    kv_heads: 4,
+    experts: 8,
+    vocabulary: 32_000,
+};
+/// Of Mixtral's kind, with rows that blocks of 256 divide and the 512 tokens of stories260k.
+pub const FEW_EXPERTS: Shape =
+    Shape { hidden: 256, ffn: 512, layers: 2, heads: 4, kv_heads: 2, experts: 4, vocabulary: 512 };
 
-const VOCABULARY: usize = 32_000;
 /// Blocks in a shard: about 0.5 GB.
 const BLOCKS_A_SHARD: usize = 4;
 
 /// Writes the checkpoint into `folder`, with the demo model's tokenizer.
 pub fn write(folder: &Path, shape: &Shape) -> Outcome {
+    write_with(folder, shape, &root().join("crates/model/demo"))
+}
+
+/// Writes the checkpoint into `folder`, with the tokenizer of another.
+pub fn write_with(folder: &Path, shape: &Shape, tokenizer: &Path) -> Outcome {
     std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut shards = vec![vec![
-        ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, shape.hidden]),
+        ("model.embed_tokens.weight".to_owned(), vec![shape.vocabulary, shape.hidden]),
         ("model.norm.weight".to_owned(), vec![shape.hidden]),
     ]];
     for first in (0..shape.layers).step_by(BLOCKS_A_SHARD) {
@@ -52,7 +74,7 @@ pub fn write(folder: &Path, shape: &Shape) -> Outcome {
     write_json(&folder.join("model.safetensors.index.json"), &index)?;
     write_json(&folder.join("config.json"), &shape.config())?;
     for file in ["tokenizer.json", "tokenizer_config.json"] {
-        let from = root().join("crates/model/demo").join(file);
+        let from = tokenizer.join(file);
         std::fs::copy(&from, folder.join(file)).map_err(|e| format!("{}: {e}", from.display()))?;
     }
     println!("{}: {total} parameters", folder.display());
@@ -70,7 +92,7 @@ impl Shape {
             "hidden_size": self.hidden, "intermediate_size": self.ffn,
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads, "head_dim": self.hidden / self.heads,
-            "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "vocab_size": self.vocabulary, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
             "rope_scaling": null, "max_position_embeddings": 2048, "tie_word_embeddings": true,
             "attention_bias": false, "mlp_bias": false, "bos_token_id": 1, "eos_token_id": 2,
             "torch_dtype": "bfloat16",

@@ -1,6 +1,6 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
-//! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `memory [DIR]`, `faults [ONE_IN]`, `interop` (official
-//! readers of others' formats, fetched from PyPI, accept what we write).
+//! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `made-moe DIR`, `memory [DIR]`, `faults [ONE_IN]`, `interop
+//! [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write).
 
 mod api;
 mod ci;
@@ -34,16 +34,20 @@ fn main() -> ExitCode {
         ["stages"] => stages(),
         ["made-checkpoint", folder] => made::write(Path::new(folder), &made::DENSE),
         ["made-checkpoint", "experts", folder] => made::write(Path::new(folder), &made::EXPERTS),
+        ["made-moe", folder] => {
+            let tokenizer = shared().join("data/models/stories260k");
+            made::write_with(Path::new(folder), &made::FEW_EXPERTS, &tokenizer)
+        }
         ["faults"] => faults::run(&root().join("target/faults"), 1),
         ["faults", part] => {
             let part = part.parse().map_err(|e| format!("faults {part}: {e}"));
             part.and_then(|part| faults::run(&root().join("target/faults"), part))
         }
-        ["interop"] => interop::run(),
+        ["interop", peers @ ..] => interop::run(peers),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | memory [DIR] | faults [ONE_IN] | interop\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...]\n{}",
             ci::names()
         )),
     };
@@ -79,6 +83,12 @@ fn tables() -> Outcome {
 /// Root of the workspace.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
+
+/// Data that is no part of the project.
+pub fn shared() -> PathBuf {
+    let named = std::env::var_os("TENSORPRESS_SHARED");
+    named.map_or_else(|| root().join("../shared"), Into::into)
 }
 
 /// Runs a command to its end; a failure names it.

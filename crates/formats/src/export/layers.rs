@@ -59,7 +59,7 @@ pub fn gptq(node: &dyn Node, version: gptq_format::Version) -> Result<Stored> {
     Ok(stored)
 }
 
-/// A layer of AWQ: integers of 4 bits in groups that are runs.
+/// A layer of AWQ: integers of 4 bits in groups that are runs and divide a row.
 ///
 /// # Errors
 /// As [`gptq`].
@@ -71,6 +71,11 @@ pub fn awq(node: &dyn Node, layout: awq_format::Layout) -> Result<Stored> {
     }
     if grids.group_of.is_some() {
         return Err(refuse("AWQ has no order of inputs", "gptq has one, or requantise"));
+    }
+    let (group, cols) = (grids.group, grids.codes.ncols());
+    if group < cols && !cols.is_multiple_of(group) {
+        let why = format!("groups of {group} in rows of {cols}");
+        return Err(refuse(why, "AWQ's divide a row; gptq holds a short one, or requantise"));
     }
     if let Some(zero) = grids.zeros.iter().find(|zero| **zero > 15) {
         return Err(refuse(format!("a zero point of {zero}"), "AWQ holds 0 to 15; requantise"));

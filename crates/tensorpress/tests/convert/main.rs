@@ -4,6 +4,7 @@
 mod importance;
 mod in_one_go;
 mod pairs;
+mod readers;
 mod shards;
 
 use std::collections::BTreeMap;
@@ -11,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tensorpress::ErrorKind;
+use tensorpress::formats::{ggml::Type, gptq::Version};
 use tensorpress::model::Source;
 use tensorpress::pipeline::{ConversionReport, Convert, Event, Progress, Target, partial_of};
 use tensorpress::prelude::*;
-use tensorpress::{ErrorKind, formats::ggml::Type};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::decode;
 use tensorpress_tensor::testing::data;

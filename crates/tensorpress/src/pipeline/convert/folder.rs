@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tensorpress_formats::gptq::Version;
 use tensorpress_formats::repacked;
 use tensorpress_model::Source;
 use tensorpress_tensor::node::decode;
@@ -26,6 +27,8 @@ struct Plan {
     scheme: Option<Scheme>,
     /// Modules that stay floats.
     ignored: Vec<String>,
+    /// What readers do not take.
+    notes: Vec<String>,
 }
 
 pub(super) fn convert(
@@ -40,6 +43,7 @@ pub(super) fn convert(
     let mut work = Work::open(job.folder(out), identity, source.checkpoint(), job.force)?;
     let done = write(job, source, out, &plan, &mut work);
     let mut report = work.ended(done)?;
+    report.notes.extend(plan.notes);
     report.notes.extend(side);
     Ok(report)
 }
@@ -49,9 +53,10 @@ fn plan(job: &Convert<'_>, source: &Source) -> Result<Plan> {
     let linears: BTreeSet<String> = specs.map(|spec| spec.name).collect();
     let ours = matches!(job.target, Target::Tensorpress | Target::Safetensors);
     if ours {
-        return Ok(Plan { linears, scheme: None, ignored: Vec::new() });
+        return Ok(Plan { linears, scheme: None, ignored: Vec::new(), notes: Vec::new() });
     }
     let mut kinds = Vec::with_capacity(linears.len());
+    let mut widths = Vec::with_capacity(linears.len());
     for name in &linears {
         job.check_cancelled()?;
         if !source.trees().contains_key(name) && !source.checkpoint().contains(name) {
@@ -60,9 +65,10 @@ fn plan(job: &Convert<'_>, source: &Source) -> Result<Plan> {
         }
         let node = source.weight(name)?;
         kinds.push((name.clone(), layers::kind(job.target, &*node).in_tensor(name)?));
+        widths.push(node.shape()[1]);
         source.checkpoint().release();
     }
-    let scheme = layers::scheme(job.target, &kinds, job.requantize)?;
+    let scheme = layers::scheme(job.target, &kinds, &widths, job.requantize)?;
     let mut ignored = Vec::new();
     for (name, kind) in &kinds {
         let plain = *kind == Kind::Other && !job.requantize;
@@ -74,10 +80,17 @@ fn plan(job: &Convert<'_>, source: &Source) -> Result<Plan> {
             ignored.push(name.strip_suffix(".weight").unwrap_or(name).to_owned());
         }
     }
-    if source.has_head() && job.target == Target::CompressedTensors {
+    // Readers that are told of some modules leave no others out, nor the head.
+    if source.has_head() && !matches!(job.target, Target::Gptq(_)) {
         ignored.push("lm_head".to_owned());
     }
-    Ok(Plan { linears, scheme: Some(scheme), ignored })
+    let mut notes = Vec::new();
+    if job.target == Target::Gptq(Version::V1) && !scheme.symmetric {
+        let what =
+            "GPTQModel reads zero points in gptq_v2 alone; auto-gptq and those after it read both";
+        notes.push(what.to_owned());
+    }
+    Ok(Plan { linears, scheme: Some(scheme), ignored, notes })
 }
 
 fn write(

@@ -58,11 +58,17 @@ pub(super) fn kind(target: Target, node: &dyn Node) -> Result<Kind> {
     Ok(Survey::of(node)?.map_or(Kind::Other, |survey| Kind::Grids(survey, node.shape())))
 }
 
-/// The scheme that fits all layers that are quantised already; of a model that is not, the usual one.
+/// The scheme that fits all layers that are quantised already; of a model that is not, the usual one for matrices of these
+/// `widths`.
 ///
 /// # Errors
 /// `Unsupported`, naming the layer, if two have different groups, unless they may be requantised.
-pub(super) fn scheme(target: Target, kinds: &[(String, Kind)], requantize: bool) -> Result<Scheme> {
+pub(super) fn scheme(
+    target: Target,
+    kinds: &[(String, Kind)],
+    widths: &[usize],
+    requantize: bool,
+) -> Result<Scheme> {
     let mut scheme: Option<(Scheme, &str)> = None;
     for (name, kind) in kinds {
         let here = match kind {
@@ -118,7 +124,9 @@ pub(super) fn scheme(target: Target, kinds: &[(String, Kind)], requantize: bool)
         }
         None if requantize => {
             let symmetric = target == Target::Gptq(Version::V1);
-            Ok(Scheme::of(4, Some(128), symmetric))
+            // One group for all layers, which readers want to divide each row.
+            let divides = |group: &usize| widths.iter().all(|width| width.is_multiple_of(*group));
+            Ok(Scheme::of(4, [128, 64, 32].into_iter().find(divides), symmetric))
         }
         None => Err(Error::unsupported(format!(
             "no matrix of the model is anything that {} holds: compress it first, or requantise",
@@ -139,7 +147,14 @@ pub(super) fn tensors(
         Target::Gptq(version) => export::gptq(node, version)?,
         Target::Awq => export::awq(node, Layout::Gemm)?,
         Target::CompressedTensors => {
-            export::compressed_tensors(node, scheme.bits, scheme.symmetric)?
+            let stored = export::compressed_tensors(node, scheme.bits, scheme.symmetric)?;
+            // Removed from the package in 0.19, August 2026.
+            if stored.iter().any(|(part, _)| *part == "weight_g_idx") {
+                let what = "readers of compressed-tensors know no order of inputs any more, and no group that does not divide \
+                            a row: gptq holds both, or requantise";
+                return Err(Error::unsupported(what));
+            }
+            stored
         }
         _ => {
             let parts = export::bits_and_bytes(node, DType::BF16)?;
@@ -166,8 +181,15 @@ pub(super) fn rounded(
         let nf4 = Nf4::default().with_double_quant(scheme.nested);
         nf4.compress(weight.view(), &blind).in_tensor(name)?.node.boxed()
     } else {
-        let group = scheme.group.unwrap_or(0);
-        let group = if group > 0 && weight.ncols().is_multiple_of(group) { group } else { 0 };
+        let (group, cols) = (scheme.group.unwrap_or(0), weight.ncols());
+        let short = group > 0 && !cols.is_multiple_of(group);
+        if short && !matches!(target, Target::Gptq(_)) {
+            let what = format!(
+                "groups of {group} do not divide its rows of {cols}, as {} has it: gptq holds a short one",
+                target.name()
+            );
+            return Err(Error::unsupported(what).in_tensor(name));
+        }
         let mut grid = GridSpec::new(scheme.bits.max(2), group);
         // Its zero points are 1 and more.
         grid.symmetric = scheme.symmetric || target == Target::Gptq(Version::V1);
@@ -214,7 +236,6 @@ pub(super) fn config(target: Target, scheme: Scheme, ignored: &[String]) -> Valu
         }),
         Target::CompressedTensors => {
             let strategy = if scheme.group.is_some() { "group" } else { "channel" };
-            let order = if scheme.ordered { json!("group") } else { Value::Null };
             json!({
                 "quant_method": target.name(),
                 "format": "pack-quantized",
@@ -233,7 +254,7 @@ pub(super) fn config(target: Target, scheme: Scheme, ignored: &[String]) -> Valu
                         "strategy": strategy,
                         "group_size": scheme.group,
                         "block_structure": null,
-                        "actorder": order,
+                        "actorder": null,
                         "dynamic": false,
                         "observer": "minmax",
                         "observer_kwargs": {},

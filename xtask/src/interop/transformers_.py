@@ -1,0 +1,98 @@
+"""transformers with compressed-tensors loads our folders, and dequantises what we do."""
+import json, subprocess, sys
+import numpy as np
+from common import WORK, Skipped, fetch, floats, same_bits, version
+from folders import compare_layers, compare_logits, golden, golden_values, made, part, same_rounded, to_torch, torch_and
+
+RECIPES = [f"rtn(bits={bits}, group={group}, symmetric={symmetric})"
+           for bits in [4, 8] for group in [64, 0] for symmetric in ["true", "false"]]
+RECIPES += [f"rtn(bits={bits}, group=32)" for bits in [2, 3, 5, 6, 7]]
+RECIPES += ["rtn(bits=4, group=64, scale=bf16)", "gptq(bits=4, group=64, act_order=true, static_groups=true)"]
+ORDERED = "gptq(bits=4, group=64, act_order=true)"
+# Read by this version and before, no more by today's.
+SPARSE = "compressed-tensors==0.11.0"
+
+
+def models(table, torch):
+    from transformers import AutoModelForCausalLM
+    columns = ["folder", "dequantised as ours, to the bit", "logits"]
+    table.head(f"{version('transformers')} with {version('compressed-tensors')}, torch {torch.__version__}", *columns)
+    for recipe, more in [(recipe, []) for recipe in RECIPES] + [(None, ["--requantize"])]:
+        what = recipe or "floats, requantised"
+        try:
+            folder, ours = made(recipe, "compressed-tensors", *more)
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            logits = compare_logits(table, f"compressed-tensors {what}", folder, model, 1e-4)  # dequantises it
+            linears = {name: layer.weight for name, layer in model.named_modules()
+                       if isinstance(layer, torch.nn.Linear) and name != "lm_head"}
+            table.row(what, compare_layers(table, f"compressed-tensors {what}", ours, linears), logits)
+        except Exception as error:
+            table.row(what, f"FAILED: {error}", "")
+            table.must(False, f"compressed-tensors {what}: {error}")
+    try:
+        made(ORDERED, "compressed-tensors")
+        table.must(False, f"compressed-tensors {ORDERED}: written, and its readers refuse it")
+    except RuntimeError as refused:
+        table.row(ORDERED, f"not written: {refused}", "")
+
+
+def layers(table):
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    table.head(f"Golden layers by {version('compressed-tensors')}", "layer", "format", "decompressed as ours, to the bit")
+    for name, named, said in golden("ct_"):
+        stored = part(named, "ckpt.")
+        if not stored:
+            continue
+        what = said["format"]
+        args = json.loads(said["weights_args"])
+        quantization = {"quant_method": "compressed-tensors", "format": what, "config_groups": {
+            "group_0": {"targets": ["Linear"], "weights": args}}}
+        ours = golden_values({f"l.{key}": tensor for key, tensor in stored.items()}, quantization)
+        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
+        reader = BaseCompressor.get_value_from_registry(what)
+        theirs = reader.decompress({key: to_torch(tensor) for key, tensor in stored.items()}, scheme)["weight"]
+        same = table.must(same_rounded(ours, theirs), f"{name}: decompressed otherwise")
+        table.row(name, what, f"{'yes' if same else 'NO'} ({str(theirs.dtype).removeprefix('torch.')})")
+
+
+OLD = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from compressed_tensors.compressors.base import BaseCompressor
+from compressed_tensors.config import SparsityCompressionConfig
+layer, format, out = sys.argv[1:]
+stored = load_file(layer)
+reader = BaseCompressor.load_from_registry(format)
+save_file({"weight": reader.decompress_weight(stored).contiguous()}, out)
+"""
+
+
+def sparse(table):
+    """The masks, with the last version that knew them, in a process of its own."""
+    import os
+    old, layer, out = WORK / "old", WORK / "layer.safetensors", WORK / "out.safetensors"
+    fetch("--target", str(old), SPARSE, "frozendict", lonely=True)
+    from common import tensors, write_tensors
+    for name, named, said in golden("ct_sparse"):
+        stored = part(named, "layer.")
+        # A layer's name, which one of the formats writes and the other does not.
+        ours = golden_values({f"l.{key}": tensor for key, tensor in stored.items()}, {
+            "quant_method": "compressed-tensors", "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8}}}})
+        write_tensors(layer, {key.removeprefix("weight."): tensor for key, tensor in stored.items()})
+        environment = {**os.environ, "PYTHONPATH": str(old)}
+        done = subprocess.run([sys.executable, "-c", OLD, layer, said["format"], out], env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            table.row(name, said["format"], f"FAILED: {done.stderr.strip().splitlines()[-1]}")
+            table.must(False, f"{name}: {done.stderr.strip().splitlines()[-1]}")
+            continue
+        same = table.must((floats(tensors(out)["weight"]) == ours).all(), f"{name}: decompressed otherwise")
+        table.row(name, f"{said['format']} ({SPARSE})", "yes" if same else "NO")
+
+
+def main(table, _):
+    torch = torch_and("compressed-tensors")
+    models(table, torch)
+    layers(table)
+    sparse(table)
+    table.row("ct_marlin24_*", "marlin-24", "SKIPPED: the package only writes it; see the tests of `tensorpress-formats`")
