@@ -211,9 +211,8 @@ fn tile<S: Simd, const T: usize, const R: usize>(
         let y = &mut y[i * stride..i * stride + R];
         for r in (0..R).step_by(4) {
             let mut four = [s.splat(0.0); 4];
-            for j in 0..(R - r).min(4) {
-                four[j] = sums[i][r + j];
-            }
+            let held = (R - r).min(4);
+            four[..held].copy_from_slice(&sums[i][r..r + held]);
             let totals = s.sums(four);
             for j in 0..(R - r).min(4) {
                 let row = r + j;

@@ -1,6 +1,7 @@
 //! Everything that must hold before a change lands (`ci`), and what takes too long for that (`more`).
 
 mod builds;
+mod doors;
 mod fuzz;
 mod packages;
 mod targets;
@@ -37,6 +38,8 @@ const CI: &[Step] = &[
     ("demo", tests::demo),
     ("examples", tests::examples),
     ("benches", tests::benches),
+    ("c", doors::c),
+    ("python", doors::python),
     ("wasm32", targets::wasm32),
     ("neon", targets::neon),
     ("fuzz", fuzz::short),
@@ -46,6 +49,7 @@ const MORE: &[Step] = &[
     ("release", tests::release),
     ("tables", tests::tables),
     ("lapack", tests::lapack),
+    ("doors", doors::lints),
     ("aarch64", targets::aarch64),
     ("miri", targets::miri),
     ("32-bit", targets::narrow),

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use tensorpress::model::{Generation, Source, generate};
+use tensorpress::model::{Decoder, Generation, Source, generate};
 use tensorpress::prelude::*;
+use tensorpress_tensor::Scratch;
 use tensorpress_tensor::testing::data;
 
 use crate::common::{compressed, converted, golden};
@@ -11,6 +12,22 @@ use crate::llama::Llama;
 
 const PROMPTS: [&str; 2] =
     ["Once upon a time", "Lily and Tom went to the park. They saw a big dog"];
+
+/// Where two texts part, if they do.
+fn parted(tokens: &[u32], expected: &[u32]) -> Option<usize> {
+    let at = tokens.iter().zip(expected).position(|(a, b)| a != b);
+    at.or((tokens.len() != expected.len()).then(|| tokens.len().min(expected.len())))
+}
+
+/// By how much the reference prefers its own next token to that of the other.
+fn lead(reference: &Decoder, so_far: &[u32], tokens: &[u32], at: usize) -> f32 {
+    let mut scratch = Scratch::default();
+    let hidden = reference.hidden(so_far, &mut scratch).unwrap();
+    let logits = reference.head().logits(hidden.view(), &mut scratch).unwrap();
+    let last = logits.row(logits.nrows() - 1);
+    let best = last.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    tokens.get(at).map_or(f32::INFINITY, |token| best - last[*token as usize])
+}
 
 /// So many of the reference's tokens, not counting where a text ends.
 fn check(what: &str, source: &Source, most: usize) -> usize {
@@ -20,16 +37,21 @@ fn check(what: &str, source: &Source, most: usize) -> usize {
         let reference = source.decoder().unwrap();
         let reference = if prepack { reference.prepack().unwrap() } else { reference };
         let llama = Llama::load(source, prepack).unwrap_or_else(|e| panic!("{what}: {e}"));
-        // Prepacked products round their inputs, and a near tie may go either way by the last bit of what candle computes
-        // between them: one text there, both where products are of floats.
-        for prompt in &PROMPTS[..if prepack { 1 } else { 2 }] {
+        for prompt in PROMPTS {
             let ids = tokenizer.encode(prompt).unwrap();
             let how = Generation { max_tokens: most, ..Generation::default() };
             let mut cache = reference.cache();
             let expected = generate(&reference, &ids, how, &mut cache, &mut |_| Ok(true)).unwrap();
             let tokens = llama.greedy(&ids, most, &source.config().eos).unwrap();
-            assert_eq!(tokens, expected, "{what}, prepacked: {prepack}, {prompt:?}");
             reached = reached.max(tokens.len());
+            let what = format!("{what}, prepacked: {prepack}, {prompt:?}");
+            let Some(at) = parted(&tokens, &expected) else { continue };
+            // Prepacked products round their inputs, so that the last bit of what candle computes between them may turn
+            // a near tie; nothing else may.
+            assert!(prepack, "{what}: parts at {at}");
+            let lead = lead(&reference, &[&ids[..], &expected[..at]].concat(), &tokens, at);
+            assert!(lead < 0.02, "{what}: parts at {at}, where the reference leads by {lead}");
+            println!("{what}: a tie at {at}, {lead}");
         }
     }
     reached

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tensorpress::ErrorKind;
-use tensorpress::formats::{ggml::Type, gptq::Version};
+use tensorpress::formats::ggml::Type;
 use tensorpress::model::Source;
 use tensorpress::pipeline::{ConversionReport, Convert, Event, Progress, Target, partial_of};
 use tensorpress::prelude::*;

@@ -91,7 +91,9 @@ pub(super) fn check_nodes(target: Target, nodes: &[(String, Box<dyn Node>)]) -> 
     let kinds = nodes
         .iter()
         .map(|(name, node)| Ok((name.clone(), layers::kind(target, &**node).in_tensor(name)?)));
-    let scheme = layers::scheme(target, &kinds.collect::<Result<Vec<_>>>()?, false)?;
+    let kinds = kinds.collect::<Result<Vec<_>>>()?;
+    // Widths are for what is rounded anew.
+    let scheme = layers::scheme(target, &kinds, &[], false)?;
     nodes.iter().try_for_each(|(name, node)| {
         layers::tensors(target, scheme, name, &**node).map(drop).in_tensor(name)
     })
