@@ -69,6 +69,9 @@ fn listings() -> Outcome<Option<Vec<(PathBuf, String)>>> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let flags = "-Zunstable-options --output-format=json --cap-lints=allow";
     let mut command = cargo(&["doc", "--no-deps", "--lib", "--quiet"]);
+    for (name, _) in tools::published()? {
+        command.args(["-p", &name]);
+    }
     execute(command.env("RUSTDOC", program).env(STAND_IN, "1").env("RUSTDOCFLAGS", flags))?;
     let mut listings = Vec::new();
     for (name, folder) in tools::published()? {

@@ -46,6 +46,9 @@ pub fn clippy() -> Verdict {
 /// The pages; without what only tests turn on, so that the crates are checked as users build them.
 pub fn doc() -> Verdict {
     let mut command = cargo(&["doc", "--no-deps"]);
+    for (name, _) in tools::published()? {
+        command.args(["-p", &name]);
+    }
     execute(command.env("RUSTDOCFLAGS", "-D warnings"))?;
     PASSED
 }

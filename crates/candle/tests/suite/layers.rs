@@ -73,13 +73,15 @@ fn inputs(inp: usize, dtype: DType) -> Vec<(&'static str, Tensor)> {
 fn products_are_those_of_decoded_weights() {
     let mut checked = 0;
     for shape in SHAPES {
-        for (kind, node) in nodes(shape) {
+        for (at, (kind, node)) in nodes(shape).into_iter().enumerate() {
             let weight = decode(&*node).unwrap();
             let bias = random(shape[0], 99);
             let plain = Linear::new(node);
             let with_bias = plain.clone().with_bias(bias.clone()).unwrap();
             for dtype in [DType::F32, DType::F16, DType::BF16] {
-                for (layout, x) in inputs(shape[1], dtype) {
+                // Every node meets a third of the layouts, and three nodes all of them.
+                let some = inputs(shape[1], dtype).into_iter().skip(at % 3).step_by(3);
+                for (layout, x) in some {
                     let what = format!("{kind}, {layout} of {dtype:?}");
                     check(&what, &weight, None, &x, &plain.forward(&x).unwrap());
                     let y = with_bias.forward(&x).unwrap();
@@ -90,7 +92,7 @@ fn products_are_those_of_decoded_weights() {
         }
     }
     println!("checked: products of layers {checked}");
-    assert!(checked > 2000, "{checked}");
+    assert!(checked > 700, "{checked}");
 }
 
 #[test]
