@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
-use common::{arg, assert_fails, demo_text, json, model_folder, run, tensorpress};
+use common::{
+    arg, assert_fails, contents, demo_text, json, model_folder, run, stderr, tensorpress,
+};
 
 #[test]
 fn texts_may_begin_with_a_hyphen_and_numbers_may_not() {
@@ -177,4 +179,28 @@ fn nobody_has_to_read_what_is_written() {
             }
         }
     }
+}
+
+#[test]
+fn lengths_of_files_have_units() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let convert = |size: &str, out: &str| {
+        let out = folder.path().join(out);
+        run(&["convert", "demo", "--to", "safetensors", "--shard-size", size, "--out", arg(&out)])
+    };
+    for size in ["", "0", "x", "MB", "1TB", "nan", "inf", "1e300GB", "0.5"] {
+        assert_fails(&convert(size, "bad"), 2, &["allowed are bytes from 1, such as 5GB"]);
+    }
+    let files = |size: &str| {
+        let ended = convert(size, size);
+        assert!(ended.status.success(), "{size}: {}", stderr(&ended));
+        let names = contents(&folder.path().join(size)).into_keys();
+        names.filter(|name| name.ends_with(".safetensors")).count()
+    };
+    assert_eq!(files("5GB"), 1);
+    assert_eq!(files("1.5GiB"), 1);
+    assert_eq!(files("1e9"), 1);
+    assert_eq!(files("500kB"), files("500000"));
+    assert_eq!(files("0.5MiB"), files("512KiB"));
+    assert!(files("100kB") > files("1MB"));
 }

@@ -10,6 +10,9 @@ use tensorpress_tensor::{Registry, Result};
 use super::folder::{self, Work};
 use super::{CalibrationText, Progress, finish};
 #[cfg(feature = "formats")]
+use tensorpress_tensor::{Error, ErrorKind};
+
+#[cfg(feature = "formats")]
 use super::{
     Convert, Target,
     convert::{check, check_nodes},
@@ -98,7 +101,14 @@ fn convert(format: Target, work: &mut Work, out: &Path, with: Publish<'_>) -> Re
     if let Some(progress) = with.progress {
         job = job.with_progress(progress);
     }
-    let report = job.run(&source, out)?;
+    let report = job.run(&source, out).map_err(|e| match (e.kind(), e.tensor()) {
+        (ErrorKind::Unsupported, Some(tensor)) => {
+            let kept =
+                "what the recipe made is kept, and the same call without a format ends with it";
+            Error::unsupported(format!("{}; {kept}", e.message())).in_tensor(tensor)
+        }
+        _ => e,
+    })?;
     let trees = source.trees();
     let again = report.tensors.iter().filter(|t| !t.lossless && trees.contains_key(&t.name));
     let (again, mut notes) = (again.count(), report.notes);

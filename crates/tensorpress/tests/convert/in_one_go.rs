@@ -195,3 +195,24 @@ fn from_quantized_to_another_format() {
     assert!(report.bytes_after < report.bytes_before);
     assert!(open_model(&out).unwrap().trees().values().any(|tree| tree["type"] == "Q4_0"));
 }
+
+/// What only a later block shows is found at the end: then the work is kept, and the folder comes of it without a format.
+#[test]
+fn what_the_last_block_refuses_is_not_lost() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let source = Source::demo(&registry()).expect("opens");
+    let recipe = Recipe::from_toml(
+        "[[stage]]\nmethod = 'rtn'\ngroup = 32\n[[layer]]\nmatch = 'model.layers.3.*'\nstage = [{ method = 'nf4' }]\n",
+    );
+    let recipe = recipe.expect("a recipe");
+    let out = parent.path().join("out");
+    let job = || Compressor::new(recipe.clone()).with_calibration(text());
+    let error = job().with_format("awq".parse().unwrap()).run(&source, &out).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("is kept"), "{error}");
+    assert!(error.tensor().is_some_and(|tensor| tensor.contains("layers.3.")), "{error}");
+    assert!(!out.exists() && partial_of(&out).exists());
+    let report = job().run(&source, &out).expect("finishes");
+    assert_eq!(report.resumed_blocks, source.blocks());
+    assert!(is_alone(&out) && open_model(&out).is_ok());
+}
