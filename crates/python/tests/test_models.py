@@ -134,10 +134,11 @@ def test_other_formats(stories, compressed, tmp_path):
     out, _ = compressed
     for to in ("safetensors", "compressed-tensors", "bnb"):
         told = []
-        report = convert(Model.demo() if to == "safetensors" else open_model(out), to, tmp_path / to,
-                         requantize=True, progress=told.append)
+        # Rows of 172 have no groups of 32 in compressed-tensors.
+        source = open_model(out) if to == "bnb" else Model.demo()
+        report = convert(source, to, tmp_path / to, requantize=True, progress=told.append)
         assert report["target"].startswith(to.split("-")[0]) and told[-1] == {"event": "finished"}
-        assert open_model(tmp_path / to).blocks == 5 or to == "safetensors"
+        assert open_model(tmp_path / to).blocks == source.blocks
 
 
 def test_packed_models_and_differences(stories, tmp_path):
