@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tensorpress::Error;
+use tensorpress::formats::imatrix as made;
 use tensorpress::pipeline::{Importance, peak_rss_bytes};
 use tensorpress::tensor::checkpoint::{write_atomically, write_new};
 
@@ -26,23 +27,33 @@ struct Done {
     peak_rss_bytes: Option<u64>,
 }
 
+/// Nothing but an importance matrix is replaced: neither the model nor the text.
+fn check_target(out: &Path, force: bool) -> Outcome {
+    if std::fs::symlink_metadata(out).is_err() {
+        return Ok(());
+    }
+    if !force {
+        return Err(Failure::Failed(Error::exists("exists already").in_file(out)));
+    }
+    let found = std::fs::read(out).map_err(|e| Error::io("read the file", out, e))?;
+    if made::Imatrix::read(found).is_err() {
+        return Err(Failure::Failed(
+            Error::invalid("is no importance matrix; not replaced").in_file(out),
+        ));
+    }
+    Ok(())
+}
+
 pub(crate) fn run(args: &Imatrix) -> Outcome {
     let begun = Instant::now();
     let out = &args.out;
-    if !args.force && out.exists() {
-        return Err(Failure::Failed(Error::exists("exists already").in_file(out)));
-    }
+    check_target(out, args.force)?;
     let opened = open(&args.model, args.base.as_deref())?;
     let Some(text) = calibration_of(&args.calibration, &opened)? else {
         return Err(Failure::Usage(
             "an importance matrix is made of a text: give one with --calib".into(),
         ));
     };
-    let real = |path: &Path| path.canonicalize().ok();
-    if opened.source.checkpoint().files().any(|path| out.exists() && real(path) == real(out)) {
-        let is = "is the model that is read; write elsewhere";
-        return Err(Failure::Failed(Error::invalid(is).in_file(out)));
-    }
     let mut bar = Bar::new();
     let asked = interrupt::asked();
     let job = Importance::new(text).with_cancel(asked.clone()).with_progress(&mut bar);

@@ -83,15 +83,25 @@ fn pieces(index: usize, shard: &Checkpoint) -> Result<Vec<Piece>> {
         piece.tensors.push(name.to_owned());
         piece.bytes += bytes;
     }
-    let aliases = shard.metadata().flatten().filter(|(alias, _)| *alias != "format");
-    let said: u64 =
-        aliases.map(|(alias, name)| 2 * (alias.len() + name.len()) as u64 + ENTRY).sum();
     let mut all: Vec<Piece> = matrices.into_values().chain(alone).collect();
-    // Where an alias goes is decided by the tensor that it stands for: each may have all of them.
-    if trees.is_empty() {
-        all.iter_mut().for_each(|piece| piece.bytes += said);
+    for piece in &mut all {
+        let said =
+            piece.aliases(shard).map(|(alias, name)| 6 * (alias.len() + name.len()) as u64 + ENTRY);
+        piece.bytes += said.sum::<u64>();
     }
     Ok(all)
+}
+
+impl Piece {
+    /// What a shard's metadata says of tensors that this piece stands for.
+    fn aliases<'a>(
+        &'a self,
+        shard: &'a Checkpoint,
+    ) -> impl Iterator<Item = (&'a String, &'a String)> {
+        let matrix = self.tree.as_ref().map(|(name, _)| name);
+        let here = move |name: &String| matrix == Some(name) || self.tensors.contains(name);
+        shard.metadata().flatten().filter(move |(_, name)| here(name))
+    }
 }
 
 fn write(path: PathBuf, shards: &[Checkpoint], pieces: &[Piece]) -> Result<u64> {
@@ -103,9 +113,8 @@ fn write(path: PathBuf, shards: &[Checkpoint], pieces: &[Piece]) -> Result<u64> 
         let shard = &shards[piece.shard];
         trees.extend(piece.tree.clone());
         tensors.extend(piece.tensors.iter().map(|name| (shard, name.as_str())));
-        let said = shard.metadata().flatten().filter(|(key, _)| *key != "tensorpress");
-        let here = |name: &String| piece.tensors.contains(name);
-        let said = said.filter(|(key, name)| *key == "format" || here(name));
+        let format = shard.metadata().flatten().filter(|(key, _)| *key == "format");
+        let said = format.chain(piece.aliases(shard));
         metadata.extend(said.map(|(key, name)| (key.clone(), name.clone())));
     }
     if !trees.is_empty() {

@@ -51,6 +51,7 @@ impl Then {
     }
 
     /// Whether the format holds what the recipe made of the first block: better said then than at the end.
+    #[cfg_attr(not(feature = "formats"), allow(unused_variables))]
     pub(super) fn check_first(&self, shard: &Path, registry: &Registry) -> Result<()> {
         #[cfg(feature = "formats")]
         if let Some(format) = self.format {
@@ -65,7 +66,6 @@ impl Then {
                 return check_nodes(format, &nodes);
             }
         }
-        let _ = (shard, registry);
         Ok(())
     }
 
@@ -92,7 +92,7 @@ fn convert(format: Target, work: &mut Work, out: &Path, with: Publish<'_>) -> Re
         .with_folder(converting(out))
         .with_requantize(typed)
         .with_force(with.force);
-    if let Some(text) = with.calibration {
+    if let Some(text) = with.calibration.filter(|_| typed) {
         job = job.with_calibration(text);
     }
     if let Some(cancel) = with.cancel {

@@ -108,7 +108,8 @@ impl<'a> Importance<'a> {
         let mut made = Imatrix::default();
         made.chunks = samples.windows.len() as u32;
         made.chunk_size = samples.windows.iter().map(Vec::len).max().unwrap_or(0) as u32;
-        made.datasets = vec!["calibration text".to_owned()];
+        made.datasets =
+            self.text.text.file().map(|path| path.display().to_string()).into_iter().collect();
         for (name, parts) in found {
             let squares = squares(parts).in_tensor(&name)?;
             made.matrices.insert(name, squares);

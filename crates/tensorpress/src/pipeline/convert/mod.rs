@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tensorpress_formats::export::fitting;
 use tensorpress_formats::imatrix::Imatrix;
 use tensorpress_model::Source;
-use tensorpress_tensor::{Context as _, DType, Node, Result};
+use tensorpress_tensor::{Context as _, DType, Error, Node, Result};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{CalibrationText, Event, Progress, check_cancelled, partial_of};
@@ -177,8 +177,7 @@ impl<'a> Convert<'a> {
         self
     }
 
-    /// Makes the importance of [`Convert::with_importance`] of this text, unless it is given: see [`Importance`]. Only
-    /// [`Target::Gguf`] with a type asks for it.
+    /// Makes the importance of [`Convert::with_importance`] of this text, unless it is given: see [`Importance`].
     #[must_use]
     pub fn with_calibration(mut self, text: CalibrationText) -> Self {
         self.calibration = Some(text);
@@ -231,13 +230,18 @@ impl<'a> Convert<'a> {
     ///
     /// # Errors
     /// `Exists` if `out` is there and is not to be replaced, or `OUT.partial` belongs to other work; `Unsupported`, naming
-    /// the tensor, for what the target cannot hold, with what would do; those of the source; `Io`.
+    /// the tensor, for what the target cannot hold, with what would do; `InvalidArgument` for importance where [`Target::Gguf`] has no type; those of the source; `Io`.
     pub fn run(mut self, source: &Source, out: &Path) -> Result<ConversionReport> {
         let begun = Instant::now();
         source.checkpoint().check_unmoved()?;
-        if let (Target::Gguf(Some(_)), None, Some(text)) =
-            (self.target, &self.importance, self.calibration.take())
-        {
+        let typed = matches!(self.target, Target::Gguf(Some(_)));
+        if !typed && (self.importance.is_some() || self.calibration.is_some()) {
+            let name = self.target.name();
+            let what =
+                format!("importance weighs what gguf(TYPE) quantises: {name} has no use for it");
+            return Err(Error::invalid(what));
+        }
+        if let (None, Some(text)) = (&self.importance, self.calibration.take()) {
             let mut job = Importance::new(text);
             if let Some(cancel) = &self.cancel {
                 job = job.with_cancel(cancel.clone());

@@ -118,12 +118,15 @@ fn write(
 const SAVE: usize = 32 << 20;
 
 /// A file has another name too: it was finished, and a kill came before this one was gone. Nobody may write to it.
+#[cfg(unix)]
 fn is_named(found: &fs::Metadata) -> bool {
-    #[cfg(unix)]
-    let names = std::os::unix::fs::MetadataExt::nlink(found);
-    #[cfg(not(unix))]
-    let names = found.len().min(1);
-    names > 1
+    std::os::unix::fs::MetadataExt::nlink(found) > 1
+}
+
+/// Elsewhere nobody says so.
+#[cfg(not(unix))]
+fn is_named(_: &fs::Metadata) -> bool {
+    false
 }
 
 /// The file that is being written.
