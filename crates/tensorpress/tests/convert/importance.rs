@@ -132,6 +132,23 @@ fn experts_are_counted_apart() {
     assert!(checked > 0 || data::shared().is_none());
 }
 
+/// Where nothing is quantised by it, it is refused, not passed over.
+#[test]
+fn nobody_is_given_what_he_does_not_use() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let source = Source::demo(&registry()).expect("opens");
+    for to in ["gguf", "gptq", "tensorpress", "safetensors"] {
+        let out = parent.path().join(to);
+        let given = Convert::new(to.parse().unwrap()).with_importance(Imatrix::default());
+        let made = Convert::new(to.parse().unwrap()).with_calibration(text());
+        for job in [given, made] {
+            let error = job.with_requantize(true).run(&source, &out).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{to}: {error}");
+            assert!(error.to_string().contains("gguf(TYPE)") && !out.exists(), "{to}: {error}");
+        }
+    }
+}
+
 #[test]
 fn what_has_no_names_is_refused() {
     let Some(models) = data::find("golden/models") else { return };

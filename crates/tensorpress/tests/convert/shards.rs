@@ -1,6 +1,6 @@
 //! Folders in files of a given length.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 use tensorpress::ErrorKind;
 use tensorpress::pipeline::{Convert, Target, partial_of};
 use tensorpress::prelude::*;
-use tensorpress_tensor::Checkpoint;
+use tensorpress_tensor::checkpoint::write_shard;
+use tensorpress_tensor::{Checkpoint, Part, PartKind, Tensor};
 
 use super::{StopAt, compressed, convert, folders, read, same_weights};
 
@@ -46,6 +47,13 @@ fn check(source: &Source, to: Target, whole: &Path, out: &Path, most: u64) {
         names
     };
     assert_eq!(all(&before), all(&after), "{what}");
+    // What stands for another tensor is said in the file of that tensor.
+    let aliases = |folder: &Path| -> BTreeMap<String, String> {
+        let all = Checkpoint::open(folder).expect("opens");
+        let said = all.metadata().flatten().filter(|(key, _)| *key != "tensorpress");
+        said.map(|(key, name)| (key.clone(), name.clone())).collect()
+    };
+    assert_eq!(aliases(whole), aliases(out), "{what}");
     let index = std::fs::read_to_string(out.join("model.safetensors.index.json")).unwrap();
     let index: serde_json::Value = serde_json::from_str(&index).unwrap();
     assert_eq!(index["weight_map"].as_object().unwrap().len(), all(&after).len(), "{what}");
@@ -89,6 +97,42 @@ fn golden_models_in_short_files() {
         let (whole, out) = (parent.path().join(&name), parent.path().join(format!("{name}-short")));
         convert(&source, to, &whole);
         check(&source, to, &whole, &out, 50_000);
+    }
+}
+
+/// A head that stands for the embedding, in the metadata alone: whether that is compressed or not.
+#[test]
+fn what_stands_for_another_goes_with_it() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| parent.path().join(name);
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/demo");
+    std::fs::create_dir(path("model")).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(demo.join(name), path("model").join(name)).unwrap();
+    }
+    let stored = Checkpoint::open(demo.join("model.safetensors")).expect("opens");
+    let alias = ("lm_head.weight".to_owned(), "model.embed_tokens.weight".to_owned());
+    let metadata = BTreeMap::from([alias.clone(), ("format".to_owned(), "pt".to_owned())]);
+    write_shard(&path("model").join("model.safetensors"), &metadata, &mut |sink| {
+        for name in stored.names() {
+            let tensor = stored.tensor(name)?;
+            let (shape, bytes) = (tensor.shape().to_vec(), (&**tensor.bytes()).into());
+            let (name, dtype) = (name.to_owned(), tensor.dtype());
+            sink.part(Part { name, kind: PartKind::Values, dtype, shape, bytes })?;
+        }
+        Ok(())
+    })
+    .expect("written");
+    let plain = open_model(path("model")).expect("opens");
+    let recipe = "[[stage]]\nmethod = 'rtn'\ngroup = 32\n[[layer]]\nmatch = 'model.embed_tokens.weight'\nstage = [{ method = 'rtn', bits = 8 }]\n";
+    let recipe = Recipe::from_toml(recipe).expect("a recipe");
+    let _ = Compressor::new(recipe).run(&plain, &path("w4")).expect("compresses");
+    for (name, source) in [("plain", plain), ("w4", open_model(path("w4")).expect("opens"))] {
+        let (whole, out) = (path(&format!("{name}-whole")), path(&format!("{name}-short")));
+        convert(&source, Target::Tensorpress, &whole);
+        let said = Checkpoint::open(&whole).expect("opens");
+        assert!(said.metadata().flatten().any(|(key, _)| *key == alias.0), "{name}: no alias");
+        check(&source, Target::Tensorpress, &whole, &out, 100_000);
     }
 }
 
