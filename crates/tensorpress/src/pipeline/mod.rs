@@ -317,7 +317,11 @@ impl<'a> Compressor<'a> {
         let bill = Bill::of(&crate::open_model_with(out, &registry)?)?;
         let mut report = Report::new(source, bill, layers, begun.elapsed(), resumed);
         report.blocks = blocks;
-        report.notes = notes.into_iter().chain(said).collect();
+        report.notes = notes.into_iter().chain(said.notes).collect();
+        #[cfg(feature = "formats")]
+        {
+            report.converted = said.converted;
+        }
         Ok(report)
     }
 

@@ -70,6 +70,11 @@ pub struct Report {
     /// What of the source's folder did not go along, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// What became of tensors when the result was written in another format
+    /// ([`Compressor::with_format`](super::Compressor::with_format)).
+    #[cfg(feature = "formats")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub converted: Vec<super::Converted>,
     /// What the result is made of.
     #[serde(skip)]
     pub bill: Bill,
@@ -82,10 +87,16 @@ impl Report {
     pub(super) fn new(
         source: &Source,
         bill: Bill,
-        layers: Vec<LayerReport>,
+        mut layers: Vec<LayerReport>,
         elapsed: Duration,
         resumed_units: usize,
     ) -> Self {
+        // Another format may store the same codes in other bytes.
+        for layer in &mut layers {
+            if let Some(written) = bill.layers.iter().find(|written| written.name == layer.name) {
+                layer.bits_per_weight = written.bits_per_weight;
+            }
+        }
         Self {
             bytes_before: source.checkpoint().file_bytes(),
             bytes_after: bill.file_bytes,
@@ -95,6 +106,8 @@ impl Report {
             layers,
             blocks: Vec::new(),
             notes: Vec::new(),
+            #[cfg(feature = "formats")]
+            converted: Vec::new(),
             bill,
             resumed_blocks: resumed_units.saturating_sub(1),
         }

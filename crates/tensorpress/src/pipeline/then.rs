@@ -26,6 +26,14 @@ pub(super) struct Then {
     format: Option<Target>,
 }
 
+/// What there is to say about the last step.
+#[derive(Default)]
+pub(super) struct Said {
+    pub(super) notes: Vec<String>,
+    #[cfg(feature = "formats")]
+    pub(super) converted: Vec<super::Converted>,
+}
+
 /// What the last step of a run may need.
 pub(super) struct Publish<'a> {
     pub(super) force: bool,
@@ -70,22 +78,17 @@ impl Then {
     }
 
     /// Makes the result appear, and gives what there is to say about it.
-    pub(super) fn publish(
-        &self,
-        work: &mut Work,
-        out: &Path,
-        with: Publish<'_>,
-    ) -> Result<Vec<String>> {
+    pub(super) fn publish(&self, work: &mut Work, out: &Path, with: Publish<'_>) -> Result<Said> {
         #[cfg(feature = "formats")]
         if let Some(format) = self.format {
             return convert(format, work, out, with);
         }
-        finish::publish(work, out, with.force).map(|()| Vec::new())
+        finish::publish(work, out, with.force).map(|()| Said::default())
     }
 }
 
 #[cfg(feature = "formats")]
-fn convert(format: Target, work: &mut Work, out: &Path, with: Publish<'_>) -> Result<Vec<String>> {
+fn convert(format: Target, work: &mut Work, out: &Path, with: Publish<'_>) -> Result<Said> {
     let source = Source::open_any(work.folder(), with.registry)?;
     let typed = matches!(format, Target::Gguf(Some(_)));
     let mut job = Convert::new(format)
@@ -118,5 +121,5 @@ fn convert(format: Target, work: &mut Work, out: &Path, with: Publish<'_>) -> Re
     }
     drop(source);
     work.discard()?;
-    Ok(notes)
+    Ok(Said { notes, converted: report.tensors })
 }

@@ -60,7 +60,16 @@ fn one_call_does_what_two_do() {
         }
         let bytes: u64 = report.bill.file_bytes;
         assert_eq!(report.bytes_after, bytes, "{to}");
-        assert!((4.0..=32.0).contains(&report.bits_per_weight), "{to}: {}", report.bits_per_weight);
+        // What is said of layers is said of what was written.
+        let written = tensorpress::bill::Bill::of(&open_model(&out).unwrap()).unwrap();
+        for layer in &report.layers {
+            let stored = written.layers.iter().find(|stored| stored.name == layer.name);
+            let bits = stored.map_or(layer.bits_per_weight, |stored| stored.bits_per_weight);
+            assert_eq!(layer.bits_per_weight, bits, "{to}: {}", layer.name);
+            assert!(stored.is_some() || to == "safetensors", "{to}: {}", layer.name);
+        }
+        assert!(report.converted.iter().all(|tensor| tensor.lossless), "{to}");
+        assert!(report.converted.len() >= report.layers.len(), "{to}");
     }
     // Our own format is the folder itself.
     let out = path("ours");
@@ -77,6 +86,12 @@ fn a_type_takes_everything() {
     let out = path("twice.gguf");
     let report = job("w8", "gguf(Q8_0)").run(&source, &out).expect("compresses");
     assert!(report.notes.iter().any(|note| note.contains("rounded again")), "{:?}", report.notes);
+    assert!(report.layers.iter().all(|layer| layer.bits_per_weight == 8.5), "as Q8_0 has it");
+    let q8 = report.converted.iter().filter(|tensor| tensor.to == "Q8_0");
+    assert!(
+        q8.clone().count() > 7
+            && q8.clone().all(|tensor| tensor.lossless || tensor.error.is_some())
+    );
     let ids: Vec<u32> = (1..24).collect();
     let error = distance(&outputs(&source, &ids), &outputs(&open_model(&out).unwrap(), &ids));
     assert!(error < 0.05, "{error}");
