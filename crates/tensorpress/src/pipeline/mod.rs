@@ -314,8 +314,9 @@ impl<'a> Compressor<'a> {
             },
         )?;
         self.tell(Event::Finished);
-        let bill = Bill::of(&crate::open_model_with(out, &registry)?)?;
-        let mut report = Report::new(source, bill, layers, begun.elapsed(), resumed);
+        let written = crate::open_model_with(out, &registry)?;
+        let bill = Bill::of(&written)?;
+        let mut report = Report::new(source, &written, bill, layers, begun.elapsed(), resumed);
         report.blocks = blocks;
         report.notes = notes.into_iter().chain(said.notes).collect();
         #[cfg(feature = "formats")]

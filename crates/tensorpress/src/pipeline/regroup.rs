@@ -26,8 +26,13 @@ const ENTRY: u64 = 96;
 const BEGIN: u64 = 64;
 
 /// Writes the finished shards of a work anew as files of at most `most` bytes, and gives their length together. A piece that
-/// is longer by itself has a file of its own. An interrupted call leaves work that is resumed.
-pub(super) fn regroup(work: &mut Work, most: u64, check: &dyn Fn() -> Result<()>) -> Result<u64> {
+/// is longer by itself has a file of its own. `begun` hears of each file, and how many there are; its error leaves work that
+/// is resumed.
+pub(super) fn regroup(
+    work: &mut Work,
+    most: u64,
+    begun: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<u64> {
     let shards: Vec<Checkpoint> = (0..work.shards())
         .map(|index| Checkpoint::open(work.shard(index)))
         .collect::<Result<_>>()?;
@@ -49,7 +54,7 @@ pub(super) fn regroup(work: &mut Work, most: u64, check: &dyn Fn() -> Result<()>
     }
     let mut bytes = 0;
     for (index, pieces) in files.iter().enumerate() {
-        check()?;
+        begun(index, files.len())?;
         bytes += write(work.regrouped(index), &shards, pieces)?;
     }
     drop(shards);

@@ -86,15 +86,22 @@ pub struct Report {
 impl Report {
     pub(super) fn new(
         source: &Source,
+        written: &Source,
         bill: Bill,
         mut layers: Vec<LayerReport>,
         elapsed: Duration,
         resumed_units: usize,
     ) -> Self {
-        // Another format may store the same codes in other bytes.
+        // Another format may store the same codes in other bytes, or floats.
         for layer in &mut layers {
-            if let Some(written) = bill.layers.iter().find(|written| written.name == layer.name) {
-                layer.bits_per_weight = written.bits_per_weight;
+            let (name, stored) = (&layer.name, written.checkpoint());
+            let compressed = bill.layers.iter().find(|compressed| compressed.name == *name);
+            let floats = || {
+                let weights = stored.shape(name)?.iter().product::<usize>();
+                Some(8.0 * stored.stored_bytes(name)? as f64 / weights.max(1) as f64)
+            };
+            if let Some(bits) = compressed.map(|layer| layer.bits_per_weight).or_else(floats) {
+                layer.bits_per_weight = bits;
             }
         }
         Self {

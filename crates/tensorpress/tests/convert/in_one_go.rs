@@ -63,10 +63,13 @@ fn one_call_does_what_two_do() {
         // What is said of layers is said of what was written.
         let written = tensorpress::bill::Bill::of(&open_model(&out).unwrap()).unwrap();
         for layer in &report.layers {
+            if to == "safetensors" {
+                assert!([16.0, 32.0].contains(&layer.bits_per_weight), "{}", layer.name);
+                continue;
+            }
             let stored = written.layers.iter().find(|stored| stored.name == layer.name);
-            let bits = stored.map_or(layer.bits_per_weight, |stored| stored.bits_per_weight);
-            assert_eq!(layer.bits_per_weight, bits, "{to}: {}", layer.name);
-            assert!(stored.is_some() || to == "safetensors", "{to}: {}", layer.name);
+            let stored = stored.unwrap_or_else(|| panic!("{to}: {}", layer.name));
+            assert_eq!(layer.bits_per_weight, stored.bits_per_weight, "{to}: {}", layer.name);
         }
         assert!(report.converted.iter().all(|tensor| tensor.lossless), "{to}");
         assert!(report.converted.len() >= report.layers.len(), "{to}");

@@ -145,7 +145,8 @@ fn broken_off_and_taken_up_again() {
     }
     let whole = parent.path().join("whole");
     job().run(&source, &whole).expect("converts");
-    for left in 1..=6 {
+    // In the blocks, and in the files that they are written anew as.
+    for left in [1, 2, 4, 6, 7, 8, 9] {
         let out = parent.path().join(format!("after-{left}"));
         let cancel = Arc::new(AtomicBool::new(false));
         let mut stop = StopAt { left, cancel: cancel.clone() };

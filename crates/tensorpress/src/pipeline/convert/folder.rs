@@ -138,7 +138,11 @@ fn write(
     let mut report = job.report(source);
     report.tensors = work.units().iter().flat_map(|unit| unit.converted.clone()).collect();
     report.bytes_after = match job.shard_size {
-        Some(most) => regroup(work, most, &|| job.check_cancelled())?,
+        Some(most) => regroup(work, most, &mut |block, blocks| {
+            job.check_cancelled()?;
+            job.tell(Event::Block { block, blocks });
+            Ok(())
+        })?,
         None => work.units().iter().map(|unit| unit.bytes).sum(),
     };
     assemble(work, source, out, &said(job, source, plan)?)?;
