@@ -1,5 +1,6 @@
 //! What owns everything: open handles, and the threads that work for them.
 
+use std::ffi::c_char;
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -7,7 +8,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::kv::Kv;
 use crate::layer::Layer;
-use crate::memory::{place, value, write};
+use crate::memory::{copy_out, place, value, write};
 use crate::model::Model;
 use crate::multiply::Workspace;
 use crate::page::Codec;
@@ -96,6 +97,28 @@ pub(crate) unsafe fn call(
             work(&*context)
         })
     }
+}
+
+/// Copies a text into a buffer, as [`copy_out`] does.
+///
+/// # Safety
+/// As [`call`] and [`copy_out`] want it.
+pub(crate) unsafe fn copy_text(
+    context: *const tp_context,
+    error: *mut tp_error,
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+    text: impl FnOnce(&tp_context) -> Outcome<String>,
+) -> tp_status {
+    let work = |context: &tp_context| {
+        place("length", length)?;
+        let text = text(context)?;
+        // SAFETY: the caller's promise.
+        unsafe { copy_out(text.as_bytes(), true, buffer.cast(), capacity, length) }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { call(context, error, work) }
 }
 
 /// Closes the handle whose number is behind `id`, which becomes zero.

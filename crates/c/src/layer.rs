@@ -7,8 +7,8 @@ use press::tensor::ndarray::ArrayViewMut2;
 use press::tensor::node::{Accum, Multiply, Node, Scratch};
 use press::tensor::{Compressed, Storage};
 
-use crate::context::{call, close, tp_context};
-use crate::memory::{copy_out, expect_length, place, slice_mut, text, write};
+use crate::context::{call, close, copy_text, tp_context};
+use crate::memory::{expect_length, place, slice_mut, text, write};
 use crate::model::tp_model;
 use crate::status::{Failure, Outcome, tp_error, tp_status};
 
@@ -178,15 +178,12 @@ pub unsafe extern "C" fn tp_layer_kind(
     length: *mut usize,
     error: *mut tp_error,
 ) -> tp_status {
-    let work = |context: &tp_context| {
-        place("length", length)?;
+    let text = |context: &tp_context| {
         let tree = context.layers.get(layer.id)?.with(|node| Ok(node.describe()))?;
-        let kind = tree["node"].as_str().unwrap_or_default();
-        // SAFETY: the caller's promise.
-        unsafe { copy_out(kind.as_bytes(), true, buffer.cast(), capacity, length) }
+        Ok(tree["node"].as_str().unwrap_or_default().to_owned())
     };
     // SAFETY: the caller's promise.
-    unsafe { call(context, error, work) }
+    unsafe { copy_text(context, error, buffer, capacity, length, text) }
 }
 
 /// Copies the tree of a layer as JSON into a text buffer: kinds, parameters and children, as docs/format.md states them.
@@ -204,15 +201,12 @@ pub unsafe extern "C" fn tp_layer_tree(
     length: *mut usize,
     error: *mut tp_error,
 ) -> tp_status {
-    let work = |context: &tp_context| {
-        place("length", length)?;
+    let text = |context: &tp_context| {
         let layer = context.layers.get(layer.id)?;
-        let tree = layer.with(|node| Ok(node.describe().to_string()))?;
-        // SAFETY: the caller's promise.
-        unsafe { copy_out(tree.as_bytes(), true, buffer.cast(), capacity, length) }
+        layer.with(|node| Ok(node.describe().to_string()))
     };
     // SAFETY: the caller's promise.
-    unsafe { call(context, error, work) }
+    unsafe { copy_text(context, error, buffer, capacity, length, text) }
 }
 
 /// Copies why `tp_compress` did less than asked, as where a recipe looks at inputs and there were none, into a text
@@ -231,15 +225,12 @@ pub unsafe extern "C" fn tp_layer_note(
     length: *mut usize,
     error: *mut tp_error,
 ) -> tp_status {
-    let work = |context: &tp_context| {
-        place("length", length)?;
+    let text = |context: &tp_context| {
         let layer = context.layers.get(layer.id)?;
-        let note = layer.note.as_deref().unwrap_or_default();
-        // SAFETY: the caller's promise.
-        unsafe { copy_out(note.as_bytes(), true, buffer.cast(), capacity, length) }
+        Ok(layer.note.clone().unwrap_or_default())
     };
     // SAFETY: the caller's promise.
-    unsafe { call(context, error, work) }
+    unsafe { copy_text(context, error, buffer, capacity, length, text) }
 }
 
 /// Copies what a recipe of `tp_compress` (`feature_mimicking`, say) adds to the layer's bias into `out` `[rows]`; zeros

@@ -5,8 +5,8 @@ use std::ffi::c_char;
 
 use press::model::Source;
 
-use crate::context::{call, close, tp_context};
-use crate::memory::{copy_out, place, text, write};
+use crate::context::{call, close, copy_text, tp_context};
+use crate::memory::{place, text, write};
 use crate::status::{Failure, Outcome, tp_error, tp_status};
 
 /// An open model; 0 is none.
@@ -118,18 +118,15 @@ pub unsafe extern "C" fn tp_model_name(
     length: *mut usize,
     error: *mut tp_error,
 ) -> tp_status {
-    let work = |context: &tp_context| {
-        place("length", length)?;
+    let text = |context: &tp_context| {
         let model = context.models.get(model.id)?;
-        let name = model.names.get(index).ok_or_else(|| {
+        model.names.get(index).cloned().ok_or_else(|| {
             let message = format!("index = {index}: there are {} names", model.names.len());
             Failure::new(tp_status::InvalidArgument, message)
-        })?;
-        // SAFETY: the caller's promise.
-        unsafe { copy_out(name.as_bytes(), true, buffer.cast(), capacity, length) }
+        })
     };
     // SAFETY: the caller's promise.
-    unsafe { call(context, error, work) }
+    unsafe { copy_text(context, error, buffer, capacity, length, text) }
 }
 
 /// Copies the model's `config.json`, as it stands or as it would be for a GGUF file, into a text buffer; `{}` where
@@ -148,12 +145,8 @@ pub unsafe extern "C" fn tp_model_config(
     length: *mut usize,
     error: *mut tp_error,
 ) -> tp_status {
-    let work = |context: &tp_context| {
-        place("length", length)?;
-        let config = context.models.get(model.id)?.source.raw_config().to_string();
-        // SAFETY: the caller's promise.
-        unsafe { copy_out(config.as_bytes(), true, buffer.cast(), capacity, length) }
-    };
+    let text =
+        |context: &tp_context| Ok(context.models.get(model.id)?.source.raw_config().to_string());
     // SAFETY: the caller's promise.
-    unsafe { call(context, error, work) }
+    unsafe { copy_text(context, error, buffer, capacity, length, text) }
 }
