@@ -6,14 +6,13 @@ use serde::Serialize;
 use tensorpress::bill::Bill;
 use tensorpress::model::text::Limits;
 use tensorpress::model::{Source, compare};
-use tensorpress::pipeline::{
-    CalibrationText, Compressor, Report, Target, partial_of, peak_rss_bytes,
-};
+use tensorpress::pipeline::{Compressor, Report, Target, partial_of, peak_rss_bytes};
 use tensorpress::recipe::Recipe;
 use tensorpress::{Error, ErrorKind, open_model};
 
-use crate::args::{Calibration, Compress};
-use crate::eval::{Verdict, decoder, read, text_of};
+use crate::args::Compress;
+use crate::calibration;
+use crate::eval::{Verdict, decoder, text_of};
 use crate::failure::{Failure, Outcome};
 use crate::interrupt;
 use crate::open::{Opened, open};
@@ -34,7 +33,7 @@ struct Result {
 pub(crate) fn run(args: &Compress) -> Outcome {
     let recipe = Recipe::read(&args.recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
     let opened = open(&args.model, args.base.as_deref())?;
-    let calibration = calibration_of(&args.calibration, &opened)?;
+    let text = calibration::read(&args.calibration, &opened)?;
     let format = args.format.as_deref().map(str::parse::<Target>).transpose();
     let format = format.map_err(|e| Failure::of_argument("--format", e))?;
     // A text that cannot be read or encoded is better found before the work.
@@ -50,8 +49,8 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         .with_from_quantized(args.from_quantized)
         .with_cancel(asked.clone())
         .with_progress(&mut bar);
-    if let Some(calibration) = calibration {
-        compressor = compressor.with_calibration(calibration);
+    if let Some(text) = text {
+        compressor = compressor.with_calibration(text);
     }
     if let Some(format) = format {
         compressor = compressor.with_format(format);
@@ -84,26 +83,6 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         result.report.peak_rss_bytes = peak_rss_bytes();
     }
     if args.json { print_json(&result) } else { show(args, &result) }
-}
-
-/// What to calibrate on, if something is given.
-pub(crate) fn calibration_of(
-    args: &Calibration,
-    opened: &Opened,
-) -> Outcome<Option<CalibrationText>> {
-    let text = match (&args.calib, &opened.texts) {
-        (Some(file), _) => read(file)?,
-        (None, Some(texts)) => texts.calibration.into(),
-        (None, None) => return Ok(None),
-    };
-    let text = CalibrationText::new(text)
-        .with_chars(args.calib_chars)
-        .with_windows(args.calib_windows)
-        .with_bos(args.bos.into());
-    Ok(Some(match args.calib_length {
-        Some(length) => text.with_length(length),
-        None => text,
-    }))
 }
 
 fn segments(args: &Compress, file: Option<&PathBuf>, opened: &Opened) -> Outcome<Vec<Vec<u32>>> {

@@ -6,7 +6,7 @@ use tensorpress::pipeline::{ConversionReport, Convert, float_type, partial_of};
 use tensorpress::{Error, ErrorKind};
 
 use crate::args;
-use crate::compress::calibration_of;
+use crate::calibration;
 use crate::failure::{Failure, Outcome};
 use crate::interrupt;
 use crate::open::open;
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &args::Convert) -> Outcome {
     }
     // Only what is asked for: importance changes what the types hold.
     if args.calibration.calib.is_some()
-        && let Some(text) = calibration_of(&args.calibration, &opened)?
+        && let Some(text) = calibration::read(&args.calibration, &opened)?
     {
         job = job.with_calibration(text);
     }

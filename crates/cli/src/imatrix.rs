@@ -11,7 +11,7 @@ use tensorpress::pipeline::{Importance, peak_rss_bytes};
 use tensorpress::tensor::checkpoint::{write_atomically, write_new};
 
 use crate::args::Imatrix;
-use crate::compress::calibration_of;
+use crate::calibration;
 use crate::failure::{Failure, Outcome};
 use crate::interrupt;
 use crate::open::open;
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Imatrix) -> Outcome {
     let out = &args.out;
     check_target(out, args.force)?;
     let opened = open(&args.model, args.base.as_deref())?;
-    let Some(text) = calibration_of(&args.calibration, &opened)? else {
+    let Some(text) = calibration::read(&args.calibration, &opened)? else {
         return Err(Failure::Usage(
             "an importance matrix is made of a text: give one with --calib".into(),
         ));

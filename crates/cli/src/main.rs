@@ -1,6 +1,7 @@
 //! The `tensorpress` program: a thin layer over the library.
 
 mod args;
+mod calibration;
 mod compress;
 mod convert;
 mod eval;

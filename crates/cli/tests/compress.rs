@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::{
     arg, assert_fails, contents, demo_text, json, model_folder, run, stderr, tensorpress,
 };
@@ -320,4 +322,52 @@ fn a_file_of_tensors_is_taken_as_that() {
     ] {
         assert_fails(&run(args), 1, &["cannot be run"]);
     }
+}
+
+/// Made, read by `convert`, in both forms; and nothing is replaced that is not one.
+#[test]
+fn importance_matrices_are_written_and_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let (new, old, text) = (path("new.gguf"), path("old.dat"), path("text.txt"));
+    let short = ["--calib-windows", "3", "--calib-length", "32"];
+    let make = |more: &[&str], out: &Path| {
+        run(&[&["imatrix", "demo", "--json", "--out", arg(out)], &short[..], more].concat())
+    };
+    let made = json(&make(&[], &new));
+    assert_eq!(
+        (&made["matrices"], &made["tokens"], &made["unseen"]),
+        (&42.into(), &96.into(), &0.into())
+    );
+    assert_eq!(json(&make(&["--old"], &old))["matrices"], 42);
+    // Files of one name have it in them: a folder for each.
+    let convert = |more: &[&str], to: &str| {
+        std::fs::create_dir(path(to)).expect("a folder");
+        let out = path(to).join("model.gguf");
+        let command = ["convert", "demo", "--to", "gguf(IQ4_NL)", "--json", "--out", arg(&out)];
+        json(&run(&[&command[..], more].concat()));
+        std::fs::read(&out).expect("a file")
+    };
+    // As if it were made on the way; and it matters.
+    std::fs::copy(demo_text("calib.txt"), &text).expect("a text");
+    let on_the_way = convert(&[&["--calib", arg(&text)], &short[..]].concat(), "on-the-way");
+    assert!(convert(&["--imatrix", arg(&new)], "new") == on_the_way);
+    assert!(convert(&["--imatrix", arg(&old)], "old").len() == on_the_way.len());
+    assert!(convert(&[], "none") != on_the_way);
+    // Nothing else is replaced, asked or not: the text that is read, a model.
+    assert_fails(&make(&[], &new), 1, &["new.gguf", "exists already"]);
+    json(&make(&["--force"], &new));
+    let calib = ["--calib", arg(&text), "--force"];
+    assert_fails(&make(&calib, &text), 1, &["text.txt", "no importance matrix; not replaced"]);
+    assert_fails(
+        &make(&["--force"], &path("new").join("model.gguf")),
+        1,
+        &["model.gguf", "no importance matrix"],
+    );
+    let model = model_folder(folder.path());
+    let no_text = run(&["imatrix", arg(&model), "--out", arg(&path("x"))]);
+    assert_fails(&no_text, 2, &["--calib"]);
+    let out = path("y.gguf");
+    let unused = ["convert", "demo", "--to", "gguf", "--imatrix", arg(&new), "--out", arg(&out)];
+    assert_fails(&run(&unused), 1, &["gguf(TYPE)"]);
 }
