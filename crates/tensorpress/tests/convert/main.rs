@@ -211,6 +211,9 @@ fn codes_move_between_formats() {
         ("rtn(bits=4, group=32, symmetric=true)", "gguf gptq gptq_v2 awq compressed-tensors"),
         ("rtn(bits=4, group=32)", "gptq_v2 awq compressed-tensors"),
         ("rtn(bits=4, group=64, symmetric=true)", "gguf gptq gptq_v2 awq compressed-tensors"),
+        // Rows of 128 beside such of 384.
+        ("rtn(bits=4, group=128, symmetric=true)", "gguf gptq gptq_v2 awq compressed-tensors"),
+        ("rtn(bits=4, group=0, symmetric=true)", "gptq gptq_v2 awq compressed-tensors"),
         ("rtn(bits=8, group=32, symmetric=true)", "gguf gptq gptq_v2 compressed-tensors"),
         ("rtn(bits=3, group=64)", "gptq_v2 compressed-tensors"),
         ("rtn(bits=2, group=64)", "gptq_v2 compressed-tensors"),

@@ -69,50 +69,39 @@ pub(super) fn scheme(
     widths: &[usize],
     requantize: bool,
 ) -> Result<Scheme> {
-    let mut scheme: Option<(Scheme, &str)> = None;
-    for (name, kind) in kinds {
+    let mut scheme: Option<Scheme> = None;
+    for (_, kind) in kinds {
         let here = match kind {
             Kind::Other => continue,
             Kind::Table { nested, table } => {
                 Scheme { nested: *nested, table: *table, ..Scheme::of(4, None, false) }
             }
-            Kind::Grids(survey, [_, cols]) => Scheme {
+            Kind::Grids(survey, _) => Scheme {
                 bits: survey.bits,
-                group: (survey.group < *cols).then_some(survey.group),
                 symmetric: survey.zero == Some(1 << (survey.bits - 1)),
                 ordered: survey.ordered,
                 ..Scheme::of(survey.bits, None, false)
             },
         };
         scheme = Some(match scheme {
-            None => (here, name),
-            Some((all, first)) => {
-                if all.group != here.group && !requantize {
-                    let words = |group: Option<usize>| {
-                        group.map_or("whole rows".to_owned(), |group| format!("groups of {group}"))
-                    };
-                    let (was, is) = (words(all.group), words(here.group));
-                    let what = format!(
-                        "{} has one group for all layers: {was} in `{first}`, {is} here",
-                        target.name()
-                    );
-                    return Err(Error::unsupported(what).in_tensor(name));
-                }
-                let joint = Scheme {
-                    bits: all.bits.max(here.bits),
-                    group: all.group,
-                    symmetric: all.symmetric && here.symmetric && all.bits == here.bits,
-                    ordered: all.ordered || here.ordered,
-                    nested: all.nested || here.nested,
-                    table: all.table,
-                };
-                (joint, first)
-            }
+            None => here,
+            Some(all) => Scheme {
+                bits: all.bits.max(here.bits),
+                group: None,
+                symmetric: all.symmetric && here.symmetric && all.bits == here.bits,
+                ordered: all.ordered || here.ordered,
+                nested: all.nested || here.nested,
+                table: all.table,
+            },
         });
     }
+    let joint_group = group_of_all(target, kinds, requantize)?;
+    // One group for all layers, which readers want to divide each row.
+    let divides = |group: &usize| widths.iter().all(|width| width.is_multiple_of(*group));
+    let usual_group = [128, 64, 32].into_iter().find(divides);
     match scheme {
         // Widths that the format has; what does not fit is refused, or rounded to them.
-        Some((scheme, _)) => {
+        Some(scheme) => {
             let bits = match (target, scheme.bits) {
                 (Target::Awq, _) => 4,
                 (Target::Gptq(_), 5..) => 8,
@@ -120,18 +109,48 @@ pub(super) fn scheme(
                 (_, bits) => bits,
             };
             let symmetric = scheme.symmetric && bits == scheme.bits;
-            Ok(Scheme { bits, symmetric, ..scheme })
+            // What is rounded anyway may as well be read.
+            let short = !joint_group.is_none_or(|group| divides(&group));
+            let anew = requantize && short && !matches!(target, Target::Gptq(_));
+            let group = if anew { usual_group } else { joint_group };
+            Ok(Scheme { bits, symmetric, group, ..scheme })
         }
         None if requantize => {
             let symmetric = target == Target::Gptq(Version::V1);
-            // One group for all layers, which readers want to divide each row.
-            let divides = |group: &usize| widths.iter().all(|width| width.is_multiple_of(*group));
-            Ok(Scheme::of(4, [128, 64, 32].into_iter().find(divides), symmetric))
+            Ok(Scheme::of(4, usual_group, symmetric))
         }
         None => Err(Error::unsupported(format!(
             "no matrix of the model is anything that {} holds: compress it first, or requantise",
             target.name()
         ))),
+    }
+}
+
+/// The group that all layers have: the first that is shorter than its row; a row as long as that is one. None: whole rows.
+///
+/// # Errors
+/// `Unsupported`, naming the layer, if two differ, unless they may be requantised.
+fn group_of_all(
+    target: Target,
+    kinds: &[(String, Kind)],
+    requantize: bool,
+) -> Result<Option<usize>> {
+    let grids = kinds.iter().filter_map(|(name, kind)| match kind {
+        Kind::Grids(survey, [_, cols]) => Some((name, survey.group.min(*cols), *cols)),
+        _ => None,
+    });
+    let shorter = grids.clone().find(|(_, group, cols)| group < cols);
+    let Some((first, all, _)) = shorter else { return Ok(None) };
+    match grids.clone().find(|(_, group, _)| *group != all) {
+        Some((name, group, cols)) if !requantize => {
+            let is = if group < cols { format!("groups of {group}") } else { "whole rows".into() };
+            let what = format!(
+                "{} has one group for all layers: groups of {all} in `{first}`, {is} here",
+                target.name()
+            );
+            Err(Error::unsupported(what).in_tensor(name))
+        }
+        _ => Ok(Some(all)),
     }
 }
 
@@ -143,6 +162,13 @@ pub(super) fn tensors(
     node: &dyn Node,
 ) -> Result<Vec<(String, RawTensor)>> {
     let module = name.strip_suffix(".weight").unwrap_or(name);
+    if let Kind::Grids(survey, [_, cols]) = kind(target, node)? {
+        if survey.group.min(cols) != scheme.group.unwrap_or(cols) {
+            let what =
+                format!("groups of {}, where the folder has one group for all", survey.group);
+            return Err(Error::unsupported(what));
+        }
+    }
     let stored = match target {
         Target::Gptq(version) => export::gptq(node, version)?,
         Target::Awq => export::awq(node, Layout::Gemm)?,
@@ -181,16 +207,7 @@ pub(super) fn rounded(
         let nf4 = Nf4::default().with_double_quant(scheme.nested);
         nf4.compress(weight.view(), &blind).in_tensor(name)?.node.boxed()
     } else {
-        let (group, cols) = (scheme.group.unwrap_or(0), weight.ncols());
-        let short = group > 0 && !cols.is_multiple_of(group);
-        if short && !matches!(target, Target::Gptq(_)) {
-            let what = format!(
-                "groups of {group} do not divide its rows of {cols}, as {} has it: gptq holds a short one",
-                target.name()
-            );
-            return Err(Error::unsupported(what).in_tensor(name));
-        }
-        let mut grid = GridSpec::new(scheme.bits.max(2), group);
+        let mut grid = GridSpec::new(scheme.bits.max(2), scheme.group.unwrap_or(0));
         // Its zero points are 1 and more.
         grid.symmetric = scheme.symmetric || target == Target::Gptq(Version::V1);
         Rtn::new(grid).compress(weight.view(), &blind).in_tensor(name)?.node.boxed()
