@@ -162,12 +162,11 @@ pub(super) fn tensors(
     node: &dyn Node,
 ) -> Result<Vec<(String, RawTensor)>> {
     let module = name.strip_suffix(".weight").unwrap_or(name);
-    if let Kind::Grids(survey, [_, cols]) = kind(target, node)? {
-        if survey.group.min(cols) != scheme.group.unwrap_or(cols) {
-            let what =
-                format!("groups of {}, where the folder has one group for all", survey.group);
-            return Err(Error::unsupported(what));
-        }
+    if let Kind::Grids(survey, [_, cols]) = kind(target, node)?
+        && survey.group.min(cols) != scheme.group.unwrap_or(cols)
+    {
+        let what = format!("groups of {}, where the folder has one group for all", survey.group);
+        return Err(Error::unsupported(what));
     }
     let stored = match target {
         Target::Gptq(version) => export::gptq(node, version)?,
