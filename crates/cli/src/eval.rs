@@ -87,11 +87,7 @@ const DECODED: u64 = 2 << 30;
 
 /// The whole model, decoded if it is small.
 pub(crate) fn decoder(source: &Source) -> Result<Decoder> {
-    let decoder = source.decoder()?;
-    let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
-    let mut weights: u64 = linears.map(|l| (l.shape[0] * l.shape[1]) as u64).sum();
-    weights += (source.config().vocab * source.config().hidden) as u64;
-    if 4 * weights <= DECODED { decoder.materialise() } else { Ok(decoder) }
+    source.decoder()?.materialise_within(DECODED)
 }
 
 /// A recipe of `--kv`.

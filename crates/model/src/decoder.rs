@@ -224,6 +224,16 @@ impl Decoder {
         Ok(self)
     }
 
+    /// [`materialise`](Self::materialise) if that takes no more than so many bytes; else the weights stay as they are stored.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn materialise_within(self, bytes: u64) -> Result<Self> {
+        let linears = self.blocks.iter().flat_map(Block::linears).chain([&self.head.linear]);
+        let weights: u64 = linears.map(Linear::shape).map(|[r, c]| r as u64 * c as u64).sum();
+        if weights.saturating_mul(4) <= bytes { self.materialise() } else { Ok(self) }
+    }
+
     /// Rearranges compressed weights for fast products: for generation.
     ///
     /// # Errors

@@ -58,7 +58,8 @@ fn told(event: Event<'_>) -> Option<Value> {
 /// `model` is a `Model` or a path. `recipe` is a line, a preset, or the path of a TOML file. `calibration_text`, for methods
 /// that want one, is a text (`str`), a file of texts (a `Path`; see docs/texts.md), or a sequence of texts or of sequences of
 /// token ids; `calibration_windows`, `calibration_length` and `calibration_chars` bound what is read of it. `from_quantized`
-/// takes what a compressed model decodes to for the original.
+/// takes what a compressed model decodes to for the original. `format` writes the result as `convert` does (a file where it is
+/// `gguf`).
 ///
 /// Returns the report as a dictionary: `layers` with `name`, `method`, `bits_per_weight` and `error` each, `bytes_before`,
 /// `bytes_after`, `bits_per_weight`, `seconds`.
@@ -73,7 +74,7 @@ fn told(event: Event<'_>) -> Option<Value> {
 #[pyfunction]
 #[pyo3(signature = (
     model, recipe, out, *, calibration_text=None, calibration_windows=None, calibration_length=None,
-    calibration_chars=None, seed=0, force=false, from_quantized=false, progress=None
+    calibration_chars=None, seed=0, force=false, from_quantized=false, format=None, progress=None
 ))]
 pub(crate) fn compress_model<'py>(
     py: Python<'py>,
@@ -87,6 +88,7 @@ pub(crate) fn compress_model<'py>(
     seed: u64,
     force: bool,
     from_quantized: bool,
+    format: Option<&str>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let text = calibration_text.map(Text::of).transpose()?;
@@ -100,6 +102,9 @@ pub(crate) fn compress_model<'py>(
             .with_from_quantized(from_quantized)
             .with_cancel(watch.cancel())
             .with_progress(&mut tell);
+        if let Some(format) = format {
+            compressor = compressor.with_format(format.parse()?);
+        }
         if let Some(text) = text {
             let mut text = CalibrationText::new(text.read()?);
             if let Some(windows) = calibration_windows {
@@ -123,12 +128,13 @@ pub(crate) fn compress_model<'py>(
 ///
 /// Every weight keeps its values, or the call says why it cannot; with `requantize` what the target cannot hold is rounded
 /// anew. `dtype` (`f32`, `f16`, `bf16`) is the type of what stays floats. `imatrix` is a file of importances for GGUF.
+/// `shard_size` bounds the length of each file of a folder, in bytes.
 ///
 /// Returns the report as a dictionary: `tensors` with `name`, `from`, `to`, `lossless` and `error` each, `lossless` for all
 /// of them, `bytes_before`, `bytes_after`, `notes`, `seconds`. Progress, Ctrl-C and errors are those of `compress_model`.
 #[pyfunction]
 #[pyo3(signature = (
-    model, to, out, *, dtype=None, requantize=false, imatrix=None, force=false, progress=None
+    model, to, out, *, dtype=None, requantize=false, imatrix=None, shard_size=None, force=false, progress=None
 ))]
 pub(crate) fn convert<'py>(
     py: Python<'py>,
@@ -138,6 +144,7 @@ pub(crate) fn convert<'py>(
     dtype: Option<&str>,
     requantize: bool,
     imatrix: Option<PathBuf>,
+    shard_size: Option<u64>,
     force: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
@@ -154,6 +161,9 @@ pub(crate) fn convert<'py>(
         if let Some(path) = &imatrix {
             let bytes = std::fs::read(path).map_err(|e| Error::io("read the file", path, e))?;
             job = job.with_importance(Imatrix::read(bytes).map_err(|e| e.in_file(path))?);
+        }
+        if let Some(bytes) = shard_size {
+            job = job.with_shard_size(bytes);
         }
         if let Some(dtype) = dtype {
             job = job.with_dtype(dtype);
@@ -183,16 +193,12 @@ impl Judged for Stoppable<'_> {
 }
 
 /// f32 weights up to this size are decoded once.
-const DECODED: usize = 2 << 30;
+const DECODED: u64 = 2 << 30;
 
 /// The model, decoded if it is small.
 fn decoder(source: &Source) -> tensorpress::Result<Decoder> {
     source.need_head()?;
-    let decoder = source.decoder()?;
-    let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
-    let weights: usize = linears.map(|l| l.shape[0] * l.shape[1]).sum();
-    let table = source.config().vocab * source.config().hidden;
-    if 4 * (weights + table) <= DECODED { decoder.materialise() } else { Ok(decoder) }
+    source.decoder()?.materialise_within(DECODED)
 }
 
 /// Judges a language model on a text: perplexity, and with a `reference` how far its predictions are from that model's.

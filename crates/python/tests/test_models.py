@@ -207,3 +207,20 @@ def test_the_demo():
     model, texts = Model.demo(), tensorpress.demo_texts()
     assert model.blocks > 0 and len(texts["calibration"]) > 1000 and len(texts["held_out"]) > 5
     assert evaluate(model, texts["held_out"], max_segments=3)["perplexity"] < 10
+
+
+def test_one_call_writes_a_format_and_files_have_a_length(tmp_path):
+    demo = Model.demo()
+    recipe = "rtn(bits=4, group=32, symmetric=true)"
+    report = compress_model(demo, recipe, tmp_path / "w4.gguf", format="gguf")
+    assert (tmp_path / "w4.gguf").is_file() and len(report["converted"]) >= len(report["layers"])
+    assert open_model(tmp_path / "w4.gguf").blocks == demo.blocks
+    with pytest.raises(tensorpress.UnsupportedError, match="gptq"):
+        compress_model(demo, "nf4", tmp_path / "no", format="gptq")
+    assert not (tmp_path / "no").exists() and not (tmp_path / "no.partial").exists()
+    report = convert(demo, "safetensors", tmp_path / "short", shard_size=600_000)
+    files = list((tmp_path / "short").glob("*.safetensors"))
+    assert len(files) > 3 and all(file.stat().st_size <= 600_000 for file in files)
+    assert report["bytes_after"] == sum(file.stat().st_size for file in files)
+    with pytest.raises(ValueError):
+        convert(demo, "gguf", tmp_path / "x.gguf", shard_size=600_000)

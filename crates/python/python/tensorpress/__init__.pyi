@@ -215,6 +215,7 @@ def compress_model(
     seed: int = 0,
     force: bool = False,
     from_quantized: bool = False,
+    format: str | None = None,
     progress: _Progress = None,
 ) -> _Report: ...
 def convert(
@@ -225,6 +226,7 @@ def convert(
     dtype: str | None = None,
     requantize: bool = False,
     imatrix: _Path | None = None,
+    shard_size: int | None = None,
     force: bool = False,
     progress: _Progress = None,
 ) -> _Report: ...
