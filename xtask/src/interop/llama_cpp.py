@@ -57,22 +57,29 @@ def by_gguf(path, values):
     return f"{known} of {len(reader.tensors)}", same
 
 
-def compare(path, found):
-    """Their logits beside ours: the distance, the greedy tokens alike, and the greatest lead among those that are not."""
+def their_logits(path, found):
+    """What llama.cpp computes for the tokens that we took, as in `found`."""
     from binding import Model
-    ours, theirs, alike, steps, lead = [], [], 0, 0, 0.0
+    theirs = []
     with Model(path) as model:
-        for text, (prompt, new, logits) in zip(TEXTS, found):
+        for text, (prompt, new, _) in zip(TEXTS, found):
             if model.tokens(text) != prompt:
                 raise RuntimeError(f"llama.cpp takes {text!r} for other tokens: {model.tokens(text)}, not {prompt}")
-            got = model.logits(prompt + new[:-1])
-            ours.append(logits), theirs.append(got)
-            for mine, other in zip(logits[len(prompt) - 1:], got[len(prompt) - 1:]):
-                a, b = mine.argmax(), other.argmax()
-                steps, alike = steps + 1, alike + (a == b)
-                # By how much each prefers its own.
-                lead = max(lead, min(mine[a] - mine[b], other[b] - other[a]))
-    return relative(np.concatenate(theirs), np.concatenate(ours)), alike, steps, float(lead)
+            theirs.append((prompt, new, model.logits(prompt + new[:-1])))
+    return theirs
+
+
+def compare(found, with_these):
+    """The distance of logits, the greedy tokens alike, and the greatest lead among those that are not."""
+    alike, steps, lead = 0, 0, 0.0
+    for (prompt, _, one), (_, _, other) in zip(found, with_these):
+        for mine, theirs in zip(one[len(prompt) - 1:], other[len(prompt) - 1:]):
+            a, b = mine.argmax(), theirs.argmax()
+            steps, alike = steps + 1, alike + (a == b)
+            # By how much each prefers its own.
+            lead = max(lead, min(mine[a] - mine[b], theirs[b] - theirs[a]))
+    values = [np.concatenate([logits for *_, logits in some]) for some in (found, with_these)]
+    return relative(*values), alike, steps, float(lead)
 
 
 def check(table, model, ty, matrix):
@@ -96,12 +103,17 @@ def check(table, model, ty, matrix):
     parsed, same = by_gguf(quantised, seen)
     table.must(same, f"{what}: gguf decodes other values than we do")
     found = our_logits(quantised, TEXTS, NEW)
-    far, alike, steps, lead = compare(quantised, found)
-    table.must(lead <= MARGIN, f"{what}: another token that leads by {lead:.3f}")
-    in_floats, *_, float_lead = compare(plain, found)
+    theirs, floats = their_logits(quantised, found), their_logits(plain, found)
+    in_floats, *_, float_lead = compare(floats, found)
     table.must(in_floats <= IN_FLOATS and float_lead <= MARGIN, f"{what}: {in_floats:.1e} from ours in floats")
+    far, alike, steps, lead = compare(theirs, found)
+    # What its activations of 8 bits cost it: we may not be further from it than it is from its own floats.
+    own, *_, own_lead = compare(theirs, floats)
+    table.must(far <= own + IN_FLOATS, f"{what}: {far:.1e} from ours, {own:.1e} from its own floats")
+    table.must(lead <= max(MARGIN, 1.05 * own_lead), f"{what}: another token that leads by {lead:.3f}, against its own floats by {own_lead:.3f}")
     kinds = ", ".join(f"{count} {kind.upper()}" for kind, count in there.most_common() if kind != "f32")
-    table.row(ty or "as it is", kinds, parsed, f"{in_floats:.1e}", f"{far:.1e}", f"{alike} of {steps}", f"{lead:.3f}")
+    tokens = f"{alike} of {steps}"
+    table.row(ty or "as it is", kinds, parsed, f"{in_floats:.1e}", f"{far:.1e}", f"{own:.1e}", tokens, f"{lead:.3f}", f"{own_lead:.3f}")
     quantised.unlink(), plain.unlink()
 
 
@@ -126,7 +138,8 @@ def main(table, experts):
         convert(model, "gguf", plain)
         importance(plain, matrix)
         title = f"{model.name}: {version('xllamacpp')} (llama.cpp), {version('gguf')}"
-        table.head(title, "type", "matrices of blocks", "decoded by `gguf`", "logits, in floats", "logits", "tokens alike", "lead")
+        columns = ["type", "matrices of blocks", "decoded by `gguf`", "logits, in floats", "logits", "its own from its floats"]
+        table.head(title, *columns, "tokens alike", "lead", "its own lead")
         for ty in [None, *TYPES]:
             try:
                 check(table, model, ty, matrix)
