@@ -44,7 +44,13 @@ impl Progress for Bar {
                 self.bar.set_position(block as u64);
                 self.bar.set_message(format!("{stage}: judging block {block}"));
             }
-            Event::Block { block, .. } => {
+            Event::Backward { done, steps } => {
+                self.bar.set_length(steps as u64);
+                self.bar.set_position(done as u64);
+                self.bar.set_message("gradients");
+            }
+            Event::Block { block, blocks } => {
+                self.bar.set_length(blocks as u64);
                 self.bar.set_position(block as u64);
                 self.bar.set_message(format!("block {block}"));
             }

@@ -40,6 +40,9 @@ fn told(event: Event<'_>) -> Option<Value> {
         Event::Judged { stage, block, blocks } => {
             json!({ "event": "judged", "stage": stage, "block": block, "blocks": blocks })
         }
+        Event::Backward { done, steps } => {
+            json!({ "event": "backward", "done": done, "steps": steps })
+        }
         Event::Block { block, blocks } => {
             json!({ "event": "block", "block": block, "blocks": blocks })
         }

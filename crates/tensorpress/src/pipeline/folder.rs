@@ -1,5 +1,6 @@
 //! The folder of unfinished work.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use super::state::{Identity, STATE, State, Steps, Stored, Unit};
 pub(super) const LOCK: &str = "tensorpress.lock";
 /// What the names of the files of rewrites begin with.
 pub(super) const REWRITE: &str = "tensorpress.rewrite-";
+/// What the names of the files of a backward pass begin with.
+pub(super) const BACKWARD: &str = "tensorpress.backward-";
 /// What the names of shards begin with that are written anew.
 pub(super) const REGROUPED: &str = "tensorpress.shard-";
 
@@ -201,6 +204,28 @@ impl Work {
         self.write()
     }
 
+    /// Path of what a backward pass finds of a block.
+    pub(super) fn gradients(&self, block: usize) -> PathBuf {
+        self.folder.join(format!("{BACKWARD}{block:05}"))
+    }
+
+    /// Path of what a backward pass keeps while it runs.
+    pub(super) fn hidden_states(&self) -> PathBuf {
+        self.folder.join(format!("{BACKWARD}states"))
+    }
+
+    /// The file of a block that a backward pass is done with is there, and what the state says.
+    pub(super) fn has_gradients(&self, block: usize) -> bool {
+        let same = |file: &Stored| stored(&self.gradients(block)).is_ok_and(|found| found == *file);
+        self.state.gradients.get(&block).is_some_and(same)
+    }
+
+    /// Notes that a backward pass is done with a block.
+    pub(super) fn found_gradients(&mut self, block: usize, file: Stored) -> Result<()> {
+        self.state.gradients.insert(block, file);
+        self.write()
+    }
+
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -337,7 +362,13 @@ fn is_fresh(folder: &Path) -> Result<bool> {
 /// A new state, and nothing of old work beside it.
 fn fresh(folder: &Path, identity: Identity) -> Result<State> {
     let files = ours(folder)?;
-    let mut state = State { identity, rewrites: Vec::new(), units: Vec::new(), copied: Vec::new() };
+    let mut state = State {
+        identity,
+        rewrites: Vec::new(),
+        gradients: BTreeMap::new(),
+        units: Vec::new(),
+        copied: Vec::new(),
+    };
     if !files.is_empty() {
         // Whatever stops the removal: what is left is known to be ours by the new state.
         let known = |name: &String| is_of_work(name) || is_of_model(name);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tensorpress_tensor::checkpoint::{find_foreign, is_temporary, stays_inside, write_atomically};
 use tensorpress_tensor::{Error, Result};
 
-use super::folder::{LOCK, REGROUPED, REWRITE};
+use super::folder::{BACKWARD, LOCK, REGROUPED, REWRITE};
 use super::rewrite::stored;
 use super::state::{STATE, Stored};
 
@@ -82,6 +82,7 @@ pub(super) fn is_of_work(name: &str) -> bool {
         || name == LOCK
         || name == UNFINISHED_GGUF
         || name.starts_with(REWRITE)
+        || name.starts_with(BACKWARD)
         || name.starts_with(REGROUPED)
         || is_temporary(name)
         || before().is_some()

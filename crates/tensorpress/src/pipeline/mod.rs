@@ -11,6 +11,7 @@
 //! folder that the same call resumes, with the same bytes in the end.
 
 mod advance;
+mod backward;
 mod block;
 mod calibration;
 #[cfg(feature = "formats")]
@@ -42,7 +43,7 @@ use std::time::Instant;
 use tensorpress_model::Source;
 use tensorpress_tensor::stage::{self, Knobs};
 use tensorpress_tensor::stats::{self, Supplied};
-use tensorpress_tensor::{Error, Registry, Result, Rewrite};
+use tensorpress_tensor::{Error, Registry, Result, Rewrite, Usable};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
 #[cfg(feature = "formats")]
@@ -119,6 +120,7 @@ struct Task<'r> {
 
 /// What came of the work.
 struct Done {
+    notes: Vec<String>,
     layers: Vec<LayerReport>,
     blocks: Vec<BlockReport>,
     /// Shards that an earlier run had finished.
@@ -297,7 +299,7 @@ impl<'a> Compressor<'a> {
         let mut work = Work::open(partial_of(out), identity, source.checkpoint(), self.force)?;
         let task = Task { source, out, rewrites, samples, plan, plain };
         let done = self.work(task, &mut work);
-        let Done { layers, blocks, resumed, registry } = work.ended(done)?;
+        let Done { notes: found, layers, blocks, resumed, registry } = work.ended(done)?;
         // What is compressed stays, whatever comes of the format.
         let said = self.then.publish(
             &mut work,
@@ -318,7 +320,7 @@ impl<'a> Compressor<'a> {
         let bill = Bill::of(&written)?;
         let mut report = Report::new(source, &written, bill, layers, begun.elapsed(), resumed);
         report.blocks = blocks;
-        report.notes = notes.into_iter().chain(said.notes).collect();
+        report.notes = notes.into_iter().chain(found).chain(said.notes).collect();
         #[cfg(feature = "formats")]
         {
             report.converted = said.converted;
@@ -341,7 +343,15 @@ impl<'a> Compressor<'a> {
         let registry = self.registry.take().unwrap_or_else(crate::registry);
         let rewritten = rewritten.as_ref();
         let (supplied, seed) = (self.supplied.clone(), self.seed);
-        let context = Context { source, rewritten, registry, plan, supplied, seed, cancel };
+        let mut context = Context { source, rewritten, registry, plan, supplied, seed, cancel };
+        let mut notes = Vec::new();
+        if context.supplied.is_none() && !work.is_complete() {
+            let found = backward::find(&context, &samples, work, &mut |event| self.tell(event))?;
+            match found {
+                Usable::Yes(found) => context.supplied = found,
+                Usable::No(reason) => notes.push(reason),
+            }
+        }
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
         if resumed == 0 {
@@ -385,7 +395,7 @@ impl<'a> Compressor<'a> {
         let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
         finish::assemble(work, source, out, &config)?;
         let blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
-        Ok(Done { layers, blocks, resumed, registry: context.registry })
+        Ok(Done { notes, layers, blocks, resumed, registry: context.registry })
     }
 
     /// All that decides what the recipe does.

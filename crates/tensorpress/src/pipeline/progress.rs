@@ -21,6 +21,13 @@ pub enum Event<'a> {
         /// Blocks of the model.
         blocks: usize,
     },
+    /// A backward pass through the model, for methods that want gradients; before the work on the blocks begins.
+    Backward {
+        /// Steps done: a group of windows through a block, forth or back.
+        done: usize,
+        /// Steps of the pass.
+        steps: usize,
+    },
     /// A block begins.
     Block {
         /// Its number, from 0.

@@ -1,5 +1,6 @@
 //! What a folder of unfinished work belongs to, and how far it has come.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -152,6 +153,9 @@ pub(super) struct State {
     /// One a rewrite of the recipe, as far as they were begun.
     #[serde(default)]
     pub(super) rewrites: Vec<Steps>,
+    /// What a backward pass found, by block, as far as blocks are done.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) gradients: BTreeMap<usize, Stored>,
     pub(super) units: Vec<Unit>,
     /// Files of the model that go along as they are, once that is known.
     #[serde(default)]
