@@ -91,7 +91,8 @@ pub fn examples() -> Verdict {
 
 /// Every benchmark once, on small sizes, with its answer checked.
 pub fn benches() -> Verdict {
-    execute(&mut cargo(&["test", "--workspace", "--bench", "*", "--", "--test"]))?;
+    let mut command = cargo(&["test", "--workspace", "--bench", "*", "--", "--test"]);
+    execute(command.env("TENSORPRESS_MINILM", minilm()?))?;
     PASSED
 }
 

@@ -1,5 +1,5 @@
 """llama.cpp loads a GGUF of every type, decodes what we decode, and computes what we compute."""
-import collections
+import collections, pathlib
 import numpy as np
 from common import MODELS, WORK, Skipped, convert, fetch, our_logits, relative, run, same_bits, version
 
@@ -69,6 +69,18 @@ def their_logits(path, found):
     return theirs
 
 
+def apart(found, floats):
+    """Which tokens' logits leap away though both compute in floats. Two experts may be so nearly alike that a rounding decides
+    which is chosen: a token that goes elsewhere takes along those behind it, and no other."""
+    return [np.linalg.norm(one - other, axis=1) > 2 * IN_FLOATS * np.linalg.norm(other, axis=1)
+            for (*_, one), (*_, other) in zip(found, floats)]
+
+
+def without(found, dropped):
+    """The same, the logits of these tokens as 0."""
+    return [(prompt, new, np.where(drop[:, None], 0, logits)) for (prompt, new, logits), drop in zip(found, dropped)]
+
+
 def compare(found, with_these):
     """The distance of logits, the greedy tokens alike, and the greatest lead among those that are not."""
     alike, steps, lead = 0, 0, 0.0
@@ -103,7 +115,12 @@ def check(table, model, ty, matrix):
     parsed, same = by_gguf(quantised, seen)
     table.must(same, f"{what}: gguf decodes other values than we do")
     found = our_logits(quantised, TEXTS, NEW)
+    routed = any(".ffn_gate_inp." in name for name in theirs)
     theirs, floats = their_logits(quantised, found), their_logits(plain, found)
+    dropped = apart(found, floats)
+    elsewhere, all_tokens = sum(int(drop.sum()) for drop in dropped), sum(map(len, dropped))
+    table.must(2 * elsewhere < all_tokens if routed else elsewhere == 0, f"{what}: {elsewhere} tokens of {all_tokens} apart")
+    found, theirs, floats = (without(some, dropped) for some in (found, theirs, floats))
     in_floats, *_, float_lead = compare(floats, found)
     table.must(in_floats <= IN_FLOATS and float_lead <= MARGIN, f"{what}: {in_floats:.1e} from ours in floats")
     far, alike, steps, lead = compare(theirs, found)
@@ -112,14 +129,14 @@ def check(table, model, ty, matrix):
     table.must(far <= own + IN_FLOATS, f"{what}: {far:.1e} from ours, {own:.1e} from its own floats")
     table.must(lead <= max(MARGIN, 1.05 * own_lead), f"{what}: another token that leads by {lead:.3f}, against its own floats by {own_lead:.3f}")
     kinds = ", ".join(f"{count} {kind.upper()}" for kind, count in there.most_common() if kind != "f32")
-    tokens = f"{alike} of {steps}"
+    tokens = f"{alike} of {steps}" + f", {elsewhere} of {all_tokens} routed apart" * (elsewhere > 0)
     table.row(ty or "as it is", kinds, parsed, f"{in_floats:.1e}", f"{far:.1e}", f"{own:.1e}", tokens, f"{lead:.3f}", f"{own_lead:.3f}")
     quantised.unlink(), plain.unlink()
 
 
 def models(experts):
     yield MODELS / "stories3m"
-    yield experts
+    yield pathlib.Path(experts)
     smollm2 = WORK.parent / "smollm2"
     if not (smollm2 / "tokenizer.json").exists():
         import sys
