@@ -29,21 +29,21 @@ impl Wanted {
 
     /// And second moments, the diagonal alone for more than so many outputs: 4 out² bytes while they are gathered.
     #[must_use]
-    pub fn with_second_moments(mut self, full_up_to: usize) -> Self {
+    pub const fn with_second_moments(mut self, full_up_to: usize) -> Self {
         self.second_moments = Some(full_up_to);
         self
     }
 
     /// And the mean squares of the weights' gradients: 8 bytes a weight while they are gathered.
     #[must_use]
-    pub fn with_fisher(mut self) -> Self {
+    pub const fn with_fisher(mut self) -> Self {
         self.fisher = true;
         self
     }
 
     /// And their means: 8 bytes a weight.
     #[must_use]
-    pub fn with_mean(mut self) -> Self {
+    pub const fn with_mean(mut self) -> Self {
         self.mean = true;
         self
     }
@@ -127,12 +127,13 @@ impl GradientObserver for Collector<'_> {
                 self.sums.insert(layer.name().to_owned(), sums);
             }
         }
+        let mut own: BTreeMap<&str, Vec<&Piece<'_>>> = BTreeMap::new();
+        for piece in pieces {
+            own.entry(piece.layer.name()).or_default().push(piece);
+        }
         let mut each: Vec<(&mut Sums, Vec<&Piece<'_>>)> = Vec::new();
         for (name, sums) in &mut self.sums {
-            let own: Vec<_> = pieces.iter().filter(|piece| piece.layer.name() == name).collect();
-            if !own.is_empty() {
-                each.push((sums, own));
-            }
+            each.extend(own.remove(name.as_str()).map(|pieces| (sums, pieces)));
         }
         // The largest first, so that threads end together.
         each.sort_by_key(|(sums, _)| std::cmp::Reverse(sums.shape[0] * sums.shape[1]));
