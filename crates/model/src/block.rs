@@ -462,12 +462,26 @@ impl Block {
 
     /// The error for activations that are not finite: names the weight that is to blame, if there is one.
     fn find_non_finite(&self) -> Error {
-        match self.linears().try_for_each(Linear::check_finite) {
+        match self.check_finite() {
             Err(error) => error,
             Ok(()) => {
                 Error::numerical(format!("activations of block {} are not finite", self.index))
             }
         }
+    }
+
+    /// Refuses weights of layers and norms that are NaN or infinite, naming the tensor.
+    pub(crate) fn check_finite(&self) -> Result<()> {
+        self.linears().try_for_each(Linear::check_finite)?;
+        for part in &self.parts {
+            let of_heads = match &part.mixer {
+                Mixer::Attention(attention) => [&attention.q_norm, &attention.k_norm],
+                _ => [&None, &None],
+            };
+            let norms = [&part.norm, &part.after, &part.then].into_iter().chain(of_heads);
+            norms.flatten().try_for_each(Norm::check_finite)?;
+        }
+        Ok(())
     }
 }
 

@@ -26,6 +26,7 @@
 //! ```
 
 mod architecture;
+pub mod backward;
 pub mod block;
 pub mod cache;
 pub mod calibrate;

@@ -143,20 +143,31 @@ impl Attention {
         k: &mut ArrayViewMut2<'_, f32>,
         first: usize,
     ) {
-        let norms = |q: &mut ArrayViewMut2<'_, f32>, k: &mut ArrayViewMut2<'_, f32>| {
-            self.q_norm.iter().for_each(|norm| norm.apply(q.view_mut()));
-            self.k_norm.iter().for_each(|norm| norm.apply(k.view_mut()));
-        };
         if !self.norm_last {
-            norms(q, k);
+            self.norm_heads(q, k);
         }
         if let Some(rope) = &self.rope {
             rope.apply(q.view_mut(), first);
             rope.apply(k.view_mut(), first);
         }
         if self.norm_last {
-            norms(q, k);
+            self.norm_heads(q, k);
         }
+        self.warm(q, first);
+    }
+
+    /// The norms of queries and keys.
+    pub(crate) fn norm_heads(
+        &self,
+        q: &mut ArrayViewMut2<'_, f32>,
+        k: &mut ArrayViewMut2<'_, f32>,
+    ) {
+        self.q_norm.iter().for_each(|norm| norm.apply(q.view_mut()));
+        self.k_norm.iter().for_each(|norm| norm.apply(k.view_mut()));
+    }
+
+    /// Multiplies queries, or their gradients, by the temperature of their positions.
+    pub(crate) fn warm(&self, q: &mut ArrayViewMut2<'_, f32>, first: usize) {
         if let Some((floor, grows)) = self.temperature {
             for (t, mut row) in q.rows_mut().into_iter().enumerate() {
                 let steps = ((first + t + 1) as f32 / floor).floor();
@@ -209,12 +220,14 @@ impl Attention {
     }
 }
 
-fn heads(x: ArrayView2<'_, f32>, dim: usize) -> ArrayView3<'_, f32> {
+/// Rows as heads of so many values.
+pub(crate) fn heads(x: ArrayView2<'_, f32>, dim: usize) -> ArrayView3<'_, f32> {
     let (tokens, width) = x.dim();
     x.into_shape_with_order((tokens, width / dim, dim)).expect("contiguous, whole heads")
 }
 
-fn heads_mut(x: ArrayViewMut2<'_, f32>, dim: usize) -> ArrayViewMut3<'_, f32> {
+/// As [`heads`].
+pub(crate) fn heads_mut(x: ArrayViewMut2<'_, f32>, dim: usize) -> ArrayViewMut3<'_, f32> {
     let (tokens, width) = x.dim();
     x.into_shape_with_order((tokens, width / dim, dim)).expect("contiguous, whole heads")
 }

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use ndarray::{Array2, ArrayViewMut2};
+use ndarray::{Array2, ArrayViewMut2, CowArray, Ix2};
 use tensorpress_tensor::node::Input;
 use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{Context, Error, Node, Result, Scratch};
@@ -83,6 +83,14 @@ impl Linear {
         self.located(self.weight.decode())
     }
 
+    /// The weight's values `[out, in]`, decoded if they are not yet.
+    pub(crate) fn values(&self) -> Result<CowArray<'_, f32, Ix2>> {
+        match &self.weight {
+            Matrix::Decoded(values) => Ok(values.view().into()),
+            Matrix::Stored(_) => Ok(self.decode()?.into()),
+        }
+    }
+
     pub(crate) fn forward(
         &self,
         x: &Input<'_>,
@@ -121,7 +129,14 @@ impl Linear {
     }
 
     pub(crate) fn check_finite(&self) -> Result<()> {
-        self.located(self.weight.check_finite())
+        self.located(self.weight.check_finite())?;
+        match self.bias.iter().flatten().enumerate().find(|(_, value)| !value.is_finite()) {
+            None => Ok(()),
+            Some((i, value)) => {
+                let message = format!("its bias [{i}] is {value}");
+                self.located(Err(Error::numerical(message)))
+            }
+        }
     }
 
     /// Adds this layer's name and file to an error.

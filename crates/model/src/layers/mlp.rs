@@ -38,7 +38,7 @@ pub(crate) enum MlpLinears {
 
 impl Mlp {
     /// Channels inside.
-    fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.down.shape()[1]
     }
 
@@ -113,7 +113,8 @@ impl Mlp {
         Ok(flow)
     }
 
-    fn gate(&self, gate: &mut [f32], up: &[f32]) {
+    /// `gate = activation(gate) * up`, cut where it is to be.
+    pub(crate) fn gate(&self, gate: &mut [f32], up: &[f32]) {
         let Some(Clamp(limit)) = self.clamp else { return self.activation.gate(gate, up) };
         for (gate, up) in gate.iter_mut().zip(up) {
             *gate = quick_gelu(gate.min(limit)) * (up.clamp(-limit, limit) + 1.0);
@@ -121,7 +122,8 @@ impl Mlp {
     }
 }
 
-fn split(row: &[f32], gate: &mut [f32], up: &mut [f32], alternating: bool) {
+/// A row of the fused product as gate and up.
+pub(crate) fn split(row: &[f32], gate: &mut [f32], up: &mut [f32], alternating: bool) {
     if alternating {
         for ((pair, gate), up) in row.as_chunks::<2>().0.iter().zip(gate).zip(up) {
             [*gate, *up] = *pair;

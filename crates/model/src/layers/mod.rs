@@ -1,13 +1,13 @@
 //! The parts of a transformer block.
 
-mod activation;
-mod attend;
-mod attention;
+pub(crate) mod activation;
+pub(crate) mod attend;
+pub(crate) mod attention;
 mod linear;
 pub(crate) mod math;
 mod matrix;
-mod mlp;
-mod moe;
+pub(crate) mod mlp;
+pub(crate) mod moe;
 mod norm;
 mod project;
 mod rope;

@@ -124,22 +124,29 @@ impl Moe {
 
     /// Which experts each token goes to.
     fn route(&self, x: ArrayView2<'_, f32>, scratch: &mut Scratch) -> Result<Routing> {
-        let (experts, chosen) = (self.experts.len(), self.rule.chosen);
+        let experts = self.experts.len();
         let mut logits = buffer(scratch, x.nrows(), experts);
         let target = as_matrix(&mut logits, experts);
         Input::with(x, scratch, |x, scratch| self.router.forward(x, target, scratch))?;
+        let routing = self.choose(&mut logits);
+        scratch.put(logits);
+        Ok(routing)
+    }
+
+    /// Which experts tokens with these logits `[tokens, experts]` go to; of the logits nothing is left.
+    pub(crate) fn choose(&self, logits: &mut [f32]) -> Routing {
+        let chosen = self.rule.chosen;
         let mut routing = Routing { chosen, experts: Vec::new(), factors: Vec::new() };
-        for row in logits.chunks_exact_mut(experts) {
+        for row in logits.chunks_exact_mut(self.experts.len()) {
             let (ids, factors) = choose(row, self.correction.as_deref(), self.rule);
             routing.experts.extend(ids);
             routing.factors.extend(factors);
         }
-        scratch.put(logits);
-        Ok(routing)
+        routing
     }
 }
 
-fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + math::exp(-x))
 }
 

@@ -1,4 +1,4 @@
-use ndarray::ArrayViewMut2;
+use ndarray::{ArrayView2, ArrayViewMut2};
 use tensorpress_tensor::kernels::dot;
 use tensorpress_tensor::{Error, Result};
 
@@ -56,6 +56,55 @@ impl Norm {
             let row = row.as_slice_mut().expect("rows are contiguous");
             for (i, part) in row.chunks_exact_mut(self.width).enumerate() {
                 self.apply_one(part, i);
+            }
+        }
+    }
+
+    /// Replaces the gradients `g` of what [`apply`](Self::apply) makes by those of `x`, what it reads; both
+    /// `[tokens, channels]`.
+    pub(crate) fn back(&self, x: ArrayView2<'_, f32>, mut g: ArrayViewMut2<'_, f32>) {
+        for (x, mut g) in x.rows().into_iter().zip(g.rows_mut()) {
+            let x = x.to_slice().expect("rows are contiguous");
+            let g = g.as_slice_mut().expect("rows are contiguous");
+            let parts = x.chunks_exact(self.width).zip(g.chunks_exact_mut(self.width));
+            for (i, (x, g)) in parts.enumerate() {
+                self.back_one(x, g, i);
+            }
+        }
+    }
+
+    /// With c = x less its mean and f = 1 / sqrt(c c / n + eps), y = f c w: dx = f (g w - c f² (g w c) / n), less its mean.
+    fn back_one(&self, x: &[f32], g: &mut [f32], part: usize) {
+        let n = x.len() as f64;
+        let sum = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>();
+        let mean = if self.centred { sum(&mut x.iter().map(|v| f64::from(*v))) / n } else { 0.0 };
+        let square = sum(&mut x.iter().map(|v| (f64::from(*v) - mean).powi(2)));
+        let factor = 1.0 / (square / n + f64::from(self.eps)).sqrt();
+        if !self.weight.is_empty() {
+            let from = part * self.width % self.weight.len();
+            let weight = &self.weight[from..from + self.width];
+            g.iter_mut().zip(weight).for_each(|(g, w)| *g *= w + self.offset);
+        }
+        let mut pairs = x.iter().zip(&*g).map(|(v, g)| (f64::from(*v) - mean) * f64::from(*g));
+        let pull = sum(&mut pairs) * factor * factor / n;
+        for (g, v) in g.iter_mut().zip(x) {
+            *g = (factor * (f64::from(*g) - (f64::from(*v) - mean) * pull)) as f32;
+        }
+        if self.centred {
+            let mean = (sum(&mut g.iter().map(|g| f64::from(*g))) / n) as f32;
+            g.iter_mut().for_each(|g| *g -= mean);
+        }
+    }
+
+    /// Refuses weights that are NaN or infinite, naming the tensor.
+    pub(crate) fn check_finite(&self) -> Result<()> {
+        let values = self.weight.iter().chain(self.bias.iter().flatten()).enumerate();
+        match values.into_iter().find(|(_, value)| !value.is_finite()) {
+            None => Ok(()),
+            Some((i, value)) => {
+                let place = i % self.weight.len().max(1);
+                let message = format!("a value of channel {place} is {value}");
+                Err(Error::numerical(message).in_tensor(&self.name))
             }
         }
     }

@@ -48,7 +48,7 @@ impl Attention {
     }
 
     /// Which columns of the fused product go to which columns of q (0), k (1) and v (2).
-    fn places(&self, order: Fused) -> Vec<(Range<usize>, usize, Range<usize>)> {
+    pub(crate) fn places(&self, order: Fused) -> Vec<(Range<usize>, usize, Range<usize>)> {
         let [q, k, v] = self.widths();
         if order == Fused::Blocks {
             return vec![(0..q, 0, 0..q), (q..q + k, 1, 0..k), (q + k..q + k + v, 2, 0..v)];

@@ -85,7 +85,17 @@ impl Rope {
     ///
     /// # Panics
     /// If a row is not contiguous.
-    pub fn apply(&self, mut x: ArrayViewMut2<'_, f32>, first: usize) {
+    pub fn apply(&self, x: ArrayViewMut2<'_, f32>, first: usize) {
+        self.turn(x, first, 1.0);
+    }
+
+    /// Replaces gradients of what [`apply`](Self::apply) makes by those of what it reads: turns back, with the same factor.
+    pub(crate) fn back(&self, x: ArrayViewMut2<'_, f32>, first: usize) {
+        self.turn(x, first, -1.0);
+    }
+
+    /// Turns by the angles times `way`, 1 or -1.
+    fn turn(&self, mut x: ArrayViewMut2<'_, f32>, first: usize, way: f32) {
         let half = self.frequencies.len();
         let other = self.frequencies_beyond(first + x.nrows());
         let mut made = Vec::new();
@@ -109,15 +119,16 @@ impl Rope {
                     for ((pair, cos), sin) in
                         head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin)
                     {
+                        let sin = way * sin;
                         *pair = [pair[0] * cos - pair[1] * sin, pair[1] * cos + pair[0] * sin];
                     }
                     continue;
                 }
                 let (a, b) = head.split_at_mut(half);
                 for i in 0..half {
-                    let (x, y) = (a[i], b[i]);
-                    a[i] = x * cos[i] - y * sin[i];
-                    b[i] = y * cos[i] + x * sin[i];
+                    let (x, y, sin) = (a[i], b[i], way * sin[i]);
+                    a[i] = x * cos[i] - y * sin;
+                    b[i] = y * cos[i] + x * sin;
                 }
             }
         }

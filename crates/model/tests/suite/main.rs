@@ -1,5 +1,6 @@
 //! Tests of whole models: golden logits, reference figures, streams, bad input, properties.
 
+mod backward;
 mod bad_input;
 mod common;
 mod edited;
@@ -11,4 +12,5 @@ mod prompts;
 mod properties;
 mod reduced;
 mod scan;
+mod slow;
 mod streaming;
