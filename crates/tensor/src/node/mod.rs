@@ -39,6 +39,9 @@ pub use leaf::{
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
 pub use masked::Masked;
+pub use leaf::{StepFormat, Steps};
+pub use plane::spread;
+pub use plane::Trellis;
 pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, SymbolsMut};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
