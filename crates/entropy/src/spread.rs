@@ -7,9 +7,7 @@ use std::ops::Range;
 use serde_json::json;
 use tensorpress_tensor::node::registry::field;
 use tensorpress_tensor::node::spread::{CLASSES, Model, Spread, TOKENS, Token, trellis_of};
-use tensorpress_tensor::node::{
-    Json, NodeReader, Plane, PlaneMap, SymbolBuf, SymbolsMut, Trellis,
-};
+use tensorpress_tensor::node::{Json, NodeReader, Plane, PlaneMap, SymbolBuf, SymbolsMut, Trellis};
 use tensorpress_tensor::{Bytes, DType, Error, Part, PartKind, PartSink, Result};
 
 use crate::TileCoder;
@@ -121,7 +119,8 @@ impl SpreadPlane {
     /// Reads the head and the lengths.
     fn open(alphabet: u32, shape: [usize; 2], tile: usize, bytes: Bytes) -> Result<Self> {
         let [rows, cols] = shape;
-        let symbols = rows.checked_mul(cols).filter(|n| (1..=bytes.len() * MOST_PER_BYTE).contains(n));
+        let symbols =
+            rows.checked_mul(cols).filter(|n| (1..=bytes.len() * MOST_PER_BYTE).contains(n));
         if symbols.is_none() || tile == 0 || !(1..=1 << 16).contains(&alphabet) {
             let len = bytes.len();
             let message = format!("{alphabet} symbols of {shape:?} in {tile} rows: {len} bytes");
@@ -250,7 +249,8 @@ impl Head {
             return Err(Error::corruption(format!("{count} tables of {CLASSES} classes")));
         }
         let (firsts, rest) = rest.split_at_checked(count - 1).ok_or_else(early)?;
-        let table = |class: usize| firsts.iter().filter(|f| usize::from(**f) <= class).count() as u8;
+        let table =
+            |class: usize| firsts.iter().filter(|f| usize::from(**f) <= class).count() as u8;
         let table_of = std::array::from_fn(table);
         *from = rest;
         let mut classes = |len: usize| -> Result<Vec<u8>> {
@@ -338,9 +338,8 @@ impl Head {
         let (raw, rest) = rest.split_at_checked(len).ok_or_else(early)?;
         let mut raw = BitReader::new(raw);
         let (heads, words) = rest.split_at_checked(4 * STATES).ok_or_else(early)?;
-        let mut states: [u32; STATES] = std::array::from_fn(|i| {
-            u32::from_le_bytes(std::array::from_fn(|b| heads[4 * i + b]))
-        });
+        let mut states: [u32; STATES] =
+            std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|b| heads[4 * i + b])));
         let (words, odd_byte) = words.as_chunks::<2>();
         let mut words = words.iter();
         let mut at = rows.start * cols;

@@ -87,7 +87,9 @@ fn estimate(codes: &[i32], cols: usize, trellis: bool) -> f64 {
 
 #[test]
 fn real_bits_are_those_of_the_estimate() {
-    for (spread, states) in [(0.4, 0), (1.5, 0), (12.0, 0), (90.0, 0), (1.2, 8), (4.0, 8), (4.0, 256)] {
+    for (spread, states) in
+        [(0.4, 0), (1.5, 0), (12.0, 0), (90.0, 0), (1.2, 8), (4.0, 8), (4.0, 256)]
+    {
         let (rows, cols) = (600, 700);
         let codes = codes(rows, cols, spread, states);
         let expected = estimate(&codes, cols, states > 0);
@@ -98,7 +100,9 @@ fn real_bits_are_those_of_the_estimate() {
         let count = codes.len() as f64;
         println!(
             "spread {spread}, {states} states: {:.4} bits, the model says {:.4}, the prototype's rule {:.4}",
-            real / count, model / count, expected / count
+            real / count,
+            model / count,
+            expected / count
         );
         assert!(real < 1.01 * expected, "{spread} {states}: {real} {expected}");
         assert!((model / real - 1.0).abs() < 0.01, "{spread} {states}: {model} {real}");
@@ -107,7 +111,13 @@ fn real_bits_are_those_of_the_estimate() {
 
 #[test]
 fn planes_by_classes_obey_the_laws() {
-    let cases = [(200, 60, 2.0, 0), (200, 60, 2.0, 8), (70, 130, 40.0, 4), (65, 64, 3000.0, 0), (1000, 9, 1.0, 32)];
+    let cases = [
+        (200, 60, 2.0, 0),
+        (200, 60, 2.0, 8),
+        (70, 130, 40.0, 4),
+        (65, 64, 3000.0, 0),
+        (1000, 9, 1.0, 32),
+    ];
     for (rows, cols, spread, states) in cases {
         let mut codes = codes(rows, cols, spread, states);
         // One far beyond 16 bits; along a trellis, where any code with its remainder may be.
@@ -137,7 +147,8 @@ fn tiles_are_decoded_alone() {
         let dense = decode(&*node).unwrap();
         for at in [0..1, tile - 1..tile + 1, tile..rows, rows - 1..rows, 5..5, 0..rows] {
             let mut part = tensorpress_tensor::ndarray::Array2::zeros((at.len(), cols));
-            node.decode_rows(at.clone(), part.view_mut(), Accum::Replace, &mut Scratch::default()).unwrap();
+            node.decode_rows(at.clone(), part.view_mut(), Accum::Replace, &mut Scratch::default())
+                .unwrap();
             assert_eq!(part, dense.slice(s![at, ..]));
         }
     }
@@ -151,7 +162,8 @@ fn other_planes_are_coded_as_before() {
     let node = coded(leaf(&alike, 200), TileCoder::Rans).unwrap();
     assert!(node.describe().to_string().contains("tiled.v1"));
     let codes = codes(100, 120, 2.0, 0);
-    let mask = tensorpress_tensor::ndarray::Array2::from_shape_fn((100, 120), |(r, c)| (r + c) % 3 > 0);
+    let mask =
+        tensorpress_tensor::ndarray::Array2::from_shape_fn((100, 120), |(r, c)| (r + c) % 3 > 0);
     let masked = || Masked::new(Mask::from_bools(mask.view()), leaf(&codes, 120)).unwrap();
     let node = coded(masked().boxed(), TileCoder::Rans).unwrap();
     assert_eq!(decode(&*node).unwrap(), decode(&masked()).unwrap());

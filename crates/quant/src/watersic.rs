@@ -9,8 +9,8 @@ use tensorpress_tensor::node::{Mask, StepFormat, Steps, Trellis};
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::{Calibration, Needs, Supply};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, Error, ErrorKind, Group, Method, Result, Target,
-    Usable,
+    Compress, Compressed, CompressedGroup, Context, Error, ErrorKind, Group, Method, Result,
+    Target, Usable,
 };
 
 use factor::Factor;
@@ -196,12 +196,10 @@ impl Watersic {
         if self.rows == RowSteps::Full && whole {
             let damp = f64::from(self.gdamp.unwrap_or(1.0));
             return match Factor::of("output Fisher matrix", g.view(), 1.0, damp, par) {
-                Ok(factor) => {
-                    Usable::Yes((
-                        Outputs { costs: factor.pivots, feedback: Some(factor.unit) },
-                        factor.note,
-                    ))
-                }
+                Ok(factor) => Usable::Yes((
+                    Outputs { costs: factor.pivots, feedback: Some(factor.unit) },
+                    factor.note,
+                )),
                 Err(e) => Usable::no(e.message()),
             };
         }
@@ -328,9 +326,8 @@ impl Job<'_> {
         let pieces = rows.div_ceil(path::ROWS);
         if self.outputs.is_none() && self.mask.is_none() && pieces > 2 * rate::SOME {
             let piece = |n: usize| n * pieces / rate::SOME * path::ROWS;
-            let chosen: Vec<usize> = (0..rate::SOME)
-                .flat_map(|n| piece(n)..(piece(n) + path::ROWS).min(rows))
-                .collect();
+            let chosen: Vec<usize> =
+                (0..rate::SOME).flat_map(|n| piece(n)..(piece(n) + path::ROWS).min(rows)).collect();
             let weight = self.weight.select(Axis(0), &chosen);
             let row_exponents: Vec<i32> = chosen.iter().map(|r| self.row_exponents[*r]).collect();
             let few = Job { weight: weight.view(), row_exponents: &row_exponents, ..*self };
@@ -377,7 +374,8 @@ impl Knobs for Watersic {
         };
         positive("bits", self.bits)?;
         self.delta.map_or(Ok(()), |delta| positive("delta", delta))?;
-        let dampings = [("damp", self.damp), ("gdamp", self.gdamp.unwrap_or(0.0)), ("lam", self.lam)];
+        let dampings =
+            [("damp", self.damp), ("gdamp", self.gdamp.unwrap_or(0.0)), ("lam", self.lam)];
         for (name, value) in dampings {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(Error::invalid(format!("{name} = {value}: allowed are 0 and more")));
@@ -427,8 +425,9 @@ impl Compress for Watersic {
             Usable::of(self.inputs(&mut group))?.or_else(|_| Factor::identity(cols));
         let reason = reason.map(|reason| format!("{reason}: rounded without feedback"));
         let layers = group.targets.iter().map(|target| {
-            let (outputs, rows) =
-                self.outputs(target, &inputs, &group.calibration, group.par).in_tensor(target.name)?;
+            let (outputs, rows) = self
+                .outputs(target, &inputs, &group.calibration, group.par)
+                .in_tensor(target.name)?;
             let (node, note) =
                 self.quantize(target, &inputs, &outputs, group.par).in_tensor(target.name)?;
             Ok(Compressed::new(node)

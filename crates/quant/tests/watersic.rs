@@ -111,21 +111,34 @@ fn factor(a: &Matrix, damp: f64) -> (Matrix, Vec<f64>) {
 }
 
 /// The best path through a piece of a column: what is fed by rows before is kept by each survivor as a list.
-fn path(x: &[f64], steps: &[f64], before: &[f64], feedback: &dyn Fn(usize, usize) -> f64, rate: f64, trellis: &Trellis) -> Vec<i32> {
+fn path(
+    x: &[f64],
+    steps: &[f64],
+    before: &[f64],
+    feedback: &dyn Fn(usize, usize) -> f64,
+    rate: f64,
+    trellis: &Trellis,
+) -> Vec<i32> {
     let mut survivors: Vec<Option<(f64, Vec<i32>)>> = vec![None; trellis.states()];
     survivors[0] = Some((0.0, Vec::new()));
     for i in 0..x.len() {
         let mut next: Vec<Option<(f64, Vec<i32>)>> = vec![None; trellis.states()];
         for (state, survivor) in survivors.iter().enumerate() {
             let Some((cost, chosen)) = survivor else { continue };
-            let fed: f64 = chosen.iter().enumerate().map(|(p, k)| feedback(p, i) * (f64::from(*k) * steps[p] - x[p])).sum();
+            let fed: f64 = chosen
+                .iter()
+                .enumerate()
+                .map(|(p, k)| feedback(p, i) * (f64::from(*k) * steps[p] - x[p]))
+                .sum();
             let target = (x[i] - before[i] - fed) / steps[i];
             let middle = target.floor() as i32;
             for code in middle - 4..=middle + 5 {
                 if !Trellis::allows(state as u8, code) {
                     continue;
                 }
-                let cost = cost + (target - f64::from(code)).powi(2) + rate * f64::from(code.abs().min(255));
+                let cost = cost
+                    + (target - f64::from(code)).powi(2)
+                    + rate * f64::from(code.abs().min(255));
                 let to = usize::from(trellis.next(state as u8, code));
                 if next[to].as_ref().is_none_or(|(other, _)| cost < *other) {
                     next[to] = Some((cost, chosen.iter().copied().chain([code]).collect()));
@@ -160,14 +173,21 @@ fn reference(case: &Case, method: Watersic) -> Vec<i32> {
     let mut codes = vec![0; rows * cols];
     for j in 0..cols {
         // Feedback from the columns before `end`.
-        let target = |i: usize, end: usize| w[[i, j]] - (0..end).map(|l| ua[[l, j]] * errors[[i, l]]).sum::<f64>();
+        let target = |i: usize, end: usize| {
+            w[[i, j]] - (0..end).map(|l| ua[[l, j]] * errors[[i, l]]).sum::<f64>()
+        };
         let t: Vec<f64> = (0..rows).map(|i| target(i, j)).collect();
         let steps: Vec<f64> = sr.iter().map(|r| r * sc[j]).collect();
-        let size = (0..rows).map(|i| (target(i, j / 64 * 64) / steps[i]).abs()).sum::<f64>() / rows as f64;
+        let size =
+            (0..rows).map(|i| (target(i, j / 64 * 64) / steps[i]).abs()).sum::<f64>() / rows as f64;
         let rate = f64::from(method.lam) * std::f64::consts::LOG2_E / size.max(0.2);
         let mut chosen: Vec<i32> = Vec::new();
         let fed = |chosen: &[i32], i: usize| -> f64 {
-            chosen.iter().enumerate().map(|(p, k)| ug[[p, i]] * (f64::from(*k) * steps[p] - t[p])).sum()
+            chosen
+                .iter()
+                .enumerate()
+                .map(|(p, k)| ug[[p, i]] * (f64::from(*k) * steps[p] - t[p]))
+                .sum()
         };
         match &trellis {
             None => (0..rows).for_each(|i| {
@@ -179,7 +199,14 @@ fn reference(case: &Case, method: Watersic) -> Vec<i32> {
                     let end = (first + Trellis::ROWS).min(rows);
                     let before: Vec<f64> = (first..end).map(|i| fed(&chosen, i)).collect();
                     let local = |p: usize, i: usize| ug[[first + p, first + i]];
-                    chosen.extend(path(&t[first..end], &steps[first..end], &before, &local, rate, trellis));
+                    chosen.extend(path(
+                        &t[first..end],
+                        &steps[first..end],
+                        &before,
+                        &local,
+                        rate,
+                        trellis,
+                    ));
                 }
             }
         }
@@ -210,7 +237,11 @@ fn codes_are_those_of_the_plain_method() {
         let expected = reference(&case, method);
         let got = codes(&made.node);
         let equal = got.iter().zip(&expected).filter(|(a, b)| a == b).count();
-        println!("{method:?}: {equal} of {} codes equal, loss {:.5}", got.len(), case.loss(&made.node));
+        println!(
+            "{method:?}: {equal} of {} codes equal, loss {:.5}",
+            got.len(),
+            case.loss(&made.node)
+        );
         // A tie that f32 breaks otherwise moves what comes after it in its row.
         assert!(equal * 100 >= got.len() * 99, "{method:?}: {equal} of {}", got.len());
         if method.states > 0 {
@@ -248,14 +279,20 @@ fn every_part_pays() {
         assert!((bits - f64::from(method.bits)).abs() < 0.02, "{bits}");
         loss
     };
-    let base = Watersic::bits(3.0).with_rows(RowSteps::None).with_columns(ColumnSteps::Equal).with_trellis(0, 0.0);
+    let base = Watersic::bits(3.0)
+        .with_rows(RowSteps::None)
+        .with_columns(ColumnSteps::Equal)
+        .with_trellis(0, 0.0);
     let equal = loss(base);
     let columns = loss(base.with_columns(ColumnSteps::Ldl));
     let rows = loss(base.with_columns(ColumnSteps::Ldl).with_rows(RowSteps::Diag));
     let full = loss(base.with_columns(ColumnSteps::Ldl).with_rows(RowSteps::Full).with_gdamp(0.01));
     let path = loss(Watersic::bits(3.0).with_rows(RowSteps::Diag));
     let both = loss(Watersic::bits(3.0).with_rows(RowSteps::Full).with_gdamp(0.01));
-    assert!(columns < 0.9 * equal && rows < 0.9 * columns && full < 0.9 * rows, "{equal} {columns} {rows} {full}");
+    assert!(
+        columns < 0.9 * equal && rows < 0.9 * columns && full < 0.9 * rows,
+        "{equal} {columns} {rows} {full}"
+    );
     // Theory: 8 states gain 0.15 to 0.2 bit.
     assert!(path < rows * 0.25f64.powf(0.1) && both < full * 0.25f64.powf(0.1), "{path} {both}");
 }
@@ -277,7 +314,8 @@ fn what_comes_out_obeys_the_laws() {
     }
     for (rows, cols) in [(0, 0), (0, 8), (8, 0)] {
         let weight = Array2::<f32>::zeros((rows, cols));
-        let node = Watersic::default().compress(weight.view(), &Calibration::none(cols)).unwrap().node;
+        let node =
+            Watersic::default().compress(weight.view(), &Calibration::none(cols)).unwrap().node;
         check_node(node.boxed(), &Registry::default(), 1e-4);
     }
 }
@@ -316,14 +354,19 @@ fn bad_statistics_are_no_error() {
     let mut nan = stream(50, 20, 2);
     nan[[3, 3]] = f32::NAN;
     assert!(compress(sampled(nan), method).0.unwrap().contains("channel 3"));
-    let group = Group::single(Target::new("w", weight.view()), Calibration::none(20).with_supplied(Arc::new(Costs(Array2::eye(70)))));
+    let group = Group::single(
+        Target::new("w", weight.view()),
+        Calibration::none(20).with_supplied(Arc::new(Costs(Array2::eye(70)))),
+    );
     assert!(method.compress_group(group).unwrap().layers[0].fallback.is_some());
 
     let good = || sampled(stream(50, 20, 2));
     assert_eq!(compress(good(), method).0, None, "no word where nothing was asked for");
     let missing = compress(good(), method.with_rows(RowSteps::Diag)).0.unwrap();
     assert!(missing.contains("output_fisher") && missing.contains("equal steps"), "{missing}");
-    for bad in [Array2::zeros((70, 70)), Array2::from_elem((1, 70), f32::NAN), -Array2::<f32>::eye(70)] {
+    for bad in
+        [Array2::zeros((70, 70)), Array2::from_elem((1, 70), f32::NAN), -Array2::<f32>::eye(70)]
+    {
         let costs = good().with_supplied(Arc::new(Costs(bad)));
         assert!(compress(costs, method.with_rows(RowSteps::Full)).0.is_some());
     }
@@ -371,7 +414,10 @@ fn bad_weights_and_knobs() {
     ];
     for (change, word) in bad {
         let error = with(change);
-        assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains(word), "{error}");
+        assert!(
+            error.kind() == ErrorKind::InvalidArgument && error.message().contains(word),
+            "{error}"
+        );
     }
     let boxed: Box<dyn DynCompress> = Box::new(Watersic::bits(2.0));
     assert_eq!(boxed.id(), "watersic");
@@ -386,7 +432,8 @@ fn masks_are_kept() {
         let mut target = Target::new("w", case.weight.view());
         target.mask = Some(&mask);
         let group = Group::single(target, case.calibration(true));
-        let made = Watersic::bits(4.0).with_rows(rows).compress_group(group).unwrap().layers.remove(0);
+        let made =
+            Watersic::bits(4.0).with_rows(rows).compress_group(group).unwrap().layers.remove(0);
         assert_eq!(made.fallback.as_deref(), Some("masked: no trellis"));
         assert!(codes(&made.node).iter().zip(&keep).all(|(code, keep)| *keep || *code == 0));
         let masked = Masked::new(mask.clone(), made.node.boxed()).unwrap();

@@ -306,7 +306,9 @@ fn steps_hold_codes_of_any_size() {
                 let other = StepFormat::leaf(&codes, &row_steps, &column_steps).unwrap();
                 let masked = Masked::new(Mask::from_bools(keep.view()), other.boxed()).unwrap();
                 let kept = decode(&masked).unwrap();
-                assert!(kept.indexed_iter().all(|(at, w)| *w == if keep[at] { dense[at] } else { 0.0 }));
+                assert!(
+                    kept.indexed_iter().all(|(at, w)| *w == if keep[at] { dense[at] } else { 0.0 })
+                );
                 check_node(masked.boxed(), &Registry::default(), 1e-4);
                 check_damage(&leaf, &Registry::default());
             }
@@ -318,7 +320,8 @@ fn steps_hold_codes_of_any_size() {
 #[test]
 fn steps_refuse_what_they_cannot_hold() {
     use tensorpress_tensor::node::StepFormat;
-    let kind = |codes: &[i32], rows: &[i32]| StepFormat::leaf(codes, rows, &[0, 1]).unwrap_err().kind();
+    let kind =
+        |codes: &[i32], rows: &[i32]| StepFormat::leaf(codes, rows, &[0, 1]).unwrap_err().kind();
     assert_eq!(kind(&[1, 2, 3], &[0]), ErrorKind::ShapeMismatch);
     assert_eq!(kind(&[1, i32::MIN], &[0]), ErrorKind::InvalidArgument);
     assert_eq!(kind(&[1, 2, 3, 4], &[0, 1 << 20]), ErrorKind::InvalidArgument);

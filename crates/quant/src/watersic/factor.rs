@@ -73,12 +73,7 @@ impl Factor {
                         format!("damping raised {retries} times, to {damp}, to factor the {what}")
                     });
                     let pivots = roots.iter().map(|r| r * r).collect();
-                    return Ok(Self {
-                        unit,
-                        pivots,
-                        diagonal: (0..n).map(damped).collect(),
-                        note,
-                    });
+                    return Ok(Self { unit, pivots, diagonal: (0..n).map(damped).collect(), note });
                 }
             }
             damp = 10.0 * damp.max(1e-7);

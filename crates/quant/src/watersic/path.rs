@@ -14,6 +14,9 @@ const NEVER: f32 = 1e30;
 /// Codes larger than this cost no more bits than this one, so that their sum stays exact.
 const DEAREST: f32 = 255.0;
 
+/// Targets beyond this, in steps, count as this: f32 tells even from odd there.
+pub(super) const FARTHEST: f32 = (1 << 22) as f32;
+
 type Lane = [f32; LANES];
 
 /// A trellis, seen from where its ways lead to.
@@ -65,7 +68,7 @@ impl Paths {
         }
     }
 
-    /// The codes of pieces of a column, by row and lane as the targets `x` (in steps) are; each piece has so many rows. They
+    /// The codes of pieces of a column, by row and lane as the targets `x` (in steps, none beyond [`FARTHEST`]) are; each piece has so many rows. They
     /// minimise the sum of (x - code)² + `rate` |code| over all paths that begin in state 0.
     #[inline(always)]
     pub(super) fn decide(
@@ -146,6 +149,7 @@ impl Paths {
                         continue;
                     }
                     let x = (fed.targets[i] - fed.before[i] - now[s * ROWS + i]) / step;
+                    let x = x.clamp(-FARTHEST, FARTHEST);
                     let (metric, code) = nearest(x, f32::from(*z), rate);
                     if cost[s][0] + metric < next[n][0] {
                         next[n][0] = cost[s][0] + metric;
@@ -199,4 +203,3 @@ fn nearest(x: f32, z: f32, rate: f32) -> (f32, i32) {
     let (a, b) = (cost(near), cost(other));
     if b < a { (b, other as i32) } else { (a, near as i32) }
 }
-

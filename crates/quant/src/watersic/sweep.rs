@@ -6,7 +6,7 @@ use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use tensorpress_tensor::node::Mask;
 
-use super::path::{Buffers, Fed, LANES, Paths, ROWS};
+use super::path::{Buffers, FARTHEST, Fed, LANES, Paths, ROWS};
 
 /// Columns between two updates of the rest.
 const BLOCK: usize = 64;
@@ -73,7 +73,13 @@ impl Sweep<'_> {
                         |buffers, (number, ((targets, codes), errors))| {
                             let first = number * tile;
                             sweep(Tile {
-                                block: &block, first, targets, codes, errors, buffers, fed: None
+                                block: &block,
+                                first,
+                                targets,
+                                codes,
+                                errors,
+                                buffers,
+                                fed: None,
                             });
                         },
                     );
@@ -275,7 +281,7 @@ impl Swept for Tile<'_> {
                 (None, Some((trellis, _))) => {
                     let scaled = &mut scaled[..places];
                     for ((scaled, x), step) in scaled.iter_mut().zip(&*column).zip(&*steps) {
-                        *scaled = x / step;
+                        *scaled = (x / step).clamp(-FARTHEST, FARTHEST);
                     }
                     let buffers = paths.as_mut().expect("made for a trellis");
                     trellis.decide(buffers, scaled, rates[j], &pieces, chosen);
@@ -291,7 +297,7 @@ impl Swept for Tile<'_> {
                             &Fed {
                                 targets: &column[..rows],
                                 before: &before,
-                                steps,
+                                steps: &*steps,
                                 feedback: fed.local,
                             },
                             rates[j],

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::{Child, Encoding, Format, Leaf, Slot};
 use crate::error::{Error, Result};
-use crate::node::registry::field;
 use crate::node::plane::bits_of;
+use crate::node::registry::field;
 use crate::node::{Json, PackedPlane, Plane, Symbols};
 use crate::storage::PartKind;
 
@@ -124,16 +124,16 @@ impl StepFormat {
             let above: Vec<u32> = of.iter().map(|e| e.abs_diff(base)).collect();
             packed(&above).map(Child::Plane)
         };
-        let format =
-            Self { bias: least.unsigned_abs(), bases, far: far_codes.len(), ready: OnceLock::new() };
+        let format = Self {
+            bias: least.unsigned_abs(),
+            bases,
+            far: far_codes.len(),
+            ready: OnceLock::new(),
+        };
         let mut beside = vec![side(rows, bases[0])?, side(columns, bases[1])?];
         if format.far > 0 {
             let floats = |values| Child::Floats { dtype: crate::DType::F32, values };
-            beside.extend([
-                Child::Plane(packed(&counts)?),
-                floats(far_columns),
-                floats(far_codes),
-            ]);
+            beside.extend([Child::Plane(packed(&counts)?), floats(far_columns), floats(far_codes)]);
         }
         Leaf::new(format, shape, Box::new(plane), beside)
     }
@@ -167,9 +167,9 @@ impl StepFormat {
 fn packed(numbers: &[u32]) -> Result<Box<dyn Plane>> {
     let most = numbers.iter().copied().max().unwrap_or(0);
     let symbols = numbers.iter().map(|n| u16::try_from(*n));
-    let symbols: Vec<u16> = symbols.collect::<Result<_, _>>().map_err(|_| {
-        Error::invalid(format!("{most} in a row of steps: allowed are 0 to 65535"))
-    })?;
+    let symbols: Vec<u16> = symbols
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::invalid(format!("{most} in a row of steps: allowed are 0 to 65535")))?;
     Ok(Box::new(match bits_of(most + 1) {
         bits @ ..=8 => {
             let symbols: Vec<u8> = symbols.iter().map(|s| *s as u8).collect();
