@@ -18,6 +18,7 @@ use tensorpress_tensor::{
 
 use crate::chunk::Effort;
 use crate::chunk::plane::{self, Allowed};
+use crate::spread::{self, SpreadPlane};
 use crate::varint::{read_varint, write_varint};
 
 /// The coder of a [`coded`] node.
@@ -85,11 +86,16 @@ impl TileCoder {
     /// `Corruption` or `InsufficientData`, `Version` for codings of a later version.
     pub fn decode(bytes: &[u8], out: &mut [u8]) -> Result<()> {
         let mut rest = bytes;
-        let coded = plane::Coded::take(&mut rest, out.len())?;
-        if !rest.is_empty() {
-            return Err(Error::corruption("bytes behind the code"));
+        Self::decode_front(&mut rest, out)?;
+        match rest.is_empty() {
+            true => Ok(()),
+            false => Err(Error::corruption("bytes behind the code")),
         }
-        coded.decode(Isa::detect(), out)
+    }
+
+    /// Decodes `out.len()` symbols from the front of `bytes`.
+    pub(crate) fn decode_front(bytes: &mut &[u8], out: &mut [u8]) -> Result<()> {
+        plane::Coded::take(bytes, out.len())?.decode(Isa::detect(), out)
     }
 
     fn allowed(self) -> Allowed {
@@ -133,15 +139,26 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     ]
 }
 
-/// Entropy-codes every integer plane of `node` that becomes smaller by it; bit-exact.
+/// What codes by classes of rows and columns must save of the tiles that decode faster.
+const WORTH: f64 = 0.98;
+
+/// Entropy-codes every integer plane of `node` that becomes smaller by it; bit-exact. Codes whose spread differs from row
+/// to row and from column to column are coded by classes of both (unless by Huffman codes), with the parity of codes along
+/// a [`tensorpress_tensor::node::Trellis`] known.
 ///
 /// # Errors
 /// `Corruption` if a plane turns out to be invalid.
 pub fn coded(node: Box<dyn Node>, coder: TileCoder) -> Result<Box<dyn Node>> {
     node.map_planes(&mut |plane| {
         let Some(tiled) = Tiled::encode(&*plane, coder)? else { return Ok(plane) };
-        let smaller = part_bytes(&tiled)? < part_bytes(&*plane)?;
-        Ok(if smaller { Box::new(tiled) } else { plane })
+        let (whole, least) = (part_bytes(&*plane)?, part_bytes(&tiled)?);
+        if coder != TileCoder::Huffman {
+            let most = WORTH * least.min(whole) as f64;
+            if let Some(spread) = SpreadPlane::encode(&*plane, most)? {
+                return Ok(Box::new(spread));
+            }
+        }
+        Ok(if least < whole { Box::new(tiled) } else { plane })
     })
 }
 
@@ -157,6 +174,7 @@ fn part_bytes(plane: &dyn Plane) -> Result<u64> {
 /// # Errors
 /// `InvalidArgument` if they are there already.
 pub fn register(registry: &mut Registry) -> Result<()> {
+    registry.add_plane(spread::ID, SpreadPlane::read_from)?;
     registry.add_plane(NARROW, |reader, json, prefix| {
         Tiled::read_from(reader, json, prefix, 1..=256)
     })?;

@@ -13,6 +13,7 @@ pub mod coder;
 pub mod container;
 pub mod frame;
 pub mod model;
+mod spread;
 pub mod value;
 mod varint;
 

@@ -11,14 +11,16 @@ mod gptq;
 mod hadamard;
 mod levels;
 mod rtn;
+mod watersic;
 
 pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
 pub use levels::{Dynamic8, Fp4, Nf4};
 pub use rtn::Rtn;
+pub use watersic::{ColumnSteps, RowSteps, Watersic};
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
-pub use tensorpress_tensor::node::{GroupedAffine, LevelTable};
+pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, Steps};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 
@@ -26,5 +28,8 @@ use tensorpress_tensor::stage::{Row, WeightPart};
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     let [nf4, fp4, dynamic8] = levels::stages();
-    vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), nf4, fp4, dynamic8]
+    let mut stages =
+        vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), nf4, fp4, dynamic8];
+    stages.push(watersic::stage());
+    stages
 }

@@ -280,3 +280,56 @@ fn formats_may_have_fewer_codes_than_weights() {
     let refused = Masked::new(support([2, 6]), leaf.boxed()).map(drop).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
 }
+
+/// Integers on steps of rows and columns: laws, and values by the formula, for codes of every width.
+#[test]
+fn steps_hold_codes_of_any_size() {
+    use tensorpress_tensor::node::StepFormat;
+    for largest in [0i32, 1, 7, 100, 128, 3000, 32_767, 40_000, 1 << 30] {
+        for (rows, cols) in [(1, 1), (3, 7), (17, 40)] {
+            let mut random = SplitMix::new(largest as u64);
+            let mut within = |most: i32| ((random.next_f64() * 2.0 - 1.0) * f64::from(most)) as i32;
+            let mut codes: Vec<i32> = (0..rows * cols).map(|_| within(largest)).collect();
+            (codes[0], codes[rows * cols / 2]) = (largest, -largest);
+            let row_steps: Vec<i32> = (0..rows).map(|_| within(90)).collect();
+            let column_steps: Vec<i32> = (0..cols).map(|_| within(200)).collect();
+            let leaf = StepFormat::leaf(&codes, &row_steps, &column_steps).unwrap();
+            let dense = decode(&leaf).unwrap();
+            for ((r, c), w) in dense.indexed_iter() {
+                let step = f64::from(row_steps[r] + column_steps[c]) / 8.0;
+                let expected = f64::from(codes[r * cols + c]) * step.exp2();
+                let error = (f64::from(*w) - expected).abs();
+                assert!(error <= 3e-7 * expected.abs(), "{largest}: {w} {expected} at {r}, {c}");
+            }
+            if rows > 1 {
+                let keep = Array2::from_shape_fn((rows, cols), |(r, c)| (r + 2 * c) % 3 > 0);
+                let other = StepFormat::leaf(&codes, &row_steps, &column_steps).unwrap();
+                let masked = Masked::new(Mask::from_bools(keep.view()), other.boxed()).unwrap();
+                let kept = decode(&masked).unwrap();
+                assert!(
+                    kept.indexed_iter().all(|(at, w)| *w == if keep[at] { dense[at] } else { 0.0 })
+                );
+                check_node(masked.boxed(), &Registry::default(), 1e-4);
+                check_damage(&leaf, &Registry::default());
+            }
+            check_node(leaf.boxed(), &Registry::default(), 1e-4);
+        }
+    }
+}
+
+#[test]
+fn steps_refuse_what_they_cannot_hold() {
+    use tensorpress_tensor::node::StepFormat;
+    let kind =
+        |codes: &[i32], rows: &[i32]| StepFormat::leaf(codes, rows, &[0, 1]).unwrap_err().kind();
+    assert_eq!(kind(&[1, 2, 3], &[0]), ErrorKind::ShapeMismatch);
+    assert_eq!(kind(&[1, i32::MIN], &[0]), ErrorKind::InvalidArgument);
+    assert_eq!(kind(&[1, 2, 3, 4], &[0, 1 << 20]), ErrorKind::InvalidArgument);
+    // No step is 0 or infinite, however far its exponent.
+    for exponent in [-70_000, -480, 0, 480, 70_000] {
+        let step = StepFormat::step(exponent) * StepFormat::step(exponent);
+        assert!(step.is_normal(), "{exponent}: {step}");
+    }
+    assert_eq!((StepFormat::eighths(0.0), StepFormat::eighths(f64::INFINITY)), (-480, 480));
+    assert!((-480..=480).all(|e| StepFormat::eighths(f64::from(StepFormat::step(e))) == e));
+}

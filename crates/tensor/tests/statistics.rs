@@ -4,8 +4,8 @@ use std::hash::Hasher;
 use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2, Axis, s};
-use tensorpress_tensor::linalg::{Par, gaussian};
-use tensorpress_tensor::node::{Map, Rotation, Scale, Side};
+use tensorpress_tensor::linalg::{Par, gaussian, matmul_tn};
+use tensorpress_tensor::node::{Index, Map, Rotation, Scale, Side};
 use tensorpress_tensor::stats::*;
 use tensorpress_tensor::{DType, Error, ErrorKind, Result, Target, Usable, half};
 
@@ -264,4 +264,63 @@ fn a_caller_supplies_gradients() {
     let needs = Needs::GRAM | Needs::supplied(Supply::FISHER);
     assert_eq!(needs.of_caller(), [Supply::FISHER]);
     assert!(Needs::supplied(Supply::FISHER).is_none());
+}
+
+/// Knows what errors in outputs cost.
+#[derive(Debug)]
+struct OfOutputs(Array2<f32>);
+
+impl Supplied for OfOutputs {
+    fn of_weights(&self, supply: Supply, _: &str) -> Result<Option<Array2<f32>>> {
+        Ok((supply == Supply::OUTPUT_FISHER).then(|| self.0.clone()))
+    }
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
+        self.0.iter().for_each(|g| hash.write_u32(g.to_bits()));
+        Ok(())
+    }
+}
+
+/// With W = Tᵀ A the outputs of A have the gradients T g: whatever the map, the mean of their squares is T G Tᵀ.
+#[test]
+fn what_outputs_cost_goes_through_maps() {
+    let (out, inp, tokens) = (6, 4, 50);
+    let weight = random(out, inp, 1);
+    let gradients = random(tokens, out, 2);
+    let mut fisher = Array2::zeros((out, out));
+    matmul_tn(gradients.view(), gradients.view(), fisher.view_mut(), false, Par::Seq);
+    let diagonal = fisher.diag().to_owned().insert_axis(Axis(0));
+    let target = Target::new("w", weight.view());
+    let get = |c: &Calibration| c.supplied(Supply::OUTPUT_FISHER, &target, Par::Seq);
+    let whole = Calibration::none(inp).with_supplied(Arc::new(OfOutputs(fisher.clone())));
+    let narrow = Calibration::none(inp).with_supplied(Arc::new(OfOutputs(diagonal.clone())));
+    assert_eq!((get(&whole).unwrap(), get(&narrow).unwrap()), (fisher.clone(), diagonal.clone()));
+
+    let rotation = || -> Arc<dyn Map> { Arc::new(Rotation::new(out, out, 1).unwrap()) };
+    let mapped = get(&whole.through(rotation(), Side::Out, Par::Seq).unwrap()).unwrap();
+    let mut inner = Array2::zeros((tokens, out));
+    rotation().apply_transposed(gradients.view(), inner.view_mut());
+    let mut expected = Array2::<f32>::zeros((out, out));
+    matmul_tn(inner.view(), inner.view(), expected.view_mut(), false, Par::Seq);
+    for ((at, a), b) in mapped.indexed_iter().zip(&expected) {
+        assert!((a - b).abs() < 1e-4, "{at:?}: {a} {b}");
+        assert_eq!(*a, mapped[[at.1, at.0]]);
+    }
+    let mixed = get(&narrow.through(rotation(), Side::Out, Par::Seq).unwrap()).unwrap_err();
+    assert_eq!((mixed.kind(), mixed.tensor()), (ErrorKind::Numerical, Some("w")));
+    // Maps on inputs change nothing.
+    let turn: Arc<dyn Map> = Arc::new(Rotation::new(inp, inp, 1).unwrap());
+    assert_eq!(get(&whole.through(turn, Side::In, Par::Seq).unwrap()).unwrap(), fisher);
+
+    let scale: Arc<dyn Map> = Arc::new(Scale::new(vec![0.5; out], DType::F32).unwrap());
+    let scaled = narrow.through(scale.clone(), Side::Out, Par::Seq).unwrap();
+    assert_eq!(get(&scaled).unwrap(), diagonal.mapv(|g| g * 0.25));
+    let scaled = whole.through(scale, Side::Out, Par::Seq).unwrap();
+    assert_eq!(get(&scaled).unwrap(), fisher.mapv(|g| g * 0.25));
+    let order = [3u32, 0, 5, 1, 4, 2];
+    let moved: Arc<dyn Map> = Arc::new(Index::new(order.into(), out).unwrap());
+    let moved = get(&narrow.through(moved, Side::Out, Par::Seq).unwrap()).unwrap();
+    assert!(order.iter().zip(&moved).all(|(from, g)| *g == diagonal[[0, *from as usize]]));
+
+    let wrong = Calibration::none(inp).with_supplied(Arc::new(OfOutputs(random(out, inp, 1))));
+    assert_eq!(get(&wrong).unwrap_err().kind(), ErrorKind::ShapeMismatch);
 }

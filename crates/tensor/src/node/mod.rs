@@ -36,9 +36,12 @@ pub use leaf::{
     AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused, GroupedAffine, KnownLevels, Leaf,
     LevelFormat, LevelTable, Slot,
 };
+pub use leaf::{StepFormat, Steps};
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
 pub use masked::Masked;
+pub use plane::Trellis;
+pub use plane::spread;
 pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, SymbolsMut};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};

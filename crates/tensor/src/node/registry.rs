@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{
     AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane, KnownLevels, Leaf,
     LevelFormat, Map, Mask, MaskForm, Masked, Node, PackedPlane, Plane, Product, Rotation, Scale,
-    SplitFloats, Sum, Transformed, form, join,
+    SplitFloats, StepFormat, Sum, Transformed, form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -73,9 +73,11 @@ impl Default for Registry {
             ("n_of_m", form::NOfM::read_from),
             ("blocks", form::Blocks::read_from),
         ];
+        let mut nodes = BTreeMap::from(nodes);
+        nodes.insert(StepFormat::ID, Leaf::<StepFormat>::read_from as ReadNode);
         Self {
             stages: Stages::default(),
-            nodes: nodes.into(),
+            nodes,
             planes: planes.into(),
             maps: maps.into(),
             mask_forms: mask_forms.into(),

@@ -27,6 +27,10 @@ pub enum Order {
     First,
     /// As a diagonal of second derivatives or of squares: through scales and permutations only, with the scales' squares.
     Second,
+    /// Of the matrix's outputs, not of its weights: G = E[g gᵀ] `[out, out]` of some vector g that changes with the
+    /// outputs as a first derivative, or its diagonal `[1, out]`. Maps on inputs leave it as it is; with W = Tᵀ A it
+    /// becomes T G Tᵀ, a diagonal through scales and permutations only.
+    Outputs,
 }
 
 impl Supply {
@@ -34,6 +38,10 @@ impl Supply {
     pub const GRADIENT: Self = Self::new("gradient", Order::First);
     /// The diagonal of the (empirical) Fisher matrix `[out, in]`: the mean of squared gradients.
     pub const FISHER: Self = Self::new("fisher", Order::Second);
+    /// E[g gᵀ] `[out, out]` of the gradients g of a token's loss by the matrix's outputs, or its diagonal `[1, out]`, in
+    /// nats a token: the mean over tokens, with labels drawn from the model itself (Fisher), so that half the sum of
+    /// gᵀ E x over tokens, squared, is the divergence that an error E of the weights makes to second order.
+    pub const OUTPUT_FISHER: Self = Self::new("output_fisher", Order::Outputs);
 
     /// A quantity of one's own.
     #[must_use]
@@ -74,7 +82,8 @@ impl Supply {
 /// # Ok::<(), tensorpress_tensor::Error>(())
 /// ```
 pub trait Supplied: fmt::Debug + Send + Sync {
-    /// The quantity of the matrix with this name, `[out, in]`; `None` if the caller has none.
+    /// The quantity of the matrix with this name, `[out, in]` (of [`Order::Outputs`]: `[out, out]` or `[1, out]`); `None`
+    /// if the caller has none.
     ///
     /// # Errors
     /// Any the caller has.
@@ -122,7 +131,8 @@ impl Calibration {
         self
     }
 
-    /// What the caller supplies of a matrix, `[out, in]` as the matrix is now: behind the maps of transforms.
+    /// What the caller supplies of a matrix, `[out, in]` as the matrix is now: behind the maps of transforms. Of
+    /// [`Order::Outputs`] `[out, out]`, symmetric, or `[1, out]`.
     ///
     /// # Errors
     /// `MissingCalibration` if the caller has none, `ShapeMismatch`, `Numerical` if an entry is not finite or the
@@ -143,42 +153,66 @@ impl Calibration {
         let concerns =
             |before: &&Before| before.tensor.as_ref().is_none_or(|tensor| tensor == target.name);
         for Before { map, side, .. } in self.supplies.maps.iter().filter(concerns) {
-            let width = if *side == Side::In { value.ncols() } else { value.nrows() };
-            if width != map.outer() {
-                return Err(Error::shape(format!(
-                    "{what} {:?} before a map of {}",
-                    value.dim(),
-                    map.outer()
-                )));
-            }
-            value = match (supply.order, map.channels()) {
-                (Order::First, _) => map::on_side(value.view(), *side, map.inner(), par, |x, y| {
-                    map.apply_transposed(x, y)
-                }),
-                (Order::Second, Channels::Mixed) => {
-                    let message =
-                        format!("the {what} does not go through a map that mixes channels");
-                    return Err(Error::numerical(message));
-                }
-                (Order::Second, Channels::Scaled(divisors)) => {
-                    let mut value = value;
-                    let axis = if *side == Side::In { 1 } else { 0 };
-                    for (mut lane, d) in value.axis_iter_mut(ndarray::Axis(axis)).zip(divisors) {
-                        lane.iter_mut().for_each(|v| *v /= d * d);
-                    }
-                    value
-                }
-                (Order::Second, Channels::Moved(index)) => {
-                    let index: Vec<usize> = index.iter().map(|i| *i as usize).collect();
-                    value.select(ndarray::Axis(if *side == Side::In { 1 } else { 0 }), &index)
-                }
-            };
+            value = through(supply, value, &**map, *side, par)?;
         }
-        if value.dim() != target.weight.dim() {
+        let (rows, cols) = target.weight.dim();
+        let fits = match supply.order {
+            Order::Outputs => value.ncols() == rows && [1, rows].contains(&value.nrows()),
+            Order::First | Order::Second => value.dim() == (rows, cols),
+        };
+        if !fits {
             let message =
                 format!("the {what} is {:?}, the matrix {:?}", value.dim(), target.weight.dim());
             return Err(Error::shape(message));
         }
         Ok(value)
+    }
+}
+
+/// The quantity of A with W = A T (inputs) or W = Tᵀ A (outputs).
+fn through(
+    supply: Supply,
+    value: Array2<f32>,
+    map: &dyn Map,
+    side: Side,
+    par: Par,
+) -> Result<Array2<f32>> {
+    let what = supply.name;
+    let outputs = supply.order == Order::Outputs;
+    if outputs && side == Side::In {
+        return Ok(value);
+    }
+    // What is of outputs has them as columns.
+    let axis = ndarray::Axis(if outputs || side == Side::In { 1 } else { 0 });
+    if value.len_of(axis) != map.outer() {
+        let (dim, outer) = (value.dim(), map.outer());
+        return Err(Error::shape(format!("{what} {dim:?} before a map of {outer}")));
+    }
+    let transposed = |value: &Array2<f32>, side| {
+        map::on_side(value.view(), side, map.inner(), par, |x, y| map.apply_transposed(x, y))
+    };
+    let matrix = outputs && value.is_square() && value.nrows() > 1;
+    match (supply.order, map.channels()) {
+        (Order::First, _) => Ok(transposed(&value, side)),
+        (Order::Outputs, _) if matrix => {
+            let mut both = transposed(&transposed(&value, Side::In), Side::Out);
+            crate::linalg::mirror_lower(both.view_mut());
+            Ok(both)
+        }
+        (_, Channels::Mixed) => {
+            let message = format!("the {what} does not go through a map that mixes channels");
+            Err(Error::numerical(message))
+        }
+        (_, Channels::Scaled(divisors)) => {
+            let mut value = value;
+            for (mut lane, d) in value.axis_iter_mut(axis).zip(divisors) {
+                lane.iter_mut().for_each(|v| *v /= d * d);
+            }
+            Ok(value)
+        }
+        (_, Channels::Moved(index)) => {
+            let index: Vec<usize> = index.iter().map(|i| *i as usize).collect();
+            Ok(value.select(axis, &index))
+        }
     }
 }

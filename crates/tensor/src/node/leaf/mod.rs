@@ -8,9 +8,11 @@ mod child;
 mod format;
 mod levels;
 mod node;
+mod steps;
 
 pub use affine::{AffineFormat, GroupedAffine};
 pub use child::{Child, Encoding, Slot};
 pub use format::{Format, Fused};
 pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable};
 pub use node::{Beside, Leaf};
+pub use steps::{StepFormat, Steps};

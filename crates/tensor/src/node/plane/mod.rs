@@ -3,7 +3,9 @@
 
 mod kept;
 mod packed;
+pub mod spread;
 mod symbols;
+mod trellis;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -13,6 +15,7 @@ pub use kept::KeptPlane;
 pub use packed::PackedPlane;
 pub use symbols::{Symbol, SymbolBuf, Symbols, SymbolsMut};
 pub(crate) use symbols::{bands, bits_of};
+pub use trellis::Trellis;
 
 use super::{Json, Mask, PlaneMap, join};
 use crate::error::Result;

@@ -1,0 +1,83 @@
+use tensorpress_tensor::linalg::{self, Par};
+use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::{Error, Result};
+
+/// A symmetric matrix A as U D Uᵀ, U unit upper triangular: what errors of columns cost once those before made good for
+/// theirs.
+#[derive(Debug)]
+pub(super) struct Factor {
+    /// U.
+    pub unit: Array2<f32>,
+    /// D, positive.
+    pub pivots: Vec<f64>,
+    /// The diagonal of A, damped.
+    pub diagonal: Vec<f64>,
+    /// News about the damping.
+    pub note: Option<String>,
+}
+
+/// Part of the median that is added to every diagonal entry: for those that are 0.
+const FLOOR: f64 = 1e-4;
+
+/// Factors tried with ten times the damping each.
+const TRIES: u32 = 12;
+
+impl Factor {
+    /// The factor of I.
+    pub(super) fn identity(n: usize) -> Self {
+        Self { unit: Array2::eye(n), pivots: vec![1.0; n], diagonal: vec![1.0; n], note: None }
+    }
+
+    /// The factor of `scale` A, damped in proportion to each diagonal entry: a channel far above the others does not
+    /// drown them as a part of the mean would. The damping grows until there is one.
+    ///
+    /// # Errors
+    /// `Numerical` if A is not finite, has no positive diagonal entry, or no damping helps.
+    pub(super) fn of(
+        what: &str,
+        a: ArrayView2<'_, f32>,
+        scale: f64,
+        damp: f64,
+        par: Par,
+    ) -> Result<Self> {
+        let n = a.nrows();
+        if a.iter().any(|v| !v.is_finite()) {
+            return Err(Error::numerical(format!("its {what} is not finite")));
+        }
+        let diagonal: Vec<f64> = a.diag().iter().map(|v| f64::from(v.max(0.0)) * scale).collect();
+        let mut sorted = diagonal.clone();
+        sorted.sort_by(f64::total_cmp);
+        let mean = diagonal.iter().sum::<f64>() / n.max(1) as f64;
+        if !(mean.is_finite() && mean > 0.0) {
+            return Err(Error::numerical(format!("its {what} is 0")));
+        }
+        let median = sorted[(n - 1) / 2];
+        let floor = FLOOR * if median > 0.0 { median } else { mean };
+        let mut damp = damp;
+        for retries in 0..TRIES {
+            let damped = |i: usize| diagonal[i] * (1.0 + damp) + floor;
+            // Backwards, so that the lower factor is the upper one.
+            let reversed = Array2::from_shape_fn((n, n), |(i, j)| {
+                let (i, j) = (n - 1 - i, n - 1 - j);
+                if i == j { damped(i) } else { f64::from(a[[i, j]]) * scale }
+            });
+            if let Ok(lower) = linalg::cholesky(reversed, par) {
+                let root = |j: usize| lower[[n - 1 - j, n - 1 - j]];
+                let roots: Vec<f64> = (0..n).map(root).collect();
+                let unit = Array2::from_shape_fn((n, n), |(i, j)| match i <= j {
+                    true => (lower[[n - 1 - i, n - 1 - j]] / roots[j]) as f32,
+                    false => 0.0,
+                });
+                if unit.iter().all(|v| v.is_finite()) {
+                    let note = (retries > 0).then(|| {
+                        format!("damping raised {retries} times, to {damp}, to factor the {what}")
+                    });
+                    let pivots = roots.iter().map(|r| r * r).collect();
+                    return Ok(Self { unit, pivots, diagonal: (0..n).map(damped).collect(), note });
+                }
+            }
+            damp = 10.0 * damp.max(1e-7);
+        }
+        Err(Error::numerical(format!("its {what} has no factor")))
+    }
+}
