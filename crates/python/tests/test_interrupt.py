@@ -39,11 +39,13 @@ def wait_for(condition, seconds=300):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to send")
 def test_ctrl_c(shared, tmp_path):
-    model, out, windows = shared / "data/models/stories3m", tmp_path / "out", 2
+    # On one thread, and with enough to see that seconds of work are left when the signal comes.
+    model, out, windows = shared / "data/models/stories3m", tmp_path / "out", 32
     partial = tmp_path / "out.partial"
     arguments = dict(calibration_text=demo_texts()["calibration"], calibration_windows=windows)
     code = CHILD.format(recipe=RECIPE, windows=windows)
-    child = subprocess.Popen([sys.executable, "-c", code, str(model), str(out)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", code, str(model), str(out)], stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "RAYON_NUM_THREADS": "1"})
     try:
         # A block is done, some are not.
         wait_for(lambda: len(list(partial.glob("*.safetensors"))) >= 2 or child.poll() is not None)

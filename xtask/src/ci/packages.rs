@@ -27,8 +27,32 @@ pub fn package() -> Verdict {
 
 /// The same, and each package is built by itself as its users will: twice the time of a build.
 pub fn publish() -> Verdict {
+    forget_packages()?;
     execute(&mut cargo(&["publish", "--dry-run", "--workspace", "--allow-dirty"]))?;
     PASSED
+}
+
+/// Removes our packages from cargo's cache: one of the same version that an earlier run put there would be built in place of
+/// today's.
+fn forget_packages() -> Outcome {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let registry = home.ok_or("neither CARGO_HOME nor HOME is set")?.join("registry");
+    let entries = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let of_registries = ["src", "cache"].map(|kind| entries(registry.join(kind)));
+    for package in of_registries.into_iter().flatten().flat_map(|folder| entries(folder.path())) {
+        let path = package.path();
+        if !package.file_name().to_string_lossy().starts_with("tensorpress") {
+            continue;
+        }
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Lines `tensorpress... = "VERSION"` of every README name a package and its version.

@@ -42,7 +42,7 @@ SIGNATURES = {
     "gguf_get_tensor_size": (ctypes.c_size_t, POINTER, LONG), "gguf_get_data_offset": (ctypes.c_size_t, POINTER),
     "ggml_get_type_traits": (ctypes.POINTER(Traits), INT),
 }
-GGML_F32 = 0
+GGML_F32, GGML_F16 = 0, 1
 errors = []
 
 
@@ -57,6 +57,21 @@ for symbol, (result, *arguments) in SIGNATURES.items():
     function = getattr(lib, symbol)
     function.restype, function.argtypes = result, arguments
 lib.llama_log_set(log, None)
+
+
+def context_params():
+    """The defaults, but for attention in f32: else keys and values are f16, and so is much of what flash attention computes,
+    whatever the weights are. Four enumerations of -1 (unknown, or automatic) stand in a row, the last for flash attention; the
+    types of keys and values behind two pointers that are null."""
+    params = lib.llama_context_default_params()
+    words = np.frombuffer(params, "<i4")[:64]
+    automatic = [at for at in range(60) if (words[at:at + 4] == -1).all()]
+    types = [at for at in range(4, 63) if not words[at - 4:at].any() and (words[at:at + 2] == GGML_F16).all()]
+    if len(automatic) != 1 or len(types) != 1:
+        raise RuntimeError("llama.cpp's parameters of a context are not where they were")
+    words[automatic[0] + 3] = 0
+    words[types[0]:types[0] + 2] = GGML_F32
+    return params
 
 
 class Model:
@@ -83,7 +98,7 @@ class Model:
     def logits(self, ids):
         """Logits of every token, in one pass over all of them."""
         ids, wanted = np.array(ids, "<i4"), np.ones(len(ids), "i1")
-        context = lib.llama_init_from_model(self.model, lib.llama_context_default_params())
+        context = lib.llama_init_from_model(self.model, context_params())
         if not context:
             raise RuntimeError(f"llama.cpp makes no context: {'; '.join(errors)}")
         try:

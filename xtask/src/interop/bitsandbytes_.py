@@ -16,11 +16,15 @@ def models(table, torch):
         try:
             folder, ours = made(recipe, "bnb", *more)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            layers = {name: four_bit(layer.weight.data, layer.weight.quant_state) for name, layer in model.named_modules()
-                      if isinstance(layer, bitsandbytes.nn.Linear4bit)}
-            cell = compare_layers(table, f"bitsandbytes {what}", ours, layers)
+            layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
+            # Its code for CPUs (0.50.2) does not read back what it wrote itself where blocks do not divide a row.
+            whole = {name: four_bit(layer.weight.data, layer.weight.quant_state) for name, layer in layers.items()
+                     if layer.in_features % layer.weight.quant_state.blocksize == 0}
+            cell = compare_layers(table, f"bitsandbytes {what}", ours, whole)
             # It multiplies in bfloat16.
-            table.row(what, cell, compare_logits(table, f"bitsandbytes {what}", folder, model, 5e-2))
+            every = len(whole) == len(layers)
+            logits = compare_logits(table, f"bitsandbytes {what}", folder, model, 5e-2) if every else "its own fault, see below"
+            table.row(what, cell, logits)
         except Exception as error:
             table.row(what, f"FAILED: {error}", "")
             table.must(False, f"bitsandbytes {what}: {error}")

@@ -44,18 +44,19 @@ def seen(folder):
     return {name: floats(tensor) for name, tensor in tensors(WORK / "seen").items()}
 
 
-def same_rounded(ours, theirs):
-    """Whether their tensor of PyTorch is ours, in their type. Which zero is no matter: signs of zeros are lost by sums."""
+def same_rounded(ours, theirs, by_way_of=None):
+    """Whether their tensor of PyTorch is ours, in their type, or in another that it was computed in. Which zero is no matter:
+    signs of zeros are lost by sums."""
     import torch
-    rounded = torch.from_numpy(np.ascontiguousarray(ours)).to(theirs.dtype).float().numpy()
+    rounded = torch.from_numpy(np.ascontiguousarray(ours)).to(by_way_of or theirs.dtype).float().numpy()
     return same_bits(rounded + 0.0, theirs.detach().float().contiguous().numpy() + 0.0)
 
 
-def compare_layers(table, what, ours, layers):
+def compare_layers(table, what, ours, layers, computed_in=None):
     """Checks {name of a module: its dequantised weight}; gives the cell of the table."""
-    different = [name for name, weight in layers.items() if not same_rounded(ours[f"{name}.weight"], weight)]
+    different = [name for name, weight in layers.items() if not same_rounded(ours[f"{name}.weight"], weight, computed_in)]
     table.must(layers and not different, f"{what}: {len(different)} of {len(layers)} layers differ, {different[:1]}")
-    dtype = str(next(iter(layers.values())).dtype).removeprefix("torch.") if layers else "?"
+    dtype = str(computed_in or next(iter(layers.values())).dtype).removeprefix("torch.") if layers else "?"
     return f"{len(layers) - len(different)} of {len(layers)} layers ({dtype})"
 
 

@@ -10,8 +10,8 @@ TEXTS = ["Once upon a time there was a little girl", "The dog saw a big red ball
 NEW = 24
 # llama.cpp multiplies by activations of 8 bits: which of two tokens leads by less than this may differ.
 MARGIN = 0.1
-# Of its logits from ours, where it multiplies floats.
-IN_FLOATS = 2e-3
+# Of its logits from ours, where it multiplies floats; we multiply by activations of 16 bits.
+IN_FLOATS = 1e-2
 
 
 def importance(path, out):
@@ -69,18 +69,6 @@ def their_logits(path, found):
     return theirs
 
 
-def apart(found, floats):
-    """Which tokens' logits leap away though both compute in floats. Two experts may be so nearly alike that a rounding decides
-    which is chosen: a token that goes elsewhere takes along those behind it, and no other."""
-    return [np.linalg.norm(one - other, axis=1) > 2 * IN_FLOATS * np.linalg.norm(other, axis=1)
-            for (*_, one), (*_, other) in zip(found, floats)]
-
-
-def without(found, dropped):
-    """The same, the logits of these tokens as 0."""
-    return [(prompt, new, np.where(drop[:, None], 0, logits)) for (prompt, new, logits), drop in zip(found, dropped)]
-
-
 def compare(found, with_these):
     """The distance of logits, the greedy tokens alike, and the greatest lead among those that are not."""
     alike, steps, lead = 0, 0, 0.0
@@ -115,12 +103,7 @@ def check(table, model, ty, matrix):
     parsed, same = by_gguf(quantised, seen)
     table.must(same, f"{what}: gguf decodes other values than we do")
     found = our_logits(quantised, TEXTS, NEW)
-    routed = any(".ffn_gate_inp." in name for name in theirs)
     theirs, floats = their_logits(quantised, found), their_logits(plain, found)
-    dropped = apart(found, floats)
-    elsewhere, all_tokens = sum(int(drop.sum()) for drop in dropped), sum(map(len, dropped))
-    table.must(2 * elsewhere < all_tokens if routed else elsewhere == 0, f"{what}: {elsewhere} tokens of {all_tokens} apart")
-    found, theirs, floats = (without(some, dropped) for some in (found, theirs, floats))
     in_floats, *_, float_lead = compare(floats, found)
     table.must(in_floats <= IN_FLOATS and float_lead <= MARGIN, f"{what}: {in_floats:.1e} from ours in floats")
     far, alike, steps, lead = compare(theirs, found)
@@ -129,7 +112,7 @@ def check(table, model, ty, matrix):
     table.must(far <= own + IN_FLOATS, f"{what}: {far:.1e} from ours, {own:.1e} from its own floats")
     table.must(lead <= max(MARGIN, 1.05 * own_lead), f"{what}: another token that leads by {lead:.3f}, against its own floats by {own_lead:.3f}")
     kinds = ", ".join(f"{count} {kind.upper()}" for kind, count in there.most_common() if kind != "f32")
-    tokens = f"{alike} of {steps}" + f", {elsewhere} of {all_tokens} routed apart" * (elsewhere > 0)
+    tokens = f"{alike} of {steps}"
     table.row(ty or "as it is", kinds, parsed, f"{in_floats:.1e}", f"{far:.1e}", f"{own:.1e}", tokens, f"{lead:.3f}", f"{own_lead:.3f}")
     quantised.unlink(), plain.unlink()
 
