@@ -18,9 +18,9 @@ pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
 pub use levels::{Dynamic8, Fp4, Nf4};
 pub use rtn::Rtn;
-pub use watersic::{ColumnSteps, RowSteps, Watersic};
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
 pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, Steps};
+pub use watersic::{ColumnSteps, RowSteps, Watersic};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 

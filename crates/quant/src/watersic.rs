@@ -22,7 +22,7 @@ use sweep::Sweep;
 ///
 /// With A = E\[x xᵀ] = U D Uᵀ of the inputs, columns are rounded one after another to multiples of
 /// delta / (sqrt(Dⱼ) sqrt(Gᵢᵢ)), each on the target that makes good for the errors before. G is the Fisher matrix of the
-/// outputs, where a caller supplies it ([`Supply::OUTPUT_FISHER`]).
+/// outputs, where a caller supplies it ([`Supply::OUTPUT_FISHER`], or its diagonal).
 ///
 /// Never fails on singular or missing statistics: damping grows until there is a factor, a layer without statistics is
 /// rounded without feedback, and says so.
@@ -174,10 +174,7 @@ impl Watersic {
     ) -> Result<(Outputs, Option<String>)> {
         let supplied = match self.rows {
             RowSteps::None => Usable::no(""),
-            _ => match calibration.supplied(Supply::OUTPUT_FISHER, target, par) {
-                Err(e) if e.kind() == ErrorKind::MissingCalibration => Usable::no(e.message()),
-                other => Usable::of(other)?,
-            },
+            _ => self.fisher(target, calibration, par)?,
         };
         let found = supplied.and_then(|g| self.costs(&g, par));
         Ok(match found {
@@ -188,6 +185,30 @@ impl Watersic {
                 (Outputs::equal(target, inputs), note)
             }
         })
+    }
+
+    /// G `[out, out]`, or its diagonal `[1, out]` where that will do.
+    fn fisher(
+        &self,
+        target: &Target<'_>,
+        calibration: &Calibration,
+        par: Par,
+    ) -> Result<Usable<Array2<f32>>> {
+        let mut missing = None;
+        for supply in [self.supply(), Supply::OUTPUT_FISHER] {
+            match calibration.supplied(supply, target, par) {
+                Err(e) if e.kind() == ErrorKind::MissingCalibration => missing = Some(e),
+                other => return Usable::of(other),
+            }
+        }
+        Ok(Usable::no(missing.map_or(String::new(), |e| e.message().to_owned())))
+    }
+
+    fn supply(&self) -> Supply {
+        match self.rows {
+            RowSteps::Full => Supply::OUTPUT_FISHER,
+            _ => Supply::OUTPUT_FISHER_DIAGONAL,
+        }
     }
 
     /// Costs by G `[out, out]` or its diagonal `[1, out]`.
@@ -407,7 +428,7 @@ impl Method for Watersic {
         let gram = Needs::GRAM.true_sequentially();
         match self.rows {
             RowSteps::None => gram,
-            _ => gram | Needs::supplied(Supply::OUTPUT_FISHER),
+            _ => gram | Needs::supplied(self.supply()),
         }
     }
 }

@@ -42,6 +42,8 @@ impl Supply {
     /// nats a token: the mean over tokens, with labels drawn from the model itself (Fisher), so that half the sum of
     /// gᵀ E x over tokens, squared, is the divergence that an error E of the weights makes to second order.
     pub const OUTPUT_FISHER: Self = Self::new("output_fisher", Order::Outputs);
+    /// The diagonal of [`Supply::OUTPUT_FISHER`] `[1, out]`, for methods that want no more of it.
+    pub const OUTPUT_FISHER_DIAGONAL: Self = Self::new("output_fisher_diagonal", Order::Outputs);
 
     /// A quantity of one's own.
     #[must_use]
