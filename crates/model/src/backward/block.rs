@@ -94,7 +94,11 @@ impl Block {
         Ok(sweep.found)
     }
 
-    fn record(&self, hidden: ArrayView2<'_, f32>, sweep: &mut Sweep<'_, '_>) -> Result<Vec<PartTape>> {
+    fn record(
+        &self,
+        hidden: ArrayView2<'_, f32>,
+        sweep: &mut Sweep<'_, '_>,
+    ) -> Result<Vec<PartTape>> {
         let mut stream = hidden.to_owned();
         let mut normed = Arc::new(Array2::zeros((0, 0)));
         let mut tapes = Vec::with_capacity(self.parts.len());

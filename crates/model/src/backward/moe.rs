@@ -85,7 +85,12 @@ impl Moe {
     }
 
     /// From gradients `g` of what it made to those of what it read.
-    pub(super) fn back(&self, tape: MoeTape, g: Array2<f32>, sweep: &mut Sweep<'_, '_>) -> Array2<f32> {
+    pub(super) fn back(
+        &self,
+        tape: MoeTape,
+        g: Array2<f32>,
+        sweep: &mut Sweep<'_, '_>,
+    ) -> Array2<f32> {
         let MoeTape { x, logits, routing, shared, experts } = tape;
         let mut dx = Array2::zeros(x.dim());
         let mut by_factor = vec![0.0; routing.factors.len()];
