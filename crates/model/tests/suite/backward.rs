@@ -17,10 +17,13 @@ use tensorpress_tensor::{Error, ErrorKind, Registry, Result};
 use crate::common::{Tiny, logits, open};
 use crate::slow::{Kind, Nudge, Slow};
 
-/// x and g of every layer, window by window.
+/// x and g of a layer, window by window.
+type Pieces = Vec<(Array2<f32>, Array2<f32>)>;
+
+/// Those of every layer.
 #[derive(Default)]
 struct Seen {
-    pieces: BTreeMap<String, Vec<(Array2<f32>, Array2<f32>)>>,
+    pieces: BTreeMap<String, Pieces>,
     finished: Vec<String>,
 }
 
