@@ -87,14 +87,17 @@ pub struct Gradients {
     pub mean: Option<Array2<f32>>,
 }
 
+/// Takes what was found of a matrix of some name.
+type Give<'a> = dyn FnMut(&str, Gradients) -> Result<()> + Send + Sync + 'a;
+
 /// An observer that hands over what is wanted of each matrix, by its full name, when its block is done. It holds what is
 /// wanted of one block.
 ///
 /// Products of up to 256 tokens are in f32, their sums in f64: the bytes depend neither on threads nor on how a pass is
 /// cut.
 pub struct Collector<'a> {
-    wanted: Box<dyn Fn(&str) -> Wanted + 'a>,
-    give: Box<dyn FnMut(&str, Gradients) -> Result<()> + 'a>,
+    wanted: Box<dyn Fn(&str) -> Wanted + Send + Sync + 'a>,
+    give: Box<Give<'a>>,
     sums: BTreeMap<String, Sums>,
 }
 
@@ -108,8 +111,8 @@ impl<'a> Collector<'a> {
     /// Collects what is `wanted` of the weight of a name, and gives it to `give`.
     #[must_use]
     pub fn new(
-        wanted: impl Fn(&str) -> Wanted + 'a,
-        give: impl FnMut(&str, Gradients) -> Result<()> + 'a,
+        wanted: impl Fn(&str) -> Wanted + Send + Sync + 'a,
+        give: impl FnMut(&str, Gradients) -> Result<()> + Send + Sync + 'a,
     ) -> Self {
         Self { wanted: Box::new(wanted), give: Box::new(give), sums: BTreeMap::new() }
     }

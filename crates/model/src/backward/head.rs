@@ -8,7 +8,7 @@ use tensorpress_tensor::{Error, Result, Scratch, kernels};
 use super::labels::Labels;
 use super::observer::GradientObserver;
 use crate::decoder::Head;
-use crate::layers::{Linear, math};
+use crate::layers::{Linear, math, threads_of};
 
 /// Logits held at a time, per thread.
 const LOGITS: usize = 1 << 24;
@@ -121,8 +121,12 @@ impl<'a> Heading<'a> {
             return Err(self.blame("logits are not finite"));
         }
         let top = math::max(row);
-        let total: f64 = row.iter().map(|logit| f64::from(math::exp(logit - top))).sum();
-        let label = self.labels.of(window, ids, position, row, [f64::from(top), total]);
+        let next = ids.get(position + 1).and_then(|next| row.get(*next as usize)).copied();
+        let slopes = head.softcap.map(|cap| row.iter().map(|l| 1.0 - (l / cap).powi(2)).collect());
+        let slopes: Option<Vec<f32>> = slopes;
+        row.iter_mut().for_each(|logit| *logit = math::exp(*logit - top));
+        let total = sum(row);
+        let label = self.labels.of(window, ids, position, row, total);
         let Some(place) = label.map(|label| label as usize) else {
             row.fill(0.0);
             return Ok((None, 0.0));
@@ -131,16 +135,19 @@ impl<'a> Heading<'a> {
             let message = format!("token {place} in a vocabulary of {}", row.len());
             return Err(Error::invalid(message));
         }
-        let nats = total.ln() - (f64::from(row[place]) - f64::from(top));
-        for (i, logit) in row.iter_mut().enumerate() {
-            // In f64: near p = 1 the difference is all there is.
-            let p = f64::from(math::exp(*logit - top)) / total;
-            let by_logit = p - f64::from(u8::from(i == place));
-            let slope = match head.softcap {
-                Some(cap) => 1.0 - f64::from(*logit / cap).powi(2),
-                None => 1.0,
-            };
-            *logit = (by_logit * slope * f64::from(head.scale)) as f32;
+        let own = f64::from(row[place]);
+        // Of what is very improbable the power is cut off; only a given label can be that.
+        let height = match (self.labels, next) {
+            (Labels::Next, Some(logit)) => f64::from(logit) - f64::from(top),
+            _ => own.ln(),
+        };
+        let nats = total.ln() - height;
+        let factor = (f64::from(head.scale) / total) as f32;
+        row.iter_mut().for_each(|p| *p *= factor);
+        // In f64: near p = 1 the difference is all there is.
+        row[place] = ((own / total - 1.0) * f64::from(head.scale)) as f32;
+        for (g, slope) in row.iter_mut().zip(slopes.iter().flatten()) {
+            *g *= slope;
         }
         Ok((label, nats))
     }
@@ -152,6 +159,18 @@ impl<'a> Heading<'a> {
         let checked = checked.and_then(|()| head.norm.iter().try_for_each(|n| n.check_finite()));
         checked.err().unwrap_or_else(|| Error::numerical(what).in_tensor(head.linear.name()))
     }
+}
+
+/// In f64, in lanes.
+fn sum(values: &[f32]) -> f64 {
+    let (blocks, rest) = values.as_chunks::<8>();
+    let mut sums = [0.0f64; 8];
+    for block in blocks {
+        for i in 0..8 {
+            sums[i] += f64::from(block[i]);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v)).sum::<f64>()
 }
 
 fn forward(layer: &Linear, x: ArrayView2<'_, f32>, scratch: &mut Scratch) -> Result<Array2<f32>> {
@@ -168,7 +187,7 @@ fn through(
     scratch: &mut Scratch,
 ) -> Result<()> {
     let [out, width] = layer.shape();
-    let par = scratch.par();
+    let par = threads_of(scratch.par(), dx.nrows(), width);
     dx.fill(0.0);
     let decoded = match layer.node() {
         None => Some(layer.values()?),

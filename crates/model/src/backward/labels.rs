@@ -19,24 +19,24 @@ pub enum Labels {
 }
 
 impl Labels {
-    /// The label of a token with these logits; `total` is the sum of exp(logit - top).
+    /// The label of a token with these powers of e, in proportion to its probabilities, and their sum.
     pub(super) fn of(
         self,
         window: usize,
         ids: &[u32],
         position: usize,
-        logits: &[f32],
-        [top, total]: [f64; 2],
+        powers: &[f32],
+        total: f64,
     ) -> Option<u32> {
         let Self::Sampled { seed } = self else { return ids.get(position + 1).copied() };
         let own = SplitMix::new(SplitMix::new(seed).at(window as u64));
         let share = (own.at(position as u64) >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
         let (target, mut sum) = (share * total, 0.0);
-        let found = logits.iter().position(|logit| {
-            sum += f64::from(math::exp(logit - top as f32));
+        let found = powers.iter().position(|power| {
+            sum += f64::from(*power);
             sum > target
         });
         // Rounding of the sum may leave a last gap.
-        Some(found.unwrap_or_else(|| math::argmax(logits)) as u32)
+        Some(found.unwrap_or_else(|| math::argmax(powers)) as u32)
     }
 }

@@ -7,7 +7,7 @@ use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::node::Input;
 use tensorpress_tensor::{Result, Scratch};
 
-use crate::layers::Linear;
+use crate::layers::{Linear, threads_of};
 
 /// Linear layers, and the values of their weights: borrowed where they are decoded, else decoded here.
 pub(super) struct Weights<'a> {
@@ -76,7 +76,8 @@ impl Sweep<'_, '_> {
     ) {
         let layer = self.weights.index(layer);
         let weight = &self.weights.values[layer];
-        linalg::matmul(g.view(), weight.view(), dx.view_mut(), true, self.scratch.par());
+        let par = threads_of(self.scratch.par(), dx.nrows(), dx.ncols());
+        linalg::matmul(g.view(), weight.view(), dx.view_mut(), true, par);
         if self.wanted[layer] {
             self.found.push(Found { layer, x: x.clone(), g });
         }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{ArrayView3, ArrayViewMut3, s};
 use tensorpress_tensor::{Scratch, linalg};
 
-use super::{Attention, as_matrix, buffer, math};
+use super::{Attention, as_matrix, buffer, math, threads_of};
 
 /// Queries scored at a time: a good matrix product, and few scores of keys that none of them sees.
 pub(crate) const QUERIES: usize = 64;
@@ -26,19 +26,20 @@ impl Attention {
         for start in (0..tokens).step_by(QUERIES) {
             let rows = start..(start + QUERIES).min(tokens);
             let span = self.seen(rows.start, tokens).start..self.seen(rows.end - 1, tokens).end;
+            let par = threads_of(scratch.par(), rows.len(), span.len());
             let mut scores = buffer(scratch, rows.len(), span.len());
             for head in 0..self.heads {
                 let q = q.slice(s![rows.clone(), head, ..]);
                 let k = k.slice(s![span.clone(), head / group, ..]);
                 let v = v.slice(s![span.clone(), head / group, ..]);
                 let mut probabilities = as_matrix(&mut scores, span.len());
-                linalg::matmul_nt(q, k, probabilities.view_mut(), false, scratch.par());
+                linalg::matmul_nt(q, k, probabilities.view_mut(), false, par);
                 for (row, mut p) in rows.clone().zip(probabilities.rows_mut()) {
                     let p = p.as_slice_mut().expect("rows are contiguous");
                     self.weigh(head, row, tokens, span.start, bias, p, &mut special);
                 }
                 let out = out.slice_mut(s![rows.clone(), head, ..]);
-                linalg::matmul(probabilities.view(), v, out, false, scratch.par());
+                linalg::matmul(probabilities.view(), v, out, false, par);
             }
             scratch.put(scores);
         }

@@ -5,6 +5,8 @@ use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::node::{self, Input, check_matmul};
 use tensorpress_tensor::{Accum, Error, Node, Result, Scratch, kernels};
 
+use super::threads_of;
+
 /// A weight: a node as stored, or its values decoded once.
 #[derive(Debug)]
 pub(crate) enum Matrix {
@@ -39,7 +41,10 @@ impl Matrix {
                 (Some(ws), Some(ys)) if x.tokens() <= FEW_TOKENS => {
                     kernels::gemm_nt(x.as_slice(), ws, x.tokens(), w.nrows(), w.ncols(), ys, false);
                 }
-                _ => linalg::matmul_nt(x.view(), w.view(), y, false, scratch.par()),
+                _ => {
+                    let par = threads_of(scratch.par(), x.tokens(), w.nrows());
+                    linalg::matmul_nt(x.view(), w.view(), y, false, par);
+                }
             },
         }
         Ok(())

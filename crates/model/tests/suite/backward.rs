@@ -17,10 +17,13 @@ use tensorpress_tensor::{Error, ErrorKind, Registry, Result};
 use crate::common::{Tiny, logits, open};
 use crate::slow::{Kind, Nudge, Slow};
 
-/// x and g of every layer, window by window.
+/// x and g of a layer, window by window.
+type Pieces = Vec<(Array2<f32>, Array2<f32>)>;
+
+/// Those of every layer.
 #[derive(Default)]
 struct Seen {
-    pieces: BTreeMap<String, Vec<(Array2<f32>, Array2<f32>)>>,
+    pieces: BTreeMap<String, Pieces>,
     finished: Vec<String>,
 }
 
@@ -220,7 +223,7 @@ fn loss(model: &Decoder, windows: &[Vec<u32>], labels: &[Vec<Option<u32>>]) -> f
     sum
 }
 
-/// Every golden decoder, by differences of the crate's own forward pass: f32 allows no more than a few percent.
+/// Every golden decoder, by differences of the crate's own forward pass: f32 allows no more than a percent.
 #[test]
 fn gradients_of_all_golden_decoders_are_near_differences() {
     let Some(all) = data::find("golden/models") else { return };
@@ -255,31 +258,39 @@ fn gradients_of_all_golden_decoders_are_near_differences() {
             }
             let random = noise(3, gradient.dim());
             let direction = &gradient / size + &random / length(&random);
-            // Enough for the rounding of f32 not to count, little enough for the routing not to change.
-            let step = (0.01 / size).min(0.02);
-            let block =
-                model.blocks().iter().position(|block| block.linears().any(|l| l.name() == layer));
-            let Some(block) = block else { continue };
-            let mut sides = [step, -step].map(|step| {
-                let linear = model.blocks_mut()[block].linear_mut(layer).unwrap();
-                let before = linear.decode().unwrap();
-                let moved = &before + &(&direction * step).mapv(|v| v as f32);
-                linear.replace(Box::new(Dense::from(moved))).unwrap();
-                let loss = loss(&model, &windows, &passed.labels);
-                let linear = model.blocks_mut()[block].linear_mut(layer).unwrap();
-                linear.replace(Box::new(Dense::from(before))).unwrap();
-                loss
+            let mut model_blocks = model.blocks().iter();
+            let Some(block) = model_blocks.position(|b| b.linears().any(|l| l.name() == layer))
+            else {
+                continue;
+            };
+            // Little enough for the routing not to change, yet enough for the rounding of f32 not to count: one of these.
+            let apart = |step: f64| {
+                let step = (step / size).min(2.0 * step);
+                let mut sides = [step, -step].map(|step| {
+                    let linear = model.blocks_mut()[block].linear_mut(layer).unwrap();
+                    let before = linear.decode().unwrap();
+                    let moved = &before + &(&direction * step).mapv(|v| v as f32);
+                    linear.replace(Box::new(Dense::from(moved))).unwrap();
+                    let loss = loss(&model, &windows, &passed.labels);
+                    let linear = model.blocks_mut()[block].linear_mut(layer).unwrap();
+                    linear.replace(Box::new(Dense::from(before))).unwrap();
+                    loss
+                });
+                sides[0] -= sides[1];
+                (sides[0] / (2.0 * step) - dot(&gradient, &direction)).abs() / size
+            };
+            let steps = [0.01, 0.002, 0.0005].into_iter();
+            let apart = steps.map(apart).fold(1.0, |least: f64, apart| match least < 1e-3 {
+                true => least,
+                false => least.min(apart),
             });
-            sides[0] -= sides[1];
-            let got = sides[0] / (2.0 * step);
-            let apart = (got - dot(&gradient, &direction)).abs() / size;
             if apart > worst {
                 (worst, of) = (apart, layer.clone());
             }
             checked += 1;
         }
         println!("checked: {name}, {worst:.1e} ({of})");
-        if worst.is_nan() || worst > 0.05 {
+        if worst.is_nan() || worst > 0.01 {
             wrong.push(format!("{name}: {worst} ({of})"));
         }
     }
@@ -483,26 +494,38 @@ fn what_cannot_be_run_is_refused_before_any_work() {
 #[test]
 fn what_is_not_finite_is_named() {
     let windows = windows(61, &[8, 5]);
+    let refused = |model: &dyn Model, name: &str| {
+        let error = run(Backward::default(), model, &windows, &mut Seen::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Numerical, "{error}");
+        assert_eq!(error.tensor(), Some(name), "{error}");
+    };
     for name in [
         "model.layers.1.self_attn.k_proj.weight",
         "model.layers.0.mlp.down_proj.weight",
-        "model.layers.1.input_layernorm.weight",
-        "model.norm.weight",
         "lm_head.weight",
     ] {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut tiny = Tiny::new(4, 2, 6);
             tiny.tensors.get_mut(name).unwrap().1[3] = bad;
             let (_folder, source) = tiny.source();
-            let (source, mut seen) = (source.unwrap(), Seen::default());
-            let stored = source.decoder().unwrap();
-            for model in [&source as &dyn Model, &stored] {
-                let error = run(Backward::default(), model, &windows, &mut seen).unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::Numerical, "{error}");
-                assert_eq!(error.tensor(), Some(name), "{error}");
-            }
+            let source = source.unwrap();
+            refused(&source, name);
+            refused(&source.decoder().unwrap(), name);
         }
     }
+    // Norms and biases that are not finite are refused as they are read; these came later.
+    let name = "model.layers.1.input_layernorm.weight";
+    let mut model = Tiny::new(4, 2, 6).decoder();
+    let norm = model.blocks_mut()[1].norm_mut(name).unwrap();
+    let mut weight = norm.weight().to_vec();
+    weight[3] = f32::NAN;
+    norm.set_weight(weight).unwrap();
+    refused(&model, name);
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let mut model = Tiny::new(4, 2, 6).decoder();
+    let linear = model.blocks_mut()[0].linear_mut(name).unwrap();
+    linear.set_bias(Some(vec![f32::INFINITY; 40])).unwrap();
+    refused(&model, name);
     let error = run(
         Backward::default(),
         &Tiny::new(4, 2, 6).decoder(),
@@ -562,4 +585,11 @@ fn a_pass_goes_as_far_as_is_wanted_and_can_be_stopped() {
         let error = how.run(&model, &windows, &mut states, &mut seen, &stop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Interrupted);
     }
+}
+
+#[test]
+fn all_can_be_sent_to_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<(Backward, Passed, Gradients, InMemory, InFile)>();
+    check::<(Collector<'_>, Piece<'_>, Source, Decoder)>();
 }

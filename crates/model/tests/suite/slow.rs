@@ -125,7 +125,11 @@ impl Slow {
         self.rotate(&mut k);
         let tokens = h.nrows();
         let mut out = Array2::zeros((tokens, heads * d));
-        let near = self.kind.window.filter(|(_, every)| block % every == 0).map(|(near, _)| near);
+        let near = self
+            .kind
+            .window
+            .filter(|(_, every)| block.is_multiple_of(*every))
+            .map(|(near, _)| near);
         for head in 0..heads {
             let of = head / (heads / kv_heads);
             for t in 0..tokens {
