@@ -51,7 +51,6 @@ impl Sweep<'_> {
                 start,
                 width: end - start,
                 rates: self.rates(targets.view(), start..end),
-                tile,
             };
             match self.outputs {
                 Some(outputs) => block.two_sided(
@@ -133,8 +132,6 @@ struct Block<'b, 's> {
     start: usize,
     width: usize,
     rates: Vec<f32>,
-    /// Rows of a tile.
-    tile: usize,
 }
 
 /// What one thread works in.
