@@ -115,7 +115,7 @@ fn planes_by_classes_obey_the_laws() {
         (200, 60, 2.0, 0),
         (200, 60, 2.0, 8),
         (70, 130, 40.0, 4),
-        (65, 64, 3000.0, 0),
+        (257, 100, 300.0, 0),
         (1000, 9, 1.0, 32),
     ];
     for (rows, cols, spread, states) in cases {

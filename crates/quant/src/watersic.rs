@@ -263,7 +263,7 @@ impl Watersic {
         let job = Job {
             weight: weight.view(),
             inputs: inputs.unit.view(),
-            outputs: outputs.feedback.as_ref().map(Array2::view),
+            outputs: outputs.feedback.as_ref().map(|unit| unit.view()),
             columns: &columns,
             row_exponents: &row_exponents,
             paths: paths.as_ref().map(|paths| (paths, self.lam)),
@@ -326,9 +326,9 @@ impl Job<'_> {
         let exponents: Vec<i32> = self.columns.iter().map(exponent).collect();
         let steps = |of: &[i32]| of.iter().map(|e| StepFormat::step(*e)).collect::<Vec<f32>>();
         let codes = Sweep {
-            weight: self.weight,
-            inputs: self.inputs,
-            outputs: self.outputs,
+            weight: self.weight.reborrow(),
+            inputs: self.inputs.reborrow(),
+            outputs: self.outputs.map(ArrayView2::reborrow),
             row_steps: &steps(self.row_exponents),
             column_steps: &steps(&exponents),
             paths: self.paths,
@@ -351,7 +351,16 @@ impl Job<'_> {
                 (0..rate::SOME).flat_map(|n| piece(n)..(piece(n) + path::ROWS).min(rows)).collect();
             let weight = self.weight.select(Axis(0), &chosen);
             let row_exponents: Vec<i32> = chosen.iter().map(|r| self.row_exponents[*r]).collect();
-            let few = Job { weight: weight.view(), row_exponents: &row_exponents, ..*self };
+            let few = Job {
+                weight: weight.view(),
+                inputs: self.inputs.reborrow(),
+                outputs: None,
+                columns: self.columns,
+                row_exponents: &row_exponents,
+                paths: self.paths,
+                mask: None,
+                par: self.par,
+            };
             start = rate::search(&few, bits, start).0;
         }
         let (_, codes, exponents) = rate::search(self, bits, start);

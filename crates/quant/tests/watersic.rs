@@ -276,7 +276,9 @@ fn every_part_pays() {
         let bits = (model.bits + 8.0 * (256.0 + 200.0)) / found.len() as f64;
         let loss = case.loss(&node);
         println!("{method:?}: {bits:.3} bits, loss {loss:.5}");
-        assert!((bits - f64::from(method.bits)).abs() < 0.02, "{bits}");
+        // Equal steps move by an eighth of an octave at a time.
+        let near = if method.columns == ColumnSteps::Equal { 0.07 } else { 0.02 };
+        assert!((bits - f64::from(method.bits)).abs() < near, "{bits}");
         loss
     };
     let base = Watersic::bits(3.0)

@@ -51,7 +51,6 @@ impl Sweep<'_> {
                 start,
                 width: end - start,
                 rates: self.rates(targets.view(), start..end),
-                tile,
             };
             match self.outputs {
                 Some(outputs) => block.two_sided(
@@ -128,13 +127,11 @@ impl Sweep<'_> {
 
 /// Some columns.
 #[derive(Debug)]
-struct Block<'a> {
-    sweep: &'a Sweep<'a>,
+struct Block<'b, 's> {
+    sweep: &'b Sweep<'s>,
     start: usize,
     width: usize,
     rates: Vec<f32>,
-    /// Rows of a tile.
-    tile: usize,
 }
 
 /// What one thread works in.
@@ -145,7 +142,7 @@ struct Work {
     paths: Option<Buffers>,
 }
 
-impl Block<'_> {
+impl Block<'_, '_> {
     /// Places of a tile's column.
     fn places(&self) -> usize {
         if self.interleaved() { LANES * ROWS } else { ROWS }
@@ -222,18 +219,18 @@ struct Feedback<'a> {
 }
 
 /// Some rows of a block of columns.
-struct Tile<'a> {
-    block: &'a Block<'a>,
+struct Tile<'t, 'v, 'b, 's> {
+    block: &'t Block<'b, 's>,
     first: usize,
-    targets: ArrayView2<'a, f32>,
-    codes: ArrayViewMut2<'a, i32>,
+    targets: ArrayView2<'v, f32>,
+    codes: ArrayViewMut2<'v, i32>,
     /// W - Q.
-    errors: ArrayViewMut2<'a, f32>,
-    buffers: &'a mut Work,
-    fed: Option<Feedback<'a>>,
+    errors: ArrayViewMut2<'v, f32>,
+    buffers: &'t mut Work,
+    fed: Option<Feedback<'v>>,
 }
 
-impl Swept for Tile<'_> {
+impl Swept for Tile<'_, '_, '_, '_> {
     type Output = ();
 
     #[inline(always)]

@@ -30,7 +30,7 @@ fn stories3m() {
         let found = row.size.bits_per_weight;
         let figure = kld * 4f64.powf(found);
         println!("{line}: {found:.3} bits, KLD {kld:.4}, KLD x 4^bits {figure:.1}");
-        assert!((found - bits).abs() < 0.04, "{line}: {found} bits");
+        assert!((found - bits).abs() < 0.07, "{line}: {found} bits");
         assert!(figure < *most, "{line}: {figure}");
         figures.push(figure);
     }

@@ -16,8 +16,8 @@ const BELOW: i32 = 6;
 /// Codes that are tokens themselves, zigzag.
 const DIRECT: u32 = 64;
 
-/// Tokens there are: 64 codes, then four an octave up to codes of 18 bits.
-pub const TOKENS: usize = DIRECT as usize + 4 * 13;
+/// Tokens there are: 64 codes, then four an octave.
+pub const TOKENS: usize = DIRECT as usize + 4 * 26;
 
 /// What a code is to a model: a token, and bits that are stored as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Token {
 }
 
 impl Token {
-    /// The token of a code between -2^17 and 2^17.
+    /// The token of a code.
     #[must_use]
     #[inline]
     pub fn of(code: i32) -> Self {
@@ -250,9 +250,13 @@ fn share(all: &[Counts], kinds: usize) -> ([u8; CLASSES], usize, f64) {
     (std::array::from_fn(table), starts.len().max(1), best[last].0)
 }
 
+/// Bits of tokens and of their table, whose frequencies are at least 1/4096.
 fn table_cost(counts: &Counts) -> f64 {
-    let used = counts.iter().filter(|n| **n > 0).count();
-    entropy(counts) + FREQUENCY * used as f64
+    let total: f64 = counts.iter().map(|n| f64::from(*n)).sum();
+    let used = || counts.iter().filter(|n| **n > 0).map(|n| f64::from(*n));
+    let frequency = |n: f64| n.max(total / 4096.0);
+    let whole: f64 = used().map(frequency).sum();
+    used().map(|n| n * (whole / frequency(n)).log2() + FREQUENCY).sum()
 }
 
 /// Bits of symbols with these counts.
@@ -293,7 +297,8 @@ mod tests {
 
     #[test]
     fn tokens_are_a_code_again() {
-        for code in (-300..300).chain([-131_071, 131_071, 65_535, -65_536, 4096, -4095]) {
+        for code in (-300..300).chain([131_071, -65_536, 4096, -4095, 1 << 30, i32::MAX, i32::MIN])
+        {
             let token = Token::of(code);
             assert!(usize::from(token.number) < TOKENS, "{code}");
             assert_eq!(Token::bits_beside(token.number), token.bits, "{code}");
