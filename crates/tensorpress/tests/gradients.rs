@@ -1,0 +1,183 @@
+//! Gradients that the pipeline finds by itself for methods that ask for them: the same as a caller's, at once or after any
+//! stop; and models that cannot be gone back through are compressed without.
+
+mod tiny;
+
+use std::collections::BTreeMap;
+use std::hash::Hasher;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tensorpress::model::backward::{Backward, Collector, InMemory, Labels, SecondMoment, Wanted};
+use tensorpress::model::embedded;
+use tensorpress::pipeline::{CalibrationText, Event, Progress, partial_of};
+use tensorpress::prelude::*;
+use tensorpress::tensor::ndarray::Array2;
+use tensorpress::tensor::stats::{Supplied, Supply};
+use tiny::{Tiny, folder_bytes};
+
+const LINE: &str = "watersic(delta=0.02, rows=diag, states=4)";
+const SEED: u64 = 7;
+
+fn compressor<'a>(line: &str) -> Compressor<'a> {
+    let text = CalibrationText::new(embedded::CALIBRATION).with_windows(4).with_length(32);
+    Compressor::new(Recipe::parse(line).unwrap()).with_calibration(text).with_seed(SEED)
+}
+
+fn source(folder: &Path) -> Source {
+    Tiny::deep("llama", 4, (8, 4), 4, 30, false, 3).source(&folder.join("model"))
+}
+
+/// What a caller would supply who ran the pass himself.
+#[derive(Debug)]
+struct Own(BTreeMap<String, Array2<f32>>);
+
+impl Supplied for Own {
+    fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>> {
+        let wanted = supply == Supply::OUTPUT_FISHER_DIAGONAL;
+        Ok(self.0.get(tensor).filter(|_| wanted).cloned())
+    }
+
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
+        hash.write(b"a pass of the caller's");
+        Ok(())
+    }
+}
+
+/// All weights of a folder, whatever else lies in it.
+fn weights(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let all = folder_bytes(folder).into_iter();
+    all.filter(|(name, _)| name.ends_with(".safetensors")).collect()
+}
+
+#[test]
+fn they_are_those_of_a_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let (found, supplied) = (folder.path().join("found"), folder.path().join("supplied"));
+    let report = compressor(LINE).run(&source, &found).unwrap();
+    assert!(report.layers.iter().all(|layer| layer.fallback.is_none()), "{:?}", report.layers);
+
+    let text = tensorpress::model::text::Corpus::from(embedded::CALIBRATION);
+    let cut = tensorpress::model::text::Windows {
+        chars: tensorpress::pipeline::DEFAULT_CHARS,
+        windows: 4,
+        length: 32,
+    };
+    let windows = text.windows(&source, Default::default(), cut).unwrap();
+    let mut own = BTreeMap::new();
+    let give = |name: &str, gradients: tensorpress::model::backward::Gradients| {
+        let diagonal = gradients.second_moment.as_ref().map(SecondMoment::diagonal).unwrap();
+        let row = Array2::from_shape_vec((1, diagonal.len()), diagonal).unwrap();
+        own.insert(name.to_owned(), row);
+        Ok(())
+    };
+    let mut collector = Collector::new(|_| Wanted::NONE.with_second_moments(0), give);
+    let backward = Backward::default().with_labels(Labels::Sampled { seed: SEED });
+    let go_on = |_, _| ControlFlow::Continue(());
+    backward.run(&source, &windows, &mut InMemory::default(), &mut collector, &go_on).unwrap();
+    drop(collector);
+    assert_eq!(own.len(), 2 * 7);
+    assert!(own.values().flatten().any(|value| *value > 0.0));
+    let mine = compressor(LINE).with_supplied(Arc::new(Own(own)));
+    let _ = mine.run(&source, &supplied).unwrap();
+    assert!(weights(&found) == weights(&supplied));
+
+    let without = folder.path().join("without");
+    let line = LINE.replace("rows=diag", "rows=none");
+    let _ = compressor(&line).run(&source, &without).unwrap();
+    assert!(weights(&found) != weights(&without), "gradients make no difference");
+}
+
+/// Stops the work when it is told of its step so-and-so of a backward pass or of a block.
+struct StopAt {
+    steps: usize,
+    backward: usize,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Progress for StopAt {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Backward { done, steps } => {
+                assert!(done <= steps);
+                self.backward += 1;
+            }
+            Event::Block { .. } => {}
+            _ => return,
+        }
+        if self.steps == 0 {
+            self.cancel.store(true, Ordering::Relaxed);
+        }
+        self.steps = self.steps.saturating_sub(1);
+    }
+}
+
+#[test]
+fn a_pass_that_is_stopped_anywhere_comes_to_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let (whole, out) = (folder.path().join("whole"), folder.path().join("out"));
+    let _ = compressor(LINE).run(&source, &whole).unwrap();
+    let mut stops = 0;
+    for steps in 0.. {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let mut stop = StopAt { steps, backward: 0, cancel: cancel.clone() };
+        let run = compressor(LINE).with_progress(&mut stop).with_cancel(cancel).run(&source, &out);
+        if run.is_ok() {
+            assert!(stop.backward < steps, "the last run found all");
+            break;
+        }
+        assert_eq!(run.unwrap_err().kind(), ErrorKind::Interrupted);
+        assert!(!out.exists());
+        stops += 1;
+        // Another recipe would not take it up.
+        let other = compressor("watersic(delta=0.03, rows=diag)").run(&source, &out);
+        assert_eq!(other.unwrap_err().kind(), ErrorKind::Exists);
+        let _ = compressor(LINE).run(&source, &out).unwrap();
+        assert!(folder_bytes(&whole) == folder_bytes(&out), "stopped at step {steps}");
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+    assert!(stops > 8, "{stops}");
+    assert!(!partial_of(&out).exists());
+}
+
+#[test]
+fn blocks_that_a_stopped_pass_was_through_are_not_gathered_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let out = folder.path().join("out");
+    // All steps but the last: through the second of two blocks, not the first.
+    let cancel = Arc::new(AtomicBool::new(false));
+    let mut stop = StopAt { steps: 1 + 2 + 1, backward: 0, cancel: cancel.clone() };
+    let run = compressor(LINE).with_progress(&mut stop).with_cancel(cancel).run(&source, &out);
+    assert_eq!(run.unwrap_err().kind(), ErrorKind::Interrupted);
+    let partial = partial_of(&out);
+    let kept = |block: usize| partial.join(format!("tensorpress.backward-{block:05}"));
+    assert!(!kept(0).exists());
+    let name = source.linears(1)[0].name.clone();
+    // A file that is not what was noted is made again.
+    if kept(1).exists() {
+        std::fs::write(kept(1), b"torn").unwrap();
+    }
+    let report = compressor(LINE).run(&source, &out).unwrap();
+    assert!(report.layers.iter().any(|layer| layer.name == name && layer.fallback.is_none()));
+    assert!(!kept(0).exists() && !out.join("tensorpress.backward-00000").exists());
+}
+
+#[test]
+fn who_cannot_be_gone_back_through_goes_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny::deep("llama", 4, (8, 4), 4, 30, false, 3);
+    let source = model.source(&folder.path().join("model"));
+    // Nothing to run: a caller's supply has no gradient of any matrix.
+    let none = Arc::new(Own(BTreeMap::new()));
+    let out = folder.path().join("out");
+    let report = compressor(LINE).with_supplied(none).run(&source, &out).unwrap();
+    let said = |layer: &LayerReport| {
+        layer.fallback.as_deref().is_some_and(|f| f.contains("rows of equal steps"))
+    };
+    assert!(report.layers.iter().all(said), "{:?}", report.layers[0]);
+}
