@@ -9,12 +9,14 @@
 mod awq;
 mod gptq;
 mod hadamard;
+mod hqq;
 mod levels;
 mod rtn;
 
 pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
+pub use hqq::Hqq;
 pub use levels::{Dynamic8, Fp4, Nf4};
 pub use rtn::Rtn;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
@@ -26,5 +28,8 @@ use tensorpress_tensor::stage::{Row, WeightPart};
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     let [nf4, fp4, dynamic8] = levels::stages();
-    vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), nf4, fp4, dynamic8]
+    let mut stages =
+        vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), nf4, fp4, dynamic8];
+    stages.push(hqq::stage());
+    stages
 }
