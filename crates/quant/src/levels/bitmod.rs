@@ -103,7 +103,7 @@ impl BitMod {
             let best: Vec<(usize, f32)> = w.chunks(size).map(|w| best(&tables, w)).collect();
             let most = best.iter().fold(0f32, |most, best| most.max(best.1));
             // Not 0, whatever the type: then the largest scale has a code.
-            let least = unit.round(6e-8).max(f32::MIN_POSITIVE);
+            let least = if unit == DType::F16 { unit.round(6e-8) } else { f32::MIN_POSITIVE };
             *row_unit = if most > 0.0 { unit.round(most / SCALES).max(least) } else { least };
             let pieces = w.chunks(size).zip(codes.chunks_mut(size)).zip(best);
             for ((i, scale), ((w, codes), (table, exact))) in

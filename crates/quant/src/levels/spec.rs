@@ -172,11 +172,12 @@ impl Kept<'_, '_> {
     }
 }
 
-/// The nearest of ascending levels for each value.
+/// The nearest of ascending levels for each value, the lower of two.
 fn round(values: &[f32], levels: &[f32], codes: &mut [u8]) {
-    let middles: Vec<f32> = levels.windows(2).map(|two| two[0] * 0.5 + two[1] * 0.5).collect();
+    let middle = |two: &[f32]| (f64::from(two[0]) + f64::from(two[1])) / 2.0;
+    let middles: Vec<f64> = levels.windows(2).map(middle).collect();
     for (value, code) in values.iter().zip(codes) {
-        *code = middles.partition_point(|middle| middle < value) as u8;
+        *code = middles.partition_point(|middle| *middle < f64::from(*value)) as u8;
     }
 }
 
