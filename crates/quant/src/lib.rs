@@ -9,6 +9,7 @@
 mod awq;
 mod gptq;
 mod hadamard;
+mod hqq;
 mod levels;
 mod rtn;
 mod watersic;
@@ -16,6 +17,8 @@ mod watersic;
 pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
+pub use hqq::Hqq;
+pub use levels::{BitMod, KMeans, LevelSpec, SqueezeLlm, optimal_levels};
 pub use levels::{Dynamic8, Fp4, Nf4};
 pub use rtn::Rtn;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
@@ -31,5 +34,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     let mut stages =
         vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), nf4, fp4, dynamic8];
     stages.push(watersic::stage());
+    stages.push(hqq::stage());
+    stages.extend(levels::fitted_stages());
     stages
 }

@@ -54,7 +54,7 @@ impl Survey {
     pub fn of(node: &dyn Node) -> Result<Option<Self>> {
         if let Some(affine) = as_node::<GroupedAffine>(node) {
             let plane = affine.codes();
-            if plane.alphabet() > 256 || plane.as_kept().is_some() {
+            if plane.alphabet() > 256 || plane.as_kept().is_some() || affine.has_real_zeros() {
                 return Ok(None);
             }
             let zeros = affine.zeros()?;
@@ -126,7 +126,7 @@ impl Grids {
     fn of_affine(affine: &GroupedAffine) -> Result<Option<Self>> {
         let [rows, cols] = affine.shape();
         let plane = affine.codes();
-        if plane.alphabet() > 256 || plane.as_kept().is_some() {
+        if plane.alphabet() > 256 || plane.as_kept().is_some() || affine.has_real_zeros() {
             return Ok(None);
         }
         let mut symbols = SymbolBuf::of(plane);

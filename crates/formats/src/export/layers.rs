@@ -1,7 +1,7 @@
 //! Layers of others' folders out of a node.
 
 use tensorpress_tensor::node::{
-    Blocks, Child, KnownLevels, LevelTable, SymbolBuf, as_node, decode,
+    Blocks, Child, KnownLevels, LevelTable, SymbolBuf, Tables, as_node, decode,
 };
 use tensorpress_tensor::{DType, Node, RawTensor, Result};
 
@@ -150,6 +150,9 @@ fn blockwise(table: &LevelTable) -> Result<Option<Blockwise>> {
     let Blocks::Flat(block) = table.format().blocks() else {
         return Ok(None);
     };
+    if table.format().tables() != Tables::One || !table.format().has_scales() {
+        return Ok(None);
+    }
     let mut symbols = SymbolBuf::of(table.codes());
     let rows = 0..table.shape()[0];
     let codes = symbols.read(table.codes(), rows)?.iter().map(|code| code as u8).collect();

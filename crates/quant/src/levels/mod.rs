@@ -1,13 +1,23 @@
-//! Nearest levels of a named table, each block of the flattened matrix scaled by its largest magnitude: what the
-//! formats of bitsandbytes have in common.
+//! Tables of levels: named ones, each block of the flattened matrix scaled by its largest magnitude, which the formats of
+//! bitsandbytes have in common; and those that are fitted to the weights.
 
+mod bitmod;
 mod dynamic8;
 mod fp4;
+mod kmeans;
 mod nf4;
+mod optimal;
+mod spec;
+mod squeezellm;
 
+pub use bitmod::BitMod;
 pub use dynamic8::Dynamic8;
 pub use fp4::Fp4;
+pub use kmeans::KMeans;
 pub use nf4::Nf4;
+pub use optimal::optimal_levels;
+pub use spec::LevelSpec;
+pub use squeezellm::SqueezeLlm;
 
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::ArrayView2;
@@ -24,7 +34,12 @@ pub(crate) fn stages() -> [Row<WeightPart>; 3] {
     [nf4::stage(), fp4::stage(), dynamic8::stage()]
 }
 
-/// What all of them can be told.
+/// The stages of tables that are fitted.
+pub(crate) fn fitted_stages() -> [Row<WeightPart>; 3] {
+    [kmeans::stage(), squeezellm::stage(), bitmod::stage()]
+}
+
+/// What all named tables can be told.
 fn block_knobs(block: &mut usize, double_quant: &mut bool, keys: &mut Keys<'_>) -> Result<()> {
     let about = "consecutive weights of the flattened matrix that share a scale";
     keys.int("block", block, 1..=1 << 20, about)?;

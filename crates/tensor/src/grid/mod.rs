@@ -35,7 +35,7 @@ pub enum Clip {
 pub struct Affine {
     /// Distance of two levels; positive and finite.
     pub scale: f32,
-    /// Code of the level 0, an integer.
+    /// Code of the level 0: an integer, but where a method says that it need not be one.
     pub zero: f32,
 }
 

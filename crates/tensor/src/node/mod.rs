@@ -34,7 +34,7 @@ pub use form::MaskForm;
 pub use input::Input;
 pub use leaf::{
     AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused, GroupedAffine, KnownLevels, Leaf,
-    LevelFormat, LevelTable, Slot,
+    LevelFormat, LevelTable, Slot, Tables,
 };
 pub use leaf::{StepFormat, Steps};
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};

@@ -47,13 +47,15 @@ pub struct Registry {
 impl Default for Registry {
     /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let nodes: [(_, ReadNode); 10] = [
+        let nodes: [(_, ReadNode); 12] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
             ("sum.v1", Sum::read_from),
             ("product.v1", Product::read_from),
             (AffineFormat::ID, Leaf::<AffineFormat>::read_from),
+            (AffineFormat::REAL, Leaf::<AffineFormat>::read_from),
             (LevelFormat::ID, Leaf::<LevelFormat>::read_from),
+            (LevelFormat::TABLES, Leaf::<LevelFormat>::read_from),
             ("known_levels.v1", KnownLevels::read_from),
             ("masked.v1", Masked::read_from),
             ("masked.v2", Masked::read_v2),

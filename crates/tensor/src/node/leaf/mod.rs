@@ -13,6 +13,6 @@ mod steps;
 pub use affine::{AffineFormat, GroupedAffine};
 pub use child::{Child, Encoding, Slot};
 pub use format::{Format, Fused};
-pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable};
+pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable, Tables};
 pub use node::{Beside, Leaf};
 pub use steps::{StepFormat, Steps};

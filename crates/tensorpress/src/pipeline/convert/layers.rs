@@ -7,7 +7,7 @@ use tensorpress_formats::export::{self, Survey};
 use tensorpress_formats::gptq::Version;
 use tensorpress_quant::{GridSpec, Nf4, Rtn};
 use tensorpress_tensor::ndarray::Array2;
-use tensorpress_tensor::node::{LevelTable, as_node, decode};
+use tensorpress_tensor::node::{LevelTable, Tables, as_node, decode};
 use tensorpress_tensor::stats::Calibration;
 use tensorpress_tensor::{Compress as _, Context as _, DType, Error, Node, RawTensor, Result};
 
@@ -43,7 +43,10 @@ pub(super) enum Kind {
 
 pub(super) fn kind(target: Target, node: &dyn Node) -> Result<Kind> {
     if target == Target::BitsAndBytes {
-        let table = as_node::<LevelTable>(node);
+        let plain = |table: &&LevelTable| {
+            table.format().has_scales() && table.format().tables() == Tables::One
+        };
+        let table = as_node::<LevelTable>(node).filter(plain);
         return Ok(match table {
             Some(table) => {
                 let described = table.describe();

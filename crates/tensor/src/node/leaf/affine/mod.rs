@@ -4,17 +4,19 @@ mod stored;
 
 use std::sync::OnceLock;
 
+use ndarray::ArrayView2;
+
 use super::{Child, Encoding, Format, Fused, Leaf, Slot};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::grid::{Affine, IntGrid};
 use crate::kernels;
 use crate::node::registry::field;
-use crate::node::{Json, PackedPlane, Scratch, Symbol, Symbols};
+use crate::node::{Dense, Json, Node, PackedPlane, Scratch, Symbol, Symbols};
 use crate::storage::PartKind;
 
 /// Integer codes with a scale and zero point for each group of consecutive inputs of a row:
-/// `w[r, c] = scale[r, c / group] * (code[r, c] - zero[r, c / group])`.
+/// `w[r, c] = scale[r, c / group] * (code[r, c] - zero[r, c / group])`. Zero points are codes, or any real numbers.
 pub type GroupedAffine = Leaf<AffineFormat>;
 
 /// The format of a [`GroupedAffine`].
@@ -23,8 +25,10 @@ pub struct AffineFormat {
     group: usize,
     /// One scale and zero for the whole matrix.
     per_tensor: bool,
-    /// One zero point for all groups: symmetric grids. Else they are a plane of one code a group.
+    /// One zero point for all groups: symmetric grids. Else they are a plane of one code a group, or a node.
     zero: Option<u16>,
+    /// Zero points are real numbers, a node of one value a group.
+    real: bool,
     /// `zero` for each group, as the kernels want it, filled by the first use.
     zeros: OnceLock<Vec<f32>>,
 }
@@ -35,8 +39,11 @@ const ZEROS: usize = 1;
 
 impl AffineFormat {
     fn new(group: usize, per_tensor: bool, zero: Option<u16>) -> Self {
-        Self { group, per_tensor, zero, zeros: OnceLock::new() }
+        Self { group, per_tensor, zero, real: false, zeros: OnceLock::new() }
     }
+
+    /// Wire id of leaves whose zero points are real numbers.
+    pub(in crate::node) const REAL: &'static str = "grouped_affine.v2";
 
     /// `[rows, groups]` of scales and zeros.
     fn grids(&self, [rows, cols]: [usize; 2]) -> [usize; 2] {
@@ -80,7 +87,9 @@ impl Format for AffineFormat {
             u16::try_from(zero).map_err(|_| Error::corruption(format!("zero point {zero}")))
         });
         let per_tensor = json.get("per_tensor").and_then(Json::as_bool).unwrap_or(false);
-        Ok(Self::new(group, per_tensor, zero.transpose()?))
+        let real = json.get("node").and_then(Json::as_str) == Some(Self::REAL);
+        let zero = zero.filter(|_| !real).transpose()?;
+        Ok(Self { real, ..Self::new(group, per_tensor, zero) })
     }
 
     fn describe(&self, json: &mut Json) {
@@ -91,13 +100,17 @@ impl Format for AffineFormat {
         if let Some(zero) = self.zero {
             json["zero"] = zero.into();
         }
+        if self.real {
+            json["node"] = Self::REAL.into();
+        }
     }
 
     fn slots(&self, shape: [usize; 2]) -> Vec<Slot> {
         let shape = self.grids(shape);
         let scales =
             Slot { name: "scales", kind: PartKind::Scales, shape, encoding: Encoding::Floats };
-        let zeros = Slot { name: "zeros", kind: PartKind::Zeros, shape, encoding: Encoding::Plane };
+        let encoding = if self.real { Encoding::Node } else { Encoding::Plane };
+        let zeros = Slot { name: "zeros", kind: PartKind::Zeros, shape, encoding };
         if self.zero.is_some() { vec![scales] } else { vec![scales, zeros] }
     }
 
@@ -177,6 +190,43 @@ impl GroupedAffine {
         }
         let codes = PackedPlane::pack(codes, rows, cols, bits)?;
         Self::new(format, shape, Box::new(codes), beside)
+    }
+
+    /// A node from unpacked codes (row-major), and scales and real zero points `[rows, groups]`, each rounded to its type.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` if lengths disagree, `InvalidArgument` for codes that do not fit `bits`, `Numerical` for scales or
+    /// zero points that are not finite in their types.
+    pub fn with_real_zeros(
+        shape: [usize; 2],
+        bits: u8,
+        group: usize,
+        codes: &[u8],
+        (scales, scale_dtype): (Vec<f32>, DType),
+        (zeros, zero_dtype): (&[f32], DType),
+    ) -> Result<Self> {
+        if group == 0 {
+            return Err(Error::invalid("group = 0: allowed are 1 and more"));
+        }
+        let [rows, cols] = shape;
+        let format = AffineFormat { real: true, ..AffineFormat::new(group, false, None) };
+        let grids = format.grids(shape);
+        let zeros = ArrayView2::from_shape(grids, zeros)
+            .map_err(|_| Error::shape(format!("{} zero points for {grids:?}", zeros.len())))?;
+        let zeros = Child::Node(Dense::from_f32(zeros, zero_dtype)?.boxed());
+        let scales = scales.into_iter().map(|s| scale_dtype.round(s)).collect();
+        let scales = Child::Floats { dtype: scale_dtype, values: scales };
+        let codes = PackedPlane::pack(codes, rows, cols, bits)?;
+        let leaf = Self::new(format, shape, Box::new(codes), vec![scales, zeros])?;
+        // What its type cannot hold is said here, not to the first reader.
+        leaf.beside().map_err(|e| Error::numerical(e.message()))?;
+        Ok(leaf)
+    }
+
+    /// Whether zero points are real numbers, which grids of integers cannot hold.
+    #[must_use]
+    pub fn has_real_zeros(&self) -> bool {
+        self.format().real
     }
 
     /// A node from unpacked codes (row-major) on fitted grids of one family: `[rows, groups]`, or one for the whole

@@ -92,7 +92,8 @@ fn kept_affine<'a>(leaf: &'a GroupedAffine, beside: &[&'a [f32]]) -> Option<Kept
 /// for groups that are all 0, so that their products are too.
 fn filled(leaf: &GroupedAffine) -> Result<Option<(PackedPlane, Vec<f32>)>> {
     let (plane, format) = (leaf.codes(), leaf.format());
-    let fits = !format.per_tensor && plane.alphabet() <= 256;
+    // No code decodes to 0 where zero points lie between codes.
+    let fits = !format.per_tensor && !format.real && plane.alphabet() <= 256;
     let Some(kept) = plane.as_kept().filter(|_| fits) else { return Ok(None) };
     let bits = bits_of(plane.alphabet());
     let zeros = format.zeros(&leaf.beside()?);

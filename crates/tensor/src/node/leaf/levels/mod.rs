@@ -4,6 +4,8 @@ mod known;
 
 use serde::{Deserialize, Serialize};
 
+use std::ops::Range;
+
 use super::{Encoding, Format, Leaf, Slot};
 use crate::error::{Error, Result};
 use crate::node::registry::field;
@@ -12,7 +14,8 @@ use crate::storage::PartKind;
 
 pub use known::KnownLevels;
 
-/// Codes into a table of levels, with a scale for each block: `w = level[code] * scale[block] + offset`.
+/// Codes into a table of levels, with a scale for each block: `w = level[code] * scale[block] + offset`. There is one
+/// table, or there are several ([`Tables`]).
 pub type LevelTable = Leaf<LevelFormat>;
 
 /// Which weights share a scale.
@@ -51,18 +54,49 @@ impl Blocks {
     }
 }
 
-/// The format of a [`LevelTable`]: its children are the levels `[1, count]`, the scales ([`Blocks::grid`]) and, if there is
-/// one, the offset `[1, 1]`; each any node.
+/// Which weights share a table of levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Tables {
+    /// All of them.
+    #[default]
+    One,
+    /// So many consecutive rows; the last table may be for fewer.
+    Rows(usize),
+    /// There are so many tables, and each block names one of them; a number past the last stands for the last.
+    Chosen(usize),
+}
+
+impl Tables {
+    /// Tables of a matrix of so many rows.
+    #[must_use]
+    pub fn count(self, rows: usize) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Rows(each) => rows.div_ceil(each),
+            Self::Chosen(tables) => tables,
+        }
+    }
+}
+
+/// The format of a [`LevelTable`]: its children are the levels `[tables, count]`, the scales ([`Blocks::grid`]) if there are
+/// any, the offset `[1, 1]` if there is one, each any node, and a plane of the tables that blocks chose, if they do.
 ///
 /// Products and sums are rounded one after the other, in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LevelFormat {
     count: usize,
     blocks: Blocks,
+    tables: Tables,
+    scaled: bool,
     offset: bool,
 }
 
 impl LevelFormat {
+    /// Wire id of leaves of several tables, or without scales.
+    pub(in crate::node) const TABLES: &'static str = "levels.v2";
+
     /// A table of `count` levels, without an offset.
     ///
     /// # Errors
@@ -74,7 +108,7 @@ impl LevelFormat {
         if blocks.size() == 0 {
             return Err(Error::invalid("blocks of 0 weights: allowed are 1 and more"));
         }
-        Ok(Self { count, blocks, offset: false })
+        Ok(Self { count, blocks, tables: Tables::One, scaled: true, offset: false })
     }
 
     /// Says that there is an offset.
@@ -84,10 +118,37 @@ impl LevelFormat {
         self
     }
 
+    /// Says which weights share a table.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for tables of 0 rows, and unless 1 to 65536 tables can be chosen.
+    pub fn with_tables(self, tables: Tables) -> Result<Self> {
+        match tables {
+            Tables::Rows(0) => Err(Error::invalid("tables of 0 rows: allowed are 1 and more")),
+            Tables::Chosen(n) if !(1..=1 << 16).contains(&n) => {
+                Err(Error::invalid(format!("{n} tables: allowed are 1 to 65536")))
+            }
+            _ => Ok(Self { tables, ..self }),
+        }
+    }
+
+    /// Says that levels are weights as they are, without scales.
+    #[must_use]
+    pub fn without_scales(mut self) -> Self {
+        self.scaled = false;
+        self
+    }
+
     /// Whether there is an offset.
     #[must_use]
     pub fn has_offset(&self) -> bool {
         self.offset
+    }
+
+    /// Whether there are scales.
+    #[must_use]
+    pub fn has_scales(&self) -> bool {
+        self.scaled
     }
 
     /// Which weights share a scale.
@@ -95,34 +156,72 @@ impl LevelFormat {
     pub fn blocks(&self) -> Blocks {
         self.blocks
     }
+
+    /// Which weights share a table.
+    #[must_use]
+    pub fn tables(&self) -> Tables {
+        self.tables
+    }
+
+    /// One table, and scales: what first versions knew.
+    fn is_plain(&self) -> bool {
+        self.tables == Tables::One && self.scaled
+    }
 }
 
-/// Places of the slots.
-const LEVELS: usize = 0;
-const SCALES: usize = 1;
-const OFFSET: usize = 2;
+/// Values beside the codes, as slots name them.
+struct Values<'a> {
+    levels: &'a [f32],
+    scales: Option<&'a [f32]>,
+    offset: Option<f32>,
+    chosen: Option<&'a [f32]>,
+}
+
+impl LevelFormat {
+    fn values<'a>(&self, beside: &[&'a [f32]]) -> Values<'a> {
+        let mut slots = beside.iter().copied();
+        let mut next = |there: bool| if there { slots.next() } else { None };
+        Values {
+            levels: next(true).expect("levels are the first slot"),
+            scales: next(self.scaled),
+            offset: next(self.offset).map(|offset| offset[0]),
+            chosen: next(matches!(self.tables, Tables::Chosen(_))),
+        }
+    }
+}
 
 impl Format for LevelFormat {
     const ID: &'static str = "levels.v1";
 
     fn read_from(json: &Json) -> Result<Self> {
         let format = Self::new(field(json, "count")?, field(json, "blocks")?);
-        let format = format.map_err(|e| Error::corruption(e.message()))?;
-        Ok(Self { offset: json.get("offset").is_some(), ..format })
+        let format = format.map(|format| Self { offset: json.get("offset").is_some(), ..format });
+        let read = |format: Self| match json.get("node").and_then(Json::as_str) {
+            Some(Self::TABLES) => Self { scaled: json.get("scales").is_some(), ..format }
+                .with_tables(field(json, "tables")?),
+            _ => Ok(format),
+        };
+        format.and_then(read).map_err(|e| Error::corruption(e.message()))
     }
 
     fn describe(&self, json: &mut Json) {
         json["count"] = self.count.into();
         json["blocks"] = serde_json::to_value(self.blocks).expect("an enum of numbers");
+        if !self.is_plain() {
+            json["node"] = Self::TABLES.into();
+            json["tables"] = serde_json::to_value(self.tables).expect("an enum of numbers");
+        }
     }
 
     fn slots(&self, shape: [usize; 2]) -> Vec<Slot> {
-        let node = |name, kind, shape| Slot { name, kind, shape, encoding: Encoding::Node };
-        let mut slots = vec![
-            node("levels", PartKind::Tables, [1, self.count]),
-            node("scales", PartKind::Scales, self.blocks.grid(shape)),
-        ];
-        slots.extend(self.offset.then(|| node("offset", PartKind::Zeros, [1, 1])));
+        let slot = |name, kind, shape, encoding| Slot { name, kind, shape, encoding };
+        let (grid, levels) = (self.blocks.grid(shape), [self.tables.count(shape[0]), self.count]);
+        let mut slots = vec![slot("levels", PartKind::Tables, levels, Encoding::Node)];
+        slots.extend(self.scaled.then(|| slot("scales", PartKind::Scales, grid, Encoding::Node)));
+        slots.extend(self.offset.then(|| slot("offset", PartKind::Zeros, [1, 1], Encoding::Node)));
+        if let Tables::Chosen(_) = self.tables {
+            slots.push(slot("chosen", PartKind::Indices, grid, Encoding::Plane));
+        }
         slots
     }
 
@@ -134,45 +233,73 @@ impl Format for LevelFormat {
     }
 
     fn decode_row(&self, row: usize, codes: Symbols<'_>, beside: &[&[f32]], out: &mut [f32]) {
-        let (levels, scales) = (beside[LEVELS], beside[SCALES]);
+        let values = self.values(beside);
         match codes {
-            Symbols::U8(codes) => {
-                // All bytes have a level: no code is held against the length.
-                let mut table = [0.0; 256];
-                table[..levels.len().min(256)].copy_from_slice(&levels[..levels.len().min(256)]);
-                self.scaled(row, codes, scales, out, |code| table[usize::from(code)]);
-            }
-            Symbols::U16(codes) => {
-                self.scaled(row, codes, scales, out, |code| levels[usize::from(code)]);
-            }
+            Symbols::U8(codes) => self.row(row, codes, &values, out),
+            Symbols::U16(codes) => self.row(row, codes, &values, out),
         }
-        if self.offset {
-            let offset = beside[OFFSET][0];
+        if let Some(offset) = values.offset {
             out.iter_mut().for_each(|out| *out += offset);
         }
     }
 }
 
 impl LevelFormat {
-    /// Decodes block after block of a row.
-    #[inline(always)]
-    fn scaled<S: Copy>(
+    /// A row but for the offset.
+    fn row<S: Copy + Into<usize>>(
         &self,
         row: usize,
         codes: &[S],
-        scales: &[f32],
+        values: &Values<'_>,
         out: &mut [f32],
-        level: impl Fn(S) -> f32,
     ) {
-        let (block, before) = self.blocks.start(row, out.len());
-        let (mut scales, mut at) = (scales[block..].iter(), 0);
-        let mut end = (self.blocks.size() - before).min(out.len());
-        while at < out.len() {
-            let scale = *scales.next().expect("a scale a block");
-            for (out, code) in out[at..end].iter_mut().zip(&codes[at..end]) {
-                *out = level(*code) * scale;
+        let table = |at: usize| &values.levels[at * self.count..(at + 1) * self.count];
+        match (self.tables, values.chosen) {
+            (Tables::Chosen(tables), Some(chosen)) => {
+                self.in_blocks(row, out.len(), |block, at| {
+                    let levels = table((chosen[block] as usize).min(tables - 1));
+                    let scale = values.scales.map_or(1.0, |scales| scales[block]);
+                    decode(levels, scale, &codes[at.clone()], &mut out[at]);
+                });
             }
-            (at, end) = (end, end.saturating_add(self.blocks.size()).min(out.len()));
+            (tables, _) => {
+                let levels = table(if let Tables::Rows(each) = tables { row / each } else { 0 });
+                // All bytes have a level: no code is held against the length.
+                let mut padded = [0.0; 256];
+                let levels = match padded.get_mut(..levels.len()) {
+                    Some(all) if size_of::<S>() == 1 => {
+                        all.copy_from_slice(levels);
+                        &padded[..]
+                    }
+                    _ => levels,
+                };
+                match values.scales {
+                    None => decode(levels, 1.0, codes, out),
+                    Some(scales) => self.in_blocks(row, out.len(), |block, at| {
+                        decode(levels, scales[block], &codes[at.clone()], &mut out[at]);
+                    }),
+                }
+            }
         }
+    }
+
+    /// Calls `f` with every block of a row and its columns.
+    #[inline(always)]
+    fn in_blocks(&self, row: usize, cols: usize, mut f: impl FnMut(usize, Range<usize>)) {
+        let (mut block, before) = self.blocks.start(row, cols);
+        let (mut at, mut end) = (0, (self.blocks.size() - before).min(cols));
+        while at < cols {
+            f(block, at..end);
+            block += 1;
+            (at, end) = (end, end.saturating_add(self.blocks.size()).min(cols));
+        }
+    }
+}
+
+/// Levels of codes, scaled.
+#[inline(always)]
+fn decode<S: Copy + Into<usize>>(levels: &[f32], scale: f32, codes: &[S], out: &mut [f32]) {
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = levels[(*code).into()] * scale;
     }
 }
