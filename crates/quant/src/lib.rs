@@ -6,19 +6,25 @@
 //! All end in [`GroupedAffine`] nodes, under a transform where columns were reordered or scales could not be folded. Those
 //! multiply a few tokens straight from the codes; for many, tiles of rows are decoded, never the whole matrix.
 
+mod aqlm;
 mod awq;
 mod gptq;
 mod hadamard;
 mod levels;
+mod obq;
 mod rtn;
+mod spqr;
 
+pub use aqlm::{AdditiveCodes, Aqlm};
 pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
 pub use levels::{Dynamic8, Fp4, Nf4};
+pub use obq::Obq;
 pub use rtn::Rtn;
+pub use spqr::Spqr;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
-pub use tensorpress_tensor::node::{GroupedAffine, LevelTable};
+pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, NestedAffine};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 
@@ -26,5 +32,16 @@ use tensorpress_tensor::stage::{Row, WeightPart};
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     let [nf4, fp4, dynamic8] = levels::stages();
-    vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), nf4, fp4, dynamic8]
+    vec![
+        rtn::stage(),
+        gptq::stage(),
+        awq::stage(),
+        hadamard::stage(),
+        nf4,
+        fp4,
+        dynamic8,
+        spqr::stage(),
+        obq::stage(),
+        aqlm::stage(),
+    ]
 }

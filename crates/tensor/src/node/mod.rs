@@ -33,8 +33,8 @@ pub use dense::Dense;
 pub use form::MaskForm;
 pub use input::Input;
 pub use leaf::{
-    AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused, GroupedAffine, KnownLevels, Leaf,
-    LevelFormat, LevelTable, Slot,
+    Additive, AdditiveFormat, AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused,
+    GroupedAffine, KnownLevels, Leaf, LevelFormat, LevelTable, NestedAffine, NestedFormat, Slot,
 };
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;

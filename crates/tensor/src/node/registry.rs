@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane, KnownLevels, Leaf,
-    LevelFormat, Map, Mask, MaskForm, Masked, Node, PackedPlane, Plane, Product, Rotation, Scale,
-    SplitFloats, Sum, Transformed, form, join,
+    AdditiveFormat, AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane,
+    KnownLevels, Leaf, LevelFormat, Map, Mask, MaskForm, Masked, NestedFormat, Node, PackedPlane,
+    Plane, Product, Rotation, Scale, SplitFloats, Sum, Transformed, form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -47,13 +47,15 @@ pub struct Registry {
 impl Default for Registry {
     /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let nodes: [(_, ReadNode); 10] = [
+        let nodes: [(_, ReadNode); 12] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
             ("sum.v1", Sum::read_from),
             ("product.v1", Product::read_from),
             (AffineFormat::ID, Leaf::<AffineFormat>::read_from),
+            (AdditiveFormat::ID, Leaf::<AdditiveFormat>::read_from),
             (LevelFormat::ID, Leaf::<LevelFormat>::read_from),
+            (NestedFormat::ID, Leaf::<NestedFormat>::read_from),
             ("known_levels.v1", KnownLevels::read_from),
             ("masked.v1", Masked::read_from),
             ("masked.v2", Masked::read_v2),
@@ -68,10 +70,11 @@ impl Default for Registry {
             ("rotation", Rotation::read_from),
             ("composed", Composed::read_from),
         ];
-        let mask_forms: [(_, ReadMaskForm); 3] = [
+        let mask_forms: [(_, ReadMaskForm); 4] = [
             ("bitmap", form::Bitmap::read_from),
             ("n_of_m", form::NOfM::read_from),
             ("blocks", form::Blocks::read_from),
+            ("gaps", form::Gaps::read_from),
         ];
         Self {
             stages: Stages::default(),

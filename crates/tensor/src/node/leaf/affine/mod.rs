@@ -1,5 +1,6 @@
 //! Integer codes on grids, whose scales and zero points are shared by groups.
 
+mod nested;
 mod stored;
 
 use std::sync::OnceLock;
@@ -12,6 +13,8 @@ use crate::kernels;
 use crate::node::registry::field;
 use crate::node::{Json, PackedPlane, Scratch, Symbol, Symbols};
 use crate::storage::PartKind;
+
+pub use nested::{NestedAffine, NestedFormat};
 
 /// Integer codes with a scale and zero point for each group of consecutive inputs of a row:
 /// `w[r, c] = scale[r, c / group] * (code[r, c] - zero[r, c / group])`.
