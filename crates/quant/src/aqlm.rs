@@ -188,7 +188,7 @@ impl Compress for Aqlm {
         for target in &group.targets {
             target.check_finite()?;
         }
-        let gram = usable_gram(&mut group)?;
+        let gram = Usable::of(usable_gram(&mut group))?;
         let (gram, note) = gram.or_else(|_| Array2::eye(cols));
         let note = note.map(|reason| format!("{reason}: by the error of the weights instead"));
         let layers = group.targets.iter().zip(0u64..).map(|(target, at)| {
@@ -200,22 +200,22 @@ impl Compress for Aqlm {
     }
 }
 
-/// The Gram matrix over its mean diagonal, in f64.
-fn usable_gram(group: &mut Group<'_>) -> Result<Usable<Array2<f64>>> {
+/// The Gram matrix over its mean diagonal, in f64; all that makes it unusable is a numerical error.
+fn usable_gram(group: &mut Group<'_>) -> Result<Array2<f64>> {
     if let Usable::No(reason) = group.calibration.seen() {
-        return Ok(Usable::no(reason));
+        return Err(Error::numerical(reason));
     }
     let cols = group.channels()?;
     let gram = group.calibration.take_gram()?.mapv(f64::from);
     if gram.dim() != (cols, cols) {
         return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
     }
-    let mean = gram.diag().sum() / cols.max(1) as f64;
     if !gram.iter().all(|v| v.is_finite()) {
-        return Ok(Usable::no("its Gram matrix is not finite"));
+        return Err(Error::numerical("its Gram matrix is not finite"));
     }
+    let mean = gram.diag().sum() / cols.max(1) as f64;
     if mean <= 0.0 {
-        return Ok(Usable::no("all its inputs were zero"));
+        return Err(Error::numerical("all its inputs were zero"));
     }
-    Ok(Usable::Yes(gram / mean))
+    Ok(gram / mean)
 }

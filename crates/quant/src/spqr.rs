@@ -202,8 +202,8 @@ impl Spqr {
         let shape = [weight.nrows(), weight.ncols()];
         let diagonal = prepared.factor.diag().to_vec();
         let cutoff = match self.threshold {
-            0.0 => f32::INFINITY,
-            threshold => threshold * cost_of_means(weight.view(), &diagonal),
+            0.0 => f64::INFINITY,
+            threshold => f64::from(threshold) * cost_of_means(weight.view(), &diagonal),
         };
         let group = self.group.min(shape[1].max(1));
         let statistics = Statistics::of(self, floats);
@@ -253,7 +253,7 @@ const LARGE: f32 = 16384.0;
 
 /// The mean over columns of their variance over U_jj²: what a weight would cost on average if it were rounded to the mean of
 /// its column. Rows that are all alike have no variance; then 0 stands in for the mean.
-fn cost_of_means(weight: ArrayView2<'_, f32>, diagonal: &[f32]) -> f32 {
+fn cost_of_means(weight: ArrayView2<'_, f32>, diagonal: &[f32]) -> f64 {
     let (rows, cols) = weight.dim();
     let mean_cost = |cost: &dyn Fn(&[f64]) -> f64| {
         let columns = weight.columns().into_iter().zip(diagonal).map(|(column, diagonal)| {
@@ -268,11 +268,10 @@ fn cost_of_means(weight: ArrayView2<'_, f32>, diagonal: &[f32]) -> f32 {
         let mean = column.iter().sum::<f64>() / rows as f64;
         squares(column, mean) / (rows as f64 - 1.0).max(1.0)
     });
-    let cost = match variance > 0.0 {
+    match variance > 0.0 {
         true => variance,
         false => mean_cost(&|column| squares(column, 0.0) / rows.max(1) as f64),
-    };
-    cost as f32
+    }
 }
 
 impl Knobs for Spqr {

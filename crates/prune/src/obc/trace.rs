@@ -1,8 +1,5 @@
 //! What a row would drop, one after another, and at what cost.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use tensorpress_tensor::obs::ExactRow;
 
 /// What goes in one step.
@@ -165,20 +162,20 @@ fn blocks(row: &mut ExactRow<'_>, width: usize, steps: usize) -> Trace {
     trace
 }
 
-/// How many steps each row takes if `goes` steps are taken in all, always the next that costs least; of equal ones that of
-/// the first row.
+/// How many steps each row takes if `goes` are taken in all: as many as it has among the cheapest of all rows' steps, of
+/// equal ones those of the first rows. A step that is cheaper than one before it takes that along in its place, as in the
+/// official code.
 pub(super) fn fewest(traces: &[Trace], goes: usize) -> Vec<usize> {
     let mut steps = vec![0usize; traces.len()];
-    let next = |row: usize, step: usize| {
-        let loss = traces[row].losses.get(step)?;
-        // Losses are no less than 0, so that their bits are in their order.
-        Some(Reverse((loss.max(0.0).to_bits(), row)))
+    let of_row = |(row, trace): (usize, &Trace)| -> Vec<(f64, usize)> {
+        trace.losses.iter().map(|loss| (*loss, row)).collect()
     };
-    let mut heap: BinaryHeap<_> = (0..traces.len()).filter_map(|row| next(row, 0)).collect();
-    for _ in 0..goes {
-        let Some(Reverse((_, row))) = heap.pop() else { break };
-        steps[row] += 1;
-        heap.extend(next(row, steps[row]));
+    let mut all: Vec<(f64, usize)> = traces.iter().enumerate().flat_map(of_row).collect();
+    let cheapest = |a: &(f64, usize), b: &(f64, usize)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    if goes < all.len() {
+        all.select_nth_unstable_by(goes, cheapest);
+        all.truncate(goes);
     }
+    all.into_iter().for_each(|(_, row)| steps[row] += 1);
     steps
 }

@@ -20,7 +20,9 @@ pub(super) struct SpqrRule<'a> {
     statistics: Statistics,
     stores: [Quantised; 2],
     /// A squared error of more makes an outlier; infinite where there are none.
-    cutoff: f32,
+    cutoff: f64,
+    /// Its root, which does not underflow.
+    limit: f32,
     /// Whether grids are fitted without likely outliers.
     pub(super) leave_one_out: bool,
     mask: Option<&'a Mask>,
@@ -39,7 +41,7 @@ impl<'a> SpqrRule<'a> {
         group: usize,
         shape: [usize; 2],
         statistics: Statistics,
-        cutoff: f32,
+        cutoff: f64,
         mask: Option<&'a Mask>,
     ) -> Self {
         let [rows, cols] = shape;
@@ -52,6 +54,7 @@ impl<'a> SpqrRule<'a> {
             statistics,
             stores: statistics.stores([rows, groups]),
             cutoff,
+            limit: cutoff.sqrt() as f32,
             leave_one_out: true,
             mask,
             order: None,
@@ -79,7 +82,7 @@ impl<'a> SpqrRule<'a> {
                 mask.keeps(row, self.stored_column(column - 1))
             });
         }
-        if self.cutoff < f32::INFINITY && self.leave_one_out {
+        if self.cutoff < f64::INFINITY && self.leave_one_out {
             self.drop_likely_outliers(weights);
         }
         Tight::fit(weights.iter().map(|(w, _)| *w), self.max_code)
@@ -106,7 +109,7 @@ impl<'a> SpqrRule<'a> {
             gains[end] = total - rest;
         }
         let mut gains = gains.into_iter();
-        weights.retain(|_| gains.next().is_some_and(|gain| gain <= f64::from(self.cutoff)));
+        weights.retain(|_| gains.next().is_some_and(|gain| gain <= self.cutoff));
     }
 
     /// What outliers add to the decoded codes, in the stored order of columns; 0 elsewhere.
@@ -182,14 +185,14 @@ impl ColumnRule for SpqrRule<'_> {
             decision.code[lane] = code as u8;
             decision.value[lane] = grid.level(code);
             let error = (ahead[0][lane] - decision.value[lane]) / diagonal;
-            worst = worst.max(error * error);
+            worst = worst.max(error.abs());
         }
-        if worst > self.cutoff {
+        if worst > self.limit {
             for lane in 0..LANES {
                 let grid = Tight { scale: scales[lane], zero: zeros[lane] };
                 let weight = ahead[0][lane];
                 let error = (weight - decision.value[lane]) / diagonal;
-                if error * error > self.cutoff {
+                if error.abs() > self.limit {
                     // The code of 0 beside it, as in the official code.
                     let code = grid.code(0.0, self.max_code);
                     let level = grid.level(code);
