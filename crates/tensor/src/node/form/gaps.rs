@@ -10,7 +10,7 @@ use crate::node::{Json, Mask};
 /// The gaps between the kept entries of the flattened matrix: what a support takes of which little stays.
 ///
 /// A symbol below `2^bits - 1` says how many entries are dropped before one that stays; `2^bits - 1` itself says that so
-/// many are dropped, and none stays yet. Fewer than that are left after the last symbol.
+/// many are dropped, and none stays yet. Symbols go on to the end of the matrix; the last may reach past it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gaps {
     bits: u8,
@@ -23,7 +23,9 @@ impl Gaps {
     pub fn of(mask: &Mask) -> Self {
         let forms = (2..=8).map(|bits| {
             let (mut count, most) = (0, most(bits));
-            each_gap(mask, |gap, kept| count += gap / most + usize::from(kept));
+            each_gap(mask, |gap, kept| {
+                count += if kept { gap / most + 1 } else { gap.div_ceil(most) }
+            });
             Self { bits, count }
         });
         forms.min_by_key(|form| form.count * usize::from(form.bits)).expect("seven forms")
@@ -75,7 +77,8 @@ impl MaskForm for Gaps {
         let most = most(self.bits);
         let mut symbols = Vec::with_capacity(self.count);
         each_gap(mask, |gap, kept| {
-            symbols.resize(symbols.len() + gap / most, most as u8);
+            let escapes = if kept { gap / most } else { gap.div_ceil(most) };
+            symbols.resize(symbols.len() + escapes, most as u8);
             symbols.extend(kept.then_some((gap % most) as u8));
         });
         match symbols.len() == self.count {
@@ -92,24 +95,23 @@ impl MaskForm for Gaps {
         bits: &mut [u8],
     ) -> Result<()> {
         let (entries, most, stride) = (rows * cols, most(self.bits), cols.div_ceil(8));
-        let past = || Error::corruption("gaps past the end of a mask");
         let mut next = 0usize;
         for symbol in symbols {
-            next += usize::from(*symbol);
-            if usize::from(*symbol) == most {
-                continue;
+            let gap = usize::from(*symbol);
+            // Only an escape may reach past the end, and nothing may follow it.
+            if next >= entries || (gap < most && next + gap >= entries) {
+                return Err(Error::corruption("gaps past the end of a mask"));
             }
-            if next >= entries {
-                return Err(past());
+            next += gap;
+            if gap < most {
+                let (row, c) = (next / cols, next % cols);
+                bits[row * stride + c / 8] |= 1 << (c % 8);
+                next += 1;
             }
-            let (row, c) = (next / cols, next % cols);
-            bits[row * stride + c / 8] |= 1 << (c % 8);
-            next += 1;
         }
-        match entries.checked_sub(next) {
-            Some(rest) if rest < most => Ok(()),
-            Some(_) => Err(Error::corruption("gaps end before their mask")),
-            None => Err(past()),
+        match next >= entries {
+            true => Ok(()),
+            false => Err(Error::corruption("gaps end before their mask")),
         }
     }
 
