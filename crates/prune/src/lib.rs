@@ -7,6 +7,7 @@
 mod drop_blocks;
 pub mod flap;
 mod joint;
+mod obc;
 mod pattern;
 mod pruner;
 pub mod saliency;
@@ -15,6 +16,7 @@ mod sparsegpt;
 pub use drop_blocks::DropBlocks;
 pub use flap::{ChannelMetric, Flap};
 pub use joint::JointSparseGpt;
+pub use obc::Obc;
 pub use pattern::{Pattern, Scope};
 pub use pruner::{Pruner, magnitude, prune_group, wanda};
 pub use saliency::{InputNorm, Magnitude, Saliency};
@@ -26,5 +28,5 @@ use tensorpress_tensor::stage::{Row, WeightPart};
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     let [magnitude, wanda] = pruner::stages();
-    vec![flap::stage(), drop_blocks::stage(), magnitude, wanda, sparsegpt::stage()]
+    vec![flap::stage(), drop_blocks::stage(), magnitude, wanda, sparsegpt::stage(), obc::stage()]
 }

@@ -96,6 +96,9 @@ impl Masked {
         form: Arc<dyn MaskForm>,
         plane: Option<Box<dyn Plane>>,
     ) -> Result<Box<dyn Node>> {
+        if reader.mask().is_some_and(|outer| !within(&mask, outer)) {
+            return Err(Error::corruption("a mask under one that does not contain it"));
+        }
         let mask = Arc::new(mask);
         let inner = reader.under(mask.clone()).child(json, "inner", prefix)?;
         if inner.shape() != mask.shape() {
@@ -107,6 +110,12 @@ impl Masked {
         }
         Ok(Box::new(Self { mask, form, plane, inner }))
     }
+}
+
+/// Whether all that one mask keeps is kept by another.
+fn within(mask: &Mask, other: &Mask) -> bool {
+    let outside = |(own, kept): (&u8, &u8)| own & !kept != 0;
+    mask.shape() == other.shape() && !mask.bits().iter().zip(other.bits().iter()).any(outside)
 }
 
 impl Node for Masked {
@@ -197,8 +206,19 @@ impl Node for Masked {
         Ok(self)
     }
 
-    fn keep(self: Box<Self>, _: &Arc<Mask>) -> Result<Box<dyn Node>> {
-        Err(Error::unsupported("a mask over a masked node: intersect the masks instead"))
+    /// Only a mask that keeps all of this support, which changes nothing.
+    fn keep(self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
+        check_same_shape(self.shape(), mask.shape(), "mask")?;
+        match within(&self.mask, mask) {
+            true => Ok(self),
+            false => Err(Error::unsupported(
+                "a mask over a masked node that it does not contain: intersect the masks instead",
+            )),
+        }
+    }
+
+    fn zero_outside(&self) -> bool {
+        true
     }
 
     fn prepack(self: Box<Self>) -> Result<Box<dyn Node>> {

@@ -33,10 +33,10 @@ pub use dense::Dense;
 pub use form::MaskForm;
 pub use input::Input;
 pub use leaf::{
-    AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused, GroupedAffine, KnownLevels, Leaf,
-    LevelFormat, LevelTable, Slot, Tables,
+    Additive, AdditiveFormat, AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused,
+    GroupedAffine, KnownLevels, Leaf, LevelFormat, LevelTable, NestedAffine, NestedFormat, Slot,
+    StepFormat, Steps, Tables,
 };
-pub use leaf::{StepFormat, Steps};
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
 pub use masked::Masked;

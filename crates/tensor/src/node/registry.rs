@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane, KnownLevels, Leaf,
-    LevelFormat, Map, Mask, MaskForm, Masked, Node, PackedPlane, Plane, Product, Rotation, Scale,
-    SplitFloats, StepFormat, Sum, Transformed, form, join,
+    AdditiveFormat, AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane,
+    KnownLevels, Leaf, LevelFormat, Map, Mask, MaskForm, Masked, NestedFormat, Node, PackedPlane,
+    Plane, Product, Rotation, Scale, SplitFloats, StepFormat, Sum, Transformed, form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -56,6 +56,9 @@ impl Default for Registry {
             (AffineFormat::REAL, Leaf::<AffineFormat>::read_from),
             (LevelFormat::ID, Leaf::<LevelFormat>::read_from),
             (LevelFormat::TABLES, Leaf::<LevelFormat>::read_from),
+            (StepFormat::ID, Leaf::<StepFormat>::read_from),
+            (AdditiveFormat::ID, Leaf::<AdditiveFormat>::read_from),
+            (NestedFormat::ID, Leaf::<NestedFormat>::read_from),
             ("known_levels.v1", KnownLevels::read_from),
             ("masked.v1", Masked::read_from),
             ("masked.v2", Masked::read_v2),
@@ -70,16 +73,15 @@ impl Default for Registry {
             ("rotation", Rotation::read_from),
             ("composed", Composed::read_from),
         ];
-        let mask_forms: [(_, ReadMaskForm); 3] = [
+        let mask_forms: [(_, ReadMaskForm); 4] = [
             ("bitmap", form::Bitmap::read_from),
             ("n_of_m", form::NOfM::read_from),
             ("blocks", form::Blocks::read_from),
+            ("gaps", form::Gaps::read_from),
         ];
-        let mut nodes = BTreeMap::from(nodes);
-        nodes.insert(StepFormat::ID, Leaf::<StepFormat>::read_from as ReadNode);
         Self {
             stages: Stages::default(),
-            nodes,
+            nodes: nodes.into(),
             planes: planes.into(),
             maps: maps.into(),
             mask_forms: mask_forms.into(),

@@ -100,6 +100,10 @@ impl Node for Sum {
         if fused { Multiply::Fused } else { Multiply::Decode }
     }
 
+    fn zero_outside(&self) -> bool {
+        self.terms.iter().all(|t| t.zero_outside())
+    }
+
     fn describe(&self) -> Json {
         let terms: Vec<Json> = self.terms.iter().map(|t| t.describe()).collect();
         json!({"node": "sum.v1", "terms": terms})

@@ -5,6 +5,7 @@
 //! e = (w_j - q) / U_jj and w_k -= e U_jk for k > j (Frantar & Alistarh, "GPTQ", eq. 2-3 in Cholesky form). Updates
 //! are lazy: exact inside a block of columns, applied to the rest of the matrix as one matrix product a block.
 
+mod exact;
 mod prepare;
 mod tile;
 
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::linalg::{self, Par};
 use tile::{Block, TileBuffers};
 
+pub use exact::{ExactRow, Inverse};
 pub use prepare::Prepared;
 
 /// Rows decided together: the lanes of a tile.

@@ -31,26 +31,8 @@ impl Prepared {
 
     /// All that makes it unusable is a numerical error.
     fn made(group: &mut Group<'_>, damp: f64, act_order: bool) -> Result<Self> {
-        if let Usable::No(reason) = group.calibration.seen() {
-            return Err(Error::numerical(reason));
-        }
-        let mut gram = group.calibration.take_gram()?;
-        let cols = group.channels()?;
-        if gram.dim() != (cols, cols) {
-            return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
-        }
-        if gram.iter().any(|v| !v.is_finite()) {
-            return Err(Error::numerical("its Gram matrix is not finite"));
-        }
-        let mut dead: Vec<usize> = (0..cols).filter(|j| gram[[*j, *j]] <= 0.0).collect();
-        if dead.len() == cols {
-            return Err(Error::numerical("all its inputs were zero"));
-        }
-        for &j in &dead {
-            gram.row_mut(j).fill(0.0);
-            gram.column_mut(j).fill(0.0);
-            gram[[j, j]] = 1.0;
-        }
+        let (mut gram, mut dead) = gram_of(group)?;
+        let cols = gram.nrows();
         let order = act_order.then(|| {
             let mut order: Vec<usize> = (0..cols).collect();
             order.sort_by(|a, b| gram[[*b, *b]].total_cmp(&gram[[*a, *a]]));
@@ -61,10 +43,40 @@ impl Prepared {
             dead = (0..cols).filter(|j| dead.contains(&order[*j])).collect();
         }
         let damped = linalg::damped_inverse_factor(gram, damp, group.par)?;
-        let note = (damped.retries > 0).then(|| {
-            let (damp, retries) = (damped.damp, damped.retries);
-            format!("damping raised {retries} times, to {damp}, to factor the Gram matrix")
-        });
+        let note = raised(&damped);
         Ok(Self { factor: damped.factor, order, dead, note })
     }
+}
+
+/// The group's Gram matrix, with a 1 on the diagonal for each column whose input was always 0, and those columns.
+pub(super) fn gram_of(group: &mut Group<'_>) -> Result<(Array2<f32>, Vec<usize>)> {
+    if let Usable::No(reason) = group.calibration.seen() {
+        return Err(Error::numerical(reason));
+    }
+    let mut gram = group.calibration.take_gram()?;
+    let cols = group.channels()?;
+    if gram.dim() != (cols, cols) {
+        return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
+    }
+    if gram.iter().any(|v| !v.is_finite()) {
+        return Err(Error::numerical("its Gram matrix is not finite"));
+    }
+    let dead: Vec<usize> = (0..cols).filter(|j| gram[[*j, *j]] <= 0.0).collect();
+    if dead.len() == cols {
+        return Err(Error::numerical("all its inputs were zero"));
+    }
+    for &j in &dead {
+        gram.row_mut(j).fill(0.0);
+        gram.column_mut(j).fill(0.0);
+        gram[[j, j]] = 1.0;
+    }
+    Ok((gram, dead))
+}
+
+/// What is to be said about damping that was raised.
+pub(super) fn raised<T: linalg::Real>(damped: &linalg::DampedFactor<T>) -> Option<String> {
+    (damped.retries > 0).then(|| {
+        let (damp, retries) = (damped.damp, damped.retries);
+        format!("damping raised {retries} times, to {damp}, to factor the Gram matrix")
+    })
 }

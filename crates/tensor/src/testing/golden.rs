@@ -108,7 +108,9 @@ impl Golden {
     /// If the parameters are no JSON.
     #[must_use]
     pub fn param(&self, key: &str) -> serde_json::Value {
-        let params: serde_json::Value = serde_json::from_str(&self.meta()["params"]).expect("JSON");
+        // As Python writes JSON; null stands in for what JSON lacks.
+        let params = self.meta()["params"].replace("Infinity", "null");
+        let params: serde_json::Value = serde_json::from_str(&params).expect("JSON");
         params.get(key).cloned().unwrap_or(serde_json::Value::Null)
     }
 

@@ -2,6 +2,7 @@
 
 mod bitmap;
 mod blocks;
+mod gaps;
 mod n_of_m;
 
 use std::fmt::Debug;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 pub use bitmap::Bitmap;
 pub use blocks::Blocks;
+pub use gaps::Gaps;
 pub use n_of_m::NOfM;
 
 use super::plane::bands;

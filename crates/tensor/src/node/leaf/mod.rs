@@ -3,6 +3,7 @@
 //! To add a format: its parameters, the children it needs beside the codes, and how a row is decoded; then one line in
 //! the registry, `registry.add_node(MyFormat::ID, Leaf::<MyFormat>::read_from)`.
 
+mod additive;
 mod affine;
 mod child;
 mod format;
@@ -10,7 +11,8 @@ mod levels;
 mod node;
 mod steps;
 
-pub use affine::{AffineFormat, GroupedAffine};
+pub use additive::{Additive, AdditiveFormat};
+pub use affine::{AffineFormat, GroupedAffine, NestedAffine, NestedFormat};
 pub use child::{Child, Encoding, Slot};
 pub use format::{Format, Fused};
 pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable, Tables};

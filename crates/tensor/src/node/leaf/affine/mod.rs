@@ -1,5 +1,6 @@
 //! Integer codes on grids, whose scales and zero points are shared by groups.
 
+mod nested;
 mod stored;
 
 use std::sync::OnceLock;
@@ -14,6 +15,8 @@ use crate::kernels;
 use crate::node::registry::field;
 use crate::node::{Dense, Json, Node, PackedPlane, Scratch, Symbol, Symbols};
 use crate::storage::PartKind;
+
+pub use nested::{NestedAffine, NestedFormat};
 
 /// Integer codes with a scale and zero point for each group of consecutive inputs of a row:
 /// `w[r, c] = scale[r, c / group] * (code[r, c] - zero[r, c / group])`. Zero points are codes, or any real numbers.
