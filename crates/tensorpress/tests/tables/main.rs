@@ -1,6 +1,7 @@
 //! The tables of docs/benchmarks on real models, and what must hold between their rows.
 
 mod baseline;
+mod blocks;
 mod composition;
 mod kv;
 mod protocol;
