@@ -92,11 +92,9 @@ fn levels(ty: Type) -> Vec<f64> {
         Type::Q8_0 => whole(-127..=127),
         Type::Q4_1 => whole(0..=15),
         Type::Q5_1 => whole(0..=31),
-        Type::IQ4_NL => {
-            [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
-                .map(f64::from)
-                .to_vec()
-        }
+        Type::IQ4_NL => [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+            .map(f64::from)
+            .to_vec(),
         other => panic!("{other:?}"),
     }
 }
@@ -163,9 +161,8 @@ fn each_code_is_the_nearest_and_each_scale_about_the_best() {
             let w = weight.row(row).mapv(f64::from);
             let error = &q.row(row).mapv(f64::from) - &w;
             // The weight of column k after the errors of the first `to` columns.
-            let target = |k: usize, to: usize| {
-                w[k] - (0..to).map(|j| error[j] * u[[j, k]]).sum::<f64>()
-            };
+            let target =
+                |k: usize, to: usize| w[k] - (0..to).map(|j| error[j] * u[[j, k]]).sum::<f64>();
             for block in 0..cols / 32 {
                 let half = |at: usize| {
                     let b = &bytes[(row * cols / 32 + block) * size + at..];
@@ -266,8 +263,7 @@ fn threads_change_nothing() {
     for ty in Fill::TYPES {
         for rounding in [Rounding::Feedback, Rounding::Importance] {
             let by = |par: Par| {
-                let mut group =
-                    Group::single(Target::new("w", weight.view()), calibrated(512, 8));
+                let mut group = Group::single(Target::new("w", weight.view()), calibrated(512, 8));
                 group.par = par;
                 let fill = Fill::new(ty).with_rounding(rounding);
                 stored(&fill.compress_group(group).expect("finite").layers[0].node)
@@ -314,7 +310,10 @@ fn hard_matrices_are_filled() {
         // A constant is kept up to the scale's rounding, or the errors of one level.
         let constant = Array2::from_elem((3, cols), 0.25);
         let node = made(fill, &constant, &calibration).node;
-        assert!(loss(constant.view(), &node, calibration.gram().expect("one").view()) < 0.02, "{name}");
+        assert!(
+            loss(constant.view(), &node, calibration.gram().expect("one").view()) < 0.02,
+            "{name}"
+        );
         for scale in [1e-38, 1e-20, 1e-6, 1e4, 2e5] {
             let weight = weights(3, cols, 13) * scale;
             assert!(finite(&made(fill, &weight, &calibration).node), "{name} {scale}");
@@ -327,9 +326,10 @@ fn hard_matrices_are_filled() {
         dead.slice_mut(s![.., 3..70]).fill(0.0);
         let dead = Calibration::from_samples(dead, Par::Seq);
         assert!(finite(&made(fill, &weight, &dead).node), "{name}");
-        for nothing in
-            [Calibration::from_samples(Array2::zeros((5, cols)), Par::Seq), Calibration::from_samples(Array2::zeros((0, cols)), Par::Seq)]
-        {
+        for nothing in [
+            Calibration::from_samples(Array2::zeros((5, cols)), Par::Seq),
+            Calibration::from_samples(Array2::zeros((0, cols)), Par::Seq),
+        ] {
             let made = made(fill, &weight, &nothing);
             assert!(made.fallback.expect("a note").contains("ggml's rounding"));
             assert!(stored(&made.node) == own(ty, &weight, None), "{name}");

@@ -18,8 +18,7 @@ fn feedback_beats_importance() {
     let names: Vec<_> = names.into_iter().filter(|name| whole || few.contains(name)).collect();
     let line = |name: &str, by: &str| format!("ggml(type={name}, rounding={by})");
     let ways = ["nearest", "importance", "feedback"];
-    let lines: Vec<_> =
-        names.iter().flat_map(|name| ways.map(|by| line(name, by))).collect();
+    let lines: Vec<_> = names.iter().flat_map(|name| ways.map(|by| line(name, by))).collect();
     let rows = measure(&folder, &texts, &lines);
     let mut wrong = Vec::new();
     for name in names {

@@ -82,7 +82,7 @@ fn halves(values: &Lanes) -> Lanes {
     values.map(|value| f16::from_f32(value.clamp(-limit, limit)).to_f32())
 }
 
-/// Candidates: how far the largest value is brought beyond the last level (1.1), or cut (0.53 of it).
+/// Candidates: the last level is brought beyond the largest value (1.1 of it), or cuts it (0.53).
 const STEPS: usize = 20;
 
 #[inline(always)]
@@ -110,7 +110,8 @@ fn symmetric<G: Grid>(grid: G, x: &[Lanes], w: &[Lanes]) -> Lanes {
             if edge == 0.0 {
                 continue;
             }
-            from = largest.map(|largest| largest / (edge * step(candidate % STEPS)));
+            let step = step(candidate % STEPS) / edge;
+            from = largest.map(|largest| largest * step);
         }
         let inverse = inverse(&from);
         let (mut xl, mut ll) = ([0.0; LANES], [0.0; LANES]);
@@ -235,13 +236,7 @@ fn all_even<G: Grid>(grid: G) -> Even {
 
 /// Scale and offset of a group, as its type can store them.
 #[inline(always)]
-pub(super) fn group<G: Grid>(
-    plan: &Plan,
-    grid: G,
-    head: &Head,
-    x: &[Lanes],
-    w: &[Lanes],
-) -> Best {
+pub(super) fn group<G: Grid>(plan: &Plan, grid: G, head: &Head, x: &[Lanes], w: &[Lanes]) -> Best {
     let mut best = Best::default();
     let none = [0.0; LANES];
     match plan.scaling {

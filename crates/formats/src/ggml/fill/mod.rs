@@ -116,7 +116,8 @@ impl Fill {
             return (Type::F16, None);
         };
         let other = ty != self.ty;
-        let note = || format!("rows of {cols} are no whole blocks of {name}: {} instead", ty.name());
+        let note =
+            || format!("rows of {cols} are no whole blocks of {name}: {} instead", ty.name());
         (ty, other.then(note))
     }
 }

@@ -98,12 +98,10 @@ impl Grid for &'static Table {
     }
 }
 
-static IQ4: Table =
-    Table::new(&IQ4_LEVELS, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+static IQ4: Table = Table::new(&IQ4_LEVELS, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
 
 /// The second zero is left out.
-static E2M1: Table =
-    Table::new(&E2M1_DOUBLED, [15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7]);
+static E2M1: Table = Table::new(&E2M1_DOUBLED, [15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7]);
 
 /// Levels of a type.
 #[derive(Debug, Clone, Copy)]
@@ -160,9 +158,7 @@ impl Plan {
             Type::Q4_K => (32, even(0, 15, 0), Scaling::StepsAndMins(Even::new(0, 63, 0))),
             Type::Q5_K => (32, even(0, 31, 0), Scaling::StepsAndMins(Even::new(0, 63, 0))),
             Type::Q6_K => (16, even(-32, 31, 32), Scaling::Steps(Even::new(-128, 127, 0))),
-            Type::IQ4_XS => {
-                (32, Levels::Uneven(&IQ4), Scaling::Steps(Even::new(-32, 31, 32)))
-            }
+            Type::IQ4_XS => (32, Levels::Uneven(&IQ4), Scaling::Steps(Even::new(-32, 31, 32))),
             _ => return None,
         };
         Some(Self { ty, group, levels, scaling })

@@ -99,14 +99,7 @@ impl<'a> FillRule<'a> {
 
     /// Fits what begins with this column.
     #[inline(always)]
-    fn begin<G: Grid>(
-        &self,
-        grid: G,
-        tile: &mut Tile,
-        row: usize,
-        column: usize,
-        ahead: &[Lanes],
-    ) {
+    fn begin<G: Grid>(&self, grid: G, tile: &mut Tile, row: usize, column: usize, ahead: &[Lanes]) {
         let (len, group) = (self.plan.len(), self.plan.group);
         let at = column % len;
         if at == 0 {
