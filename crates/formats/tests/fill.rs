@@ -183,7 +183,7 @@ fn each_code_is_the_nearest_and_each_scale_about_the_best() {
             }
         }
         println!("{}: scales lose {:.4} of the best, {off} codes off", ty.name(), ours / dense);
-        assert!(ours < 1.06 * dense, "{ty:?}: {ours} where {dense} can be had");
+        assert!(ours < 1.15 * dense, "{ty:?}: {ours} where {dense} can be had");
         assert!(off <= 2, "{ty:?}: {off} codes of {}", rows * cols);
     }
 }

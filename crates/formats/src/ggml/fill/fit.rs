@@ -82,12 +82,19 @@ fn halves(values: &Lanes) -> Lanes {
     values.map(|value| f16::from_f32(value.clamp(-limit, limit)).to_f32())
 }
 
-/// Candidates: the last level is brought beyond the largest value (1.1 of it), or cuts it (0.53).
+/// Candidates of a search.
 const STEPS: usize = 20;
 
+/// What is brought to the last level, as a part of the largest value: beyond it (1.3), or cutting it (0.54).
 #[inline(always)]
-fn step(step: usize) -> f32 {
-    1.1 - 0.03 * step as f32
+fn reach(candidate: usize) -> f32 {
+    1.3 - 0.04 * candidate as f32
+}
+
+/// The interval of all levels, as a part of that of all values.
+#[inline(always)]
+fn span(candidate: usize) -> f32 {
+    1.1 - 0.03 * candidate as f32
 }
 
 /// The scale, of either sign, whose levels fit best: least squares for the codes of each candidate, and twice more from
@@ -110,8 +117,8 @@ fn symmetric<G: Grid>(grid: G, x: &[Lanes], w: &[Lanes]) -> Lanes {
             if edge == 0.0 {
                 continue;
             }
-            let step = step(candidate % STEPS) / edge;
-            from = largest.map(|largest| largest * step);
+            let reach = reach(candidate % STEPS) / edge;
+            from = largest.map(|largest| largest * reach);
         }
         let inverse = inverse(&from);
         let (mut xl, mut ll) = ([0.0; LANES], [0.0; LANES]);
@@ -154,8 +161,8 @@ fn affine(grid: Even, x: &[Lanes], w: &[Lanes], below: bool) -> Best {
         if candidate < STEPS {
             for lane in 0..LANES {
                 let (middle, half) = ((min[lane] + max[lane]) * 0.5, (max[lane] - min[lane]) * 0.5);
-                scale[lane] = 2.0 * step(candidate) * half / grid.hi;
-                offset[lane] = middle - step(candidate) * half;
+                scale[lane] = 2.0 * span(candidate) * half / grid.hi;
+                offset[lane] = middle - span(candidate) * half;
                 offset[lane] = if below { offset[lane].min(0.0) } else { offset[lane] };
             }
         }
@@ -250,7 +257,7 @@ pub(super) fn group<G: Grid>(plan: &Plan, grid: G, head: &Head, x: &[Lanes], w: 
             best.consider(grid, x, w, (&scale, &offset), [&none; 2]);
         }
         Scaling::Power => {
-            let first = largest(x).map(|largest| first_power(largest));
+            let first = largest(x).map(first_power);
             for by in [0.0, 1.0, -1.0] {
                 let power = first.map(|first| (first + by).clamp(0.0, 254.0));
                 let scale = power.map(|power| half_e8m0(power as u8));
@@ -259,7 +266,7 @@ pub(super) fn group<G: Grid>(plan: &Plan, grid: G, head: &Head, x: &[Lanes], w: 
         }
         Scaling::Small => {
             let first = symmetric(grid, x, w).map(|scale| nearest_small(scale.abs()));
-            for by in [0.0, 1.0, -1.0] {
+            for by in [0.0, 1.0, -1.0, 2.0, -2.0] {
                 let code = first.map(|first| (first + by).clamp(0.0, 126.0));
                 let scale = code.map(|code| half_ue4m3(code as u8));
                 best.consider(grid, x, w, (&scale, &NOTHING), [&code, &none]);
