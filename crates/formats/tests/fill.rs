@@ -1,6 +1,6 @@
 //! Blocks of ggml filled by feedback: against a slow reference, ggml's own quantisers, and the laws.
 
-use tensorpress_formats::export::{Fit, fallback};
+use tensorpress_formats::export::{Fit, as_blocks, fallback};
 use tensorpress_formats::ggml::{self, Fill, GgmlBlocks, Rounding, Type};
 use tensorpress_tensor::half::f16;
 use tensorpress_tensor::linalg::{Par, SplitMix};
@@ -250,6 +250,9 @@ fn the_laws_hold() {
             let weight = weights(rows, 512, 5);
             let node = made(Fill::new(ty), &weight, &calibrated(512, 6)).node;
             assert_eq!(node.format().ty(), ty);
+            // What a GGUF file gets.
+            let (fit, bytes) = as_blocks(&node).expect("blocks");
+            assert!(fit == Fit::Blocks(ty) && bytes == stored(&node), "{ty:?}");
             check_node(node.boxed(), &registry(), 1e-4);
         }
     }
