@@ -150,6 +150,7 @@ fn each_code_is_the_nearest_and_each_scale_about_the_best() {
         gram[[j, j]] = gram[[j, j]] * 1.01 + 1e-4 * diagonal[cols / 2];
     }
     let (u, d) = udu(gram);
+    let mut losses = Vec::new();
     for ty in [Type::Q4_0, Type::Q8_0, Type::Q5_0, Type::Q4_1, Type::Q5_1, Type::IQ4_NL] {
         let made = made(Fill::new(ty), &weight, &calibration);
         assert_eq!(made.fallback, None);
@@ -183,9 +184,12 @@ fn each_code_is_the_nearest_and_each_scale_about_the_best() {
             }
         }
         println!("{}: scales lose {:.4} of the best, {off} codes off", ty.name(), ours / dense);
-        assert!(ours < 1.15 * dense, "{ty:?}: {ours} where {dense} can be had");
+        losses.push((ty, ours / dense));
         assert!(off <= 2, "{ty:?}: {off} codes of {}", rows * cols);
     }
+    // With 255 levels a fit is one of many that are nearly as good.
+    let most = |ty| if ty == Type::Q8_0 { 1.25 } else { 1.1 };
+    assert!(losses.iter().all(|(ty, loss)| *loss < most(*ty)), "{losses:?}");
 }
 
 fn own(ty: Type, weight: &Array2<f32>, importance: Option<&[f32]>) -> Vec<u8> {
@@ -371,8 +375,10 @@ fn bad_input_is_refused() {
         let none = made(fill.with_rounding(rounding), &good, &Calibration::none(32));
         assert!(none.fallback.expect("a note").contains("ggml's rounding"));
     }
-    let other = error(fill, &good, &calibrated(64, 15));
-    assert_eq!(other.kind(), ErrorKind::ShapeMismatch);
+    for rounding in [Rounding::Feedback, Rounding::Importance] {
+        let other = error(fill.with_rounding(rounding), &good, &calibrated(64, 15));
+        assert_eq!(other.kind(), ErrorKind::ShapeMismatch);
+    }
 }
 
 /// What is left out counts as 0, and its errors are made good for.

@@ -177,6 +177,10 @@ fn importance(group: &Group<'_>) -> Result<Usable<Vec<f32>>> {
         return Ok(Usable::No(reason));
     }
     let moments = group.calibration.moments()?;
+    let (channels, cols) = (moments.channels(), group.channels()?);
+    if channels != cols {
+        return Err(Error::shape(format!("moments of {channels} channels for {cols} inputs")));
+    }
     let tokens = moments.tokens().max(1) as f64;
     let squares: Vec<f32> =
         moments.sum_of_squares().iter().map(|sum| (sum / tokens) as f32).collect();
