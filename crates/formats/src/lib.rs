@@ -15,5 +15,5 @@ mod parts;
 mod register;
 mod words;
 
-pub use register::register;
+pub use register::{register, stages};
 pub use words::repacked;

@@ -27,6 +27,8 @@ fn complete() -> Result<Registry> {
     let stages = registry.stages_mut();
     stages.extend(tensorpress_prune::stages())?;
     stages.extend(tensorpress_quant::stages())?;
+    #[cfg(feature = "formats")]
+    stages.extend(tensorpress_formats::stages())?;
     stages.extend(tensorpress_lowrank::stages())?;
     stages.extend(compose::stages())?;
     stages.extend(tensorpress_entropy::stages())?;

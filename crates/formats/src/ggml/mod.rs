@@ -17,6 +17,7 @@
 
 mod decode;
 mod encode;
+mod fill;
 mod grids;
 mod node;
 mod product;
@@ -25,5 +26,7 @@ mod types;
 
 pub use decode::decode;
 pub use encode::{Flavour, encode, encode_as};
+pub(crate) use fill::stage;
+pub use fill::{Fill, Rounding};
 pub use node::{GgmlBlocks, GgmlFormat, blocks};
 pub use types::Type;

@@ -26,11 +26,20 @@ impl Prepared {
     /// # Errors
     /// `MissingCalibration` if no Gram matrix was collected, `ShapeMismatch`, `InvalidArgument` for the damping.
     pub fn new(group: &mut Group<'_>, damp: f64, act_order: bool) -> Result<Usable<Self>> {
-        Usable::of(Self::made(group, damp, act_order))
+        Usable::of(Self::made(group, Damping::OfMean(damp), act_order))
+    }
+
+    /// As [`Prepared::new`] in the order of storing, but damps each entry of the diagonal in proportion to itself, so that
+    /// a few inputs of great energy do not drown the others; 1e-4 of the median keeps faint ones positive.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn in_proportion(group: &mut Group<'_>, damp: f64) -> Result<Usable<Self>> {
+        Usable::of(Self::made(group, Damping::OfEach(damp), false))
     }
 
     /// All that makes it unusable is a numerical error.
-    fn made(group: &mut Group<'_>, damp: f64, act_order: bool) -> Result<Self> {
+    fn made(group: &mut Group<'_>, damping: Damping, act_order: bool) -> Result<Self> {
         let (mut gram, mut dead) = gram_of(group)?;
         let cols = gram.nrows();
         let order = act_order.then(|| {
@@ -42,7 +51,14 @@ impl Prepared {
             gram = gram.select(Axis(0), order).select(Axis(1), order);
             dead = (0..cols).filter(|j| dead.contains(&order[*j])).collect();
         }
-        let damped = linalg::damped_inverse_factor(gram, damp, group.par)?;
+        let rest = match damping {
+            Damping::OfMean(damp) => damp,
+            Damping::OfEach(damp) => {
+                damp_each(&mut gram, damp)?;
+                0.0
+            }
+        };
+        let damped = linalg::damped_inverse_factor(gram, rest, group.par)?;
         let note = raised(&damped);
         Ok(Self { factor: damped.factor, order, dead, note })
     }
@@ -80,3 +96,27 @@ pub(super) fn raised<T: linalg::Real>(damped: &linalg::DampedFactor<T>) -> Optio
         format!("damping raised {retries} times, to {damp}, to factor the Gram matrix")
     })
 }
+
+/// What is added to the diagonal: a fraction of its mean, or of each entry.
+#[derive(Debug, Clone, Copy)]
+enum Damping {
+    OfMean(f64),
+    OfEach(f64),
+}
+
+fn damp_each(gram: &mut Array2<f32>, damp: f64) -> Result<()> {
+    if !(damp.is_finite() && damp >= 0.0) {
+        return Err(Error::invalid(format!("damp = {damp}: must be finite and at least 0")));
+    }
+    let mut sorted = gram.diag().to_vec();
+    let middle = sorted.len() / 2;
+    let median = f64::from(*sorted.select_nth_unstable_by(middle, f32::total_cmp).1);
+    for entry in gram.diag_mut() {
+        let damped = f64::from(*entry) * (1.0 + damp) + LEAST * median;
+        *entry = (damped as f32).min(f32::MAX);
+    }
+    Ok(())
+}
+
+/// What faint inputs are damped by at least, of the median.
+const LEAST: f64 = 1e-4;

@@ -2,6 +2,7 @@
 
 mod baseline;
 mod coded_grids;
+mod blocks;
 mod composition;
 mod kv;
 mod protocol;

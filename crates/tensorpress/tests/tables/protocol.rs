@@ -80,8 +80,9 @@ pub(crate) fn compress(source: &Source, line: &str, text: &CalibrationText, out:
         .with_calibration(text.clone())
         .run(source, out)
         .expect("compresses");
-    // Where no head may go FLAP says so.
-    let done = report.layers.iter().all(|l| l.fallback.is_none()) || line.starts_with("flap");
+    // Where no head may go FLAP says so, and where no block fits a row its type.
+    let tells = ["flap", "ggml"].iter().any(|stage| line.starts_with(stage));
+    let done = tells || report.layers.iter().all(|l| l.fallback.is_none());
     assert!(done, "{:?}", report.layers);
     Source::open(out, &registry()).expect("a model")
 }

@@ -70,11 +70,19 @@ pub(super) fn iq4_xs(x: Block<'_, 256>, b: &mut [u8; 136]) {
     let d = -largest(&scales) / 32.0;
     put_half(b, 0, d);
     let id = inverse(d);
-    let mut high = 0_u16;
+    let mut ls = [0; 8];
     for g in 0..8 {
         let l = nearest(id * scales[g]).clamp(-32, 31);
         split(&x.x[32 * g..][..32], inverse(d * l as f32), &mut b[8 + 16 * g..][..16]);
-        let l = (l + 32) as u8;
+        ls[g] = (l + 32) as u8;
+    }
+    xs_scales(&ls, b);
+}
+
+/// Scales, 32 above what they are.
+pub(super) fn xs_scales(ls: &[u8; 8], b: &mut [u8]) {
+    let mut high = 0_u16;
+    for (g, l) in ls.iter().enumerate() {
         b[4 + g / 2] |= (l & 15) << (4 * (g % 2));
         high |= u16::from(l >> 4) << (2 * g);
     }

@@ -99,10 +99,7 @@ pub(super) fn q3(x: Block<'_, 256>, b: &mut [u8; 110]) {
         }
         if max == 0.0 { 0.0 } else { 1.0 / inverse }
     };
-    for (j, l) in ls.iter().enumerate() {
-        b[96 + j % 8] |= (l & 15) << (4 * (j / 8));
-        b[104 + j % 4] |= l >> 4 << (2 * (j / 4));
-    }
+    q3_scales(&ls, b);
     let d = put_half(b, 108, d);
     for j in 0..16 {
         let scale = d * f32::from(q3_scale(&b[96..108], j));
@@ -110,10 +107,22 @@ pub(super) fn q3(x: Block<'_, 256>, b: &mut [u8; 110]) {
             nearest(x / d).clamp(-4, 3) + 4
         });
     }
+    q3_codes(&codes, b);
+}
+
+/// Scales, 32 above what they are.
+pub(super) fn q3_scales(ls: &[u8; 16], b: &mut [u8]) {
+    for (j, l) in ls.iter().enumerate() {
+        b[96 + j % 8] |= (l & 15) << (4 * (j / 8));
+        b[104 + j % 4] |= l >> 4 << (2 * (j / 4));
+    }
+}
+
+pub(super) fn q3_codes(codes: &[u8; 256], b: &mut [u8]) {
     for (element, code) in codes.iter().enumerate() {
         b[element % 32] |= code >> 2 << (element / 32);
     }
-    planes(&codes, &mut b[32..96]);
+    planes(codes, &mut b[32..96]);
 }
 
 pub(super) fn q6(x: Block<'_, 256>, b: &mut [u8; 210]) {
@@ -140,6 +149,10 @@ pub(super) fn q6(x: Block<'_, 256>, b: &mut [u8; 210]) {
             |x, d| nearest(x / d).clamp(-32, 31) + 32,
         );
     }
+    q6_codes(&codes, b);
+}
+
+pub(super) fn q6_codes(codes: &[u8; 256], b: &mut [u8]) {
     for (element, code) in codes.iter().enumerate() {
         let (half, plane, l) = (element / 128, element % 128 / 32, element % 32);
         b[64 * half + plane % 2 * 32 + l] |= (code & 15) << (plane / 2 * 4);

@@ -33,11 +33,7 @@ fn affine_groups(x: Block<'_, 256>, n: i32, plain: Search, b: &mut [u8]) -> [u8;
         (to_largest(&scales, &mut ls), to_largest(&mins, &mut lm))
     };
     let (d, dmin) = (put_half(b, 0, d), put_half(b, 2, dmin));
-    for j in 0..4 {
-        b[4 + j] = ls[j] | ls[j + 4] >> 4 << 6;
-        b[8 + j] = lm[j] | lm[j + 4] >> 4 << 6;
-        b[12 + j] = ls[j + 4] & 15 | lm[j + 4] << 4;
-    }
+    scales_and_minima(&ls, &lm, b);
     for j in 0..8 {
         let (scale, min) = scale_min(&b[4..16], j);
         let min = dmin * f32::from(min);
@@ -51,6 +47,15 @@ fn affine_groups(x: Block<'_, 256>, n: i32, plain: Search, b: &mut [u8]) -> [u8;
     codes
 }
 
+/// Six bits each, in twelve bytes.
+pub(super) fn scales_and_minima(ls: &[u8; 8], lm: &[u8; 8], b: &mut [u8]) {
+    for j in 0..4 {
+        b[4 + j] = ls[j] | ls[j + 4] >> 4 << 6;
+        b[8 + j] = lm[j] | lm[j + 4] >> 4 << 6;
+        b[12 + j] = ls[j + 4] & 15 | lm[j + 4] << 4;
+    }
+}
+
 /// Codes 0..=63 of values not below 0, the largest becomes 63; returns their scale.
 fn to_largest(x: &[f32; 8], codes: &mut [u8; 8]) -> f32 {
     let max = x.iter().fold(0.0, |max, &x| if x > max { x } else { max });
@@ -60,7 +65,7 @@ fn to_largest(x: &[f32; 8], codes: &mut [u8; 8]) -> f32 {
 }
 
 /// Low nibbles of 32 bytes are 32 elements in a row, the high ones the next 32.
-fn pairs(codes: &[u8; 256], qs: &mut [u8]) {
+pub(super) fn pairs(codes: &[u8; 256], qs: &mut [u8]) {
     for (element, code) in codes.iter().enumerate() {
         qs[element / 64 * 32 + element % 32] |= (code & 15) << (element / 32 % 2 * 4);
     }
@@ -75,8 +80,12 @@ pub(super) fn q4(x: Block<'_, 256>, b: &mut [u8; 144]) {
 pub(super) fn q5(x: Block<'_, 256>, b: &mut [u8; 176]) {
     const SEARCH: Search = Search { from: -0.5, step: 0.1, steps: 15, absolute: false };
     let codes = affine_groups(x, 31, SEARCH, b);
+    q5_codes(&codes, b);
+}
+
+pub(super) fn q5_codes(codes: &[u8; 256], b: &mut [u8]) {
     for (element, code) in codes.iter().enumerate() {
         b[16 + element % 32] |= code >> 4 << (element / 32);
     }
-    pairs(&codes, &mut b[48..]);
+    pairs(codes, &mut b[48..]);
 }

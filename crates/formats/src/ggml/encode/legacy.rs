@@ -5,7 +5,7 @@ use super::fit::{Search, affine, symmetric};
 use super::{Block, inverse, largest, put_half};
 
 /// Codes in split halves, low nibbles first; fifth bits into `high` if there are any.
-fn split(codes: &[u8; 32], high: Option<usize>, qs: usize, b: &mut [u8]) {
+pub(super) fn split(codes: &[u8; 32], high: Option<usize>, qs: usize, b: &mut [u8]) {
     for j in 0..16 {
         b[qs + j] = codes[j] & 15 | codes[16 + j] << 4;
     }

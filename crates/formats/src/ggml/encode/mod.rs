@@ -14,11 +14,13 @@ mod legacy;
 mod nearby;
 mod small;
 mod ternary;
+mod write;
 
 use tensorpress_tensor::half::{bf16, f16};
 use tensorpress_tensor::{Error, Result};
 
 use super::Type;
+pub(super) use write::{Scales, write};
 
 /// Which of ggml's quantisers is followed, where they differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
