@@ -128,7 +128,7 @@ impl SpreadPlane {
         }
         let mut rest = &bytes[..];
         let head = Head::read(shape, &mut rest)?;
-        if head.trellis.is_some() && tile < rows && tile % Trellis::ROWS != 0 {
+        if head.trellis.is_some() && tile < rows && !tile.is_multiple_of(Trellis::ROWS) {
             return Err(Error::corruption(format!("tiles of {tile} rows along a trellis")));
         }
         let mut lengths = Vec::new();
@@ -299,7 +299,7 @@ impl Head {
                 *state >>= 16;
             }
             let start = starts[table][usize::from(*token)];
-            *state = (*state / freq << PROB_BITS) + *state % freq + start;
+            *state = ((*state / freq) << PROB_BITS) + *state % freq + start;
         }
         write_varint(raw.len() as u64, out);
         out.extend_from_slice(&raw);

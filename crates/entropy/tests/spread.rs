@@ -143,7 +143,7 @@ fn tiles_are_decoded_alone() {
         let node = coded(leaf(&codes, cols), TileCoder::Rans).unwrap();
         let described = node.describe();
         let tile = described["codes"]["tile"].as_u64().unwrap() as usize;
-        assert!(tile % Trellis::ROWS == 0 && tile < rows, "{described}");
+        assert!(tile.is_multiple_of(Trellis::ROWS) && tile < rows, "{described}");
         let dense = decode(&*node).unwrap();
         for at in [0..1, tile - 1..tile + 1, tile..rows, rows - 1..rows, 5..5, 0..rows] {
             let mut part = tensorpress_tensor::ndarray::Array2::zeros((at.len(), cols));

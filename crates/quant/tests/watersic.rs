@@ -401,12 +401,13 @@ fn bad_weights_and_knobs() {
         }
     }
     let weight = random(5, 8, 1);
-    let with = |change: fn(&mut Watersic)| {
+    type Change = fn(&mut Watersic);
+    let with = |change: Change| {
         let mut method = Watersic::default();
         change(&mut method);
         method.compress(weight.view(), &calibration()).unwrap_err()
     };
-    let bad: [(fn(&mut Watersic), &str); 6] = [
+    let bad: [(Change, &str); 6] = [
         (|m| m.bits = 0.0, "bits"),
         (|m| m.delta = Some(f32::NAN), "delta"),
         (|m| m.damp = -1.0, "damp"),

@@ -176,7 +176,7 @@ fn who_cannot_be_gone_back_through_goes_without() {
     let none = Arc::new(Own(BTreeMap::new()));
     let out = folder.path().join("out");
     let report = compressor(LINE).with_supplied(none).run(&source, &out).unwrap();
-    let said = |layer: &LayerReport| {
+    let said = |layer: &tensorpress::pipeline::LayerReport| {
         layer.fallback.as_deref().is_some_and(|f| f.contains("rows of equal steps"))
     };
     assert!(report.layers.iter().all(said), "{:?}", report.layers[0]);

@@ -11,18 +11,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tensorpress_model::Linear;
 use tensorpress_model::backward::{
     Backward, Collector, GradientObserver, Gradients, InFile, Labels, Piece, SecondMoment, Wanted,
 };
-use tensorpress_tensor::checkpoint::{Part, PartKind, write_shard};
+use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, aview1};
 use tensorpress_tensor::stats::{Supplied, Supply};
 use tensorpress_tensor::{
-    Checkpoint, Context as _, DType, Error, ErrorKind, Result, Tensor, Usable,
+    Checkpoint, Context as _, DType, Error, ErrorKind, Part, PartKind, Result, Tensor, Usable,
 };
 
 use super::Context;
@@ -37,6 +37,8 @@ const WINDOWS: usize = 24;
 
 /// Second moments of all pairs of outputs are gathered for up to so many outputs, which is 64 MiB a matrix.
 const FULL: usize = 4096;
+
+const NOTHING_PANICS: &str = "nothing panics while it is held";
 
 /// What was found, in the folder of unfinished work: the file of each matrix.
 #[derive(Debug)]
@@ -138,10 +140,10 @@ fn pass(
     let windows = &samples.windows[..samples.windows.len().min(WINDOWS)];
     let path = work.hidden_states();
     let mut states = InFile::create(&path)?;
-    let found = RefCell::new(Vec::new());
+    let found = Mutex::new(Vec::new());
     let of = |name: &str| left.get(name).map_or(Wanted::NONE, |(_, wanted)| *wanted);
     let give = |name: &str, gradients: Gradients| {
-        found.borrow_mut().push((name.to_owned(), gradients));
+        found.lock().expect(NOTHING_PANICS).push((name.to_owned(), gradients));
         Ok(())
     };
     let collector = Collector::new(of, give);
@@ -167,7 +169,7 @@ fn pass(
 /// Writes what is found of a block when the pass is through it.
 struct Keeping<'a> {
     collector: Collector<'a>,
-    found: &'a RefCell<Vec<(String, Gradients)>>,
+    found: &'a Mutex<Vec<(String, Gradients)>>,
     left: &'a BTreeMap<String, (usize, Wanted)>,
     work: &'a mut Work,
 }
@@ -183,7 +185,7 @@ impl GradientObserver for Keeping<'_> {
 
     fn finished(&mut self, layers: &[&Linear], tokens: u64) -> Result<()> {
         self.collector.finished(layers, tokens)?;
-        let found = self.found.take();
+        let found = std::mem::take(&mut *self.found.lock().expect(NOTHING_PANICS));
         let blocks = found.iter().filter_map(|(name, _)| self.left.get(name));
         let blocks: BTreeSet<usize> = blocks.map(|(block, _)| *block).collect();
         for block in blocks {

@@ -43,7 +43,8 @@ impl Trellis {
         let next = |state: u32, bit: u32| {
             let mut next = state >> 1;
             for k in 1..=memory {
-                next ^= ((state & parity >> k) ^ (bit & above >> k)) % 2 << (k - 1);
+                let fed = (state & (parity >> k)) ^ (bit & (above >> k));
+                next ^= (fed % 2) << (k - 1);
             }
             next as u8
         };
