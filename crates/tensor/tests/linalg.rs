@@ -156,6 +156,44 @@ fn products_and_factors_have_the_same_bytes_for_any_thread_count() {
 }
 
 #[test]
+fn single_rows_and_columns_have_the_same_bytes_for_any_thread_count() {
+    for n in [1, 7, 192, 1500, 5000] {
+        let (k, h) = (513, positive_definite(n.min(400), 3));
+        let (row, column) = (random(1, k, 1), random(k, 1, 2));
+        let (wide, tall) = (random(k, n, 3), random(n, k, 4));
+        let l = cholesky(h, Par::Seq).unwrap();
+        let rhs = random(l.nrows(), 1, 5);
+        let all = |par, accumulate| {
+            let mut made = Vec::new();
+            for (a, b) in [
+                (row.view(), wide.view()),
+                (row.view(), tall.t()),
+                (column.t(), wide.view()),
+                (tall.view(), column.view()),
+                (wide.t(), column.view()),
+                (tall.view(), row.t()),
+            ] {
+                let mut c = random(a.nrows(), b.ncols(), 6);
+                matmul(a, b, c.view_mut(), accumulate, par);
+                let mut turned = random(b.ncols(), a.nrows(), 6);
+                matmul(a, b, turned.view_mut().reversed_axes(), accumulate, par);
+                made.extend([bits(&c), bits(&turned)]);
+            }
+            let mut x = rhs.clone();
+            solve_triangular(l.view(), Triangle::Lower, x.view_mut(), par).unwrap();
+            made.push(bits(&x));
+            made
+        };
+        for accumulate in [false, true] {
+            let expected = all(PARS[0], accumulate);
+            for par in &PARS[1..] {
+                assert!(all(*par, accumulate) == expected, "n = {n}, {par:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn cholesky_reconstructs() {
     for n in SIZES {
         let h = positive_definite(n, 4);

@@ -10,7 +10,7 @@ use super::sweep::Sweep;
 use crate::block::{Observer, SharedInput};
 use crate::layers::attend::QUERIES;
 use crate::layers::attention::{heads, heads_mut};
-use crate::layers::{Attention, Latent, Projection, as_matrix, buffer, threads_of};
+use crate::layers::{Attention, Latent, Projection, as_matrix, buffer};
 
 /// What attention leaves on the way forward.
 pub(super) struct AttentionTape {
@@ -199,7 +199,7 @@ impl Attention {
         for start in (0..tokens).step_by(QUERIES) {
             let rows = start..(start + QUERIES).min(tokens);
             let span = self.seen(rows.start, tokens).start..self.seen(rows.end - 1, tokens).end;
-            let par = threads_of(scratch.par(), rows.len(), span.len());
+            let par = scratch.par();
             let mut memory = [0; 2].map(|_| buffer(scratch, rows.len(), span.len()));
             let [weights, by_weights] = &mut memory;
             for head in 0..self.heads {

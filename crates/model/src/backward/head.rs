@@ -8,7 +8,7 @@ use tensorpress_tensor::{Error, Result, Scratch, kernels};
 use super::labels::Labels;
 use super::observer::GradientObserver;
 use crate::decoder::Head;
-use crate::layers::{Linear, math, threads_of};
+use crate::layers::{Linear, math};
 
 /// Logits held at a time, per thread.
 const LOGITS: usize = 1 << 24;
@@ -187,7 +187,7 @@ fn through(
     scratch: &mut Scratch,
 ) -> Result<()> {
     let [out, width] = layer.shape();
-    let par = threads_of(scratch.par(), dx.nrows(), width);
+    let par = scratch.par();
     dx.fill(0.0);
     let decoded = match layer.node() {
         None => Some(layer.values()?),

@@ -7,7 +7,7 @@ use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::node::Input;
 use tensorpress_tensor::{Result, Scratch};
 
-use crate::layers::{Linear, threads_of};
+use crate::layers::Linear;
 
 /// Linear layers, and the values of their weights: borrowed where they are decoded, else decoded here.
 pub(super) struct Weights<'a> {
@@ -76,7 +76,7 @@ impl Sweep<'_, '_> {
     ) {
         let layer = self.weights.index(layer);
         let weight = &self.weights.values[layer];
-        let par = threads_of(self.scratch.par(), dx.nrows(), dx.ncols());
+        let par = self.scratch.par();
         linalg::matmul(g.view(), weight.view(), dx.view_mut(), true, par);
         if self.wanted[layer] {
             self.found.push(Found { layer, x: x.clone(), g });

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{ArrayView3, ArrayViewMut3, s};
 use tensorpress_tensor::{Scratch, linalg};
 
-use super::{Attention, as_matrix, buffer, math, threads_of};
+use super::{Attention, as_matrix, buffer, math};
 
 /// Queries scored at a time: a good matrix product, and few scores of keys that none of them sees.
 pub(crate) const QUERIES: usize = 64;
@@ -26,7 +26,7 @@ impl Attention {
         for start in (0..tokens).step_by(QUERIES) {
             let rows = start..(start + QUERIES).min(tokens);
             let span = self.seen(rows.start, tokens).start..self.seen(rows.end - 1, tokens).end;
-            let par = threads_of(scratch.par(), rows.len(), span.len());
+            let par = scratch.par();
             let mut scores = buffer(scratch, rows.len(), span.len());
             for head in 0..self.heads {
                 let q = q.slice(s![rows.clone(), head, ..]);

@@ -5,8 +5,6 @@ use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::node::{self, Input, check_matmul};
 use tensorpress_tensor::{Accum, Error, Node, Result, Scratch, kernels};
 
-use super::threads_of;
-
 /// A weight: a node as stored, or its values decoded once.
 #[derive(Debug)]
 pub(crate) enum Matrix {
@@ -42,7 +40,7 @@ impl Matrix {
                     kernels::gemm_nt(x.as_slice(), ws, x.tokens(), w.nrows(), w.ncols(), ys, false);
                 }
                 _ => {
-                    let par = threads_of(scratch.par(), x.tokens(), w.nrows());
+                    let par = scratch.par();
                     linalg::matmul_nt(x.view(), w.view(), y, false, par);
                 }
             },

@@ -25,12 +25,6 @@ pub(crate) use scan::{Conv, Scan, Scanning};
 
 use ndarray::ArrayViewMut2;
 use tensorpress_tensor::Scratch;
-use tensorpress_tensor::linalg::Par;
-
-/// Threads of a product `[rows, cols]`: one for a single row or column, whose sums would be cut by the number of threads.
-pub(crate) fn threads_of(par: Par, rows: usize, cols: usize) -> Par {
-    if rows == 1 || cols == 1 { Par::Seq } else { par }
-}
 
 /// A matrix over a buffer of `scratch`; contents unspecified. Give the buffer back.
 pub(crate) fn buffer(scratch: &mut Scratch, rows: usize, cols: usize) -> Vec<f32> {
