@@ -25,8 +25,21 @@ fn kind(made: tensorpress::Result<Compressed>) -> ErrorKind {
 /// All stages that compress a matrix, alone or before a quantiser.
 fn recipes() -> Vec<String> {
     let alone = ["rtn", "gptq", "awq", "nf4", "fp4", "dynamic8", "magnitude", "wanda", "sparsegpt"];
+    let fitted = [
+        "hqq",
+        "kmeans",
+        "squeezellm(outliers=0.01)",
+        "bitmod",
+        "spqr",
+        "obq",
+        "obc",
+        "aqlm(bits=4, beam=1, rounds=1)",
+    ];
+    let coded = ["watersic", "watersic(bits=2, states=0) | coded(rans)"];
+    let blocks = ["ggml(type=Q4_0)", "ggml(type=Q6_K)"];
+    let alone = alone.iter().chain(&fitted).chain(&coded).chain(&blocks);
     let factors = ["svd", "asvd", "svd_llm", "lord", "feature_mimicking"];
-    let mut lines: Vec<String> = alone.iter().chain(&factors).map(|s| (*s).to_owned()).collect();
+    let mut lines: Vec<String> = alone.chain(&factors).map(|s| (*s).to_owned()).collect();
     lines.extend(["hadamard | gptq(bits=3)", "sparsegpt(pattern=2:4, bits=4)"].map(Into::into));
     lines.push("wanda(pattern=2:4) | gptq | residual(eora(rank=2)) | coded(rans)".into());
     lines
