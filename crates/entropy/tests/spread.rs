@@ -105,7 +105,7 @@ fn real_bits_are_those_of_the_estimate() {
             expected / count
         );
         assert!(real < 1.01 * expected, "{spread} {states}: {real} {expected}");
-        assert!((model / real - 1.0).abs() < 0.01, "{spread} {states}: {model} {real}");
+        assert!((model / real - 1.0).abs() < 0.015, "{spread} {states}: {model} {real}");
     }
 }
 

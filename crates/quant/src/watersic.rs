@@ -10,7 +10,7 @@ use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::{Calibration, Needs, Supply};
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, ErrorKind, Group, Method, Result,
-    Target, Usable,
+    Target, Usable, kernels,
 };
 
 use factor::Factor;
@@ -274,10 +274,27 @@ impl Watersic {
             Some(delta) => job.run(f64::from(delta).log2()),
             None => job.search(f64::from(self.bits)),
         };
+        let mut codes = codes;
+        if kernels::abs_max(weight.as_slice().expect("standard layout")) > NEAR_THE_END {
+            stay_finite(&mut codes, &row_exponents, &exponents);
+        }
         let codes = codes.as_slice().expect("made in standard layout");
         let leaf = StepFormat::leaf(codes, &row_exponents, &exponents)?;
         debug_assert_eq!(codes.len(), rows * cols);
         Ok((leaf, note))
+    }
+}
+
+/// Weights beyond this may be rounded to what is no number of f32.
+const NEAR_THE_END: f32 = 1e37;
+
+/// Brings codes whose values would be infinite nearer to 0, by fours, so that they stay on their path.
+fn stay_finite(codes: &mut Array2<i32>, rows: &[i32], columns: &[i32]) {
+    for ((row, column), code) in codes.indexed_iter_mut() {
+        let step = StepFormat::step(rows[row]) * StepFormat::step(columns[column]);
+        while !(*code as f32 * step).is_finite() {
+            *code -= 4 * code.signum();
+        }
     }
 }
 
