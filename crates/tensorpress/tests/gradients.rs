@@ -1,5 +1,5 @@
 //! Gradients that the pipeline finds by itself for methods that ask for them: the same as a caller's, at once or after any
-//! stop; and models that cannot be gone back through are compressed without.
+//! stop.
 
 mod tiny;
 
@@ -79,7 +79,7 @@ fn they_are_those_of_a_pass() {
     let go_on = |_, _| ControlFlow::Continue(());
     backward.run(&source, &windows, &mut InMemory::default(), &mut collector, &go_on).unwrap();
     drop(collector);
-    assert_eq!(own.len(), 2 * 7);
+    assert_eq!(own.len(), 4 * 7);
     assert!(own.values().flatten().any(|value| *value > 0.0));
     let mine = compressor(LINE).with_supplied(Arc::new(Own(own)));
     let _ = mine.run(&source, &supplied).unwrap();
@@ -145,34 +145,34 @@ fn a_pass_that_is_stopped_anywhere_comes_to_the_same() {
 }
 
 #[test]
-fn blocks_that_a_stopped_pass_was_through_are_not_gathered_again() {
+fn what_a_stopped_pass_found_is_kept_and_made_again_if_it_is_torn() {
     let folder = tempfile::tempdir().unwrap();
     let source = source(folder.path());
-    let out = folder.path().join("out");
-    // All steps but the last: through the second of two blocks, not the first.
-    let cancel = Arc::new(AtomicBool::new(false));
-    let mut stop = StopAt { steps: 1 + 2 + 1, backward: 0, cancel: cancel.clone() };
-    let run = compressor(LINE).with_progress(&mut stop).with_cancel(cancel).run(&source, &out);
-    assert_eq!(run.unwrap_err().kind(), ErrorKind::Interrupted);
-    let partial = partial_of(&out);
-    let kept = |block: usize| partial.join(format!("tensorpress.backward-{block:05}"));
-    assert!(!kept(0).exists());
-    let name = source.linears(1)[0].name.clone();
-    // A file that is not what was noted is made again.
-    if kept(1).exists() {
-        std::fs::write(kept(1), b"torn").unwrap();
+    let (whole, out) = (folder.path().join("whole"), folder.path().join("out"));
+    let _ = compressor(LINE).run(&source, &whole).unwrap();
+    for torn in [false, true] {
+        // Embeddings, four blocks, the head, the last block, and the one before it, in which the stop comes.
+        let cancel = Arc::new(AtomicBool::new(false));
+        let mut stop = StopAt { steps: 1 + 4 + 1 + 1, backward: 0, cancel: cancel.clone() };
+        let run = compressor(LINE).with_progress(&mut stop).with_cancel(cancel).run(&source, &out);
+        assert_eq!(run.unwrap_err().kind(), ErrorKind::Interrupted);
+        let kept = |block: usize| partial_of(&out).join(format!("tensorpress.backward-{block:05}"));
+        assert_eq!([0, 1, 2, 3].map(|block| kept(block).exists()), [false, false, false, true]);
+        if torn {
+            std::fs::write(kept(3), b"torn").unwrap();
+        }
+        let _ = compressor(LINE).run(&source, &out).unwrap();
+        assert!(folder_bytes(&whole) == folder_bytes(&out));
+        std::fs::remove_dir_all(&out).unwrap();
     }
-    let report = compressor(LINE).run(&source, &out).unwrap();
-    assert!(report.layers.iter().any(|layer| layer.name == name && layer.fallback.is_none()));
-    assert!(!kept(0).exists() && !out.join("tensorpress.backward-00000").exists());
 }
 
 #[test]
-fn who_cannot_be_gone_back_through_goes_without() {
+fn what_a_caller_does_not_supply_is_done_without() {
     let folder = tempfile::tempdir().unwrap();
     let model = Tiny::deep("llama", 4, (8, 4), 4, 30, false, 3);
     let source = model.source(&folder.path().join("model"));
-    // Nothing to run: a caller's supply has no gradient of any matrix.
+    // A caller who supplies nothing is believed.
     let none = Arc::new(Own(BTreeMap::new()));
     let out = folder.path().join("out");
     let report = compressor(LINE).with_supplied(none).run(&source, &out).unwrap();
