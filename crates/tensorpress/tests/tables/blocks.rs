@@ -9,6 +9,7 @@ use tensorpress_tensor::testing::data;
 use crate::protocol::measure;
 
 #[test]
+#[ignore = "a minute and more: cargo xtask more tables"]
 fn feedback_beats_importance() {
     let Some(folder) = data::find("data/models/stories3m") else { return };
     let Some(texts) = data::find("data/text") else { return };
