@@ -16,7 +16,9 @@ from tensorpress import Model, compress, compress_model, convert, demo_texts, pa
 RECIPE = "gptq(bits=4, group=32)"
 
 CHILD = """
-import sys, tensorpress
+import signal, sys, tensorpress
+# Who is started in the background of a shell ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model, out = sys.argv[1:]
 text = tensorpress.demo_texts()["calibration"]
 print("begins", flush=True)
