@@ -32,15 +32,16 @@ pub fn publish() -> Verdict {
     PASSED
 }
 
-/// Removes our packages from cargo's cache: one of the same version that an earlier run put there would be built in place of
-/// today's.
+/// Has cargo forget our packages, in its cache and as they were built from there: those of an earlier run have the same
+/// version, and would be taken for today's.
 fn forget_packages() -> Outcome {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
     let registry = home.ok_or("neither CARGO_HOME nor HOME is set")?.join("registry");
     let entries = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
     let of_registries = ["src", "cache"].map(|kind| entries(registry.join(kind)));
-    for package in of_registries.into_iter().flatten().flat_map(|folder| entries(folder.path())) {
+    let cached = of_registries.into_iter().flatten().flat_map(|folder| entries(folder.path()));
+    for package in cached.chain(entries(tools::target().join("debug/.fingerprint"))) {
         let path = package.path();
         if !package.file_name().to_string_lossy().starts_with("tensorpress") {
             continue;
