@@ -49,6 +49,11 @@ impl Progress for Bar {
                 self.bar.set_position(done as u64);
                 self.bar.set_message("gradients");
             }
+            Event::Rated { block, blocks } => {
+                self.bar.set_length(blocks as u64);
+                self.bar.set_position(block as u64);
+                self.bar.set_message(format!("rates of block {block}"));
+            }
             Event::Block { block, blocks } => {
                 self.bar.set_length(blocks as u64);
                 self.bar.set_position(block as u64);

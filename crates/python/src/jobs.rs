@@ -43,6 +43,9 @@ fn told(event: Event<'_>) -> Option<Value> {
         Event::Backward { done, steps } => {
             json!({ "event": "backward", "done": done, "steps": steps })
         }
+        Event::Rated { block, blocks } => {
+            json!({ "event": "rated", "block": block, "blocks": blocks })
+        }
         Event::Block { block, blocks } => {
             json!({ "event": "block", "block": block, "blocks": blocks })
         }

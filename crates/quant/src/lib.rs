@@ -8,6 +8,7 @@
 
 mod aqlm;
 mod awq;
+mod drift;
 mod gptq;
 mod hadamard;
 mod hqq;
@@ -19,6 +20,7 @@ mod watersic;
 
 pub use aqlm::{AdditiveCodes, Aqlm};
 pub use awq::{Awq, AwqClip};
+pub use drift::Drift;
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
@@ -37,7 +39,8 @@ use tensorpress_tensor::stage::{Row, WeightPart};
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     let [nf4, fp4, dynamic8] = levels::stages();
-    let mut stages = vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage()];
+    let mut stages =
+        vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), drift::stage()];
     stages.extend([nf4, fp4, dynamic8]);
     stages.extend(levels::fitted_stages());
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);

@@ -1,21 +1,25 @@
 mod factor;
+mod job;
+mod outputs;
 mod path;
 mod rate;
 mod sweep;
 
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis};
-use tensorpress_tensor::node::{Mask, StepFormat, Steps, Trellis};
+use tensorpress_tensor::ndarray::Array2;
+use tensorpress_tensor::node::{StepFormat, Steps, Trellis};
+use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
-use tensorpress_tensor::stats::{Calibration, Needs, Supply};
+use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, Error, ErrorKind, Group, Method, Result,
-    Target, Usable, kernels,
+    Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Result, Target, Usable,
+    kernels,
 };
 
 use factor::Factor;
+use job::Job;
+use outputs::Outputs;
 use path::Paths;
-use sweep::Sweep;
 
 /// Coded grids with feedback (WaterSIC; entropy-coded LDLQ): integers of any size on steps that make every weight's error
 /// cost the same, to be entropy-coded ([`Steps`] under `coded`).
@@ -42,8 +46,12 @@ use sweep::Sweep;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Watersic {
-    /// Bits a weight that each matrix is to take when it is coded. Default 3.
+    /// Bits a weight when it is coded: of all matrices of a model together, which then have one step in common
+    /// ([`Method::shared_bits`]), or of each. Default 3.
     pub bits: f32,
+    /// Each matrix is to take these bits, whatever it costs. Default false; always so where G is not asked for, and for a
+    /// matrix alone.
+    pub each: bool,
     /// The step where costs are 1, in place of `bits`: in the square root of nats a token where G is supplied, else of
     /// the output's energy. One delta for all matrices is the best division of bits among them.
     pub delta: Option<f32>,
@@ -91,6 +99,7 @@ impl Default for Watersic {
     fn default() -> Self {
         Self {
             bits: 3.0,
+            each: false,
             delta: None,
             damp: 0.01,
             columns: ColumnSteps::default(),
@@ -103,10 +112,17 @@ impl Default for Watersic {
 }
 
 impl Watersic {
-    /// So many bits a weight in each matrix.
+    /// So many bits a weight.
     #[must_use]
     pub fn bits(bits: f32) -> Self {
         Self { bits, ..Self::default() }
+    }
+
+    /// Sets whether each matrix of a model is to take these bits, rather than all of them together.
+    #[must_use]
+    pub fn with_each(mut self, each: bool) -> Self {
+        self.each = each;
+        self
     }
 
     /// One step for all matrices, where costs are 1.
@@ -164,89 +180,17 @@ impl Watersic {
         Factor::of("Gram matrix", gram.view(), scale, f64::from(self.damp), group.par)
     }
 
-    /// What errors in the outputs cost: of each row, and what rows feed each other.
-    fn outputs(
-        &self,
-        target: &Target<'_>,
-        inputs: &Factor,
-        calibration: &Calibration,
-        par: Par,
-    ) -> Result<(Outputs, Option<String>)> {
-        let supplied = match self.rows {
-            RowSteps::None => Usable::no(""),
-            _ => self.fisher(target, calibration, par)?,
-        };
-        let found = supplied.and_then(|g| self.costs(&g, par));
-        Ok(match found {
-            Usable::Yes(found) => found,
-            Usable::No(reason) => {
-                let wanted = matches!(self.rows, RowSteps::Diag | RowSteps::Full);
-                let note = wanted.then(|| format!("{reason}: rows of equal steps"));
-                (Outputs::equal(target, inputs), note)
-            }
-        })
-    }
-
-    /// G `[out, out]`, or its diagonal `[1, out]` where that will do.
-    fn fisher(
-        &self,
-        target: &Target<'_>,
-        calibration: &Calibration,
-        par: Par,
-    ) -> Result<Usable<Array2<f32>>> {
-        let mut missing = None;
-        for supply in [self.supply(), Supply::OUTPUT_FISHER] {
-            match calibration.supplied(supply, target, par) {
-                Err(e) if e.kind() == ErrorKind::MissingCalibration => missing = Some(e),
-                other => return Usable::of(other),
-            }
-        }
-        Ok(Usable::no(missing.map_or(String::new(), |e| e.message().to_owned())))
-    }
-
-    fn supply(&self) -> Supply {
-        match self.rows {
-            RowSteps::Full => Supply::OUTPUT_FISHER,
-            _ => Supply::OUTPUT_FISHER_DIAGONAL,
-        }
-    }
-
-    /// Costs by G `[out, out]` or its diagonal `[1, out]`.
-    fn costs(&self, g: &Array2<f32>, par: Par) -> Usable<(Outputs, Option<String>)> {
-        let whole = g.is_square();
-        if self.rows == RowSteps::Full && whole {
-            let damp = f64::from(self.gdamp.unwrap_or(1.0));
-            return match Factor::of("output Fisher matrix", g.view(), 1.0, damp, par) {
-                Ok(factor) => Usable::Yes((
-                    Outputs { costs: factor.pivots, feedback: Some(factor.unit) },
-                    factor.note,
-                )),
-                Err(e) => Usable::no(e.message()),
-            };
-        }
-        let diagonal = if whole { g.diag() } else { g.row(0) };
-        let diagonal: Vec<f64> = diagonal.iter().map(|v| f64::from(v.max(0.0))).collect();
-        let mean = diagonal.iter().sum::<f64>() / diagonal.len().max(1) as f64;
-        if !(mean.is_finite() && mean > 0.0) {
-            return Usable::no("its output Fisher matrix is 0");
-        }
-        // Rows that nothing was seen to depend on still cost something.
-        let damp = f64::from(self.gdamp.unwrap_or(0.1)).max(1e-6) * mean;
-        let costs = diagonal.into_iter().map(|g| g + damp).collect();
-        let note = (self.rows == RowSteps::Full)
-            .then(|| "only the diagonal of the output Fisher matrix: rows feed nothing".to_owned());
-        Usable::Yes((Outputs { costs, feedback: None }, note))
-    }
-
-    fn quantize(
+    /// What is done to one matrix, and what is to be said about it.
+    fn on<T>(
         &self,
         target: &Target<'_>,
         inputs: &Factor,
         outputs: &Outputs,
         par: Par,
-    ) -> Result<(Steps, Option<String>)> {
+        act: impl FnOnce(&Job<'_>) -> T,
+    ) -> (T, Option<String>) {
         let weight = target.kept_weight();
-        let (rows, cols) = weight.dim();
+        let cols = weight.ncols();
         let half_log = |cost: &f64| -0.5 * cost.log2();
         let mut columns: Vec<f64> = inputs.pivots.iter().map(half_log).collect();
         if self.columns == ColumnSteps::Equal {
@@ -270,18 +214,30 @@ impl Watersic {
             mask: target.mask,
             par,
         };
-        let (codes, exponents) = match self.delta {
-            Some(delta) => job.run(f64::from(delta).log2()),
+        (act(&job), note)
+    }
+
+    fn quantize(&self, job: &Job<'_>, step: Option<f64>) -> Result<Steps> {
+        let (mut codes, exponents) = match self.delta.map(|delta| f64::from(delta).log2()).or(step)
+        {
+            Some(delta) => job.run(delta),
             None => job.search(f64::from(self.bits)),
         };
-        let mut codes = codes;
-        if kernels::abs_max(weight.as_slice().expect("standard layout")) > NEAR_THE_END {
-            stay_finite(&mut codes, &row_exponents, &exponents);
+        if kernels::abs_max(job.weight.as_slice().expect("standard layout")) > NEAR_THE_END {
+            stay_finite(&mut codes, job.row_exponents, &exponents);
         }
         let codes = codes.as_slice().expect("made in standard layout");
-        let leaf = StepFormat::leaf(codes, &row_exponents, &exponents)?;
-        debug_assert_eq!(codes.len(), rows * cols);
-        Ok((leaf, note))
+        StepFormat::leaf(codes, job.row_exponents, &exponents)
+    }
+
+    /// The factor of the inputs' matrix, or that of I and why.
+    fn inputs_or_none(&self, group: &mut Group<'_>) -> Result<(Factor, Option<String>)> {
+        Knobs::check(self)?;
+        let cols = group.channels()?;
+        for target in &group.targets {
+            target.check_finite()?;
+        }
+        Ok(Usable::of(self.inputs(group))?.or_else(|_| Factor::identity(cols)))
     }
 }
 
@@ -298,97 +254,12 @@ fn stay_finite(codes: &mut Array2<i32>, rows: &[i32], columns: &[i32]) {
     }
 }
 
-/// What errors in a matrix's outputs cost.
-#[derive(Debug)]
-struct Outputs {
-    /// A squared error of each, positive.
-    costs: Vec<f64>,
-    /// Unit upper: what rows feed each other.
-    feedback: Option<Array2<f32>>,
-}
-
-impl Outputs {
-    /// All alike, so that the outputs' mean energy is 1: errors are relative then.
-    fn equal(target: &Target<'_>, inputs: &Factor) -> Self {
-        let mut energy = 0.0f64;
-        for row in target.kept_weight().rows() {
-            let squares = row.iter().zip(&inputs.diagonal).map(|(w, a)| f64::from(*w).powi(2) * a);
-            energy += squares.sum::<f64>();
-        }
-        let rows = target.weight.nrows();
-        let cost = rows as f64 / energy;
-        let cost = if cost.is_finite() && cost > 0.0 { cost } else { 1.0 };
-        Self { costs: vec![cost; rows], feedback: None }
-    }
-}
-
-/// A matrix to be rounded at one step or another.
-#[derive(Debug, Clone, Copy)]
-struct Job<'a> {
-    weight: ArrayView2<'a, f32>,
-    inputs: ArrayView2<'a, f32>,
-    outputs: Option<ArrayView2<'a, f32>>,
-    /// log2 of the columns' steps, where delta is 1.
-    columns: &'a [f64],
-    row_exponents: &'a [i32],
-    paths: Option<(&'a Paths, f32)>,
-    mask: Option<&'a Mask>,
-    par: Par,
-}
-
-impl Job<'_> {
-    /// Codes, and the exponents of the columns' steps.
-    fn run(&self, delta_log2: f64) -> (Array2<i32>, Vec<i32>) {
-        let exponent = |log2: &f64| StepFormat::eighths((log2 + delta_log2).exp2());
-        let exponents: Vec<i32> = self.columns.iter().map(exponent).collect();
-        let steps = |of: &[i32]| of.iter().map(|e| StepFormat::step(*e)).collect::<Vec<f32>>();
-        let codes = Sweep {
-            weight: self.weight.reborrow(),
-            inputs: self.inputs.reborrow(),
-            outputs: self.outputs.map(ArrayView2::reborrow),
-            row_steps: &steps(self.row_exponents),
-            column_steps: &steps(&exponents),
-            paths: self.paths,
-            mask: self.mask,
-            par: self.par,
-        }
-        .run();
-        (codes, exponents)
-    }
-
-    /// The codes that take nearest to `bits` a weight. Some rows find the step nearly, where rows do not feed each other; all
-    /// of them find it.
-    fn search(&self, bits: f64) -> (Array2<i32>, Vec<i32>) {
-        let mut start = rate::first_guess(self, bits);
-        let rows = self.weight.nrows();
-        let pieces = rows.div_ceil(path::ROWS);
-        if self.outputs.is_none() && self.mask.is_none() && pieces > 2 * rate::SOME {
-            let piece = |n: usize| n * pieces / rate::SOME * path::ROWS;
-            let chosen: Vec<usize> =
-                (0..rate::SOME).flat_map(|n| piece(n)..(piece(n) + path::ROWS).min(rows)).collect();
-            let weight = self.weight.select(Axis(0), &chosen);
-            let row_exponents: Vec<i32> = chosen.iter().map(|r| self.row_exponents[*r]).collect();
-            let few = Job {
-                weight: weight.view(),
-                inputs: self.inputs.reborrow(),
-                outputs: None,
-                columns: self.columns,
-                row_exponents: &row_exponents,
-                paths: self.paths,
-                mask: None,
-                par: self.par,
-            };
-            start = rate::search(&few, bits, start).0;
-        }
-        let (_, codes, exponents) = rate::search(self, bits, start);
-        (codes, exponents)
-    }
-}
-
 impl Knobs for Watersic {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
-        let about = "bits a weight of each matrix when it is coded, all counted";
+        let about = "bits a weight of all matrices together when they are coded, all counted";
         keys.float("bits", &mut self.bits, 0.05..=20.0, about)?;
+        let about = "each matrix takes these bits, not all of them together";
+        keys.flag("each", &mut self.each, about)?;
         let about = "in place of bits: the step where costs are 1, the same for all matrices";
         keys.optional_float("delta", &mut self.delta, 1e-6..=1e6, about)?;
         let about = "added to the diagonal of the Gram matrix, in proportion to each entry";
@@ -450,6 +321,11 @@ impl Method for Watersic {
         "watersic"
     }
 
+    fn shared_bits(&self) -> Option<f64> {
+        let shared = !self.each && self.delta.is_none() && self.rows != RowSteps::None;
+        shared.then_some(f64::from(self.bits))
+    }
+
     fn needs(&self) -> Needs {
         let gram = Needs::GRAM.true_sequentially();
         match self.rows {
@@ -463,25 +339,32 @@ impl Compress for Watersic {
     type Node = Steps;
 
     fn compress_group(&self, mut group: Group<'_>) -> Result<CompressedGroup<Steps>> {
-        Knobs::check(self)?;
-        let cols = group.channels()?;
-        for target in &group.targets {
-            target.check_finite()?;
-        }
-        let (inputs, reason) =
-            Usable::of(self.inputs(&mut group))?.or_else(|_| Factor::identity(cols));
+        let (inputs, reason) = self.inputs_or_none(&mut group)?;
         let reason = reason.map(|reason| format!("{reason}: rounded without feedback"));
         let layers = group.targets.iter().map(|target| {
             let (outputs, rows) = self
                 .outputs(target, &inputs, &group.calibration, group.par)
                 .in_tensor(target.name)?;
-            let (node, note) =
-                self.quantize(target, &inputs, &outputs, group.par).in_tensor(target.name)?;
-            Ok(Compressed::new(node)
+            let (node, note) = self.on(target, &inputs, &outputs, group.par, |job| {
+                self.quantize(job, target.step).in_tensor(target.name)
+            });
+            Ok(Compressed::new(node?)
                 .with_fallback(reason.clone().or_else(|| inputs.note.clone()))
                 .with_note(rows)
                 .with_note(note))
         });
         Ok(CompressedGroup::new(layers.collect::<Result<_>>()?))
+    }
+
+    fn rates(&self, mut group: Group<'_>) -> Result<Vec<RateCurve>> {
+        let (inputs, _) = self.inputs_or_none(&mut group)?;
+        let curves = group.targets.iter().map(|target| {
+            let (outputs, _) = self
+                .outputs(target, &inputs, &group.calibration, group.par)
+                .in_tensor(target.name)?;
+            let bits = f64::from(self.bits);
+            Ok(self.on(target, &inputs, &outputs, group.par, |job| job.curve(bits)).0)
+        });
+        curves.collect()
     }
 }

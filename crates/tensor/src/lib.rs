@@ -13,6 +13,7 @@ pub mod method;
 pub mod node;
 #[cfg(feature = "faer")]
 pub mod obs;
+pub mod rate;
 pub mod rewrite;
 pub mod source;
 pub mod stage;

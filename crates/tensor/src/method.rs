@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::grid::GridSpec;
 use crate::linalg::Par;
 use crate::node::{Mask, Node};
+use crate::rate::RateCurve;
 use crate::stats::{Calibration, Needs};
 
 /// A method has a name and declares the calibration statistics it wants.
@@ -43,6 +44,12 @@ pub trait Method: Debug + Send + Sync {
     fn takes_mask(&self) -> bool {
         true
     }
+    /// Bits a weight that all matrices it compresses are to take together, where it leaves their division to a caller that
+    /// knows them all and finds the one step for it ([`Compress::rates`], [`Target::step`]). None by default: each matrix
+    /// for itself.
+    fn shared_bits(&self) -> Option<f64> {
+        None
+    }
     /// It makes good for the mean error by a bias, so that nothing else may. False by default.
     fn corrects_bias(&self) -> bool {
         false
@@ -72,12 +79,21 @@ pub struct Target<'a> {
     pub dtype: DType,
     /// Attention scores are products of its outputs with others (queries and keys): an error of size goes into both.
     pub scores: bool,
+    /// log2 of the step at which all matrices of the model together take the bits asked for, where a caller found it: see
+    /// [`Method::shared_bits`].
+    pub step: Option<f64>,
 }
 
 impl<'a> Target<'a> {
     /// A target without a mask.
     pub fn new(name: &'a str, weight: ArrayView2<'a, f32>) -> Self {
-        Self { name, weight, mask: None, dtype: DType::F32, scores: false }
+        Self { name, weight, mask: None, dtype: DType::F32, scores: false, step: None }
+    }
+
+    /// Sets the step that all matrices of the model have in common.
+    pub fn with_step(mut self, step: Option<f64>) -> Self {
+        self.step = step;
+        self
     }
 
     /// Says whether attention scores are products of its outputs.
@@ -367,6 +383,15 @@ pub trait Compress: Method {
     /// tensor. Calibration that is singular, empty or not finite is no error: the method falls back and says so.
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<Self::Node>>;
 
+    /// About the bits that each of these matrices would take by the step, of a method that has [`Method::shared_bits`];
+    /// nothing by default.
+    ///
+    /// # Errors
+    /// As [`Compress::compress_group`].
+    fn rates(&self, _: Group<'_>) -> Result<Vec<RateCurve>> {
+        Ok(Vec::new())
+    }
+
     /// Compresses one matrix.
     ///
     /// # Errors
@@ -404,12 +429,22 @@ pub trait DynCompress: Method {
     /// # Errors
     /// As there.
     fn compress_group_dyn(&self, group: Group<'_>) -> Result<CompressedGroup>;
+
+    /// [`Compress::rates`].
+    ///
+    /// # Errors
+    /// As there.
+    fn rates_dyn(&self, group: Group<'_>) -> Result<Vec<RateCurve>>;
 }
 
 impl<T: Compress> DynCompress for T {
     fn compress_group_dyn(&self, group: Group<'_>) -> Result<CompressedGroup> {
         let CompressedGroup { layers, folded } = self.compress_group(group)?;
         Ok(CompressedGroup { layers: layers.into_iter().map(Compressed::boxed).collect(), folded })
+    }
+
+    fn rates_dyn(&self, group: Group<'_>) -> Result<Vec<RateCurve>> {
+        self.rates(group)
     }
 }
 
@@ -446,6 +481,10 @@ impl Method for Box<dyn DynCompress> {
         (**self).takes_mask()
     }
 
+    fn shared_bits(&self) -> Option<f64> {
+        (**self).shared_bits()
+    }
+
     fn corrects_bias(&self) -> bool {
         (**self).corrects_bias()
     }
@@ -456,6 +495,10 @@ impl Compress for Box<dyn DynCompress> {
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
         (**self).compress_group_dyn(group)
+    }
+
+    fn rates(&self, group: Group<'_>) -> Result<Vec<RateCurve>> {
+        (**self).rates_dyn(group)
     }
 }
 

@@ -3,10 +3,7 @@
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::spread::{Model, Token};
 
-use super::Job;
-
-/// Pieces of rows that a step is first sought on.
-pub(super) const SOME: usize = 4;
+use super::job::Job;
 
 /// Sweeps at most.
 const TRIES: usize = 8;

@@ -1,4 +1,5 @@
 use tensorpress_tensor::grid::GridSpec;
+use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stage::{Inside, Row, WeightPart, WeightRole};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
@@ -52,6 +53,10 @@ impl<M: Method, C: Recode> Method for Coded<M, C> {
         self.method.takes_mask()
     }
 
+    fn shared_bits(&self) -> Option<f64> {
+        self.method.shared_bits()
+    }
+
     fn corrects_bias(&self) -> bool {
         self.method.corrects_bias()
     }
@@ -59,6 +64,10 @@ impl<M: Method, C: Recode> Method for Coded<M, C> {
 
 impl<M: Compress, C: Recode> Compress for Coded<M, C> {
     type Node = Box<dyn Node>;
+
+    fn rates(&self, group: Group<'_>) -> Result<Vec<RateCurve>> {
+        self.method.rates(group)
+    }
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
         let names: Vec<&str> = group.targets.iter().map(|target| target.name).collect();

@@ -212,6 +212,11 @@ impl Stream {
         forward(&mut self.hidden, &self.lengths, &loaded, None)
     }
 
+    /// Runs the hidden states through a block as it is.
+    pub(super) fn pass(&mut self, block: &Block) -> Result<()> {
+        forward(&mut self.hidden, &self.lengths, block, None)
+    }
+
     /// Runs the hidden states through a block as it is, and gives the statistics of its inputs.
     pub(super) fn watch(
         &mut self,

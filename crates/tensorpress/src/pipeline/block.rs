@@ -19,7 +19,7 @@ use super::state::Unit;
 const SMALL: usize = 16 << 20;
 
 /// Bytes of statistics up to which several inputs are watched in one pass, or as many as those of one of them take.
-const TOGETHER: u64 = 64 << 20;
+pub(super) const TOGETHER: u64 = 64 << 20;
 
 /// Compresses a block and writes its shard.
 ///
@@ -48,7 +48,7 @@ pub(super) fn compress(
     while let Some((input, jobs)) = planned.pop_front() {
         context.check_cancelled()?;
         if let Some(stream) = stream.filter(|_| calibrations.is_empty()) {
-            let wanted = together(context, room, (input, &jobs), &planned);
+            let wanted = together(context, room, (input, &jobs), &planned, true);
             let block = if wanted[0].1.true_sequential { &block } else { &original };
             calibrations = stream.calibrate(context, block, Some(&original), &wanted)?.into();
         }
@@ -82,22 +82,24 @@ pub(super) fn compress(
 }
 
 /// The inputs whose statistics have `room` in one pass, from the next on, and what is wanted of each. Where what is before
-/// a layer in its block has to be compressed first, it is only those that a token meets at once.
-fn together(
+/// a layer in its block has to be compressed first, `in_turn`, it is only those that a token meets at once.
+pub(super) fn together(
     context: &Context<'_>,
     room: u64,
     (input, jobs): (SharedInput, &[Job]),
     later: &VecDeque<(SharedInput, Vec<Job>)>,
+    in_turn: bool,
 ) -> Vec<(SharedInput, Needs)> {
     let first = context.needs_of(jobs);
-    let sequential = first.true_sequential;
+    let sequential = in_turn && first.true_sequential;
     let mut bytes = context.bytes_of(jobs);
     let mut wanted = vec![(input, first)];
     for (next, jobs) in later {
         let needs = context.needs_of(jobs);
         bytes += context.bytes_of(jobs);
         let apart = sequential && stage(*next) != stage(input);
-        if apart || needs.true_sequential != sequential || bytes > room {
+        let unlike = in_turn && needs.true_sequential != sequential;
+        if apart || unlike || bytes > room {
             break;
         }
         wanted.push((*next, needs));
@@ -116,7 +118,11 @@ fn stage(input: SharedInput) -> SharedInput {
 
 /// The jobs of each input that there are any for, in the order in which they are done: that in which a token meets the
 /// inputs, those that it meets at once side by side; but what may fold scales into the matrix before it comes before that.
-fn planned(context: &Context<'_>, index: usize, calibrated: bool) -> Vec<(SharedInput, Vec<Job>)> {
+pub(super) fn planned(
+    context: &Context<'_>,
+    index: usize,
+    calibrated: bool,
+) -> Vec<(SharedInput, Vec<Job>)> {
     let linears = context.source.linears(index);
     let mut stages: Vec<SharedInput> = Vec::new();
     let mut planned: Vec<(usize, (SharedInput, Vec<Job>))> = Vec::new();

@@ -9,6 +9,7 @@ use tensorpress_model::Source;
 use tensorpress_tensor::checkpoint::{
     find_foreign, refuse_mount_point, remove_files, remove_listed, stays_inside,
 };
+use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Result};
 
 use super::listing::{LIST, is_of_model, is_of_work, owned};
@@ -226,6 +227,21 @@ impl Work {
         self.write()
     }
 
+    /// Bits of the matrices of each block by the step, as far as that is known.
+    pub(super) fn rates(&self) -> &BTreeMap<usize, BTreeMap<String, RateCurve>> {
+        &self.state.rates
+    }
+
+    /// Notes those of a block.
+    pub(super) fn found_rates(
+        &mut self,
+        block: usize,
+        rates: BTreeMap<String, RateCurve>,
+    ) -> Result<()> {
+        self.state.rates.insert(block, rates);
+        self.write()
+    }
+
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -366,6 +382,7 @@ fn fresh(folder: &Path, identity: Identity) -> Result<State> {
         identity,
         rewrites: Vec::new(),
         gradients: BTreeMap::new(),
+        rates: BTreeMap::new(),
         units: Vec::new(),
         copied: Vec::new(),
     };

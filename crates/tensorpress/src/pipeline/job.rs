@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tensorpress_model::{LinearSpec, SharedInput, Source};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
+use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::rewrite::Role;
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
@@ -77,6 +78,14 @@ impl Context<'_> {
         }
     }
 
+    /// Calibration with what is supplied of weights.
+    fn with_supplied(&self, calibration: Calibration) -> Calibration {
+        match &self.supplied {
+            Some(by) => calibration.with_supplied(by.clone()),
+            None => calibration,
+        }
+    }
+
     /// The jobs of the layers that read one input.
     pub(super) fn jobs(&self, readers: &[LinearSpec], calibrated: bool) -> Vec<Job> {
         let mut jobs: Vec<Job> = Vec::new();
@@ -139,6 +148,58 @@ impl Job {
         self.feeder.is_some()
     }
 
+    fn weights(&self, context: &Context<'_>, rows: &Rows) -> Result<Vec<Array2<f32>>> {
+        let load = |spec: &LinearSpec| -> Result<Array2<f32>> {
+            let read = || context.source.stored(spec)?.to_matrix();
+            let mut weight = read().map_err(|e| context.located(e, &spec.name))?;
+            for (mut row, factor) in
+                weight.rows_mut().into_iter().zip(rows.get(&spec.name).into_iter().flatten())
+            {
+                row.mapv_inplace(|w| w * factor);
+            }
+            Ok(weight)
+        };
+        self.specs.iter().map(load).collect()
+    }
+
+    fn targets<'w>(&'w self, context: &Context<'_>, weights: &'w [Array2<f32>]) -> Vec<Target<'w>> {
+        let targets = self.specs.iter().zip(weights).map(|(spec, w)| {
+            Target::new(&spec.name, w.view())
+                .with_dtype(context.source.dtype_of(spec).unwrap_or(DType::F32))
+                .with_scores(matches!(spec.role, Role::Q | Role::K))
+                .with_step(context.steps.get(&self.method).copied())
+        });
+        targets.collect()
+    }
+
+    /// Number of the method.
+    pub(super) fn method(&self) -> usize {
+        self.method
+    }
+
+    /// Bits of these layers by the step.
+    pub(super) fn rates(
+        &self,
+        context: &Context<'_>,
+        calibration: Calibration,
+        par: Par,
+    ) -> Result<Vec<(String, RateCurve)>> {
+        let weights = self.weights(context, &Rows::new())?;
+        let group = Group {
+            targets: self.targets(context, &weights),
+            calibration: context.with_supplied(calibration),
+            fold: None,
+            seed: context.seed_of(&self.specs[0].name),
+            par,
+        };
+        let method = &context.plan.method(self.method).method;
+        let curves = method.rates_dyn(group).map_err(|e| {
+            let name = e.tensor().unwrap_or(&self.specs[0].name).to_owned();
+            context.located(e, &name)
+        })?;
+        Ok(self.specs.iter().map(|spec| spec.name.clone()).zip(curves).collect())
+    }
+
     /// Compresses the layers of this job, rows first multiplied by what was folded into them.
     pub(super) fn run(
         &self,
@@ -148,23 +209,9 @@ impl Job {
         par: Par,
     ) -> Result<Output> {
         let source = context.source;
-        let calibration = match &context.supplied {
-            Some(by) => calibration.with_supplied(by.clone()),
-            None => calibration,
-        };
+        let calibration = context.with_supplied(calibration);
         let planned = context.plan.method(self.method);
-        let load = |spec: &LinearSpec| -> Result<Array2<f32>> {
-            let read = || source.stored(spec)?.to_matrix();
-            let mut weight = read().map_err(|e| context.located(e, &spec.name))?;
-            for (mut row, factor) in
-                weight.rows_mut().into_iter().zip(rows.get(&spec.name).into_iter().flatten())
-            {
-                row.mapv_inplace(|w| w * factor);
-            }
-            Ok(weight)
-        };
-        let weights = self.specs.iter().map(load).collect::<Result<Vec<_>>>()?;
-        let dtype_of = |spec: &LinearSpec| source.dtype_of(spec).unwrap_or(DType::F32);
+        let weights = self.weights(context, rows)?;
         let inputs = calibration.samples().ok().map(error::spread);
         let offset = self.norm.as_ref().map_or(0.0, |(_, offset)| *offset);
         let read = |(name, offset): &(String, f32)| -> Result<Vector> {
@@ -178,13 +225,9 @@ impl Job {
             Some(norm) => Some(Fold { values: &norm.values, dtype: norm.dtype }),
             None => self.feeder.as_ref().map(|_| Fold { values: &ones, dtype: DType::F32 }),
         };
-        let targets = self.specs.iter().zip(&weights).map(|(spec, w)| {
-            let scores = matches!(spec.role, Role::Q | Role::K);
-            Target::new(&spec.name, w.view()).with_dtype(dtype_of(spec)).with_scores(scores)
-        });
         let first = self.specs[0].name.as_str();
         let group = Group {
-            targets: targets.collect(),
+            targets: self.targets(context, &weights),
             calibration,
             fold,
             seed: context.seed_of(first),

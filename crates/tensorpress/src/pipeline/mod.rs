@@ -29,12 +29,14 @@ mod regroup;
 mod report;
 mod rewrite;
 mod shard;
+mod share;
 mod side;
 mod state;
 mod tables;
 mod then;
 mod write;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,6 +63,7 @@ use calibration::Samples;
 use folder::Work;
 use plan::Plan;
 use rewrite::{Named, Rewriting, Rewritten};
+use share::Shares;
 use side::Side;
 use state::{Identity, Unit};
 use then::{Publish, Then};
@@ -136,6 +139,8 @@ struct Context<'r> {
     registry: Registry,
     plan: Plan,
     supplied: Option<Arc<dyn Supplied>>,
+    /// log2 of the step that the matrices of a method have in common, for the block that is worked on.
+    steps: BTreeMap<usize, f64>,
     seed: u64,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -343,7 +348,9 @@ impl<'a> Compressor<'a> {
         let registry = self.registry.take().unwrap_or_else(crate::registry);
         let rewritten = rewritten.as_ref();
         let (supplied, seed) = (self.supplied.clone(), self.seed);
-        let mut context = Context { source, rewritten, registry, plan, supplied, seed, cancel };
+        let steps = BTreeMap::new();
+        let mut context =
+            Context { source, rewritten, registry, plan, supplied, steps, seed, cancel };
         let mut notes = Vec::new();
         if context.supplied.is_none() && !work.is_complete() {
             let found = backward::find(&context, &samples, work, &mut |event| self.tell(event))?;
@@ -352,6 +359,10 @@ impl<'a> Compressor<'a> {
                 Usable::No(reason) => notes.push(reason),
             }
         }
+        if !work.is_complete() {
+            share::find(&context, &samples, work, &mut |event| self.tell(event))?;
+        }
+        let mut shares = Shares::new(&context, work);
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
         if resumed == 0 {
@@ -375,12 +386,14 @@ impl<'a> Compressor<'a> {
                 }
             }
             let shard = work.shard(index + 1);
+            context.steps = shares.steps(index);
             if work.units().len() <= index + 1 {
                 self.tell(Event::Block { block: index, blocks: source.blocks() });
                 let unit = block::compress(&context, index, stream.as_ref(), &shard)?;
                 self.report(&unit);
                 work.finished(unit)?;
             }
+            shares.done(index, &work.units()[index + 1]);
             if index == 0 {
                 self.then.check_first(&shard, &context.registry)?;
             }

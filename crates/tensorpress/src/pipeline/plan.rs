@@ -93,6 +93,12 @@ impl Plan {
         &self.methods[index]
     }
 
+    /// Bits a weight that the matrices of a method take together, if one step in common is to be found for them.
+    pub(super) fn shared_bits(&self, index: usize) -> Option<f64> {
+        let planned = &self.methods[index];
+        planned.method.shared_bits().filter(|_| planned.used)
+    }
+
     /// Some method wants a statistic of this stream.
     pub(super) fn reads(&self, stream: Stream) -> bool {
         let reads = |planned: &Planned| planned.used && planned.method.needs().reads(stream);

@@ -28,6 +28,14 @@ pub enum Event<'a> {
         /// Steps of the pass.
         steps: usize,
     },
+    /// How many bits a block's matrices take by the step is being found, for methods whose matrices share bits; before the
+    /// work on the blocks begins.
+    Rated {
+        /// Its number, from 0.
+        block: usize,
+        /// Blocks of the model.
+        blocks: usize,
+    },
     /// A block begins.
     Block {
         /// Its number, from 0.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tensorpress_model::Source;
+use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stats::Supplied;
 use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
@@ -118,7 +119,7 @@ impl Identity {
 }
 
 /// A shard that is finished: the embeddings, norms and head, or a block.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Unit {
     pub(super) bytes: u64,
     pub(super) layers: Vec<LayerReport>,
@@ -156,6 +157,9 @@ pub(super) struct State {
     /// What a backward pass found, by block, as far as blocks are done.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) gradients: BTreeMap<usize, Stored>,
+    /// Bits of the matrices by the step, by block, of methods whose bits all matrices share.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) rates: BTreeMap<usize, BTreeMap<String, RateCurve>>,
     pub(super) units: Vec<Unit>,
     /// Files of the model that go along as they are, once that is known.
     #[serde(default)]
