@@ -105,8 +105,9 @@ fn one_thread_or_two_and_other_methods_beside_it() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let out = folder.path().join(out);
         let text = CalibrationText::new(embedded::CALIBRATION).with_windows(4).with_length(32);
-        let compressor = Compressor::new(recipe.clone()).with_calibration(text);
-        let report = pool.install(|| compressor.run(&source, &out)).unwrap();
+        let run =
+            || Compressor::new(recipe.clone()).with_calibration(text.clone()).run(&source, &out);
+        let report = pool.install(run).unwrap();
         (report, folder_bytes(&out))
     };
     let (report, one) = run(1, "one");
