@@ -1,3 +1,4 @@
+mod gptaq;
 mod rule;
 
 use std::ops::Range;
@@ -14,6 +15,8 @@ use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
     Usable, kernels, obs,
 };
+
+pub use gptaq::Gptaq;
 
 use crate::{Granularity, GridSpec, GroupedAffine, Rtn};
 use rule::GptqRule;
@@ -197,6 +200,10 @@ impl Knobs for Gptq {
         let own = self.own_block();
         keys.auto("block", &mut self.block, own, 1..=1 << 16, about)
     }
+}
+
+pub(crate) fn gptaq_stage() -> Row<WeightPart> {
+    gptaq::stage()
 }
 
 pub(crate) fn stage() -> Row<WeightPart> {

@@ -21,7 +21,7 @@ mod watersic;
 pub use aqlm::{AdditiveCodes, Aqlm};
 pub use awq::{Awq, AwqClip};
 pub use drift::Drift;
-pub use gptq::Gptq;
+pub use gptq::{Gptaq, Gptq};
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
 pub use levels::{BitMod, KMeans, LevelSpec, SqueezeLlm, optimal_levels};
@@ -39,8 +39,14 @@ use tensorpress_tensor::stage::{Row, WeightPart};
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     let [nf4, fp4, dynamic8] = levels::stages();
-    let mut stages =
-        vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage(), drift::stage()];
+    let mut stages = vec![
+        rtn::stage(),
+        gptq::stage(),
+        awq::stage(),
+        hadamard::stage(),
+        drift::stage(),
+        gptq::gptaq_stage(),
+    ];
     stages.extend([nf4, fp4, dynamic8]);
     stages.extend(levels::fitted_stages());
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);

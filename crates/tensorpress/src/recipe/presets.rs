@@ -5,7 +5,7 @@ pub(crate) const PLANNED: &[&str] = &["smoothquant", "quip", "qtip", "pv_tuning"
 
 /// Recipes with a name.
 #[must_use]
-pub fn presets() -> [Preset; 3] {
+pub fn presets() -> [Preset; 6] {
     [
         Preset {
             name: "w8",
@@ -21,6 +21,21 @@ pub fn presets() -> [Preset; 3] {
             name: "w3",
             line: "gptq(bits=3, group=64, clip=mse)",
             about: "3 bits: where memory decides",
+        },
+        Preset {
+            name: "best4",
+            line: "drift | watersic(bits=4.0, rows=full) | coded(rans)",
+            about: "4 bits, the least loss that there is: entropy-coded, decoded when it is loaded",
+        },
+        Preset {
+            name: "best3",
+            line: "drift | watersic(bits=3.0, rows=full) | coded(rans)",
+            about: "3 bits with less loss than others have at 4",
+        },
+        Preset {
+            name: "best2",
+            line: "drift | watersic(bits=2.25, rows=full) | coded(rans)",
+            about: "2.25 bits, where other formats are no use",
         },
     ]
 }

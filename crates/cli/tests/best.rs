@@ -1,0 +1,101 @@
+//! The best presets as users run them: the size asked for, the same bytes always, through any kill.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{arg, contents, json, tensorpress};
+
+fn best(preset: &str, out: &Path) -> Command {
+    let mut command = tensorpress();
+    let windows = ["--calib-windows", "12", "--json"];
+    command.args(["compress", "demo", "--recipe", preset, "--out", arg(out)]).args(windows);
+    command
+}
+
+#[test]
+fn presets_take_the_bits_of_their_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut losses = Vec::new();
+    for (preset, bits) in [("best2", 2.25), ("best3", 3.0), ("best4", 4.0)] {
+        let out = folder.path().join(preset);
+        let report = json(&best(preset, &out).arg("--eval").output().expect("the program"));
+        let taken = report["bits_per_weight"].as_f64().expect("a number");
+        assert!((taken / bits - 1.0).abs() < 0.015, "{preset}: {taken} bits");
+        losses.push(report["eval"]["kld_mean"].as_f64().expect("a number"));
+    }
+    let rtn = folder.path().join("rtn4");
+    let plain = json(
+        &best("rtn(bits=4, group=64, clip=mse)", &rtn).arg("--eval").output().expect("the program"),
+    );
+    let plain = plain["eval"]["kld_mean"].as_f64().expect("a number");
+    assert!(losses[0] > losses[1] && losses[1] > losses[2], "{losses:?}");
+    assert!(losses[2] < 0.5 * plain, "at 4 bits {} against {plain}", losses[2]);
+}
+
+#[test]
+fn threads_make_no_difference_and_an_instruction_set_makes_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let made = |name: &str, threads: &str, isa: Option<&str>| {
+        let out = folder.path().join(name);
+        let mut command = best("best3", &out);
+        command.env("RAYON_NUM_THREADS", threads);
+        isa.map(|isa| command.env("TENSORPRESS_ISA", isa));
+        json(&command.output().expect("the program"));
+        contents(&out)
+    };
+    let one = made("one", "1", None);
+    assert!(one == made("two", "2", None), "threads make a difference");
+    assert!(one == made("again", "2", None), "twice is not once");
+    for isa in ["generic", "avx2", "avx512"] {
+        let there = match isa {
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => is_x86_feature_detected!("avx512bw"),
+            name => name == "generic",
+        };
+        if there {
+            let one = made(&format!("{isa}1"), "1", Some(isa));
+            assert!(one == made(&format!("{isa}2"), "2", Some(isa)), "{isa}");
+        }
+    }
+}
+
+/// Twenty kills at any moment: in calibration, on the way back, while rates are found, in a block, between files.
+#[test]
+fn killed_at_any_moment_it_comes_to_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let whole = folder.path().join("whole");
+    let begun = Instant::now();
+    json(&best("best3", &whole).output().expect("the program"));
+    let takes = begun.elapsed();
+    let expected = contents(&whole);
+    let out = folder.path().join("out");
+    let mut draw = 0x9e37_79b9_u64;
+    let (mut killed, mut finished) = (0, 0);
+    while killed < 20 {
+        // A linear congruence says when: within what is left of the work, as a rule.
+        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let part = 0.02 + 0.4 * (draw >> 40) as f64 / (1u64 << 24) as f64;
+        let mut child = best("best3", &out);
+        let mut child =
+            child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
+        std::thread::sleep(Duration::from_secs_f64(takes.as_secs_f64() * part));
+        if child.try_wait().expect("a status").is_none() {
+            child.kill().expect("killed");
+            killed += 1;
+        }
+        child.wait().expect("a status");
+        if out.exists() {
+            assert!(contents(&out) == expected, "after {killed} kills");
+            std::fs::remove_dir_all(&out).expect("removed");
+            finished += 1;
+        }
+    }
+    json(&best("best3", &out).output().expect("the program"));
+    assert!(contents(&out) == expected);
+    println!("{killed} kills, {} times to the end", finished + 1);
+}
