@@ -1,6 +1,7 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
 //! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `made-moe DIR`, `memory [DIR]`, `faults [ONE_IN]`, `interop
-//! [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write).
+//! [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write), `ablation MODEL [WORD ...]` (what
+//! the best recipe owes to each of its parts) and `rivals MODEL [TYPE ...]` (types of GGUF as ggml fills them).
 
 mod api;
 mod ci;
@@ -8,6 +9,7 @@ mod faults;
 mod interop;
 mod made;
 mod memory;
+mod quality;
 mod tools;
 #[cfg(test)]
 mod unsafety;
@@ -44,10 +46,12 @@ fn main() -> ExitCode {
             part.and_then(|part| faults::run(&root().join("target/faults"), part))
         }
         ["interop", peers @ ..] => interop::run(peers),
+        ["ablation", model, only @ ..] => quality::ablation(model, only),
+        ["rivals", model, types @ ..] => quality::rivals(model, types),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | ablation MODEL [WORD ...] | rivals MODEL [TYPE ...]\n{}",
             ci::names()
         )),
     };

@@ -31,7 +31,7 @@ pub use rtn::Rtn;
 pub use spqr::Spqr;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
 pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, NestedAffine, Steps};
-pub use watersic::{ColumnSteps, RowSteps, Watersic};
+pub use watersic::{ColumnSteps, Damping, RowSteps, Watersic};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 

@@ -55,8 +55,10 @@ pub struct Watersic {
     /// The step where costs are 1, in place of `bits`: in the square root of nats a token where G is supplied, else of
     /// the output's energy. One delta for all matrices is the best division of bits among them.
     pub delta: Option<f32>,
-    /// Damping of A in proportion to each diagonal entry. Default 0.01.
+    /// Damping of A. Default 0.01.
     pub damp: f32,
+    /// What the damping of A is a part of. Default each entry of the diagonal.
+    pub damping: Damping,
     /// Steps of columns. By default by what their errors cost.
     pub columns: ColumnSteps,
     /// Steps of rows. By default by G's diagonal where there is one.
@@ -67,6 +69,17 @@ pub struct Watersic {
     pub states: usize,
     /// What a bit costs along the trellis, in squared steps. Default 0.1.
     pub lam: f32,
+}
+
+/// What a damping is a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Damping {
+    /// Of each entry of the diagonal (and 1e-4 of the median): a channel far above the others does not drown them.
+    #[default]
+    Each,
+    /// Of the diagonal's mean.
+    Mean,
 }
 
 /// How the steps of columns differ.
@@ -102,6 +115,7 @@ impl Default for Watersic {
             each: false,
             delta: None,
             damp: 0.01,
+            damping: Damping::default(),
             columns: ColumnSteps::default(),
             rows: RowSteps::default(),
             gdamp: None,
@@ -135,6 +149,13 @@ impl Watersic {
     #[must_use]
     pub fn with_damp(mut self, damp: f32) -> Self {
         self.damp = damp;
+        self
+    }
+
+    /// Sets what the damping of A is a part of.
+    #[must_use]
+    pub fn with_damping(mut self, damping: Damping) -> Self {
+        self.damping = damping;
         self
     }
 
@@ -177,7 +198,8 @@ impl Watersic {
             return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
         }
         let scale = 1.0 / group.calibration.tokens() as f64;
-        Factor::of("Gram matrix", gram.view(), scale, f64::from(self.damp), group.par)
+        let damp = f64::from(self.damp);
+        Factor::of("Gram matrix", gram.view(), scale, damp, self.damping, group.par)
     }
 
     /// What is done to one matrix, and what is to be said about it.
@@ -262,8 +284,11 @@ impl Knobs for Watersic {
         keys.flag("each", &mut self.each, about)?;
         let about = "in place of bits: the step where costs are 1, the same for all matrices";
         keys.optional_float("delta", &mut self.delta, 1e-6..=1e6, about)?;
-        let about = "added to the diagonal of the Gram matrix, in proportion to each entry";
+        let about = "added to the diagonal of the Gram matrix, a part of what `damping` says";
         keys.float("damp", &mut self.damp, 0.0..=1e6, about)?;
+        let names = [("each", Damping::Each), ("mean", Damping::Mean)];
+        let about = "what the damping is a part of: each entry of the diagonal, or their mean";
+        keys.choice("damping", &mut self.damping, &names, about)?;
         let names = [("ldl", ColumnSteps::Ldl), ("equal", ColumnSteps::Equal)];
         let about = "steps of columns: by the pivots of the Gram matrix, or equal";
         keys.choice("columns", &mut self.columns, &names, about)?;

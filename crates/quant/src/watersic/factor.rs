@@ -2,6 +2,8 @@ use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::{Error, Result};
 
+use super::Damping;
+
 /// A symmetric matrix A as U D Uᵀ, U unit upper triangular: what errors of columns cost once those before made good for
 /// theirs.
 #[derive(Debug)]
@@ -28,8 +30,7 @@ impl Factor {
         Self { unit: Array2::eye(n), pivots: vec![1.0; n], diagonal: vec![1.0; n], note: None }
     }
 
-    /// The factor of `scale` A, damped in proportion to each diagonal entry: a channel far above the others does not
-    /// drown them as a part of the mean would. The damping grows until there is one.
+    /// The factor of `scale` A, damped. The damping grows until there is one.
     ///
     /// # Errors
     /// `Numerical` if A is not finite, has no positive diagonal entry, or no damping helps.
@@ -38,6 +39,7 @@ impl Factor {
         a: ArrayView2<'_, f32>,
         scale: f64,
         damp: f64,
+        damping: Damping,
         par: Par,
     ) -> Result<Self> {
         let n = a.nrows();
@@ -55,7 +57,10 @@ impl Factor {
         let floor = FLOOR * if median > 0.0 { median } else { mean };
         let mut damp = damp;
         for retries in 0..TRIES {
-            let damped = |i: usize| diagonal[i] * (1.0 + damp) + floor;
+            let damped = |i: usize| match damping {
+                Damping::Each => diagonal[i] * (1.0 + damp) + floor,
+                Damping::Mean => diagonal[i] + damp * mean,
+            };
             // Backwards, so that the lower factor is the upper one.
             let reversed = Array2::from_shape_fn((n, n), |(i, j)| {
                 let (i, j) = (n - 1 - i, n - 1 - j);

@@ -4,7 +4,7 @@ use tensorpress_tensor::stats::{Calibration, Supply};
 use tensorpress_tensor::{ErrorKind, Result, Target, Usable};
 
 use super::factor::Factor;
-use super::{RowSteps, Watersic};
+use super::{Damping, RowSteps, Watersic};
 
 /// What errors in a matrix's outputs cost.
 #[derive(Debug)]
@@ -83,7 +83,8 @@ impl Watersic {
         let whole = g.is_square();
         if self.rows == RowSteps::Full && whole {
             let damp = f64::from(self.gdamp.unwrap_or(1.0));
-            return match Factor::of("output Fisher matrix", g.view(), 1.0, damp, par) {
+            return match Factor::of("output Fisher matrix", g.view(), 1.0, damp, Damping::Each, par)
+            {
                 Ok(factor) => Usable::Yes((
                     Outputs { costs: factor.pivots, feedback: Some(factor.unit) },
                     factor.note,

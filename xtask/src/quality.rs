@@ -1,0 +1,165 @@
+//! What the best recipe owes to each of its parts, and how it stands beside the types of GGUF, on real models.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::{Outcome, cargo, execute, root, shared};
+
+/// A recipe, windows of its calibration, and what it is the best one without.
+struct Line {
+    without: &'static str,
+    recipe: &'static str,
+    windows: usize,
+}
+
+const fn line(without: &'static str, recipe: &'static str) -> Line {
+    Line { without, recipe, windows: 64 }
+}
+
+/// The best recipe at 3 bits, and with one part left out or changed.
+const LINES: [Line; 21] = [
+    line("all of it", "drift | watersic(bits=3, rows=full) | coded(rans)"),
+    line("no drift correction", "watersic(bits=3, rows=full) | coded(rans)"),
+    line("drift at full strength", "drift(strength=1) | watersic(bits=3, rows=full) | coded(rans)"),
+    line("rows by G's diagonal", "drift | watersic(bits=3, rows=diag) | coded(rans)"),
+    line("equal rows", "drift | watersic(bits=3, rows=none) | coded(rans)"),
+    line("equal columns", "drift | watersic(bits=3, rows=full, columns=equal) | coded(rans)"),
+    line(
+        "equal rows and columns",
+        "drift | watersic(bits=3, rows=none, columns=equal) | coded(rans)",
+    ),
+    line("each matrix at 3 bits", "drift | watersic(bits=3, rows=full, each=true) | coded(rans)"),
+    line("damping by the mean", "drift | watersic(bits=3, rows=full, damping=mean) | coded(rans)"),
+    line("no trellis", "drift | watersic(bits=3, rows=full, states=0) | coded(rans)"),
+    line("4 states", "drift | watersic(bits=3, rows=full, states=4) | coded(rans)"),
+    line("32 states", "drift | watersic(bits=3, rows=full, states=32) | coded(rans)"),
+    line("256 states", "drift | watersic(bits=3, rows=full, states=256) | coded(rans)"),
+    line("bits cost nothing", "drift | watersic(bits=3, rows=full, lam=0) | coded(rans)"),
+    line("G damped by 0.3", "drift | watersic(bits=3, rows=full, gdamp=0.3) | coded(rans)"),
+    line("A damped by 0.03", "drift | watersic(bits=3, rows=full, damp=0.03) | coded(rans)"),
+    line(
+        "inputs rotated, each matrix at 3 bits",
+        "drift | hadamard | watersic(bits=3, rows=full, each=true) | coded(rans)",
+    ),
+    Line { windows: 16, ..line("16 windows", "drift | watersic(bits=3, rows=full) | coded(rans)") },
+    Line {
+        windows: 256,
+        ..line("256 windows", "drift | watersic(bits=3, rows=full) | coded(rans)")
+    },
+    line("GPTQ", "gptq(bits=3, group=64, clip=mse)"),
+    line("GPTAQ", "gptaq(bits=3, group=64, clip=mse)"),
+];
+
+/// A model, what it is calibrated on and judged by.
+struct Judge {
+    model: PathBuf,
+    calibration: PathBuf,
+    text: PathBuf,
+    /// How a text is read for calibration, and for judging.
+    reading: &'static [&'static str],
+    judging: &'static [&'static str],
+}
+
+/// Prints the table of a model: `stories3m`, or a folder that `tools/smollm2.py` made; of all lines or of those whose words
+/// hold one of `only`.
+pub fn ablation(model: &str, only: &[&str]) -> Outcome {
+    let program = program()?;
+    let judge = judge(model)?;
+    println!("| the best recipe at 3 bits, with | bits | KLD | x 4^bits | seconds | MB |");
+    println!("|---|---|---|---|---|---|");
+    let chosen = |line: &&Line| only.is_empty() || only.iter().any(|o| line.without.contains(o));
+    for line in LINES.iter().filter(chosen) {
+        let (report, kld) = run(&program, &judge, line.recipe, line.windows)?;
+        let of = |key: &str| report[key].as_f64().unwrap_or(f64::NAN);
+        let bits = of("bits_per_weight");
+        println!(
+            "| {} | {bits:.3} | {kld:.4} | {:.1} | {:.0} | {:.0} |",
+            line.without,
+            kld * 4f64.powf(bits),
+            of("seconds"),
+            of("peak_rss_bytes") / 1e6
+        );
+    }
+    Ok(())
+}
+
+/// Prints how types of GGUF do on a folder that `tools/smollm2.py` made, as ggml's own code fills them (libggml-base of a
+/// wheel of PyPI), with importance where the name ends in `+`.
+pub fn rivals(model: &str, types: &[&str]) -> Outcome {
+    let program = program()?;
+    let Judge { model, calibration, text, .. } = judge(model)?;
+    let folder = root().join("target/rivals");
+    std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let script = folder.join("rivals.py");
+    std::fs::write(&script, include_str!("quality/rivals.py"))
+        .map_err(|e| format!("{}: {e}", script.display()))?;
+    let python = folder.join("venv/bin/python");
+    if !python.exists() {
+        execute(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")))?;
+        execute(Command::new(&python).args(["-m", "pip", "install", "-q", "numpy"]))?;
+    }
+    let mut command = Command::new(&python);
+    command.arg(script).arg(program).args([model, text, calibration]).arg(folder.join("files"));
+    execute(command.args(types))
+}
+
+fn program() -> Outcome<PathBuf> {
+    execute(cargo(&["build", "--release", "-p", "tensorpress-cli"]))?;
+    Ok(root().join("target/release/tensorpress"))
+}
+
+fn judge(model: &str) -> Outcome<Judge> {
+    let texts = shared().join("data/text");
+    if model == "stories3m" {
+        return Ok(Judge {
+            model: shared().join("data/models/stories3m"),
+            calibration: texts.join("tinystories_train_2MB_calib.txt"),
+            text: texts.join("tinystories_val_250stories.jsonl"),
+            reading: &["--calib-chars", "500000"],
+            judging: &["--max-segments", "60", "--max-tokens", "400"],
+        });
+    }
+    // The protocol of SmolLM2: judged on the first 60,000 bytes of a text, calibrated on 800,000 far behind them.
+    let path = texts.join("wikitext2_test.txt");
+    let text = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let folder = root().join("target/quality");
+    std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let part = |name: &str, bytes: std::ops::Range<usize>| -> Outcome<PathBuf> {
+        let path = folder.join(name);
+        let bytes = text.get(bytes).ok_or("the text is too short")?;
+        std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(path)
+    };
+    Ok(Judge {
+        model: PathBuf::from(model),
+        calibration: part("calibration.txt", 400_000..1_200_000)?,
+        text: part("judge.txt", 0..60_000)?,
+        reading: &["--calib-chars", "800000", "--calib-length", "256", "--bos", "always"],
+        judging: &["--max-segments", "16", "--bos", "always"],
+    })
+}
+
+/// The report of a run, and the divergence of what came of it.
+fn run(program: &Path, judge: &Judge, recipe: &str, windows: usize) -> Outcome<(Value, f64)> {
+    let out = root().join("target/quality/out");
+    let mut compress = Command::new(program);
+    compress.arg("compress").arg(&judge.model).args(["--recipe", recipe, "--json", "--force"]);
+    compress.arg("--out").arg(&out).arg("--calib").arg(&judge.calibration).args(judge.reading);
+    let report = json(compress.args(["--calib-windows", &windows.to_string()]))?;
+    let mut eval = Command::new(program);
+    eval.arg("eval").arg(&out).arg("--reference").arg(&judge.model).arg("--text").arg(&judge.text);
+    let judged = json(eval.args(judge.judging).arg("--json"))?;
+    let kld = judged["kld_mean"].as_f64().ok_or("no divergence was found")?;
+    Ok((report, kld))
+}
+
+fn json(command: &mut Command) -> Outcome<Value> {
+    let output =
+        command.stderr(Stdio::inherit()).output().map_err(|e| format!("{command:?}: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("{command:?}: {}", output.status));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|e| format!("{command:?}: {e}"))
+}
