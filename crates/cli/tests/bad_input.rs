@@ -170,9 +170,9 @@ fn rules_that_cannot_be_followed() {
         &["`*.nope.*`", "matches no"],
     );
     fails(
-        "stage = ['rtn']\n[[layer]]\nmatch = '*embed*'\nstage = ['gptq']",
-        1,
-        &["model.embed_tokens.weight", "needs calibration"],
+        "stage = ['rtn']\n[[layer]]\nmatch = '*embed*'\nstage = ['smooth']",
+        2,
+        &["recipe.toml", "`smooth`"],
     );
     fails("stage = ['rtn(bits=1)']", 2, &["recipe.toml", "bits = 1"]);
     fails("[[layer]]\nmatch = 'x'", 2, &["recipe.toml", "`stage`"]);

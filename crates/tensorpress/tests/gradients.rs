@@ -14,6 +14,7 @@ use tensorpress::model::backward::{Backward, Collector, InMemory, Labels, Second
 use tensorpress::model::embedded;
 use tensorpress::pipeline::{CalibrationText, Event, Progress, partial_of};
 use tensorpress::prelude::*;
+use tensorpress::tensor::Tensor as _;
 use tensorpress::tensor::ndarray::Array2;
 use tensorpress::tensor::stats::{Supplied, Supply};
 use tiny::{Tiny, folder_bytes};
@@ -184,4 +185,100 @@ fn what_a_caller_does_not_supply_is_done_without() {
         layer.fallback.as_deref().is_some_and(|f| f.contains("rows of equal steps"))
     };
     assert!(report.layers.iter().all(said), "{:?}", report.layers[0]);
+}
+
+/// The head is calibrated on what it reads in the model as it was, and its rows by how likely each token is.
+#[test]
+fn a_head_is_calibrated_and_a_table_of_embeddings_by_its_rows() {
+    const BOTH: &str = "watersic(bits=4, rows=diag, states=4)";
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let vocabulary = source.config().vocab;
+    let recipe = |embedding: &str, head: &str| {
+        let rule = |pattern: &str, line: &str| {
+            let chain = Recipe::parse(line).unwrap().chain().cloned();
+            tensorpress::recipe::LayerRule::new(pattern, chain).unwrap()
+        };
+        let all = Recipe::parse("rtn(bits=4)").unwrap();
+        all.with_layer(rule("*embed_tokens*", embedding)).with_layer(rule("lm_head*", head))
+    };
+    let text = || CalibrationText::new(embedded::CALIBRATION).with_windows(4).with_length(32);
+    let run = |recipe: Recipe, out: &Path, cancel: Option<Arc<AtomicBool>>| {
+        let mut stop = StopAt { steps: usize::MAX, backward: 0, cancel: Arc::default() };
+        let compressor = Compressor::new(recipe).with_calibration(text()).with_seed(SEED);
+        match cancel {
+            None => compressor.run(&source, out),
+            Some(cancel) => {
+                // Embeddings, four blocks, the head; the stop comes with the block before it.
+                (stop.steps, stop.cancel) = (1 + 4 + 1, cancel.clone());
+                compressor.with_progress(&mut stop).with_cancel(cancel).run(&source, out)
+            }
+        }
+    };
+    let out = folder.path().join("out");
+    let report = run(recipe(BOTH, BOTH), &out, None).unwrap();
+    let of = |report: &tensorpress::pipeline::Report, end: &str| {
+        let mut layers = report.layers.iter();
+        layers.find(|layer| layer.name.ends_with(end)).unwrap().clone()
+    };
+    assert_eq!(of(&report, "lm_head.weight").fallback, None);
+    // Nothing is an input of the table but numbers of tokens: rows alone are known.
+    let said = of(&report, "embed_tokens.weight").fallback.unwrap();
+    assert!(said.contains("without feedback") && !said.contains("rows"), "{said}");
+
+    // Stopped behind the head, what was found of it stays, and the rest comes to the same.
+    let stopped = folder.path().join("stopped");
+    let cancelled = run(recipe(BOTH, BOTH), &stopped, Some(Arc::default()));
+    assert_eq!(cancelled.unwrap_err().kind(), ErrorKind::Interrupted);
+    let kept = partial_of(&stopped).join("tensorpress.backward-00004");
+    let found = tensorpress::tensor::Checkpoint::open(&kept).unwrap();
+
+    // The same by forward passes alone.
+    let model = source.decoder().unwrap();
+    let weight = source.checkpoint().tensor("lm_head.weight").unwrap().to_matrix().unwrap();
+    let weight = weight.mapv(f64::from);
+    let words = tensorpress::model::text::Corpus::from(embedded::CALIBRATION);
+    let chars = tensorpress::pipeline::DEFAULT_CHARS;
+    let cut = tensorpress::model::text::Windows { chars, windows: 4, length: 32 };
+    let windows = words.windows(&source, Default::default(), cut).unwrap();
+    let mut costs = vec![0.0f64; vocabulary];
+    let mut inputs = Array2::<f64>::zeros((tiny::HIDDEN, tiny::HIDDEN));
+    let mut labelled = 0.0;
+    let mut scratch = tensorpress::tensor::Scratch::default();
+    for window in &windows {
+        let read = model.last_hidden_state(window, &mut scratch).unwrap();
+        let logits = read.mapv(f64::from).dot(&weight.t());
+        for (x, logits) in read.rows().into_iter().zip(logits.rows()) {
+            let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+            for (cost, logit) in costs.iter_mut().zip(logits) {
+                let p = logit.exp() / sum;
+                *cost += p * (1.0 - p);
+            }
+            for (i, row) in inputs.rows_mut().into_iter().enumerate() {
+                row.into_iter().zip(x).for_each(|(sum, v)| *sum += f64::from(x[i] * v));
+            }
+            labelled += 1.0;
+        }
+    }
+    let near = |name: &str, expected: Vec<f64>| {
+        let found = found.tensor(name).unwrap().to_matrix().unwrap();
+        let off = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b / labelled).powi(2));
+        let size: f64 = expected.iter().map(|b| (b / labelled).powi(2)).sum();
+        let off = (off.sum::<f64>() / size).sqrt();
+        assert!(off < 1e-4, "{name}: {off}");
+    };
+    near("inputs:lm_head.weight", inputs.into_raw_vec_and_offset().0);
+    near("output_fisher_diagonal:lm_head.weight", costs.clone());
+    near("output_fisher_diagonal:model.embed_tokens.weight", costs);
+
+    let _ = run(recipe(BOTH, BOTH), &stopped, None).unwrap();
+    assert!(folder_bytes(&stopped) == folder_bytes(&out));
+    // What wants inputs gets those of the head, and is refused for the table.
+    let report =
+        run(recipe("rtn(bits=4)", "gptq(bits=4)"), &folder.path().join("g"), None).unwrap();
+    assert_eq!(of(&report, "lm_head.weight").fallback, None);
+    let refused = run(recipe("gptq(bits=4)", "rtn(bits=4)"), &folder.path().join("r"), None);
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert!(refused.to_string().contains("table of embeddings"), "{refused}");
 }

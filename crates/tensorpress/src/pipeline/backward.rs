@@ -13,14 +13,14 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use tensorpress_model::Linear;
 use tensorpress_model::backward::{
     Backward, Collector, GradientObserver, Gradients, InFile, Labels, Piece, SecondMoment, Wanted,
 };
+use tensorpress_model::{Linear, Source};
 use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, aview1};
-use tensorpress_tensor::stats::{Supplied, Supply};
+use tensorpress_tensor::stats::{Gram, Order, Supplied, Supply};
 use tensorpress_tensor::{
     Checkpoint, Context as _, DType, Error, ErrorKind, Part, PartKind, Result, Tensor, Usable,
 };
@@ -30,6 +30,7 @@ use super::calibration::Samples;
 use super::folder::Work;
 use super::progress::Event;
 use super::rewrite::stored;
+use super::tables;
 
 /// Windows of the calibration that the pass is of, the first ones: more changed little where it was tried, and each takes
 /// three times that of a forward pass.
@@ -62,6 +63,9 @@ impl Supplied for Found {
         Ok(())
     }
 }
+
+/// E[x xᵀ] `[in, in]` of what the head reads in the model as it was; asked for by name alone, never through a map.
+pub(super) const INPUTS: Supply = Supply::new("inputs", Order::Outputs);
 
 fn entry(supply: Supply, tensor: &str) -> String {
     format!("{}:{tensor}", supply.name())
@@ -111,11 +115,15 @@ pub(super) fn find(
             }
         }
     }
+    let tables = tables::calibrated(source, &context.plan)?;
+    let of_tables = work.gradients(source.blocks());
+    files.extend(tables.iter().map(|name| (name.clone(), of_tables.clone())));
+    let tables = if work.has_gradients(source.blocks()) { Vec::new() } else { tables };
     if files.is_empty() {
         return Ok(Usable::Yes(None));
     }
-    if !left.is_empty() {
-        match pass(context, samples, work, &left, tell) {
+    if !(left.is_empty() && tables.is_empty()) {
+        match pass(context, samples, work, (&left, &tables), tell) {
             // The model is at fault, or its kind: what needs gradients does without, and says so.
             Err(e) if [ErrorKind::Unsupported, ErrorKind::Numerical].contains(&e.kind()) => {
                 return Ok(Usable::no(format!("no gradients: {e}")));
@@ -131,7 +139,7 @@ fn pass(
     context: &Context<'_>,
     samples: &Samples,
     work: &mut Work,
-    left: &BTreeMap<String, (usize, Wanted)>,
+    (left, tables): (&BTreeMap<String, (usize, Wanted)>, &[String]),
     tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<()> {
     if samples.windows.is_empty() {
@@ -147,7 +155,12 @@ fn pass(
         Ok(())
     };
     let collector = Collector::new(of, give);
-    let mut keeping = Keeping { collector, found: &found, left, work };
+    let head = match tables.is_empty() {
+        true => None,
+        false => Some(Head::new(context.source, tables)?),
+    };
+    let mut keeping =
+        Keeping { collector, found: &found, left, head, blocks: context.source.blocks(), work };
     let tell = RefCell::new(tell);
     let progress = |done: usize, steps: usize| {
         (tell.borrow_mut())(Event::Backward { done, steps });
@@ -171,20 +184,82 @@ struct Keeping<'a> {
     collector: Collector<'a>,
     found: &'a Mutex<Vec<(String, Gradients)>>,
     left: &'a BTreeMap<String, (usize, Wanted)>,
+    /// What tables are calibrated on, if any are to be.
+    head: Option<Head<'a>>,
+    blocks: usize,
     work: &'a mut Work,
+}
+
+/// The head's inputs, and what an error in each of its outputs costs: E[p (1 - p)], which no label need be drawn for. Of
+/// tokens that come as often as they are expected that is also about how often a row of the embeddings is read.
+struct Head<'a> {
+    name: String,
+    tables: &'a [String],
+    inputs: Gram,
+    costs: Vec<f64>,
+}
+
+impl<'a> Head<'a> {
+    fn new(source: &Source, tables: &'a [String]) -> Result<Self> {
+        let head = source.head()?;
+        let [vocabulary, channels] = head.linear().shape();
+        let (inputs, costs) = (Gram::new(channels), vec![0.0; vocabulary]);
+        Ok(Self { name: head.linear().name().to_owned(), tables, inputs, costs })
+    }
+
+    fn see(&mut self, piece: &Piece<'_>, par: Par) {
+        self.inputs.update(piece.x, par);
+        for row in piece.g.rows() {
+            // p, and p - 1 where the label is: |g| (1 - |g|) is p (1 - p) for both.
+            let costs = row.iter().map(|g| f64::from(g.abs()) * f64::from(1.0 - g.abs()).max(0.0));
+            self.costs.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
+        }
+    }
+
+    fn write(&self, path: &Path, tokens: u64) -> Result<()> {
+        let share = 1.0 / tokens.max(1) as f64;
+        let inputs = self.inputs.matrix()?.mapv(|v| (f64::from(v) * share) as f32);
+        let costs: Array2<f32> =
+            Array2::from_shape_fn((1, self.costs.len()), |(_, i)| (self.costs[i] * share) as f32);
+        write_shard(path, &BTreeMap::new(), &mut |sink| {
+            for name in self.tables {
+                if *name == self.name {
+                    sink.part(values(entry(INPUTS, name), inputs.view()))?;
+                }
+                for supply in [Supply::OUTPUT_FISHER, Supply::OUTPUT_FISHER_DIAGONAL] {
+                    sink.part(values(entry(supply, name), costs.view()))?;
+                }
+            }
+            Ok(())
+        })
+        .map(drop)
+    }
 }
 
 impl GradientObserver for Keeping<'_> {
     fn wants(&self, layer: &Linear) -> bool {
-        self.collector.wants(layer)
+        let head = |head: &Head<'_>| head.name == layer.name();
+        self.collector.wants(layer) || self.head.as_ref().is_some_and(head)
     }
 
     fn see(&mut self, pieces: &[Piece<'_>], par: Par) -> Result<()> {
-        self.collector.see(pieces, par)
+        let Some(head) = &mut self.head else { return self.collector.see(pieces, par) };
+        let (of_head, others): (Vec<Piece<'_>>, Vec<Piece<'_>>) =
+            pieces.iter().partition(|piece| piece.layer.name() == head.name);
+        of_head.iter().for_each(|piece| head.see(piece, par));
+        self.collector.see(&others, par)
     }
 
     fn finished(&mut self, layers: &[&Linear], tokens: u64) -> Result<()> {
-        self.collector.finished(layers, tokens)?;
+        let is_head = |head: &Head<'_>, layer: &Linear| layer.name() == head.name;
+        let of_head = |layer: &&Linear| self.head.as_ref().is_some_and(|head| is_head(head, layer));
+        if layers.iter().any(|layer| of_head(layer)) {
+            let path = self.work.gradients(self.blocks);
+            self.head.as_ref().expect("there is one").write(&path, tokens)?;
+            self.work.found_gradients(self.blocks, stored(&path)?)?;
+        }
+        let others: Vec<&Linear> = layers.iter().copied().filter(|l| !of_head(l)).collect();
+        self.collector.finished(&others, tokens)?;
         let found = std::mem::take(&mut *self.found.lock().expect(NOTHING_PANICS));
         let blocks = found.iter().filter_map(|(name, _)| self.left.get(name));
         let blocks: BTreeSet<usize> = blocks.map(|(block, _)| *block).collect();
@@ -199,15 +274,8 @@ impl GradientObserver for Keeping<'_> {
 
 fn write(path: &Path, found: &[(String, Gradients)]) -> Result<()> {
     write_shard(path, &BTreeMap::new(), &mut |sink| {
-        let mut part = |supply: Supply, name: &str, values: ArrayView2<'_, f32>| {
-            let (rows, columns) = values.dim();
-            sink.part(Part {
-                name: entry(supply, name),
-                kind: PartKind::Values,
-                dtype: DType::F32,
-                shape: vec![rows, columns],
-                bytes: Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
-            })
+        let mut part = |supply: Supply, name: &str, of: ArrayView2<'_, f32>| {
+            sink.part(values(entry(supply, name), of))
         };
         for (name, gradients) in found {
             if let Some(fisher) = &gradients.fisher {
@@ -225,4 +293,15 @@ fn write(path: &Path, found: &[(String, Gradients)]) -> Result<()> {
         Ok(())
     })
     .map(drop)
+}
+
+fn values(name: String, values: ArrayView2<'_, f32>) -> Part<'static> {
+    let (rows, columns) = values.dim();
+    Part {
+        name,
+        kind: PartKind::Values,
+        dtype: DType::F32,
+        shape: vec![rows, columns],
+        bytes: Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+    }
 }

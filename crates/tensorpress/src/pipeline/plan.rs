@@ -50,9 +50,10 @@ impl Plan {
             // Embeddings and head are compressed only where a rule says so.
             let Some(chain) = recipe.rule_for(name).and_then(|rule| rule.chain()) else { continue };
             let index = plan.index_of(chain, &mut seen)?;
-            if !plan.methods[index].method.needs().is_none() {
+            let needs = plan.methods[index].method.needs();
+            if !needs.is_none() && !super::tables::is_seen(source, name, &needs)? {
                 return Err(Error::unsupported(format!(
-                    "`{chain}` needs calibration, which embeddings and heads do not get: give this weight a \
+                    "`{chain}` needs calibration, which a table of embeddings does not get: give this weight a \
                      [[layer]] with rtn, or `skip = true`, before the one that matches it"
                 ))
                 .in_tensor(name));

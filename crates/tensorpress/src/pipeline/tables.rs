@@ -5,14 +5,15 @@ use std::path::Path;
 use tensorpress_model::Source;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::node::decode;
-use tensorpress_tensor::stats::Calibration;
+use tensorpress_tensor::stats::{Calibration, Needs, Supply};
 use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Target};
 
-use super::Context;
 use super::error::Around;
 use super::job::report;
+use super::plan::Plan;
 use super::shard::{self, Item};
 use super::state::Unit;
+use super::{Context, backward};
 
 /// Names of the embedding and of the head, if there is one; where nothing is known but the tensors, all those of floats
 /// that are in no block.
@@ -38,6 +39,40 @@ pub(super) fn names(source: &Source) -> Result<Vec<String>> {
         names.push(head);
     }
     Ok(names)
+}
+
+/// Whether there is something to calibrate a table on: its inputs where it is the head, else what its rows cost, where that
+/// is what a method needs.
+pub(super) fn is_seen(source: &Source, name: &str, needs: &Needs) -> Result<bool> {
+    if !source.config().architecture.is_decoder()
+        || source.unknown().is_some()
+        || !source.has_head()
+    {
+        return Ok(false);
+    }
+    let rows = [Supply::OUTPUT_FISHER, Supply::OUTPUT_FISHER_DIAGONAL];
+    let by_rows = needs.of_caller().iter().any(|supply| rows.contains(supply));
+    Ok(by_rows || source.head()?.linear().name() == name)
+}
+
+/// Tables whose methods are calibrated on what a backward pass meets.
+pub(super) fn calibrated(source: &Source, plan: &Plan) -> Result<Vec<String>> {
+    let mut tables = names(source)?;
+    tables.retain(|name| {
+        plan.index(name).is_some_and(|index| !plan.method(index).method.needs().is_none())
+    });
+    Ok(tables)
+}
+
+/// What is known of a table: of the head what it reads in the model as it was, and of both how much their rows matter.
+fn calibration(context: &Context<'_>, name: &str, channels: usize) -> Result<Calibration> {
+    let none = Calibration::none(channels);
+    let Some(by) = &context.supplied else { return Ok(none) };
+    let seen = match by.of_weights(backward::INPUTS, name)? {
+        Some(gram) if gram.dim() == (channels, channels) => Calibration::from_gram(gram, 1)?,
+        _ => none,
+    };
+    Ok(seen.with_supplied(by.clone()))
 }
 
 /// Compresses what the recipe says and copies the rest.
@@ -74,7 +109,10 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
         let group = Group {
             seed: context.seed_of(&name),
             par: Par::Rayon,
-            ..Group::single(Target::new(&name, weight.view()), Calibration::none(weight.ncols()))
+            ..Group::single(
+                Target::new(&name, weight.view()),
+                calibration(context, &name, weight.ncols())?,
+            )
         };
         let result = planned.method.compress_group_dyn(group).map_err(located)?;
         let layer = result.layers.into_iter().next();
