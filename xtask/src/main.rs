@@ -1,7 +1,7 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
 //! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `made-moe DIR`, `memory [DIR]`, `faults [ONE_IN]`, `interop
 //! [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write), `ablation MODEL [WORD ...]` (what
-//! the best recipe owes to each of its parts) and `rivals MODEL [TYPE ...]` (types of GGUF as ggml fills them).
+//! the best recipe owes to each of its parts), `embeddings MODEL` (whole files) and `rivals MODEL [TYPE ...]` (types of GGUF as ggml fills them).
 
 mod api;
 mod ci;
@@ -47,11 +47,12 @@ fn main() -> ExitCode {
         }
         ["interop", peers @ ..] => interop::run(peers),
         ["ablation", model, only @ ..] => quality::ablation(model, only),
+        ["embeddings", model] => quality::embeddings(model),
         ["rivals", model, types @ ..] => quality::rivals(model, types),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | ablation MODEL [WORD ...] | rivals MODEL [TYPE ...]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | ablation MODEL [WORD ...] | embeddings MODEL | rivals MODEL [TYPE ...]\n{}",
             ci::names()
         )),
     };

@@ -85,6 +85,35 @@ pub fn ablation(model: &str, only: &[&str]) -> Outcome {
     Ok(())
 }
 
+/// Prints bytes of the whole file against the divergence, matrices by the best recipe at 3 bits: the table of embeddings (and
+/// head) as it was, rounded to nearest, and coded by the same loss.
+pub fn embeddings(model: &str) -> Outcome {
+    const MATRICES: &str = "stage = ['drift', 'watersic(bits=3, rows=full)', 'coded(rans)']\n";
+    let program = program()?;
+    let judge = judge(model)?;
+    let recipe = root().join("target/quality/recipe.toml");
+    println!("| embeddings | bytes of the file | KLD |\n|---|---|---|");
+    let rounded = [8, 6, 5, 4].map(|bits| vec![format!("rtn(bits={bits}, group=64, clip=mse)")]);
+    let coded =
+        [6, 5, 4, 3, 2].map(|b| vec![format!("watersic(bits={b})"), "coded(rans)".to_owned()]);
+    for stages in std::iter::once(Vec::new()).chain(rounded).chain(coded) {
+        let named: Vec<String> = stages.iter().map(|stage| format!("'{stage}'")).collect();
+        let rule = match named.is_empty() {
+            true => String::new(),
+            false => {
+                let stages = named.join(", ");
+                format!("[[layer]]\nmatch = '*embed_tokens*'\nstage = [{stages}]\n")
+            }
+        };
+        std::fs::write(&recipe, format!("{MATRICES}{rule}"))
+            .map_err(|e| format!("{}: {e}", recipe.display()))?;
+        let (report, kld) = run(&program, &judge, &recipe.to_string_lossy(), 64)?;
+        let name = if stages.is_empty() { "as they were".to_owned() } else { stages.join(" | ") };
+        println!("| {} | {} | {kld:.4} |", name.replace('|', "\\|"), report["bytes_after"]);
+    }
+    Ok(())
+}
+
 /// Prints how types of GGUF do on a folder that `tools/smollm2.py` made, as ggml's own code fills them (libggml-base of a
 /// wheel of PyPI), with importance where the name ends in `+`.
 pub fn rivals(model: &str, types: &[&str]) -> Outcome {
@@ -106,7 +135,11 @@ pub fn rivals(model: &str, types: &[&str]) -> Outcome {
 }
 
 fn program() -> Outcome<PathBuf> {
-    execute(cargo(&["build", "--release", "-p", "tensorpress-cli"]))?;
+    // One that is built already, for a look at two versions side by side.
+    if let Ok(path) = std::env::var("TENSORPRESS_PROGRAM") {
+        return Ok(PathBuf::from(path));
+    }
+    execute(&mut cargo(&["build", "--release", "-p", "tensorpress-cli"]))?;
     Ok(root().join("target/release/tensorpress"))
 }
 
