@@ -6,19 +6,29 @@
 //! All end in [`GroupedAffine`] nodes, under a transform where columns were reordered or scales could not be folded. Those
 //! multiply a few tokens straight from the codes; for many, tiles of rows are decoded, never the whole matrix.
 
+mod activation;
 mod aqlm;
 mod awq;
+mod codebook;
+mod fixed_point;
 mod gptq;
 mod hadamard;
 mod hqq;
 mod levels;
 mod obq;
 mod rtn;
+mod scaled;
 mod spqr;
 mod watersic;
 
+pub use activation::{ActivationRegime, ActivationRounding, Fptq, Int8Rows, SmoothQuant};
+pub use activation::{
+    Division, DualPrecision, DynaQuant, DynamicGradients, DynamicGrid, choose_bits,
+};
 pub use aqlm::{AdditiveCodes, Aqlm};
 pub use awq::{Awq, AwqClip};
+pub use codebook::{Clusters, cluster};
+pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
@@ -41,5 +51,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     stages.extend([nf4, fp4, dynamic8]);
     stages.extend(levels::fitted_stages());
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);
+    stages.extend(activation::stages());
+    stages.push(fixed_point::stage());
     stages
 }

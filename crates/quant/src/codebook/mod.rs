@@ -1,0 +1,6 @@
+//! Codebooks of vectors.
+
+mod clusters;
+
+pub use clusters::{Clusters, cluster};
+pub(crate) use clusters::{assign, means};
