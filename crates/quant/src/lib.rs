@@ -10,6 +10,7 @@ mod activation;
 mod aqlm;
 mod awq;
 mod codebook;
+mod embedding;
 mod fixed_point;
 mod gptq;
 mod hadamard;
@@ -28,6 +29,11 @@ pub use activation::{
 pub use aqlm::{AdditiveCodes, Aqlm};
 pub use awq::{Awq, AwqClip};
 pub use codebook::{Clusters, cluster};
+pub use embedding::{
+    EmbeddingPrecision, EmbeddingStore, Jpq, Pca, ProductCodes, ProductQuantizer, ProductSpec,
+    Relevant, ScoreGradients, Similarity, StoreFigure, StoreSpec, best_within, pareto, recall,
+    sweep,
+};
 pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};

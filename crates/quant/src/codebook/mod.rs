@@ -3,4 +3,4 @@
 mod clusters;
 
 pub use clusters::{Clusters, cluster};
-pub(crate) use clusters::{assign, means};
+pub(crate) use clusters::{assign, lloyd, means, seeds};
