@@ -2,16 +2,18 @@
 //!
 //! Each method is a few lines along those axes: [`Rtn`] rounds to the nearest level, [`Gptq`] spreads each rounding
 //! error over the columns still to come, [`Awq`] scales channels by how active they are before either of them, and
-//! [`Hadamard`] rotates them.
+//! [`Hadamard`] rotates them; [`activation`] rounds inputs too.
 //! All end in [`GroupedAffine`] nodes, under a transform where columns were reordered or scales could not be folded. Those
 //! multiply a few tokens straight from the codes; for many, tiles of rows are decoded, never the whole matrix.
+//!
+//! Vectors that are no weights are quantised by [`codebook`]s, and stored for retrieval by [`embedding`].
 
-mod activation;
+pub mod activation;
 mod aqlm;
 mod awq;
 mod binary_conv;
-mod codebook;
-mod embedding;
+pub mod codebook;
+pub mod embedding;
 mod fixed_point;
 mod gptq;
 mod hadamard;
@@ -24,22 +26,11 @@ mod sharing;
 mod spqr;
 mod watersic;
 
-pub use activation::{ActivationRegime, ActivationRounding, Fptq, Int8Rows, SmoothQuant};
-pub use activation::{
-    Division, DualPrecision, DynaQuant, DynamicGradients, DynamicGrid, choose_bits,
-};
+pub use activation::{Fptq, SmoothQuant};
 pub use aqlm::{AdditiveCodes, Aqlm};
 pub use awq::{Awq, AwqClip};
 pub use binary_conv::{BinaryConv, RPRelu};
-pub use codebook::{
-    Clusters, Lr2Vq, NestedCodebooks, ResidualQuantizer, ResidualSpec, StructuralCodebook,
-    StructuralEntropy, cluster, structural_entropy,
-};
-pub use embedding::{
-    EmbeddingPrecision, EmbeddingStore, Jpq, Pca, ProductCodes, ProductQuantizer, ProductSpec,
-    Relevant, ScoreGradients, Similarity, StoreFigure, StoreSpec, best_within, pareto, recall,
-    sweep,
-};
+pub use codebook::Lr2Vq;
 pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};

@@ -1,8 +1,7 @@
 //! SmoothQuant and FPTQ: scales, regimes and products by slow references; real layers; laws; bad input.
 
-use tensorpress_quant::{
-    ActivationRegime, ActivationRounding, Fptq, Gptq, GridSpec, Int8Rows, Rtn, SmoothQuant,
-};
+use tensorpress_quant::activation::{ActivationRegime, ActivationRounding, Int8Rows};
+use tensorpress_quant::{Fptq, Gptq, GridSpec, Rtn, SmoothQuant};
 use tensorpress_tensor::linalg::{Par, gaussian};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{InputRounding, Mask, Masked, decode, to_bytes};

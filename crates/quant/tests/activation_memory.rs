@@ -1,6 +1,6 @@
 //! DIVISION and DynaQuant: slow references, laws of randomness, bad input, figures.
 
-use tensorpress_quant::{Division, DynaQuant, choose_bits};
+use tensorpress_quant::activation::{Division, DynaQuant, choose_bits};
 use tensorpress_tensor::ErrorKind;
 use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::ndarray::{Array4, s};

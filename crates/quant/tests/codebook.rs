@@ -1,7 +1,8 @@
 //! Codebooks: k-means, codewords of few numbers, residual levels, nested codebooks, communities; by slow references.
 
-use tensorpress_quant::{
-    Lr2Vq, NestedCodebooks, ResidualSpec, StructuralEntropy, cluster, structural_entropy,
+use tensorpress_quant::Lr2Vq;
+use tensorpress_quant::codebook::{
+    NestedCodebooks, ResidualSpec, StructuralEntropy, cluster, structural_entropy,
 };
 use tensorpress_tensor::linalg::{Par, gaussian};
 use tensorpress_tensor::ndarray::{Array2, ArrayView1, array, s};

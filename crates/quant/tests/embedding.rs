@@ -1,6 +1,6 @@
 //! Product quantisation, its gradients and training; stores of embeddings, their codes, sweeps and choices.
 
-use tensorpress_quant::{
+use tensorpress_quant::embedding::{
     EmbeddingPrecision, EmbeddingStore, Jpq, Pca, ProductQuantizer, ProductSpec, Similarity,
     StoreFigure, StoreSpec, best_within, pareto, recall, sweep,
 };

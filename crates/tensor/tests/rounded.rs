@@ -2,10 +2,14 @@
 
 #![cfg(feature = "testing")]
 
+use std::sync::Arc;
+
 use ndarray::{Array2, array};
 use serde_json::json;
 use tensorpress_tensor::linalg::{Par, gaussian};
-use tensorpress_tensor::node::{Dense, InputRounding, Mask, Masked, RoundedInputs};
+use tensorpress_tensor::node::{
+    Dense, InputRounding, Mask, Masked, RoundedInputs, Scale, Side, Sum, Transformed,
+};
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{Accum, DType, ErrorKind, Node, Registry, Scratch, Storage, ndarray};
 
@@ -68,6 +72,14 @@ fn nodes_obey_the_laws() {
     let masked = Masked::new(mask, RoundedInputs::new(fixed, dense(9, 20, 4)).boxed()).unwrap();
     check_damage(&masked, &registry);
     check_node(masked.boxed(), &registry, 1e6);
+    // Whoever decodes once and for all is told.
+    let rounded = || RoundedInputs::new(dynamic, dense(4, 6, 5)).boxed();
+    let scale = Arc::new(Scale::new(vec![2.0; 6], DType::F32).unwrap());
+    let inside = Sum::new(vec![
+        dense(4, 6, 6),
+        Transformed::new(Side::In, scale, rounded()).unwrap().boxed(),
+    ]);
+    assert!(!inside.unwrap().boxed().is_linear() && dense(4, 6, 6).is_linear());
     // A file says what no rounding is.
     for (json, source) in [(json!(9), json!(false)), (json!(8), json!(true))] {
         let json = json!({"node": "rounded_inputs.v1", "bits": json, "static": source,

@@ -1,7 +1,7 @@
 //! Stores of embeddings and product quantisers on those of all-MiniLM-L6-v2: what their bytes find.
 
 use tensorpress::model::Source;
-use tensorpress::quant::{
+use tensorpress::quant::embedding::{
     EmbeddingPrecision, Jpq, ProductCodes, ProductQuantizer, ProductSpec, Similarity, best_within,
     pareto, sweep,
 };
@@ -66,7 +66,7 @@ fn minilm() {
         );
     }
     let of = |dims, precision| {
-        let is = |f: &&tensorpress::quant::StoreFigure| {
+        let is = |f: &&tensorpress::quant::embedding::StoreFigure| {
             f.spec.dims == dims && f.spec.precision == precision
         };
         figures.iter().find(is).expect("swept").recall

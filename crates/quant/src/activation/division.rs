@@ -8,7 +8,7 @@ use tensorpress_tensor::{Error, Result};
 /// square blocks, are kept in bf16; what is left is rounded at random, without bias, to a few bits in groups.
 ///
 /// ```
-/// use tensorpress_quant::Division;
+/// use tensorpress_quant::activation::Division;
 /// use tensorpress_tensor::ndarray::Array4;
 ///
 /// let maps = Array4::from_shape_fn((1, 2, 16, 16), |(_, c, y, x)| (c + x * y) as f32 / 20.0);

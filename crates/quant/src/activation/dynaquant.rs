@@ -8,7 +8,7 @@ use tensorpress_tensor::{Error, Result};
 /// the two parameters; the formula is ours.)
 ///
 /// ```
-/// use tensorpress_quant::{DynaQuant, DynamicGrid};
+/// use tensorpress_quant::activation::{DynaQuant, DynamicGrid};
 ///
 /// let x = [0.0, 1.0, 2.0, 3.0];
 /// let grid = DynaQuant::default().grid(&x, 2)?;

@@ -16,7 +16,8 @@ use crate::rtn::Rtn;
 /// the range that is left; above, by the range of each token. Weights go to a solver: [`Rtn`], or any other.
 ///
 /// ```
-/// use tensorpress_quant::{ActivationRegime, Fptq};
+/// use tensorpress_quant::Fptq;
+/// use tensorpress_quant::activation::ActivationRegime;
 ///
 /// let fptq = Fptq::default();
 /// assert_eq!(fptq.regime(3.0), ActivationRegime::Static);

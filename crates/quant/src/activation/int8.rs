@@ -8,7 +8,7 @@ use tensorpress_tensor::{Error, Result, kernels};
 /// A product of two is summed in integers, exactly, and scaled once: what W8A8 arithmetic computes.
 ///
 /// ```
-/// use tensorpress_quant::Int8Rows;
+/// use tensorpress_quant::activation::Int8Rows;
 /// use tensorpress_tensor::linalg::Par;
 /// use tensorpress_tensor::ndarray::array;
 /// use tensorpress_tensor::node::InputRounding;

@@ -53,7 +53,7 @@ pub(crate) fn entropy(counts: &[u64]) -> f64 {
 /// all alike.
 ///
 /// ```
-/// use tensorpress_quant::cluster;
+/// use tensorpress_quant::codebook::cluster;
 /// use tensorpress_tensor::{linalg::Par, ndarray::array};
 ///
 /// let vectors = array![[0.0, 0.0], [9.0, 8.0], [0.0, 1.0], [9.0, 9.0]];

@@ -9,7 +9,7 @@ use super::{assign, means};
 /// for the vectors, each further one for what the levels before left over.
 ///
 /// ```
-/// use tensorpress_quant::ResidualSpec;
+/// use tensorpress_quant::codebook::ResidualSpec;
 /// use tensorpress_tensor::{linalg::Par, ndarray::Array2};
 ///
 /// let latents = Array2::from_shape_fn((200, 8), |(i, j)| ((i * 7 + j * 13) % 29) as f32 - 14.0);

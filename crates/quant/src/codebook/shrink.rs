@@ -8,7 +8,7 @@ use super::clusters::{assign, cluster, entropy};
 /// the large one become codes of a smaller one by a look-up, so one stream of latents has many rates.
 ///
 /// ```
-/// use tensorpress_quant::NestedCodebooks;
+/// use tensorpress_quant::codebook::NestedCodebooks;
 /// use tensorpress_tensor::{linalg::Par, ndarray::array};
 ///
 /// let words = array![[0.0], [0.2], [5.0], [5.1]];

@@ -11,7 +11,7 @@ use tensorpress_tensor::{Error, Result, Target};
 /// a vector on, the two joined communities whose merging lowers the entropy most are merged, until none does.
 ///
 /// ```
-/// use tensorpress_quant::StructuralEntropy;
+/// use tensorpress_quant::codebook::StructuralEntropy;
 /// use tensorpress_tensor::{linalg::Par, ndarray::Array2};
 ///
 /// // Three heaps of ten.

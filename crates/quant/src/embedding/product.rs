@@ -91,7 +91,7 @@ impl ProductSpec {
 /// A trained product quantiser: codes, distances by tables, and gradients of the scores.
 ///
 /// ```
-/// use tensorpress_quant::ProductSpec;
+/// use tensorpress_quant::embedding::ProductSpec;
 /// use tensorpress_tensor::{linalg::Par, ndarray::Array2};
 ///
 /// let vectors = Array2::from_shape_fn((100, 8), |(i, j)| ((i * 7 + j * 13) % 29) as f32 - 14.0);

@@ -61,7 +61,7 @@ impl StoreSpec {
 /// `q mean + (q basis) z`. Queries of stores of bytes are rounded to bytes too, and multiplied in integers.
 ///
 /// ```
-/// use tensorpress_quant::{EmbeddingPrecision, EmbeddingStore, StoreSpec};
+/// use tensorpress_quant::embedding::{EmbeddingPrecision, EmbeddingStore, StoreSpec};
 /// use tensorpress_tensor::{linalg::Par, ndarray::Array2};
 ///
 /// let vectors = Array2::from_shape_fn((50, 16), |(i, j)| ((i * 7 + j * 13) % 29) as f32 - 14.0);
