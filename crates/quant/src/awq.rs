@@ -1,21 +1,18 @@
 mod search;
 
-use std::sync::Arc;
-
-use tensorpress_tensor::carry::{Keep, carry};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::Array2;
-use tensorpress_tensor::node::{Map, Scale};
 use tensorpress_tensor::stage::{Keys, Knobs, Row, Value, WeightPart};
 use tensorpress_tensor::stats::{Calibration, Needs};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, DType, DynCompress, Error, ErrorKind, Group, Method,
-    Node, Result, Target,
+    Compress, Compressed, CompressedGroup, DynCompress, Error, ErrorKind, Group, Method, Node,
+    Result, Target,
 };
 
 use crate::Clip;
 use crate::GridSpec;
 use crate::rtn::Rtn;
+use crate::scaled::solve_scaled;
 use search::{Inputs, best_scale, clip_to_outputs};
 
 /// AWQ (Lin et al., 2024): input channels are scaled up by how active they are before rounding, and scaled back
@@ -206,21 +203,9 @@ impl<S: Compress> Compress for Awq<S> {
         if let Some(reason) = blind {
             return self.without_scales(group, &reason);
         }
-        let (mut scale, _) = self.search(&group.targets, &group.calibration, group.par)?;
+        let (scale, _) = self.search(&group.targets, &group.calibration, group.par)?;
         debug_assert_eq!(scale.len(), channels);
-        let folded = group.fold.map(|fold| fold.make_exact(&mut scale));
-        let (map, keep) = match folded {
-            Some(_) => (Scale::dividing(scale)?, Keep::Folded),
-            // What is stored is 1/s, rounded; the scale that goes with it is its reciprocal.
-            None => {
-                let back: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
-                let half = Scale::new(back.clone(), DType::F16);
-                (half.or_else(|_| Scale::new(back, DType::F32))?, Keep::Stored)
-            }
-        };
-        let map: Arc<dyn Map> = Arc::new(map);
-        let solved = carry(group, &map, keep, |group| self.solve(group))?;
-        Ok(CompressedGroup { folded, ..solved })
+        solve_scaled(group, scale, |group| self.solve(group))
     }
 }
 

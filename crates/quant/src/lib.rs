@@ -2,25 +2,38 @@
 //!
 //! Each method is a few lines along those axes: [`Rtn`] rounds to the nearest level, [`Gptq`] spreads each rounding
 //! error over the columns still to come, [`Awq`] scales channels by how active they are before either of them, and
-//! [`Hadamard`] rotates them.
+//! [`Hadamard`] rotates them; [`activation`] rounds inputs too.
 //! All end in [`GroupedAffine`] nodes, under a transform where columns were reordered or scales could not be folded. Those
 //! multiply a few tokens straight from the codes; for many, tiles of rows are decoded, never the whole matrix.
+//!
+//! Vectors that are no weights are quantised by [`codebook`]s, and stored for retrieval by [`embedding`].
 
+pub mod activation;
 mod aqlm;
 mod awq;
+mod binary_conv;
+pub mod codebook;
 mod drift;
+pub mod embedding;
+mod fixed_point;
 mod gptq;
 mod hadamard;
 mod hqq;
 mod levels;
 mod obq;
 mod rtn;
+mod scaled;
+mod sharing;
 mod spqr;
 mod watersic;
 
+pub use activation::{Fptq, SmoothQuant};
 pub use aqlm::{AdditiveCodes, Aqlm};
 pub use awq::{Awq, AwqClip};
+pub use binary_conv::{BinaryConv, RPRelu};
+pub use codebook::Lr2Vq;
 pub use drift::Drift;
+pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
 pub use gptq::{Gptaq, Gptq};
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
@@ -28,6 +41,7 @@ pub use levels::{BitMod, KMeans, LevelSpec, SqueezeLlm, optimal_levels};
 pub use levels::{Dynamic8, Fp4, Nf4};
 pub use obq::Obq;
 pub use rtn::Rtn;
+pub use sharing::{FoldedWeights, RandomFold};
 pub use spqr::Spqr;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
 pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, NestedAffine, Steps};
@@ -50,5 +64,8 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     stages.extend([nf4, fp4, dynamic8]);
     stages.extend(levels::fitted_stages());
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);
+    stages.extend(activation::stages());
+    stages.push(fixed_point::stage());
+    stages.push(codebook::stage());
     stages
 }

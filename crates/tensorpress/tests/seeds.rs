@@ -20,7 +20,8 @@ use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
 use tensorpress::tensor::ndarray::{Array2, Array3};
 use tensorpress::tensor::node::{
-    Dense, Hadamard, Mask, Masked, Product, Rotation, Scale, Side, Sum, Transformed,
+    Dense, Hadamard, InputRounding, Mask, Masked, Product, Rotation, RoundedInputs, Scale, Side,
+    Sum, Transformed,
 };
 use tensorpress::tensor::stats::Calibration;
 use tensorpress::tensor::{Checkpoint, Compress, DType, Node, Scratch};
@@ -49,6 +50,7 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
     let hadamard = Arc::new(Hadamard::new(6, 2, vec![0b10_1101]).unwrap());
     let turn = Arc::new(Rotation::new(10, 10, 1).unwrap());
     let scale = Arc::new(Scale::new(vec![0.5; 10], DType::F16).unwrap());
+    let inputs = InputRounding::fixed(8, 2.5).unwrap();
     let product = Product::new(dense(6, 2, 4), dense(2, 10, 5)).unwrap().boxed();
     // Large enough to shrink: a row of codes for each coder, most of them alike for rANS.
     let rows = matrix(12, 200, 12);
@@ -105,6 +107,7 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
         ("sum", Sum::new(vec![dense(6, 10, 7), product]).unwrap().boxed()),
         ("rotated", Transformed::new(Side::Out, hadamard, dense(6, 10, 8)).unwrap().boxed()),
         ("turned", Transformed::new(Side::In, turn, dense(6, 10, 9)).unwrap().boxed()),
+        ("rounded_inputs", RoundedInputs::new(inputs, dense(6, 10, 10)).boxed()),
         ("scaled", Transformed::new(Side::In, scale, dense(6, 10, 9)).unwrap().boxed()),
     ]
 }

@@ -70,9 +70,11 @@ impl Matrix {
         }
     }
 
-    /// Decodes the node once and for all.
+    /// Decodes the node once and for all, unless its products are not those of its values.
     pub(crate) fn materialise(&mut self) -> Result<()> {
-        if let Self::Stored(node) = self {
+        if let Self::Stored(node) = self
+            && node.is_linear()
+        {
             *self = Self::Decoded(node::decode(node.as_ref())?);
             self.check_finite()?;
         }

@@ -165,6 +165,10 @@ impl Node for Masked {
         if self.inner.zero_outside() { self.inner.multiply() } else { Multiply::Decode }
     }
 
+    fn is_linear(&self) -> bool {
+        self.inner.is_linear()
+    }
+
     fn describe(&self) -> Json {
         let (shape, inner) = (self.shape(), self.inner.describe());
         match &self.plane {

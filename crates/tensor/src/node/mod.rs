@@ -13,6 +13,7 @@ mod masked;
 mod plane;
 mod product;
 pub mod registry;
+mod rounded;
 mod rows;
 #[cfg(feature = "checkpoint")]
 mod saved;
@@ -45,6 +46,7 @@ pub use plane::spread;
 pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, SymbolsMut};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
+pub use rounded::{InputRounding, RoundedInputs};
 pub use rows::Rows;
 #[cfg(feature = "checkpoint")]
 pub use saved::{SAVED, bits_per_weight, from_bytes, load, read_from, save, to_bytes, write_to};
@@ -154,6 +156,11 @@ pub trait Node: Any + Debug + Send + Sync {
         Multiply::Decode
     }
 
+    /// Whether products are those of the decoded matrix. True by default; not where inputs are rounded first.
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     /// The tree: wire ids (`"node"`), parameters and children, enough to read the parts back.
     fn describe(&self) -> Json;
 
@@ -249,6 +256,9 @@ impl Node for Box<dyn Node> {
     }
     fn multiply(&self) -> Multiply {
         (**self).multiply()
+    }
+    fn is_linear(&self) -> bool {
+        (**self).is_linear()
     }
     fn describe(&self) -> Json {
         (**self).describe()

@@ -106,6 +106,10 @@ impl Node for Product {
         Multiply::Fused
     }
 
+    fn is_linear(&self) -> bool {
+        self.left.is_linear() && self.right.is_linear()
+    }
+
     fn describe(&self) -> Json {
         json!({"node": "product.v1", "left": self.left.describe(), "right": self.right.describe()})
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{
     AdditiveFormat, AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane,
     KnownLevels, Leaf, LevelFormat, Map, Mask, MaskForm, Masked, NestedFormat, Node, PackedPlane,
-    Plane, Product, Rotation, Scale, SplitFloats, StepFormat, Sum, Transformed, form, join,
+    Plane, Product, Rotation, RoundedInputs, Scale, SplitFloats, StepFormat, Sum, Transformed,
+    form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -47,7 +48,7 @@ pub struct Registry {
 impl Default for Registry {
     /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let nodes: [(_, ReadNode); 15] = [
+        let nodes: [(_, ReadNode); 16] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
             ("sum.v1", Sum::read_from),
@@ -63,6 +64,7 @@ impl Default for Registry {
             ("masked.v1", Masked::read_from),
             ("masked.v2", Masked::read_v2),
             ("transformed.v1", Transformed::read_from),
+            ("rounded_inputs.v1", RoundedInputs::read_from),
         ];
         let planes: [(_, ReadPlane); 2] =
             [("packed.v1", PackedPlane::read_from), ("kept.v1", KeptPlane::read_from)];

@@ -100,6 +100,10 @@ impl Node for Sum {
         if fused { Multiply::Fused } else { Multiply::Decode }
     }
 
+    fn is_linear(&self) -> bool {
+        self.terms.iter().all(|t| t.is_linear())
+    }
+
     fn zero_outside(&self) -> bool {
         self.terms.iter().all(|t| t.zero_outside())
     }

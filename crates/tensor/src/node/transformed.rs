@@ -249,6 +249,10 @@ impl Node for Transformed {
         self.inner.multiply()
     }
 
+    fn is_linear(&self) -> bool {
+        self.inner.is_linear()
+    }
+
     fn describe(&self) -> Json {
         json!({
             "node": "transformed.v1",
