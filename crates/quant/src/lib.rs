@@ -13,7 +13,9 @@ mod hadamard;
 mod hqq;
 mod levels;
 mod obq;
+mod rounding;
 mod rtn;
+mod signs;
 mod spqr;
 mod watersic;
 
@@ -22,10 +24,12 @@ pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
-pub use levels::{BitMod, KMeans, LevelSpec, SqueezeLlm, optimal_levels};
+pub use levels::{BitMod, KMeans, LevelSpec, Post, SqueezeLlm, optimal_levels, optimal_scale};
 pub use levels::{Dynamic8, Fp4, Nf4};
 pub use obq::Obq;
+pub use rounding::{Codes, Rounding};
 pub use rtn::Rtn;
+pub use signs::{Binary, BinaryFit, Sherry};
 pub use spqr::Spqr;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
 pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, NestedAffine, Steps};
@@ -40,6 +44,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     let mut stages = vec![rtn::stage(), gptq::stage(), awq::stage(), hadamard::stage()];
     stages.extend([nf4, fp4, dynamic8]);
     stages.extend(levels::fitted_stages());
+    stages.extend(signs::stages());
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);
     stages
 }

@@ -124,8 +124,9 @@ impl LevelSpec {
         let format = LevelFormat::new(count, Blocks::Rows(cols.max(1)))?;
         let format = format.with_tables(shared)?.without_scales();
         // A matrix without rows has a table all the same, if it is the one of all.
-        tables.resize(shared.count(rows) * count, 0.0);
-        let tables = Array2::from_shape_vec((shared.count(rows), count), tables);
+        let needed = shared.count(rows, rows);
+        tables.resize(needed * count, 0.0);
+        let tables = Array2::from_shape_vec((needed, count), tables);
         let levels = Dense::from_f32(tables.expect("sized").view(), dtype)?;
         let codes = PackedPlane::pack(&codes, rows, cols, self.bits)?;
         let levels = vec![Child::Node(levels.boxed())];
