@@ -12,11 +12,13 @@ mod gptq;
 mod hadamard;
 mod hqq;
 mod levels;
+mod mixed;
 mod obq;
 mod rounding;
 mod rtn;
 mod signs;
 mod spqr;
+mod vectors;
 mod watersic;
 
 pub use aqlm::{AdditiveCodes, Aqlm};
@@ -24,8 +26,10 @@ pub use awq::{Awq, AwqClip};
 pub use gptq::Gptq;
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
-pub use levels::{BitMod, KMeans, LevelSpec, Post, SqueezeLlm, optimal_levels, optimal_scale};
+pub use levels::{BitMod, Dkm, KMeans, LevelSpec, Nested, Post, Sketch, SqueezeLlm};
 pub use levels::{Dynamic8, Fp4, Nf4};
+pub use levels::{optimal_levels, optimal_scale};
+pub use mixed::MixedRows;
 pub use obq::Obq;
 pub use rounding::{Codes, Rounding};
 pub use rtn::Rtn;
@@ -33,6 +37,7 @@ pub use signs::{Binary, BinaryFit, Sherry};
 pub use spqr::Spqr;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
 pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, NestedAffine, Steps};
+pub use vectors::{E8, Pvq};
 pub use watersic::{ColumnSteps, RowSteps, Watersic};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
@@ -45,6 +50,8 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     stages.extend([nf4, fp4, dynamic8]);
     stages.extend(levels::fitted_stages());
     stages.extend(signs::stages());
+    stages.extend(vectors::stages());
+    stages.push(mixed::stage());
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);
     stages
 }

@@ -2,26 +2,33 @@
 //! bitsandbytes have in common; and those that are fitted to the weights.
 
 mod bitmod;
+mod dkm;
 mod dynamic8;
 mod fp4;
 mod kmeans;
+mod nested;
 mod nf4;
 mod optimal;
 mod post;
 mod scale;
 pub(crate) mod scaled;
+mod sketch;
 mod spec;
 mod squeezellm;
 
 pub use bitmod::BitMod;
+pub use dkm::Dkm;
 pub use dynamic8::Dynamic8;
 pub use fp4::Fp4;
 pub use kmeans::KMeans;
+pub use nested::Nested;
 pub use nf4::Nf4;
 pub use optimal::optimal_levels;
 pub use post::Post;
 pub use scale::optimal_scale;
+pub use sketch::Sketch;
 pub use spec::LevelSpec;
+pub(crate) use spec::wide_enough;
 pub use squeezellm::SqueezeLlm;
 
 use tensorpress_tensor::linalg::Par;
@@ -41,8 +48,16 @@ pub(crate) fn stages() -> [Row<WeightPart>; 3] {
 }
 
 /// The stages of tables that are fitted.
-pub(crate) fn fitted_stages() -> [Row<WeightPart>; 4] {
-    [kmeans::stage(), squeezellm::stage(), bitmod::stage(), post::stage()]
+pub(crate) fn fitted_stages() -> [Row<WeightPart>; 7] {
+    [
+        kmeans::stage(),
+        squeezellm::stage(),
+        bitmod::stage(),
+        post::stage(),
+        dkm::stage(),
+        sketch::stage(),
+        nested::stage(),
+    ]
 }
 
 /// Checks that floats can be stored in a type.
@@ -111,7 +126,7 @@ impl Blockwise {
             filled = filler.fill(target, &mut rule)?;
         }
         let format = LevelFormat::new(nearest.levels.len(), blocks)?;
-        let codes = filled.codes.as_slice().expect("standard layout");
+        let codes = filled.as_slice().expect("standard layout");
         leaf(format, self.levels, shape.into(), codes, vec![Child::Node(scales)])
     }
 

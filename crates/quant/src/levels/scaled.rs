@@ -60,7 +60,7 @@ impl<'a, 'm> Scaled<'a, 'm> {
     ) -> Result<LevelTable> {
         let shape @ [rows, cols] = target.weight.dim().into();
         let filled = filler.fill(target, &mut self)?;
-        let codes = filled.codes.as_slice().expect("standard layout");
+        let codes = filled.as_slice().expect("standard layout");
         let codes = PackedPlane::pack(codes, rows, cols, bits)?;
         let size = self.scales.size();
         let scales = dense(&self.scales(), [rows, cols.div_ceil(size)], self.dtype)?;

@@ -140,62 +140,44 @@ pub(crate) struct Filler<'a> {
     pub(crate) par: Par,
 }
 
-/// A matrix filled with codes.
-pub(crate) struct Filled {
-    pub(crate) codes: Array2<u8>,
-    /// What the codes stand for.
-    pub(crate) values: Array2<f32>,
-}
-
 /// The most columns of a block of a sweep, and the fewest, where groups allow it.
 const BLOCK: usize = 128;
 const LEAST_BLOCK: usize = 16;
 
 impl Filler<'_> {
-    /// Decides all codes. What lies outside the target's mask has value 0, and any code.
-    pub(crate) fn fill(&self, target: &Target<'_>, rule: &mut impl Rule) -> Result<Filled> {
+    /// Decides all codes. What lies outside the target's mask counts as 0, and has any code.
+    pub(crate) fn fill(&self, target: &Target<'_>, rule: &mut impl Rule) -> Result<Array2<u8>> {
         let mut weight = target.kept_weight().into_owned();
         let (rows, cols) = weight.dim();
-        if rows * cols == 0 {
-            rule.begin(weight.view(), 0..cols, &vec![1.0; cols], self.par)?;
-            return Ok(Filled { codes: Array2::zeros((rows, cols)), values: weight });
-        }
-        let Some(prepared) = self.prepared else {
-            return self.round_all(target, weight, rule);
+        let Some(prepared) = self.prepared.filter(|_| rows * cols > 0) else {
+            return self.round_all(&weight, rule);
         };
         prepared.dead.iter().for_each(|dead| weight.column_mut(*dead).fill(0.0));
         let costs = costs(prepared);
         let block = block_of(rule.group().min(cols), rule.width());
         let mut columns = Columns { rule, costs: &costs, rows, mask: target.mask };
         let swept = obs::sweep(weight, prepared.factor.view(), block, &mut columns, self.par)?;
-        Ok(Filled { codes: swept.codes, values: swept.weight })
+        Ok(swept.codes)
     }
 
-    fn round_all(
-        &self,
-        target: &Target<'_>,
-        weight: Array2<f32>,
-        rule: &mut impl Rule,
-    ) -> Result<Filled> {
+    fn round_all(&self, weight: &Array2<f32>, rule: &mut impl Rule) -> Result<Array2<u8>> {
         let (rows, cols) = weight.dim();
         rule.begin(weight.view(), 0..cols, &vec![1.0; cols], self.par)?;
         let mut codes = Array2::zeros((rows, cols));
-        let mut values = Array2::zeros((rows, cols));
         let (rule, width) = (&*rule, rule.width());
-        let pieces = weight.rows().into_iter().zip(codes.rows_mut()).zip(values.rows_mut());
-        self.par.for_each(pieces.enumerate(), |(row, ((w, mut codes), mut values))| {
-            let w = w.to_slice().expect("standard layout").chunks(width);
-            let codes = codes.as_slice_mut().expect("standard layout").chunks_mut(width);
-            let out = values.as_slice_mut().expect("standard layout").chunks_mut(width);
-            for (i, ((w, codes), out)) in w.zip(codes).zip(out).enumerate() {
-                rule.round(row, i * width, w, out, codes);
-            }
-            if let Some(mask) = target.mask {
-                let dropped = (0..cols).filter(|c| !mask.keeps(row, *c));
-                dropped.for_each(|c| values[c] = 0.0);
-            }
-        });
-        Ok(Filled { codes, values })
+        let pieces = weight.rows().into_iter().zip(codes.rows_mut()).enumerate();
+        self.par.for_each_init(
+            pieces,
+            || vec![0.0; width],
+            |values, (row, (w, mut codes))| {
+                let w = w.to_slice().expect("standard layout").chunks(width);
+                let codes = codes.as_slice_mut().expect("standard layout").chunks_mut(width);
+                for (i, (w, codes)) in w.zip(codes).enumerate() {
+                    rule.round(row, i * width, w, &mut values[..w.len()], codes);
+                }
+            },
+        );
+        Ok(codes)
     }
 }
 

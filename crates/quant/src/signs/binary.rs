@@ -111,7 +111,7 @@ impl Binary {
         let filled = filler.fill(target, &mut rule)?;
         let all = rule.scales.by_rows();
         let term = |base: usize| {
-            let plus = filled.codes.mapv(|code| code >> base & 1);
+            let plus = filled.mapv(|code| code >> base & 1);
             let scales: Vec<f32> = all.iter().map(|scales| scales[base]).collect();
             Ok(signs(&plus, rule.scales.size(), &scales, dtype)?.boxed())
         };

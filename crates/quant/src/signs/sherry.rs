@@ -86,8 +86,8 @@ impl Sherry {
         let scales = Grouped::new(target.weight.dim().into(), self.group, 0.0);
         let mut rule = Ternary { scales, dtype };
         let filled = filler.fill(target, &mut rule)?;
-        let mask = Mask::from_bools(filled.codes.mapv(|code| code != DROPPED).view());
-        let plus = filled.codes.mapv(|code| u8::from(code == PLUS));
+        let mask = Mask::from_bools(filled.mapv(|code| code != DROPPED).view());
+        let plus = filled.mapv(|code| u8::from(code == PLUS));
         let node = signs(&plus, rule.scales.size(), &rule.scales.by_rows(), dtype)?;
         Masked::new(mask, node.boxed())
     }
