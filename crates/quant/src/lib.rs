@@ -14,6 +14,7 @@ mod hqq;
 mod levels;
 mod mixed;
 mod obq;
+mod pv;
 mod rounding;
 mod rtn;
 mod signs;
@@ -31,6 +32,7 @@ pub use levels::{Dynamic8, Fp4, Nf4};
 pub use levels::{optimal_levels, optimal_scale};
 pub use mixed::MixedRows;
 pub use obq::Obq;
+pub use pv::{LevelCodes, Proposal, Pv, Representation, VectorCodes};
 pub use rounding::{Codes, Rounding};
 pub use rtn::Rtn;
 pub use signs::{Binary, BinaryFit, Sherry};
@@ -51,7 +53,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     stages.extend(levels::fitted_stages());
     stages.extend(signs::stages());
     stages.extend(vectors::stages());
-    stages.push(mixed::stage());
+    stages.extend([mixed::stage(), pv::stage()]);
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);
     stages
 }
