@@ -8,7 +8,7 @@ use tensorpress_tensor::stats::Calibration;
 use tensorpress_tensor::testing::golden::Golden;
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{
-    Compress, DType, DynCompress, ErrorKind, Group, Node, Registry, Storage, Target,
+    Compress, DType, DynCompress, ErrorKind, Group, Registry, Storage, Target,
 };
 
 fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
@@ -82,7 +82,10 @@ fn nodes_obey_the_laws() {
 fn limits_are_right() {
     let zeros = Array2::zeros((3, 16));
     let blind = Calibration::none(16);
-    assert_eq!(decode(&*BitStack::default().compress(zeros.view(), &blind).unwrap().node).unwrap(), zeros);
+    assert_eq!(
+        decode(&*BitStack::default().compress(zeros.view(), &blind).unwrap().node).unwrap(),
+        zeros
+    );
     let made = BitStack::default().compress(random(4, 16, 1).view(), &blind).unwrap();
     assert!(made.fallback.unwrap().contains("not scaled"));
     for size in [1e-30f32, 1e-6, 1e6, 1e30] {

@@ -42,7 +42,9 @@ fn all(numbers: usize, pulses: i32) -> Vec<Vec<i32>> {
 fn cosine(w: &[f32], z: &[f64]) -> f64 {
     let along: f64 = w.iter().zip(z).map(|(w, z)| f64::from(*w) * z).sum();
     let norm = |square: f64| square.sqrt();
-    along / norm(z.iter().map(|z| z * z).sum()) / norm(w.iter().map(|w| f64::from(*w).powi(2)).sum())
+    along
+        / norm(z.iter().map(|z| z * z).sum())
+        / norm(w.iter().map(|w| f64::from(*w).powi(2)).sum())
 }
 
 /// Directions are close to the best there are, and almost always are the best.
@@ -112,7 +114,8 @@ fn nearest(x: &[f64]) -> Vec<f64> {
 fn points_of_e8_are_the_nearest_of_all() {
     for cols in [8, 16, 19] {
         let weight = normal(12, cols, cols as u64);
-        let node = E8::default().with_scale(DType::F32).compress(weight.view(), &Calibration::none(cols));
+        let node =
+            E8::default().with_scale(DType::F32).compress(weight.view(), &Calibration::none(cols));
         let node = node.unwrap().node;
         let decoded = decode(&node).unwrap();
         let Child::Node(scales) = node.child(1) else { panic!("scales are a node") };
@@ -162,10 +165,8 @@ fn feedback_is_that_of_the_reference() {
         equal += exact.iter().zip(decoded.row(r)).filter(|(a, b)| near((a, b))).count();
     }
     assert!(equal as f64 >= 0.96 * weight.len() as f64, "{equal} of {}", weight.len());
-    let methods: [(&dyn DynCompress, &dyn DynCompress); 2] = [
-        (&E8::default(), &e8),
-        (&Pvq::new(2, 8), &Pvq::new(2, 8).with_codes(Codes::feedback())),
-    ];
+    let methods: [(&dyn DynCompress, &dyn DynCompress); 2] =
+        [(&E8::default(), &e8), (&Pvq::new(2, 8), &Pvq::new(2, 8).with_codes(Codes::feedback()))];
     for (plain, fed) in methods {
         let error = |method: &dyn DynCompress| {
             output_error(&gram, &weight, &decode(&*compress(method, &weight, &x)).unwrap())

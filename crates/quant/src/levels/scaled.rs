@@ -86,10 +86,14 @@ pub(crate) fn type_for(target: &Target<'_>, dtype: DType) -> DType {
     wide_enough(dtype, kernels::abs_max(weight.as_slice().expect("standard layout")))
 }
 
-/// Rounds to a type, never to infinity.
+/// Rounds to a type, never to infinity; 0 for what is no number.
 pub(crate) fn stored(dtype: DType, value: f32) -> f32 {
     let rounded = dtype.round(value);
-    if rounded.is_finite() { rounded } else { dtype.round(value * 0.995) }
+    match (rounded.is_finite(), value.is_finite()) {
+        (true, _) => rounded,
+        (false, true) => dtype.round(value * 0.995),
+        (false, false) => 0.0,
+    }
 }
 
 impl Rule for Scaled<'_, '_> {

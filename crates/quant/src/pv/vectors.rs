@@ -27,7 +27,9 @@ impl VectorCodes {
             return Err(Error::unsupported("tuning of codebooks that are not stored"));
         };
         if books.dtype() != scales.dtype() || !node.format().entries().is_power_of_two() {
-            return Err(Error::unsupported("tuning of codebooks of another type than their scales"));
+            return Err(Error::unsupported(
+                "tuning of codebooks of another type than their scales",
+            ));
         }
         let ([rows, cols], format) = (node.shape(), node.format());
         let mut symbols = SymbolBuf::of(node.codes());
@@ -83,7 +85,10 @@ impl Representation for VectorCodes {
             let mut change = vec![0.0; span.len()];
             for code in 0..entries as u32 {
                 let code = code as u16;
-                change.iter_mut().zip(self.difference(row, place, code)).for_each(|(to, by)| *to = by);
+                change
+                    .iter_mut()
+                    .zip(self.difference(row, place, code))
+                    .for_each(|(to, by)| *to = by);
                 let along: f64 = change.iter().zip(slope).map(|(a, b)| a * b).sum();
                 // Most gain nothing even along the slope.
                 if along <= 0.0 || 2.0 * along <= best.gain {

@@ -158,13 +158,17 @@ impl Pvq {
     }
 }
 
+/// Pulses of a vector that are moved, at most.
+const MOVES: usize = 16;
+
+/// At most 1: lengths stay finite where norms end.
 fn share_of(length: f64, norm: f32) -> f32 {
-    if norm > 0.0 { (length / f64::from(norm)) as f32 } else { 0.0 }
+    if norm > 0.0 { (length / f64::from(norm)).min(1.0) as f32 } else { 0.0 }
 }
 
 /// Sets the vector to one of integers, magnitudes summing to `pulses`, that is near in direction, and returns the length of
 /// the projection on it: the weights brought to that sum and rounded down, then pulse after pulse where the cosine gains
-/// most.
+/// most, then pulses moved from number to number for as long as that gains.
 fn project(pulses: usize, w: &[f32], vector: &mut [i8]) -> f64 {
     let sum: f64 = w.iter().map(|w| f64::from(w.abs())).sum();
     vector.fill(0);
@@ -193,6 +197,25 @@ fn project(pulses: usize, w: &[f32], vector: &mut [i8]) -> f64 {
         along += size(&w[at]);
         square += 2.0 * f64::from(vector[at]) + 1.0;
         vector[at] += 1;
+    }
+    for _ in 0..MOVES {
+        let mut best = (along * along / square * (1.0 + 1e-12), None);
+        for from in (0..w.len()).filter(|from| vector[*from] > 0) {
+            let along = along - size(&w[from]);
+            let square = square - 2.0 * f64::from(vector[from]) + 1.0;
+            for to in (0..w.len()).filter(|to| *to != from) {
+                let more = square + 2.0 * f64::from(vector[to]) + 1.0;
+                let gain = (along + size(&w[to])).powi(2) / more;
+                if gain > best.0 {
+                    best = (gain, Some((from, to)));
+                }
+            }
+        }
+        let Some((from, to)) = best.1 else { break };
+        along += size(&w[to]) - size(&w[from]);
+        square += 2.0 * (f64::from(vector[to]) - f64::from(vector[from])) + 2.0;
+        vector[from] -= 1;
+        vector[to] += 1;
     }
     for (w, z) in w.iter().zip(&mut *vector) {
         *z = if *w < 0.0 { -*z } else { *z };
