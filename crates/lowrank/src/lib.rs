@@ -5,8 +5,9 @@
 //! moments of the inputs and S any root of it (H = S Sᵀ), ‖(W - U V) S‖ is least for U = P, V = Pᵀ W, where P are the
 //! leading left singular vectors of W S (Eckart and Young: the best W S of that rank is P Pᵀ W S). Nothing is ever
 //! inverted, so nothing fails where H is singular, and inputs that calibration never saw are projected like all others.
-//! [`svd`], [`asvd`], [`svd_llm`], [`lord`], [`feature_mimicking`] and [`eora`] are this projection with another metric or another W.
+//! [`svd`], [`asvd`], [`svd_llm`], [`lord`], [`feature_mimicking`] and [`eora`] are this projection with another metric or another W; [`BitStack`] stacks it on magnitudes, before signs.
 
+mod bitstack;
 mod factors;
 mod lowrank;
 pub mod metric;
@@ -14,6 +15,7 @@ mod project;
 mod rank;
 mod stage;
 
+pub use bitstack::BitStack;
 pub use factors::Factors;
 pub use lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
 pub use metric::{Activity, InputCovariance, InputGram, InputScale, Metric, Plain, Root};

@@ -21,6 +21,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
         row("factors that lose least of the outputs", svd_llm),
         row("projects outputs on their leading directions: the same product as by whitening", lord),
         row("projects outputs less their mean, which a bias carries", feature_mimicking),
+        crate::bitstack::stage(),
         correction(),
     ]
 }

@@ -201,7 +201,7 @@ impl Compress for Aqlm {
 }
 
 /// The Gram matrix over its mean diagonal, in f64; all that makes it unusable is a numerical error.
-fn usable_gram(group: &mut Group<'_>) -> Result<Array2<f64>> {
+pub(crate) fn usable_gram(group: &mut Group<'_>) -> Result<Array2<f64>> {
     if let Usable::No(reason) = group.calibration.seen() {
         return Err(Error::numerical(reason));
     }

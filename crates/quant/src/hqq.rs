@@ -5,8 +5,7 @@ use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, DType, Error, Group, Method, Result, Target,
-    kernels,
+    Compress, CompressedGroup, Context, DType, Error, Group, Method, Result, Target, kernels,
 };
 
 use crate::{Clip, GridSpec, GroupedAffine, IntGrid, Span};
@@ -367,7 +366,6 @@ impl Compress for Hqq {
     type Node = GroupedAffine;
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<GroupedAffine>> {
-        let round = |t: &Target<'_>| Ok(Compressed::new(self.round(t, group.par)?));
-        Ok(CompressedGroup::new(group.targets.iter().map(round).collect::<Result<_>>()?))
+        group.each(|t| self.round(t, group.par))
     }
 }

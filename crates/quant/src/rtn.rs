@@ -1,7 +1,7 @@
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
-use tensorpress_tensor::{Compress, Compressed, CompressedGroup, Group, Method, Result, Target};
+use tensorpress_tensor::{Compress, CompressedGroup, Group, Method, Result, Target};
 
 use crate::{GridSpec, GroupedAffine};
 
@@ -73,7 +73,6 @@ impl Compress for Rtn {
     type Node = GroupedAffine;
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<GroupedAffine>> {
-        let round = |t: &Target<'_>| Ok(Compressed::new(self.round(t, group.par)?));
-        Ok(CompressedGroup::new(group.targets.iter().map(round).collect::<Result<_>>()?))
+        group.each(|t| self.round(t, group.par))
     }
 }

@@ -225,6 +225,18 @@ impl<'a> Group<'a> {
         }
         Ok(first.weight.ncols())
     }
+
+    /// What `one` makes of every target by itself: all of a method that looks at no statistics.
+    ///
+    /// # Errors
+    /// Those of `one`, naming the tensor.
+    pub fn each<N: Node + 'static>(
+        &self,
+        one: impl Fn(&Target<'a>) -> Result<N>,
+    ) -> Result<CompressedGroup<N>> {
+        let one = |t: &Target<'a>| Ok(Compressed::new(one(t).in_tensor(t.name)?));
+        Ok(CompressedGroup::new(self.targets.iter().map(one).collect::<Result<_>>()?))
+    }
 }
 
 /// What a method made of one target.

@@ -59,7 +59,7 @@ fn leaf(
     let format = LevelFormat::new(1 << bits, blocks).unwrap().with_offset();
     let mut format = format.with_tables(tables).unwrap();
     let [scale_rows, scale_cols] = blocks.grid(shape);
-    let mut beside = vec![child(&floats(tables.count(rows), 1 << bits, 1))];
+    let mut beside = vec![child(&floats(tables.count(rows, rows), 1 << bits, 1))];
     if scaled {
         beside.push(child(&floats(scale_rows, scale_cols, 2)));
     } else {
@@ -105,7 +105,7 @@ fn several_tables_decode_by_their_definition() {
             [(Blocks::Rows(10), Tables::Rows(2)), (Blocks::Rows(10), Tables::Chosen(3))]
         {
             let node = leaf(shape, bits, (blocks, tables), scaled, 3);
-            let levels = floats(tables.count(rows), 1 << bits, 1);
+            let levels = floats(tables.count(rows, rows), 1 << bits, 1);
             let grid @ [scale_rows, scale_cols] = blocks.grid(shape);
             let (scales, offset) = (floats(scale_rows, scale_cols, 2), floats(1, 1, 3)[[0, 0]]);
             let chosen = bytes(grid[0] * grid[1], 3, 4);

@@ -15,7 +15,8 @@ use tensorpress::kvcache::page::{PageCodec, PageConfig, PageScratch};
 use tensorpress::kvcache::{
     Axis, Bitmap, HeadSlots, Int, KvRecipe, KvShape, KvStore, Layer, StoreForm,
 };
-use tensorpress::quant::{Gptq, GridSpec, GroupedAffine, Nf4, Rtn};
+use tensorpress::lowrank::BitStack;
+use tensorpress::quant::{E8, Gptq, GridSpec, GroupedAffine, Nested, Nf4, Pvq, Rtn, Sketch};
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
 use tensorpress::tensor::ndarray::{Array2, Array3};
@@ -100,6 +101,11 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
         ("wide", wide(6, 10)),
         ("wide_coded", wide_coded),
         ("levels", Nf4::default().compress(weight.view(), &blind).unwrap().node.boxed()),
+        ("levels_blocks", Sketch::new(2, 4).compress(weight.view(), &blind).unwrap().node.boxed()),
+        ("prefixed", Nested::new(1, 3).compress(weight.view(), &blind).unwrap().node.boxed()),
+        ("pyramid", Pvq::new(2, 4).compress(weight.view(), &blind).unwrap().node.boxed()),
+        ("lattice", E8::default().compress(weight.view(), &blind).unwrap().node.boxed()),
+        ("signed", BitStack::new(2, 1).compress(weight.view(), &calibration).unwrap().node),
         ("symmetric", round(GridSpec::new(2, 0).with_symmetric(true))),
         ("gptq", gptq.compress(weight.view(), &calibration).unwrap().node),
         ("masked_codes", Masked::new(mask(), round(GridSpec::new(4, 4))).unwrap().boxed()),

@@ -6,8 +6,7 @@ use tensorpress_tensor::node::{
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, DType, Error, Group, Method, Result, Target,
-    kernels,
+    Compress, CompressedGroup, Context, DType, Error, Group, Method, Result, Target, kernels,
 };
 
 use super::spec::wide_enough;
@@ -226,7 +225,6 @@ impl Compress for BitMod {
     type Node = LevelTable;
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<LevelTable>> {
-        let round = |t: &Target<'_>| Ok(Compressed::new(self.round(t, group.par)?));
-        Ok(CompressedGroup::new(group.targets.iter().map(round).collect::<Result<_>>()?))
+        group.each(|t| self.round(t, group.par))
     }
 }

@@ -1,7 +1,7 @@
 use tensorpress_tensor::node::LevelTable;
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
-use tensorpress_tensor::{Compress, Compressed, CompressedGroup, Group, Method, Result, Target};
+use tensorpress_tensor::{Compress, CompressedGroup, Group, Method, Result};
 
 use super::LevelSpec;
 
@@ -62,7 +62,6 @@ impl Compress for KMeans {
     type Node = LevelTable;
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup<LevelTable>> {
-        let fit = |t: &Target<'_>| Ok(Compressed::new(self.levels.fit(t, None, group.par)?));
-        Ok(CompressedGroup::new(group.targets.iter().map(fit).collect::<Result<_>>()?))
+        group.each(|t| self.levels.fit(t, None, group.par))
     }
 }

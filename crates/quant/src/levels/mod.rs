@@ -2,32 +2,45 @@
 //! bitsandbytes have in common; and those that are fitted to the weights.
 
 mod bitmod;
+mod dkm;
 mod dynamic8;
 mod fp4;
 mod kmeans;
+mod nested;
 mod nf4;
 mod optimal;
+mod post;
+mod scale;
+pub(crate) mod scaled;
+mod sketch;
 mod spec;
 mod squeezellm;
 
 pub use bitmod::BitMod;
+pub use dkm::Dkm;
 pub use dynamic8::Dynamic8;
 pub use fp4::Fp4;
 pub use kmeans::KMeans;
+pub use nested::Nested;
 pub use nf4::Nf4;
 pub use optimal::optimal_levels;
+pub use post::Post;
+pub use scale::optimal_scale;
+pub use sketch::Sketch;
 pub use spec::LevelSpec;
+pub(crate) use spec::wide_enough;
 pub use squeezellm::SqueezeLlm;
 
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::ArrayView2;
 use tensorpress_tensor::node::{
-    Blocks, Child, Dense, KnownLevels, LevelFormat, LevelTable, Node, PackedPlane,
+    Blocks, Child, Dense, KnownLevels, LevelFormat, LevelTable, Node, PackedPlane, decode,
 };
-use tensorpress_tensor::stage::{Keys, Row, WeightPart};
-use tensorpress_tensor::{
-    Compressed, CompressedGroup, DType, Error, Group, Result, Target, kernels,
-};
+use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
+use tensorpress_tensor::{CompressedGroup, DType, Error, Group, Result, Target, kernels};
+
+use crate::rounding::{Codes, Filler, Rounding};
+use scaled::{Scaled, dense};
 
 /// The stages of this module.
 pub(crate) fn stages() -> [Row<WeightPart>; 3] {
@@ -35,36 +48,86 @@ pub(crate) fn stages() -> [Row<WeightPart>; 3] {
 }
 
 /// The stages of tables that are fitted.
-pub(crate) fn fitted_stages() -> [Row<WeightPart>; 3] {
-    [kmeans::stage(), squeezellm::stage(), bitmod::stage()]
+pub(crate) fn fitted_stages() -> [Row<WeightPart>; 7] {
+    [
+        kmeans::stage(),
+        squeezellm::stage(),
+        bitmod::stage(),
+        post::stage(),
+        dkm::stage(),
+        sketch::stage(),
+        nested::stage(),
+    ]
 }
 
-/// What all named tables can be told.
-fn block_knobs(block: &mut usize, double_quant: &mut bool, keys: &mut Keys<'_>) -> Result<()> {
-    let about = "consecutive weights of the flattened matrix that share a scale";
-    keys.int("block", block, 1..=1 << 20, about)?;
-    let about = "scales are quantised in turn, to 8 bits in blocks of 256";
-    keys.flag("double_quant", double_quant, about)
+/// Checks that floats can be stored in a type.
+pub(crate) fn check_float(name: &str, dtype: DType) -> Result<()> {
+    match dtype.is_float() {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("{name} = {dtype:?}: allowed are f16, bf16 and f32"))),
+    }
 }
 
 /// Blocks of scales that are quantised in turn.
 const SCALES_A_BLOCK: usize = 256;
 
-/// A table, its blocks, and whether their scales are quantised in turn.
+/// A table and its blocks, how their scales are found and whether they are quantised in turn, and how codes are.
 #[derive(Debug, Clone, Copy)]
 struct Blockwise {
     levels: KnownLevels,
     block: usize,
     double_quant: bool,
+    search: bool,
+    codes: Codes,
+}
+
+impl Knobs for Blockwise {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let about = "consecutive weights of the flattened matrix that share a scale";
+        keys.int("block", &mut self.block, 1..=1 << 20, about)?;
+        let about = "scales are quantised in turn, to 8 bits in blocks of 256";
+        keys.flag("double_quant", &mut self.double_quant, about)?;
+        let about =
+            "scales of least squared error, in place of the largest magnitude; by feedback always";
+        keys.flag("search", &mut self.search, about)?;
+        self.codes.knobs(keys)
+    }
 }
 
 impl Blockwise {
-    fn compress_group(self, group: &Group<'_>) -> Result<CompressedGroup<LevelTable>> {
+    fn compress_group(self, group: Group<'_>) -> Result<CompressedGroup<LevelTable>> {
         if self.block == 0 {
             return Err(Error::invalid("block = 0: allowed are 1 and more"));
         }
-        let round = |t: &Target<'_>| Ok(Compressed::new(self.round(t, group.par)?));
-        Ok(CompressedGroup::new(group.targets.iter().map(round).collect::<Result<_>>()?))
+        match self.search || self.codes.rounding == Rounding::Feedback {
+            true => self.codes.each(group, |target, filler| self.fill(target, filler)),
+            false => group.each(|target| self.round(target, group.par)),
+        }
+    }
+
+    /// Scales that lose least. Where blocks do not divide rows, the last of a row is shorter.
+    fn fill(self, target: &Target<'_>, filler: Filler<'_>) -> Result<LevelTable> {
+        let shape @ [rows, cols] = target.weight.dim().into();
+        let (blocks, grid) = match cols.is_multiple_of(self.block) {
+            true => (Blocks::Flat(self.block), [1, rows * cols / self.block]),
+            false => (Blocks::Rows(self.block), [rows, cols.div_ceil(self.block)]),
+        };
+        let nearest = Nearest::of(self.levels.levels());
+        let table = (&nearest.levels[..], &nearest);
+        let mut rule = Scaled::new(table, target, self.block, DType::F32);
+        let mut filled = filler.fill(target, &mut rule)?;
+        let mut scales = dense(&rule.scales(), grid, None)?;
+        if self.double_quant {
+            // Codes are found anew under the scales as they are stored.
+            scales = quantised(&rule.scales(), grid)?.boxed();
+            let stored = decode(&*scales)?;
+            let stored = stored.as_slice().expect("standard layout");
+            let mut rule = Scaled::fixed(table, target, self.block, stored);
+            filled = filler.fill(target, &mut rule)?;
+        }
+        let format = LevelFormat::new(nearest.levels.len(), blocks)?;
+        let codes = filled.as_slice().expect("standard layout");
+        leaf(format, self.levels, shape.into(), codes, vec![Child::Node(scales)])
     }
 
     fn round(self, target: &Target<'_>, par: Par) -> Result<LevelTable> {
@@ -73,22 +136,25 @@ impl Blockwise {
         let shape = weight.dim();
         let weight = weight.as_slice().expect("standard layout");
         let (codes, scales) = codes(self.levels, weight, self.block, par);
-        let scales =
-            if self.double_quant { quantised(&scales)?.boxed() } else { row(&scales)?.boxed() };
+        let scales = if self.double_quant {
+            quantised(&scales, [1, scales.len()])?.boxed()
+        } else {
+            row(&scales)?.boxed()
+        };
         let format = LevelFormat::new(self.levels.levels().len(), Blocks::Flat(self.block))?;
         leaf(format, self.levels, shape, &codes, vec![Child::Node(scales)])
     }
 }
 
 /// Scales as a leaf: their mean as an offset, and what is left in blocks of levels of the dynamic map.
-fn quantised(scales: &[f32]) -> Result<LevelTable> {
+fn quantised(scales: &[f32], shape: [usize; 2]) -> Result<LevelTable> {
     let offset = mean(scales);
     let rest: Vec<f32> = scales.iter().map(|scale| scale - offset).collect();
     let levels = KnownLevels::Dynamic8;
     let (codes, scales) = codes(levels, &rest, SCALES_A_BLOCK, Par::Seq);
     let format = LevelFormat::new(256, Blocks::Flat(SCALES_A_BLOCK))?.with_offset();
     let beside = [row(&scales)?, row(&[offset])?].map(|node| Child::Node(node.boxed()));
-    leaf(format, levels, (1, rest.len()), &codes, beside.into())
+    leaf(format, levels, shape.into(), &codes, beside.into())
 }
 
 fn leaf(
@@ -130,10 +196,11 @@ fn codes(levels: KnownLevels, values: &[f32], block: usize, par: Par) -> (Vec<u8
     (codes, scales)
 }
 
-/// The nearest level of numbers from -1 to 1; the lower one in the middle of two.
-struct Nearest {
-    /// Codes by ascending level.
+/// The nearest level of numbers; the lower one in the middle of two.
+pub(crate) struct Nearest {
+    /// Codes and levels by ascending level.
     codes: Vec<u8>,
+    levels: Vec<f32>,
     /// Middles of neighbouring levels, in f32.
     middles: Vec<f32>,
     /// Numbers are rounded to so many steps for a unit first, as the official code does for its map of 256 levels.
@@ -142,13 +209,25 @@ struct Nearest {
 
 impl Nearest {
     fn new(known: KnownLevels) -> Self {
-        let levels = known.levels();
+        let steps = (known == KnownLevels::Dynamic8).then_some(32767.5);
+        Self { steps, ..Self::of(known.levels()) }
+    }
+
+    /// Of up to 256 levels, by their codes.
+    pub(crate) fn of(levels: &[f32]) -> Self {
         let mut codes: Vec<u8> = (0..=u8::MAX).take(levels.len()).collect();
         let level = |code: u8| levels[usize::from(code)];
         codes.sort_by(|a, b| level(*a).total_cmp(&level(*b)));
-        let middles = codes.windows(2).map(|two| (level(two[0]) + level(two[1])) * 0.5).collect();
-        let steps = (known == KnownLevels::Dynamic8).then_some(32767.5);
-        Self { codes, middles, steps }
+        let levels: Vec<f32> = codes.iter().map(|code| level(*code)).collect();
+        let middles = levels.windows(2).map(|two| (two[0] + two[1]) * 0.5).collect();
+        Self { codes, levels, middles, steps: None }
+    }
+
+    /// Code and level.
+    #[inline(always)]
+    pub(crate) fn level(&self, value: f32) -> (u8, f32) {
+        let at = self.middles.partition_point(|middle| *middle < value);
+        (self.codes[at], self.levels[at])
     }
 
     fn code(&self, mut value: f32) -> u8 {

@@ -94,11 +94,33 @@ impl LevelSpec {
         importance: Option<ArrayView2<'_, f32>>,
         par: Par,
     ) -> Result<LevelTable> {
-        self.check()?;
-        target.check_finite()?;
         if let Some(importance) = importance {
             check_importance(importance, target).in_tensor(target.name)?;
         }
+        self.fit_weighted(target, importance, par, |values, importance, count| {
+            optimal_levels(values, importance, count).expect("all was checked")
+        })
+    }
+
+    /// Tables of the levels, ascending, that `solve` finds for the weights of a band that may be kept and their number.
+    pub(super) fn fit_by(
+        &self,
+        target: &Target<'_>,
+        par: Par,
+        solve: impl Fn(&[f32], Option<&[f32]>, usize) -> Vec<f32> + Sync,
+    ) -> Result<LevelTable> {
+        self.fit_weighted(target, None, par, solve)
+    }
+
+    fn fit_weighted(
+        &self,
+        target: &Target<'_>,
+        importance: Option<ArrayView2<'_, f32>>,
+        par: Par,
+        solve: impl Fn(&[f32], Option<&[f32]>, usize) -> Vec<f32> + Sync,
+    ) -> Result<LevelTable> {
+        self.check()?;
+        target.check_finite()?;
         let weight = target.kept_weight();
         let (rows, cols) = weight.dim();
         let weight = weight.as_slice().expect("standard layout");
@@ -112,7 +134,7 @@ impl LevelSpec {
             let band = first..rows.min(first + each);
             let values = &weight[band.start * cols..band.end * cols];
             let kept = Kept { mask: target.mask, importance, first, cols };
-            let levels = kept.levels(values, band.len(), count).expect("all was checked");
+            let levels = kept.levels(values, band.len(), |v, i| solve(v, i, count));
             table.iter_mut().zip(levels).for_each(|(to, level)| *to = dtype.round(level));
             round(values, table, codes);
         };
@@ -124,8 +146,9 @@ impl LevelSpec {
         let format = LevelFormat::new(count, Blocks::Rows(cols.max(1)))?;
         let format = format.with_tables(shared)?.without_scales();
         // A matrix without rows has a table all the same, if it is the one of all.
-        tables.resize(shared.count(rows) * count, 0.0);
-        let tables = Array2::from_shape_vec((shared.count(rows), count), tables);
+        let needed = shared.count(rows, rows);
+        tables.resize(needed * count, 0.0);
+        let tables = Array2::from_shape_vec((needed, count), tables);
         let levels = Dense::from_f32(tables.expect("sized").view(), dtype)?;
         let codes = PackedPlane::pack(&codes, rows, cols, self.bits)?;
         let levels = vec![Child::Node(levels.boxed())];
@@ -154,13 +177,18 @@ struct Kept<'m, 'i> {
 }
 
 impl Kept<'_, '_> {
-    fn levels(&self, values: &[f32], rows: usize, count: usize) -> Result<Vec<f32>> {
+    fn levels(
+        &self,
+        values: &[f32],
+        rows: usize,
+        solve: impl Fn(&[f32], Option<&[f32]>) -> Vec<f32>,
+    ) -> Vec<f32> {
         let band = self.first..self.first + rows;
         let importance = self.importance.as_ref();
         let mut importance: Option<Vec<f32>> =
             importance.map(|all| all.slice(s![band, ..]).iter().copied().collect());
         let Some(mask) = self.mask else {
-            return optimal_levels(values, importance.as_deref(), count);
+            return solve(values, importance.as_deref());
         };
         let keeps = |i: &usize| mask.keeps(self.first + i / self.cols, i % self.cols);
         let kept: Vec<usize> = (0..values.len()).filter(keeps).collect();
@@ -168,7 +196,7 @@ impl Kept<'_, '_> {
         if let Some(importance) = &mut importance {
             *importance = kept.iter().map(|i| importance[*i]).collect();
         }
-        optimal_levels(&values, importance.as_deref(), count)
+        solve(&values, importance.as_deref())
     }
 }
 
@@ -182,7 +210,7 @@ fn round(values: &[f32], levels: &[f32], codes: &mut [u8]) {
 }
 
 /// The type, or f32 where numbers up to `abs_max` are out of its range or lose digits in it.
-pub(super) fn wide_enough(dtype: DType, abs_max: f32) -> DType {
+pub(crate) fn wide_enough(dtype: DType, abs_max: f32) -> DType {
     let fits = match dtype {
         DType::F16 => abs_max == 0.0 || (6.2e-5..=65504.0).contains(&abs_max),
         DType::BF16 => dtype.round(abs_max).is_finite(),

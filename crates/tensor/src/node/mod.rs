@@ -18,6 +18,7 @@ mod rows;
 #[cfg(feature = "checkpoint")]
 mod saved;
 mod scratch;
+mod signed;
 mod split;
 mod sum;
 mod tiles;
@@ -35,15 +36,17 @@ pub use form::MaskForm;
 pub use input::Input;
 pub use leaf::{
     Additive, AdditiveFormat, AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused,
-    GroupedAffine, KnownLevels, Leaf, LevelFormat, LevelTable, NestedAffine, NestedFormat, Slot,
-    StepFormat, Steps, Tables,
+    GroupedAffine, KnownLevels, KnownVectors, Leaf, LevelFormat, LevelTable, NestedAffine,
+    NestedFormat, Pyramid, PyramidFormat, Slot, StepFormat, Steps, Tables,
 };
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;
 pub use masked::Masked;
 pub use plane::Trellis;
 pub use plane::spread;
-pub use plane::{KeptPlane, PackedPlane, Plane, Symbol, SymbolBuf, Symbols, SymbolsMut};
+pub use plane::{
+    KeptPlane, PackedPlane, Plane, PrefixedPlane, Symbol, SymbolBuf, Symbols, SymbolsMut,
+};
 pub use product::Product;
 pub use registry::{NodeReader, PartSource, Registry};
 pub use rounded::{InputRounding, RoundedInputs};
@@ -51,6 +54,7 @@ pub use rows::Rows;
 #[cfg(feature = "checkpoint")]
 pub use saved::{SAVED, bits_per_weight, from_bytes, load, read_from, save, to_bytes, write_to};
 pub use scratch::Scratch;
+pub use signed::Signed;
 pub use split::SplitFloats;
 pub use sum::Sum;
 pub use tensorpress_kernels::Accum;

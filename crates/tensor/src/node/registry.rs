@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::{
     AdditiveFormat, AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane,
-    KnownLevels, Leaf, LevelFormat, Map, Mask, MaskForm, Masked, NestedFormat, Node, PackedPlane,
-    Plane, Product, Rotation, RoundedInputs, Scale, SplitFloats, StepFormat, Sum, Transformed,
-    form, join,
+    KnownLevels, KnownVectors, Leaf, LevelFormat, Map, Mask, MaskForm, Masked, NestedFormat, Node,
+    PackedPlane, Plane, PrefixedPlane, Product, PyramidFormat, Rotation, RoundedInputs, Scale,
+    Signed, SplitFloats, StepFormat, Sum, Transformed, form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -48,7 +48,7 @@ pub struct Registry {
 impl Default for Registry {
     /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let nodes: [(_, ReadNode); 16] = [
+        let nodes: [(_, ReadNode); 20] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
             ("sum.v1", Sum::read_from),
@@ -57,17 +57,24 @@ impl Default for Registry {
             (AffineFormat::REAL, Leaf::<AffineFormat>::read_from),
             (LevelFormat::ID, Leaf::<LevelFormat>::read_from),
             (LevelFormat::TABLES, Leaf::<LevelFormat>::read_from),
+            (LevelFormat::OF_BLOCKS, Leaf::<LevelFormat>::read_from),
+            (PyramidFormat::ID, Leaf::<PyramidFormat>::read_from),
             (StepFormat::ID, Leaf::<StepFormat>::read_from),
             (AdditiveFormat::ID, Leaf::<AdditiveFormat>::read_from),
             (NestedFormat::ID, Leaf::<NestedFormat>::read_from),
             ("known_levels.v1", KnownLevels::read_from),
+            ("known_vectors.v1", KnownVectors::read_from),
+            ("signed.v1", Signed::read_from),
             ("masked.v1", Masked::read_from),
             ("masked.v2", Masked::read_v2),
             ("transformed.v1", Transformed::read_from),
             ("rounded_inputs.v1", RoundedInputs::read_from),
         ];
-        let planes: [(_, ReadPlane); 2] =
-            [("packed.v1", PackedPlane::read_from), ("kept.v1", KeptPlane::read_from)];
+        let planes: [(_, ReadPlane); 3] = [
+            ("packed.v1", PackedPlane::read_from),
+            ("kept.v1", KeptPlane::read_from),
+            ("prefixed.v1", PrefixedPlane::read_from),
+        ];
         let maps: [(_, ReadMap); 5] = [
             ("scale", Scale::read_from),
             ("index", Index::read_from),

@@ -9,7 +9,9 @@ mod child;
 mod format;
 mod levels;
 mod node;
+mod pyramid;
 mod steps;
+mod vectors;
 
 pub use additive::{Additive, AdditiveFormat};
 pub use affine::{AffineFormat, GroupedAffine, NestedAffine, NestedFormat};
@@ -17,4 +19,6 @@ pub use child::{Child, Encoding, Slot};
 pub use format::{Format, Fused};
 pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable, Tables};
 pub use node::{Beside, Leaf};
+pub use pyramid::{Pyramid, PyramidFormat};
 pub use steps::{StepFormat, Steps};
+pub use vectors::KnownVectors;

@@ -3,6 +3,7 @@
 
 mod kept;
 mod packed;
+mod prefixed;
 pub mod spread;
 mod symbols;
 mod trellis;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 pub use kept::KeptPlane;
 pub use packed::PackedPlane;
+pub use prefixed::PrefixedPlane;
 pub use symbols::{Symbol, SymbolBuf, Symbols, SymbolsMut};
 pub(crate) use symbols::{bands, bits_of};
 pub use trellis::Trellis;

@@ -66,16 +66,19 @@ pub enum Tables {
     Rows(usize),
     /// There are so many tables, and each block names one of them; a number past the last stands for the last.
     Chosen(usize),
+    /// Each block has a table of its own.
+    Blocks,
 }
 
 impl Tables {
-    /// Tables of a matrix of so many rows.
+    /// Tables of a matrix of so many rows, in so many blocks.
     #[must_use]
-    pub fn count(self, rows: usize) -> usize {
+    pub fn count(self, rows: usize, blocks: usize) -> usize {
         match self {
             Self::One => 1,
             Self::Rows(each) => rows.div_ceil(each),
             Self::Chosen(tables) => tables,
+            Self::Blocks => blocks,
         }
     }
 }
@@ -96,6 +99,8 @@ pub struct LevelFormat {
 impl LevelFormat {
     /// Wire id of leaves of several tables, or without scales.
     pub(in crate::node) const TABLES: &'static str = "levels.v2";
+    /// Wire id of leaves with a table for each block.
+    pub(in crate::node) const OF_BLOCKS: &'static str = "levels.v3";
 
     /// A table of `count` levels, without an offset.
     ///
@@ -197,8 +202,10 @@ impl Format for LevelFormat {
         let format = Self::new(field(json, "count")?, field(json, "blocks")?);
         let format = format.map(|format| Self { offset: json.get("offset").is_some(), ..format });
         let read = |format: Self| match json.get("node").and_then(Json::as_str) {
-            Some(Self::TABLES) => Self { scaled: json.get("scales").is_some(), ..format }
-                .with_tables(field(json, "tables")?),
+            Some(Self::TABLES | Self::OF_BLOCKS) => {
+                Self { scaled: json.get("scales").is_some(), ..format }
+                    .with_tables(field(json, "tables")?)
+            }
             _ => Ok(format),
         };
         format.and_then(read).map_err(|e| Error::corruption(e.message()))
@@ -208,14 +215,16 @@ impl Format for LevelFormat {
         json["count"] = self.count.into();
         json["blocks"] = serde_json::to_value(self.blocks).expect("an enum of numbers");
         if !self.is_plain() {
-            json["node"] = Self::TABLES.into();
+            let blocks = self.tables == Tables::Blocks;
+            json["node"] = if blocks { Self::OF_BLOCKS } else { Self::TABLES }.into();
             json["tables"] = serde_json::to_value(self.tables).expect("an enum of numbers");
         }
     }
 
     fn slots(&self, shape: [usize; 2]) -> Vec<Slot> {
         let slot = |name, kind, shape, encoding| Slot { name, kind, shape, encoding };
-        let (grid, levels) = (self.blocks.grid(shape), [self.tables.count(shape[0]), self.count]);
+        let grid = self.blocks.grid(shape);
+        let levels = [self.tables.count(shape[0], grid[0] * grid[1]), self.count];
         let mut slots = vec![slot("levels", PartKind::Tables, levels, Encoding::Node)];
         slots.extend(self.scaled.then(|| slot("scales", PartKind::Scales, grid, Encoding::Node)));
         slots.extend(self.offset.then(|| slot("offset", PartKind::Zeros, [1, 1], Encoding::Node)));
@@ -262,6 +271,10 @@ impl LevelFormat {
                     decode(levels, scale, &codes[at.clone()], &mut out[at]);
                 });
             }
+            (Tables::Blocks, _) => self.in_blocks(row, out.len(), |block, at| {
+                let scale = values.scales.map_or(1.0, |scales| scales[block]);
+                decode(table(block), scale, &codes[at.clone()], &mut out[at]);
+            }),
             (tables, _) => {
                 let levels = table(if let Tables::Rows(each) = tables { row / each } else { 0 });
                 // All bytes have a level: no code is held against the length.
