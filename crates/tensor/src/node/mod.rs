@@ -33,9 +33,9 @@ pub use dense::Dense;
 pub use form::MaskForm;
 pub use input::Input;
 pub use leaf::{
-    Additive, AdditiveFormat, AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused,
-    GroupedAffine, KnownLevels, Leaf, LevelFormat, LevelTable, NestedAffine, NestedFormat, Slot,
-    StepFormat, Steps, Tables,
+    Additive, AdditiveFormat, AffineFormat, Beside, BitshiftFormat, BitshiftTrellis, Blocks, Child,
+    Encoding, Format, Fused, GroupedAffine, KnownLevels, Leaf, LevelFormat, LevelTable,
+    NestedAffine, NestedFormat, Slot, StepFormat, Steps, Tables,
 };
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    AdditiveFormat, AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane,
-    KnownLevels, Leaf, LevelFormat, Map, Mask, MaskForm, Masked, NestedFormat, Node, PackedPlane,
-    Plane, Product, Rotation, Scale, SplitFloats, StepFormat, Sum, Transformed, form, join,
+    AdditiveFormat, AffineFormat, BitshiftFormat, Composed, Dense, Format, Hadamard, Index, Json,
+    KeptPlane, KnownLevels, Leaf, LevelFormat, Map, Mask, MaskForm, Masked, NestedFormat, Node,
+    PackedPlane, Plane, Product, Rotation, Scale, SplitFloats, StepFormat, Sum, Transformed, form,
+    join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -47,7 +48,7 @@ pub struct Registry {
 impl Default for Registry {
     /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let nodes: [(_, ReadNode); 15] = [
+        let nodes: [(_, ReadNode); 16] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
             ("sum.v1", Sum::read_from),
@@ -58,6 +59,7 @@ impl Default for Registry {
             (LevelFormat::TABLES, Leaf::<LevelFormat>::read_from),
             (StepFormat::ID, Leaf::<StepFormat>::read_from),
             (AdditiveFormat::ID, Leaf::<AdditiveFormat>::read_from),
+            (BitshiftFormat::ID, Leaf::<BitshiftFormat>::read_from),
             (NestedFormat::ID, Leaf::<NestedFormat>::read_from),
             ("known_levels.v1", KnownLevels::read_from),
             ("masked.v1", Masked::read_from),
