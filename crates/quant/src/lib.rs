@@ -8,11 +8,13 @@
 
 mod aqlm;
 mod awq;
+mod factor;
 mod gptq;
 mod hadamard;
 mod hqq;
 mod levels;
 mod obq;
+mod qtip;
 mod rtn;
 mod spqr;
 mod watersic;
@@ -25,10 +27,13 @@ pub use hqq::Hqq;
 pub use levels::{BitMod, KMeans, LevelSpec, SqueezeLlm, optimal_levels};
 pub use levels::{Dynamic8, Fp4, Nf4};
 pub use obq::Obq;
+pub use qtip::Qtip;
 pub use rtn::Rtn;
 pub use spqr::Spqr;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
-pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, NestedAffine, Steps};
+pub use tensorpress_tensor::node::{
+    BitshiftTrellis, GroupedAffine, LevelTable, NestedAffine, Steps,
+};
 pub use watersic::{ColumnSteps, RowSteps, Watersic};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
@@ -41,5 +46,6 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     stages.extend([nf4, fp4, dynamic8]);
     stages.extend(levels::fitted_stages());
     stages.extend([watersic::stage(), hqq::stage(), spqr::stage(), obq::stage(), aqlm::stage()]);
+    stages.push(qtip::stage());
     stages
 }

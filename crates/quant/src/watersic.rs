@@ -1,4 +1,3 @@
-mod factor;
 mod path;
 mod rate;
 mod sweep;
@@ -13,9 +12,10 @@ use tensorpress_tensor::{
     Target, Usable, kernels,
 };
 
-use factor::Factor;
 use path::Paths;
 use sweep::Sweep;
+
+use crate::factor::Factor;
 
 /// Coded grids with feedback (WaterSIC; entropy-coded LDLQ): integers of any size on steps that make every weight's error
 /// cost the same, to be entropy-coded ([`Steps`] under `coded`).
@@ -148,20 +148,6 @@ impl Watersic {
     pub fn with_trellis(mut self, states: usize, lam: f32) -> Self {
         (self.states, self.lam) = (states, lam);
         self
-    }
-
-    /// The factor of the inputs' matrix a token.
-    fn inputs(&self, group: &mut Group<'_>) -> Result<Factor> {
-        if let Usable::No(reason) = group.calibration.seen() {
-            return Err(Error::numerical(reason));
-        }
-        let cols = group.channels()?;
-        let gram = group.calibration.take_gram()?;
-        if gram.dim() != (cols, cols) {
-            return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
-        }
-        let scale = 1.0 / group.calibration.tokens() as f64;
-        Factor::of("Gram matrix", gram.view(), scale, f64::from(self.damp), group.par)
     }
 
     /// What errors in the outputs cost: of each row, and what rows feed each other.
@@ -464,12 +450,11 @@ impl Compress for Watersic {
 
     fn compress_group(&self, mut group: Group<'_>) -> Result<CompressedGroup<Steps>> {
         Knobs::check(self)?;
-        let cols = group.channels()?;
+        group.channels()?;
         for target in &group.targets {
             target.check_finite()?;
         }
-        let (inputs, reason) =
-            Usable::of(self.inputs(&mut group))?.or_else(|_| Factor::identity(cols));
+        let (inputs, reason) = Factor::of_inputs(&mut group, self.damp)?;
         let reason = reason.map(|reason| format!("{reason}: rounded without feedback"));
         let layers = group.targets.iter().map(|target| {
             let (outputs, rows) = self

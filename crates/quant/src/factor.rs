@@ -1,11 +1,11 @@
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
-use tensorpress_tensor::{Error, Result};
+use tensorpress_tensor::{Error, Group, Result, Usable};
 
 /// A symmetric matrix A as U D Uᵀ, U unit upper triangular: what errors of columns cost once those before made good for
 /// theirs.
 #[derive(Debug)]
-pub(super) struct Factor {
+pub(crate) struct Factor {
     /// U.
     pub unit: Array2<f32>,
     /// D, positive.
@@ -23,8 +23,30 @@ const FLOOR: f64 = 1e-4;
 const TRIES: u32 = 12;
 
 impl Factor {
+    /// The factor of what is known of a group's inputs, a token; where that cannot be used, the factor of I and the reason.
+    ///
+    /// # Errors
+    /// Those of the statistics that are not numerical.
+    pub(crate) fn of_inputs(group: &mut Group<'_>, damp: f32) -> Result<(Self, Option<String>)> {
+        let cols = group.channels()?;
+        let factor = Usable::of(Self::of_gram(group, cols, damp))?;
+        Ok(factor.or_else(|_| Self::identity(cols)))
+    }
+
+    fn of_gram(group: &mut Group<'_>, cols: usize, damp: f32) -> Result<Self> {
+        if let Usable::No(reason) = group.calibration.seen() {
+            return Err(Error::numerical(reason));
+        }
+        let gram = group.calibration.take_gram()?;
+        if gram.dim() != (cols, cols) {
+            return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
+        }
+        let scale = 1.0 / group.calibration.tokens() as f64;
+        Self::of("Gram matrix", gram.view(), scale, f64::from(damp), group.par)
+    }
+
     /// The factor of I.
-    pub(super) fn identity(n: usize) -> Self {
+    pub(crate) fn identity(n: usize) -> Self {
         Self { unit: Array2::eye(n), pivots: vec![1.0; n], diagonal: vec![1.0; n], note: None }
     }
 
@@ -33,7 +55,7 @@ impl Factor {
     ///
     /// # Errors
     /// `Numerical` if A is not finite, has no positive diagonal entry, or no damping helps.
-    pub(super) fn of(
+    pub(crate) fn of(
         what: &str,
         a: ArrayView2<'_, f32>,
         scale: f64,
