@@ -34,6 +34,7 @@ fn recipes() -> Vec<String> {
         "obq",
         "obc",
         "aqlm(bits=4, beam=1, rounds=1)",
+        "qtip(bits=4)",
     ];
     let coded = ["watersic", "watersic(bits=2, states=0) | coded(rans)"];
     let blocks = ["ggml(type=Q4_0)", "ggml(type=Q6_K)"];

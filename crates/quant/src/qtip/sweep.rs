@@ -54,18 +54,13 @@ impl<'a> Sweep<'a> {
         };
         let fed = self.feedback.iter().any(|u| u.iter().any(|u| *u != 0.0));
         if fed && rows > 0 && cols > 0 && whole > 0.0 {
-            let some = Self {
-                weight: self.weight.slice(s![..rows.min(SOME * SIDE), ..]),
-                feedback: self.feedback.clone(),
-                ..*self
-            };
-            let first =
-                if by_row { scales[..some.weight.nrows()].to_vec() } else { scales.clone() };
+            let some = self.weight.slice(s![..rows.min(SOME * SIDE), ..]);
+            let first = if by_row { scales[..some.nrows()].to_vec() } else { scales.clone() };
             let mut squares = 0.0;
-            some.run(&first, |target, _| {
+            self.run(some, &first, |target, _| {
                 squares += target.iter().map(|t| f64::from(*t).powi(2)).sum::<f64>();
             });
-            let ratio = (squares / some.weight.len() as f64).sqrt() / spread(some.weight);
+            let ratio = (squares / some.len() as f64).sqrt() / spread(some);
             if ratio.is_finite() && ratio > 0.0 {
                 scales.iter_mut().for_each(|s| *s = (f64::from(*s) * ratio).min(LARGEST) as f32);
             }
@@ -78,7 +73,7 @@ impl<'a> Sweep<'a> {
         let (bands, across) = self.tiles();
         let mut all = vec![0; bands * across * TRELLIS_TILE];
         let mut block = 0;
-        self.run(scales, |_, codes| {
+        self.run(self.weight, scales, |_, codes| {
             for (band, codes) in codes.chunks_exact(TRELLIS_TILE).enumerate() {
                 let at = (band * across + block) * TRELLIS_TILE;
                 all[at..at + TRELLIS_TILE].copy_from_slice(codes);
@@ -92,10 +87,15 @@ impl<'a> Sweep<'a> {
         (self.weight.nrows().div_ceil(SIDE), self.weight.ncols().div_ceil(SIDE))
     }
 
-    /// Codes block after block; `seen` gets the targets and the codes of each.
-    fn run(&self, scales: &[f32], mut seen: impl FnMut(ArrayView2<'_, f32>, &[u8])) {
-        let (rows, cols) = self.weight.dim();
-        let bands = self.tiles().0;
+    /// Codes rows of the matrix, block after block; `seen` gets the targets and the codes of each.
+    fn run(
+        &self,
+        matrix: ArrayView2<'_, f32>,
+        scales: &[f32],
+        mut seen: impl FnMut(ArrayView2<'_, f32>, &[u8]),
+    ) {
+        let (rows, cols) = matrix.dim();
+        let bands = rows.div_ceil(SIDE);
         let step =
             |row: usize| scales.get(row).or(scales.first()).map_or(0.0, |s| s * TRELLIS_UNIT);
         let mut errors = Array2::<f32>::zeros((rows, cols));
@@ -103,7 +103,7 @@ impl<'a> Sweep<'a> {
         let mut codes = vec![0u8; bands * TRELLIS_TILE];
         let mut values = [0i16; TRELLIS_TILE];
         for ((from, to), feedback) in blocks(cols).zip(&self.feedback) {
-            let weight = self.weight.slice(s![.., from..to]);
+            let weight = matrix.slice(s![.., from..to]);
             let mut target = Array2::zeros(weight.dim());
             let before = errors.slice(s![.., ..from]);
             linalg::matmul(before, feedback.view(), target.view_mut(), false, self.par);
@@ -124,7 +124,7 @@ impl<'a> Sweep<'a> {
                 for (r, values) in (band * SIDE..last).zip(values.chunks_exact(SIDE)) {
                     let step = step(r);
                     for (c, value) in (from..to).zip(values) {
-                        errors[[r, c]] = step * f32::from(*value) - self.weight[[r, c]];
+                        errors[[r, c]] = step * f32::from(*value) - matrix[[r, c]];
                     }
                 }
             }
