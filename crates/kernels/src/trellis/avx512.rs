@@ -46,34 +46,47 @@ impl<const K: usize> Places<K> {
     };
 }
 
-/// The 8 bytes from `at` on of a tile read around in a circle.
+/// The 8 bytes from `at` on of a tile of `size`, read around in a circle. Sizes are known when it is compiled: a branch costs as much
+/// as what it decides on.
+///
+/// # Safety
+///
+/// `tile` has `size` bytes, 32 at least, and `at` lies within.
 #[inline(always)]
-fn eight(tile: &[u8], at: usize) -> i64 {
-    // SAFETY: tiles have 32 bytes or more, and `at` lies within.
+unsafe fn eight(tile: *const u8, size: usize, at: usize) -> __m128i {
+    // SAFETY: 8 bytes from there on, or to the end, lie within. SSE2 is on every x86-64 CPU.
     unsafe {
-        let start = tile.as_ptr();
-        let read = |at: usize| start.add(at).cast::<u64>().read_unaligned();
-        let inside = tile.len() - at;
-        if inside >= 8 {
-            return read(at) as i64;
+        let read = |at: usize| tile.add(at).cast::<u64>().read_unaligned();
+        match size - at {
+            8.. => _mm_loadl_epi64(tile.add(at).cast()),
+            inside => {
+                let (end, start) = (read(size - 8), read(0));
+                _mm_cvtsi64_si128((end >> (64 - 8 * inside) | start << (8 * inside)) as i64)
+            }
         }
-        (read(tile.len() - 8) >> (64 - 8 * inside) | read(0) << (8 * inside)) as i64
     }
 }
 
 avx512! {
-    /// The products of the states of row `r` of a tile.
+    /// The products of the states of row `R` of a tile.
+    ///
+    /// # Safety
+    ///
+    /// `tile` has `32 K` bytes.
     #[inline]
-    fn states<const K: usize>(tile: &[u8], r: usize) -> __m512i {
-        let part = |part: usize| eight(tile, 2 * K * r + Places::<K>::byte(part));
-        let mut raw = _mm512_set1_epi64(part(0));
+    unsafe fn states<const K: usize, const R: usize>(tile: *const u8) -> __m512i {
+        // SAFETY: as the caller promises; rows are `2 K` bytes and parts begin within.
+        let part = |part: usize| unsafe {
+            eight(tile, TILE / 8 * K, 2 * K * R + Places::<K>::byte(part))
+        };
+        let mut raw = _mm512_broadcastq_epi64(part(0));
         if Places::<K>::PARTS == 2 {
-            raw = _mm512_mask_set1_epi64(raw, 0xF0, part(1));
+            raw = _mm512_mask_broadcastq_epi64(raw, 0xF0, part(1));
         }
         if Places::<K>::PARTS == 4 {
-            raw = _mm512_mask_set1_epi64(raw, 0x0C, part(1));
-            raw = _mm512_mask_set1_epi64(raw, 0x30, part(2));
-            raw = _mm512_mask_set1_epi64(raw, 0xC0, part(3));
+            raw = _mm512_mask_broadcastq_epi64(raw, 0x0C, part(1));
+            raw = _mm512_mask_broadcastq_epi64(raw, 0x30, part(2));
+            raw = _mm512_mask_broadcastq_epi64(raw, 0xC0, part(3));
         }
         // SAFETY: the array holds 64 bytes.
         let shifts = unsafe { _mm512_loadu_si512(Places::<K>::SHIFTS.as_ptr().cast()) };
@@ -83,14 +96,26 @@ avx512! {
 }
 
 avx512! {
-    /// The sums of bytes of row `r` of two tiles, by halves of lanes.
+    /// The sums of bytes of row `R` of two tiles, by halves of lanes.
+    ///
+    /// # Safety
+    ///
+    /// Both have `32 K` bytes.
     #[inline]
-    fn row<const K: usize>(tiles: [&[u8]; 2], r: usize) -> __m512i {
+    unsafe fn row<const K: usize, const R: usize>(tiles: [*const u8; 2]) -> __m512i {
         let zero = _mm512_setzero_si512();
-        let [first, second] = [states::<K>(tiles[0], r), states::<K>(tiles[1], r)];
+        // SAFETY: as the caller promises.
+        let [first, second] = unsafe { [states::<K, R>(tiles[0]), states::<K, R>(tiles[1])] };
         let sums = _mm512_dbsad_epu8::<0>(first, zero);
         _mm512_mask_dbsad_epu8::<0>(sums, ODD, second, zero)
     }
+}
+
+/// `$call` for every row: a loop that is not unrolled would keep sums in memory, and ask at each row whether it is the last.
+macro_rules! for_rows {
+    ($call:ident) => {
+        $call!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
 }
 
 macro_rules! by_bits {
@@ -118,11 +143,15 @@ avx512! {
 
 avx512! {
     fn pair_of<const K: usize>(tiles: [&[u8]; 2], to: &mut Pair) {
-        let tiles = tiles.map(|tile| &tile[..TILE / 8 * K]);
-        for (r, to) in to.0.iter_mut().enumerate() {
-            // SAFETY: a row holds 16 lanes.
-            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), row::<K>(tiles, r)) };
+        assert!(tiles[0].len() == TILE / 8 * K && tiles[1].len() == TILE / 8 * K);
+        let tiles = [tiles[0].as_ptr(), tiles[1].as_ptr()];
+        macro_rules! store {
+            ($($r:literal)*) => {$(
+                // SAFETY: a row holds 16 lanes; the sizes of the tiles were checked.
+                unsafe { _mm512_storeu_si512(to.0[$r].as_mut_ptr().cast(), row::<K, $r>(tiles)) };
+            )*};
         }
+        for_rows!(store);
     }
 }
 
@@ -177,12 +206,19 @@ avx512! {
                 for line in 0..K {
                     prefetch(pair.as_ptr().wrapping_add(AHEAD + 64 * line), to);
                 }
-                let tiles = both(pair, tile).map(|tile| &tile[..TILE / 8 * K]);
+                let tiles = both(pair, tile);
+                assert!(tiles[0].len() == tile && tiles[1].len() == tile);
+                let tiles = [tiles[0].as_ptr(), tiles[1].as_ptr()];
                 // SAFETY: the array holds 16 lanes.
                 let levels = unsafe { _mm512_loadu_si512(levels.as_ptr().cast()) };
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_dpwssd_epi32(*sum, row::<K>(tiles, r), levels);
+                macro_rules! multiply {
+                    ($($r:literal)*) => {$(
+                        // SAFETY: the sizes of the tiles were checked.
+                        let values = unsafe { row::<K, $r>(tiles) };
+                        sums[$r] = _mm512_dpwssd_epi32(sums[$r], values, levels);
+                    )*};
                 }
+                for_rows!(multiply);
             }
             add(&sums, x.scale, totals);
         }
