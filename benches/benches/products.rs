@@ -14,7 +14,8 @@ use tensorpress_tensor::kernels::{self, Isa};
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{
-    Dense, Mask, Masked, Multiply, Product, Scale, Side, Sum, Transformed,
+    BitshiftFormat, BitshiftTrellis, Dense, Mask, Masked, Multiply, Product, Scale, Side, Sum,
+    Transformed,
 };
 use tensorpress_tensor::{Accum, DType, Node, RawTensor, Scratch};
 use turns::{Contender, take_turns};
@@ -63,6 +64,8 @@ const NODES: &[(&str, Make)] = &[
     ("4 bits prepacked", |shape| prepacked(codes(shape, 4))),
     ("3 bits prepacked", |shape| prepacked(codes(shape, 3))),
     ("8 bits prepacked", |shape| prepacked(codes(shape, 8))),
+    ("a trellis of 2 bits", |shape| trellis(shape, 2)),
+    ("a trellis of 3 bits", |shape| trellis(shape, 3)),
     ("product of rank n/8, bf16", |shape| low_rank(shape)),
     ("4 bits prepacked + rank n/64", |[rows, cols]| {
         let rank = cols / 64;
@@ -100,6 +103,16 @@ fn codes([rows, cols]: [usize; 2], bits: u8) -> Box<dyn Node> {
     let node =
         GroupedAffine::from_codes([rows, cols], bits, 128, &codes, scales, DType::F16, &zeros);
     node.expect("codes of so many bits").boxed()
+}
+
+/// Random paths through a trellis.
+fn trellis([rows, cols]: [usize; 2], bits: u8) -> Box<dyn Node> {
+    let mut random = SplitMix::new(3);
+    let bytes = rows.div_ceil(16) * cols.div_ceil(16) * 256;
+    let codes: Vec<u8> = (0..bytes).map(|_| (random.next_u64() >> (64 - bits)) as u8).collect();
+    let scale = floats([1, 1], DType::F16);
+    let format = BitshiftFormat::new(bits).expect("bits that there are");
+    BitshiftTrellis::path(format, [rows, cols], &codes, scale).expect("whole tiles").boxed()
 }
 
 fn prepacked(node: Box<dyn Node>) -> Box<dyn Node> {

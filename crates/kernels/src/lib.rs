@@ -33,6 +33,7 @@ mod stats;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod trellis;
 mod work;
 
 pub use accum::Accum;
@@ -74,4 +75,8 @@ pub use sparse::{
 };
 pub use stats::{abs_max, abs_max_on, has_non_finite, has_non_finite_on, minmax, minmax_on};
 pub use sweep::{Columns, Swept, sweep, sweep_on};
+pub use trellis::{
+    TRELLIS_TILE, TRELLIS_UNIT, TrellisRows, trellis_encode, trellis_encode_on, trellis_matmul,
+    trellis_part, trellis_part_on, trellis_value, trellis_values,
+};
 pub use work::{Lines, Work};

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 #[cfg(target_arch = "x86_64")]
 use crate::blocks::Panel;
 use crate::blocks::Unit;
+use crate::trellis;
 use crate::{BlockActivations, Isa, PanelInput, Par};
 
 /// How products are made: by how many threads, on which instruction set, and in which memory.
@@ -18,6 +19,7 @@ pub struct Work {
     floats: Vec<Vec<f32>>,
     inputs: Vec<PanelInput>,
     block_inputs: Vec<BlockActivations>,
+    trellis_inputs: Vec<trellis::Inputs>,
     pub(crate) places: Places,
 }
 
@@ -55,6 +57,8 @@ pub(crate) struct Places {
     /// The same of 16 rows.
     #[cfg(target_arch = "x86_64")]
     pub(crate) panels: Vec<Panel>,
+    /// Sums of 16 rows of trellis codes, by token, row and lane.
+    pub(crate) trellis_totals: Vec<[[f32; 16]; 16]>,
 }
 
 /// How many of the tokens that are left go through a kernel of at most four together: never one alone behind others, which
@@ -84,8 +88,9 @@ impl Work {
     /// For products on a chosen instruction set; the portable code where this CPU lacks it.
     #[must_use]
     pub fn on(isa: Isa, par: Par) -> Self {
-        let (floats, inputs, block_inputs) = Default::default();
-        Self { par, isa, floats, inputs, block_inputs, places: Places::default() }
+        let (floats, inputs, block_inputs, trellis_inputs) = Default::default();
+        let places = Places::default();
+        Self { par, isa, floats, inputs, block_inputs, trellis_inputs, places }
     }
 
     /// By how many threads.
@@ -164,5 +169,15 @@ impl Work {
     /// Gives activations prepared for blocks back.
     pub fn put_block_activations(&mut self, input: BlockActivations) {
         self.block_inputs.push(input);
+    }
+
+    /// A place for activations prepared for trellis codes; give it back with [`Work::put_trellis`].
+    pub(crate) fn take_trellis(&mut self) -> trellis::Inputs {
+        self.trellis_inputs.pop().unwrap_or_default()
+    }
+
+    /// Gives them back.
+    pub(crate) fn put_trellis(&mut self, inputs: trellis::Inputs) {
+        self.trellis_inputs.push(inputs);
     }
 }

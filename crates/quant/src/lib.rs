@@ -15,6 +15,7 @@ mod binary_conv;
 pub mod codebook;
 mod drift;
 pub mod embedding;
+mod factor;
 mod fixed_point;
 mod gptq;
 mod hadamard;
@@ -23,6 +24,7 @@ mod levels;
 mod mixed;
 mod obq;
 mod pv;
+mod qtip;
 mod rounding;
 mod rtn;
 mod scaled;
@@ -38,6 +40,7 @@ pub use awq::{Awq, AwqClip};
 pub use binary_conv::{BinaryConv, RPRelu};
 pub use codebook::Lr2Vq;
 pub use drift::Drift;
+pub use factor::Damping;
 pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
 pub use gptq::{Gptaq, Gptq};
 pub use hadamard::{Hadamard, Sides};
@@ -48,15 +51,18 @@ pub use levels::{optimal_levels, optimal_scale};
 pub use mixed::MixedRows;
 pub use obq::Obq;
 pub use pv::{LevelCodes, Proposal, Pv, Representation, VectorCodes};
+pub use qtip::Qtip;
 pub use rounding::{Codes, Rounding};
 pub use rtn::Rtn;
 pub use sharing::{FoldedWeights, RandomFold};
 pub use signs::{Binary, BinaryFit, Sherry};
 pub use spqr::Spqr;
 pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid, Span};
-pub use tensorpress_tensor::node::{GroupedAffine, LevelTable, NestedAffine, Steps};
+pub use tensorpress_tensor::node::{
+    BitshiftTrellis, GroupedAffine, LevelTable, NestedAffine, Steps,
+};
 pub use vectors::{E8, Pvq};
-pub use watersic::{ColumnSteps, Damping, RowSteps, Watersic};
+pub use watersic::{ColumnSteps, RowSteps, Watersic};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 
@@ -81,5 +87,6 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     stages.extend(activation::stages());
     stages.push(fixed_point::stage());
     stages.push(codebook::stage());
+    stages.push(qtip::stage());
     stages
 }

@@ -1,4 +1,3 @@
-mod factor;
 mod job;
 mod outputs;
 mod path;
@@ -16,10 +15,11 @@ use tensorpress_tensor::{
     kernels,
 };
 
-use factor::Factor;
 use job::Job;
 use outputs::Outputs;
 use path::Paths;
+
+use crate::factor::{Damping, Factor};
 
 /// Coded grids with feedback (WaterSIC; entropy-coded LDLQ): integers of any size on steps that make every weight's error
 /// cost the same, to be entropy-coded ([`Steps`] under `coded`).
@@ -69,17 +69,6 @@ pub struct Watersic {
     pub states: usize,
     /// What a bit costs along the trellis, in squared steps. Default 0.1.
     pub lam: f32,
-}
-
-/// What a damping is a part of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Damping {
-    /// Of each entry of the diagonal (and 1e-4 of the median): a channel far above the others does not drown them.
-    #[default]
-    Each,
-    /// Of the diagonal's mean.
-    Mean,
 }
 
 /// How the steps of columns differ.
@@ -187,21 +176,6 @@ impl Watersic {
         self
     }
 
-    /// The factor of the inputs' matrix a token.
-    fn inputs(&self, group: &mut Group<'_>) -> Result<Factor> {
-        if let Usable::No(reason) = group.calibration.seen() {
-            return Err(Error::numerical(reason));
-        }
-        let cols = group.channels()?;
-        let gram = group.calibration.take_gram()?;
-        if gram.dim() != (cols, cols) {
-            return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
-        }
-        let scale = 1.0 / group.calibration.tokens() as f64;
-        let damp = f64::from(self.damp);
-        Factor::of("Gram matrix", gram.view(), scale, damp, self.damping, group.par)
-    }
-
     /// What is done to one matrix, and what is to be said about it.
     fn on<T>(
         &self,
@@ -255,11 +229,11 @@ impl Watersic {
     /// The factor of the inputs' matrix, or that of I and why.
     fn inputs_or_none(&self, group: &mut Group<'_>) -> Result<(Factor, Option<String>)> {
         Knobs::check(self)?;
-        let cols = group.channels()?;
+        group.channels()?;
         for target in &group.targets {
             target.check_finite()?;
         }
-        Ok(Usable::of(self.inputs(group))?.or_else(|_| Factor::identity(cols)))
+        Factor::of_inputs(group, self.damp, self.damping)
     }
 }
 

@@ -46,6 +46,7 @@ fn recipes() -> Vec<String> {
         "obq",
         "obc",
         "aqlm(bits=4, beam=1, rounds=1)",
+        "qtip(bits=4)",
     ];
     let coded =
         ["drift | gptq(bits=3)", "gptaq", "watersic", "watersic(bits=2, states=0) | coded(rans)"];

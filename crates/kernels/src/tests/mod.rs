@@ -11,6 +11,7 @@ mod hadamard;
 mod ints;
 mod panels;
 mod sparse;
+mod trellis;
 
 /// Lengths on both sides of every vector, unit and block boundary.
 const SIZES: &[usize] = &[

@@ -3,8 +3,8 @@ use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::stats::{Calibration, Supply};
 use tensorpress_tensor::{ErrorKind, Result, Target, Usable};
 
-use super::factor::Factor;
-use super::{Damping, RowSteps, Watersic};
+use super::{RowSteps, Watersic};
+use crate::factor::{Damping, Factor};
 
 /// What errors in a matrix's outputs cost.
 #[derive(Debug)]

@@ -35,9 +35,10 @@ pub use dense::Dense;
 pub use form::MaskForm;
 pub use input::Input;
 pub use leaf::{
-    Additive, AdditiveFormat, AffineFormat, Beside, Blocks, Child, Encoding, Format, Fused,
-    GroupedAffine, KnownLevels, KnownVectors, Leaf, LevelFormat, LevelTable, NestedAffine,
-    NestedFormat, Pyramid, PyramidFormat, Slot, StepFormat, Steps, Tables,
+    Additive, AdditiveFormat, AffineFormat, Beside, BitshiftFormat, BitshiftTrellis, Blocks, Child,
+    Encoding, Format, Fused, GroupedAffine, KnownLevels, KnownVectors, Leaf, LevelFormat,
+    LevelTable, NestedAffine, NestedFormat, Pyramid, PyramidFormat, Slot, StepFormat, Steps,
+    Tables,
 };
 pub use map::{Channels, Composed, Hadamard, Index, Map, Rotation, Scale, Side};
 pub use mask::Mask;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    AdditiveFormat, AffineFormat, Composed, Dense, Format, Hadamard, Index, Json, KeptPlane,
-    KnownLevels, KnownVectors, Leaf, LevelFormat, Map, Mask, MaskForm, Masked, NestedFormat, Node,
-    PackedPlane, Plane, PrefixedPlane, Product, PyramidFormat, Rotation, RoundedInputs, Scale,
-    Signed, SplitFloats, StepFormat, Sum, Transformed, form, join,
+    AdditiveFormat, AffineFormat, BitshiftFormat, Composed, Dense, Format, Hadamard, Index, Json,
+    KeptPlane, KnownLevels, KnownVectors, Leaf, LevelFormat, Map, Mask, MaskForm, Masked,
+    NestedFormat, Node, PackedPlane, Plane, PrefixedPlane, Product, PyramidFormat, Rotation,
+    RoundedInputs, Scale, Signed, SplitFloats, StepFormat, Sum, Transformed, form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -48,7 +48,7 @@ pub struct Registry {
 impl Default for Registry {
     /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let nodes: [(_, ReadNode); 20] = [
+        let nodes: [(_, ReadNode); 21] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
             ("sum.v1", Sum::read_from),
@@ -61,6 +61,7 @@ impl Default for Registry {
             (PyramidFormat::ID, Leaf::<PyramidFormat>::read_from),
             (StepFormat::ID, Leaf::<StepFormat>::read_from),
             (AdditiveFormat::ID, Leaf::<AdditiveFormat>::read_from),
+            (BitshiftFormat::ID, Leaf::<BitshiftFormat>::read_from),
             (NestedFormat::ID, Leaf::<NestedFormat>::read_from),
             ("known_levels.v1", KnownLevels::read_from),
             ("known_vectors.v1", KnownVectors::read_from),

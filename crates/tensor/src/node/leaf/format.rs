@@ -39,6 +39,9 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
     /// Wire id of leaves of this format.
     const ID: &'static str;
 
+    /// Rows that share codes. Planes have a row for each band of so many; the codes of the last one are those of a whole band.
+    const BAND: usize = 1;
+
     /// Reads the parameters from a description.
     ///
     /// # Errors
@@ -51,7 +54,7 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
     /// What a matrix `[rows, columns]` needs beside its codes, in the order in which it is stored.
     fn slots(&self, shape: [usize; 2]) -> Vec<Slot>;
 
-    /// Codes of a row of `cols` weights. Only leaves of a code a weight can be restricted to a support.
+    /// Codes of a row of `cols` weights, or of a band of them. Only leaves of a code a weight can be restricted to a support.
     fn codes(&self, cols: usize) -> usize {
         cols
     }
@@ -63,10 +66,11 @@ pub trait Format: Debug + Send + Sync + Sized + 'static {
     fn check(&self, shape: [usize; 2], alphabet: u32) -> Result<()>;
 
     /// Decodes row `row` of a matrix of `out.len()` columns from its codes, all below the alphabet that was checked,
-    /// and `beside`, the values of each slot. What lies outside a support may become anything.
+    /// and `beside`, the values of each slot. What lies outside a support may become anything. Where rows share codes, it is
+    /// band `row` that is decoded, and `out` has all rows of a band, also where the matrix ends before.
     fn decode_row(&self, row: usize, codes: Symbols<'_>, beside: &[&[f32]], out: &mut [f32]);
 
-    /// Decodes a row straight from its stored form, added to `out` where `add`; `false` where no kernel knows the form,
+    /// Decodes a row straight from its stored form, where it has codes of its own, added to `out` where `add`; `false` where no kernel knows the form,
     /// as for all unless the format says otherwise. Bit for bit what [`Format::decode_row`] gives, and 0 outside a support.
     fn decode_stored(
         _: &Leaf<Self>,

@@ -5,6 +5,7 @@
 
 mod additive;
 mod affine;
+mod bitshift;
 mod child;
 mod format;
 mod levels;
@@ -15,6 +16,7 @@ mod vectors;
 
 pub use additive::{Additive, AdditiveFormat};
 pub use affine::{AffineFormat, GroupedAffine, NestedAffine, NestedFormat};
+pub use bitshift::{BitshiftFormat, BitshiftTrellis};
 pub use child::{Child, Encoding, Slot};
 pub use format::{Format, Fused};
 pub use levels::{Blocks, KnownLevels, LevelFormat, LevelTable, Tables};

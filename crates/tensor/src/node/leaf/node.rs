@@ -1,7 +1,7 @@
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use ndarray::ArrayViewMut2;
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 use serde_json::json;
 
 use super::child::Held;
@@ -71,7 +71,7 @@ impl<F: Format> Leaf<F> {
 
     fn check(self) -> Result<Self> {
         let [rows, cols] = self.shape;
-        if !is_even(&*self.codes, rows, self.format.codes(cols)) {
+        if !is_even(&*self.codes, rows.div_ceil(F::BAND), self.format.codes(cols)) {
             return Err(Error::shape(format!("codes do not fill {rows} x {cols}")));
         }
         self.format.check(self.shape, self.codes.alphabet())?;
@@ -126,6 +126,43 @@ impl<F: Format> Leaf<F> {
         Ok(())
     }
 
+    /// As [`Node::decode_rows`], of rows that share codes.
+    fn decode_bands(
+        &self,
+        rows: Range<usize>,
+        mut out: ArrayViewMut2<'_, f32>,
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let (cols, beside) = (self.shape[1], self.beside()?);
+        if let (Accum::Replace, Some(out)) = (accum, out.as_slice_mut())
+            && self.decode_part(rows.clone(), 0..cols, out)?
+        {
+            return Ok(());
+        }
+        let mut symbols = SymbolBuf::of(&*self.codes);
+        let mut buffer = scratch.take(F::BAND * cols);
+        for band in rows.start / F::BAND..rows.end.div_ceil(F::BAND) {
+            let first = band * F::BAND;
+            let here = rows.start.max(first)..rows.end.min(first + F::BAND);
+            let skip = (here.start - first) * cols;
+            let values = skip..skip + here.len() * cols;
+            if !self.decode_part(here.clone(), 0..cols, &mut buffer[values.clone()])? {
+                let codes = symbols.read(&*self.codes, band..band + 1)?;
+                self.format.decode_row(band, codes, &beside, &mut buffer);
+            }
+            let decoded = ArrayView2::from_shape((here.len(), cols), &buffer[values]);
+            let decoded = decoded.expect("rows of a band");
+            let mut out = out.slice_mut(s![here.start - rows.start..here.end - rows.start, ..]);
+            match accum {
+                Accum::Replace => out.assign(&decoded),
+                Accum::Add => out += &decoded,
+            }
+        }
+        scratch.put(buffer);
+        Ok(())
+    }
+
     /// What lies in a slot.
     ///
     /// # Panics
@@ -150,6 +187,9 @@ impl<F: Format> Node for Leaf<F> {
     ) -> Result<()> {
         let cols = self.shape[1];
         assert_eq!(out.dim(), (rows.len(), cols), "output shape");
+        if F::BAND > 1 {
+            return self.decode_bands(rows, out, accum, scratch);
+        }
         let add = accum == Accum::Add;
         let beside = self.beside()?;
         let mask = self.codes.as_kept().map(KeptPlane::mask);
@@ -259,7 +299,7 @@ impl<F: Format> Node for Leaf<F> {
     }
 
     fn keep(mut self: Box<Self>, mask: &Arc<Mask>) -> Result<Box<dyn Node>> {
-        if self.format.codes(self.shape[1]) != self.shape[1] {
+        if F::BAND > 1 || self.format.codes(self.shape[1]) != self.shape[1] {
             return Err(Error::unsupported(format!("a mask over a {}", F::ID)));
         }
         self.codes = Box::new(KeptPlane::restrict(&*self.codes, mask)?);

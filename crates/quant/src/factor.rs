@@ -1,13 +1,22 @@
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
-use tensorpress_tensor::{Error, Result};
+use tensorpress_tensor::{Error, Group, Result, Usable};
 
-use super::Damping;
+/// What a damping is a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Damping {
+    /// Of each entry of the diagonal (and 1e-4 of the median): a channel far above the others does not drown them.
+    #[default]
+    Each,
+    /// Of the diagonal's mean.
+    Mean,
+}
 
 /// A symmetric matrix A as U D Uᵀ, U unit upper triangular: what errors of columns cost once those before made good for
 /// theirs.
 #[derive(Debug)]
-pub(super) struct Factor {
+pub(crate) struct Factor {
     /// U.
     pub unit: Array2<f32>,
     /// D, positive.
@@ -25,8 +34,34 @@ const FLOOR: f64 = 1e-4;
 const TRIES: u32 = 12;
 
 impl Factor {
+    /// The factor of what is known of a group's inputs, a token; where that cannot be used, the factor of I and the reason.
+    ///
+    /// # Errors
+    /// Those of the statistics that are not numerical.
+    pub(crate) fn of_inputs(
+        group: &mut Group<'_>,
+        damp: f32,
+        damping: Damping,
+    ) -> Result<(Self, Option<String>)> {
+        let cols = group.channels()?;
+        let factor = Usable::of(Self::of_gram(group, cols, damp, damping))?;
+        Ok(factor.or_else(|_| Self::identity(cols)))
+    }
+
+    fn of_gram(group: &mut Group<'_>, cols: usize, damp: f32, damping: Damping) -> Result<Self> {
+        if let Usable::No(reason) = group.calibration.seen() {
+            return Err(Error::numerical(reason));
+        }
+        let gram = group.calibration.take_gram()?;
+        if gram.dim() != (cols, cols) {
+            return Err(Error::shape(format!("Gram matrix {:?} for {cols} inputs", gram.dim())));
+        }
+        let scale = 1.0 / group.calibration.tokens() as f64;
+        Self::of("Gram matrix", gram.view(), scale, f64::from(damp), damping, group.par)
+    }
+
     /// The factor of I.
-    pub(super) fn identity(n: usize) -> Self {
+    pub(crate) fn identity(n: usize) -> Self {
         Self { unit: Array2::eye(n), pivots: vec![1.0; n], diagonal: vec![1.0; n], note: None }
     }
 
@@ -34,7 +69,7 @@ impl Factor {
     ///
     /// # Errors
     /// `Numerical` if A is not finite, has no positive diagonal entry, or no damping helps.
-    pub(super) fn of(
+    pub(crate) fn of(
         what: &str,
         a: ArrayView2<'_, f32>,
         scale: f64,
