@@ -24,17 +24,17 @@ pub fn presets() -> [Preset; 6] {
         },
         Preset {
             name: "best4",
-            line: "drift | watersic(bits=4.0, rows=full) | coded(rans)",
+            line: "drift | watersic(bits=4.0) | coded(rans)",
             about: "4 bits, the least loss that there is: entropy-coded, decoded when it is loaded",
         },
         Preset {
             name: "best3",
-            line: "drift | watersic(bits=3.0, rows=full) | coded(rans)",
+            line: "drift | watersic(bits=3.0) | coded(rans)",
             about: "3 bits with less loss than others have at 4",
         },
         Preset {
             name: "best2",
-            line: "drift | watersic(bits=2.25, rows=full) | coded(rans)",
+            line: "drift | watersic(bits=2.25) | coded(rans)",
             about: "2.25 bits, where other formats are no use",
         },
     ]
