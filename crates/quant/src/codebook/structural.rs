@@ -16,7 +16,7 @@ use tensorpress_tensor::{Error, Result, Target};
 ///
 /// // Three heaps of ten.
 /// let vectors = Array2::from_shape_fn((30, 2), |(i, j)| (10 * (i / 10) * (1 + j)) as f32 + ((i * 7 + j) % 10) as f32 / 10.0);
-/// let book = StructuralEntropy::default().with_neighbours(5).fit(vectors.view(), Par::Seq)?;
+/// let book = StructuralEntropy::default().with_neighbours(9).fit(vectors.view(), Par::Seq)?;
 /// assert_eq!(book.codewords().nrows(), 3);
 /// assert_eq!(book.encode(vectors.row(12))?, book.codes()[12]);
 /// # Ok::<(), tensorpress_tensor::Error>(())
