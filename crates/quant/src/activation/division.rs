@@ -63,7 +63,7 @@ impl Division {
                 return Err(Error::invalid(format!("{name} = {value}: allowed are 1 to {most}")));
             }
         }
-        if let Some((at, v)) = maps.indexed_iter().find(|(_, v)| !(v.abs() <= 1e38)) {
+        if let Some((at, v)) = maps.indexed_iter().find(|(_, v)| v.is_nan() || v.abs() > 1e38) {
             return Err(Error::numerical(format!("activation {at:?} is {v}")));
         }
         let low = means(maps, block);

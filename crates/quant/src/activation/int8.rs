@@ -93,7 +93,7 @@ impl Int8Rows {
         }
         let (columns, outputs) = (self.columns, weights.scales.len());
         let mut y = Array2::zeros((self.scales.len(), outputs));
-        par.for_each(y.axis_iter_mut(Axis(0)).into_iter().enumerate(), |(t, mut y)| {
+        par.for_each(y.axis_iter_mut(Axis(0)).enumerate(), |(t, mut y)| {
             let x = &self.codes[t * columns..][..columns];
             for (o, y) in y.iter_mut().enumerate() {
                 let w = &weights.codes[o * columns..][..columns];
