@@ -310,7 +310,7 @@ fn scores_are_those_of_what_is_held() {
                     EmbeddingPrecision::F32 => 4 * d,
                     EmbeddingPrecision::F16 => 2 * d,
                     EmbeddingPrecision::Int8 => d + 4,
-                    EmbeddingPrecision::Binary => (d + 7) / 8,
+                    EmbeddingPrecision::Binary => d.div_ceil(8),
                     _ => d,
                 };
                 assert_eq!((store.vector_bytes(), store.len()), (each, 60));

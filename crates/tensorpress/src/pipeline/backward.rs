@@ -253,7 +253,7 @@ impl GradientObserver for Keeping<'_> {
     fn finished(&mut self, layers: &[&Linear], tokens: u64) -> Result<()> {
         let is_head = |head: &Head<'_>, layer: &Linear| layer.name() == head.name;
         let of_head = |layer: &&Linear| self.head.as_ref().is_some_and(|head| is_head(head, layer));
-        if layers.iter().any(|layer| of_head(layer)) {
+        if layers.iter().any(of_head) {
             let path = self.work.gradients(self.blocks);
             self.head.as_ref().expect("there is one").write(&path, tokens)?;
             self.work.found_gradients(self.blocks, stored(&path)?)?;
