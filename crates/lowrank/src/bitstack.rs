@@ -5,8 +5,8 @@ use tensorpress_tensor::node::{Dense, Scale, Side, Signed, Sum, Transformed, dec
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::{Moments, Needs};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, DType, Error, Group, Method, Node, Result,
-    Target, Usable,
+    Compress, Compressed, CompressedGroup, Context, DType, Error, ErrorKind, Group, Method, Node,
+    Result, Target, Usable,
 };
 
 use crate::factors::{Around, Factors};
@@ -100,7 +100,10 @@ impl BitStack {
 
     /// What inputs are multiplied by before the blocks: 1 over their norms, in the range of the stored type.
     fn scales(&self, group: &Group<'_>) -> Result<Usable<Vec<f32>>> {
-        let moments = group.calibration.usable::<Moments>()?;
+        let moments = match group.calibration.usable::<Moments>() {
+            Err(e) if e.kind() == ErrorKind::MissingCalibration => Usable::no(e.message()),
+            moments => moments?,
+        };
         Ok(moments.and_then(|moments| {
             let norms: Vec<f64> =
                 moments.sum_of_squares().iter().map(|sum| sum.max(0.0).sqrt() + LEAST).collect();

@@ -192,7 +192,7 @@ impl<L: Compress, H: Compress> Compress for MixedRows<L, H> {
             let mut news = Vec::new();
             for (by, of) in [(low, false), (high, true)] {
                 let rows: Vec<usize> = (0..chosen.len()).filter(|row| chosen[*row] == of).collect();
-                if rows.is_empty() && !(chosen.is_empty() && !of) {
+                if rows.is_empty() && (of || !chosen.is_empty()) {
                     continue;
                 }
                 let weight = target.weight.select(Axis(0), &rows);

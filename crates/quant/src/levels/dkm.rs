@@ -41,6 +41,8 @@ impl Default for Dkm {
 
 /// A step that moves no level by more, as a part of the largest weight, is the last.
 const STILL: f64 = 1e-6;
+/// Below this an exponential counts for nothing beside 1.
+const FARTHEST: f64 = -40.0;
 
 impl Dkm {
     /// Tables as they are specified.
@@ -142,7 +144,8 @@ fn step(unique: &[(f64, f64)], levels: &mut [f64], tau: f64) -> f64 {
         let mut total = 0.0;
         for (near, level) in near.iter_mut().zip(&*levels) {
             // The nearest counts 1: nothing underflows to a sum of 0.
-            *near = ((least * least - (value - level).powi(2)) / tau).exp();
+            let far = (least * least - (value - level).powi(2)) / tau;
+            *near = if far > FARTHEST { far.exp() } else { 0.0 };
             total += *near;
         }
         for ((sum, weight), near) in sums.iter_mut().zip(&near) {

@@ -38,7 +38,10 @@ impl PrefixedPlane {
     /// beyond 65536 together.
     pub fn new(high: Box<dyn Plane>, low: Box<dyn Plane>, bits: u8) -> Result<Self> {
         let rows = high.rows();
-        if low.rows() != rows || (0..rows).any(|r| high.len(r..r + 1) != low.len(r..r + 1)) {
+        let all = high.len(0..rows);
+        // Rows without symbols may be declared without end.
+        let differs = |r: usize| high.len(r..r + 1) != low.len(r..r + 1);
+        if low.rows() != rows || low.len(0..rows) != all || (all > 0 && (0..rows).any(differs)) {
             return Err(Error::shape("high and low bits of codes differ in shape"));
         }
         let (above, below, bits) = (high.alphabet(), low.alphabet(), u32::from(bits));
