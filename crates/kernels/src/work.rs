@@ -57,8 +57,8 @@ pub(crate) struct Places {
     /// The same of 16 rows.
     #[cfg(target_arch = "x86_64")]
     pub(crate) panels: Vec<Panel>,
-    /// Sums of 16 rows of trellis codes, by token, row and lane.
-    pub(crate) trellis_totals: Vec<[[f32; 16]; 16]>,
+    /// Sums of 16 rows of trellis codes, by token.
+    pub(crate) trellis_totals: Vec<trellis::Totals>,
 }
 
 /// How many of the tokens that are left go through a kernel of at most four together: never one alone behind others, which

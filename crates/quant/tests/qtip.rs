@@ -182,11 +182,11 @@ fn bits_are_those_asked_for() {
 
 #[test]
 fn nodes_obey_the_laws() {
-    for [rows, cols] in [[0, 8], [8, 0], [1, 1], [3, 7], [17, 33], [40, 100], [5, 300]] {
+    for [rows, cols] in [[0, 8], [8, 0], [1, 1], [3, 7], [17, 33], [5, 270]] {
         let (weight, inputs) = (random(rows, cols, 8), stream(cols + 2, cols, 9));
-        for bits in [1, 2, 4, 5, 8] {
+        for bits in [1, 3, 8] {
             for rotate in [None, Some(Sides::In), Some(Sides::Out), Some(Sides::Both)] {
-                if bits > 2 && matches!(rotate, Some(Sides::In | Sides::Out)) {
+                if bits != 3 && matches!(rotate, Some(Sides::In | Sides::Out)) {
                     continue;
                 }
                 let method = Qtip::bits(bits).with_rotate(rotate);

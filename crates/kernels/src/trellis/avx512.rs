@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::input::{Chunk, PAIRS};
+use super::input::{Chunk, PAIRS, Totals};
 use super::product::both;
 use super::values::Pair;
 use super::{FACTOR, SIDE, TILE};
@@ -157,10 +157,10 @@ avx512! {
 
 avx512! {
     /// As [`super::values::Lanes::dots`].
-    pub(super) fn dots(values: &[Pair], x: &Chunk, totals: &mut [[f32; SIDE]; SIDE]) {
+    pub(super) fn dots(values: &[Pair], x: &Chunk, totals: &mut Totals) {
         // SAFETY: all arrays hold 16 lanes.
         unsafe {
-            let mut sums = [_mm512_loadu_si512(x.start.as_ptr().cast()); SIDE];
+            let mut sums = [_mm512_setzero_si512(); SIDE];
             for (pair, levels) in values.iter().zip(&x.levels) {
                 let levels = _mm512_loadu_si512(levels.as_ptr().cast());
                 for (sum, row) in sums.iter_mut().zip(&pair.0) {
@@ -168,21 +168,40 @@ avx512! {
                     *sum = _mm512_dpwssd_epi32(*sum, row, levels);
                 }
             }
-            add(&sums, x.scale, totals);
+            add(&by_pair(&sums), x, totals);
         }
     }
 }
 
 avx512! {
-    /// Adds integers times a scale.
+    /// Sums of two rows each, one half of the lanes added to the other.
     #[inline]
-    fn add(sums: &[__m512i; SIDE], scale: f32, totals: &mut [[f32; SIDE]; SIDE]) {
-        for (sum, totals) in sums.iter().zip(totals) {
-            let products = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_cvtepi32_ps(*sum));
-            // SAFETY: a row holds 16 lanes.
+    fn by_pair(sums: &[__m512i; SIDE]) -> [__m512i; SIDE / 2] {
+        let mut pairs = [_mm512_setzero_si512(); SIDE / 2];
+        for (pair, rows) in pairs.iter_mut().zip(sums.as_chunks::<2>().0) {
+            let low = _mm512_shuffle_i64x2::<0x44>(rows[0], rows[1]);
+            let high = _mm512_shuffle_i64x2::<0xEE>(rows[0], rows[1]);
+            *pair = _mm512_add_epi32(low, high);
+        }
+        pairs
+    }
+}
+
+avx512! {
+    /// Adds sums of integers, less what the mean of values makes of them, times a scale.
+    #[inline]
+    fn add(pairs: &[__m512i; SIDE / 2], x: &Chunk, totals: &mut Totals) {
+        // SAFETY: there are eight of them.
+        let start = unsafe { _mm256_loadu_si256(x.start.as_ptr().cast()) };
+        let start = _mm512_broadcast_i64x4(start);
+        let scale = _mm512_set1_ps(x.scale);
+        for (pair, totals) in pairs.iter().zip(totals.as_chunks_mut::<2>().0) {
+            let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(*pair, start));
+            let to: *mut f32 = totals.as_mut_ptr().cast();
+            // SAFETY: two rows hold 16 lanes.
             unsafe {
-                let before = _mm512_loadu_ps(totals.as_ptr());
-                _mm512_storeu_ps(totals.as_mut_ptr(), _mm512_add_ps(before, products));
+                let before = _mm512_loadu_ps(to);
+                _mm512_storeu_ps(to, _mm512_add_ps(before, _mm512_mul_ps(scale, sums)));
             }
         }
     }
@@ -190,18 +209,20 @@ avx512! {
 
 avx512! {
     /// As [`super::values::Lanes::alone`].
-    pub(super) fn alone(bits: u32, band: &[u8], x: &[Chunk], totals: &mut [[f32; SIDE]; SIDE]) {
+    pub(super) fn alone(bits: u32, band: &[u8], x: &[Chunk], totals: &mut Totals) {
+        if bits == 4 {
+            return alone_of_four(band, x, totals);
+        }
         by_bits!(bits, alone_of(band, x, totals))
     }
 }
 
 avx512! {
-    fn alone_of<const K: usize>(band: &[u8], x: &[Chunk], totals: &mut [[f32; SIDE]; SIDE]) {
+    fn alone_of<const K: usize>(band: &[u8], x: &[Chunk], totals: &mut Totals) {
         let tile = TILE / 8 * K;
         let to = stream();
         for (tiles, x) in band.chunks(2 * PAIRS * tile).zip(x) {
-            // SAFETY: the arrays hold 16 lanes.
-            let mut sums = unsafe { [_mm512_loadu_si512(x.start.as_ptr().cast()); SIDE] };
+            let mut sums = [_mm512_setzero_si512(); SIDE];
             for (pair, levels) in tiles.chunks(2 * tile).zip(&x.levels) {
                 for line in 0..K {
                     prefetch(pair.as_ptr().wrapping_add(AHEAD + 64 * line), to);
@@ -220,7 +241,96 @@ avx512! {
                 }
                 for_rows!(multiply);
             }
-            add(&sums, x.scale, totals);
+            add(&by_pair(&sums), x, totals);
+        }
+    }
+}
+
+avx512! {
+    /// As [`alone_of`] of 4 bits, whose rows have 8 bytes: two of them are broadcast together, where a row by itself would take
+    /// an instruction more. Quadwords hold four columns of the first row and of the second in turn.
+    fn alone_of_four(band: &[u8], x: &[Chunk], totals: &mut Totals) {
+        const BYTES: usize = TILE / 2;
+        const SHIFTS: [u8; 64] = {
+            let mut shifts = [0; 64];
+            let mut lane = 0;
+            while lane < 16 {
+                let bit = 4 * (lane / 4 * 2 + lane % 2);
+                shifts[4 * lane] = bit as u8;
+                shifts[4 * lane + 1] = bit as u8 + 8;
+                lane += 1;
+            }
+            shifts
+        };
+        // SAFETY: the array holds 64 bytes.
+        let shifts = unsafe { _mm512_loadu_si512(SHIFTS.as_ptr().cast()) };
+        let factor = _mm512_set1_epi32(FACTOR as i32);
+        let zero = _mm512_setzero_si512();
+        let columns = _mm512_set_epi32(7, 6, 7, 6, 5, 4, 5, 4, 3, 2, 3, 2, 1, 0, 1, 0);
+        let eight = _mm512_set1_epi32(8);
+        let rows = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+        let to = stream();
+        for (tiles, x) in band.chunks(2 * PAIRS * BYTES).zip(x) {
+            let mut sums = [_mm512_setzero_si512(); SIDE / 2];
+            for (pair, levels) in tiles.chunks(2 * BYTES).zip(&x.levels) {
+                for line in 0..4 {
+                    prefetch(pair.as_ptr().wrapping_add(AHEAD + 64 * line), to);
+                }
+                let tiles = both(pair, BYTES);
+                assert!(tiles[0].len() == BYTES && tiles[1].len() == BYTES);
+                let tiles = [tiles[0].as_ptr(), tiles[1].as_ptr()];
+                // SAFETY: the array holds 16 lanes.
+                let levels = unsafe { _mm512_loadu_si512(levels.as_ptr().cast()) };
+                let first = _mm512_permutexvar_epi32(columns, levels);
+                let second = _mm512_permutexvar_epi32(_mm512_add_epi32(columns, eight), levels);
+                macro_rules! value {
+                    ($raw:expr) => {
+                        _mm512_mullo_epi32(
+                            _mm512_maskz_multishift_epi64_epi8(
+                                STATES,
+                                shifts,
+                                _mm512_broadcast_i32x4($raw),
+                            ),
+                            factor,
+                        )
+                    };
+                }
+                macro_rules! multiply {
+                    ($rows:expr, $levels:expr, |$tile:ident| $raw:expr) => {{
+                        let [$tile, second] = tiles;
+                        let low = _mm512_dbsad_epu8::<0>(value!($raw), zero);
+                        let $tile = second;
+                        let both = _mm512_mask_dbsad_epu8::<0>(low, ODD, value!($raw), zero);
+                        sums[$rows] = _mm512_dpwssd_epi32(sums[$rows], both, $levels);
+                    }};
+                }
+                macro_rules! rows {
+                    ($($rows:literal)*) => {$(
+                        // SAFETY: 16 bytes of two rows lie within the tile, the last ones of all at its end; and so do those
+                        // 4 bytes later, but for the last ones.
+                        unsafe {
+                            multiply!($rows, first, |tile| _mm_loadu_si128(tile.add(16 * $rows).cast()));
+                            if $rows < 7 {
+                                multiply!($rows, second, |tile| {
+                                    _mm_loadu_si128(tile.add(16 * $rows + 4).cast())
+                                });
+                            } else {
+                                multiply!($rows, second, |tile| {
+                                    let end = _mm_loadu_si128(tile.add(112).cast());
+                                    let start = _mm_loadu_si128(tile.cast());
+                                    _mm_alignr_epi8::<4>(start, end)
+                                });
+                            }
+                        }
+                    )*};
+                }
+                rows!(0 1 2 3 4 5 6 7);
+            }
+            let mut pairs = sums;
+            for pair in &mut pairs {
+                *pair = _mm512_permutexvar_epi64(rows, *pair);
+            }
+            add(&pairs, x, totals);
         }
     }
 }

@@ -6,6 +6,10 @@ use crate::Isa;
 use crate::panels::{Grid, round_body};
 use crate::simd::{Simd, stamp};
 
+/// Sums of a row: of the columns whose number has the same remainder.
+pub(super) const LANES: usize = SIDE / 2;
+/// [`LANES`] of each row of a tile.
+pub(crate) type Totals = [[f32; LANES]; SIDE];
 /// Pairs of tiles whose activations share a scale.
 pub(super) const PAIRS: usize = 8;
 /// Activations that share a scale.
@@ -17,8 +21,8 @@ pub(super) const CHUNK: usize = 2 * PAIRS * SIDE;
 pub(crate) struct Chunk {
     /// Of columns in two tiles side by side: the level in the first in the low half of a lane.
     pub(super) levels: [[u32; SIDE]; PAIRS],
-    /// What takes the mean of the sums of bytes off, by lane.
-    pub(super) start: [i32; SIDE],
+    /// What takes the mean of the sums of bytes off.
+    pub(super) start: [i32; LANES],
     pub(super) scale: f32,
 }
 
@@ -26,7 +30,7 @@ pub(crate) struct Chunk {
 pub(crate) type Inputs = Vec<Chunk>;
 
 impl Chunk {
-    const ZERO: Self = Self { levels: [[0; SIDE]; PAIRS], start: [0; SIDE], scale: 0.0 };
+    const ZERO: Self = Self { levels: [[0; SIDE]; PAIRS], start: [0; LANES], scale: 0.0 };
 }
 
 /// Rounds `x [tokens, cols]`: NaN and infinity make the scale of their chunk NaN.
@@ -54,31 +58,24 @@ fn round<S: Simd>(s: S, x: &[f32], to: &mut Chunk) {
         for l in 0..SIDE {
             let (first, second) = (levels[l], levels[SIDE + l]);
             pair[l] = first as u32 & 0xFFFF | (second as u32) << 16;
-            to.start[l] -= MEAN * (first + second);
+            to.start[l % LANES] -= MEAN * (first + second);
         }
     }
 }
 
-/// The values of two tiles times levels, added to what `sums` holds.
+/// Values of pairs times activations, added to `totals`.
 #[inline(always)]
-pub(super) fn add_products(sums: &mut [i32; SIDE], values: &[u32; SIDE], levels: &[u32; SIDE]) {
-    for l in 0..SIDE {
-        let [v, x] = [values[l], levels[l]];
-        // Values are never negative, levels are.
-        sums[l] +=
-            (v & 0xFFFF) as i32 * i32::from(x as u16 as i16) + (v >> 16) as i32 * (x as i32 >> 16);
-    }
-}
-
-/// As [`add_products`], of all rows and pairs, and added to `totals` by row and lane.
-#[inline(always)]
-pub(super) fn dots(values: &[Pair], x: &Chunk, totals: &mut [[f32; SIDE]; SIDE]) {
+pub(super) fn dots(values: &[Pair], x: &Chunk, totals: &mut Totals) {
     for (r, totals) in totals.iter_mut().enumerate() {
         let mut sums = x.start;
         for (pair, levels) in values.iter().zip(&x.levels) {
-            add_products(&mut sums, &pair.0[r], levels);
+            for (l, (v, x)) in pair.0[r].iter().zip(levels).enumerate() {
+                // Values are never negative, levels are.
+                let first = (v & 0xFFFF) as i32 * i32::from(*x as u16 as i16);
+                sums[l % LANES] += first + (v >> 16) as i32 * (*x as i32 >> 16);
+            }
         }
-        for l in 0..SIDE {
+        for l in 0..LANES {
             totals[l] += x.scale * sums[l] as f32;
         }
     }

@@ -13,7 +13,7 @@ mod path;
 mod product;
 mod values;
 
-pub(crate) use input::Inputs;
+pub(crate) use input::{Inputs, Totals};
 #[cfg(test)]
 pub(crate) use path::{Code, encode_code};
 pub use path::{trellis_encode, trellis_encode_on};

@@ -307,7 +307,7 @@ fn rests<const W: usize, const K: u32>(code: &Code, way: Way<'_>) {
         let mut least = [u32::MAX; W];
         for (high, values) in (0..1usize << K).zip(&mut values) {
             // States with these highest bits and rest `r` come after those whose rest is `r >> K` and these bits above.
-            let now = &way.now[high * before + (i * W >> K)..][..(W >> K).max(1)];
+            let now = &way.now[high * before + ((i * W) >> K)..][..(W >> K).max(1)];
             for l in 0..W {
                 let distance = way.target - i32::from(values[l] as u16 as i16);
                 let cost = now[l >> K].wrapping_add((distance * distance) as u32);

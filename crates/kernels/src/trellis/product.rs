@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::input::{CHUNK, Chunk, PAIRS, prepare_on};
+use super::input::{CHUNK, Chunk, LANES, PAIRS, Totals, prepare_on};
 use super::values::{Lanes, Pair};
 use super::{MEAN, SIDE, TrellisRows};
 use crate::rows::{by_rows_of, check_sizes};
@@ -76,7 +76,7 @@ fn rows_body<S: Lanes>(
             let x = &x[tokens.start * chunks..tokens.end * chunks];
             let totals = &mut places.trellis_totals;
             totals.clear();
-            totals.resize(tokens.len(), [[0.0; SIDE]; SIDE]);
+            totals.resize(tokens.len(), [[0.0; LANES]; SIDE]);
             if tokens.len() > 1 || !s.alone(w.bits, w.band(band), x, &mut totals[0]) {
                 add_band(s, w.bits, w.band(band), x, totals);
             }
@@ -94,13 +94,7 @@ fn rows_body<S: Lanes>(
 
 /// Adds the products of the tiles of a band with tokens, chunk by chunk.
 #[inline(always)]
-fn add_band<S: Lanes>(
-    s: S,
-    bits: u32,
-    band: &[u8],
-    x: &[Chunk],
-    totals: &mut [[[f32; SIDE]; SIDE]],
-) {
+fn add_band<S: Lanes>(s: S, bits: u32, band: &[u8], x: &[Chunk], totals: &mut [Totals]) {
     let chunks = x.len() / totals.len();
     let tile = SIDE * SIDE / 8 * bits as usize;
     let mut values = [Pair::ZERO; PAIRS];
@@ -127,8 +121,8 @@ pub(super) fn both(pair: &[u8], tile: usize) -> [&[u8]; 2] {
 
 /// The sum, one half added to the other again and again.
 #[inline(always)]
-fn halved(mut sums: [f32; SIDE]) -> f32 {
-    let mut width = SIDE / 2;
+fn halved(mut sums: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
             sums[i] += sums[i + width];

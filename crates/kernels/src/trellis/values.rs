@@ -1,6 +1,6 @@
 //! From the bits of tiles to values, as each instruction set does it.
 
-use super::input::{self, Chunk};
+use super::input::{self, Chunk, Totals};
 use super::{FACTOR, SIDE, TILE};
 use crate::simd::{Portable, Token};
 
@@ -34,16 +34,16 @@ pub(super) unsafe trait Lanes: Token {
     /// The sums of bytes of two tiles.
     fn pair(self, bits: u32, tiles: [&[u8]; 2], to: &mut Pair);
 
-    /// Values of pairs times activations, added to `totals` by row and lane; exact but for `scale * sum` and the sum with
+    /// Values of pairs times activations, added to `totals`; exact but for `scale * sum` and the sum with
     /// what was there, both rounded.
     #[inline(always)]
-    fn dots(self, values: &[Pair], x: &Chunk, totals: &mut [[f32; SIDE]; SIDE]) {
+    fn dots(self, values: &[Pair], x: &Chunk, totals: &mut Totals) {
         input::dots(values, x, totals);
     }
 
     /// All of that for the tiles of a band and one token, where it can be done in registers; else `false`.
     #[inline(always)]
-    fn alone(self, _: u32, _: &[u8], _: &[Chunk], _: &mut [[f32; SIDE]; SIDE]) -> bool {
+    fn alone(self, _: u32, _: &[u8], _: &[Chunk], _: &mut Totals) -> bool {
         false
     }
 }
@@ -71,7 +71,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::super::avx512;
-    use super::{Chunk, FACTOR, Lanes, Pair, SIDE, around};
+    use super::{Chunk, FACTOR, Lanes, Pair, Totals, around};
     use crate::simd::{Avx2, Avx512};
 
     // SAFETY: a token exists only where the features do.
@@ -119,23 +119,22 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dots(self, values: &[Pair], x: &Chunk, totals: &mut [[f32; SIDE]; SIDE]) {
-            // SAFETY: the token proves the features; all arrays hold 16 lanes.
+        fn dots(self, values: &[Pair], x: &Chunk, totals: &mut Totals) {
+            // SAFETY: the token proves the features; rows and levels hold 16 lanes, starts and totals 8.
             unsafe {
                 let scale = _mm256_set1_ps(x.scale);
                 for (r, totals) in totals.iter_mut().enumerate() {
-                    for half in 0..2 {
-                        let at = 8 * half;
-                        let mut sums = _mm256_loadu_si256(x.start.as_ptr().add(at).cast());
-                        for (pair, levels) in values.iter().zip(&x.levels) {
+                    let mut sums = _mm256_loadu_si256(x.start.as_ptr().cast());
+                    for (pair, levels) in values.iter().zip(&x.levels) {
+                        for at in [0, 8] {
                             let v = _mm256_loadu_si256(pair.0[r].as_ptr().add(at).cast());
                             let x = _mm256_loadu_si256(levels.as_ptr().add(at).cast());
                             sums = _mm256_add_epi32(sums, _mm256_madd_epi16(v, x));
                         }
-                        let to = totals.as_mut_ptr().add(at);
-                        let products = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sums));
-                        _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), products));
                     }
+                    let to = totals.as_mut_ptr();
+                    let products = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sums));
+                    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), products));
                 }
             }
         }
@@ -150,19 +149,13 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dots(self, values: &[Pair], x: &Chunk, totals: &mut [[f32; SIDE]; SIDE]) {
+        fn dots(self, values: &[Pair], x: &Chunk, totals: &mut Totals) {
             // SAFETY: the token proves the features.
             unsafe { avx512::dots(values, x, totals) }
         }
 
         #[inline(always)]
-        fn alone(
-            self,
-            bits: u32,
-            band: &[u8],
-            x: &[Chunk],
-            totals: &mut [[f32; SIDE]; SIDE],
-        ) -> bool {
+        fn alone(self, bits: u32, band: &[u8], x: &[Chunk], totals: &mut Totals) -> bool {
             // SAFETY: the token proves the features.
             unsafe { avx512::alone(bits, band, x, totals) }
             true
@@ -174,7 +167,7 @@ mod x86 {
 mod neon {
     use std::arch::aarch64::*;
 
-    use super::{Chunk, FACTOR, Lanes, Pair, SIDE, around};
+    use super::{Chunk, FACTOR, Lanes, Pair, Totals, around};
     use crate::simd::Neon;
 
     // SAFETY: a token exists only where the feature does.
@@ -218,14 +211,16 @@ mod neon {
         }
 
         #[inline(always)]
-        fn dots(self, values: &[Pair], x: &Chunk, totals: &mut [[f32; SIDE]; SIDE]) {
-            // SAFETY: the token proves the feature; all arrays hold 16 lanes.
+        fn dots(self, values: &[Pair], x: &Chunk, totals: &mut Totals) {
+            // SAFETY: the token proves the feature; rows and levels hold 16 lanes, starts and totals 8.
             unsafe {
                 let low = vdupq_n_u32(0xFFFF);
                 for (r, totals) in totals.iter_mut().enumerate() {
-                    for at in [0, 4, 8, 12] {
-                        let mut sums = vld1q_s32(x.start.as_ptr().add(at));
-                        for (pair, levels) in values.iter().zip(&x.levels) {
+                    for from in [0, 4] {
+                        let mut sums = vld1q_s32(x.start.as_ptr().add(from));
+                        let places = [from, from + 8];
+                        let pairs = values.iter().zip(&x.levels);
+                        for ((pair, levels), at) in pairs.flat_map(|p| places.map(|at| (p, at))) {
                             let v = vld1q_u32(pair.0[r].as_ptr().add(at));
                             let x = vreinterpretq_s32_u32(vld1q_u32(levels.as_ptr().add(at)));
                             let first = vreinterpretq_s32_u32(vandq_u32(v, low));
@@ -234,7 +229,7 @@ mod neon {
                             sums = vmlaq_s32(sums, first, x_first);
                             sums = vmlaq_s32(sums, second, vshrq_n_s32::<16>(x));
                         }
-                        let to = totals.as_mut_ptr().add(at);
+                        let to = totals.as_mut_ptr().add(from);
                         let products = vmulq_n_f32(vcvtq_f32_s32(sums), x.scale);
                         vst1q_f32(to, vaddq_f32(vld1q_f32(to), products));
                     }
