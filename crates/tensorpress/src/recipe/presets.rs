@@ -1,7 +1,7 @@
 use tensorpress_tensor::stage::Preset;
 
 /// Names of stages that later versions will have.
-pub(crate) const PLANNED: &[&str] = &["smoothquant", "quip", "qtip", "pv_tuning", "lqer"];
+pub(crate) const PLANNED: &[&str] = &["quip", "lqer"];
 
 /// Recipes with a name.
 #[must_use]

@@ -108,7 +108,7 @@ fn bad_lines() {
 
 #[test]
 fn stages_of_later_versions_are_named_as_such() {
-    for text in ["smoothquant | gptq(bits=3)", "qtip(bits=3)"] {
+    for text in ["quip | gptq(bits=3)", "lqer(rank=8)"] {
         let error = Recipe::parse(text).expect_err(text);
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{text}");
         assert!(error.message().contains("planned"), "{text}: {error}");
