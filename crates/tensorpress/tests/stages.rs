@@ -124,7 +124,11 @@ const ALSO: &[(&str, &[&str], &str)] = &[
     ("hadamard", &["node/registry.rs", "map/hadamard.rs"], "a map's kind in files"),
     ("rans", &["chunk/plane.rs"], "a coding's name in reports"),
     ("huffman", &["chunk/plane.rs"], "a coding's name in reports"),
-    ("range", &["chunk/plane.rs", "grid/mod.rs"], "a coding's name in reports; a range of weights"),
+    (
+        "range",
+        &["chunk/plane.rs", "grid/mod.rs", "node/rounded.rs"],
+        "a coding's name in reports; a range of weights, and of inputs",
+    ),
     ("knorm", SCORES, "a score's name in files of caches"),
     ("keydiff", SCORES, "a score's name in files of caches"),
     (

@@ -209,6 +209,7 @@ fn rest(codes: &[u8], state: u32, bits: u32) -> usize {
 /// All circles of a few short codes: the search finds the best among those that close where it closes them, and often the best
 /// of all, though it closes circles this short by a guess that sees a few codes.
 #[test]
+#[cfg_attr(target_arch = "aarch64", ignore = "takes minutes where it is emulated")]
 fn no_path_is_better_where_all_can_be_tried() {
     let mut found = 0;
     let cases = [(4, 1, 12), (4, 2, 6), (6, 3, 4), (5, 2, 7), (8, 4, 3), (8, 2, 6), (7, 1, 12)];
@@ -269,6 +270,7 @@ fn reference(state: u32, bits: u32, targets: &[f32]) -> Vec<f64> {
 }
 
 #[test]
+#[cfg_attr(target_arch = "aarch64", ignore = "takes minutes where it is emulated")]
 fn paths_are_those_of_a_slow_search() {
     for (state, bits, len) in [(8, 1, 40), (8, 2, 40), (9, 3, 33), (8, 4, 24), (10, 5, 20)] {
         let code = Code::new(state, bits);
@@ -295,6 +297,7 @@ fn paths_are_those_of_a_slow_search() {
 /// The rate-distortion function of a normal source is 0.25, 0.0625, 0.0156, 0.0039; QTIP (table 1) has 0.069 for its computed
 /// codes at 2 bits.
 #[test]
+#[cfg_attr(target_arch = "aarch64", ignore = "takes minutes where it is emulated")]
 fn distortion_of_normal_numbers() {
     let x = Random(60).normals(8 * 256);
     for (bits, bar) in (1u32..).zip([0.285, 0.0725, 0.0186, 0.0049]) {
@@ -317,6 +320,7 @@ fn distortion_of_normal_numbers() {
 }
 
 #[test]
+#[cfg_attr(target_arch = "aarch64", ignore = "takes minutes where it is emulated")]
 fn paths_are_the_same_everywhere() {
     for bits in [1, 2, 3, 4, 6, 8] {
         let targets: Vec<f32> = Random(61).normals(3 * 256).iter().map(|x| x * 150.0).collect();
