@@ -25,12 +25,12 @@ pub fn presets() -> [Preset; 6] {
         Preset {
             name: "best4",
             line: "drift | watersic(bits=4.0) | coded(rans)",
-            about: "4 bits, the least loss that there is: entropy-coded, decoded when it is loaded",
+            about: "4 bits, the least loss: entropy-coded, decoded as it is loaded",
         },
         Preset {
             name: "best3",
             line: "drift | watersic(bits=3.0) | coded(rans)",
-            about: "3 bits with less loss than others have at 4",
+            about: "3 bits, with less loss than others have at 4",
         },
         Preset {
             name: "best2",
