@@ -25,7 +25,8 @@ use crate::factor::{Damping, Factor};
 ///
 /// With A = E\[x xᵀ] = U D Uᵀ of the inputs, columns are rounded one after another to multiples of
 /// delta / (sqrt(Dⱼ) sqrt(Gᵢᵢ)), each on the target that makes good for the errors before. G is the Fisher matrix of the
-/// outputs, where a caller supplies it ([`Supply::OUTPUT_FISHER`], or its diagonal).
+/// outputs, where a caller supplies it ([`Supply::OUTPUT_FISHER`](tensorpress_tensor::stats::Supply::OUTPUT_FISHER),
+/// or its diagonal).
 ///
 /// Never fails on singular or missing statistics: damping grows until there is a factor, a layer without statistics is
 /// rounded without feedback, and says so.
