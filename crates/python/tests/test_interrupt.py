@@ -122,7 +122,7 @@ def test_other_threads_go_on(tmp_path):
             time.sleep(0.002)
 
     rng = np.random.default_rng(5)
-    weight, x = (rng.standard_normal(shape).astype(np.float32) for shape in [(384, 384), (512, 384)])
+    weight, x = (rng.standard_normal(shape).astype(np.float32) for shape in [(1536, 1024), (1024, 1024)])
     thread = threading.Thread(target=clock)
     thread.start()
     try:
