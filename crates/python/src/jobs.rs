@@ -71,7 +71,7 @@ fn told(event: Event<'_>) -> Option<Value> {
 /// `bytes_after`, `bits_per_weight`, `seconds`.
 ///
 /// The work is done without the interpreter's lock. `progress` is called with dictionaries on the calling thread: `event` is
-/// `begun` (`blocks`, `resumed`), `judged`, `block` (`block`, `blocks`), `layer` (as in the report) or `finished`. Where it
+/// `begun` (`blocks`, `resumed`), `judged`, `backward` (`done`, `steps`), `rated`, `block` (`block`, `blocks`), `layer` (as in the report) or `finished`. Where it
 /// raises, or Ctrl-C is pressed, the work stops soon (within a block) and that is raised; what is done is kept beside the
 /// target, in `out.partial`, and the same call goes on from there, to the same bytes.
 ///

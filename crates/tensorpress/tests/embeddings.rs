@@ -34,7 +34,7 @@ fn found(
 }
 
 #[test]
-#[ignore = "a minute and more"]
+#[ignore = "takes minutes: cargo xtask more tables"]
 fn minilm() {
     let Some(folder) = data::minilm() else { return };
     let Some(text) = data::find("data/text/wikitext2_test.txt") else { return };

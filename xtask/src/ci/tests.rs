@@ -98,8 +98,10 @@ pub fn benches() -> Verdict {
 
 /// What the pages of docs/benchmarks say of real models, row by row; nothing is written.
 pub fn tables() -> Verdict {
-    let mut command = cargo(&["test", "-p", "tensorpress", "--test", "tables", "--", "--ignored"]);
-    execute(command.env("TENSORPRESS_REQUIRE_DATA", "1"))?;
+    let tests = ["--test", "tables", "--test", "embeddings", "--", "--ignored"];
+    let mut command = cargo(&["test", "-p", "tensorpress"]);
+    command.args(tests).env("TENSORPRESS_REQUIRE_DATA", "1");
+    execute(command.env("TENSORPRESS_MINILM", minilm()?))?;
     PASSED
 }
 

@@ -3,11 +3,9 @@
 
 mod bitmod;
 mod dkm;
-mod dynamic8;
-mod fp4;
 mod kmeans;
+mod known;
 mod nested;
-mod nf4;
 mod optimal;
 mod post;
 mod scale;
@@ -18,11 +16,9 @@ mod squeezellm;
 
 pub use bitmod::BitMod;
 pub use dkm::Dkm;
-pub use dynamic8::Dynamic8;
-pub use fp4::Fp4;
 pub use kmeans::KMeans;
+pub use known::{Dynamic8, Fp4, Nf4};
 pub use nested::Nested;
-pub use nf4::Nf4;
 pub use optimal::optimal_levels;
 pub use post::Post;
 pub use scale::optimal_scale;
@@ -44,7 +40,7 @@ use scaled::{Scaled, dense};
 
 /// The stages of this module.
 pub(crate) fn stages() -> [Row<WeightPart>; 3] {
-    [nf4::stage(), fp4::stage(), dynamic8::stage()]
+    [Nf4::stage(), Fp4::stage(), Dynamic8::stage()]
 }
 
 /// The stages of tables that are fitted.

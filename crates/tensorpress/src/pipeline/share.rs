@@ -208,7 +208,8 @@ mod tests {
             let (spent, steps) = shared(|_| error);
             assert!((spent - 1.0).abs() < 2e-3, "{spent} of what there is at an error of {error}");
             let (first, last) = (steps[6], steps[29]);
-            assert!((first - last).abs() <= 10, "the step goes from {first} to {last}");
+            // No more than an eighth of an octave, in which steps are stored.
+            assert!((first - last).abs() <= OCTAVE / 8, "the step goes from {first} to {last}");
         }
         let (spent, _) = shared(|block| if block % 2 == 0 { 1.04 } else { 0.97 });
         assert!((spent - 1.0).abs() < 5e-3, "{spent} of what there is");

@@ -25,17 +25,17 @@ pub fn presets() -> [Preset; 6] {
         Preset {
             name: "best4",
             line: "drift | watersic(bits=4.0) | coded(rans)",
-            about: "4 bits, the least loss: entropy-coded, decoded as it is loaded",
+            about: "4 bits for the least loss: entropy-coded, decoded tile by tile or once",
         },
         Preset {
             name: "best3",
             line: "drift | watersic(bits=3.0) | coded(rans)",
-            about: "3 bits, with less loss than others have at 4",
+            about: "3 bits: less than half the loss of GPTQ at 4, where it was measured",
         },
         Preset {
             name: "best2",
             line: "drift | watersic(bits=2.25) | coded(rans)",
-            about: "2.25 bits, where other formats are no use",
+            about: "2.25 bits, where memory decides alone",
         },
     ]
 }
