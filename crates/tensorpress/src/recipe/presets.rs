@@ -25,12 +25,12 @@ pub fn presets() -> [Preset; 6] {
         Preset {
             name: "best4",
             line: "drift | watersic(bits=4.0) | coded(rans)",
-            about: "4 bits for the least loss: entropy-coded, decoded tile by tile or once",
+            about: "4 bits for the least loss: entropy-coded integers",
         },
         Preset {
             name: "best3",
             line: "drift | watersic(bits=3.0) | coded(rans)",
-            about: "3 bits: less than half the loss of GPTQ at 4, where it was measured",
+            about: "3 bits: where measured, half the loss of GPTQ at 4",
         },
         Preset {
             name: "best2",
