@@ -161,12 +161,17 @@ impl IntGrid {
         Affine { scale, zero }
     }
 
-    /// Rounds a scale to its stored type, never to zero or infinity.
+    /// Rounds a scale to its stored type, never to zero or infinity: to the nearest, and up where f16 has fewer
+    /// digits than its ten. There the nearest could lie so far below that the end of a range is steps away from the last code.
     #[must_use]
     pub fn round_scale(&self, scale: f32) -> f32 {
+        let subnormals_to_one = 2f32.powi(24);
+        if self.scale_dtype == DType::F16 && scale < f32::from(half::f16::MIN_POSITIVE) {
+            return (scale * subnormals_to_one).ceil().max(1.0) / subnormals_to_one;
+        }
         let rounded = self.scale_dtype.round(scale);
         let (least, most) = match self.scale_dtype {
-            DType::F16 => (f32::from(half::f16::from_bits(1)), 65504.0),
+            DType::F16 => (f32::from(half::f16::MIN_POSITIVE), 65504.0),
             DType::BF16 => (f32::MIN_POSITIVE, f32::from(half::bf16::MAX)),
             _ => (f32::MIN_POSITIVE, f32::MAX),
         };
