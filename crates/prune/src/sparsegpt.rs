@@ -4,7 +4,7 @@ use tensorpress_tensor::grid::{Affine, Granularity, GridSpec, IntGrid};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
 use tensorpress_tensor::node::{Mask, Masked};
-use tensorpress_tensor::obs::{self, ColumnRule, Decision, LANES, Lanes, Prepared};
+use tensorpress_tensor::obs::{ColumnRule, Decision, LANES, Lanes, Prepared};
 use tensorpress_tensor::stage::{Auto, Keys, Knobs, Row, WeightPart, WeightRole};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
@@ -130,7 +130,7 @@ impl SparseGpt {
             diagonal: Vec::new(),
             pruned: Vec::new(),
         };
-        let swept = obs::sweep(weight, prepared.factor.view(), block, &mut rule, par)?;
+        let swept = prepared.sweep(target, weight, block, &mut rule, par)?;
         let (weight, mut codes) = (swept.weight, swept.codes);
         let mut kept = Array2::from_elem((rows, cols), true);
         for (((r, c), code), kept) in codes.indexed_iter_mut().zip(&mut kept) {

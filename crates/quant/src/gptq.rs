@@ -13,7 +13,7 @@ use tensorpress_tensor::stage::{Auto, Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, Error, Group, Method, Node, Result, Target,
-    Usable, kernels, obs,
+    Usable, kernels,
 };
 
 pub use gptaq::Gptaq;
@@ -151,7 +151,7 @@ impl Gptq {
             weight.column_mut(dead).fill(0.0);
         }
         let block = self.block.or(self.own_block());
-        let swept = obs::sweep(weight, prepared.factor.view(), block, &mut rule, par)?;
+        let swept = prepared.sweep(target, weight, block, &mut rule, par)?;
         drop(swept.weight);
         let params = if self.grid.per_tensor() { vec![rule.param(0, 0)] } else { rule.params() };
         // Groups that follow the order of decision keep it, with a permutation around them; all others go back.

@@ -15,7 +15,6 @@ mod binary_conv;
 pub mod codebook;
 mod drift;
 pub mod embedding;
-mod factor;
 mod fixed_point;
 mod gptq;
 mod hadamard;
@@ -33,6 +32,7 @@ mod signs;
 mod spqr;
 mod vectors;
 mod watersic;
+mod yaqa;
 
 pub use activation::{Fptq, SmoothQuant};
 pub use aqlm::{AdditiveCodes, Aqlm};
@@ -40,7 +40,6 @@ pub use awq::{Awq, AwqClip};
 pub use binary_conv::{BinaryConv, RPRelu};
 pub use codebook::Lr2Vq;
 pub use drift::Drift;
-pub use factor::Damping;
 pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
 pub use gptq::{Gptaq, Gptq};
 pub use hadamard::{Hadamard, Sides};
@@ -61,8 +60,10 @@ pub use tensorpress_tensor::grid::{Affine, Clip, Granularity, GridSpec, IntGrid,
 pub use tensorpress_tensor::node::{
     BitshiftTrellis, GroupedAffine, LevelTable, NestedAffine, Steps,
 };
+pub use tensorpress_tensor::obs::Damping;
 pub use vectors::{E8, Pvq};
 pub use watersic::{ColumnSteps, RowSteps, Watersic};
+pub use yaqa::Yaqa;
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 
@@ -87,6 +88,6 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     stages.extend(activation::stages());
     stages.push(fixed_point::stage());
     stages.push(codebook::stage());
-    stages.push(qtip::stage());
+    stages.extend([qtip::stage(), yaqa::stage()]);
     stages
 }

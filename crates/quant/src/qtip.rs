@@ -9,10 +9,10 @@ use tensorpress_tensor::{
     Target,
 };
 
-use sweep::Sweep;
+use sweep::{BAND, Sweep};
 
-use crate::factor::{Damping, Factor};
 use crate::hadamard::{Hadamard, Sides};
+use tensorpress_tensor::obs::{Damping, Factor, RowFactor};
 
 /// Trellis-coded weights at fixed bits (Tseng et al., *QTIP*, 2024; the code that EXL3 calls `mul1`): random rotations on both
 /// sides make weights look normal, a path through a trellis of 2^16 states stands for each 16 x 16 of them, and values are
@@ -210,7 +210,8 @@ impl Paths {
         group: &Group<'_>,
     ) -> Result<BitshiftTrellis> {
         let weight = target.kept_weight();
-        let sweep = Sweep::new(weight.view(), inputs, self.bits.into(), group.par);
+        let rows = RowFactor::of(target, &group.calibration, BAND, group.par)?;
+        let sweep = Sweep::new(weight.view(), inputs, rows, self.bits.into(), group.par);
         let scales = sweep.scales(self.by_row);
         // Half precision where it holds them all at full length.
         let halves = |s: &f32| *s == 0.0 || (6.2e-5..=6e4).contains(s);

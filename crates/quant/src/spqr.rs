@@ -15,7 +15,7 @@ use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, DType, Error, Group, Method, Node, Result,
-    Target, Usable, kernels, obs,
+    Target, Usable, kernels,
 };
 
 use crate::GridSpec;
@@ -209,7 +209,7 @@ impl Spqr {
         let statistics = Statistics::of(self, floats);
         let mut rule = SpqrRule::new(self.bits, group, shape, statistics, cutoff, target.mask);
         (rule.leave_one_out, rule.order) = (self.leave_one_out, order);
-        let swept = obs::sweep(weight, prepared.factor.view(), group, &mut rule, par)?;
+        let swept = prepared.sweep(target, weight, group, &mut rule, par)?;
         let codes = swept.codes.as_slice().expect("standard layout");
         let outliers = rule.outliers(&swept.weight, codes);
         let [scales, zeros] = rule.into_statistics();
@@ -336,12 +336,9 @@ impl Compress for Spqr {
         let prepared = match prepared {
             Usable::Yes(prepared) => prepared,
             // With the identity nothing is spread: each weight is rounded to nearest.
-            Usable::No(reason) => Prepared {
-                factor: Array2::eye(cols),
-                order: None,
-                dead: Vec::new(),
-                note: Some(format!("{reason}: rounded to nearest instead")),
-            },
+            Usable::No(reason) => {
+                Prepared::identity(cols, format!("{reason}: rounded to nearest instead"))
+            }
         };
         let layers = group.targets.iter().map(|target| {
             let node = self.quantize(target, &prepared, group.par).in_tensor(target.name)?;

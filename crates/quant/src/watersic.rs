@@ -18,7 +18,7 @@ use job::Job;
 use outputs::Outputs;
 use path::Paths;
 
-use crate::factor::{Damping, Factor};
+use tensorpress_tensor::obs::{Damping, Factor};
 
 /// Coded grids with feedback (WaterSIC; entropy-coded LDLQ): integers of any size on steps that make every weight's error
 /// cost the same, to be entropy-coded ([`Steps`] under `coded`).

@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::grid::GridSpec;
 use crate::linalg::Par;
 use crate::node::{Mask, Node};
+use crate::obs::RowFeedback;
 use crate::rate::RateCurve;
 use crate::stats::{Calibration, Needs};
 
@@ -82,12 +83,21 @@ pub struct Target<'a> {
     /// log2 of the step at which all matrices of the model together take the bits asked for, where a caller found it: see
     /// [`Method::shared_bits`].
     pub step: Option<f64>,
+    /// Asks methods that feed errors among columns to do so among rows.
+    pub rows: Option<&'a RowFeedback>,
 }
 
 impl<'a> Target<'a> {
     /// A target without a mask.
     pub fn new(name: &'a str, weight: ArrayView2<'a, f32>) -> Self {
-        Self { name, weight, mask: None, dtype: DType::F32, scores: false, step: None }
+        let (mask, step, rows) = (None, None, None);
+        Self { name, weight, mask, dtype: DType::F32, scores: false, step, rows }
+    }
+
+    /// Asks for feedback among rows.
+    pub fn with_rows(mut self, rows: Option<&'a RowFeedback>) -> Self {
+        self.rows = rows;
+        self
     }
 
     /// Sets the step that all matrices of the model have in common.

@@ -1,11 +1,12 @@
 use tensorpress_tensor::kernels::{TRELLIS_TILE, TRELLIS_UNIT, trellis_encode, trellis_values};
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, s};
-
-use crate::factor::Factor;
+use tensorpress_tensor::obs::{Factor, RowFactor};
 
 /// Rows, and columns, of a tile.
 const SIDE: usize = 16;
+/// Rows that are coded side by side where rows feed each other.
+pub(super) const BAND: usize = 2 * SIDE;
 /// Bands of rows that say how large targets are.
 const SOME: usize = 2;
 
@@ -22,15 +23,22 @@ pub(super) struct Sweep<'a> {
     weight: ArrayView2<'a, f32>,
     /// For each block of columns, what it takes over from the errors of those before: `[columns before, columns]`.
     feedback: Vec<Array2<f32>>,
+    /// What bands of rows take over, where rows feed each other.
+    rows: Option<RowFactor>,
     bits: u32,
     par: Par,
 }
 
 impl<'a> Sweep<'a> {
-    pub(super) fn new(weight: ArrayView2<'a, f32>, inputs: &Factor, bits: u32, par: Par) -> Self {
-        let unit = inputs.unit.view();
-        let feedback = blocks(weight.ncols()).map(|(from, to)| by_block(unit, from, to)).collect();
-        Self { weight, feedback, bits, par }
+    pub(super) fn new(
+        weight: ArrayView2<'a, f32>,
+        inputs: &Factor,
+        rows: Option<RowFactor>,
+        bits: u32,
+        par: Par,
+    ) -> Self {
+        let feedback = blocks(weight.ncols()).map(|(from, to)| inputs.block(from, to)).collect();
+        Self { weight, feedback, rows, bits, par }
     }
 
     /// Scales by which targets have the variance that values reach best: one a row or one for all. What feedback adds to the
@@ -99,58 +107,68 @@ impl<'a> Sweep<'a> {
         let step =
             |row: usize| scales.get(row).or(scales.first()).map_or(0.0, |s| s * TRELLIS_UNIT);
         let mut errors = Array2::<f32>::zeros((rows, cols));
-        let mut units = vec![0.0f32; bands * TRELLIS_TILE];
         let mut codes = vec![0u8; bands * TRELLIS_TILE];
-        let mut values = [0i16; TRELLIS_TILE];
+        let together = if self.rows.is_some() { BAND } else { rows.max(1) };
+        // What rows were given beyond their targets.
+        let mut given = Array2::<f32>::zeros((if self.rows.is_some() { rows } else { 0 }, SIDE));
         for ((from, to), feedback) in blocks(cols).zip(&self.feedback) {
             let weight = matrix.slice(s![.., from..to]);
             let mut target = Array2::zeros(weight.dim());
             let before = errors.slice(s![.., ..from]);
             linalg::matmul(before, feedback.view(), target.view_mut(), false, self.par);
             target.zip_mut_with(&weight, |t, w| *t = w - *t);
-            units.fill(0.0);
-            for (r, target) in target.rows().into_iter().enumerate() {
-                let step = step(r);
-                let units = &mut units[r * SIDE..][..to - from];
-                for (unit, target) in units.iter_mut().zip(target) {
-                    // Nothing is divided by 0, and infinity is the outermost value.
-                    *unit = if step > 0.0 { target / step } else { 0.0 };
+            for (number, first) in (0..rows).step_by(together).enumerate() {
+                let last = rows.min(first + together);
+                let mut fed = target.slice(s![first..last, ..]).to_owned();
+                if let Some(rows) = &self.rows {
+                    let mut before = Array2::zeros(fed.dim());
+                    let given = given.slice(s![.., ..to - from]);
+                    rows.before(number, given, before.view_mut(), self.par);
+                    fed -= &before;
                 }
-            }
-            trellis_encode(self.bits, &units, &mut codes, self.par);
-            for (band, codes) in codes.chunks_exact(TRELLIS_TILE).enumerate() {
-                trellis_values(codes, self.bits, &mut values);
-                let last = rows.min((band + 1) * SIDE);
-                for (r, values) in (band * SIDE..last).zip(values.chunks_exact(SIDE)) {
-                    let step = step(r);
-                    for (c, value) in (from..to).zip(values) {
-                        errors[[r, c]] = step * f32::from(*value) - matrix[[r, c]];
+                let steps: Vec<f32> = (first..last).map(step).collect();
+                let codes = &mut codes[first / SIDE * TRELLIS_TILE..]
+                    [..(last - first).div_ceil(SIDE) * TRELLIS_TILE];
+                let values = self.coded(fed.view(), &steps, codes);
+                for (r, values) in (first..last).zip(values.chunks_exact(SIDE)) {
+                    for (c, value) in values[..to - from].iter().enumerate() {
+                        errors[[r, from + c]] = value - weight[[r, c]];
+                        if self.rows.is_some() {
+                            given[[r, c]] = value - target[[r, c]];
+                        }
                     }
                 }
             }
             seen(target.view(), &codes);
         }
     }
+
+    /// Codes some rows of a block of columns; gives their values, [`SIDE`] a row.
+    fn coded(&self, target: ArrayView2<'_, f32>, steps: &[f32], codes: &mut [u8]) -> Vec<f32> {
+        let tiles = codes.len() / TRELLIS_TILE;
+        let mut units = vec![0.0f32; tiles * TRELLIS_TILE];
+        for ((target, step), units) in
+            target.rows().into_iter().zip(steps).zip(units.chunks_mut(SIDE))
+        {
+            for (unit, target) in units.iter_mut().zip(target) {
+                // Nothing is divided by 0, and infinity is the outermost value.
+                *unit = if *step > 0.0 { target / step } else { 0.0 };
+            }
+        }
+        trellis_encode(self.bits, &units, codes, self.par);
+        let mut values = [0i16; TRELLIS_TILE];
+        let tiles = codes.chunks_exact(TRELLIS_TILE).zip(units.chunks_exact_mut(TRELLIS_TILE));
+        for ((codes, tile), steps) in tiles.zip(steps.chunks(SIDE)) {
+            trellis_values(codes, self.bits, &mut values);
+            for ((row, values), step) in tile.chunks_mut(SIDE).zip(values.chunks(SIDE)).zip(steps) {
+                row.iter_mut().zip(values).for_each(|(to, value)| *to = step * f32::from(*value));
+            }
+        }
+        units
+    }
 }
 
 /// The columns of each block.
 fn blocks(cols: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..cols).step_by(SIDE).map(move |from| (from, cols.min(from + SIDE)))
-}
-
-/// What a block takes over from the columns before it, U_ik = u_ik u_kk⁻¹, from the factor u by single columns: columns of a block
-/// feed each other nothing.
-fn by_block(unit: ArrayView2<'_, f32>, from: usize, to: usize) -> Array2<f32> {
-    let mut block = unit.slice(s![..from, from..to]).mapv(f64::from);
-    // X u = b, column by column: u is unit upper triangular.
-    for j in 1..to - from {
-        for k in 0..j {
-            let u = f64::from(unit[[from + k, from + j]]);
-            if u != 0.0 {
-                let (before, mut here) = block.multi_slice_mut((s![.., k], s![.., j]));
-                here.scaled_add(-u, &before);
-            }
-        }
-    }
-    block.mapv(|v| v as f32)
 }

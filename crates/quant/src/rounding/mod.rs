@@ -6,7 +6,7 @@ mod groups;
 
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
-use tensorpress_tensor::obs::{self, Prepared};
+use tensorpress_tensor::obs::Prepared;
 use tensorpress_tensor::stage::Keys;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
@@ -156,7 +156,7 @@ impl Filler<'_> {
         let costs = costs(prepared);
         let block = block_of(rule.group().min(cols), rule.width());
         let mut columns = Columns { rule, costs: &costs, rows, mask: target.mask };
-        let swept = obs::sweep(weight, prepared.factor.view(), block, &mut columns, self.par)?;
+        let swept = prepared.sweep(target, weight, block, &mut columns, self.par)?;
         Ok(swept.codes)
     }
 

@@ -4,7 +4,7 @@ use tensorpress_tensor::stats::{Calibration, Supply};
 use tensorpress_tensor::{ErrorKind, Result, Target, Usable};
 
 use super::{RowSteps, Watersic};
-use crate::factor::{Damping, Factor};
+use tensorpress_tensor::obs::{Damping, Factor};
 
 /// What errors in a matrix's outputs cost.
 #[derive(Debug)]

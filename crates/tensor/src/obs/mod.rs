@@ -6,19 +6,23 @@
 //! are lazy: exact inside a block of columns, applied to the rest of the matrix as one matrix product a block.
 
 mod exact;
+mod factor;
 mod prepare;
+mod rows;
 mod tile;
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use crate::error::{Error, Result};
 use crate::linalg::{self, Par};
 use tile::{Block, TileBuffers};
 
 pub use exact::{ExactRow, Inverse};
+pub use factor::{Damping, Factor};
 pub use prepare::Prepared;
+pub use rows::{RowFactor, RowFeedback};
 
 /// Rows decided together: the lanes of a tile.
 pub const LANES: usize = 16;
@@ -82,7 +86,8 @@ pub struct Swept {
     pub loss: f64,
 }
 
-/// Sweeps `weight` (`[out, in]`, columns in the order of decision) with the upper factor `u` of H⁻¹.
+/// Sweeps `weight` (`[out, in]`, columns in the order of decision) with the upper factor `u` of H⁻¹, and the factor of the
+/// outputs' matrix where rows are to feed each other, in bands of [`LANES`] rows: these are decided one band after another then.
 ///
 /// Needs 1 + 1/4 copies of the weight beside it. The result does not depend on the number of threads.
 ///
@@ -91,6 +96,7 @@ pub struct Swept {
 pub fn sweep<R: ColumnRule>(
     mut weight: Array2<f32>,
     u: ArrayView2<'_, f32>,
+    outputs: Option<&RowFactor>,
     block: usize,
     rule: &mut R,
     par: Par,
@@ -98,6 +104,12 @@ pub fn sweep<R: ColumnRule>(
     let (rows, cols) = weight.dim();
     if u.dim() != (cols, cols) {
         return Err(Error::shape(format!("factor {:?} for {cols} columns", u.dim())));
+    }
+    if let Some(shape) = outputs.map(RowFactor::shape).filter(|shape| *shape != (rows, LANES)) {
+        return Err(Error::shape(format!(
+            "rows and those of a band {shape:?} for {:?}",
+            (rows, LANES)
+        )));
     }
     if block == 0 {
         return Err(Error::invalid("block = 0: allowed are 1 and more"));
@@ -114,27 +126,38 @@ pub fn sweep<R: ColumnRule>(
         rule.begin_block(weight.view(), start..end, &diagonal[start..end], par)?;
         let factor = u.slice(s![start..end, start..end]).as_standard_layout().into_owned();
         let block_view = Block { start, factor: factor.view() };
-        let decide = |tile: usize, mut w: ndarray::ArrayViewMut2<'_, f32>, mut c, mut e| {
+        let decide = |tile: usize,
+                      before: Option<ArrayView2<'_, f32>>,
+                      w: ArrayViewMut2<'_, f32>,
+                      c: ArrayViewMut2<'_, u8>,
+                      e: ArrayViewMut2<'_, f32>| {
             let mut buffers = TileBuffers::<R>::new(end - start);
-            tile::sweep_tile(
-                &*rule,
-                &block_view,
-                tile * LANES,
-                &mut w,
-                &mut c,
-                &mut e,
-                &mut buffers,
-            )
+            tile::sweep_tile(&*rule, &block_view, tile * LANES, before, w, c, e, &mut buffers)
         };
-        let mut tiles = vec![0.0; weight.nrows().div_ceil(LANES)];
-        let views = weight
+        let mut losses = vec![0.0; rows.div_ceil(LANES)];
+        let tiles = weight
             .axis_chunks_iter_mut(Axis(0), LANES)
             .zip(codes.axis_chunks_iter_mut(Axis(0), LANES))
-            .zip(errors.axis_chunks_iter_mut(Axis(0), LANES))
-            .zip(&mut tiles)
-            .enumerate();
-        par.for_each(views, |(tile, (((w, c), e), loss))| *loss = decide(tile, w, c, e));
-        loss += tiles.iter().sum::<f64>();
+            .zip(&mut losses);
+        match outputs {
+            None => {
+                let tiles = tiles.zip(errors.axis_chunks_iter_mut(Axis(0), LANES)).enumerate();
+                par.for_each(tiles, |(tile, (((w, c), loss), e))| {
+                    *loss = decide(tile, None, w, c, e);
+                });
+            }
+            Some(outputs) => {
+                for (tile, ((w, c), loss)) in tiles.enumerate() {
+                    let (done, mut e) = errors.view_mut().split_at(Axis(0), tile * LANES);
+                    let mut before = Array2::zeros((w.nrows(), end - start));
+                    let done = done.slice(s![.., ..end - start]);
+                    outputs.before(tile, done, before.view_mut(), par);
+                    let e = e.slice_mut(s![..w.nrows(), ..]);
+                    *loss = decide(tile, Some(before.view()), w, c, e);
+                }
+            }
+        }
+        loss += losses.iter().sum::<f64>();
         if end < cols {
             // `errors` holds -e, so that the update of the rest is one accumulating product.
             linalg::matmul(

@@ -1,8 +1,10 @@
 use ndarray::{Array2, Axis};
 
+use super::{ColumnRule, LANES, RowFactor, Swept};
 use crate::error::{Error, Result};
-use crate::linalg;
-use crate::method::Group;
+use crate::linalg::{self, Par};
+use crate::method::{Group, Target};
+use crate::stats::Calibration;
 use crate::usable::Usable;
 
 /// The inverse factor of a Gram matrix, as a sweep takes it: what all matrices with one input share.
@@ -16,6 +18,8 @@ pub struct Prepared {
     pub dead: Vec<usize>,
     /// News about the statistics, for `fallback`.
     pub note: Option<String>,
+    /// All but the Gram matrix.
+    rest: Calibration,
 }
 
 impl Prepared {
@@ -38,6 +42,30 @@ impl Prepared {
         Usable::of(Self::made(group, Damping::OfEach(damp), false))
     }
 
+    /// The factor of I, of this size, and why there is no other: nothing is spread among columns, nor among rows.
+    #[must_use]
+    pub fn identity(cols: usize, note: String) -> Self {
+        let rest = Calibration::none(cols);
+        Self { factor: Array2::eye(cols), order: None, dead: Vec::new(), note: Some(note), rest }
+    }
+
+    /// Sweeps a target's `weight` as it is to begin, columns in the order of decision ([`sweep`](super::sweep)), with
+    /// feedback among rows where the target asks for it.
+    ///
+    /// # Errors
+    /// Those of the sweep, and of what a caller supplies.
+    pub fn sweep<R: ColumnRule>(
+        &self,
+        target: &Target<'_>,
+        weight: Array2<f32>,
+        block: usize,
+        rule: &mut R,
+        par: Par,
+    ) -> Result<Swept> {
+        let outputs = RowFactor::of(target, &self.rest, LANES, par)?;
+        super::sweep(weight, self.factor.view(), outputs.as_ref(), block, rule, par)
+    }
+
     /// All that makes it unusable is a numerical error.
     fn made(group: &mut Group<'_>, damping: Damping, act_order: bool) -> Result<Self> {
         let (mut gram, mut dead) = gram_of(group)?;
@@ -51,16 +79,16 @@ impl Prepared {
             gram = gram.select(Axis(0), order).select(Axis(1), order);
             dead = (0..cols).filter(|j| dead.contains(&order[*j])).collect();
         }
-        let rest = match damping {
+        let of_mean = match damping {
             Damping::OfMean(damp) => damp,
             Damping::OfEach(damp) => {
                 damp_each(&mut gram, damp)?;
                 0.0
             }
         };
-        let damped = linalg::damped_inverse_factor(gram, rest, group.par)?;
+        let damped = linalg::damped_inverse_factor(gram, of_mean, group.par)?;
         let note = raised(&damped);
-        Ok(Self { factor: damped.factor, order, dead, note })
+        Ok(Self { factor: damped.factor, order, dead, note, rest: group.calibration.clone() })
     }
 }
 

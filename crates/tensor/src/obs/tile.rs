@@ -31,18 +31,20 @@ impl<R: ColumnRule> TileBuffers<R> {
     }
 }
 
-/// Decides the block's columns for the rows of one tile; writes values, codes and -e, and returns the sum of e².
+/// Decides the block's columns for the rows of one tile; writes values, codes and -e, and returns the sum of e². What is
+/// fed `before` by other rows' -e, `[rows, columns]`, is taken off the targets.
+#[expect(clippy::too_many_arguments, reason = "a tile, taken apart")]
 pub(super) fn sweep_tile<R: ColumnRule>(
     rule: &R,
     block: &Block<'_>,
     row: usize,
-    weight: &mut ArrayViewMut2<'_, f32>,
-    codes: &mut ArrayViewMut2<'_, u8>,
-    errors: &mut ArrayViewMut2<'_, f32>,
+    before: Option<ArrayView2<'_, f32>>,
+    weight: ArrayViewMut2<'_, f32>,
+    codes: ArrayViewMut2<'_, u8>,
+    errors: ArrayViewMut2<'_, f32>,
     buffers: &mut TileBuffers<R>,
 ) -> f64 {
-    let (weight, codes, errors) = (weight.view_mut(), codes.view_mut(), errors.view_mut());
-    sweep(Tile { rule, block, row, weight, codes, errors, buffers })
+    sweep(Tile { rule, block, row, before, weight, codes, errors, buffers })
 }
 
 /// Sixteen rows, a block of columns.
@@ -50,6 +52,7 @@ struct Tile<'a, 'b, R: ColumnRule> {
     rule: &'a R,
     block: &'a Block<'b>,
     row: usize,
+    before: Option<ArrayView2<'a, f32>>,
     weight: ArrayViewMut2<'a, f32>,
     codes: ArrayViewMut2<'a, u8>,
     errors: ArrayViewMut2<'a, f32>,
@@ -61,7 +64,7 @@ impl<R: ColumnRule> Swept for Tile<'_, '_, R> {
 
     #[inline(always)]
     fn run(self, lanes: impl Columns) -> f64 {
-        let Self { rule, block, row, mut weight, mut codes, mut errors, buffers } = self;
+        let Self { rule, block, row, before, mut weight, mut codes, mut errors, buffers } = self;
         let width = block.factor.ncols();
         let factor = block.factor.as_slice().expect("contiguous");
         let columns = &mut buffers.columns[..width];
@@ -76,10 +79,17 @@ impl<R: ColumnRule> Swept for Tile<'_, '_, R> {
         let mut decision = Decision::default();
         for j in 0..width {
             let u_row = &factor[j * width..(j + 1) * width];
+            let target = columns[j];
+            if let Some(before) = before {
+                // Errors of a column are -e times its diagonal entry.
+                for (value, fed) in columns[j].iter_mut().zip(before.column(j)) {
+                    *value -= fed * u_row[j];
+                }
+            }
             rule.decide(&mut buffers.state, row, block.start + j, &columns[j..], &mut decision);
             let mut error: Lanes = [0.0; LANES];
             for lane in 0..LANES {
-                error[lane] = (decision.value[lane] - columns[j][lane]) / u_row[j];
+                error[lane] = (decision.value[lane] - target[lane]) / u_row[j];
                 loss[lane] += error[lane] * error[lane];
             }
             lanes.spread(&mut columns[j + 1..], &error, &u_row[j + 1..]);

@@ -6,7 +6,7 @@ mod rule;
 
 use tensorpress_tensor::half::f16;
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::obs::{self, Prepared};
+use tensorpress_tensor::obs::Prepared;
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
@@ -139,7 +139,7 @@ fn filled(target: &Target<'_>, plan: Plan, prepared: &Prepared, par: Par) -> Res
     let diagonal = factor.diag().into_iter().copied();
     let mut rule = FillRule::new(plan, (rows, cols), diagonal, &prepared.dead, target.mask);
     let block = COLUMNS.max(plan.len());
-    let swept = obs::sweep(weight, factor, block, &mut rule, par)?;
+    let swept = prepared.sweep(target, weight, block, &mut rule, par)?;
     let node = blocks(plan.ty, [rows, cols], rule.into_bytes().into())?;
     debug_assert!(
         target.mask.is_some()

@@ -1,6 +1,9 @@
-use tensorpress_tensor::linalg::{self, Par};
-use tensorpress_tensor::ndarray::{Array2, ArrayView2};
-use tensorpress_tensor::{Error, Group, Result, Usable};
+use ndarray::{Array2, ArrayView2, s};
+
+use crate::error::{Error, Result};
+use crate::linalg::{self, Par};
+use crate::method::Group;
+use crate::usable::Usable;
 
 /// What a damping is a part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -15,8 +18,19 @@ pub enum Damping {
 
 /// A symmetric matrix A as U D Uᵀ, U unit upper triangular: what errors of columns cost once those before made good for
 /// theirs.
+///
+/// ```
+/// use tensorpress_tensor::{linalg::Par, ndarray::array, obs::{Damping, Factor}};
+///
+/// let a = array![[2.0, 1.0], [1.0, 4.0]];
+/// let factor = Factor::of("matrix", a.view(), 1.0, 0.0, Damping::Mean, Par::Seq)?;
+/// assert_eq!(factor.unit, array![[1.0, 0.25], [0.0, 1.0]]);
+/// assert_eq!(factor.pivots, [1.75, 4.0]);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
 #[derive(Debug)]
-pub(crate) struct Factor {
+#[non_exhaustive]
+pub struct Factor {
     /// U.
     pub unit: Array2<f32>,
     /// D, positive.
@@ -38,7 +52,7 @@ impl Factor {
     ///
     /// # Errors
     /// Those of the statistics that are not numerical.
-    pub(crate) fn of_inputs(
+    pub fn of_inputs(
         group: &mut Group<'_>,
         damp: f32,
         damping: Damping,
@@ -60,8 +74,9 @@ impl Factor {
         Self::of("Gram matrix", gram.view(), scale, f64::from(damp), damping, group.par)
     }
 
-    /// The factor of I.
-    pub(crate) fn identity(n: usize) -> Self {
+    /// The factor of I, of this size.
+    #[must_use]
+    pub fn identity(n: usize) -> Self {
         Self { unit: Array2::eye(n), pivots: vec![1.0; n], diagonal: vec![1.0; n], note: None }
     }
 
@@ -69,7 +84,7 @@ impl Factor {
     ///
     /// # Errors
     /// `Numerical` if A is not finite, has no positive diagonal entry, or no damping helps.
-    pub(crate) fn of(
+    pub fn of(
         what: &str,
         a: ArrayView2<'_, f32>,
         scale: f64,
@@ -119,5 +134,27 @@ impl Factor {
             damp = 10.0 * damp.max(1e-7);
         }
         Err(Error::numerical(format!("its {what} has no factor")))
+    }
+
+    /// What a block of columns takes over from the errors of those before it, `[from, to - from]`, where columns of a block
+    /// feed each other nothing: the part of U above the block's triangle, times that triangle's inverse.
+    ///
+    /// # Panics
+    /// If the block does not lie in the matrix.
+    #[must_use]
+    pub fn block(&self, from: usize, to: usize) -> Array2<f32> {
+        let unit = &self.unit;
+        let mut block = unit.slice(s![..from, from..to]).mapv(f64::from);
+        // X u = b, column by column.
+        for j in 1..to - from {
+            for k in 0..j {
+                let u = f64::from(unit[[from + k, from + j]]);
+                if u != 0.0 {
+                    let (before, mut here) = block.multi_slice_mut((s![.., k], s![.., j]));
+                    here.scaled_add(-u, &before);
+                }
+            }
+        }
+        block.mapv(|v| v as f32)
     }
 }
