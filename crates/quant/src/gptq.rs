@@ -1,3 +1,4 @@
+mod column_levels;
 mod gptaq;
 mod rule;
 
@@ -16,6 +17,7 @@ use tensorpress_tensor::{
     Usable, kernels,
 };
 
+pub use column_levels::ColumnLevels;
 pub use gptaq::Gptaq;
 
 use crate::{Granularity, GridSpec, GroupedAffine, Rtn};

@@ -41,7 +41,7 @@ pub use binary_conv::{BinaryConv, RPRelu};
 pub use codebook::Lr2Vq;
 pub use drift::Drift;
 pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
-pub use gptq::{Gptaq, Gptq};
+pub use gptq::{ColumnLevels, Gptaq, Gptq};
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
 pub use levels::{BitMod, Dkm, KMeans, LevelSpec, Nested, Post, Sketch, SqueezeLlm};

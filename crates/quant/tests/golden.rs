@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, GridSpec, Rtn, Span};
+use tensorpress_quant::{Awq, AwqClip, Clip, ColumnLevels, Gptq, GridSpec, Rtn, Span};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Scale, Side, Transformed, decode};
@@ -179,4 +179,45 @@ fn awq_matches_official_codes() {
     }
     println!("golden files checked: awq {}", files.len());
     assert!(files.len() >= 7, "golden vectors are missing");
+}
+
+/// BAQ's second pass: the codes that its levels of each column lead to. Files without the official weights are for its
+/// allocation.
+#[test]
+fn column_levels_match_official_codes() {
+    let Some(files) = Golden::all("baq") else { return };
+    let mut checked = 0;
+    for golden in files.iter().filter(|golden| golden.file.contains("Wq")) {
+        let levels: Vec<u32> =
+            golden.floats("levels_per_column").iter().map(|l| *l as u32).collect();
+        let block = golden.param("blocksize").as_u64().unwrap() as usize;
+        let damp = golden.param("percdamp").as_f64().unwrap() as f32;
+        let method = ColumnLevels::new(levels.clone()).with_damp(damp).with_block(block);
+        let calibration = Calibration::from_gram(golden.layer.gram.clone(), 1).unwrap();
+        let weight = &golden.layer.weight;
+        let made = method.compress(weight.view(), &calibration).unwrap();
+        assert_eq!(made.fallback, None, "{}", golden.name);
+        let (ours, official) = (decode(&made.node).unwrap(), golden.floats("Wq"));
+        let mut equal = 0;
+        for ((r, c), theirs) in official.indexed_iter() {
+            let row = weight.row(r);
+            let (low, high) = row.iter().fold((0.0f32, 0.0f32), |(l, h), w| (l.min(*w), h.max(*w)));
+            let step = (high - low) / (levels[c] as f32 - 1.0 + 1e-8);
+            let code = |value: f32| if levels[c] == 1 { 0.0 } else { (value / step).round() };
+            equal += usize::from(code(*theirs) == code(ours[[r, c]]));
+        }
+        let equal = equal as f64 / official.len() as f64;
+        let [ours, theirs] = [&ours, &official].map(|made| golden.layer.output_error(made.view()));
+        println!(
+            "{}: output error {ours:.6} (official {theirs:.6}), codes equal {equal:.6}",
+            golden.name
+        );
+        let stated = golden.figure("output_rel_err").unwrap();
+        assert!((theirs / stated - 1.0).abs() < 1e-3, "{}: the vector's own figure", golden.name);
+        assert!((ours / theirs - 1.0).abs() <= 0.01, "{}: {ours} {theirs}", golden.name);
+        assert!(equal > 0.99, "{}: codes equal {equal}", golden.name);
+        checked += 1;
+    }
+    println!("golden files checked: baq {checked}");
+    assert!(checked >= 2, "golden vectors are missing");
 }
