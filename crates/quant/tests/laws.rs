@@ -1,7 +1,7 @@
 //! The laws of nodes on what the quantisers return, over bits, granularities, odd shapes and bad input.
 
 use proptest::prelude::*;
-use tensorpress_quant::{Awq, AwqClip, Clip, Gptq, Granularity, GridSpec, Rtn};
+use tensorpress_quant::{Awq, AwqClip, Clip, ColumnLevels, Gptq, Granularity, GridSpec, Rtn};
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, array};
 use tensorpress_tensor::node::{Mask, Masked, decode};
@@ -197,6 +197,45 @@ fn gptq_never_fails_on_its_statistics() {
         assert!(decode(&*result.node).unwrap().iter().all(|w| w.is_finite()));
         assert!(result.fallback.unwrap().contains("damping raised"));
     }
+}
+
+#[test]
+fn column_levels_hold_their_number() {
+    let (mut weight, x) = (random(21, 12, 8), random(60, 12, 9));
+    weight.row_mut(3).fill(0.0);
+    weight.row_mut(4).fill(-0.3);
+    let levels = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 100, 128];
+    let method = ColumnLevels::new(levels).with_block(5);
+    let seen = Calibration::from_samples(x, Par::Seq);
+    for calibration in [&seen, &Calibration::from_samples(Array2::zeros((0, 12)), Par::Seq)] {
+        let made = method.compress(weight.view(), calibration).unwrap();
+        assert_eq!(made.fallback.is_some(), calibration.tokens() == 0);
+        let decoded = decode(&made.node).unwrap();
+        let node: Box<dyn Node> = Box::new(made.node);
+        check_damage(&node, &Registry::default());
+        check_node(node, &Registry::default(), 1e-3);
+        for (row, weight) in decoded.rows().into_iter().zip(weight.rows()) {
+            let (low, high) = weight.iter().fold((0f32, 0f32), |(l, h), w| (l.min(*w), h.max(*w)));
+            for ((value, levels), w) in row.iter().zip(levels).zip(weight) {
+                let step = (high - low) / (levels.max(2) - 1) as f32;
+                assert!(*value >= low - 0.51 * step && *value <= high + 0.51 * step);
+                let code = if step > 0.0 { value / step } else { 0.0 };
+                assert!((code - code.round()).abs() < 1e-4, "{value} in steps of {step}");
+                let nearest = calibration.tokens() == 0 && levels > 1;
+                assert!(!nearest || (value - w).abs() <= 1.001 * step, "{w} -> {value}");
+            }
+        }
+        assert!(decoded.column(0).iter().all(|w| *w == 0.0));
+    }
+    let refused = |levels: Vec<u32>| {
+        ColumnLevels::new(levels).compress(weight.view(), &seen).unwrap_err().kind()
+    };
+    assert_eq!(refused(vec![4; 11]), ErrorKind::ShapeMismatch);
+    assert_eq!(refused(vec![0; 12]), ErrorKind::InvalidArgument);
+    assert_eq!(refused(vec![129; 12]), ErrorKind::InvalidArgument);
+    weight[[2, 3]] = f32::NAN;
+    let error = ColumnLevels::new([4; 12]).compress(weight.view(), &seen).unwrap_err();
+    assert!(error.to_string().contains("[2, 3]"), "{error}");
 }
 
 #[test]
