@@ -9,10 +9,10 @@ use tensorpress_model::backward::{
 };
 use tensorpress_model::{Decoder, Linear, Source, perplexity};
 use tensorpress_tensor::linalg::{Par, gaussian};
-use tensorpress_tensor::ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use tensorpress_tensor::ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use tensorpress_tensor::node::Dense;
 use tensorpress_tensor::testing::data;
-use tensorpress_tensor::{Error, ErrorKind, Registry, Result};
+use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Registry, Result, Tensor};
 
 use crate::common::{Tiny, logits, open};
 use crate::slow::{Kind, Nudge, Slow};
@@ -592,4 +592,52 @@ fn all_can_be_sent_to_threads() {
     fn check<T: Send + Sync>() {}
     check::<(Backward, Passed, Gradients, InMemory, InFile)>();
     check::<(Collector<'_>, Piece<'_>, Source, Decoder)>();
+}
+
+/// Fisher statistics of stories260k beside those of automatic differentiation in f64 (PyTorch, the prototype's blocks), for
+/// the labels that were drawn here.
+#[test]
+fn fisher_statistics_are_those_of_automatic_differentiation() {
+    let Some(folder) = data::find("data/models/stories260k") else { return };
+    let source = open(folder).unwrap();
+    let windows = windows(512, &[60, 33]);
+    let mut found = BTreeMap::new();
+    let wanted = |_: &str| Wanted::NONE.with_second_moments(1024).with_fisher();
+    let mut collector = Collector::new(wanted, |name, gradients| {
+        found.insert(name.to_owned(), gradients);
+        Ok(())
+    });
+    let how = Backward::default().with_labels(Labels::Sampled { seed: 14 });
+    let passed = run(how, &source, &windows, &mut collector).unwrap();
+    drop(collector);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/fisher_stories260k.safetensors");
+    let vectors = Checkpoint::open(path).unwrap();
+    let labels = vectors.tensor("labels").unwrap();
+    let drawn: Vec<i32> = passed.labels.iter().flatten().map(|l| l.unwrap() as i32).collect();
+    let bytes: Vec<u8> = drawn.iter().flat_map(|label| label.to_le_bytes()).collect();
+    assert!(labels.bytes()[..] == bytes[..], "labels {drawn:?}");
+    let matrices = found.iter().filter(|(name, _)| name.contains("layers."));
+    let mut worst = 0.0f64;
+    for (name, gradients) in matrices.clone() {
+        let all = gradients.second_moment.as_ref().unwrap();
+        let SecondMoment::Full(all) = all else { panic!("{name}: a diagonal") };
+        let fisher = gradients.fisher.as_ref().unwrap();
+        // Of the large ones the diagonal is kept, and sums of rows.
+        let key = |what: &str| format!("{what}.{name}");
+        let parts = [
+            (key("diagonal"), all.diag().mapv(f64::from)),
+            (key("first"), all.row(0).mapv(f64::from)),
+            (key("rows"), fisher.mapv(f64::from).sum_axis(Axis(1))),
+            (key("columns"), fisher.mapv(f64::from).sum_axis(Axis(0))),
+        ];
+        for (key, ours) in parts {
+            let theirs = vectors.tensor(&key).unwrap().to_matrix().unwrap();
+            let theirs = theirs.row(0).mapv(f64::from);
+            let far = (&ours - &theirs).mapv(|v| v * v).sum().sqrt();
+            worst = worst.max(far / theirs.mapv(|v| v * v).sum().sqrt());
+        }
+    }
+    println!("{} matrices, worst {worst:.1e}", matrices.clone().count());
+    assert_eq!(matrices.count(), 35);
+    assert!(worst < 1e-4, "{worst}");
 }
