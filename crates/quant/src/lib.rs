@@ -18,6 +18,7 @@ pub mod embedding;
 mod factor;
 mod fixed_point;
 mod gptq;
+mod guided;
 mod hadamard;
 mod hqq;
 mod levels;
@@ -43,6 +44,7 @@ pub use drift::Drift;
 pub use factor::Damping;
 pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
 pub use gptq::{Gptaq, Gptq};
+pub use guided::Guided;
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
 pub use levels::{BitMod, Dkm, KMeans, LevelSpec, Nested, Post, Sketch, SqueezeLlm};
@@ -76,6 +78,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
         awq::stage(),
         hadamard::stage(),
         drift::stage(),
+        guided::stage(),
         gptq::gptaq_stage(),
     ];
     stages.extend([nf4, fp4, dynamic8]);

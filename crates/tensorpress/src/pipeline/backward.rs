@@ -81,6 +81,9 @@ fn wanted(supplies: &[Supply]) -> Wanted {
             Supply::OUTPUT_FISHER_DIAGONAL if wanted.second_moments.is_none() => {
                 wanted.with_second_moments(0)
             }
+            _ if *supply == Supply::guided_gram(supply.groups()) => {
+                wanted.with_guided_grams(supply.groups())
+            }
             _ => wanted,
         };
     }
@@ -280,6 +283,9 @@ fn write(path: &Path, found: &[(String, Gradients)]) -> Result<()> {
         for (name, gradients) in found {
             if let Some(fisher) = &gradients.fisher {
                 part(Supply::FISHER, name, fisher.view())?;
+            }
+            if let Some(grams) = &gradients.guided_grams {
+                part(Supply::guided_gram(1), name, grams.view())?;
             }
             let Some(moment) = &gradients.second_moment else { continue };
             let diagonal = moment.diagonal();
