@@ -4,7 +4,7 @@ use std::sync::Arc;
 use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
 use tensorpress_tensor::node::{Index, Mask, Side, Stacked};
-use tensorpress_tensor::rate::RateCurve;
+use tensorpress_tensor::rate::{RateCurve, common_step};
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::{Calibration, CrossGram, Gram, Needs, Supply};
 use tensorpress_tensor::{
@@ -137,6 +137,30 @@ fn calibration_of(
 }
 
 impl<S: Compress> Guided<S> {
+    /// What `one` makes of each group of a matrix's rows, and what is to be said of them.
+    fn each<T>(
+        &self,
+        target: &Target<'_>,
+        grams: &Array2<f32>,
+        group: &Group<'_>,
+        one: impl Fn(Group<'_>) -> Result<Vec<T>>,
+    ) -> Result<(Vec<T>, Vec<String>)> {
+        let (outputs, inputs) = target.weight.dim();
+        let (mut made, mut notes) = (Vec::new(), Vec::new());
+        for (k, rows) in self.supply().rows(outputs).enumerate() {
+            let mean = grams.slice(s![k * inputs..(k + 1) * inputs, ..]);
+            let (calibration, note) = calibration_of(&rows, outputs, mean, group)?;
+            notes.extend(note);
+            let mask: Option<Mask> = target.mask.map(|mask| mask.rows(rows.clone()));
+            let weight = target.weight.slice(s![rows, ..]);
+            let piece = Target { weight, mask: mask.as_ref(), ..target.clone() };
+            let (seed, par) = (group.seed, group.par);
+            let alone = Group { targets: vec![piece], calibration, fold: None, seed, par };
+            made.push(one(alone)?.pop().ok_or_else(|| Error::invalid("no result"))?);
+        }
+        Ok((made, notes))
+    }
+
     /// One matrix, group by group.
     fn stack(
         &self,
@@ -144,24 +168,10 @@ impl<S: Compress> Guided<S> {
         grams: &Array2<f32>,
         group: &Group<'_>,
     ) -> Result<Compressed> {
-        let (outputs, inputs) = target.weight.dim();
-        let (mut pieces, mut notes) = (Vec::<Compressed>::new(), Vec::new());
-        for (k, rows) in self.supply().rows(outputs).enumerate() {
-            let mean = grams.slice(s![k * inputs..(k + 1) * inputs, ..]);
-            let (calibration, note) = calibration_of(&rows, outputs, mean, group)?;
-            let mask: Option<Mask> = target.mask.map(|mask| mask.rows(rows.clone()));
-            let piece = Target {
-                weight: target.weight.slice(s![rows, ..]),
-                mask: mask.as_ref(),
-                ..target.clone()
-            };
-            let (seed, par) = (group.seed, group.par);
-            let alone = Group { targets: vec![piece], calibration, fold: None, seed, par };
-            let made = self.solver.compress_group(alone)?.layers.pop();
-            let made = made.ok_or_else(|| Error::invalid("no result"))?.boxed();
-            notes.extend(note.into_iter().chain(made.fallback.clone()));
-            pieces.push(made);
-        }
+        let compress = |group: Group<'_>| Ok(self.solver.compress_group(group)?.layers);
+        let (pieces, mut notes) = self.each(target, grams, group, compress)?;
+        let pieces: Vec<Compressed> = pieces.into_iter().map(Compressed::boxed).collect();
+        notes.extend(pieces.iter().filter_map(|piece| piece.fallback.clone()));
         notes.dedup();
         let bias = bias(&pieces);
         let mut nodes: Vec<Box<dyn Node>> = pieces.into_iter().map(|piece| piece.node).collect();
@@ -172,7 +182,27 @@ impl<S: Compress> Guided<S> {
         let made = Compressed { bias, fallback: None, node };
         Ok(notes.into_iter().map(Some).fold(made, Compressed::with_note))
     }
+
+    /// Bits of one matrix by the step: those of its groups together, near to those asked for.
+    fn curve(
+        &self,
+        target: &Target<'_>,
+        group: &Group<'_>,
+        bits: f64,
+    ) -> Result<Option<RateCurve>> {
+        let Usable::Yes(grams) = self.grams(target, group)? else { return Ok(None) };
+        let (curves, _) = self.each(target, &grams, group, |group| self.solver.rates(group))?;
+        let weights: u64 = curves.iter().map(RateCurve::weights).sum();
+        let point = |off: &f64| {
+            let step = common_step(curves.iter(), (bits + off).max(0.05) * weights as f64);
+            (step, curves.iter().map(|curve| curve.bits(step)).sum::<f64>().round() as u64)
+        };
+        Ok(Some(RateCurve::new(weights, AROUND.iter().map(point).collect())))
+    }
 }
+
+/// Bits a weight, from those asked for, at the points of a curve.
+const AROUND: [f64; 3] = [1.5, 0.0, -1.0];
 
 /// The corrections of all rows, if there are any.
 fn bias(pieces: &[Compressed]) -> Option<Vec<f32>> {
@@ -237,9 +267,13 @@ impl<S: Method> Method for Guided<S> {
 impl<S: Compress> Compress for Guided<S> {
     type Node = Box<dyn Node>;
 
-    /// With the plain Gram matrix: weights of tokens move bits little.
     fn rates(&self, group: Group<'_>) -> Result<Vec<RateCurve>> {
-        self.solver.rates(group)
+        let Some(bits) = self.solver.shared_bits() else { return self.solver.rates(group) };
+        let curves = group.targets.iter().map(|target| self.curve(target, &group, bits));
+        match curves.collect::<Result<Option<Vec<RateCurve>>>>()? {
+            Some(curves) => Ok(curves),
+            None => self.solver.rates(group),
+        }
     }
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {

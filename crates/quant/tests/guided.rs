@@ -347,3 +347,46 @@ fn threads_change_no_byte() {
     };
     assert!(run(Par::Seq) == run(Par::Threads(2)) && run(Par::Seq) == run(Par::Threads(3)));
 }
+
+/// A caller who divides bits among matrices is told of the groups' own.
+#[test]
+fn bits_by_the_step_are_those_of_the_groups() {
+    let (weight, x) = (random(48, 32, 1), stream(32));
+    let known = |groups: usize, grams: Array2<f32>| {
+        let known = Known { grams: (groups, grams), costs: Some(Array2::ones((1, 48))) };
+        Calibration::from_samples(x.clone(), Par::Seq).with_supplied(Arc::new(known))
+    };
+    // A tenth of the energy in every other channel.
+    let scale = |c: usize| if c.is_multiple_of(2) { 0.1f32 } else { 1.0 };
+    let quieter = Array2::from_shape_fn(x.dim(), |(t, c)| scale(c) * x[[t, c]]);
+    let mean = Calibration::from_samples(quieter.clone(), Par::Seq).gram().unwrap() / TOKENS as f32;
+    let both = concatenate(Axis(0), &[mean.view(), mean.view()]).unwrap();
+    let watersic = Watersic::bits(3.0).with_rows(RowSteps::Diag);
+    let curve = |method: &dyn DynCompress, seen: &Calibration| {
+        let group = Group::single(Target::new("w", weight.view()), seen.clone());
+        method.rates_dyn(group).unwrap().remove(0)
+    };
+    let own = Known { grams: (1, mean.clone()), costs: Some(Array2::ones((1, 48))) };
+    let own = Calibration::from_samples(quieter, Par::Seq).with_supplied(Arc::new(own));
+    let expected = curve(&watersic, &own);
+    let plain = curve(
+        &watersic,
+        &own.clone().with::<tensorpress_tensor::stats::Gram>(
+            Calibration::from_samples(x.clone(), Par::Seq).gram().unwrap().clone(),
+        ),
+    );
+    let step = tensorpress_tensor::rate::common_step(std::iter::once(&expected), 3.0 * 48.0 * 32.0);
+    let off = |bits: f64| bits / expected.bits(step) - 1.0;
+    assert!(off(plain.bits(step)) > 0.2, "the energy of channels makes no difference");
+    // Each group has tables of its own.
+    for (groups, grams, more) in [(1, mean, 0.0), (2, both, 0.2)] {
+        let guided = Guided::new(watersic).with_groups(groups);
+        let made = curve(&guided, &known(groups, grams));
+        assert_eq!(made.weights(), expected.weights());
+        let off = off(made.bits(step));
+        assert!((-0.02..0.02 + more).contains(&off), "{groups} groups: {off}");
+    }
+    // What is not guided has the method's curve.
+    let none = Calibration::from_samples(x.clone(), Par::Seq);
+    assert_eq!(curve(&Guided::new(watersic), &none), curve(&watersic, &none));
+}
