@@ -17,6 +17,7 @@ mod drift;
 pub mod embedding;
 mod fixed_point;
 mod gptq;
+mod guided;
 mod hadamard;
 mod hqq;
 mod levels;
@@ -42,6 +43,7 @@ pub use codebook::Lr2Vq;
 pub use drift::Drift;
 pub use fixed_point::{AdaPt, FixedPoint, gradient_diversity};
 pub use gptq::{ColumnLevels, Gptaq, Gptq};
+pub use guided::Guided;
 pub use hadamard::{Hadamard, Sides};
 pub use hqq::Hqq;
 pub use levels::{BitMod, Dkm, KMeans, LevelSpec, Nested, Post, Sketch, SqueezeLlm};
@@ -77,6 +79,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
         awq::stage(),
         hadamard::stage(),
         drift::stage(),
+        guided::stage(),
         gptq::gptaq_stage(),
     ];
     stages.extend([nf4, fp4, dynamic8]);

@@ -9,8 +9,8 @@ use ndarray::Array2;
 use serde_json::json;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::node::{
-    Composed, Dense, Hadamard, Index, Map, Mask, Masked, Product, Rotation, Scale, Side, Sum,
-    Transformed, decode,
+    Composed, Dense, Hadamard, Index, Map, Mask, Masked, Product, Rotation, Scale, Side, Stacked,
+    Sum, Transformed, decode,
 };
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{DType, ErrorKind, Node, PartKind, RawTensor, Registry, Storage, ndarray};
@@ -263,6 +263,94 @@ fn masks_go_through_scales_and_index_maps() {
     let moved = Transformed::new(Side::In, index, dense([4, 8], DType::F16, 7)).unwrap().boxed();
     let narrow = Arc::new(mask([4, 7], 5));
     assert_eq!(moved.keep(&narrow).unwrap_err().kind(), ErrorKind::ShapeMismatch);
+}
+
+#[test]
+fn stacks_of_rows() {
+    for [out, inp] in SIZES {
+        let pieces = || {
+            let second =
+                Product::new(dense([out + 1, 3], DType::F32, 3), dense([3, inp], DType::BF16, 4));
+            vec![
+                dense([out, inp], DType::F16, 1),
+                second.unwrap().boxed(),
+                dense([0, inp], DType::F32, 5),
+            ]
+        };
+        let expected = pieces().iter().map(|piece| decode(&**piece).unwrap()).collect::<Vec<_>>();
+        let views: Vec<_> = expected.iter().map(|rows| rows.view()).collect();
+        let expected = ndarray::concatenate(ndarray::Axis(0), &views).unwrap();
+        let stack = Stacked::new(pieces()).unwrap();
+        assert_eq!((stack.pieces().len(), decode(&stack).unwrap()), (3, expected));
+        if [out, inp] == [17, 33] {
+            check_damage(&stack, &Registry::default());
+        }
+        check(stack.boxed());
+        // A support reaches into the pieces, which store no more than is theirs.
+        let two = || vec![dense([out, inp], DType::F16, 1), dense([3, inp], DType::F32, 2)];
+        let all = decode(&Stacked::new(two()).unwrap()).unwrap();
+        let support = mask([out + 3, inp], 5);
+        let node = Masked::new(support.clone(), Stacked::new(two()).unwrap().boxed()).unwrap();
+        for (((r, c), w), was) in decode(&node).unwrap().indexed_iter().zip(&all) {
+            let expected = if support.keeps(r, c) { *was } else { 0.0 };
+            assert_eq!(w.to_bits(), expected.to_bits(), "law 5 at {r}, {c}");
+        }
+        let stored = Storage::of(&node).unwrap().bytes_of(PartKind::Values);
+        let kept = [0..out, out..out + 3].map(|rows| support.kept(rows) as u64);
+        assert_eq!(stored, 2 * kept[0] + 4 * kept[1]);
+        if [out, inp] == [17, 33] {
+            check_damage(&node, &Registry::default());
+        }
+        check(node.boxed());
+    }
+    let kind = |r: Result<Stacked, tensorpress_tensor::Error>| r.unwrap_err().kind();
+    assert_eq!(kind(Stacked::new(vec![])), ErrorKind::InvalidArgument);
+    let unlike = vec![dense([4, 6], DType::F32, 1), dense([4, 5], DType::F32, 2)];
+    assert_eq!(kind(Stacked::new(unlike)), ErrorKind::ShapeMismatch);
+    let narrow = Arc::new(mask([4, 5], 3));
+    let stack = Stacked::new(vec![dense([4, 6], DType::F32, 1)]).unwrap().boxed();
+    assert_eq!(stack.keep(&narrow).unwrap_err().kind(), ErrorKind::ShapeMismatch);
+}
+
+/// What a description says of the rows of a stack has to be so.
+#[test]
+fn a_stack_of_other_rows_than_said_is_refused() {
+    let part =
+        |dtype, bytes: Vec<u8>, shape| RawTensor::new(dtype, shape, bytes.into()).expect("a part");
+    let piece = |rows: usize, kept: bool| {
+        let mut json = json!({"node": "dense.v1", "dtype": "F16", "shape": [rows, 4]});
+        if kept {
+            json["kept"] = true.into();
+        }
+        json
+    };
+    let read = |rows: serde_json::Value, masked: bool| {
+        let pieces = [piece(2, masked), piece(3, masked)];
+        let stack = json!({"node": "stacked.v1", "rows": rows, "pieces": pieces});
+        let (prefix, tree) = match masked {
+            true => ("w.inner", json!({"node": "masked.v1", "shape": [5, 4], "inner": stack})),
+            false => ("w", stack),
+        };
+        let values = |i: usize, rows: usize| {
+            let kept = if masked { vec![rows] } else { vec![rows, 4] };
+            let count: usize = kept.iter().product();
+            (format!("{prefix}.{i}.values"), part(DType::F16, vec![0; 2 * count], kept))
+        };
+        let mut parts = BTreeMap::from([values(0, 2), values(1, 3)]);
+        // One entry a row.
+        parts.insert("w.mask".to_owned(), part(DType::U8, vec![4; 5], vec![5, 1]));
+        Registry::default().read(&tree, "w", &parts).map(|node| node.shape()).map_err(|e| e.kind())
+    };
+    for masked in [false, true] {
+        assert_eq!(read(json!([2, 3]), masked), Ok([5, 4]));
+        let wrong = [json!([2, 2]), json!([5]), json!([]), json!([3, 2]), json!([usize::MAX, 3])];
+        for rows in wrong {
+            // Under a mask it may be the piece that finds its support to be another's.
+            let refused = read(rows.clone(), masked).unwrap_err();
+            let of_piece = masked && refused == ErrorKind::ShapeMismatch;
+            assert!(of_piece || refused == ErrorKind::Corruption, "{rows} {masked}: {refused:?}");
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{
     Accum, Dense, GroupedAffine, Index, Input, Map, Mask, Masked, Multiply, Product, Rotation,
-    Scale, Side, Sum, Transformed,
+    Scale, Side, Stacked, Sum, Transformed,
 };
 use tensorpress_tensor::{DType, Node, Scratch};
 
@@ -105,6 +105,8 @@ fn nodes() -> Vec<(String, Box<dyn Node>)> {
         add("masked, prepacked", masked(1, codes(shape, 4, 32)).prepack().unwrap());
         add("product", product().boxed());
         add("sum", Sum::new(vec![codes(shape, 4, 32), product().boxed()]).unwrap().boxed());
+        let two = vec![codes(shape, 4, 32), masked(1, floats(3, cols, DType::F16))];
+        add("stack", Stacked::new(two).unwrap().boxed());
         add("scaled inputs", mapped(Side::In, scale(cols), codes(shape, 4, 32)));
         add("scaled outputs", mapped(Side::Out, scale(rows), codes(shape, 4, 32)));
         add("turned inputs", mapped(Side::In, turned(cols), codes(shape, 4, 32)));

@@ -3,7 +3,7 @@
 use std::hash::Hasher;
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use tensorpress_tensor::linalg::{Par, gaussian, matmul_tn};
 use tensorpress_tensor::node::{Index, Map, Rotation, Scale, Side};
 use tensorpress_tensor::stats::*;
@@ -323,4 +323,89 @@ fn what_outputs_cost_goes_through_maps() {
 
     let wrong = Calibration::none(inp).with_supplied(Arc::new(OfOutputs(random(out, inp, 1))));
     assert_eq!(get(&wrong).unwrap_err().kind(), ErrorKind::ShapeMismatch);
+}
+
+/// Knows a Gram matrix for each of three groups of rows.
+#[derive(Debug)]
+struct OfInputs(Array2<f32>);
+
+impl Supplied for OfInputs {
+    fn of_weights(&self, supply: Supply, _: &str) -> Result<Option<Array2<f32>>> {
+        Ok((supply == Supply::guided_gram(3)).then(|| self.0.clone()))
+    }
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
+        self.0.iter().for_each(|g| hash.write_u32(g.to_bits()));
+        Ok(())
+    }
+}
+
+/// With W = A T the inputs of A are T x: each group's matrix becomes that of these.
+#[test]
+fn weighted_gram_matrices_go_through_maps_on_inputs() {
+    let (out, inp, tokens) = (7, 6, 40);
+    let weight = random(out, inp, 1);
+    let target = Target::new("w", weight.view());
+    let supply = Supply::guided_gram(3);
+    let streams: Vec<Array2<f32>> = (2..5).map(|seed| random(tokens, inp, seed)).collect();
+    let stack = |streams: &[Array2<f32>]| {
+        let grams: Vec<_> = streams
+            .iter()
+            .map(|x| Calibration::from_samples(x.clone(), Par::Seq).gram().unwrap().clone())
+            .collect();
+        let views: Vec<_> = grams.iter().map(|gram| gram.view()).collect();
+        concatenate(Axis(0), &views).unwrap()
+    };
+    let supplied = Calibration::none(inp).with_supplied(Arc::new(OfInputs(stack(&streams))));
+    let get = |c: &Calibration, target: &Target<'_>| c.supplied(supply, target, Par::Seq);
+    assert_eq!(get(&supplied, &target).unwrap(), stack(&streams));
+    let maps: [Arc<dyn Map>; 4] = [
+        Arc::new(Rotation::new(inp, inp, 1).unwrap()),
+        Arc::new(Scale::new(vec![0.5, 2.0, 1.0, 4.0, 0.25, 1.0], DType::F32).unwrap()),
+        Arc::new(Index::new(vec![3, 0, 5, 1, 4, 2], inp).unwrap()),
+        Arc::new(Index::new(vec![5, 2], inp).unwrap()),
+    ];
+    for map in maps {
+        let inner: Vec<Array2<f32>> =
+            streams.iter().map(|x| map.inputs(x.view(), Par::Seq)).collect();
+        let expected = stack(&inner);
+        let narrow = random(out, map.inner(), 1);
+        let target = Target::new("w", narrow.view());
+        let mapped = supplied.through(map.clone(), Side::In, Par::Seq).unwrap();
+        let mapped = get(&mapped, &target).unwrap();
+        assert_eq!(mapped.dim(), expected.dim());
+        for ((at, a), b) in mapped.indexed_iter().zip(&expected) {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(1.0), "{map:?} at {at:?}: {a} {b}");
+        }
+    }
+    // What the groups are of changes with the outputs.
+    let turned: Arc<dyn Map> = Arc::new(Index::new((0..7).rev().collect(), out).unwrap());
+    let behind = supplied.through(turned, Side::Out, Par::Seq).unwrap();
+    let refused = get(&behind, &target).unwrap_err();
+    assert_eq!((refused.kind(), refused.tensor()), (ErrorKind::Numerical, Some("w")));
+    // Of other groups, or of other inputs.
+    let other = supplied.supplied(Supply::guided_gram(2), &target, Par::Seq).unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::MissingCalibration);
+    let few = random(2, inp, 1);
+    let wrong = get(&supplied, &Target::new("few", few.view())).unwrap_err();
+    assert_eq!((wrong.kind(), wrong.tensor()), (ErrorKind::ShapeMismatch, Some("few")));
+}
+
+#[test]
+fn rows_are_cut_into_groups_as_even_as_can_be() {
+    let cut =
+        |groups: usize, out: usize| -> Vec<_> { Supply::guided_gram(groups).rows(out).collect() };
+    assert_eq!(cut(4, 10), [0..2, 2..5, 5..7, 7..10]);
+    assert_eq!(cut(4, 3), [0..1, 1..2, 2..3]);
+    for (groups, out) in [(1, 5), (4, 0)] {
+        let cut = cut(groups, out);
+        assert_eq!((cut.len(), cut[0].clone()), (1, 0..out));
+    }
+    for (groups, out) in [(3, 100), (64, 65), (7, 7)] {
+        let cut = cut(groups, out);
+        assert_eq!(cut.len(), groups);
+        let sizes = cut.iter().map(ExactSizeIterator::len);
+        assert!(sizes.clone().max().unwrap() - sizes.min().unwrap() <= 1);
+        assert!(cut.windows(2).all(|pair| pair[0].end == pair[1].start) && cut[0].start == 0);
+        assert_eq!(cut[groups - 1].end, out);
+    }
 }

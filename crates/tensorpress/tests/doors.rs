@@ -48,8 +48,13 @@ fn recipes() -> Vec<String> {
         "aqlm(bits=4, beam=1, rounds=1)",
         "qtip(bits=4)",
     ];
-    let coded =
-        ["drift | gptq(bits=3)", "gptaq", "watersic", "watersic(bits=2, states=0) | coded(rans)"];
+    let coded = [
+        "drift | gptq(bits=3)",
+        "gptaq",
+        "guided | gptq(bits=3)",
+        "watersic",
+        "watersic(bits=2, states=0) | coded(rans)",
+    ];
     let blocks = ["ggml(type=Q4_0)", "ggml(type=Q6_K)"];
     let alone = alone.iter().chain(&fitted).chain(&coded).chain(&blocks);
     let factors = ["svd", "asvd", "svd_llm", "lord", "feature_mimicking"];

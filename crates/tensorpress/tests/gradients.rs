@@ -20,6 +20,8 @@ use tensorpress::tensor::stats::{Supplied, Supply};
 use tiny::{Tiny, folder_bytes};
 
 const LINE: &str = "watersic(delta=0.02, rows=diag, states=4)";
+/// Each of these asks a backward pass for something else.
+const LINES: [&str; 2] = [LINE, "guided(groups=3) | gptq(bits=3, group=8)"];
 const SEED: u64 = 7;
 
 fn compressor<'a>(line: &str) -> Compressor<'a> {
@@ -33,12 +35,11 @@ fn source(folder: &Path) -> Source {
 
 /// What a caller would supply who ran the pass himself.
 #[derive(Debug)]
-struct Own(BTreeMap<String, Array2<f32>>);
+struct Own(Supply, BTreeMap<String, Array2<f32>>);
 
 impl Supplied for Own {
     fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>> {
-        let wanted = supply == Supply::OUTPUT_FISHER_DIAGONAL;
-        Ok(self.0.get(tensor).filter(|_| wanted).cloned())
+        Ok(self.1.get(tensor).filter(|_| supply == self.0).cloned())
     }
 
     fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
@@ -53,12 +54,18 @@ fn weights(folder: &Path) -> Vec<(String, Vec<u8>)> {
     all.filter(|(name, _)| name.ends_with(".safetensors")).collect()
 }
 
-#[test]
-fn they_are_those_of_a_pass() {
+/// What the pipeline finds for a recipe is what a caller's own pass gives, made into what is supplied.
+fn check_pass(
+    line: &str,
+    supply: Supply,
+    wanted: Wanted,
+    of: impl Fn(tensorpress::model::backward::Gradients) -> Array2<f32> + Send + Sync,
+    without: &str,
+) {
     let folder = tempfile::tempdir().unwrap();
     let source = source(folder.path());
     let (found, supplied) = (folder.path().join("found"), folder.path().join("supplied"));
-    let report = compressor(LINE).run(&source, &found).unwrap();
+    let report = compressor(line).run(&source, &found).unwrap();
     assert!(report.layers.iter().all(|layer| layer.fallback.is_none()), "{:?}", report.layers);
 
     let text = tensorpress::model::text::Corpus::from(embedded::CALIBRATION);
@@ -70,13 +77,11 @@ fn they_are_those_of_a_pass() {
     let windows = text.windows(&source, Default::default(), cut).unwrap();
     let mut own = BTreeMap::new();
     let give = |name: &str, gradients: tensorpress::model::backward::Gradients| {
-        let diagonal = gradients.second_moment.as_ref().map(SecondMoment::diagonal).unwrap();
-        let row = Array2::from_shape_vec((1, diagonal.len()), diagonal).unwrap();
-        own.insert(name.to_owned(), row);
+        own.insert(name.to_owned(), of(gradients));
         Ok(())
     };
     let of_blocks = |name: &str| match name.contains("layers") {
-        true => Wanted::NONE.with_second_moments(0),
+        true => wanted,
         false => Wanted::NONE,
     };
     let mut collector = Collector::new(of_blocks, give);
@@ -86,14 +91,28 @@ fn they_are_those_of_a_pass() {
     drop(collector);
     assert_eq!(own.len(), 4 * 7);
     assert!(own.values().flatten().any(|value| *value > 0.0));
-    let mine = compressor(LINE).with_supplied(Arc::new(Own(own)));
+    let mine = compressor(line).with_supplied(Arc::new(Own(supply, own)));
     let _ = mine.run(&source, &supplied).unwrap();
     assert!(weights(&found) == weights(&supplied));
 
-    let without = folder.path().join("without");
-    let line = LINE.replace("rows=diag", "rows=none");
-    let _ = compressor(&line).run(&source, &without).unwrap();
-    assert!(weights(&found) != weights(&without), "gradients make no difference");
+    let out = folder.path().join("without");
+    let _ = compressor(without).run(&source, &out).unwrap();
+    assert!(weights(&found) != weights(&out), "gradients make no difference");
+}
+
+#[test]
+fn they_are_those_of_a_pass() {
+    let wanted = Wanted::NONE.with_second_moments(0);
+    let row = |gradients: tensorpress::model::backward::Gradients| {
+        let diagonal = gradients.second_moment.as_ref().map(SecondMoment::diagonal).unwrap();
+        Array2::from_shape_vec((1, diagonal.len()), diagonal).unwrap()
+    };
+    let without = LINE.replace("rows=diag", "rows=none");
+    check_pass(LINE, Supply::OUTPUT_FISHER_DIAGONAL, wanted, row, &without);
+    let wanted = Wanted::NONE.with_guided_grams(3);
+    let grams =
+        |gradients: tensorpress::model::backward::Gradients| gradients.guided_grams.unwrap();
+    check_pass(LINES[1], Supply::guided_gram(3), wanted, grams, "gptq(bits=3, group=8)");
 }
 
 /// Stops the work when it is told of its step so-and-so of a backward pass or of a block.
@@ -122,15 +141,21 @@ impl Progress for StopAt {
 
 #[test]
 fn a_pass_that_is_stopped_anywhere_comes_to_the_same() {
+    for line in LINES {
+        check_stops(line);
+    }
+}
+
+fn check_stops(line: &str) {
     let folder = tempfile::tempdir().unwrap();
     let source = source(folder.path());
     let (whole, out) = (folder.path().join("whole"), folder.path().join("out"));
-    let _ = compressor(LINE).run(&source, &whole).unwrap();
+    let _ = compressor(line).run(&source, &whole).unwrap();
     let mut stops = 0;
     for steps in 0.. {
         let cancel = Arc::new(AtomicBool::new(false));
         let mut stop = StopAt { steps, backward: 0, cancel: cancel.clone() };
-        let run = compressor(LINE).with_progress(&mut stop).with_cancel(cancel).run(&source, &out);
+        let run = compressor(line).with_progress(&mut stop).with_cancel(cancel).run(&source, &out);
         if run.is_ok() {
             assert!(stop.backward < steps, "the last run found all");
             break;
@@ -141,8 +166,8 @@ fn a_pass_that_is_stopped_anywhere_comes_to_the_same() {
         // Another recipe would not take it up.
         let other = compressor("watersic(delta=0.03, rows=diag)").run(&source, &out);
         assert_eq!(other.unwrap_err().kind(), ErrorKind::Exists);
-        let _ = compressor(LINE).run(&source, &out).unwrap();
-        assert!(folder_bytes(&whole) == folder_bytes(&out), "stopped at step {steps}");
+        let _ = compressor(line).run(&source, &out).unwrap();
+        assert!(folder_bytes(&whole) == folder_bytes(&out), "{line}: stopped at step {steps}");
         std::fs::remove_dir_all(&out).unwrap();
     }
     assert!(stops > 8, "{stops}");
@@ -151,22 +176,26 @@ fn a_pass_that_is_stopped_anywhere_comes_to_the_same() {
 
 #[test]
 fn what_a_stopped_pass_found_is_kept_and_made_again_if_it_is_torn() {
+    LINES.into_iter().for_each(check_torn);
+}
+
+fn check_torn(line: &str) {
     let folder = tempfile::tempdir().unwrap();
     let source = source(folder.path());
     let (whole, out) = (folder.path().join("whole"), folder.path().join("out"));
-    let _ = compressor(LINE).run(&source, &whole).unwrap();
+    let _ = compressor(line).run(&source, &whole).unwrap();
     for torn in [false, true] {
         // Embeddings, four blocks, the head, the last block, and the one before it, in which the stop comes.
         let cancel = Arc::new(AtomicBool::new(false));
         let mut stop = StopAt { steps: 1 + 4 + 1 + 1, backward: 0, cancel: cancel.clone() };
-        let run = compressor(LINE).with_progress(&mut stop).with_cancel(cancel).run(&source, &out);
+        let run = compressor(line).with_progress(&mut stop).with_cancel(cancel).run(&source, &out);
         assert_eq!(run.unwrap_err().kind(), ErrorKind::Interrupted);
         let kept = |block: usize| partial_of(&out).join(format!("tensorpress.backward-{block:05}"));
         assert_eq!([0, 1, 2, 3].map(|block| kept(block).exists()), [false, false, false, true]);
         if torn {
             std::fs::write(kept(3), b"torn").unwrap();
         }
-        let _ = compressor(LINE).run(&source, &out).unwrap();
+        let _ = compressor(line).run(&source, &out).unwrap();
         assert!(folder_bytes(&whole) == folder_bytes(&out));
         std::fs::remove_dir_all(&out).unwrap();
     }
@@ -178,7 +207,7 @@ fn what_a_caller_does_not_supply_is_done_without() {
     let model = Tiny::deep("llama", 4, (8, 4), 4, 30, false, 3);
     let source = model.source(&folder.path().join("model"));
     // A caller who supplies nothing is believed.
-    let none = Arc::new(Own(BTreeMap::new()));
+    let none = Arc::new(Own(Supply::OUTPUT_FISHER_DIAGONAL, BTreeMap::new()));
     let out = folder.path().join("out");
     let report = compressor(LINE).with_supplied(none).run(&source, &out).unwrap();
     let said = |layer: &tensorpress::pipeline::LayerReport| {

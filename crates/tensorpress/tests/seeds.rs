@@ -22,7 +22,7 @@ use tensorpress::tensor::linalg::{Par, gaussian};
 use tensorpress::tensor::ndarray::{Array2, Array3};
 use tensorpress::tensor::node::{
     Dense, Hadamard, InputRounding, Mask, Masked, Product, Rotation, RoundedInputs, Scale, Side,
-    Sum, Transformed,
+    Stacked, Sum, Transformed,
 };
 use tensorpress::tensor::stats::Calibration;
 use tensorpress::tensor::{Checkpoint, Compress, DType, Node, Scratch};
@@ -52,6 +52,8 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
     let turn = Arc::new(Rotation::new(10, 10, 1).unwrap());
     let scale = Arc::new(Scale::new(vec![0.5; 10], DType::F16).unwrap());
     let inputs = InputRounding::fixed(8, 2.5).unwrap();
+    let some_of = |rows| Mask::from_bools(matrix(rows, 10, 19).mapv(|v| v > 0.0).view());
+    let masked_rows = || Masked::new(some_of(3), dense(3, 10, 18)).unwrap().boxed();
     let product = Product::new(dense(6, 2, 4), dense(2, 10, 5)).unwrap().boxed();
     // Large enough to shrink: a row of codes for each coder, most of them alike for rANS.
     let rows = matrix(12, 200, 12);
@@ -111,6 +113,7 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
         ("masked_codes", Masked::new(mask(), round(GridSpec::new(4, 4))).unwrap().boxed()),
         ("masked_values", Masked::new(mask(), dense(6, 10, 6)).unwrap().boxed()),
         ("sum", Sum::new(vec![dense(6, 10, 7), product]).unwrap().boxed()),
+        ("stacked", Stacked::new(vec![dense(2, 10, 17), masked_rows()]).unwrap().boxed()),
         ("rotated", Transformed::new(Side::Out, hadamard, dense(6, 10, 8)).unwrap().boxed()),
         ("turned", Transformed::new(Side::In, turn, dense(6, 10, 9)).unwrap().boxed()),
         ("rounded_inputs", RoundedInputs::new(inputs, dense(6, 10, 10)).boxed()),

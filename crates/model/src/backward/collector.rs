@@ -5,9 +5,10 @@ use std::fmt;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use tensorpress_tensor::linalg::{Par, matmul_tn};
-use tensorpress_tensor::stats::Gram;
+use tensorpress_tensor::stats::{Gram, Supply};
 use tensorpress_tensor::{Context, Error, Result};
 
+use super::guided::{self, Guided};
 use super::observer::{GradientObserver, Piece};
 use crate::layers::Linear;
 
@@ -21,11 +22,14 @@ pub struct Wanted {
     pub fisher: bool,
     /// The mean of each weight's gradient.
     pub mean: bool,
+    /// Gram matrices of the inputs, a token weighted by its gradients: one for each of so many groups of outputs.
+    pub guided_grams: usize,
 }
 
 impl Wanted {
     /// Nothing: the layer is not looked at.
-    pub const NONE: Self = Self { second_moments: None, fisher: false, mean: false };
+    pub const NONE: Self =
+        Self { second_moments: None, fisher: false, mean: false, guided_grams: 0 };
 
     /// And second moments, the diagonal alone for more than so many outputs: 4 out² bytes while they are gathered.
     #[must_use]
@@ -45,6 +49,14 @@ impl Wanted {
     #[must_use]
     pub const fn with_mean(mut self) -> Self {
         self.mean = true;
+        self
+    }
+
+    /// And Gram matrices weighted by gradients, one for each of so many groups of outputs, as
+    /// [`Supply::guided_gram`] says: 4 in² bytes each.
+    #[must_use]
+    pub const fn with_guided_grams(mut self, groups: usize) -> Self {
+        self.guided_grams = groups;
         self
     }
 }
@@ -85,6 +97,9 @@ pub struct Gradients {
     pub fisher: Option<Array2<f32>>,
     /// E[g_i x_j] `[out, in]`: the gradient of the mean loss by the weight, nats a token.
     pub mean: Option<Array2<f32>>,
+    /// For each group of outputs the mean of x xᵀ, a token weighted by the mean of its squared gradients by the group's
+    /// outputs, `[groups in, in]`: 0 where all of these are. See [`Supply::guided_gram`].
+    pub guided_grams: Option<Array2<f32>>,
 }
 
 /// Takes what was found of a matrix of some name.
@@ -175,6 +190,7 @@ struct Sums {
     diagonal: Option<Vec<f64>>,
     fisher: Option<Array2<f64>>,
     mean: Option<Array2<f64>>,
+    guided: Vec<Guided>,
     /// Tokens that do not fill a block yet: x and g.
     waiting: [Vec<f32>; 2],
 }
@@ -191,6 +207,12 @@ impl Sums {
             diagonal: (wanted.second_moments.is_some() && !full).then(|| vec![0.0; out]),
             fisher: weights(wanted.fisher),
             mean: weights(wanted.mean),
+            guided: match wanted.guided_grams {
+                0 => Vec::new(),
+                groups => {
+                    Supply::guided_gram(groups).rows(out).map(|r| Guided::new(r, inp)).collect()
+                }
+            },
             waiting: Default::default(),
         }
     }
@@ -205,6 +227,7 @@ impl Sums {
                 diagonal.iter_mut().zip(row).for_each(|(sum, g)| *sum += f64::from(*g).powi(2));
             }
         }
+        self.guided.iter_mut().for_each(|group| group.update(x, g, par));
         if self.fisher.is_none() && self.mean.is_none() {
             return;
         }
@@ -286,6 +309,7 @@ impl Sums {
             second_moment,
             fisher: mean(self.fisher, "mean squared gradient")?,
             mean: mean(self.mean, "mean gradient")?,
+            guided_grams: guided::stacked(self.guided, self.shape[1])?,
         })
     }
 }

@@ -48,6 +48,7 @@
 mod attention;
 mod block;
 mod collector;
+mod guided;
 mod head;
 mod labels;
 mod lent;

@@ -1,6 +1,7 @@
 //! An independent forward pass in f64 of the kinds of models whose gradients are checked by finite differences: written from
 //! the papers' formulas, with nothing of the crate in it but what reads tensors.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use tensorpress_model::Source;
@@ -41,6 +42,9 @@ pub struct Slow {
     /// The matrix over the vocabulary, apart from the embedding also where it is the same tensor.
     pub head: Array2<f64>,
     pub nudge: Option<Nudge>,
+    /// A layer whose inputs are kept, and those of each window.
+    pub watch: Option<String>,
+    pub inputs: RefCell<BTreeMap<usize, Array2<f64>>>,
 }
 
 impl Slow {
@@ -60,7 +64,8 @@ impl Slow {
             .collect();
         let head = tensors.get("lm_head.weight").unwrap_or(&tensors["model.embed_tokens.weight"]);
         let head = head.clone();
-        Self { kind, blocks: source.blocks(), tensors, head, nudge: None }
+        let (nudge, watch, inputs) = (None, None, RefCell::default());
+        Self { kind, blocks: source.blocks(), tensors, head, nudge, watch, inputs }
     }
 
     /// The sum of -ln p of labels.
@@ -228,7 +233,11 @@ impl Slow {
         if let Some(bias) = self.tensors.get(&format!("{name}.bias")) {
             y += &bias.row(0);
         }
-        self.nudged(&format!("{name}.weight"), window, &mut y);
+        let name = format!("{name}.weight");
+        if self.watch.as_ref() == Some(&name) {
+            self.inputs.borrow_mut().insert(window, x.clone());
+        }
+        self.nudged(&name, window, &mut y);
         y
     }
 

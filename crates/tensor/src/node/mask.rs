@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use ndarray::ArrayView2;
 
@@ -78,6 +78,18 @@ impl Mask {
             }
         }
         Self::new(rows, cols, bits.into())
+    }
+
+    /// The mask of some rows.
+    ///
+    /// # Panics
+    /// If they are out of bounds.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let cols = self.shape()[1];
+        let stride = cols.div_ceil(8);
+        let bits = self.bits().slice(rows.start * stride..rows.end * stride);
+        Self::new(rows.len(), cols, bits).expect("rows of a mask")
     }
 
     /// The stored part.

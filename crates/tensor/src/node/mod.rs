@@ -20,6 +20,7 @@ mod saved;
 mod scratch;
 mod signed;
 mod split;
+mod stacked;
 mod sum;
 mod tiles;
 mod transformed;
@@ -57,6 +58,7 @@ pub use saved::{SAVED, bits_per_weight, from_bytes, load, read_from, save, to_by
 pub use scratch::Scratch;
 pub use signed::Signed;
 pub use split::SplitFloats;
+pub use stacked::Stacked;
 pub use sum::Sum;
 pub use tensorpress_kernels::Accum;
 pub use tiles::matmul_by_tiles;

@@ -7,7 +7,7 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use super::NonFinite;
 use super::statistic::{Ask, Batch, Statistic, Via};
 use crate::linalg::{Par, matmul_tn, mirror_lower};
-use crate::node::{Channels, Side};
+use crate::node::{Channels, Map, Side};
 use crate::usable::Usable;
 use crate::{Error, Result};
 
@@ -241,17 +241,17 @@ impl Statistic for Gram {
 
     fn through(value: &Arc<Array2<f32>>, via: &Via<'_>) -> Usable<Arc<Array2<f32>>> {
         match via.side {
-            Side::In => Usable::Yes(Arc::new(moments_through(value, via))),
+            Side::In => Usable::Yes(Arc::new(through(value.view(), via.map, via.par))),
             Side::Out => Usable::Yes(value.clone()),
         }
     }
 }
 
 /// XᵀX as the inputs are behind a map: T XᵀX Tᵀ.
-fn moments_through(gram: &Array2<f32>, via: &Via<'_>) -> Array2<f32> {
-    match via.map.channels() {
+pub(super) fn through(gram: ArrayView2<'_, f32>, map: &dyn Map, par: Par) -> Array2<f32> {
+    match map.channels() {
         Channels::Scaled(s) => {
-            let mut gram = gram.clone();
+            let mut gram = gram.to_owned();
             for (mut row, &si) in gram.rows_mut().into_iter().zip(s) {
                 // One rounded product per pair, the same on both sides of the diagonal.
                 row.iter_mut().zip(s).for_each(|(g, &sj)| *g /= si * sj);
@@ -263,8 +263,8 @@ fn moments_through(gram: &Array2<f32>, via: &Via<'_>) -> Array2<f32> {
             gram.select(Axis(0), &index).select(Axis(1), &index)
         }
         Channels::Mixed => {
-            let right = via.map.inputs(gram.view(), via.par);
-            let mut both = via.map.inputs(right.t(), via.par);
+            let right = map.inputs(gram, par);
+            let mut both = map.inputs(right.t(), par);
             mirror_lower(both.view_mut());
             both
         }

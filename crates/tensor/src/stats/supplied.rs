@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::hash::Hasher;
+use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
 
-use super::Calibration;
+use super::{Calibration, gram};
 use crate::error::{Context, Error, Result};
 use crate::linalg::Par;
 use crate::method::Target;
@@ -17,6 +18,7 @@ use crate::node::{Channels, Map, Side, map};
 pub struct Supply {
     name: &'static str,
     order: Order,
+    groups: usize,
 }
 
 /// How a quantity changes with the weights it is of.
@@ -31,6 +33,10 @@ pub enum Order {
     /// outputs as a first derivative, or its diagonal `[1, out]`. Maps on inputs leave it as it is; with W = Tᵀ A it
     /// becomes T G Tᵀ, a diagonal through scales and permutations only.
     Outputs,
+    /// Of the matrix's inputs, one for each group of its rows ([`Supply::rows`]): symmetric matrices `[in, in]`, one above
+    /// the other, each of which goes through a map on inputs as a Gram matrix does: with W = A T it becomes T H Tᵀ. Maps on
+    /// outputs change what the groups are of: what is behind them has none.
+    Inputs,
 }
 
 impl Supply {
@@ -45,10 +51,31 @@ impl Supply {
     /// The diagonal of [`Supply::OUTPUT_FISHER`] `[1, out]`, for methods that want no more of it.
     pub const OUTPUT_FISHER_DIAGONAL: Self = Self::new("output_fisher_diagonal", Order::Outputs);
 
-    /// A quantity of one's own.
+    /// For each of so many groups of consecutive rows the weighted mean of x xᵀ over tokens, `[groups in, in]`: a token counts
+    /// by the mean square of the gradients of its loss by the group's outputs, with labels as for
+    /// [`Supply::OUTPUT_FISHER`]. All 0 for a group that nothing depends on.
+    #[must_use]
+    pub const fn guided_gram(groups: usize) -> Self {
+        Self { name: "guided_gram", order: Order::Inputs, groups }
+    }
+
+    /// A quantity of one's own, of one group of rows: all of them.
     #[must_use]
     pub const fn new(name: &'static str, order: Order) -> Self {
-        Self { name, order }
+        Self { name, order, groups: 1 }
+    }
+
+    /// The groups of rows that a matrix of `out` rows is cut into, as even as can be: of one row each, if there are fewer
+    /// rows than groups.
+    pub fn rows(self, out: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+        let groups = self.groups.clamp(1, out.max(1));
+        (0..groups).map(move |group| group * out / groups..(group + 1) * out / groups)
+    }
+
+    /// Groups of rows that there is one of it for.
+    #[must_use]
+    pub const fn groups(self) -> usize {
+        self.groups
     }
 
     /// Its name.
@@ -84,8 +111,8 @@ impl Supply {
 /// # Ok::<(), tensorpress_tensor::Error>(())
 /// ```
 pub trait Supplied: fmt::Debug + Send + Sync {
-    /// The quantity of the matrix with this name, `[out, in]` (of [`Order::Outputs`]: `[out, out]` or `[1, out]`); `None`
-    /// if the caller has none.
+    /// The quantity of the matrix with this name, `[out, in]` (of [`Order::Outputs`]: `[out, out]` or `[1, out]`; of
+    /// [`Order::Inputs`]: `[groups in, in]`); `None` if the caller has none.
     ///
     /// # Errors
     /// Any the caller has.
@@ -134,7 +161,7 @@ impl Calibration {
     }
 
     /// What the caller supplies of a matrix, `[out, in]` as the matrix is now: behind the maps of transforms. Of
-    /// [`Order::Outputs`] `[out, out]`, symmetric, or `[1, out]`.
+    /// [`Order::Outputs`] `[out, out]`, symmetric, or `[1, out]`; of [`Order::Inputs`] `[groups in, in]`.
     ///
     /// # Errors
     /// `MissingCalibration` if the caller has none, `ShapeMismatch`, `Numerical` if an entry is not finite or the
@@ -160,6 +187,7 @@ impl Calibration {
         let (rows, cols) = target.weight.dim();
         let fits = match supply.order {
             Order::Outputs => value.ncols() == rows && [1, rows].contains(&value.nrows()),
+            Order::Inputs => value.dim() == (supply.rows(rows).len() * cols, cols),
             Order::First | Order::Second => value.dim() == (rows, cols),
         };
         if !fits {
@@ -181,11 +209,17 @@ fn through(
 ) -> Result<Array2<f32>> {
     let what = supply.name;
     let outputs = supply.order == Order::Outputs;
-    if outputs && side == Side::In {
-        return Ok(value);
+    match (supply.order, side) {
+        (Order::Outputs, Side::In) => return Ok(value),
+        (Order::Inputs, Side::In) => return grams_through(supply, &value, map, par),
+        (Order::Inputs, Side::Out) => {
+            let message = format!("the {what} does not go through a map on outputs");
+            return Err(Error::numerical(message));
+        }
+        _ => {}
     }
     // What is of outputs has them as columns.
-    let axis = ndarray::Axis(if outputs || side == Side::In { 1 } else { 0 });
+    let axis = Axis(if outputs || side == Side::In { 1 } else { 0 });
     if value.len_of(axis) != map.outer() {
         let (dim, outer) = (value.dim(), map.outer());
         return Err(Error::shape(format!("{what} {dim:?} before a map of {outer}")));
@@ -217,4 +251,25 @@ fn through(
             Ok(value.select(axis, &index))
         }
     }
+}
+
+/// Each of the symmetric matrices `[in, in]` that stand one above the other as it is behind a map on inputs.
+fn grams_through(
+    supply: Supply,
+    stack: &Array2<f32>,
+    map: &dyn Map,
+    par: Par,
+) -> Result<Array2<f32>> {
+    let (n, inner) = (stack.ncols(), map.inner());
+    if n != map.outer() || !stack.nrows().is_multiple_of(n.max(1)) {
+        let (dim, outer, what) = (stack.dim(), map.outer(), supply.name);
+        return Err(Error::shape(format!("{what} {dim:?} before a map of {outer}")));
+    }
+    let matrices = stack.nrows() / n.max(1);
+    let mut through = Array2::zeros((matrices * inner, inner));
+    let places = through.axis_chunks_iter_mut(Axis(0), inner.max(1));
+    for (matrix, mut place) in stack.axis_chunks_iter(Axis(0), n.max(1)).zip(places) {
+        place.assign(&gram::through(matrix, map, par));
+    }
+    Ok(through)
 }

@@ -33,7 +33,8 @@ use super::rewrite::stored;
 use super::tables;
 
 /// Windows of the calibration that the pass is of, the first ones: more changed little where it was tried, and each takes
-/// three times that of a forward pass.
+/// three times that of a forward pass. All of them where Gram matrices are gathered, which take the place of such that are
+/// of all windows: of fewer they lost more than their weights can gain.
 const WINDOWS: usize = 24;
 
 /// Second moments of all pairs of outputs are gathered for up to so many outputs, which is 64 MiB a matrix.
@@ -81,6 +82,9 @@ fn wanted(supplies: &[Supply]) -> Wanted {
             Supply::OUTPUT_FISHER_DIAGONAL if wanted.second_moments.is_none() => {
                 wanted.with_second_moments(0)
             }
+            _ if *supply == Supply::guided_gram(supply.groups()) => {
+                wanted.with_guided_grams(supply.groups())
+            }
             _ => wanted,
         };
     }
@@ -100,7 +104,7 @@ pub(super) fn find(
 ) -> Result<Usable<Option<Arc<dyn Supplied>>>> {
     let source = context.source;
     let mut files = BTreeMap::new();
-    let mut left = BTreeMap::new();
+    let (mut left, mut windows) = (BTreeMap::new(), WINDOWS);
     for index in 0..source.blocks() {
         let done = work.has_gradients(index);
         for spec in source.linears(index) {
@@ -108,6 +112,9 @@ pub(super) fn find(
             let wanted = wanted(context.plan.method(method).method.needs().of_caller());
             if wanted == Wanted::NONE {
                 continue;
+            }
+            if wanted.guided_grams > 0 {
+                windows = samples.windows.len();
             }
             files.insert(spec.name.clone(), work.gradients(index));
             if !done {
@@ -123,7 +130,8 @@ pub(super) fn find(
         return Ok(Usable::Yes(None));
     }
     if !(left.is_empty() && tables.is_empty()) {
-        match pass(context, samples, work, (&left, &tables), tell) {
+        let windows = &samples.windows[..samples.windows.len().min(windows)];
+        match pass(context, windows, work, (&left, &tables), tell) {
             // The model is at fault, or its kind: what needs gradients does without, and says so.
             Err(e) if [ErrorKind::Unsupported, ErrorKind::Numerical].contains(&e.kind()) => {
                 return Ok(Usable::no(format!("no gradients: {e}")));
@@ -137,15 +145,14 @@ pub(super) fn find(
 /// Runs the pass for the matrices that are left.
 fn pass(
     context: &Context<'_>,
-    samples: &Samples,
+    windows: &[Vec<u32>],
     work: &mut Work,
     (left, tables): (&BTreeMap<String, (usize, Wanted)>, &[String]),
     tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<()> {
-    if samples.windows.is_empty() {
+    if windows.is_empty() {
         return Err(Error::unsupported("a backward pass of what is not a text"));
     }
-    let windows = &samples.windows[..samples.windows.len().min(WINDOWS)];
     let path = work.hidden_states();
     let mut states = InFile::create(&path)?;
     let found = Mutex::new(Vec::new());
@@ -280,6 +287,9 @@ fn write(path: &Path, found: &[(String, Gradients)]) -> Result<()> {
         for (name, gradients) in found {
             if let Some(fisher) = &gradients.fisher {
                 part(Supply::FISHER, name, fisher.view())?;
+            }
+            if let Some(grams) = &gradients.guided_grams {
+                part(Supply::guided_gram(1), name, grams.view())?;
             }
             let Some(moment) = &gradients.second_moment else { continue };
             let diagonal = moment.diagonal();
