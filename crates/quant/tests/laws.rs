@@ -245,7 +245,11 @@ fn small_groups_keep_their_ends() {
             let decoded = decode(&node).unwrap();
             for (((r, c), w), step) in weight.indexed_iter().zip(node.scales()) {
                 let error = (decoded[[r, c]] - w).abs();
-                assert!(error <= 0.65 * step, "{bits} bits: {w} -> {} step {step}", decoded[[r, c]]);
+                assert!(
+                    error <= 0.65 * step,
+                    "{bits} bits: {w} -> {} step {step}",
+                    decoded[[r, c]]
+                );
             }
         }
     }
