@@ -113,7 +113,7 @@ fn products_are_accurate_and_the_same_everywhere() {
                 let case = Case::new(bits, shape, own, 1.0);
                 let panels = case.panels();
                 for (mode, tolerance) in [(Activations::Int16, 1e-4), (Activations::Int8, 2e-2)] {
-                    for t in [1, 2, 3, 4, 7, 9] {
+                    for t in [1, 2, 3, 9] {
                         let what = format!("{bits} bits {shape:?} {own:?} {mode:?} t={t}");
                         let x = Random(31).normals(t * cols);
                         let mut portable = vec![f32::NAN; t * rows];
@@ -142,26 +142,28 @@ fn products_are_accurate_and_the_same_everywhere() {
     println!("on {:?}", Isa::available());
 }
 
-/// Alone, a small level has the error of the largest.
+/// Beside a large level, a small one has the error of the large one; alone, its own.
 #[test]
-fn levels_are_off_by_a_share_of_the_largest() {
-    for code in 0..16 {
-        let levels: Vec<f32> = (0..16).map(|i| 1.7f32.powi(-i)).collect();
-        let w = LevelRows {
-            packed: &[code],
-            bits: 4,
-            rows: 1,
-            cols: 1,
-            group: 1,
-            scales: &[1.0],
-            levels: &levels,
-            tables: &[0],
-        };
-        let panels = LevelPanels::new(&w, Par::Seq).expect("supported");
-        let (mut y, mode) = ([0.0], Activations::Int16);
-        panels.matmul(0..1, &[1.0], 1, &mut y, false, mode, &mut Work::default());
-        let error = (y[0] - levels[usize::from(code)]).abs();
-        assert!(error <= 1.01 / 65_534.0, "{code}: {error:e}");
+fn levels_are_off_by_a_share_of_the_largest_named() {
+    let levels: Vec<f32> = (0..16).map(|i| 1.7f32.powi(-i)).collect();
+    for code in 1..16 {
+        for (other, largest) in [(0, 1.0), (code, levels[usize::from(code)])] {
+            let w = LevelRows {
+                packed: &[code | other << 4],
+                bits: 4,
+                rows: 1,
+                cols: 2,
+                group: 2,
+                scales: &[1.0],
+                levels: &levels,
+                tables: &[0],
+            };
+            let panels = LevelPanels::new(&w, Par::Seq).expect("supported");
+            let (mut y, mode) = ([0.0], Activations::Int16);
+            panels.matmul(0..1, &[1.0, 0.0], 1, &mut y, false, mode, &mut Work::default());
+            let error = (y[0] - levels[usize::from(code)]).abs();
+            assert!(error <= 1.01 / 65_534.0 * largest, "{code} beside {other}: {error:e}");
+        }
     }
 }
 

@@ -69,8 +69,13 @@ pub(super) struct Rounded {
     planes: Vec<Planes>,
 }
 
-/// Levels as integers about [`ZERO`], and what one of them is.
-fn round(levels: &[f32]) -> (f32, Planes) {
+/// Levels as integers about [`ZERO`], and what one of them is; those that no code names count as 0.
+fn round(levels: &[f32], named: u16) -> (f32, Planes) {
+    let mut held = [0.0; 16];
+    for (code, level) in levels.iter().enumerate().filter(|(code, _)| named >> code & 1 == 1) {
+        held[code] = *level;
+    }
+    let levels = held;
     let most = levels.iter().fold(0.0f32, |most, level| most.max(level.abs()));
     let step = match most / 32_767.0 {
         _ if !levels.iter().all(|level| level.is_finite()) => f32::NAN,
@@ -88,7 +93,17 @@ fn round(levels: &[f32]) -> (f32, Planes) {
 
 impl Rounded {
     pub(super) fn of(w: &LevelRows<'_>) -> Self {
-        let (steps, planes) = w.levels.chunks(w.count()).map(round).unzip();
+        let mut named = vec![0u16; w.levels.len() / w.count()];
+        let (stride, mut codes) = (packed_len(w.cols, w.bits), vec![0u8; w.cols]);
+        for row in 0..w.rows {
+            unpack_bits(&w.packed[row * stride..(row + 1) * stride], w.bits, 0, &mut codes);
+            for (g, codes) in codes.chunks(w.group).enumerate() {
+                let all = codes.iter().fold(0, |all, code| all | 1 << code);
+                named[w.table(row, g) as usize] |= all;
+            }
+        }
+        let tables = w.levels.chunks(w.count()).zip(named);
+        let (steps, planes) = tables.map(|(levels, named)| round(levels, named)).unzip();
         Self { steps, planes }
     }
 
