@@ -135,9 +135,7 @@ fn add_rows<
             steps!(0 0, 0 1, 0 2, 0 3, 1 0, 1 1, 1 2, 1 3);
         }
     }
-    for q in 0..Q {
-        dots[FIRST + q] = sums[q];
-    }
+    dots[FIRST..FIRST + Q].copy_from_slice(&sums);
 }
 
 /// Adds the products of one step of a block.

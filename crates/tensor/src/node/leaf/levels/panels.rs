@@ -184,7 +184,7 @@ impl Coding {
 
     /// Tables by codes of panels; what no code of the leaf stands for is 0.
     fn levels(&self, levels: &[f32]) -> Vec<f32> {
-        let mut padded = vec![0.0; levels.len() / self.count << self.bits];
+        let mut padded = vec![0.0; (levels.len() / self.count) << self.bits];
         for (to, table) in padded.chunks_mut(1 << self.bits).zip(levels.chunks(self.count)) {
             to[..self.count].copy_from_slice(table);
         }
