@@ -142,6 +142,32 @@ fn products_are_accurate_and_the_same_everywhere() {
     println!("on {:?}", Isa::available());
 }
 
+/// Rows of small levels alone are as accurate as others that share their table.
+#[test]
+fn rows_have_steps_of_their_own() {
+    let levels = [1e-6, -3e-6, 1.0, -1.0];
+    let mut packed = vec![0b0001_0100; 20 * 16];
+    packed[16..32].fill(0b1110_1011);
+    let (rows, cols, scales) = (20, 64, &[0.5; 20][..]);
+    let (bits, group, levels, tables) = (2, cols, &levels[..], &[0][..]);
+    let w = LevelRows { packed: &packed, bits, rows, cols, group, scales, levels, tables };
+    let panels = LevelPanels::new(&w, Par::Seq).expect("supported");
+    let x = Random(33).normals(cols);
+    for isa in Isa::available() {
+        let (mut y, mut work) = (vec![0.0; rows], Work::on(isa, Par::Seq));
+        panels.matmul(0..rows, &x, 1, &mut y, false, Activations::Int16, &mut work);
+        for (r, y) in y.iter().enumerate() {
+            let mut codes = vec![0; cols];
+            unpack_bits(&packed[r * 16..(r + 1) * 16], bits, 0, &mut codes);
+            let weights = codes.iter().map(|code| 0.5 * f64::from(levels[usize::from(*code)]));
+            let exact: f64 = weights.clone().zip(&x).map(|(w, x)| w * f64::from(*x)).sum();
+            let size = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
+                * weights.map(|w| w * w).sum::<f64>();
+            assert!((f64::from(*y) - exact).abs() <= 1e-4 * size.sqrt(), "{isa}, row {r}: {y}");
+        }
+    }
+}
+
 /// Beside a large level, a small one has the error of the large one; alone, its own.
 #[test]
 fn levels_are_off_by_a_share_of_the_largest_named() {

@@ -84,10 +84,10 @@ impl LevelRows<'_> {
 
 /// A matrix of codes of 2, 3 or 4 bits into tables of levels, repacked in panels of 16 rows.
 ///
-/// A level is rounded to 16 bits: by at most 1/65,534 of the largest that codes name in its table. Tables of levels that are
-/// all below 4e-34 count as 0, and those with one that is not finite make all products of their rows NaN. Panels take the bits of the codes, 32 for
-/// each scale, 256 for each table, and 32 for each group where groups have tables of their own; rows are padded to a multiple
-/// of 16, the input to one of 32.
+/// A level is rounded to 16 bits: by at most 1/65,534 of the largest that the codes of its row name, or of its table where
+/// groups have tables of their own. Levels that are all below 4e-34 count as 0, and one that is not finite makes all products
+/// of the rows that name it NaN. Panels take the bits of the codes, 32 for each scale, 256 for each table or row, and 32 for
+/// each group where groups have tables of their own; rows are padded to a multiple of 16, the input to one of 32.
 #[derive(Clone, Debug)]
 pub struct LevelPanels {
     shape: Shape,

@@ -63,10 +63,18 @@ impl Tables {
     }
 }
 
-/// Tables as they are rounded.
+/// Tables as they are rounded: that of each row, by the levels which its codes name, so that the error of a row is a share
+/// of its own largest level; or all of them, where groups have tables of their own.
 pub(super) struct Rounded {
     steps: Vec<f32>,
     planes: Vec<Planes>,
+    /// The table of all rows, where they have one and it is rounded alike for all.
+    one: Option<Planes>,
+}
+
+/// The place of the table of group `g` of a row in [`Rounded`].
+fn place(w: &LevelRows<'_>, row: usize, g: usize) -> usize {
+    if w.by_group() { w.table(row, g) as usize } else { row }
 }
 
 /// Levels as integers about [`ZERO`], and what one of them is; those that no code names count as 0.
@@ -93,43 +101,48 @@ fn round(levels: &[f32], named: u16) -> (f32, Planes) {
 
 impl Rounded {
     pub(super) fn of(w: &LevelRows<'_>) -> Self {
-        let mut named = vec![0u16; w.levels.len() / w.count()];
         let (stride, mut codes) = (packed_len(w.cols, w.bits), vec![0u8; w.cols]);
+        let held = if w.by_group() { w.levels.len() / w.count() } else { w.rows };
+        let mut named = vec![0u16; held];
         for row in 0..w.rows {
             unpack_bits(&w.packed[row * stride..(row + 1) * stride], w.bits, 0, &mut codes);
             for (g, codes) in codes.chunks(w.group).enumerate() {
-                let all = codes.iter().fold(0, |all, code| all | 1 << code);
-                named[w.table(row, g) as usize] |= all;
+                named[place(w, row, g)] |= codes.iter().fold(0, |all, code| all | 1 << code);
             }
         }
-        let tables = w.levels.chunks(w.count()).zip(named);
-        let (steps, planes) = tables.map(|(levels, named)| round(levels, named)).unzip();
-        Self { steps, planes }
+        let table = |at: usize| if w.by_group() { at } else { w.table(at, 0) as usize };
+        let levels = |at: usize| &w.levels[table(at) * w.count()..(table(at) + 1) * w.count()];
+        let rounded = named.iter().enumerate().map(|(at, named)| round(levels(at), *named));
+        let (steps, planes): (Vec<f32>, _) = rounded.unzip();
+        let alike = steps.windows(2).all(|two| two[0].to_bits() == two[1].to_bits());
+        let all = named.iter().fold(0, |all, named| all | named);
+        let one = match w.tables {
+            [_] if alike && w.rows > 0 && !w.by_group() => Some(round(levels(0), all).1),
+            _ => None,
+        };
+        Self { steps, planes, one }
     }
 
     pub(super) fn into_tables(self, w: &LevelRows<'_>) -> Tables {
         if w.by_group() {
             return Tables::Named(self.planes);
         }
-        // Rows that fill up the last panel have no table of their own, and scales of 0.
-        let lines = |first: usize| {
+        let lines = |tables: [&Planes; QUARTERS]| {
             let mut lines = [Line::ZERO; 2];
-            for i in 0..QUARTERS {
-                let row = (first + QUARTERS * i).min(w.rows - 1);
-                let planes = self.planes[w.table(row, 0) as usize];
+            for (i, planes) in tables.into_iter().enumerate() {
                 for (line, plane) in lines.iter_mut().zip(planes) {
-                    line.0[16 * i..][..16].copy_from_slice(&plane);
+                    line.0[16 * i..][..16].copy_from_slice(plane);
                 }
             }
             lines
         };
-        match w.tables {
-            [_] if w.rows > 0 => Tables::One(lines(0)),
-            _ => {
-                let firsts = (0..w.rows).step_by(ROWS).flat_map(|row| row..row + QUARTERS);
-                Tables::Rows(firsts.map(lines).collect())
-            }
+        if let Some(one) = &self.one {
+            return Tables::One(lines([one; QUARTERS]));
         }
+        // Rows that fill up the last panel have scales of 0.
+        let row = |row: usize| &self.planes[row.min(w.rows - 1)];
+        let firsts = (0..w.rows).step_by(ROWS).flat_map(|row| row..row + QUARTERS);
+        Tables::Rows(firsts.map(|at| lines([0, 1, 2, 3].map(|i| row(at + QUARTERS * i)))).collect())
     }
 
     /// Fills one panel of one tile.
@@ -157,7 +170,7 @@ impl Rounded {
                 // Rows of one scale are cut into several groups.
                 let from = g * shape.group / w.group;
                 let table = w.table(row, from);
-                let scale = w.scales[row * w.groups() + from] * self.steps[table as usize];
+                let scale = w.scales[row * w.groups() + from] * self.steps[place(w, row, from)];
                 grid[0].0[4 * r..][..4].copy_from_slice(&scale.to_le_bytes());
                 if let Some(line) = grid.get_mut(1) {
                     line.0[4 * r..][..4].copy_from_slice(&table.to_le_bytes());
