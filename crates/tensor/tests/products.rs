@@ -10,8 +10,9 @@ use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{
-    Accum, Dense, GroupedAffine, Index, Input, Map, Mask, Masked, Multiply, Product, Rotation,
-    Scale, Side, Stacked, Sum, Transformed,
+    Accum, Blocks, Child, Dense, GroupedAffine, Index, Input, LevelFormat, LevelTable, Map, Mask,
+    Masked, Multiply, PackedPlane, Product, Rotation, Scale, Side, Stacked, Sum, Tables,
+    Transformed,
 };
 use tensorpress_tensor::{DType, Node, Scratch};
 
@@ -66,6 +67,18 @@ fn codes([rows, cols]: [usize; 2], bits: u8, group: usize) -> Box<dyn Node> {
         .boxed()
 }
 
+/// Codes into a table for each row.
+fn levels([rows, cols]: [usize; 2], bits: u8) -> Box<dyn Node> {
+    let format = LevelFormat::new(1 << bits, Blocks::Rows(cols)).unwrap().without_scales();
+    let format = format.with_tables(Tables::Rows(1)).unwrap();
+    let mut random = SplitMix::new(4);
+    let codes: Vec<u8> =
+        (0..rows * cols).map(|_| (random.next_u64() >> (64 - bits)) as u8).collect();
+    let codes = Box::new(PackedPlane::pack(&codes, rows, cols, bits).unwrap());
+    let tables = vec![Child::Node(floats(rows, 1 << bits, DType::F32))];
+    LevelTable::new(format, [rows, cols], codes, tables).unwrap().boxed()
+}
+
 fn support([rows, cols]: [usize; 2], tall: usize) -> Mask {
     let kept = |(r, c): (usize, usize)| (r / tall * 7 + c * 5).is_multiple_of(3);
     Mask::from_bools(Array2::from_shape_fn((rows, cols), kept).view())
@@ -101,6 +114,9 @@ fn nodes() -> Vec<(String, Box<dyn Node>)> {
             add(&format!("{bits} bits, long groups"), codes(shape, bits, cols));
             add(&format!("{bits} bits masked"), masked(1, codes(shape, bits, 32)));
             add(&format!("{bits} bits prepacked"), codes(shape, bits, 32).prepack().unwrap());
+        }
+        for bits in [2, 3, 4] {
+            add(&format!("levels of {bits} bits"), levels(shape, bits).prepack().unwrap());
         }
         add("masked, prepacked", masked(1, codes(shape, 4, 32)).prepack().unwrap());
         add("product", product().boxed());

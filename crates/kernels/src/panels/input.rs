@@ -33,18 +33,34 @@ impl Activations {
     }
 }
 
-/// Activations of some tokens, prepared for products with [`AffinePanels`](super::AffinePanels) of
-/// one input size and group.
+/// In which form panels take activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InputForm {
+    /// Inputs that share a scale.
+    pub(super) group: usize,
+    /// Inputs of a row that lie side by side in a step: 4 or 16.
+    pub(super) step: usize,
+}
+
+impl Default for InputForm {
+    /// That of a grid in groups of 32.
+    fn default() -> Self {
+        Self { group: BLOCK, step: 4 }
+    }
+}
+
+/// Activations of some tokens, prepared for products with panels ([`AffinePanels`](super::AffinePanels),
+/// [`LevelPanels`](super::LevelPanels)) of one input size and form.
 ///
 /// A group with a NaN or an infinity makes every product of its token NaN.
 #[derive(Clone, Debug, Default)]
 pub struct PanelInput {
     tokens: usize,
     cols: usize,
-    group: usize,
+    form: InputForm,
     planes: usize,
-    /// For each tile of tokens, for each step of four inputs, for each token of the tile, for each
-    /// plane: four bytes.
+    /// For each tile of tokens, for each step of 4 or 16 inputs, for each token of the tile, for each
+    /// plane: as many bytes.
     words: Vec<[i8; 4]>,
     /// `[tokens, groups]`: the scale, and the sum of the integers.
     grids: Vec<Grid>,
@@ -60,21 +76,21 @@ pub(crate) struct Grid {
 }
 
 impl PanelInput {
-    /// Prepares `x [tokens, cols]` for matrices with this `group` (as
-    /// [`AffinePanels::group`](super::AffinePanels::group) tells it).
+    /// Prepares `x [tokens, cols]` for matrices of this form (as
+    /// [`AffinePanels::input_form`](super::AffinePanels::input_form) tells it).
     ///
     /// # Panics
     ///
-    /// If `x` does not have `tokens * cols` entries or `group` is zero.
+    /// If `x` does not have `tokens * cols` entries.
     pub fn new(
         x: &[f32],
         tokens: usize,
         cols: usize,
-        group: usize,
+        form: InputForm,
         activations: Activations,
     ) -> Self {
         let mut input = Self::default();
-        input.prepare_on(Isa::detect(), x, tokens, cols, group, activations);
+        input.prepare_on(Isa::detect(), x, tokens, cols, form, activations);
         input
     }
 
@@ -90,14 +106,13 @@ impl PanelInput {
         x: &[f32],
         tokens: usize,
         cols: usize,
-        group: usize,
+        form: InputForm,
         activations: Activations,
     ) {
         assert_eq!(Some(x.len()), tokens.checked_mul(cols), "panel input: x is not [tokens, cols]");
-        assert!(group > 0, "panel input: group is zero");
         let (planes, padded) = (activations.planes(), cols.next_multiple_of(BLOCK));
         let steps = padded / 4;
-        (self.tokens, self.cols, self.group, self.planes) = (tokens, cols, group, planes);
+        (self.tokens, self.cols, self.form, self.planes) = (tokens, cols, form, planes);
         // All of them are written below, padding included.
         self.words.resize(steps * tokens * planes, [0; 4]);
         self.grids.clear();
@@ -107,19 +122,20 @@ impl PanelInput {
         self.levels.clear();
         self.levels.resize(padded, 0);
         for (token, x) in x.chunks(cols).enumerate() {
-            for (x, levels) in x.chunks(group).zip(self.levels.chunks_mut(group)) {
+            for (x, levels) in x.chunks(form.group).zip(self.levels.chunks_mut(form.group)) {
                 self.grids.push(round_on(isa, x, planes, levels));
             }
             let tile = TokenTile::of(token, tokens);
             let words = &mut self.words[tile.first * planes * steps..];
-            let place = (token - tile.first) * planes;
-            split_on(isa, &self.levels, planes, &mut words[place..], tile.tokens * planes);
+            let unit = form.step / 4 * planes;
+            let words = &mut words[(token - tile.first) * unit..];
+            split_on(isa, &self.levels, form.step, planes, words, tile.tokens * unit);
         }
     }
 
-    /// The group they are prepared for.
-    pub fn group(&self) -> usize {
-        self.group
+    /// The form they are prepared in.
+    pub fn form(&self) -> InputForm {
+        self.form
     }
 
     pub(super) fn tokens(&self) -> usize {
@@ -143,7 +159,7 @@ impl PanelInput {
 
     /// What there is to know of each group of a token.
     pub(super) fn grids(&self, token: usize) -> &[Grid] {
-        let groups = self.cols.div_ceil(self.group);
+        let groups = self.cols.div_ceil(self.form.group);
         &self.grids[token * groups..(token + 1) * groups]
     }
 }
@@ -210,22 +226,43 @@ pub(crate) fn round_body<S: Simd>(s: S, x: &[f32], planes: usize, levels: &mut [
 }
 
 stamp! {
-    /// Cuts integers into planes of bytes, the high one first, four to a word; the words of one
-    /// plane lie `stride` apart.
-    fn split_on(levels: &[i32], planes: usize, words: &mut [[i8; 4]], stride: usize) = split_body
+    /// Cuts integers into planes of bytes, the high one first; the words of one step lie `stride` after those of the one
+    /// before.
+    fn split_on(
+        levels: &[i32], step: usize, planes: usize, words: &mut [[i8; 4]], stride: usize,
+    ) = split_body
 }
 
 #[inline(always)]
-fn split_body<S: Simd>(_: S, levels: &[i32], planes: usize, words: &mut [[i8; 4]], stride: usize) {
-    let steps = levels.as_chunks::<4>().0;
-    if planes == 1 {
-        for (word, levels) in words.iter_mut().step_by(stride).zip(steps) {
-            *word = levels.map(|level| level as i8);
+fn split_body<S: Simd>(
+    _: S,
+    levels: &[i32],
+    step: usize,
+    planes: usize,
+    words: &mut [[i8; 4]],
+    stride: usize,
+) {
+    match step {
+        4 => split::<1>(levels, planes, words, stride),
+        _ => split::<4>(levels, planes, words, stride),
+    }
+}
+
+/// Of steps of `U` words.
+#[inline(always)]
+fn split<const U: usize>(levels: &[i32], planes: usize, words: &mut [[i8; 4]], stride: usize) {
+    let steps = levels.as_chunks::<4>().0.as_chunks::<U>().0;
+    for (words, levels) in words.chunks_mut(stride).zip(steps) {
+        if planes == 1 {
+            for (word, levels) in words[..U].iter_mut().zip(levels) {
+                *word = levels.map(|level| level as i8);
+            }
+            continue;
         }
-    } else {
-        for (words, levels) in words.chunks_mut(stride).zip(steps) {
-            words[0] = levels.map(|level| ((level + 128) >> 8) as i8);
-            words[1] = levels.map(|level| level as i8);
+        let (high, low) = words[..2 * U].split_at_mut(U);
+        for ((high, low), levels) in high.iter_mut().zip(low).zip(levels) {
+            *high = levels.map(|level| ((level + 128) >> 8) as i8);
+            *low = levels.map(|level| level as i8);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! - 4 bits: line `step / 2`, the low half of each byte first.
 //! - 2 bits: line `step / 4`, the lowest two bits of each byte first.
 //! - 3 bits: the low two bits as above, and the top bit as bit `step` of the third line.
+//! - 1 bit: bit `step` of each byte.
 //!
 //! A group begins with its 16 scales and 16 zero points, as f16 in one line or as f32 in two, and
 //! goes on with its codes. A panel's groups are cut into tiles of about 2048 inputs, so that the
@@ -19,6 +20,7 @@ use half::f16;
 
 use super::{Par, ROWS};
 use crate::rows::AffineRows;
+use crate::simd::Wide;
 use crate::simd::wide::Line;
 use crate::unpack_bits;
 
@@ -36,7 +38,7 @@ pub(super) struct Shape {
     pub(super) bits: usize,
     /// At most `cols` rounded up to whole blocks.
     pub(super) group: usize,
-    /// Lines of a group's scales and zero points: 1 as f16, 2 as f32.
+    /// Lines of what a group has beside its codes: scales and zero points take 1 as f16, 2 as f32.
     pub(super) grid_lines: usize,
 }
 
@@ -44,14 +46,17 @@ impl Shape {
     pub(super) fn of(w: &AffineRows<'_>) -> Self {
         let in_half = |v: &f32| f16::from_f32(*v).to_f32().to_bits() == v.to_bits();
         let grid_lines = if w.scales.iter().chain(w.zeros).all(in_half) { 1 } else { 2 };
-        let padded = w.cols.next_multiple_of(BLOCK);
-        Self {
-            rows: w.rows,
-            cols: w.cols,
-            bits: w.bits as usize,
-            group: w.group.min(padded).max(BLOCK),
-            grid_lines,
-        }
+        Self::new([w.rows, w.cols], w.bits, w.group, grid_lines)
+    }
+
+    pub(super) fn new(
+        [rows, cols]: [usize; 2],
+        bits: u32,
+        group: usize,
+        grid_lines: usize,
+    ) -> Self {
+        let group = group.min(cols.next_multiple_of(BLOCK)).max(BLOCK);
+        Self { rows, cols, bits: bits as usize, group, grid_lines }
     }
 
     pub(super) fn panels(&self) -> usize {
@@ -98,15 +103,24 @@ pub(super) struct Tile {
     pub(super) lines: usize,
 }
 
-/// Repacks a matrix.
+/// Repacks a matrix on a grid.
 pub(super) fn pack(w: &AffineRows<'_>, shape: &Shape, par: Par) -> Vec<Line> {
+    pack_by(shape, par, |tile, panel, lines| fill(w, shape, tile, panel, lines))
+}
+
+/// The lines of a matrix, all of them filled by `fill` for each panel of each tile.
+pub(super) fn pack_by(
+    shape: &Shape,
+    par: Par,
+    fill: impl Fn(&Tile, usize, &mut [Line]) + Sync,
+) -> Vec<Line> {
     let mut lines = zeroed(shape.lines(0, shape.groups()) * shape.panels());
     let mut rest = &mut lines[..];
     for tile in shape.tiles() {
         let here;
         (here, rest) = rest.split_at_mut(tile.lines * shape.panels());
-        let fill = |(panel, lines): (usize, &mut [Line])| fill(w, shape, &tile, panel, lines);
-        par.for_each(here.chunks_mut(tile.lines).enumerate(), fill);
+        let panels = here.chunks_mut(tile.lines).enumerate();
+        par.for_each(panels, |(panel, lines)| fill(&tile, panel, lines));
     }
     lines
 }
@@ -180,23 +194,50 @@ fn put_grid(lines: &mut [Line], r: usize, scale: f32, zero: f32) {
 
 /// Puts 32 codes of row `r` in their places; the number of lines is the number of bits.
 fn put_codes(lines: &mut [Line], r: usize, codes: &[u8; BLOCK]) {
-    let bits = lines.len();
     for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-        if bits == 8 {
-            lines[step].0[4 * r..][..4].copy_from_slice(four);
-            continue;
-        }
         for (i, code) in four.iter().enumerate() {
-            let byte = 4 * r + i;
-            match bits {
-                4 => lines[step / 2].0[byte] |= code << (step % 2 * 4),
-                _ => {
-                    lines[step / 4].0[byte] |= (code & 3) << (step % 4 * 2);
-                    if bits == 3 {
-                        lines[2].0[byte] |= code >> 2 << step;
-                    }
-                }
+            put_code(lines, step, 4 * r + i, *code);
+        }
+    }
+}
+
+/// Puts a code where [`codes_of_step`] finds it in a byte of a step; the number of lines is the number of bits.
+#[inline(always)]
+pub(super) fn put_code(lines: &mut [Line], step: usize, byte: usize, code: u8) {
+    match lines.len() {
+        8 => lines[step].0[byte] = code,
+        4 => lines[step / 2].0[byte] |= code << (step % 2 * 4),
+        1 => lines[0].0[byte] |= code << step,
+        bits => {
+            lines[step / 4].0[byte] |= (code & 3) << (step % 4 * 2);
+            if bits == 3 {
+                lines[2].0[byte] |= code >> 2 << step;
             }
+        }
+    }
+}
+
+/// The codes of a step, a byte each, out of the lines of a block.
+#[inline(always)]
+pub(super) fn codes_of_step<S: Wide, const BITS: usize>(
+    s: S,
+    lines: &[S::I; BITS],
+    step: usize,
+) -> S::I {
+    match BITS {
+        8 => lines[step],
+        4 => s.bits(lines[step / 2], step % 2 * 4, 0x0f),
+        2 => s.bits(lines[step / 4], step % 4 * 2, 0x03),
+        1 => s.bits(lines[0], step, 0x01),
+        _ => {
+            let low = s.bits(lines[step / 4], step % 4 * 2, 0x03);
+            // The top bit, moved to where it counts four; its line is the last.
+            let top = match step {
+                0 => s.shift_left(lines[BITS - 1], 2),
+                1 => s.shift_left(lines[BITS - 1], 1),
+                _ => s.shift_right(lines[BITS - 1], step - 2),
+            };
+            s.or(low, s.mask(top, 0x04))
         }
     }
 }

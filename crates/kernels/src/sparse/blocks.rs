@@ -13,12 +13,15 @@ use crate::work::{Places, Work};
 use crate::{bf16_bytes_to_f32, f16_bytes_to_f32};
 
 impl StoredRows<'_> {
-    /// Whether [`block_matmul`] beats decoding: enough rows share a support, and few enough inputs are stored.
+    /// Whether [`block_matmul`] beats decoding: few enough inputs are stored, and enough rows share a support or there is so
+    /// little that a list of it is no longer than a bitmap, as of outliers.
     #[must_use]
     pub fn in_blocks(&self) -> bool {
         let entries = self.rows * self.cols;
-        self.support
-            .is_some_and(|support| support.alike >= 4 && support.starts[self.rows] <= entries / 2)
+        self.support.is_some_and(|support| match support.starts[self.rows] {
+            stored if stored <= entries / 32 => true,
+            stored => support.alike >= 4 && stored <= entries / 2,
+        })
     }
 }
 

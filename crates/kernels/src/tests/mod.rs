@@ -9,6 +9,7 @@ mod floats;
 mod grids;
 mod hadamard;
 mod ints;
+mod levels;
 mod panels;
 mod sparse;
 mod trellis;

@@ -3,7 +3,7 @@ use std::sync::OnceLock;
 use ndarray::{ArrayView2, CowArray, Ix2};
 
 use super::Scratch;
-use crate::kernels::{Activations, AffinePanels, PanelInput};
+use crate::kernels::{Activations, InputForm, PanelInput};
 
 /// The inputs of products, X `[tokens, in]`, and what kernels made of them on the way.
 ///
@@ -28,12 +28,12 @@ use crate::kernels::{Activations, AffinePanels, PanelInput};
 #[derive(Debug)]
 pub struct Input<'a> {
     x: CowArray<'a, f32, Ix2>,
-    /// One for each size of groups that was met first.
-    panels: [OnceLock<PanelInput>; GROUPS],
+    /// One for each form that was met first.
+    panels: [OnceLock<PanelInput>; FORMS],
 }
 
-/// Sizes of groups for which activations are kept; a model has one or two.
-const GROUPS: usize = 4;
+/// Forms in which activations are kept; a model has one or two.
+const FORMS: usize = 4;
 
 impl<'a> Input<'a> {
     /// Inputs `[tokens, in]`; copied only where they are not row-major without gaps.
@@ -80,25 +80,24 @@ impl<'a> Input<'a> {
         self.x.as_slice().expect("standard layout")
     }
 
-    /// Calls `f` with the activations as panels of this group take them, made by the first who asks.
+    /// Calls `f` with the activations as panels of this form take them, made by the first who asks.
     pub(super) fn with_panels(
         &self,
-        panels: &AffinePanels,
+        form: InputForm,
         scratch: &mut Scratch,
         f: impl FnOnce(&PanelInput, &mut Scratch),
     ) {
-        let group = panels.group();
         let prepare = |scratch: &mut Scratch| {
             let work = scratch.work();
             let mut input = work.take_input();
             let (tokens, cols) = self.x.dim();
             let activations = Activations::default();
-            input.prepare_on(work.isa(), self.as_slice(), tokens, cols, group, activations);
+            input.prepare_on(work.isa(), self.as_slice(), tokens, cols, form, activations);
             input
         };
         for place in &self.panels {
             let made = place.get_or_init(|| prepare(scratch));
-            if made.group() == group {
+            if made.form() == form {
                 return f(made, scratch);
             }
         }

@@ -117,7 +117,8 @@ mod tests {
             };
             let panels = AffinePanels::new(&coded, Par::Seq).expect("supported");
             let all = rows.concat();
-            let input = PanelInput::new(&all, rows.len(), cols, panels.group(), Activations::Int8);
+            let form = panels.input_form();
+            let input = PanelInput::new(&all, rows.len(), cols, form, Activations::Int8);
             let mut products = vec![0.0; rows.len() * rows.len()];
             panels.matmul_input(
                 0..panels.rows(),

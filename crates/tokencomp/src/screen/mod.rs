@@ -34,8 +34,8 @@ pub(crate) fn nearest(
     let mut best = Vec::with_capacity(from.len());
     for tile in from.chunks(step) {
         let values = unit_rows(x, tile)?;
-        let group = coded.panels.group();
-        let input = PanelInput::new(&values, tile.len(), cols, group, Activations::Int8);
+        let form = coded.panels.input_form();
+        let input = PanelInput::new(&values, tile.len(), cols, form, Activations::Int8);
         let products = &mut products[..tile.len() * panels];
         coded.panels.products_by_panel(&input, products);
         // What fills up the last panel is no product.

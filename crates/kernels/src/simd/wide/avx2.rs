@@ -56,32 +56,63 @@ unsafe impl Wide for Avx2 {
         unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
     }
     #[inline(always)]
-    fn dot<const BITS: usize>(
+    fn word(self, x: [i8; 4]) -> [__m256i; 2] {
+        // SAFETY: the token proves the features.
+        unsafe { [_mm256_set1_epi32(word(x)); 2] }
+    }
+    #[inline(always)]
+    fn quarter(self, x: &[[i8; 4]; 4]) -> [__m256i; 2] {
+        // SAFETY: the token proves the features; 16 bytes are there.
+        unsafe { [_mm256_broadcastsi128_si256(_mm_loadu_si128(x.as_ptr().cast())); 2] }
+    }
+    #[inline(always)]
+    fn quarters(self, [a, b, c, d]: [&[u8; 16]; 4]) -> [__m256i; 2] {
+        let at = |v: &[u8; 16]| v.as_ptr().cast();
+        // SAFETY: the token proves the features; each has 16 bytes.
+        unsafe { [_mm256_loadu2_m128i(at(b), at(a)), _mm256_loadu2_m128i(at(d), at(c))] }
+    }
+    #[inline(always)]
+    fn lookup(self, table: [__m256i; 2], codes: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: the token proves the features.
+        unsafe {
+            [_mm256_shuffle_epi8(table[0], codes[0]), _mm256_shuffle_epi8(table[1], codes[1])]
+        }
+    }
+    #[inline(always)]
+    fn dots<const BITS: usize>(
         self,
         sum: [__m256i; 2],
         codes: [__m256i; 2],
-        x: [i8; 4],
+        x: [__m256i; 2],
     ) -> [__m256i; 2] {
         // SAFETY: the token proves the features.
         unsafe {
-            let x = _mm256_set1_epi32(word(x));
             // Sums of pairs saturate at 16 bits, which codes of up to 7 bits never reach: those of
             // 8 bits are taken in halves.
-            let pairs = |sum, codes, weight| {
+            let pairs = |sum, codes, x, weight| {
                 let pairs = _mm256_maddubs_epi16(codes, x);
                 _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(weight)))
             };
             let half = _mm256_set1_epi8(15);
-            let one = |sum, codes| {
+            let one = |sum, codes, x| {
                 if BITS < 8 {
-                    pairs(sum, codes, 1)
+                    pairs(sum, codes, x, 1)
                 } else {
                     let low = _mm256_and_si256(codes, half);
                     let high = _mm256_and_si256(_mm256_srli_epi32::<4>(codes), half);
-                    pairs(pairs(sum, low, 1), high, 16)
+                    pairs(pairs(sum, low, x, 1), high, x, 16)
                 }
             };
-            [one(sum[0], codes[0]), one(sum[1], codes[1])]
+            [one(sum[0], codes[0], x[0]), one(sum[1], codes[1], x[1])]
+        }
+    }
+    #[inline(always)]
+    fn sum_quarters(self, [a, b, c, d]: [[__m256i; 2]; 4]) -> [__m256i; 2] {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let half =
+                |a, b, c, d| _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+            [half(a[0], b[0], c[0], d[0]), half(a[1], b[1], c[1], d[1])]
         }
     }
     #[inline(always)]

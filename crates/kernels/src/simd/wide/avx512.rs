@@ -45,9 +45,43 @@ unsafe impl Wide for Avx512 {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
-    fn dot<const BITS: usize>(self, sum: __m512i, codes: __m512i, x: [i8; 4]) -> __m512i {
+    fn word(self, x: [i8; 4]) -> __m512i {
         // SAFETY: the token proves the features.
-        unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(word(x))) }
+        unsafe { _mm512_set1_epi32(word(x)) }
+    }
+    #[inline(always)]
+    fn quarter(self, x: &[[i8; 4]; 4]) -> __m512i {
+        // SAFETY: the token proves the features; 16 bytes are there.
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn quarters(self, [a, b, c, d]: [&[u8; 16]; 4]) -> __m512i {
+        // SAFETY: the token proves the features; each has 16 bytes.
+        unsafe {
+            let v = _mm512_castsi128_si512(_mm_loadu_si128(a.as_ptr().cast()));
+            let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(b.as_ptr().cast()));
+            let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(c.as_ptr().cast()));
+            _mm512_inserti32x4::<3>(v, _mm_loadu_si128(d.as_ptr().cast()))
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: __m512i, codes: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_shuffle_epi8(table, codes) }
+    }
+    #[inline(always)]
+    fn dots<const BITS: usize>(self, sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_dpbusd_epi32(sum, codes, x) }
+    }
+    #[inline(always)]
+    fn sum_quarters(self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+        }
     }
     #[inline(always)]
     fn to_floats(self, v: __m512i) -> __m512 {

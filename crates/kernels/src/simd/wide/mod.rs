@@ -49,8 +49,23 @@ pub(crate) unsafe trait Wide: Token {
     fn mask(self, v: Self::I, mask: u8) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
-    /// Adds to each lane the product of its four codes (of `BITS` bits) with the four signed bytes of `x`.
-    fn dot<const BITS: usize>(self, sum: Self::I, codes: Self::I, x: [i8; 4]) -> Self::I;
+    /// Four bytes in every lane.
+    fn word(self, x: [i8; 4]) -> Self::I;
+    /// The same 16 bytes in every quarter.
+    fn quarter(self, x: &[[i8; 4]; 4]) -> Self::I;
+    /// Four quarters of 16 bytes each.
+    fn quarters(self, v: [&[u8; 16]; 4]) -> Self::I;
+    /// The bytes that `codes` below 16 name among the 16 of each quarter of `table`.
+    fn lookup(self, table: Self::I, codes: Self::I) -> Self::I;
+    /// Adds to each lane the product of its four codes (of `BITS` bits) with its four signed bytes of `x`.
+    fn dots<const BITS: usize>(self, sum: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// [`Wide::dots`] with the same four bytes in every lane.
+    #[inline(always)]
+    fn dot<const BITS: usize>(self, sum: Self::I, codes: Self::I, x: [i8; 4]) -> Self::I {
+        self.dots::<BITS>(sum, codes, self.word(x))
+    }
+    /// Lane `4 q + i` is the sum of the four lanes in quarter `q` of vector `i`.
+    fn sum_quarters(self, v: [Self::I; 4]) -> Self::I;
     fn to_floats(self, v: Self::I) -> Self::F;
     /// The bits `mask` of each byte after a shift to the right.
     #[inline(always)]

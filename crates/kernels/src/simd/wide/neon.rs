@@ -55,33 +55,65 @@ unsafe impl Wide for Neon {
         unsafe { std::array::from_fn(|i| vaddq_s32(a[i], b[i])) }
     }
     #[inline(always)]
-    fn dot<const BITS: usize>(
+    fn word(self, x: [i8; 4]) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe { [vdupq_n_s32(i32::from_le_bytes(x.map(|x| x as u8))); 4] }
+    }
+    #[inline(always)]
+    fn quarter(self, x: &[[i8; 4]; 4]) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature; 16 bytes are there.
+        unsafe { [vreinterpretq_s32_s8(vld1q_s8(x.as_ptr().cast())); 4] }
+    }
+    #[inline(always)]
+    fn quarters(self, v: [&[u8; 16]; 4]) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature; each has 16 bytes.
+        unsafe { v.map(|v| vreinterpretq_s32_u8(vld1q_u8(v.as_ptr()))) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: [int32x4_t; 4], codes: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            std::array::from_fn(|i| {
+                let (table, codes) =
+                    (vreinterpretq_u8_s32(table[i]), vreinterpretq_u8_s32(codes[i]));
+                vreinterpretq_s32_u8(vqtbl1q_u8(table, codes))
+            })
+        }
+    }
+    #[inline(always)]
+    fn dots<const BITS: usize>(
         self,
         sum: [int32x4_t; 4],
         codes: [int32x4_t; 4],
-        x: [i8; 4],
+        x: [int32x4_t; 4],
     ) -> [int32x4_t; 4] {
         // SAFETY: the token proves the feature.
         unsafe {
-            let x = vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(x.map(|x| x as u8))));
             // Sums of pairs stay within 16 bits for codes of up to 7 bits, which are the same
             // signed as unsigned: those of 8 bits are taken in halves.
-            let pairs = |codes: int32x4_t| {
-                let codes = vreinterpretq_s8_s32(codes);
+            let pairs = |codes: int32x4_t, x: int32x4_t| {
+                let (codes, x) = (vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(x));
                 let low = vmull_s8(vget_low_s8(codes), vget_low_s8(x));
                 vpaddq_s16(low, vmull_high_s8(codes, x))
             };
             std::array::from_fn(|i| {
                 if BITS < 8 {
-                    vpadalq_s16(sum[i], pairs(codes[i]))
+                    vpadalq_s16(sum[i], pairs(codes[i], x[i]))
                 } else {
                     let bytes = vreinterpretq_u8_s32(codes[i]);
                     let low = vreinterpretq_s32_u8(vandq_u8(bytes, vdupq_n_u8(15)));
                     let high = vreinterpretq_s32_u8(vshrq_n_u8::<4>(bytes));
-                    let high = vshlq_n_s32::<4>(vpaddlq_s16(pairs(high)));
-                    vaddq_s32(vpadalq_s16(sum[i], pairs(low)), high)
+                    let high = vshlq_n_s32::<4>(vpaddlq_s16(pairs(high, x[i])));
+                    vaddq_s32(vpadalq_s16(sum[i], pairs(low, x[i])), high)
                 }
             })
+        }
+    }
+    #[inline(always)]
+    fn sum_quarters(self, [a, b, c, d]: [[int32x4_t; 4]; 4]) -> [int32x4_t; 4] {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            std::array::from_fn(|i| vpaddq_s32(vpaddq_s32(a[i], b[i]), vpaddq_s32(c[i], d[i])))
         }
     }
     #[inline(always)]

@@ -39,8 +39,30 @@ unsafe impl Wide for Portable {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
-    fn dot<const BITS: usize>(self, sum: Self::I, codes: Self::I, x: [i8; 4]) -> Self::I {
-        dot_portable(sum, codes, x)
+    fn word(self, x: [i8; 4]) -> [u32; LANES] {
+        [u32::from_le_bytes(x.map(|x| x as u8)); LANES]
+    }
+    #[inline(always)]
+    fn quarter(self, x: &[[i8; 4]; 4]) -> [u32; LANES] {
+        std::array::from_fn(|i| u32::from_le_bytes(x[i % 4].map(|x| x as u8)))
+    }
+    #[inline(always)]
+    fn quarters(self, v: [&[u8; 16]; 4]) -> [u32; LANES] {
+        std::array::from_fn(|i| u32::from_le_bytes(v[i / 4].as_chunks().0[i % 4]))
+    }
+    #[inline(always)]
+    fn lookup(self, table: [u32; LANES], codes: [u32; LANES]) -> [u32; LANES] {
+        lookup_portable(table, codes)
+    }
+    #[inline(always)]
+    fn dots<const BITS: usize>(self, sum: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        dots_portable(sum, codes, x)
+    }
+    #[inline(always)]
+    fn sum_quarters(self, v: [[u32; LANES]; 4]) -> [u32; LANES] {
+        std::array::from_fn(|i| {
+            v[i % 4][i / 4 * 4..][..4].iter().fold(0u32, |sum, v| sum.wrapping_add(*v))
+        })
     }
     #[inline(always)]
     fn to_floats(self, v: [u32; LANES]) -> [f32; LANES] {
@@ -132,10 +154,21 @@ fn halves_portable(line: &Line) -> ([f32; LANES], [f32; LANES]) {
 }
 
 #[inline(never)]
-fn dot_portable(sum: [u32; LANES], codes: [u32; LANES], x: [i8; 4]) -> [u32; LANES] {
-    let [x0, x1, x2, x3] = x.map(i32::from);
+fn lookup_portable(table: [u32; LANES], codes: [u32; LANES]) -> [u32; LANES] {
+    std::array::from_fn(|i| {
+        let byte = |code: u8| {
+            let code = usize::from(code);
+            table[i / 4 * 4 + code / 4].to_le_bytes()[code % 4]
+        };
+        u32::from_le_bytes(codes[i].to_le_bytes().map(byte))
+    })
+}
+
+#[inline(never)]
+fn dots_portable(sum: [u32; LANES], codes: [u32; LANES], x: [u32; LANES]) -> [u32; LANES] {
     std::array::from_fn(|i| {
         let [c0, c1, c2, c3] = codes[i].to_le_bytes().map(i32::from);
+        let [x0, x1, x2, x3] = x[i].to_le_bytes().map(|x| i32::from(x as i8));
         sum[i].wrapping_add((c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3) as u32)
     })
 }

@@ -179,7 +179,7 @@ impl Fused for AffinePanels {
         add: bool,
         scratch: &mut Scratch,
     ) {
-        x.with_panels(self, scratch, |input, scratch| {
+        x.with_panels(self.input_form(), scratch, |input, scratch| {
             self.matmul_input(rows, input, y, add, scratch.work());
         });
     }

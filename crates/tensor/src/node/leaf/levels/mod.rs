@@ -1,12 +1,13 @@
 //! Codes into a table of levels, with a scale for each block.
 
 mod known;
+mod panels;
 
 use serde::{Deserialize, Serialize};
 
 use std::ops::Range;
 
-use super::{Encoding, Format, Leaf, Slot};
+use super::{Encoding, Format, Fused, Leaf, Slot};
 use crate::error::{Error, Result};
 use crate::node::registry::field;
 use crate::node::{Json, Symbols};
@@ -250,6 +251,10 @@ impl Format for LevelFormat {
         if let Some(offset) = values.offset {
             out.iter_mut().for_each(|out| *out += offset);
         }
+    }
+
+    fn prepacked(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused>>> {
+        panels::prepacked(leaf)
     }
 }
 
