@@ -121,8 +121,9 @@ pub fn rivals(model: &str, types: &[&str]) -> Outcome {
     let python = folder.join("venv/bin/python");
     if !python.exists() {
         execute(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")))?;
-        execute(Command::new(&python).args(["-m", "pip", "install", "-q", "numpy"]))?;
     }
+    // Every time: a run may have been stopped between the two.
+    execute(Command::new(&python).args(["-m", "pip", "install", "-q", "numpy"]))?;
     let mut command = Command::new(&python);
     command.arg(script).arg(program).args([model, text, calibration]).arg(folder.join("files"));
     execute(command.args(types))

@@ -16,7 +16,10 @@ use tensorpress::kvcache::{
     Axis, Bitmap, HeadSlots, Int, KvRecipe, KvShape, KvStore, Layer, StoreForm,
 };
 use tensorpress::lowrank::BitStack;
-use tensorpress::quant::{E8, Gptq, GridSpec, GroupedAffine, Nested, Nf4, Pvq, Rtn, Sketch};
+use tensorpress::quant::{
+    Aqlm, BitMod, E8, Gptq, GridSpec, GroupedAffine, Hqq, Nested, Nf4, Pvq, Qtip, Rtn, Sketch,
+    Spqr, Watersic,
+};
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
 use tensorpress::tensor::ndarray::{Array2, Array3};
@@ -89,6 +92,14 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
     };
     let wide_coded = coded(wide(4, 300), TileCoder::Range).unwrap();
     assert!(wide_coded.describe().to_string().contains("tiled.v2"));
+    // Integers of any size on steps, along a trellis; coded by spreads.
+    let steps = |rows: usize, cols: usize| {
+        let calibration = Calibration::from_samples(matrix(60, cols, 20), Par::Seq);
+        let steps = Watersic::bits(3.0).compress(matrix(rows, cols, 21).view(), &calibration);
+        steps.unwrap().node.boxed()
+    };
+    let spread = coded(steps(64, 96), TileCoder::Rans).unwrap();
+    assert!(spread.describe().to_string().contains("spread.v1"));
     // Bytes of floats, coded.
     let floats = Dense::from_f32(matrix(12, 200, 12).view(), DType::BF16).unwrap().boxed();
     vec![
@@ -108,6 +119,13 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
         ("pyramid", Pvq::new(2, 4).compress(weight.view(), &blind).unwrap().node.boxed()),
         ("lattice", E8::default().compress(weight.view(), &blind).unwrap().node.boxed()),
         ("signed", BitStack::new(2, 1).compress(weight.view(), &calibration).unwrap().node),
+        ("steps", steps(6, 10)),
+        ("spread", spread),
+        ("path", Qtip::bits(2).compress(weight.view(), &calibration).unwrap().node),
+        ("nested", Spqr::default().compress(weight.view(), &calibration).unwrap().node),
+        ("real_zeros", Hqq::default().compress(weight.view(), &blind).unwrap().node.boxed()),
+        ("additive", Aqlm::new(2, 2).compress(weight.view(), &calibration).unwrap().node.boxed()),
+        ("levels_types", BitMod::default().compress(weight.view(), &blind).unwrap().node.boxed()),
         ("symmetric", round(GridSpec::new(2, 0).with_symmetric(true))),
         ("gptq", gptq.compress(weight.view(), &calibration).unwrap().node),
         ("masked_codes", Masked::new(mask(), round(GridSpec::new(4, 4))).unwrap().boxed()),
