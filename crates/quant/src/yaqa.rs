@@ -1,10 +1,10 @@
 use tensorpress_tensor::grid::GridSpec;
-use tensorpress_tensor::obs::RowFeedback;
 use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::{Needs, Supply};
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, DynCompress, Error, Group, Method, Node, Result, Target,
+    Compress, Compressed, CompressedGroup, DynCompress, Error, Group, Method, Node, Result,
+    RowFeedback, Target,
 };
 
 use crate::rtn::Rtn;

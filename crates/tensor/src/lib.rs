@@ -15,6 +15,7 @@ pub mod node;
 pub mod obs;
 pub mod rate;
 pub mod rewrite;
+mod row_feedback;
 pub mod source;
 pub mod stage;
 pub mod stats;
@@ -36,6 +37,7 @@ pub use method::{
 pub use ndarray;
 pub use node::{Accum, Node, Registry, Scratch};
 pub use rewrite::Rewrite;
+pub use row_feedback::RowFeedback;
 pub use source::{Element, RawTensor, Tensor};
 pub use storage::{Part, PartKind, PartSink, Storage};
 pub use tensorpress_kernels as kernels;

@@ -10,8 +10,8 @@ use crate::error::{Context, Error, Result};
 use crate::grid::GridSpec;
 use crate::linalg::Par;
 use crate::node::{Mask, Node};
-use crate::obs::RowFeedback;
 use crate::rate::RateCurve;
+use crate::row_feedback::RowFeedback;
 use crate::stats::{Calibration, Needs};
 
 /// A method has a name and declares the calibration statistics it wants.

@@ -22,7 +22,7 @@ use tile::{Block, TileBuffers};
 pub use exact::{ExactRow, Inverse};
 pub use factor::{Damping, Factor};
 pub use prepare::Prepared;
-pub use rows::{RowFactor, RowFeedback};
+pub use rows::RowFactor;
 
 /// Rows decided together: the lanes of a tile.
 pub const LANES: usize = 16;

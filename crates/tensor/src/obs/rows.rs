@@ -1,7 +1,5 @@
 //! Feedback among rows: the other side of a sweep.
 
-use std::sync::OnceLock;
-
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
 use super::{Damping, Factor};
@@ -10,43 +8,6 @@ use crate::linalg::{self, Par};
 use crate::method::Target;
 use crate::stats::{Calibration, Supply};
 use crate::usable::Usable;
-
-/// Asks a method that sweeps columns to feed errors among rows too ([`Target::rows`]): the loss is then tr(G E A Eᵀ) in
-/// place of tr(E A Eᵀ), with G the Fisher matrix of the outputs ([`Supply::OUTPUT_FISHER`]; *Model-preserving adaptive
-/// rounding*, Tseng et al., 2025).
-///
-/// ```
-/// use tensorpress_tensor::{Target, ndarray::array, obs::RowFeedback};
-///
-/// let (weight, rows) = (array![[1.0], [2.0]], RowFeedback::new(1.0));
-/// let target = Target::new("w", weight.view()).with_rows(Some(&rows));
-/// assert!(rows.outcome().is_none(), "nobody took it yet");
-/// # drop(target);
-/// ```
-#[derive(Debug)]
-pub struct RowFeedback {
-    damp: f64,
-    outcome: OnceLock<Option<String>>,
-}
-
-impl RowFeedback {
-    /// With G's diagonal damped in proportion to each entry: 1 is right for G of a few windows.
-    #[must_use]
-    pub fn new(damp: f64) -> Self {
-        Self { damp, outcome: OnceLock::new() }
-    }
-
-    /// What came of it: nothing, if no method took it; else news, such as why rows feed each other nothing.
-    #[must_use]
-    pub fn outcome(&self) -> Option<Option<&str>> {
-        self.outcome.get().map(Option::as_deref)
-    }
-
-    fn say(&self, news: Option<String>) {
-        // A matrix that is swept twice says the same twice.
-        let _ = self.outcome.set(news);
-    }
-}
 
 /// What bands of rows, one decided after another, take over from the errors of those before.
 #[derive(Debug)]
@@ -59,7 +20,7 @@ pub struct RowFactor {
 
 impl RowFactor {
     /// What a target asks for, in bands of so many rows; `None` if it does not, or nothing usable is known of its outputs
-    /// (the target's [`RowFeedback`] says which).
+    /// (the target's [`RowFeedback`](crate::RowFeedback) says which).
     ///
     /// # Errors
     /// Those of what was supplied.
@@ -76,7 +37,7 @@ impl RowFactor {
         };
         let factor = supplied.and_then(|g| match g.is_square() {
             // A single output is its own diagonal.
-            true => match Factor::of(WHAT, g.view(), 1.0, asked.damp, Damping::Each, par) {
+            true => match Factor::of(WHAT, g.view(), 1.0, asked.damp(), Damping::Each, par) {
                 Ok(factor) => Usable::Yes(factor),
                 Err(e) => Usable::no(e.message()),
             },
