@@ -41,7 +41,11 @@ const FAINT: f32 = -64.0;
 /// Replaces scores by probabilities: exp(scale (x - max)) / sum.
 pub(crate) fn softmax(values: &mut [f32], scale: f32) {
     let top = max(values);
-    let exp = |x: f32| if x < FAINT { 0.0 } else { exp(x) };
+    // Found for all and then chosen: a branch would keep the loop from vector code.
+    let exp = |x: f32| {
+        let power = exp(x);
+        if x < FAINT { 0.0 } else { power }
+    };
     let mut sums = [0.0f32; LANES];
     let (blocks, rest) = values.as_chunks_mut::<LANES>();
     for block in blocks {
