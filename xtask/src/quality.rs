@@ -165,7 +165,7 @@ fn judge(model: &str) -> Outcome<Judge> {
         calibration: part("calibration.txt", 400_000..1_200_000)?,
         text: part("judge.txt", 0..60_000)?,
         reading: &["--calib-chars", "800000", "--calib-length", "256", "--bos", "always"],
-        judging: &["--max-segments", "16", "--bos", "always"],
+        judging: &["--max-segments", "16", "--max-tokens", "512", "--bos", "always"],
     })
 }
 

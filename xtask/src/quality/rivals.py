@@ -138,7 +138,7 @@ def main(program, model, text, calibration, folder, *kinds):
         del made
         for other in ("config.json", "tokenizer.json"):
             subprocess.run(["cp", os.path.join(model, other), out], check=True)
-        judged = subprocess.run([program, "eval", out, "--reference", model, "--text", text, "--max-segments", "16", "--bos", "always",
+        judged = subprocess.run([program, "eval", out, "--reference", model, "--text", text, "--max-segments", "16", "--max-tokens", "512", "--bos", "always",
                                  "--json"], check=True, stdout=subprocess.PIPE)
         kld, (_, block, size) = json.loads(judged.stdout)["kld_mean"], TYPES[kind]
         bits = size * 8 / block
