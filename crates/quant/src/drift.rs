@@ -1,4 +1,3 @@
-use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::obs::Prepared;
@@ -160,20 +159,8 @@ impl<S: Method> Method for Drift<S> {
         "drift"
     }
 
-    fn grid(&self) -> Option<GridSpec> {
-        self.solver.grid()
-    }
-
-    fn takes_mask(&self) -> bool {
-        self.solver.takes_mask()
-    }
-
-    fn shared_bits(&self) -> Option<f64> {
-        self.solver.shared_bits()
-    }
-
-    fn corrects_bias(&self) -> bool {
-        self.solver.corrects_bias()
+    fn around(&self) -> Option<&dyn Method> {
+        Some(&self.solver)
     }
 
     fn needs(&self) -> Needs {

@@ -1,7 +1,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
 use tensorpress_tensor::node::{Index, Mask, Side, Stacked};
 use tensorpress_tensor::rate::{RateCurve, common_step};
@@ -239,20 +238,8 @@ impl<S: Method> Method for Guided<S> {
         "guided"
     }
 
-    fn grid(&self) -> Option<GridSpec> {
-        self.solver.grid()
-    }
-
-    fn takes_mask(&self) -> bool {
-        self.solver.takes_mask()
-    }
-
-    fn shared_bits(&self) -> Option<f64> {
-        self.solver.shared_bits()
-    }
-
-    fn corrects_bias(&self) -> bool {
-        self.solver.corrects_bias()
+    fn around(&self) -> Option<&dyn Method> {
+        Some(&self.solver)
     }
 
     fn needs(&self) -> Needs {

@@ -1,4 +1,3 @@
-use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::{Needs, Supply};
@@ -86,20 +85,8 @@ impl<S: Method> Method for Yaqa<S> {
         "yaqa"
     }
 
-    fn grid(&self) -> Option<GridSpec> {
-        self.solver.grid()
-    }
-
-    fn takes_mask(&self) -> bool {
-        self.solver.takes_mask()
-    }
-
-    fn shared_bits(&self) -> Option<f64> {
-        self.solver.shared_bits()
-    }
-
-    fn corrects_bias(&self) -> bool {
-        self.solver.corrects_bias()
+    fn around(&self) -> Option<&dyn Method> {
+        Some(&self.solver)
     }
 
     fn needs(&self) -> Needs {

@@ -37,23 +37,28 @@ pub trait Method: Debug + Send + Sync {
     fn id(&self) -> &'static str;
     /// Statistics it uses; the pipeline collects the union over all methods once.
     fn needs(&self) -> Needs;
+    /// The method that it stands before and changes nothing else of: all that it does not answer itself is then answered by
+    /// that one. None by default.
+    fn around(&self) -> Option<&dyn Method> {
+        None
+    }
     /// The integer grid it rounds to, which transforms before it want to know; none by default.
     fn grid(&self) -> Option<GridSpec> {
-        None
+        self.around()?.grid()
     }
     /// It can be told which entries are kept ([`Target::mask`]). True by default; factors cannot.
     fn takes_mask(&self) -> bool {
-        true
+        self.around().is_none_or(|method| method.takes_mask())
     }
     /// Bits a weight that all matrices it compresses are to take together, where it leaves their division to a caller that
     /// knows them all and finds the one step for it ([`Compress::rates`], [`Target::step`]). None by default: each matrix
     /// for itself.
     fn shared_bits(&self) -> Option<f64> {
-        None
+        self.around()?.shared_bits()
     }
     /// It makes good for the mean error by a bias, so that nothing else may. False by default.
     fn corrects_bias(&self) -> bool {
-        false
+        self.around().is_some_and(|method| method.corrects_bias())
     }
 }
 

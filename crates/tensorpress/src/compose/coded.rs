@@ -1,4 +1,3 @@
-use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stage::{Inside, Row, WeightPart, WeightRole};
 use tensorpress_tensor::stats::Needs;
@@ -45,20 +44,8 @@ impl<M: Method, C: Recode> Method for Coded<M, C> {
         self.method.needs()
     }
 
-    fn grid(&self) -> Option<GridSpec> {
-        self.method.grid()
-    }
-
-    fn takes_mask(&self) -> bool {
-        self.method.takes_mask()
-    }
-
-    fn shared_bits(&self) -> Option<f64> {
-        self.method.shared_bits()
-    }
-
-    fn corrects_bias(&self) -> bool {
-        self.method.corrects_bias()
+    fn around(&self) -> Option<&dyn Method> {
+        Some(&self.method)
     }
 }
 
