@@ -13,4 +13,5 @@ mod properties;
 mod reduced;
 mod scan;
 mod slow;
+mod statistics;
 mod streaming;
