@@ -1,6 +1,7 @@
 //! Coded grids with feedback against a plain reference in f64, their laws, rates and bad input.
 
-use std::hash::Hasher;
+mod reference;
+
 use std::sync::Arc;
 
 use tensorpress_quant::{ColumnSteps, RowSteps, Steps, Watersic};
@@ -8,11 +9,13 @@ use tensorpress_tensor::linalg::{Par, gaussian};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::spread::Model;
 use tensorpress_tensor::node::{Mask, Masked, SymbolBuf, Trellis, decode};
-use tensorpress_tensor::stats::{Calibration, Supplied, Supply};
+use tensorpress_tensor::stats::Calibration;
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{
-    Compress, Compressed, DynCompress, ErrorKind, Group, Node, Registry, Result, Target,
+    Compress, Compressed, DynCompress, ErrorKind, Group, Node, Registry, Target,
 };
+
+use reference::{Costs, second_moments};
 
 type Matrix = Array2<f64>;
 
@@ -27,24 +30,6 @@ fn stream(tokens: usize, channels: usize, seed: u64) -> Array2<f32> {
         let size = (((c * 7) % 13) as f32 / 4.0 - 1.5).exp2();
         size * (raw[[t, c]] + 0.6 * raw[[t, (c + 1) % channels]] + 0.3 * raw[[t, c / 2]])
     })
-}
-
-fn second_moments(x: &Array2<f32>) -> Matrix {
-    let x = x.mapv(f64::from);
-    x.t().dot(&x) / x.nrows() as f64
-}
-
-#[derive(Debug)]
-struct Costs(Array2<f32>);
-
-impl Supplied for Costs {
-    fn of_weights(&self, supply: Supply, _: &str) -> Result<Option<Array2<f32>>> {
-        Ok((supply == Supply::OUTPUT_FISHER).then(|| self.0.clone()))
-    }
-    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
-        self.0.iter().for_each(|g| hash.write_u32(g.to_bits()));
-        Ok(())
-    }
 }
 
 struct Case {

@@ -1,7 +1,8 @@
 //! Feedback among rows: against the least loss over all that is still to come in f64, what it gains by method, and what it says
 //! where it does nothing.
 
-use std::hash::Hasher;
+mod reference;
+
 use std::sync::Arc;
 
 use tensorpress_quant::{
@@ -10,10 +11,12 @@ use tensorpress_quant::{
 use tensorpress_tensor::linalg::{Par, gaussian};
 use tensorpress_tensor::ndarray::{Array1, Array2};
 use tensorpress_tensor::node::{Mask, as_node, decode};
-use tensorpress_tensor::stats::{Calibration, Supplied, Supply};
+use tensorpress_tensor::stats::Calibration;
 use tensorpress_tensor::{
-    Compress, Compressed, DynCompress, ErrorKind, Group, Node, Result, Storage, Target,
+    Compress, Compressed, DynCompress, ErrorKind, Group, Node, Storage, Target,
 };
+
+use reference::{Costs, second_moments};
 
 type Matrix = Array2<f64>;
 
@@ -28,24 +31,6 @@ fn stream(tokens: usize, channels: usize, seed: u64) -> Array2<f32> {
         let size = (((c * 7) % 13) as f32 / 8.0 - 0.75).exp2();
         size * (raw[[t, c]] + 1.5 * shared[[t, c % 3]])
     })
-}
-
-fn second_moments(x: &Array2<f32>) -> Matrix {
-    let x = x.mapv(f64::from);
-    x.t().dot(&x) / x.nrows() as f64
-}
-
-#[derive(Debug)]
-struct Costs(Array2<f32>);
-
-impl Supplied for Costs {
-    fn of_weights(&self, supply: Supply, _: &str) -> Result<Option<Array2<f32>>> {
-        Ok((supply == Supply::OUTPUT_FISHER).then(|| self.0.clone()))
-    }
-    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
-        self.0.iter().for_each(|g| hash.write_u32(g.to_bits()));
-        Ok(())
-    }
 }
 
 struct Case {

@@ -1,9 +1,12 @@
 //! What tests of several methods hold theirs against: written from the formulas, slow, in f64.
 #![allow(dead_code)]
 
+use std::hash::Hasher;
+
+use tensorpress_tensor::Result;
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::Array2;
-use tensorpress_tensor::stats::Calibration;
+use tensorpress_tensor::stats::{Calibration, Supplied, Supply};
 
 /// Sums of uniform numbers, which have tails.
 pub fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
@@ -21,6 +24,26 @@ pub fn inputs(tokens: usize, cols: usize, seed: u64) -> Array2<f32> {
         let mix = shared[[t, c % 3]] + 0.5 * shared[[t, (c / 3) % 3]];
         (own[[t, c]] + 2.0 * mix) * (1.0 + (c % 7) as f32 / 3.0)
     })
+}
+
+/// E[x xᵀ] of rows x.
+pub fn second_moments(x: &Array2<f32>) -> Array2<f64> {
+    let x = x.mapv(f64::from);
+    x.t().dot(&x) / x.nrows() as f64
+}
+
+/// A Fisher matrix of outputs, or its diagonal, that a caller supplies.
+#[derive(Debug)]
+pub struct Costs(pub Array2<f32>);
+
+impl Supplied for Costs {
+    fn of_weights(&self, supply: Supply, _: &str) -> Result<Option<Array2<f32>>> {
+        Ok((supply == Supply::OUTPUT_FISHER).then(|| self.0.clone()))
+    }
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
+        self.0.iter().for_each(|g| hash.write_u32(g.to_bits()));
+        Ok(())
+    }
 }
 
 pub fn seen(inputs: &Array2<f32>) -> Calibration {
