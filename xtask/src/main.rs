@@ -1,7 +1,8 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
 //! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `made-moe DIR`, `memory [DIR]`, `faults [ONE_IN]`, `interop
 //! [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write), `ablation MODEL [WORD ...]` (what
-//! the best recipe owes to each of its parts), `embeddings MODEL` (whole files) and `rivals MODEL [TYPE ...]` (types of GGUF as ggml fills them).
+//! the best recipe owes to each of its parts), `embeddings MODEL` (whole files) and `rivals MODEL [TYPE ...]` (types of GGUF,
+//! as ggml fills them and as we do).
 
 mod api;
 mod ci;

@@ -7,21 +7,26 @@ use serde_json::Value;
 
 use crate::{Outcome, cargo, execute, root, shared};
 
-/// A recipe, windows of its calibration, and what it is the best one without.
+/// A recipe, windows of its calibration, whose inputs they give, and what it is the best one without.
 struct Line {
     without: &'static str,
     recipe: &'static str,
     windows: usize,
+    inputs: &'static str,
 }
 
 const fn line(without: &'static str, recipe: &'static str) -> Line {
-    Line { without, recipe, windows: 64 }
+    Line { without, recipe, windows: 64, inputs: "compressed" }
 }
 
 /// The best recipe at 3 bits, and with one part left out or changed.
-const LINES: [Line; 21] = [
+const LINES: [Line; 22] = [
     line("all of it", "drift | watersic(bits=3) | coded(rans)"),
     line("no drift correction", "watersic(bits=3) | coded(rans)"),
+    Line {
+        inputs: "original",
+        ..line("no drift correction, not sequential", "watersic(bits=3) | coded(rans)")
+    },
     line("drift at full strength", "drift(strength=1) | watersic(bits=3) | coded(rans)"),
     line("rows by all of G", "drift | watersic(bits=3, rows=full) | coded(rans)"),
     line("equal rows", "drift | watersic(bits=3, rows=none) | coded(rans)"),
@@ -47,6 +52,7 @@ const LINES: [Line; 21] = [
 ];
 
 /// A model, what it is calibrated on and judged by.
+#[derive(Clone)]
 struct Judge {
     model: PathBuf,
     calibration: PathBuf,
@@ -65,7 +71,7 @@ pub fn ablation(model: &str, only: &[&str]) -> Outcome {
     println!("|---|---|---|---|---|---|");
     let chosen = |line: &&Line| only.is_empty() || only.iter().any(|o| line.without.contains(o));
     for line in LINES.iter().filter(chosen) {
-        let (report, kld) = run(&program, &judge, line.recipe, line.windows)?;
+        let (report, kld) = run(&program, &judge, line.recipe, line.windows, line.inputs)?;
         let of = |key: &str| report[key].as_f64().unwrap_or(f64::NAN);
         let bits = of("bits_per_weight");
         println!(
@@ -101,32 +107,91 @@ pub fn embeddings(model: &str) -> Outcome {
         };
         std::fs::write(&recipe, format!("{MATRICES}{rule}"))
             .map_err(|e| format!("{}: {e}", recipe.display()))?;
-        let (report, kld) = run(&program, &judge, &recipe.to_string_lossy(), 64)?;
+        let (report, kld) = run(&program, &judge, &recipe.to_string_lossy(), 64, "compressed")?;
         let name = if stages.is_empty() { "as they were".to_owned() } else { stages.join(" | ") };
         println!("| {} | {} | {kld:.4} |", name.replace('|', "\\|"), report["bytes_after"]);
     }
     Ok(())
 }
 
-/// Prints how types of GGUF do on a folder that `tools/smollm2.py` made, as ggml's own code fills them (libggml-base of a
-/// wheel of PyPI), with importance where the name ends in `+`.
+/// Types of GGUF and bytes of a block of so many values; ggml's quantiser takes importance for those with a `+`.
+const TYPES: [(&str, usize, usize); 12] = [
+    ("Q2_K+", 84, 256),
+    ("IQ3_XXS+", 98, 256),
+    ("Q3_K+", 110, 256),
+    ("IQ4_XS+", 136, 256),
+    ("Q4_0", 18, 32),
+    ("IQ4_NL+", 18, 32),
+    ("Q4_K+", 144, 256),
+    ("Q4_1", 20, 32),
+    ("Q5_0", 22, 32),
+    ("Q5_K+", 176, 256),
+    ("Q6_K+", 210, 256),
+    ("Q8_0", 34, 32),
+];
+
+/// Prints how types of GGUF do on the matrices of a folder that `tools/smollm2.py` made, filled by ggml's own code
+/// (libggml-base of a wheel of PyPI) and by feedback, beside coded grids and a fixed trellis of no more bits. Rows that
+/// blocks of 256 do not divide are padded with zeros, which count for nothing.
 pub fn rivals(model: &str, types: &[&str]) -> Outcome {
+    if let Some(unknown) = types.iter().find(|of| !TYPES.iter().any(|(name, ..)| name == *of)) {
+        let names: Vec<&str> = TYPES.iter().map(|(name, ..)| *name).collect();
+        return Err(format!("no type `{unknown}`: there are {}", names.join(", ")));
+    }
     let program = program()?;
-    let Judge { model, calibration, text, .. } = judge(model)?;
+    let judge = judge(model)?;
     let folder = root().join("target/rivals");
-    std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let script = folder.join("rivals.py");
-    std::fs::write(&script, include_str!("quality/rivals.py"))
-        .map_err(|e| format!("{}: {e}", script.display()))?;
+    let [made, padded] = ["made", "padded"].map(|name| folder.join(name));
+    for folder in [&made, &padded] {
+        std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    }
+    let script = root().join("xtask/src/quality/rivals.py");
     let python = folder.join("venv/bin/python");
     if !python.exists() {
         execute(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")))?;
     }
     // Every time: a run may have been stopped between the two.
     execute(Command::new(&python).args(["-m", "pip", "install", "-q", "numpy"]))?;
-    let mut command = Command::new(&python);
-    command.arg(script).arg(program).args([model, text, calibration]).arg(folder.join("files"));
-    execute(command.args(types))
+    let importance = folder.join("importance.gguf");
+    let mut imatrix = Command::new(&program);
+    imatrix.arg("imatrix").arg(&judge.model).arg("--out").arg(&importance).arg("--force");
+    imatrix.arg("--calib").arg(&judge.calibration).args(judge.reading);
+    execute(imatrix.stdout(Stdio::null()))?;
+    execute(Command::new(&python).arg(&script).arg("padded").args([&judge.model, &padded]))?;
+    let wide = Judge { model: padded, ..judge.clone() };
+    println!("| type | bits | ggml's | of | KLD | to ggml's |\n|---|---|---|---|---|---|");
+    for (name, bytes, values) in TYPES {
+        if !types.is_empty() && !types.contains(&name) {
+            continue;
+        }
+        let bits = (8 * bytes) as f64 / values as f64;
+        let mut ggml = Command::new(&python);
+        ggml.arg(&script).arg("ggml").args([&judge.model, &folder]).arg(name);
+        execute(ggml.args([&importance, &made]))?;
+        let of_ggml = judged(&program, &judge, &made)?;
+        let plain = name.trim_end_matches('+');
+        let mut ours = vec![
+            (&judge, format!("drift | watersic(bits={:.2}) | coded(rans)", bits - 0.01)),
+            (&judge, format!("drift | yaqa | qtip(bits={})", bits as usize)),
+        ];
+        if plain != "IQ3_XXS" {
+            let model = if values == 256 { &wide } else { &judge };
+            ours.push((model, format!("drift | yaqa | ggml(type={plain})")));
+        }
+        for (judge, recipe) in ours {
+            let (report, kld) = run(&program, judge, &recipe, 64, "compressed")?;
+            let made_bits = match std::ptr::eq(judge, &wide) {
+                true => bits,
+                false => report["bits_per_weight"].as_f64().unwrap_or(f64::NAN),
+            };
+            let recipe = recipe.replace('|', "\\|");
+            let ratio = kld / of_ggml;
+            println!(
+                "| {name} | {bits:.4} | {of_ggml:.5} | `{recipe}`, {made_bits:.3} bits | {kld:.5} | {ratio:.2} |"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn program() -> Outcome<PathBuf> {
@@ -170,17 +235,28 @@ fn judge(model: &str) -> Outcome<Judge> {
 }
 
 /// The report of a run, and the divergence of what came of it.
-fn run(program: &Path, judge: &Judge, recipe: &str, windows: usize) -> Outcome<(Value, f64)> {
+fn run(
+    program: &Path,
+    judge: &Judge,
+    recipe: &str,
+    windows: usize,
+    inputs: &str,
+) -> Outcome<(Value, f64)> {
     let out = root().join("target/quality/out");
     let mut compress = Command::new(program);
     compress.arg("compress").arg(&judge.model).args(["--recipe", recipe, "--json", "--force"]);
     compress.arg("--out").arg(&out).arg("--calib").arg(&judge.calibration).args(judge.reading);
-    let report = json(compress.args(["--calib-windows", &windows.to_string()]))?;
+    compress.args(["--calib-windows", &windows.to_string(), "--calib-inputs", inputs]);
+    let report = json(&mut compress)?;
+    Ok((report, judged(program, judge, &out)?))
+}
+
+/// The divergence of a model from the original.
+fn judged(program: &Path, judge: &Judge, made: &Path) -> Outcome<f64> {
     let mut eval = Command::new(program);
-    eval.arg("eval").arg(&out).arg("--reference").arg(&judge.model).arg("--text").arg(&judge.text);
+    eval.arg("eval").arg(made).arg("--reference").arg(&judge.model).arg("--text").arg(&judge.text);
     let judged = json(eval.args(judge.judging).arg("--json"))?;
-    let kld = judged["kld_mean"].as_f64().ok_or("no divergence was found")?;
-    Ok((report, kld))
+    judged["kld_mean"].as_f64().ok_or_else(|| "no divergence was found".to_owned())
 }
 
 fn json(command: &mut Command) -> Outcome<Value> {

@@ -10,7 +10,7 @@ use tensorpress::tensor::stage::Preset;
 
 use crate::output::{listed, wrapped};
 
-pub(crate) use values::Bos;
+pub(crate) use values::{Bos, Inputs};
 use values::{count, positive, seed, size, temperature};
 
 /// What MODEL may be; the same for every command.
@@ -181,6 +181,9 @@ pub(crate) struct Compress {
     pub(crate) format: Option<String>,
     #[command(flatten)]
     pub(crate) calibration: Calibration,
+    /// Whose inputs calibrate a block
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) calib_inputs: Inputs,
     /// Compress a model that is quantised already, from the values that its weights decode to
     #[arg(long)]
     pub(crate) from_quantized: bool,

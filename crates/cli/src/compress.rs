@@ -44,6 +44,7 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     let mut bar = Bar::new();
     let asked = interrupt::asked();
     let mut compressor = Compressor::new(recipe)
+        .with_inputs(args.calib_inputs.into())
         .with_seed(args.seed)
         .with_force(args.force)
         .with_from_quantized(args.from_quantized)

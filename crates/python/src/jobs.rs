@@ -63,8 +63,9 @@ fn told(event: Event<'_>) -> Option<Value> {
 ///
 /// `model` is a `Model` or a path. `recipe` is a line, a preset, or the path of a TOML file. `calibration_text`, for methods
 /// that want one, is a text (`str`), a file of texts (a `Path`; see docs/texts.md), or a sequence of texts or of sequences of
-/// token ids; `calibration_windows`, `calibration_length` and `calibration_chars` bound what is read of it. `from_quantized`
-/// takes what a compressed model decodes to for the original. `format` writes the result as `convert` does (a file where it is
+/// token ids; `calibration_windows`, `calibration_length` and `calibration_chars` bound what is read of it.
+/// `calibration_inputs` says whose inputs calibrate a block: `compressed`, what the compressed blocks before it make, or
+/// `original`, what the original model makes. `from_quantized` takes what a compressed model decodes to for the original. `format` writes the result as `convert` does (a file where it is
 /// `gguf`).
 ///
 /// Returns the report as a dictionary: `layers` with `name`, `method`, `bits_per_weight` and `error` each, `bytes_before`,
@@ -80,7 +81,7 @@ fn told(event: Event<'_>) -> Option<Value> {
 #[pyfunction]
 #[pyo3(signature = (
     model, recipe, out, *, calibration_text=None, calibration_windows=None, calibration_length=None,
-    calibration_chars=None, seed=0, force=false, from_quantized=false, format=None, progress=None
+    calibration_chars=None, calibration_inputs="compressed", seed=0, force=false, from_quantized=false, format=None, progress=None
 ))]
 pub(crate) fn compress_model<'py>(
     py: Python<'py>,
@@ -91,6 +92,7 @@ pub(crate) fn compress_model<'py>(
     calibration_windows: Option<usize>,
     calibration_length: Option<usize>,
     calibration_chars: Option<usize>,
+    calibration_inputs: &str,
     seed: u64,
     force: bool,
     from_quantized: bool,
@@ -100,9 +102,11 @@ pub(crate) fn compress_model<'py>(
     let text = calibration_text.map(Text::of).transpose()?;
     let done = watched(py, progress, |watch| {
         let recipe = Recipe::read(recipe)?;
+        let inputs = calibration_inputs.parse()?;
         let source = model.open()?;
         let mut tell = Teller(watch);
         let mut compressor = Compressor::new(recipe)
+            .with_inputs(inputs)
             .with_seed(seed)
             .with_force(force)
             .with_from_quantized(from_quantized)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tensorpress::model::embedded;
-use tensorpress::pipeline::{CalibrationText, Event, Progress, partial_of};
+use tensorpress::pipeline::{CalibrationText, Event, Inputs, Progress, partial_of};
 use tensorpress::prelude::*;
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::stats::{Supplied, Supply};
@@ -122,6 +122,32 @@ fn work_is_resumed_only_with_what_was_supplied() {
     assert_eq!(error.kind(), ErrorKind::InsufficientData);
     let resumed = compressor(Some(1.0)).run(&source, &out).expect("resumes");
     assert_eq!(resumed.resumed_blocks, 1);
+}
+
+/// By inputs of the original model a matrix is compressed as if no other was; by default it knows what came before it.
+#[test]
+fn inputs_of_the_original_model_know_no_other_layer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = demo();
+    let last = source.linears(source.blocks() - 1).last().expect("a layer").name.clone();
+    let of = |name: &str, recipe: Recipe, inputs: Inputs| {
+        let out = folder.path().join(name);
+        let job = Compressor::new(recipe).with_calibration(calibration()).with_inputs(inputs);
+        let _report = job.run(&source, &out).expect("compresses");
+        let made = open_model(&out).expect("opens");
+        let block = made.block(made.blocks() - 1).expect("a block");
+        let layer = block.linears().find(|layer| layer.name() == last).expect("the layer");
+        layer.decode().expect("decodes")
+    };
+    let alone = Recipe::from_toml(&format!(
+        "[[layer]]\nmatch = '{last}'\nstage = ['gptq(bits=3, group=32)']\n"
+    ));
+    let alone = of("alone", alone.expect("a recipe"), Inputs::Compressed);
+    let all = || recipe("gptq(bits=3, group=32)");
+    assert_eq!(of("original", all(), Inputs::Original), alone);
+    assert_ne!(of("compressed", all(), Inputs::Compressed), alone);
+    let drifted = recipe("drift | gptq(bits=3, group=32)");
+    assert_eq!(of("drifted", drifted, Inputs::Original), alone, "nothing to correct");
 }
 
 #[test]

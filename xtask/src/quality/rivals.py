@@ -1,5 +1,6 @@
-"""Judges types of GGUF as ggml's own code fills them, matrices alone: rows padded with zeros to whole blocks, values back in
-f32, embeddings, norms and head as they were. Usage: PROGRAM MODEL TEXT CALIBRATION FOLDER [TYPE[+] ...]; + is with importance."""
+"""Writes a model whose matrices went through a type of GGUF as ggml's own code fills it (rows padded with zeros to whole blocks,
+values back in f32; embeddings, norms and head as they were): ggml MODEL FOLDER TYPE[+] IMPORTANCE OUT, with importance where the
+type ends in +. Or one that is padded itself, so that blocks of 256 divide every row, and computes the same: padded MODEL OUT."""
 import ctypes, glob, json, os, re, struct, subprocess, sys, zipfile
 import numpy as np
 
@@ -9,7 +10,6 @@ TYPES = {  # number, values and bytes of a block
     "IQ2_XXS": (16, 256, 66), "IQ2_XS": (17, 256, 74), "IQ3_XXS": (18, 256, 98), "IQ4_NL": (20, 32, 18),
     "IQ3_S": (21, 256, 110), "IQ2_S": (22, 256, 82), "IQ4_XS": (23, 256, 136),
 }
-USUAL = "Q2_K+ IQ3_XXS+ Q3_K+ IQ4_XS+ Q4_0 Q4_1 IQ4_NL+ Q4_K+ Q5_0 Q5_K+ Q6_K+ Q8_0".split()
 NAMES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
          "up_proj": "ffn_up", "down_proj": "ffn_down"}
 
@@ -113,37 +113,58 @@ def importance(path):
     return {name[:-8]: sums / max(1.0, float(found[name[:-8] + ".counts"][0])) for name, sums in found.items() if name.endswith(".in_sum2")}
 
 
-def main(program, model, text, calibration, folder, *kinds):
-    os.makedirs(folder, exist_ok=True)
-    ggml = library(folder)
-    file = os.path.join(folder, "importance.gguf")
-    if not os.path.exists(file):
-        subprocess.run([program, "imatrix", model, "--out", file, "--calib", calibration, "--calib-chars", "800000", "--calib-windows", "64",
-                        "--calib-length", "256", "--bos", "always"], check=True, stdout=subprocess.DEVNULL)
-    means = importance(file)
-    print("| type | bits | KLD | x 4^bits |\n|---|---|---|---|", flush=True)
-    for word in kinds or USUAL:
-        kind, weighted = word.rstrip("+"), word.endswith("+")
-        out = os.path.join(folder, "model")
-        os.makedirs(out, exist_ok=True)
-        made = {}
-        for name, dtype, shape, raw in tensors(os.path.join(model, "model.safetensors")):
-            of = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)\.weight", name)
-            if of and of[2] in NAMES:
-                of = means[f"blk.{of[1]}.{NAMES[of[2]]}.weight"] if weighted else None
-                made[name] = "F32", shape, through(ggml, floats(dtype, shape, raw), kind, of)
-            else:
-                made[name] = dtype, shape, raw
-        write(os.path.join(out, "model.safetensors"), made)
-        del made
-        for other in ("config.json", "tokenizer.json"):
-            subprocess.run(["cp", os.path.join(model, other), out], check=True)
-        judged = subprocess.run([program, "eval", out, "--reference", model, "--text", text, "--max-segments", "16", "--max-tokens", "512", "--bos", "always",
-                                 "--json"], check=True, stdout=subprocess.PIPE)
-        kld, (_, block, size) = json.loads(judged.stdout)["kld_mean"], TYPES[kind]
-        bits = size * 8 / block
-        with_importance = ", with importance" if weighted else ""
-        print(f"| {kind}{with_importance} | {bits:.4f} | {kld:.5f} | {kld * 4 ** bits:.1f} |", flush=True)
+def copied(model, out):
+    for other in ("config.json", "tokenizer.json"):
+        subprocess.run(["cp", os.path.join(model, other), out], check=True)
 
 
-main(*sys.argv[1:])
+def ggml_model(model, folder, word, importances, out):
+    kind = word.rstrip("+")
+    means = importance(importances) if word.endswith("+") else None
+    ggml, made = library(folder), {}
+    for name, dtype, shape, raw in tensors(os.path.join(model, "model.safetensors")):
+        of = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)\.weight", name)
+        if of and of[2] in NAMES:
+            mean = None if means is None else means[f"blk.{of[1]}.{NAMES[of[2]]}.weight"]
+            made[name] = "F32", shape, through(ggml, floats(dtype, shape, raw), kind, mean)
+        else:
+            made[name] = dtype, shape, raw
+    write(os.path.join(out, "model.safetensors"), made)
+    copied(model, out)
+
+
+def padded_model(model, out):
+    config = json.load(open(os.path.join(model, "config.json")))
+    hidden, heads, groups = (config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    size = config.get("head_dim") or hidden // heads
+    up = lambda n: n + -n % 256
+    more = groups
+    while more * size % 256 or more * (heads // groups) * size % 256:
+        more += 1
+    wide = {hidden: up(hidden), config["intermediate_size"]: up(config["intermediate_size"])}
+    rows = {"q_proj": more * (heads // groups) * size, "k_proj": more * size, "v_proj": more * size}
+    shrink, made = np.sqrt(np.float32(hidden / wide[hidden])), {}
+    for name, dtype, shape, raw in tensors(os.path.join(model, "model.safetensors")):
+        part = name.split(".")[-2]
+        # Heads are zeros behind those there are; a mean of squares over more channels is smaller by their share.
+        out_, in_ = (shape[0], shape[-1])
+        if len(shape) == 1:
+            values = np.zeros(wide[hidden], np.float32)
+            values[:hidden] = floats(dtype, shape, raw) * shrink
+        else:
+            height = rows.get(part) or (out_ if part in ("embed_tokens", "lm_head") else wide[out_])
+            values = np.zeros((height, rows["q_proj"] if part == "o_proj" else wide[in_]), np.float32)
+            values[:out_, :in_] = floats(dtype, shape, raw)
+            # As wide as they were: what is judged is the matrices.
+            if dtype == "BF16":
+                values = (values.view(np.uint32) >> 16).astype(np.uint16)
+        made[name] = "BF16" if values.dtype == np.uint16 else "F32", values.shape, values
+    write(os.path.join(out, "model.safetensors"), made)
+    copied(model, out)
+    config.update(hidden_size=wide[hidden], intermediate_size=wide[config["intermediate_size"]], head_dim=size,
+                  num_attention_heads=more * (heads // groups), num_key_value_heads=more,
+                  rms_norm_eps=config["rms_norm_eps"] * hidden / wide[hidden])
+    json.dump(config, open(os.path.join(out, "config.json"), "w"), indent=1)
+
+
+{"ggml": ggml_model, "padded": padded_model}[sys.argv[1]](*sys.argv[2:])

@@ -1,6 +1,7 @@
 //! What stands behind flags.
 
 use tensorpress::model::tokenizer;
+use tensorpress::pipeline;
 
 /// Whether texts begin with BOS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -20,6 +21,25 @@ impl From<Bos> for tokenizer::Bos {
             Bos::Auto => Self::Auto,
             Bos::Always => Self::Always,
             Bos::Never => Self::Never,
+        }
+    }
+}
+
+/// Whose inputs calibrate a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum Inputs {
+    /// What the compressed blocks before it make
+    #[default]
+    Compressed,
+    /// What the original model makes
+    Original,
+}
+
+impl From<Inputs> for pipeline::Inputs {
+    fn from(inputs: Inputs) -> Self {
+        match inputs {
+            Inputs::Compressed => Self::Compressed,
+            Inputs::Original => Self::Original,
         }
     }
 }

@@ -212,6 +212,7 @@ def compress_model(
     calibration_windows: int | None = None,
     calibration_length: int | None = None,
     calibration_chars: int | None = None,
+    calibration_inputs: Literal["compressed", "original"] = "compressed",
     seed: int = 0,
     force: bool = False,
     from_quantized: bool = False,

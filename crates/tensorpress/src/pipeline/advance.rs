@@ -13,7 +13,7 @@ use tensorpress_tensor::stats::{self, Batch, Calibration, Collector, Needs};
 use tensorpress_tensor::{Checkpoint, Context as _, ErrorKind, Node, Result, Scratch, Tensor};
 
 use super::Context;
-use super::calibration::Samples;
+use super::calibration::{Inputs, Samples};
 
 /// What the next block reads.
 pub(super) struct Stream {
@@ -70,6 +70,22 @@ impl Context<'_> {
 }
 
 impl Stream {
+    /// What the first block of a stack reads in a run; `outer` is the shard of the table of embeddings.
+    pub(super) fn of(
+        context: &Context<'_>,
+        stack: usize,
+        samples: &Samples,
+        outer: &Path,
+    ) -> Result<Self> {
+        let (table, beside) = match context.inputs {
+            Inputs::Compressed => {
+                (context.compressed_table(outer)?, context.plan.reads(stats::Stream::Original))
+            }
+            Inputs::Original => (None, false),
+        };
+        Self::begin(context.source, stack, samples, table, beside)
+    }
+
     /// What the first block of a stack reads: the embeddings of the windows, out of another table if one is given, or those
     /// of the images; those of the model as it was beside them, if asked for.
     pub(super) fn begin(
@@ -182,7 +198,8 @@ impl Stream {
     }
 
     /// Runs the hidden states through a compressed block, as it is read from its shard: what is not in the shard as
-    /// it was in memory cannot go unnoticed, and a resumed run does the same.
+    /// it was in memory cannot go unnoticed, and a resumed run does the same. Through the block as it was where inputs
+    /// of the original model calibrate.
     pub(super) fn advance(
         &mut self,
         context: &Context<'_>,
@@ -190,6 +207,9 @@ impl Stream {
         path: &Path,
     ) -> Result<()> {
         let source = context.source;
+        if context.inputs == Inputs::Original {
+            return self.pass(&source.block(block)?);
+        }
         let shard = Checkpoint::open(path)?;
         let mut loaded = source.block(block)?;
         for (name, tree) in &shard.trees()? {

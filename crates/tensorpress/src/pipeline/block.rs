@@ -11,6 +11,7 @@ use tensorpress_tensor::stats::{Calibration, Needs};
 
 use super::Context;
 use super::advance::Stream;
+use super::calibration::Inputs;
 use super::job::{Job, Output, Rows, Vector, readers};
 use super::shard::{self, Item};
 use super::state::Unit;
@@ -49,7 +50,8 @@ pub(super) fn compress(
         context.check_cancelled()?;
         if let Some(stream) = stream.filter(|_| calibrations.is_empty()) {
             let wanted = together(context, room, (input, &jobs), &planned, true);
-            let block = if wanted[0].1.true_sequential { &block } else { &original };
+            let behind = context.inputs == Inputs::Compressed && wanted[0].1.true_sequential;
+            let block = if behind { &block } else { &original };
             calibrations = stream.calibrate(context, block, Some(&original), &wanted)?.into();
         }
         let none = || Calibration::none(jobs[0].specs[0].shape[1]);

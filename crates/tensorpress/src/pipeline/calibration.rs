@@ -1,3 +1,5 @@
+use std::str::FromStr;
+
 use tensorpress_model::text::{Corpus, Windows};
 use tensorpress_model::tokenizer::Bos;
 use tensorpress_model::{Reads, Source};
@@ -18,6 +20,32 @@ pub(super) struct Samples {
     pub(super) windows: Vec<Vec<u32>>,
     /// `[images, channels, height, width]`.
     pub(super) images: Option<Array4<f32>>,
+}
+
+/// Whose inputs calibrate a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Inputs {
+    /// What the blocks before it make once they are compressed, so that each block is fitted to what it will read.
+    #[default]
+    Compressed,
+    /// What the blocks before it make in the model as it was, as importance matrices have it. A layer is then compressed
+    /// as it would be if no other was, and [drift correction](tensorpress_quant::Drift) has nothing to correct.
+    Original,
+}
+
+impl FromStr for Inputs {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "compressed" => Ok(Self::Compressed),
+            "original" => Ok(Self::Original),
+            _ => Err(Error::invalid(format!(
+                "calibration inputs = `{name}`: allowed are compressed and original"
+            ))),
+        }
+    }
 }
 
 /// A text to calibrate on: its first characters are encoded and cut into windows, each of which begins with BOS where

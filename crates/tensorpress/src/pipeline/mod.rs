@@ -44,10 +44,10 @@ use std::time::Instant;
 
 use tensorpress_model::Source;
 use tensorpress_tensor::stage::{self, Knobs};
-use tensorpress_tensor::stats::{self, Supplied};
+use tensorpress_tensor::stats::Supplied;
 use tensorpress_tensor::{Error, Registry, Result, Rewrite, Usable};
 
-pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS};
+pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS, Inputs};
 #[cfg(feature = "formats")]
 pub use convert::{ConversionReport, Convert, Converted, Importance, Target, float_type};
 pub use folder::partial_of;
@@ -89,6 +89,7 @@ pub struct Compressor<'a> {
     rewrites: Vec<Named>,
     calibration: Option<CalibrationText>,
     supplied: Option<Arc<dyn Supplied>>,
+    inputs: Inputs,
     seed: u64,
     force: bool,
     from_quantized: bool,
@@ -100,11 +101,12 @@ pub struct Compressor<'a> {
 
 impl std::fmt::Debug for Compressor<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { recipe, rewrites, calibration, seed, force, .. } = self;
+        let Self { recipe, rewrites, calibration, inputs, seed, force, .. } = self;
         f.debug_struct("Compressor")
             .field("recipe", recipe)
             .field("rewrites", rewrites)
             .field("calibration", calibration)
+            .field("inputs", inputs)
             .field("seed", seed)
             .field("force", force)
             .finish_non_exhaustive()
@@ -139,6 +141,7 @@ struct Context<'r> {
     registry: Registry,
     plan: Plan,
     supplied: Option<Arc<dyn Supplied>>,
+    inputs: Inputs,
     /// log2 of the step that the matrices of a method have in common, for the block that is worked on.
     steps: BTreeMap<usize, f64>,
     seed: u64,
@@ -171,6 +174,7 @@ impl<'a> Compressor<'a> {
             rewrites,
             calibration: None,
             supplied: None,
+            inputs: Inputs::default(),
             seed: 0,
             force: false,
             from_quantized: false,
@@ -196,6 +200,13 @@ impl<'a> Compressor<'a> {
     #[must_use]
     pub fn with_calibration(mut self, text: CalibrationText) -> Self {
         self.calibration = Some(text);
+        self
+    }
+
+    /// Sets whose inputs calibrate a block. Default: those of the compressed model.
+    #[must_use]
+    pub fn with_inputs(mut self, inputs: Inputs) -> Self {
+        self.inputs = inputs;
         self
     }
 
@@ -347,10 +358,10 @@ impl<'a> Compressor<'a> {
         let cancel = self.cancel.clone();
         let registry = self.registry.take().unwrap_or_else(crate::registry);
         let rewritten = rewritten.as_ref();
-        let (supplied, seed) = (self.supplied.clone(), self.seed);
+        let (supplied, inputs, seed) = (self.supplied.clone(), self.inputs, self.seed);
         let steps = BTreeMap::new();
         let mut context =
-            Context { source, rewritten, registry, plan, supplied, steps, seed, cancel };
+            Context { source, rewritten, registry, plan, supplied, inputs, steps, seed, cancel };
         let mut notes = Vec::new();
         if context.supplied.is_none() && !work.is_complete() {
             let found = backward::find(&context, &samples, work, &mut |event| self.tell(event))?;
@@ -380,9 +391,7 @@ impl<'a> Compressor<'a> {
                 // The one before has served; and of a stack that is done, nothing is left to serve.
                 stream = None;
                 if work.units().len() <= stacks[stack].0.end {
-                    let table = context.compressed_table(&work.shard(0))?;
-                    let original = context.plan.reads(stats::Stream::Original);
-                    stream = Some(Stream::begin(source, stack, &samples, table, original)?);
+                    stream = Some(Stream::of(&context, stack, &samples, &work.shard(0))?);
                 }
             }
             let shard = work.shard(index + 1);
@@ -414,7 +423,11 @@ impl<'a> Compressor<'a> {
     /// All that decides what the recipe does.
     fn identity_of_recipe(&self) -> String {
         let added = self.rewrites.iter().map(|(text, _)| format!(" + {text}"));
-        added.fold(self.recipe.canonical(), |all, one| all + &one)
+        let inputs = match self.inputs {
+            Inputs::Compressed => None,
+            Inputs::Original => Some(" on inputs of the original model".to_owned()),
+        };
+        added.chain(inputs).fold(self.recipe.canonical(), |all, one| all + &one)
     }
 
     /// What to calibrate on, if anything needs it.
