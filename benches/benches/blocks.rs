@@ -1,11 +1,13 @@
 //! Products straight over the blocks of ggml, 4096 x 14336, on one thread: 1 and 512 tokens with activations of 8 and of 16
-//! bits, beside a plain read of the same bytes and beside candle, which multiplies 8-bit activations; all taking turns in
-//! one run. Every product is checked before it is timed. `--test` runs everything once, small; `--quick` leaves out the 512
+//! bits, beside a plain read of the same bytes, beside candle, and beside ggml itself where `TENSORPRESS_GGML` names the
+//! folder of its libraries (`cargo xtask peers` builds them), which both multiply 8-bit activations; all taking turns in one
+//! run. Every product is checked before it is timed. `--test` runs everything once, small; `--quick` leaves out the 512
 //! tokens; any other word runs the types alone whose names contain it.
 
 // Reading at the speed of memory needs vector loads and prefetches.
 #![allow(unsafe_code)]
 
+mod ggml;
 mod turns;
 
 use std::hint::black_box;
@@ -19,6 +21,8 @@ use tensorpress_tensor::kernels::{
 };
 use tensorpress_tensor::linalg::SplitMix;
 use turns::{Contender, read, take_turns};
+
+use ggml::Ggml;
 
 fn main() {
     // SAFETY: the first thing the program does; no other thread exists yet.
@@ -37,12 +41,13 @@ fn main() {
         () if given("--quick") => &[(1, 15)],
         () => &[(1, 31), (8, 5), (512, 2)],
     };
+    let ggml = Ggml::find();
     for kind in BlockType::ALL {
         let name = format!("{kind:?}");
         if names.is_empty() || names.iter().any(|part| name.contains(part.as_str())) {
             let bytes = blocks(kind, rows, cols);
             for (tokens, rounds) in runs {
-                measure(&BlockRows { kind, bytes: &bytes, rows, cols }, *tokens, *rounds);
+                measure(&BlockRows { kind, bytes: &bytes, rows, cols }, *tokens, *rounds, ggml);
             }
         }
     }
@@ -147,7 +152,7 @@ fn rival(kind: BlockType) -> Option<GgmlDType> {
     })
 }
 
-fn measure(w: &BlockRows<'_>, tokens: usize, rounds: usize) {
+fn measure(w: &BlockRows<'_>, tokens: usize, rounds: usize, ggml: Option<Ggml>) {
     let (rows, cols) = (w.rows, w.cols);
     let mut random = SplitMix::new(2);
     let x: Vec<f32> = (0..tokens * cols).map(|_| random.next_f64() as f32 - 0.5).collect();
@@ -204,24 +209,32 @@ fn measure(w: &BlockRows<'_>, tokens: usize, rounds: usize) {
             black_box(product.forward(&x).expect("a product"));
         }));
     }
+    if let Some((mut product, y)) = ggml.and_then(|ggml| ggml.product(w, &x)) {
+        close(&precise, &y, 2e-2, "against ggml's values");
+        contenders.push(Contender::new("ggml", w.bytes.len(), move || product.run()));
+    }
     take_turns(&mut contenders, rounds);
     if rounds < 2 {
         return;
     }
     println!("\n{:?}, {rows} x {cols}, {tokens} tokens; best (median) of the rounds", w.kind);
-    let (read, last) = (&contenders[0], &contenders[contenders.len() - 1]);
+    let read = &contenders[0];
+    let rivals: Vec<_> =
+        contenders.iter().filter(|c| ["candle", "ggml"].contains(&c.name.as_str())).collect();
     for c in &contenders {
         let (best, median) = (c.best(), c.median());
         let of_read =
             format!("{:.3} ({:.3}) of the read", read.best() / best, read.median() / median);
-        let of_rival = match rival(w.kind) {
-            Some(_) => {
-                format!("{:.2} ({:.2}) x candle", last.best() / best, last.median() / median)
-            }
-            None => String::new(),
-        };
+        let of_rivals: Vec<String> = rivals
+            .iter()
+            .map(|of| {
+                let (best, median) = (of.best() / best, of.median() / median);
+                format!("{best:.2} ({median:.2}) x {}", of.name)
+            })
+            .collect();
+        let of_rivals = of_rivals.join("  ");
         println!(
-            "{:18} {:9.3} ({:9.3}) ms {:6.1} GB/s  {of_read:24} {of_rival}",
+            "{:18} {:9.3} ({:9.3}) ms {:6.1} GB/s  {of_read:24} {of_rivals}",
             c.name,
             best * 1e3,
             median * 1e3,

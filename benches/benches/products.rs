@@ -14,8 +14,8 @@ use tensorpress_tensor::kernels::{self, Isa};
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{
-    BitshiftFormat, BitshiftTrellis, Dense, Mask, Masked, Multiply, Product, Scale, Side, Sum,
-    Transformed,
+    BitshiftFormat, BitshiftTrellis, Blocks, Child, Dense, LevelFormat, LevelTable, Mask, Masked,
+    Multiply, PackedPlane, Product, Scale, Side, Sum, Tables, Transformed,
 };
 use tensorpress_tensor::{Accum, DType, Node, RawTensor, Scratch};
 use turns::{Contender, take_turns};
@@ -64,6 +64,9 @@ const NODES: &[(&str, Make)] = &[
     ("4 bits prepacked", |shape| prepacked(codes(shape, 4))),
     ("3 bits prepacked", |shape| prepacked(codes(shape, 3))),
     ("8 bits prepacked", |shape| prepacked(codes(shape, 8))),
+    ("4 bits, a table, prepacked", |shape| levels(shape, 4, Tables::One)),
+    ("4 bits, a table a row, prepacked", |shape| levels(shape, 4, Tables::Rows(1))),
+    ("2 bits, a table a row, prepacked", |shape| levels(shape, 2, Tables::Rows(1))),
     ("a trellis of 2 bits", |shape| trellis(shape, 2)),
     ("a trellis of 3 bits", |shape| trellis(shape, 3)),
     ("product of rank n/8, bf16", |shape| low_rank(shape)),
@@ -113,6 +116,21 @@ fn trellis([rows, cols]: [usize; 2], bits: u8) -> Box<dyn Node> {
     let scale = floats([1, 1], DType::F16);
     let format = BitshiftFormat::new(bits).expect("bits that there are");
     BitshiftTrellis::path(format, [rows, cols], &codes, scale).expect("whole tiles").boxed()
+}
+
+/// Random codes of levels in no order, with a scale for each 128, in panels.
+fn levels([rows, cols]: [usize; 2], bits: u8, tables: Tables) -> Box<dyn Node> {
+    let mut random = SplitMix::new(4);
+    let codes: Vec<u8> =
+        (0..rows * cols).map(|_| (random.next_u64() >> (64 - bits)) as u8).collect();
+    let codes = PackedPlane::pack(&codes, rows, cols, bits).expect("codes of so many bits");
+    let format = LevelFormat::new(1 << bits, Blocks::Rows(128)).and_then(|f| f.with_tables(tables));
+    let groups = cols.div_ceil(128);
+    let beside = [[tables.count(rows, rows * groups), 1 << bits], [rows, groups]];
+    let beside = beside.map(|shape| Child::Node(floats(shape, DType::F32)));
+    let format = format.expect("a format");
+    let node = LevelTable::new(format, [rows, cols], Box::new(codes), beside.into());
+    prepacked(node.expect("fits").boxed())
 }
 
 fn prepacked(node: Box<dyn Node>) -> Box<dyn Node> {

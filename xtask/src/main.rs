@@ -1,8 +1,8 @@
 //! What a maintainer runs: `cargo xtask ci`, `more` (what is too long for CI), `api` (the listing of the public interface),
-//! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `made-moe DIR`, `memory [DIR]`, `faults [ONE_IN]`, `interop
-//! [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write), `ablation MODEL [WORD ...]` (what
-//! the best recipe owes to each of its parts), `embeddings MODEL` (whole files) and `rivals MODEL [TYPE ...]` (types of GGUF,
-//! as ggml fills them and as we do).
+//! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `made-moe DIR`, `memory [DIR]`, `faults [ONE_IN]`,
+//! `interop [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write), `peers [WORD ...]` (the
+//! speed of ggml beside ours), `ablation MODEL [WORD ...]` (what the best recipe owes to each of its parts), `methods MODEL`
+//! (each of them), `embeddings MODEL` (whole files) and `rivals MODEL [TYPE ...]` (types of GGUF, as ggml fills them and as we do).
 
 mod api;
 mod ci;
@@ -10,6 +10,7 @@ mod faults;
 mod interop;
 mod made;
 mod memory;
+mod peers;
 mod quality;
 mod tools;
 #[cfg(test)]
@@ -49,11 +50,13 @@ fn main() -> ExitCode {
         ["interop", peers @ ..] => interop::run(peers),
         ["ablation", model, only @ ..] => quality::ablation(model, only),
         ["embeddings", model] => quality::embeddings(model),
+        ["methods", model] => quality::methods(model),
+        ["peers", words @ ..] => peers::run(words),
         ["rivals", model, types @ ..] => quality::rivals(model, types),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | ablation MODEL [WORD ...] | embeddings MODEL | rivals MODEL [TYPE ...]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | peers [WORD ...] | ablation MODEL [WORD ...] | methods MODEL | embeddings MODEL | rivals MODEL [TYPE ...]\n{}",
             ci::names()
         )),
     };

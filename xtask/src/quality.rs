@@ -51,6 +51,62 @@ const LINES: [Line; 22] = [
     line("GPTAQ", "gptaq(bits=3, group=64, clip=mse)"),
 ];
 
+/// A recipe for each method of crate quant that rounds matrices, most of which are of 3 or 4 bits.
+const METHODS: [&str; 52] = [
+    "rtn(bits=4, group=64, clip=mse)",
+    "gptq(bits=4, group=64, clip=mse)",
+    "gptq(bits=3, group=64, clip=mse)",
+    "gptaq(bits=3, group=64, clip=mse)",
+    "drift | gptq(bits=3, group=64, clip=mse)",
+    "drift | yaqa | gptq(bits=3, group=64, clip=mse)",
+    "guided | gptq(bits=3, group=64, clip=mse)",
+    "hadamard | gptq(bits=3, group=64, clip=mse)",
+    "awq(bits=4, group=64, clip=mse)",
+    "obq(bits=4, group=64, clip=mse)",
+    "hqq(bits=4, group=64)",
+    "nf4",
+    "nf4(search=mse, rounding=feedback)",
+    "fp4",
+    "dynamic8",
+    "bitmod(bits=4, group=64)",
+    "post(bits=4, group=64, rounding=feedback)",
+    "sherry(group=64, rounding=feedback)",
+    "binary(bases=2, group=64, fit=joint, rounding=feedback)",
+    "kmeans(bits=4, rows=16)",
+    "dkm(bits=4, rows=16)",
+    "sketch(bits=4)",
+    "squeezellm(bits=4, rows=16)",
+    "squeezellm(bits=4, rows=16, outliers=0.0045) | coded(rans)",
+    "nested(low=2, high=4)",
+    "mixllm(bits=4, group=64, share=0.1)",
+    "spqr(bits=3)",
+    "hadamard | pvq(bits=3, size=16, rounding=feedback)",
+    "hadamard | e8(rounding=feedback)",
+    "aqlm(books=2)",
+    "lr2vq",
+    "pv(kmeans(bits=3))",
+    "bitstack(blocks=2, rank=8)",
+    "adapt",
+    "smoothquant",
+    "fptq(group=64)",
+    "fptq(group=64) | gptq(bits=4, group=64, clip=mse)",
+    "ggml(type=Q4_0)",
+    "drift | ggml(type=Q4_0)",
+    "drift | yaqa | ggml(type=Q4_0)",
+    "drift | yaqa | ggml(type=IQ4_NL)",
+    "drift | yaqa | ggml(type=MXFP4)",
+    "drift | yaqa | ggml(type=NVFP4)",
+    "drift | yaqa | qtip(bits=2)",
+    "drift | yaqa | qtip(bits=3)",
+    "drift | yaqa | qtip(bits=4)",
+    "watersic(bits=3) | coded(rans)",
+    "drift | watersic(bits=3, rows=full, states=32) | coded(rans)",
+    "best2",
+    "best3",
+    "best4",
+    "drift | watersic(bits=4.2, rows=full, states=32) | coded(rans)",
+];
+
 /// A model, what it is calibrated on and judged by.
 #[derive(Clone)]
 struct Judge {
@@ -81,6 +137,22 @@ pub fn ablation(model: &str, only: &[&str]) -> Outcome {
             of("seconds"),
             of("peak_rss_bytes") / 1e6
         );
+    }
+    Ok(())
+}
+
+/// Prints what each method makes of a model.
+pub fn methods(model: &str) -> Outcome {
+    let program = program()?;
+    let judge = judge(model)?;
+    println!("| recipe | bits | KLD | x 4^bits | seconds |");
+    println!("|---|---|---|---|---|");
+    for recipe in METHODS {
+        let (report, kld) = run(&program, &judge, recipe, 64, "compressed")?;
+        let of = |key: &str| report[key].as_f64().unwrap_or(f64::NAN);
+        let (bits, recipe) = (of("bits_per_weight"), recipe.replace('|', "\\|"));
+        let scaled = kld * 4f64.powf(bits);
+        println!("| `{recipe}` | {bits:.3} | {kld:.4} | {scaled:.1} | {:.0} |", of("seconds"));
     }
     Ok(())
 }

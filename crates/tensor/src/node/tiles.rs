@@ -11,6 +11,13 @@ use crate::linalg::{self, Par};
 /// Values decoded at a time: enough for a good matrix product, small enough for the second cache.
 const VALUES: usize = 64 * 1024;
 
+/// From so many tokens on inputs are worth packing for each tile, which is then so tall that this is a small part of the work.
+const MANY: usize = 48;
+const MANY_VALUES: usize = 4 << 20;
+/// Rows of such tiles: threads share no tile, so that a matrix has some. The packing of a tile's inputs is as much work as
+/// the product of some ten rows.
+const TALL: Range<usize> = 128..1024;
+
 /// The default multiplication: tiles of some rows are decoded and multiplied, each by one thread.
 ///
 /// # Errors
@@ -28,8 +35,9 @@ pub fn matmul_by_tiles<N: Node + ?Sized>(
 ) -> Result<()> {
     check_matmul(node.shape(), &rows, x, &y);
     let (inp, shape) = (node.shape()[1], x.view().dim());
-    // Tiles are small, and a general product would pack all inputs anew for each; but it brings vectors of its own.
-    let unpacked = Isa::detect() != Isa::Generic;
+    // Small tiles: a general product would pack all inputs anew for each; but it brings vectors of its own.
+    let many = x.tokens() >= MANY;
+    let unpacked = !many && Isa::detect() != Isa::Generic;
     scratch.with_matrix(if unpacked { shape } else { (0, 0) }, |mut lines, scratch| {
         let x = if unpacked {
             lines.assign(&x.view());
@@ -37,7 +45,10 @@ pub fn matmul_by_tiles<N: Node + ?Sized>(
         } else {
             x.view()
         };
-        let height = (VALUES / inp.max(1)).clamp(8, 1024);
+        let height = match many {
+            true => (rows.len() / 8).min(MANY_VALUES / inp.max(1)).clamp(TALL.start, TALL.end),
+            false => (VALUES / inp.max(1)).clamp(8, 1024),
+        };
         let tile = |(i, y): (usize, ArrayViewMut2<'_, f32>), scratch: &mut Scratch| {
             let first = rows.start + i * height;
             let rows = first..first + y.ncols();
