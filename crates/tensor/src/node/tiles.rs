@@ -14,8 +14,7 @@ const VALUES: usize = 64 * 1024;
 /// From so many tokens on inputs are worth packing for each tile, which is then so tall that this is a small part of the work.
 const MANY: usize = 48;
 const MANY_VALUES: usize = 4 << 20;
-/// Rows of such tiles: threads share no tile, so that a matrix has some. The packing of a tile's inputs is as much work as
-/// the product of some ten rows.
+/// Rows of such tiles: threads share no tile, so that a matrix has some; each packs the inputs anew.
 const TALL: Range<usize> = 128..1024;
 
 /// The default multiplication: tiles of some rows are decoded and multiplied, each by one thread.
