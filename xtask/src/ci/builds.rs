@@ -60,7 +60,8 @@ pub fn api() -> Verdict {
 
 /// What no other step turns on; never all features at once.
 pub fn features() -> Verdict {
-    execute(&mut cargo(&["check", "-p", "tensorpress-cli", "--features", "hub"]))?;
+    // With all of the workspace, so that what others need is as clippy has checked it.
+    execute(&mut cargo(&["check", "--workspace", "--features", "tensorpress-cli/hub"]))?;
     execute(&mut cargo(&["check", "-p", "tensorpress", "--no-default-features"]))?;
     PASSED
 }
