@@ -16,6 +16,7 @@ mod bitpack;
 mod blocks;
 mod convert;
 mod cpu;
+mod exponential;
 mod float;
 mod float_type;
 mod grid;
@@ -52,6 +53,9 @@ pub use convert::{
     f32_to_f16_on,
 };
 pub use cpu::cpu_name;
+pub use exponential::{
+    exp, log_sum_exp, log_sum_exp_on, maximum, maximum_on, softmax, softmax_on, swish, swish_on,
+};
 pub use float::{
     axpy, axpy_on, dot, dot_f64, dot_f64_on, dot_on, gemm_nt, gemm_nt_on, gemv, gemv_on,
 };

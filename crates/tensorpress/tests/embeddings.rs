@@ -1,6 +1,7 @@
 //! Stores of embeddings and product quantisers on those of all-MiniLM-L6-v2: what their bytes find.
 
-use tensorpress::prelude::open_model;
+use tensorpress::pipeline::CalibrationText;
+use tensorpress::prelude::*;
 use tensorpress::quant::embedding::{
     EmbeddingPrecision, Jpq, ProductCodes, ProductQuantizer, ProductSpec, Similarity, best_within,
     pareto, sweep,
@@ -105,4 +106,45 @@ fn minilm() {
     };
     let exact = (0..ASKED).filter(|i| exact(*i)).count();
     println!("1536 bytes: passage found {:.2}", exact as f64 / ASKED as f64);
+}
+
+/// How near embeddings stay to those of the model as it was: coded grids at 3 bits before GPTQ at more.
+#[test]
+#[ignore = "takes minutes: cargo xtask more tables"]
+fn minilm_compressed() {
+    let Some(folder) = data::minilm() else { return };
+    let Some(text) = data::find("data/text/wikitext2_test.txt") else { return };
+    let text = std::fs::read_to_string(text).expect("a text");
+    let long = text.lines().filter(|line| line.chars().count() >= 240);
+    let long: Vec<String> = long.map(|line| cut(line, 0, 240)).collect();
+    let passages: Vec<&str> = long.iter().map(String::as_str).take(ASKED).collect();
+    let source = open_model(&folder).expect("opens");
+    let tokenizer = source.tokenizer().expect("a tokenizer");
+    let embed = |source: &Source| {
+        let encoder = source.encoder().expect("an encoder").materialise().expect("floats");
+        encoder.embed(&tokenizer, &passages).expect("embeds")
+    };
+    let exact = embed(&source);
+    let out = tempfile::tempdir().expect("a folder");
+    let cosine = |recipe: &str| {
+        let job = Compressor::new(Recipe::parse(recipe).expect("a recipe")).with_force(true);
+        // None of it is judged.
+        let calibration = CalibrationText::new(long[ASKED..].join("\n")).with_chars(200_000);
+        let report = job
+            .with_calibration(calibration)
+            .run(&source, &out.path().join("out"))
+            .expect("compresses");
+        let made = embed(&open_model(out.path().join("out")).expect("opens"));
+        let mean = (&exact * &made).sum() / exact.nrows() as f32;
+        println!("{recipe}: {:.3} bits, mean cosine {mean:.5}", report.bits_per_weight);
+        mean
+    };
+    for (gptq, coded) in [
+        ("gptq(bits=3, group=64, clip=mse)", "watersic(bits=3) | coded(rans)"),
+        ("gptq(bits=4, group=64, clip=mse)", "watersic(bits=4) | coded(rans)"),
+        ("drift | gptq(bits=3, group=64, clip=mse)", "drift | watersic(bits=3) | coded(rans)"),
+    ] {
+        let (gptq, coded) = (cosine(gptq), cosine(coded));
+        assert!(coded > gptq, "{coded} against {gptq}");
+    }
 }

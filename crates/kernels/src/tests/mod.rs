@@ -5,6 +5,7 @@ use super::{FloatType, Isa};
 
 mod blocks;
 mod codes;
+mod exponential;
 mod floats;
 mod grids;
 mod hadamard;
