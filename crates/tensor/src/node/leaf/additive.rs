@@ -1,9 +1,14 @@
 //! Sums of entries of several codebooks.
 
-use super::{Child, Encoding, Format, Leaf, Slot};
+use std::ops::Range;
+
+use super::{Child, Encoding, Format, Fused, Leaf, Slot};
 use crate::error::{Error, Result};
+use crate::kernels::{CodebookPanels, CodebookRows};
+use crate::linalg::Par;
+use crate::node::plane::bands;
 use crate::node::registry::field;
-use crate::node::{Json, Node, PackedPlane, Symbol, Symbols};
+use crate::node::{Input, Json, Node, PackedPlane, Scratch, Symbol, Symbols, SymbolsMut};
 use crate::storage::PartKind;
 
 /// Every `size` consecutive weights of a row are a sum of vectors, one of each of `books` codebooks, times a scale of the row:
@@ -38,6 +43,8 @@ pub struct AdditiveFormat {
 /// Places of the slots.
 const BOOKS: usize = 0;
 const SCALES: usize = 1;
+
+const MOST_TOKENS: usize = 4;
 
 impl AdditiveFormat {
     /// Vectors of `size` weights, summed of `books` codebooks of `entries` each.
@@ -125,6 +132,47 @@ impl Format for AdditiveFormat {
             Symbols::U8(codes) => self.decode(codes, values, scale, out),
             Symbols::U16(codes) => self.decode(codes, values, scale, out),
         }
+    }
+
+    /// In panels where codebooks have up to 256 entries of up to 64 weights, all of them finite, and no code was dropped.
+    fn prepacked(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused>>> {
+        let (&Self { size, books, entries }, [rows, cols]) = (leaf.format(), leaf.shape());
+        let kept = leaf.codes().as_kept().is_some();
+        if kept || rows * cols == 0 || !CodebookPanels::supports(size, books, entries) {
+            return Ok(None);
+        }
+        let beside = leaf.beside()?;
+        let (codebooks, scales) = (beside[BOOKS], beside[SCALES]);
+        if !codebooks.iter().all(|value| value.is_finite()) {
+            return Ok(None);
+        }
+        let width = leaf.format().codes(cols);
+        let mut codes = vec![0u8; rows * width];
+        for range in bands(rows, width) {
+            let read = &mut codes[range.start * width..range.end * width];
+            leaf.codes().read(range, SymbolsMut::U8(read))?;
+        }
+        let codes = &codes[..];
+        let w = CodebookRows { codes, rows, cols, size, books, entries, codebooks, scales };
+        let panels = CodebookPanels::new(&w, Par::Seq);
+        Ok(panels.map(|panels| Box::new(panels) as Box<dyn Fused>))
+    }
+}
+
+impl Fused for CodebookPanels {
+    fn matmul(
+        &self,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        y: &mut [f32],
+        add: bool,
+        scratch: &mut Scratch,
+    ) {
+        self.matmul(rows, x.as_slice(), x.tokens(), y, add, scratch.work());
+    }
+
+    fn most_tokens(&self) -> usize {
+        MOST_TOKENS
     }
 }
 
