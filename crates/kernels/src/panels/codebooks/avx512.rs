@@ -23,7 +23,7 @@ avx512! {
                 for i in 0..4 {
                     // SAFETY: four times 16 are the 64.
                     let v = unsafe { _mm512_loadu_ps(products.as_ptr().add(16 * i)) };
-                    // The low bits of `ALIGN` are 0 up to the place where a sum may carry.
+                    // The lower half of `ALIGN` is 0: what is left there is the integer.
                     let v = _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(v, inverse), align));
                     words[i] = _mm512_add_epi32(v, zero);
                 }

@@ -63,8 +63,8 @@ impl CodebookRows<'_> {
 
 /// A matrix of codes into codebooks of up to 256 entries, repacked in panels of 64 rows.
 ///
-/// Panels take a byte for each code, whatever its bits, 32 bits for each scale, and 512 or 1024 for each number of an entry
-/// of a book; rows are padded to a multiple of 64.
+/// Panels take a byte for each code, whatever its bits, four for each scale, and 512 or, for more than 128 entries, 1024 for
+/// each weight of an entry of each book; rows are padded to a multiple of 64.
 #[derive(Clone, Debug)]
 pub struct CodebookPanels {
     shape: Shape,
@@ -75,7 +75,7 @@ pub struct CodebookPanels {
     scales: Vec<f32>,
 }
 
-/// Tokens whose tables are held at once: they take half a kilobyte a code of a row, and stay in the outer caches.
+/// Tokens whose tables are held at once: half a kilobyte for each code of a row.
 const TOKENS: usize = 4;
 
 impl CodebookPanels {
@@ -123,9 +123,9 @@ impl CodebookPanels {
 
     /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) over some rows of W, for row-major `x [t, cols]` and `y [t, rows.len()]`.
     ///
-    /// Products of a token with entries are rounded to 16 bits, those that 32 successive codes of a row name on one scale: each
-    /// by at most 1/65,534 of the largest that any entry of them has, which is about 5e-5 of the product. The other errors are
-    /// those of a few f32 sums. Products that are all below 4e-34 count as 0. Bit-identical on every instruction set, for any
+    /// Products of a token with entries are rounded to 16 bits, those which 32 successive codes of a row look up on one scale:
+    /// by at most 1/65,534 of the largest of them, about 4e-5 of the sum in the mean. The other errors are those of a few f32
+    /// sums. Where all are below 4e-34 they count as 0. Bit-identical on every instruction set, for any
     /// cut of the tokens and of the rows, and for any number of threads, among which the rows are shared.
     ///
     /// A NaN or an infinity in `x`, or in an entry that a code names, makes all products of a token NaN.
@@ -152,8 +152,7 @@ impl CodebookPanels {
         let mut tables = work.take_tables();
         let xs = x.chunks(TOKENS * self.cols());
         for (x, y) in xs.zip(y.chunks_mut(TOKENS * rows.len())) {
-            tables.prepare(&self.shape, &self.books, x, work);
-            self.add(rows.clone(), &tables, y, work);
+            self.add(rows.clone(), x, &mut tables, y, work);
         }
         work.put_tables(tables);
     }

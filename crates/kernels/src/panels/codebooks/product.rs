@@ -17,6 +17,9 @@ const LARGER_THAN_CACHE: usize = 4 << 20;
 /// Panels that go through a block together: their codes stay in the second cache until all tokens met them.
 const PANELS: usize = 128;
 
+/// Blocks whose tables are made together, for one token: they stay in the second cache until all panels met them.
+const TABLES: usize = 16;
+
 /// The codes of some panels in one block, and one token's tables for them.
 pub(super) struct Block<'a> {
     /// `[panels, codes]`
@@ -33,25 +36,36 @@ pub(super) struct Block<'a> {
 }
 
 impl CodebookPanels {
-    /// Adds the products of some rows to `y [tokens, rows.len()]`, which is not empty.
-    pub(super) fn add(&self, rows: Range<usize>, tables: &Tables, y: &mut [f32], work: &mut Work) {
-        let t = tables.tokens;
+    /// Adds the products of some rows with a few tokens to `y [tokens, rows.len()]`, neither being empty.
+    pub(super) fn add(
+        &self,
+        rows: Range<usize>,
+        x: &[f32],
+        tables: &mut Tables,
+        y: &mut [f32],
+        work: &mut Work,
+    ) {
+        let (t, blocks) = (x.len() / self.cols(), self.shape.codes().div_ceil(BLOCK));
         let panels = rows.start / ROWS..rows.end.div_ceil(ROWS);
         // By panel first, so that threads write to places of their own.
         let mut buffer = work.take_lines(panels.len() * t * ROWS);
         buffer.fill(0.0);
-        let sums = buffer.as_chunks_mut::<ROWS>().0;
-        // One thread takes all at once, so that it goes through memory from first to last. Four pieces for each of several
-        // even out what the threads are given beside.
-        let piece = match work.par().threads() {
-            1 if t == 1 => panels.len(),
-            1 => PANELS,
-            threads => panels.len().div_ceil(4 * threads),
+        // One thread takes all at once, so that it goes through memory from first to last, and makes tables when it needs
+        // them. Several would wait for each other; four pieces for each even out what they are given beside.
+        let (piece, portion) = match work.par().threads() {
+            1 if t == 1 => (panels.len(), TABLES),
+            1 => (PANELS, TABLES / t),
+            threads => (panels.len().div_ceil(4 * threads), blocks),
         };
-        work.par().for_each(sums.chunks_mut(piece * t).enumerate(), |(i, sums)| {
-            self.add_panels(panels.start + i * piece, tables, sums, work);
-        });
-        for (p, sums) in panels.zip(sums.chunks(t)) {
+        for first in (0..blocks).step_by(portion) {
+            let some = first..blocks.min(first + portion);
+            tables.prepare(&self.shape, &self.books, x, some.clone(), work);
+            let sums = buffer.as_chunks_mut::<ROWS>().0.chunks_mut(piece * t).enumerate();
+            work.par().for_each(sums, |(i, sums)| {
+                self.add_panels(panels.start + i * piece, some.clone(), tables, sums, work);
+            });
+        }
+        for (p, sums) in panels.zip(buffer.as_chunks::<ROWS>().0.chunks(t)) {
             let held = rows.start.max(p * ROWS)..rows.end.min((p + 1) * ROWS);
             let scales = &self.scales[held.clone()];
             for (token, sums) in sums.iter().enumerate() {
@@ -65,23 +79,33 @@ impl CodebookPanels {
         work.put_lines(buffer);
     }
 
-    /// Adds the products of the panels from `first` on, without the scales of rows, to `sums [some panels, tokens]`.
-    fn add_panels(&self, first: usize, tables: &Tables, sums: &mut [[f32; ROWS]], work: &Work) {
+    /// Adds the products of the panels from `first` on in some blocks, without the scales of rows, to
+    /// `sums [some panels, tokens]`.
+    fn add_panels(
+        &self,
+        first: usize,
+        blocks: Range<usize>,
+        tables: &Tables,
+        sums: &mut [[f32; ROWS]],
+        work: &Work,
+    ) {
         let (shape, isa, t) = (&self.shape, work.isa(), tables.tokens);
-        let (codes, width, panels) = (shape.codes(), shape.table_lines(), sums.len() / t);
+        let (width, panels) = (shape.table_lines(), sums.len() / t);
         // A single token reads the lines once; more come back to them.
         let to = if t > 1 { stream_again() } else { stream() };
         let large = size_of_val(&self.lines[..]) > LARGER_THAN_CACHE;
-        for (b, at) in (0..codes).step_by(BLOCK).enumerate() {
-            let count = BLOCK.min(codes - at);
+        let tables_of_a_token = tables.lines.len() / t;
+        for (b, at) in blocks.clone().map(|b| b * BLOCK).enumerate() {
+            let count = BLOCK.min(shape.codes() - at);
             let start = at * shape.panels() + first * count;
             for token in 0..t {
+                let from = token * tables_of_a_token + b * BLOCK * width;
                 let block = Block {
                     codes: &self.lines[start..start + panels * count],
                     count,
-                    tables: &tables.lines[(token * codes + at) * width..][..count * width],
+                    tables: &tables.lines[from..from + count * width],
                     width,
-                    scale: tables.scales[token * codes.div_ceil(BLOCK) + b],
+                    scale: tables.scales[token * blocks.len() + b],
                     // Later tokens find the panels in the cache.
                     ahead: (large && token == 0).then_some((AHEAD, to)),
                 };
@@ -95,18 +119,24 @@ impl CodebookPanels {
     }
 }
 
-/// Adds a block to every `stride`th of the sums, panel by panel. Integers are exact, so that it is the same in whatever order.
+/// Adds a block to every `stride`th of the sums, panel by panel. Integers are exact: any order gives the same.
 fn add(block: &Block<'_>, sums: &mut [[f32; ROWS]], stride: usize) {
-    let bias = block.count as u32 * ZERO;
-    for (codes, sums) in block.codes.chunks_exact(block.count).zip(sums.iter_mut().step_by(stride))
-    {
+    match block.width {
+        4 => add_tables::<4>(block, sums, stride),
+        _ => add_tables::<8>(block, sums, stride),
+    }
+}
+
+/// For tables of `WIDTH` lines.
+fn add_tables<const WIDTH: usize>(block: &Block<'_>, sums: &mut [[f32; ROWS]], stride: usize) {
+    let (tables, bias) = (block.tables.as_chunks::<WIDTH>().0, block.count as u32 * ZERO);
+    let panels = block.codes.chunks_exact(block.count);
+    for (codes, sums) in panels.zip(sums.iter_mut().step_by(stride)) {
         let mut totals = [0u32; ROWS];
-        for (codes, table) in codes.iter().zip(block.tables.chunks_exact(block.width)) {
-            // A quarter at a time, whose sums stay in registers.
+        for (codes, table) in codes.iter().zip(tables) {
             for (total, code) in totals.iter_mut().zip(codes.0) {
-                let (line, at) = (usize::from(code) / 32 % block.width, usize::from(code) % 32);
-                let word = u16::from_le_bytes(table[line].0.as_chunks().0[at]);
-                *total += u32::from(word);
+                let (line, at) = (usize::from(code) / 32 % WIDTH, usize::from(code) % 32);
+                *total += u32::from(u16::from_le_bytes(table[line].0.as_chunks().0[at]));
             }
         }
         for (at, total) in totals.into_iter().enumerate() {

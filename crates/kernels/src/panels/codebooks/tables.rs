@@ -1,5 +1,7 @@
 //! What a token makes of the entries of codebooks, as integers of 16 bits.
 
+use std::ops::Range;
+
 use super::pack::{BLOCK, Shape};
 use crate::Isa;
 use crate::simd::wide::{LANES, Line, Wide};
@@ -9,33 +11,42 @@ use crate::work::Work;
 /// What the integer of 0 is: none is negative.
 pub(super) const ZERO: u32 = 32_768;
 
-/// The products of some tokens with all entries, a table for each code of a row.
+/// The products of some tokens with all entries, a table for each code of a row in some blocks.
 ///
 /// A table is two planes, high bytes before low ones, where they are looked up in registers (AVX-512), and integers of 16 bits
 /// elsewhere: in as many lines.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     pub(super) tokens: usize,
-    /// `[tokens, codes of a row, table]`
+    /// `[tokens, codes, table]`
     pub(super) lines: Vec<Line>,
     /// `[tokens, blocks]`
     pub(super) scales: Vec<f32>,
 }
 
 impl Tables {
-    /// Makes those of `x [tokens, cols]`, blocks being shared among threads.
-    pub(super) fn prepare(&mut self, shape: &Shape, books: &[Line], x: &[f32], work: &mut Work) {
-        let (isa, codes, lines) = (work.isa(), shape.codes(), shape.table_lines());
-        let blocks = codes.div_ceil(BLOCK);
+    /// Makes those of some blocks for `x [tokens, cols]`, blocks being shared among threads.
+    pub(super) fn prepare(
+        &mut self,
+        shape: &Shape,
+        books: &[Line],
+        x: &[f32],
+        blocks: Range<usize>,
+        work: &mut Work,
+    ) {
+        let (isa, width) = (work.isa(), shape.table_lines());
+        let codes = shape.codes().min(blocks.end * BLOCK) - blocks.start * BLOCK;
         self.tokens = x.len() / shape.cols;
-        self.lines.resize(self.tokens * codes * lines, Line::ZERO);
-        self.scales.resize(self.tokens * blocks, 0.0);
-        let tokens = self.lines.chunks_mut(codes * lines).zip(self.scales.chunks_mut(blocks));
+        self.lines.resize(self.tokens * codes * width, Line::ZERO);
+        self.scales.resize(self.tokens * blocks.len(), 0.0);
+        let scales = self.scales.chunks_mut(blocks.len());
+        let tokens = self.lines.chunks_mut(codes * width).zip(scales);
         for (x, (tables, scales)) in x.chunks(shape.cols).zip(tokens) {
-            let blocks = tables.chunks_mut(BLOCK * lines).zip(scales).enumerate();
-            work.for_each(blocks, |places, (i, (tables, scale))| {
+            let here = tables.chunks_mut(BLOCK * width).zip(scales).enumerate();
+            work.for_each(here, |places, (i, (tables, scale))| {
                 let products = aligned(&mut places.floats, tables.len() * 32);
-                let most = products_on(isa, shape, books, x, i * BLOCK, products);
+                let first = (blocks.start + i) * BLOCK;
+                let most = products_on(isa, shape, books, x, first, products);
                 let (step, inverse) = steps(most);
                 *scale = step;
                 dispatch! { isa;

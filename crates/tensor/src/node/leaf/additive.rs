@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Child, Encoding, Format, Fused, Leaf, Slot};
 use crate::error::{Error, Result};
-use crate::kernels::{CodebookPanels, CodebookRows};
+use crate::kernels::{CodebookPanels, CodebookRows, Isa};
 use crate::linalg::Par;
 use crate::node::plane::bands;
 use crate::node::registry::field;
@@ -15,7 +15,8 @@ use crate::storage::PartKind;
 /// `scale[r] * (book_1[code_1] + book_2[code_2] + ...)`, sum and product each rounded to f32.
 ///
 /// Codes of a vector lie side by side; the last vector of a row may be shorter. Codebooks `[books * entries, size]` and scales
-/// `[rows, 1]` are any nodes.
+/// `[rows, 1]` are any nodes. Once prepacked, those of up to 256 entries of up to 64 weights are multiplied with few tokens
+/// (on AVX-512: with up to a sixteenth of the rows) by looking up what a token makes of each entry, without decoding.
 pub type Additive = Leaf<AdditiveFormat>;
 
 /// The format of an [`Additive`].
@@ -43,8 +44,6 @@ pub struct AdditiveFormat {
 /// Places of the slots.
 const BOOKS: usize = 0;
 const SCALES: usize = 1;
-
-const MOST_TOKENS: usize = 4;
 
 impl AdditiveFormat {
     /// Vectors of `size` weights, summed of `books` codebooks of `entries` each.
@@ -171,8 +170,12 @@ impl Fused for CodebookPanels {
         self.matmul(rows, x.as_slice(), x.tokens(), y, add, scratch.work());
     }
 
+    /// Tables are made for each token, whatever the rows: the fewer these are, the sooner decoding once is worth it.
     fn most_tokens(&self) -> usize {
-        MOST_TOKENS
+        match Isa::detect() {
+            Isa::Avx512 => (self.rows() / 16).max(1),
+            _ => (self.rows() / 64).clamp(1, 8),
+        }
     }
 }
 
