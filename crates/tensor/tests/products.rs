@@ -150,7 +150,12 @@ fn a_warm_call_on_one_thread_allocates_nothing() {
         assert_eq!(node.multiply(), Multiply::Fused, "{name}");
         let [rows, cols] = node.shape();
         // Without vectors of ours, tiles of many tokens are multiplied by faer, which packs them.
-        let most = if Isa::detect() == Isa::Generic { 8 } else { 64 };
+        let most = match Isa::detect() {
+            // More tokens than these are times what is decoded, from codes that are unpacked first.
+            _ if name.starts_with("codebooks") => 1,
+            Isa::Generic => 8,
+            _ => 64,
+        };
         for tokens in [1, 2, 5, 8, 9, 33, 64].into_iter().filter(|tokens| *tokens <= most) {
             let x = random(tokens, cols, 3);
             let mut y = Array2::zeros((tokens, rows));

@@ -2,7 +2,7 @@
 //!
 //! A product never sees a weight. What a token makes of each entry of each codebook is the same for all rows: these products
 //! of few numbers are tables, and a row is a sum of what its codes look up among them. The memory layout is in
-//! [`pack`](self::pack), how tables are made in [`tables`](self::tables), how they are read in [`product`](self::product).
+//! [`pack`](mod@self::pack), how tables are made in [`tables`](self::tables), how they are read in [`product`](self::product).
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
