@@ -1,6 +1,7 @@
-//! Products over prepacked panels on one thread: integer grids of 2, 3, 4 and 8 bits, ternary codes, and tables of levels by
-//! matrix, by row and by group; 4096 x 14336 and 8192 x 28672, groups of 128. One token beside a plain read of as many
-//! bytes, 512 tokens beside our product of f32, activations as two planes of int8 and as one; all take turns in one run.
+//! Products over prepacked panels on one thread: integer grids of 2, 3, 4 and 8 bits, ternary codes, tables of levels by
+//! matrix, by row and by group, and codes into two codebooks; 4096 x 14336 and 8192 x 28672, groups of 128. One token beside
+//! a plain read of as many bytes, 512 tokens (not of codebooks, which are for few) beside our product of f32, activations as
+//! two planes of int8 and as one; all take turns in one run.
 //! Every product is checked before it is timed. `--test` runs everything once, small; any other word runs the kinds alone
 //! whose names contain it.
 
@@ -12,8 +13,8 @@ mod turns;
 use std::hint::black_box;
 
 use tensorpress_tensor::kernels::{
-    self, Activations, AffinePanels, AffineRows, Isa, LevelPanels, LevelRows, Par, Work,
-    packed_len, unpack_bits,
+    self, Activations, AffinePanels, AffineRows, CodebookPanels, CodebookRows, Isa, LevelPanels,
+    LevelRows, Par, Work, packed_len, unpack_bits,
 };
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
@@ -41,7 +42,10 @@ fn main() {
         let matrices: Vec<Matrix> = KINDS
             .iter()
             .filter(|kind| names.is_empty() || names.iter().any(|name| kind.0.contains(&name[..])))
-            .map(|kind| Matrix::new(kind, shape))
+            .map(|kind| match kind.2 {
+                Levels::OfBooks => Matrix::of_books(kind, shape),
+                _ => Matrix::new(kind, shape),
+            })
             .collect();
         for matrix in &matrices {
             matrix.one_token(few);
@@ -60,6 +64,7 @@ enum Levels {
     OfAll,
     OfRows,
     OfGroups,
+    OfBooks,
 }
 
 const KINDS: &[Kind] = &[
@@ -73,11 +78,13 @@ const KINDS: &[Kind] = &[
     ("4 bits, tables by group", 4, Levels::OfGroups),
     ("3 bits, a table a row", 3, Levels::OfRows),
     ("2 bits, a table a row", 2, Levels::OfRows),
+    ("2 books of 8 bits", 8, Levels::OfBooks),
 ];
 
 enum Panels {
     Grid(AffinePanels),
     Levels(LevelPanels),
+    Books(CodebookPanels),
 }
 
 struct Matrix {
@@ -120,7 +127,7 @@ impl Matrix {
                     Levels::Grid | Levels::Ternary => {
                         return scales[g] * (f32::from(*code) - zeros[g]);
                     }
-                    Levels::OfAll => 0,
+                    Levels::OfAll | Levels::OfBooks => 0,
                     Levels::OfRows => r,
                     Levels::OfGroups => tables[g] as usize,
                 };
@@ -144,10 +151,42 @@ impl Matrix {
         Self { name, shape, panels, sample }
     }
 
+    /// Random codes, each two of eight weights.
+    fn of_books(&(name, bits, _): &Kind, shape @ [rows, cols]: [usize; 2]) -> Self {
+        let (size, books, entries) = (8, 2, 1 << bits);
+        let mut random = SplitMix::new(1);
+        let width = cols / size * books;
+        let codes: Vec<u8> = (0..rows * width).map(|_| random.next_u64() as u8).collect();
+        let mut number = || random.next_f64() as f32 - 0.5;
+        let codebooks: Vec<f32> = (0..books * entries * size).map(|_| number()).collect();
+        let scales = vec![0.01; rows];
+        let decoded = |r: usize| {
+            let weight = |c: usize| {
+                let codes = &codes[r * width + c / size * books..][..books];
+                let entry = |(book, code): (usize, &u8)| book * entries + usize::from(*code);
+                let entries = codes.iter().enumerate().map(entry);
+                scales[r] * entries.map(|at| codebooks[at * size + c % size]).sum::<f32>()
+            };
+            (r, (0..cols).map(weight).collect())
+        };
+        let sample = (0..rows).step_by(rows / 16).map(decoded).collect();
+        let (codes, codebooks, scales) = (&codes[..], &codebooks[..], &scales[..]);
+        let w = CodebookRows { codes, rows, cols, size, books, entries, codebooks, scales };
+        let panels = Panels::Books(CodebookPanels::new(&w, Par::Seq).expect("supported"));
+        Self { name, shape, panels, sample }
+    }
+
+    /// Forms of activations, and the error that products may have.
+    fn modes(&self) -> &'static [(Activations, f64)] {
+        // Codebooks have a form of their own.
+        if matches!(self.panels, Panels::Books(_)) { &MODES[..1] } else { &MODES }
+    }
+
     fn bytes(&self) -> usize {
         match &self.panels {
             Panels::Grid(panels) => panels.bytes(),
             Panels::Levels(panels) => panels.bytes(),
+            Panels::Books(panels) => panels.bytes(),
         }
     }
 
@@ -157,14 +196,15 @@ impl Matrix {
         match &self.panels {
             Panels::Grid(panels) => panels.matmul(0..rows, x, t, y, false, mode, work),
             Panels::Levels(panels) => panels.matmul(0..rows, x, t, y, false, mode, work),
+            Panels::Books(panels) => panels.matmul(0..rows, x, t, y, false, work),
         }
     }
 
-    /// The relative error of a product with both forms of activations.
-    fn errors(&self, x: &[f32]) -> [f64; 2] {
+    /// The relative error of a product with each form of activations.
+    fn errors(&self, x: &[f32]) -> Vec<f64> {
         let [rows, cols] = self.shape;
         let mut y = vec![0.0; x.len() / cols * rows];
-        MODES.map(|(mode, tolerance)| {
+        let error = |&(mode, tolerance): &(Activations, f64)| {
             self.multiply(x, &mut y, mode, &mut Work::new(Par::Seq));
             let (mut error, mut size) = (0.0, 0.0);
             for (y, x) in y.chunks(rows).zip(x.chunks(cols)).step_by(37) {
@@ -178,7 +218,8 @@ impl Matrix {
             let error = (error / size).sqrt();
             assert!(error < tolerance, "{}: relative error {error:e}", self.name);
             error
-        })
+        };
+        self.modes().iter().map(error).collect()
     }
 
     fn one_token(&self, rounds: usize) {
@@ -194,14 +235,14 @@ impl Matrix {
                 black_box(read::<8192>(&buffer));
             }),
         ];
-        for (mode, _) in MODES {
+        for &(mode, _) in self.modes() {
             let (x, mut y, mut work) = (&x, vec![0.0; rows], Work::new(Par::Seq));
             contenders.push(Contender::new("", bytes, move || {
                 self.multiply(x, &mut y, mode, &mut work);
             }));
         }
         take_turns(&mut contenders, rounds);
-        let [plain, asking, sixteen, eight] = &contenders[..] else { return };
+        let [plain, asking, products @ ..] = &contenders[..] else { return };
         let (best, median) = (plain.best().min(asking.best()), plain.median().min(asking.median()));
         let name = self.name;
         println!("{name}, {rows} x {cols}, 1 token; best (median) of {rounds}, {bytes} bytes");
@@ -211,7 +252,7 @@ impl Matrix {
             median * 1e3,
             bytes as f64 / best / 1e9
         );
-        for (c, (error, planes)) in [sixteen, eight].iter().zip(errors.iter().zip(["two", "one"])) {
+        for (c, (error, planes)) in products.iter().zip(errors.iter().zip(["two", "one"])) {
             println!(
                 "  {planes} planes: {:.3} ({:.3}) ms, {:.3} ({:.3}) of the read, error {error:.1e}",
                 c.best() * 1e3,
@@ -241,7 +282,7 @@ fn many_tokens(matrices: &[Matrix], [rows, cols]: [usize; 2], tokens: usize, rou
     let mut contenders = vec![Contender::new("f32", 1, move || {
         dense.matmul(inputs, y.view_mut(), Accum::Replace, &mut scratch).expect("multiplies");
     })];
-    for matrix in matrices {
+    for matrix in matrices.iter().filter(|matrix| matrix.modes().len() > 1) {
         matrix.errors(&x);
         for ((mode, _), planes) in MODES.into_iter().zip(["two planes", "one plane"]) {
             let (x, mut y, mut work) = (&x, vec![0.0; tokens * rows], Work::new(Par::Seq));

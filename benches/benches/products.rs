@@ -14,8 +14,9 @@ use tensorpress_tensor::kernels::{self, Isa};
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{
-    BitshiftFormat, BitshiftTrellis, Blocks, Child, Dense, LevelFormat, LevelTable, Mask, Masked,
-    Multiply, PackedPlane, Product, Scale, Side, Sum, Tables, Transformed,
+    Additive, AdditiveFormat, BitshiftFormat, BitshiftTrellis, Blocks, Child, Dense, LevelFormat,
+    LevelTable, Mask, Masked, Multiply, PackedPlane, Product, Scale, Side, Sum, Tables,
+    Transformed,
 };
 use tensorpress_tensor::{Accum, DType, Node, RawTensor, Scratch};
 use turns::{Contender, take_turns};
@@ -67,6 +68,7 @@ const NODES: &[(&str, Make)] = &[
     ("4 bits, a table, prepacked", |shape| levels(shape, 4, Tables::One)),
     ("4 bits, a table a row, prepacked", |shape| levels(shape, 4, Tables::Rows(1))),
     ("2 bits, a table a row, prepacked", |shape| levels(shape, 2, Tables::Rows(1))),
+    ("2 books of 8 bits, prepacked", |shape| books(shape)),
     ("a trellis of 2 bits", |shape| trellis(shape, 2)),
     ("a trellis of 3 bits", |shape| trellis(shape, 3)),
     ("product of rank n/8, bf16", |shape| low_rank(shape)),
@@ -130,6 +132,17 @@ fn levels([rows, cols]: [usize; 2], bits: u8, tables: Tables) -> Box<dyn Node> {
     let beside = beside.map(|shape| Child::Node(floats(shape, DType::F32)));
     let format = format.expect("a format");
     let node = LevelTable::new(format, [rows, cols], Box::new(codes), beside.into());
+    prepacked(node.expect("fits").boxed())
+}
+
+/// Random codes, each two of eight weights, in panels.
+fn books([rows, cols]: [usize; 2]) -> Box<dyn Node> {
+    let mut random = SplitMix::new(5);
+    let format = AdditiveFormat::new(8, 2, 256).expect("a format");
+    let codes: Vec<u8> =
+        (0..rows * cols.div_ceil(8) * 2).map(|_| random.next_u64() as u8).collect();
+    let (codebooks, scales) = (floats([2 * 256, 8], DType::F16), floats([rows, 1], DType::F16));
+    let node = Additive::sums(format, [rows, cols], 8, &codes, codebooks, scales);
     prepacked(node.expect("fits").boxed())
 }
 

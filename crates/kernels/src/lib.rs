@@ -69,7 +69,10 @@ pub use hadamard::{
 };
 pub use int8::{dot_i8, dot_i8_on, dot_u8_i8, dot_u8_i8_on};
 pub use isa::Isa;
-pub use panels::{Activations, AffinePanels, InputForm, LevelPanels, LevelRows, PanelInput};
+pub use panels::{
+    Activations, AffinePanels, CodebookPanels, CodebookRows, InputForm, LevelPanels, LevelRows,
+    PanelInput,
+};
 pub use par::Par;
 pub use rows::{AffineRows, affine_matmul};
 pub use simd::wide::{LANES, Line};

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 #[cfg(target_arch = "x86_64")]
 use crate::blocks::Panel;
 use crate::blocks::Unit;
+use crate::panels::CodebookTables;
 use crate::trellis;
 use crate::{BlockActivations, Isa, PanelInput, Par};
 
@@ -20,6 +21,7 @@ pub struct Work {
     inputs: Vec<PanelInput>,
     block_inputs: Vec<BlockActivations>,
     trellis_inputs: Vec<trellis::Inputs>,
+    tables: Vec<CodebookTables>,
     pub(crate) places: Places,
 }
 
@@ -88,9 +90,9 @@ impl Work {
     /// For products on a chosen instruction set; the portable code where this CPU lacks it.
     #[must_use]
     pub fn on(isa: Isa, par: Par) -> Self {
-        let (floats, inputs, block_inputs, trellis_inputs) = Default::default();
+        let (floats, inputs, block_inputs, trellis_inputs, tables) = Default::default();
         let places = Places::default();
-        Self { par, isa, floats, inputs, block_inputs, trellis_inputs, places }
+        Self { par, isa, floats, inputs, block_inputs, trellis_inputs, tables, places }
     }
 
     /// By how many threads.
@@ -179,5 +181,14 @@ impl Work {
     /// Gives them back.
     pub(crate) fn put_trellis(&mut self, inputs: trellis::Inputs) {
         self.trellis_inputs.push(inputs);
+    }
+    /// A place for tables of codebooks; give it back with [`Work::put_tables`].
+    pub(crate) fn take_tables(&mut self) -> CodebookTables {
+        self.tables.pop().unwrap_or_default()
+    }
+
+    /// Gives them back.
+    pub(crate) fn put_tables(&mut self, tables: CodebookTables) {
+        self.tables.push(tables);
     }
 }

@@ -3,14 +3,17 @@
 //! A panel holds 16 rows side by side, one row to each 32-bit lane, so that a product needs no sum
 //! across lanes; activations are integers, so that one instruction multiplies 64 codes. The memory
 //! layout is in [`pack`](self::pack), the arithmetic in [`input`](self::input). Tables of levels are
-//! in [`levels`](self::levels).
+//! in [`levels`](self::levels), sums of entries of codebooks in [`codebooks`](self::codebooks).
 
+mod codebooks;
 mod grids;
 mod input;
 mod levels;
 mod pack;
 mod product;
 
+pub(crate) use codebooks::Tables as CodebookTables;
+pub use codebooks::{CodebookPanels, CodebookRows};
 pub use input::{Activations, InputForm, PanelInput};
 pub(super) use input::{Grid, round_body};
 pub use levels::{LevelPanels, LevelRows};

@@ -127,7 +127,7 @@ pub(super) fn pack_by(
 
 /// So many empty lines, in large pages where the system grants them: a product reads them from
 /// first to last at the speed of memory, where looking up small pages costs a tenth.
-fn zeroed(n: usize) -> Vec<Line> {
+pub(super) fn zeroed(n: usize) -> Vec<Line> {
     let mut lines = Vec::with_capacity(n);
     advise_large_pages(lines.spare_capacity_mut());
     lines.resize(n, Line::ZERO);

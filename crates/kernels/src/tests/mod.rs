@@ -4,6 +4,7 @@
 use super::{FloatType, Isa};
 
 mod blocks;
+mod codebooks;
 mod codes;
 mod exponential;
 mod floats;

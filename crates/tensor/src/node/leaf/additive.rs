@@ -1,16 +1,22 @@
 //! Sums of entries of several codebooks.
 
-use super::{Child, Encoding, Format, Leaf, Slot};
+use std::ops::Range;
+
+use super::{Child, Encoding, Format, Fused, Leaf, Slot};
 use crate::error::{Error, Result};
+use crate::kernels::{CodebookPanels, CodebookRows, Isa};
+use crate::linalg::Par;
+use crate::node::plane::bands;
 use crate::node::registry::field;
-use crate::node::{Json, Node, PackedPlane, Symbol, Symbols};
+use crate::node::{Input, Json, Node, PackedPlane, Scratch, Symbol, Symbols, SymbolsMut};
 use crate::storage::PartKind;
 
 /// Every `size` consecutive weights of a row are a sum of vectors, one of each of `books` codebooks, times a scale of the row:
 /// `scale[r] * (book_1[code_1] + book_2[code_2] + ...)`, sum and product each rounded to f32.
 ///
 /// Codes of a vector lie side by side; the last vector of a row may be shorter. Codebooks `[books * entries, size]` and scales
-/// `[rows, 1]` are any nodes.
+/// `[rows, 1]` are any nodes. Once prepacked, those of up to 256 entries of up to 64 weights are multiplied with few tokens
+/// (on AVX-512: with up to a sixteenth of the rows) by looking up what a token makes of each entry, without decoding.
 pub type Additive = Leaf<AdditiveFormat>;
 
 /// The format of an [`Additive`].
@@ -124,6 +130,51 @@ impl Format for AdditiveFormat {
         match codes {
             Symbols::U8(codes) => self.decode(codes, values, scale, out),
             Symbols::U16(codes) => self.decode(codes, values, scale, out),
+        }
+    }
+
+    /// In panels where codebooks have up to 256 entries of up to 64 weights, all of them finite, and no code was dropped.
+    fn prepacked(leaf: &Leaf<Self>) -> Result<Option<Box<dyn Fused>>> {
+        let (&Self { size, books, entries }, [rows, cols]) = (leaf.format(), leaf.shape());
+        let kept = leaf.codes().as_kept().is_some();
+        if kept || rows * cols == 0 || !CodebookPanels::supports(size, books, entries) {
+            return Ok(None);
+        }
+        let beside = leaf.beside()?;
+        let (codebooks, scales) = (beside[BOOKS], beside[SCALES]);
+        if !codebooks.iter().all(|value| value.is_finite()) {
+            return Ok(None);
+        }
+        let width = leaf.format().codes(cols);
+        let mut codes = vec![0u8; rows * width];
+        for range in bands(rows, width) {
+            let read = &mut codes[range.start * width..range.end * width];
+            leaf.codes().read(range, SymbolsMut::U8(read))?;
+        }
+        let codes = &codes[..];
+        let w = CodebookRows { codes, rows, cols, size, books, entries, codebooks, scales };
+        let panels = CodebookPanels::new(&w, Par::Seq);
+        Ok(panels.map(|panels| Box::new(panels) as Box<dyn Fused>))
+    }
+}
+
+impl Fused for CodebookPanels {
+    fn matmul(
+        &self,
+        rows: Range<usize>,
+        x: &Input<'_>,
+        y: &mut [f32],
+        add: bool,
+        scratch: &mut Scratch,
+    ) {
+        self.matmul(rows, x.as_slice(), x.tokens(), y, add, scratch.work());
+    }
+
+    /// Tables are made for each token, whatever the rows: the fewer these are, the sooner decoding once is worth it.
+    fn most_tokens(&self) -> usize {
+        match Isa::detect() {
+            Isa::Avx512 => (self.rows() / 16).max(1),
+            _ => (self.rows() / 64).clamp(1, 8),
         }
     }
 }
