@@ -15,6 +15,9 @@ const RUNS: [Run; 2] = [
     ("gptq(bits=4, group=128)", WINDOWS, 1_200_000_000),
 ];
 
+/// With a backward pass, of the dense one alone: a quarter of an hour.
+const BACKWARD: Run = ("watersic(bits=3, states=0) | coded(rans)", WINDOWS, 3_000_000_000);
+
 /// The bound of packing, verifying and unpacking, in bytes.
 const PACKING: u64 = 300_000_000;
 
@@ -31,6 +34,7 @@ pub fn run(folder: &Path) -> Outcome {
     let program = tools::target().join("release/tensorpress");
     let mut failures = Vec::new();
     let runs = [folder, &experts].into_iter().flat_map(|of| RUNS.map(|run| (of, run)));
+    let runs = runs.chain([(folder, BACKWARD)]);
     for (folder, (recipe, arguments, bound)) in runs {
         let out = folder.with_extension("compressed");
         let mut command = timed(&program);
