@@ -32,6 +32,7 @@ pub(super) struct Block<'a> {
     pub(super) width: usize,
     pub(super) scale: f32,
     /// How many lines ahead to ask for memory, if at all, and for which cache.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) ahead: Option<(usize, Ahead)>,
 }
 
