@@ -108,8 +108,12 @@ const SHAPES: &[[usize; 3]] = &[
 #[test]
 fn products_are_accurate_and_the_same_everywhere() {
     for bits in [2, 3, 4] {
-        for &shape @ [rows, cols, group] in SHAPES {
-            for own in [Own::All, Own::Rows, Own::Groups] {
+        for (i, &shape @ [rows, cols, group]) in SHAPES.iter().enumerate() {
+            for (j, own) in [Own::All, Own::Rows, Own::Groups].into_iter().enumerate() {
+                // All of them take minutes where the machine is emulated.
+                if cfg!(target_arch = "aarch64") && (i + bits as usize) % 3 != j {
+                    continue;
+                }
                 let case = Case::new(bits, shape, own, 1.0);
                 let panels = case.panels();
                 for (mode, tolerance) in [(Activations::Int16, 1e-4), (Activations::Int8, 2e-2)] {

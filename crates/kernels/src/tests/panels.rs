@@ -82,8 +82,12 @@ const SHAPES: &[(usize, usize, usize)] = &[
 #[test]
 fn products_are_accurate_and_the_same_everywhere() {
     for bits in [1, 2, 3, 4, 8] {
-        for &(rows, cols, group) in SHAPES {
+        for (i, &(rows, cols, group)) in SHAPES.iter().enumerate() {
             for half in [true, false] {
+                // All of them take minutes where the machine is emulated.
+                if cfg!(target_arch = "aarch64") && half == (i + bits as usize).is_multiple_of(2) {
+                    continue;
+                }
                 let case = Case::new(bits, rows, cols, group, half);
                 let panels =
                     AffinePanels::new(&case.rows(), if half { Par::Threads(3) } else { Par::Seq })
