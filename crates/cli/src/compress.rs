@@ -76,10 +76,13 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         }
         Failure::Failed(e)
     })?;
-    interrupt::no_more(&asked);
+    let stopped = interrupt::no_more(&asked);
     report.notes.iter().for_each(|note| say!("note: {note}"));
     let mut result = Result { report, before: None, after: None };
     if let Some(segments) = judged {
+        if stopped {
+            return Err(Failure::Stopped);
+        }
         judge(args, &opened.source, &segments, &mut result)?;
         result.report.peak_rss_bytes = peak_rss_bytes();
     }

@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     Failed(Error),
     /// What is wrong was said already: exit code 1.
     Told,
+    /// Somebody asked to stop once the work was done: nothing to say; exit code 130, as of Ctrl-C.
+    Stopped,
     /// Nobody reads standard output any more: not worth a word.
     Closed,
 }
@@ -50,6 +52,7 @@ impl Failure {
                 }
                 ExitCode::from(1)
             }
+            Self::Stopped => ExitCode::from(130),
             Self::Told | Self::Closed => ExitCode::from(1),
         }
     }

@@ -18,9 +18,10 @@ pub(crate) fn asked() -> Arc<AtomicBool> {
     asked
 }
 
-/// What was to be written is: from now on, whoever asks once ends the program.
-pub(crate) fn no_more(asked: &AtomicBool) {
-    asked.store(true, Ordering::Relaxed);
+/// What was to be written is: from now on, whoever asks once ends the program. Whether somebody asked already, too late
+/// for the work to see.
+pub(crate) fn no_more(asked: &AtomicBool) -> bool {
+    asked.swap(true, Ordering::Relaxed)
 }
 
 /// Whether to go on.

@@ -14,7 +14,7 @@
 //! (GGUF files, and folders quantised by GPTQ, AWQ, compressed-tensors and bitsandbytes), `kvcache`, `tokencomp`. Without them, what is left compresses matrices by recipes.
 //!
 //! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`], [`prune`] and [`lowrank`]
-//! (methods), [`entropy`] (lossless coding and packed files), [`kvcache`] (keys and values), [`tokencomp`] (fewer tokens,
+//! (methods), [`allocate`] (sharing a budget out), [`entropy`] (lossless coding and packed files), [`kvcache`] (keys and values), [`tokencomp`] (fewer tokens,
 //! shorter prompts), [`formats`] (everybody's), [`model`] (the reference transformer that calibrates and judges).
 
 #[cfg(feature = "model")]
@@ -33,6 +33,7 @@ pub use compress::{compress, compress_with};
 #[cfg(feature = "model")]
 pub use open::{open_model, open_model_with, open_packed_model, open_packed_model_with};
 pub use registry::registry;
+pub use tensorpress_allocate as allocate;
 pub use tensorpress_entropy as entropy;
 #[cfg(feature = "formats")]
 pub use tensorpress_formats as formats;

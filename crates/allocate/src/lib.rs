@@ -1,0 +1,46 @@
+//! Sharing a budget out: which level (bits, rank, sparsity, a whole recipe) each unit of a model gets.
+//!
+//! A [`Table`] says what each unit (a matrix, a group, an expert, a block) costs and loses at each level. A [`Solver`]
+//! chooses one level a unit within a budget:
+//!
+//! | solver | finds | of |
+//! |---|---|---|
+//! | [`Exact`] | the least sum of errors | dynamic programming over what no other choice beats, cut by Lagrange's bound |
+//! | [`Lagrange`] | the same but for a last unit or two, in no time | the multiplier, and what still fits |
+//! | [`Minimax`] | the least largest error | ALDS |
+//! | [`Ordered`] | as many units as fit at their best level, in an order | Layer-Wise Quantization |
+//! | [`Evolution`] | the least of any objective, such as the KL divergence of the whole model | EvoPress |
+//!
+//! Where errors follow a law, the optimum has a form of its own: [`closed`]. Orders come from [`scores`].
+//!
+//! ```
+//! use tensorpress_allocate::{Choice, Exact, Solver, Table, Unit};
+//!
+//! # fn main() -> tensorpress_tensor::Result<()> {
+//! let unit = |name: &str, scale: f64| {
+//!     let levels = [(2, 1.0), (3, 0.25), (4, 0.06)];
+//!     Unit::new(name, levels.map(|(bits, error)| Choice::new(bits * 1000, scale * error)))
+//! };
+//! let table = Table::new([unit("q", 1.0), unit("k", 10.0), unit("v", 100.0)])?;
+//! let found = Exact::new().solve(&table, 9000)?;
+//! assert_eq!((found.choices, found.cost), (vec![0, 1, 2], 9000));
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod closed;
+mod evolution;
+mod exact;
+mod knapsack;
+mod minimax;
+mod ordered;
+pub mod scores;
+mod solver;
+mod table;
+
+pub use evolution::{Evolution, Round};
+pub use exact::{Exact, Lagrange};
+pub use minimax::Minimax;
+pub use ordered::Ordered;
+pub use solver::{Allocation, Solver};
+pub use table::{Choice, Table, Unit};
