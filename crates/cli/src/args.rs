@@ -170,8 +170,21 @@ pub(crate) struct Compress {
     #[arg(long, value_name = "FILE", help = BASE)]
     pub(crate) base: Option<PathBuf>,
     /// A preset, a line of stages, or a .toml file
-    #[arg(long, short)]
-    pub(crate) recipe: String,
+    #[arg(long, short, required_unless_present_any = ["target_size", "target_bpw"])]
+    pub(crate) recipe: Option<String>,
+    /// In place of a recipe: the files that hold weights take no more than this, such as 60MB or 1.5GiB, headers and all;
+    /// embeddings that are the head as well are compressed too
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["recipe", "target_bpw", "format"])]
+    pub(crate) target_size: Option<u64>,
+    /// In place of a recipe: the linear layers take no more than so many bits a weight
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["recipe", "format"])]
+    pub(crate) target_bpw: Option<f64>,
+    /// What each matrix may become to reach the target: lines of stages, joined by `;` [default: the best coded grids]
+    #[arg(long, value_name = "LIST", conflicts_with = "recipe")]
+    pub(crate) levels: Option<String>,
+    /// Try every level on every matrix, and not on those of some blocks alone
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) measured: bool,
     /// The new folder, or the file of --format gguf
     #[arg(long, short)]
     pub(crate) out: PathBuf,

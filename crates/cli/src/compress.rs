@@ -6,7 +6,7 @@ use serde::Serialize;
 use tensorpress::bill::Bill;
 use tensorpress::model::text::Limits;
 use tensorpress::model::{Source, compare};
-use tensorpress::pipeline::{Compressor, Report, Target, partial_of, peak_rss_bytes};
+use tensorpress::pipeline::{Budget, Compressor, Mix, Report, Target, partial_of, peak_rss_bytes};
 use tensorpress::recipe::Recipe;
 use tensorpress::{Error, ErrorKind, open_model};
 
@@ -31,7 +31,7 @@ struct Result {
 }
 
 pub(crate) fn run(args: &Compress) -> Outcome {
-    let recipe = Recipe::read(&args.recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
+    let compressor = compressor(args)?;
     let opened = open(&args.model, args.base.as_deref())?;
     let text = calibration::read(&args.calibration, &opened)?;
     let format = args.format.as_deref().map(str::parse::<Target>).transpose();
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     };
     let mut bar = Bar::new();
     let asked = interrupt::asked();
-    let mut compressor = Compressor::new(recipe)
+    let mut compressor = compressor
         .with_inputs(args.calib_inputs.into())
         .with_seed(args.seed)
         .with_force(args.force)
@@ -87,6 +87,24 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         result.report.peak_rss_bytes = peak_rss_bytes();
     }
     if args.json { print_json(&result) } else { show(args, &result) }
+}
+
+/// By the recipe, or within the target.
+fn compressor<'a>(args: &Compress) -> Outcome<Compressor<'a>> {
+    if let Some(recipe) = &args.recipe {
+        let recipe = Recipe::read(recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
+        return Ok(Compressor::new(recipe));
+    }
+    let budget = match (args.target_size, args.target_bpw) {
+        (Some(bytes), _) => Budget::FileBytes(bytes),
+        (None, bits) => Budget::BitsPerWeight(bits.unwrap_or_default()),
+    };
+    let mut mix = Mix::new(budget).with_measured(args.measured);
+    if let Some(levels) = &args.levels {
+        let levels = levels.split(';').map(str::trim).filter(|level| !level.is_empty());
+        mix = mix.with_levels(levels).map_err(|e| Failure::of_argument("--levels", e))?;
+    }
+    Ok(Compressor::within(mix))
 }
 
 fn segments(args: &Compress, file: Option<&PathBuf>, opened: &Opened) -> Outcome<Vec<Vec<u32>>> {

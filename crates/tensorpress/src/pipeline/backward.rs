@@ -108,8 +108,7 @@ pub(super) fn find(
     for index in 0..source.blocks() {
         let done = work.has_gradients(index);
         for spec in source.linears(index) {
-            let Some(method) = context.plan.index(&spec.name) else { continue };
-            let wanted = wanted(context.plan.method(method).method.needs().of_caller());
+            let wanted = wanted(&context.plan.supplies(&spec.name));
             if wanted == Wanted::NONE {
                 continue;
             }

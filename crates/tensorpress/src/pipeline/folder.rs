@@ -13,6 +13,7 @@ use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Result};
 
 use super::listing::{LIST, is_of_model, is_of_work, owned};
+use super::mix::Measured;
 use super::rewrite::stored;
 use super::state::{Identity, STATE, State, Steps, Stored, Unit};
 
@@ -242,6 +243,21 @@ impl Work {
         self.write()
     }
 
+    /// What matrices of each block take and lose at levels of a mix, as far as that is known.
+    pub(super) fn measured(&self) -> &BTreeMap<usize, BTreeMap<String, Measured>> {
+        &self.state.measured
+    }
+
+    /// Notes that of a block.
+    pub(super) fn found_measured(
+        &mut self,
+        block: usize,
+        found: BTreeMap<String, Measured>,
+    ) -> Result<()> {
+        self.state.measured.insert(block, found);
+        self.write()
+    }
+
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -383,6 +399,7 @@ fn fresh(folder: &Path, identity: Identity) -> Result<State> {
         rewrites: Vec::new(),
         gradients: BTreeMap::new(),
         rates: BTreeMap::new(),
+        measured: BTreeMap::new(),
         units: Vec::new(),
         copied: Vec::new(),
     };

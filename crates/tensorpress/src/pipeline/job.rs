@@ -7,9 +7,10 @@ use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::rewrite::Role;
-use tensorpress_tensor::stats::{Calibration, Needs};
+use tensorpress_tensor::stats::{Calibration, Needs, Supply};
 use tensorpress_tensor::{
-    Compressed, Context as _, DType, Error, Fold, Group, Node, Result, Target, Tensor,
+    Compressed, Context as _, DType, DynCompress, Error, Fold, Group, Node, Result, Storage,
+    Target, Tensor,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -110,6 +111,22 @@ impl Context<'_> {
         jobs
     }
 
+    /// log2 of the step of a weight: its own, or that of its method.
+    pub(super) fn step_of(&self, name: &str, method: usize) -> Option<f64> {
+        self.own_steps.get(name).or_else(|| self.steps.get(&method)).copied()
+    }
+
+    /// The jobs of layers that read one input at a level of a mix, none of which folds anything into what stands before it.
+    pub(super) fn jobs_at(&self, specs: &[LinearSpec], level: usize, calibrated: bool) -> Vec<Job> {
+        let alone = !calibrated || self.plan.method(level).method.needs().is_none();
+        match alone {
+            true => specs.iter().map(|spec| Job::alone(spec.clone(), level)).collect(),
+            false => {
+                vec![Job { specs: specs.to_vec(), method: level, norm: None, feeder: None }]
+            }
+        }
+    }
+
     /// What the methods of these jobs need; a few samples too, so that errors can be measured.
     pub(super) fn needs_of(&self, jobs: &[Job]) -> Needs {
         let needs = jobs.iter().map(|job| self.plan.method(job.method).method.needs());
@@ -167,9 +184,65 @@ impl Job {
             Target::new(&spec.name, w.view())
                 .with_dtype(context.source.dtype_of(spec).unwrap_or(DType::F32))
                 .with_scores(matches!(spec.role, Role::Q | Role::K))
-                .with_step(context.steps.get(&self.method).copied())
+                .with_step(context.step_of(&spec.name, self.method))
         });
         targets.collect()
+    }
+
+    /// One layer alone.
+    pub(super) fn alone(spec: LinearSpec, method: usize) -> Self {
+        Self { specs: vec![spec], method, norm: None, feeder: None }
+    }
+
+    /// What errors in the outputs of a layer cost, where that is known.
+    fn costs(&self, context: &Context<'_>, spec: &LinearSpec) -> Result<Option<Array2<f32>>> {
+        let Some(by) = &context.supplied else { return Ok(None) };
+        let costs = by.of_weights(Supply::OUTPUT_FISHER_DIAGONAL, &spec.name)?;
+        Ok(costs.filter(|costs| costs.dim() == (1, spec.shape[0])))
+    }
+
+    /// Bytes and loss of each layer as the method of this job makes it.
+    pub(super) fn measure(
+        &self,
+        context: &Context<'_>,
+        calibration: Calibration,
+        par: Par,
+    ) -> Result<Vec<(String, u64, f64)>> {
+        self.measure_with(context, calibration, &context.plan.method(self.method).method, par)
+    }
+
+    /// The same by a method that is no level.
+    pub(super) fn measure_with(
+        &self,
+        context: &Context<'_>,
+        calibration: Calibration,
+        method: &dyn DynCompress,
+        par: Par,
+    ) -> Result<Vec<(String, u64, f64)>> {
+        let weights = self.weights(context, &Rows::new())?;
+        let inputs = calibration.samples().ok().map(error::spread);
+        let group = Group {
+            targets: self.targets(context, &weights),
+            calibration: context.with_supplied(calibration),
+            fold: None,
+            seed: context.seed_of(&self.specs[0].name),
+            par,
+        };
+        let result = method.compress_group_dyn(group).map_err(|e| {
+            let name = e.tensor().unwrap_or(&self.specs[0].name).to_owned();
+            context.located(e, &name)
+        })?;
+        let mut measured = Vec::with_capacity(self.specs.len());
+        for ((spec, weight), layer) in self.specs.iter().zip(&weights).zip(result.layers) {
+            let costs = self.costs(context, spec)?;
+            let costs = costs.as_ref().map(|costs| costs.row(0));
+            let (node, bias) = (layer.node.as_ref(), layer.bias.as_deref());
+            let inputs = inputs.as_ref().map(|x| x.view());
+            let loss = error::loss(weight.view(), node, bias, inputs, costs, par);
+            let bytes = Storage::of(node).in_tensor(&spec.name)?.bytes();
+            measured.push((spec.name.clone(), bytes, loss.in_tensor(&spec.name)?));
+        }
+        Ok(measured)
     }
 
     /// Number of the method.

@@ -21,6 +21,7 @@ mod finish;
 mod folder;
 mod job;
 mod listing;
+mod mix;
 mod peak;
 mod plan;
 mod progress;
@@ -51,6 +52,7 @@ pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WI
 #[cfg(feature = "formats")]
 pub use convert::{ConversionReport, Convert, Converted, Importance, Target, float_type};
 pub use folder::partial_of;
+pub use mix::{Budget, Mix};
 pub use peak::peak_rss_bytes;
 pub use progress::{Event, Progress};
 pub use report::{BlockReport, LayerReport, Report};
@@ -61,6 +63,7 @@ use crate::recipe::Recipe;
 use advance::Stream;
 use calibration::Samples;
 use folder::Work;
+use mix::Sharing;
 use plan::Plan;
 use rewrite::{Named, Rewriting, Rewritten};
 use share::Shares;
@@ -86,6 +89,7 @@ use then::{Publish, Then};
 /// ```
 pub struct Compressor<'a> {
     recipe: Recipe,
+    mix: Option<Mix>,
     rewrites: Vec<Named>,
     calibration: Option<CalibrationText>,
     supplied: Option<Arc<dyn Supplied>>,
@@ -101,9 +105,10 @@ pub struct Compressor<'a> {
 
 impl std::fmt::Debug for Compressor<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { recipe, rewrites, calibration, inputs, seed, force, .. } = self;
+        let Self { recipe, mix, rewrites, calibration, inputs, seed, force, .. } = self;
         f.debug_struct("Compressor")
             .field("recipe", recipe)
+            .field("mix", mix)
             .field("rewrites", rewrites)
             .field("calibration", calibration)
             .field("inputs", inputs)
@@ -144,6 +149,8 @@ struct Context<'r> {
     inputs: Inputs,
     /// log2 of the step that the matrices of a method have in common, for the block that is worked on.
     steps: BTreeMap<usize, f64>,
+    /// The same of single matrices, where each has its own.
+    own_steps: BTreeMap<String, f64>,
     seed: u64,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -171,6 +178,7 @@ impl<'a> Compressor<'a> {
         let rewrites = Vec::new();
         Self {
             recipe,
+            mix: None,
             rewrites,
             calibration: None,
             supplied: None,
@@ -183,6 +191,12 @@ impl<'a> Compressor<'a> {
             cancel: None,
             registry: None,
         }
+    }
+
+    /// A compressor within a budget.
+    #[must_use]
+    pub fn within(mix: Mix) -> Self {
+        Self { mix: Some(mix), ..Self::new(Recipe::default()) }
     }
 
     /// Adds a rewrite of one's own, after those of the recipe and before its other stages. Its name and knobs say what
@@ -296,10 +310,22 @@ impl<'a> Compressor<'a> {
         }
         let source = decoded.as_ref().unwrap_or(source);
         self.then.check(source, out, self.force)?;
-        let recipe = self.identity_of_recipe();
         let mut rewrites = self.recipe.rewrites();
         rewrites.append(&mut self.rewrites);
-        let plan = Plan::new(source, &self.recipe, !rewrites.is_empty())?;
+        self.mix = self.mix.take().map(|mix| mix.for_model(source)).transpose()?;
+        let recipe = self.identity_of_recipe();
+        let plan = match &self.mix {
+            None => Plan::new(source, &self.recipe, !rewrites.is_empty())?,
+            Some(_) if !rewrites.is_empty() => {
+                return Err(Error::unsupported("a budget with rewrites: run them before it"));
+            }
+            Some(_) if !self.then.is_plain() => {
+                return Err(Error::unsupported(
+                    "a budget with another format: what it takes there is not known; convert the result",
+                ));
+            }
+            Some(mix) => mix.plan(source)?,
+        };
         let plain = !rewrites.is_empty()
             && plan.is_empty()
             && source.config().shapes.is_none()
@@ -358,10 +384,18 @@ impl<'a> Compressor<'a> {
         let cancel = self.cancel.clone();
         let registry = self.registry.take().unwrap_or_else(crate::registry);
         let rewritten = rewritten.as_ref();
-        let (supplied, inputs, seed) = (self.supplied.clone(), self.inputs, self.seed);
-        let steps = BTreeMap::new();
-        let mut context =
-            Context { source, rewritten, registry, plan, supplied, inputs, steps, seed, cancel };
+        let mut context = Context {
+            source,
+            rewritten,
+            registry,
+            plan,
+            supplied: self.supplied.clone(),
+            inputs: self.inputs,
+            steps: BTreeMap::new(),
+            own_steps: BTreeMap::new(),
+            seed: self.seed,
+            cancel,
+        };
         let mut notes = Vec::new();
         if context.supplied.is_none() && !work.is_complete() {
             let found = backward::find(&context, &samples, work, &mut |event| self.tell(event))?;
@@ -373,14 +407,26 @@ impl<'a> Compressor<'a> {
         if !work.is_complete() {
             share::find(&context, &samples, work, &mut |event| self.tell(event))?;
         }
+        let mix = self.mix.take();
+        if let Some(mix) = &mix
+            && !work.is_complete()
+        {
+            notes.extend(mix.note(source)?);
+            mix.measure(&mut context, &samples, work, &mut |event| self.tell(event))?;
+        }
+        let mut sharing =
+            mix.as_ref().map(|mix| Sharing::new(&mut context, mix, work)).transpose()?;
         let mut shares = Shares::new(&context, work);
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
         if resumed == 0 {
-            let unit = tables::compress(&context, &work.shard(0))?;
+            let path = work.shard(0);
+            let make = |context: &Context<'_>| tables::compress(context, &path);
+            let unit = mix::settle(&mut context, sharing.as_mut(), 0, make)?;
             self.report(&unit);
             work.finished(unit)?;
         }
+        mix::settled(&mut context, sharing.as_mut(), 0, work)?;
         let mut stream = None;
         let calibrated = context.plan.needs_calibration().is_some() && !work.is_complete();
         let stacks = source.config().stacks();
@@ -398,10 +444,14 @@ impl<'a> Compressor<'a> {
             context.steps = shares.steps(index);
             if work.units().len() <= index + 1 {
                 self.tell(Event::Block { block: index, blocks: source.blocks() });
-                let unit = block::compress(&context, index, stream.as_ref(), &shard)?;
+                let make = |context: &Context<'_>| {
+                    block::compress(context, index, stream.as_ref(), &shard)
+                };
+                let unit = mix::settle(&mut context, sharing.as_mut(), index + 1, make)?;
                 self.report(&unit);
                 work.finished(unit)?;
             }
+            mix::settled(&mut context, sharing.as_mut(), index + 1, work)?;
             shares.done(index, &work.units()[index + 1]);
             if index == 0 {
                 self.then.check_first(&shard, &context.registry)?;
@@ -427,14 +477,20 @@ impl<'a> Compressor<'a> {
             Inputs::Compressed => None,
             Inputs::Original => Some(" on inputs of the original model".to_owned()),
         };
-        added.chain(inputs).fold(self.recipe.canonical(), |all, one| all + &one)
+        let recipe = self.mix.as_ref().map_or(self.recipe.canonical(), Mix::canonical);
+        added.chain(inputs).fold(recipe, |all, one| all + &one)
     }
 
     /// What to calibrate on, if anything needs it.
     fn samples(&self, source: &Source, rewrites: &[Named], plan: &Plan) -> Result<Samples> {
         let calibrated = |named: &&Named| rewrite::is_calibrated(&*named.1);
         let needy = rewrites.iter().find(calibrated).map(|(text, _)| text.as_str());
-        let Some(stage) = needy.or(plan.needs_calibration()) else { return Ok(Samples::default()) };
+        let Some(stage) = needy.or(plan.needs_calibration()) else {
+            // Nothing needs it, but losses are better known with it.
+            let text = self.calibration.as_ref().filter(|_| plan.is_mixed());
+            let text = text.filter(|_| source.unknown().is_none());
+            return text.map_or(Ok(Samples::default()), |text| text.samples(source));
+        };
         if let Some(why) = source.unknown() {
             return Err(Error::unsupported(format!(
                 "`{stage}` needs calibration, and the model cannot be run: {why}"

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use tensorpress_model::Source;
-use tensorpress_tensor::stats::Stream;
+use tensorpress_tensor::stats::{Stream, Supply};
 use tensorpress_tensor::{DynCompress, Error, Result};
 
 use crate::recipe::{Chain, Recipe};
@@ -11,6 +11,8 @@ pub(super) struct Plan {
     methods: Vec<Planned>,
     /// Index of the method by name of the weight; linear layers and tables.
     by_name: BTreeMap<String, usize>,
+    /// The methods are levels, of which each weight gets one as the work goes on.
+    mixed: bool,
 }
 
 /// A method and its text in reports.
@@ -38,7 +40,7 @@ impl Plan {
                 )));
             }
         }
-        let mut plan = Self { methods: Vec::new(), by_name: BTreeMap::new() };
+        let mut plan = Self { methods: Vec::new(), by_name: BTreeMap::new(), mixed: false };
         let mut seen = BTreeMap::new();
         for name in &linears {
             if let Some(chain) = recipe.chain_for(name) {
@@ -69,6 +71,61 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The levels of a mix, the first of which all weights have to begin with.
+    pub(super) fn of_levels(source: &Source, levels: &[Chain], with_tables: bool) -> Result<Self> {
+        let mut plan = Self { methods: Vec::new(), by_name: BTreeMap::new(), mixed: true };
+        for chain in levels {
+            plan.index_of(chain, &mut BTreeMap::new())?;
+        }
+        plan.methods.iter_mut().for_each(|planned| planned.used = true);
+        let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
+        plan.by_name.extend(linears.map(|linear| (linear.name, 0)));
+        if with_tables && let Some(head) = super::tables::head(source)? {
+            plan.by_name.insert(head, 0);
+        }
+        if plan.by_name.is_empty() {
+            return Err(Error::invalid("the model has no weights that could be compressed"));
+        }
+        Ok(plan)
+    }
+
+    /// How many levels there are.
+    pub(super) fn levels(&self) -> usize {
+        self.methods.len()
+    }
+
+    /// Each weight gets a level as the work goes on.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.mixed
+    }
+
+    /// A level has steps, of which each weight gets one.
+    pub(super) fn shared_step(&self, level: usize) -> bool {
+        self.methods[level].method.shared_bits().is_some()
+    }
+
+    /// Gives a weight its level.
+    pub(super) fn assign(&mut self, name: &str, level: usize) {
+        self.by_name.insert(name.to_owned(), level);
+    }
+
+    /// Takes weights out.
+    pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.by_name.retain(|name, _| keep(name));
+    }
+
+    /// What is wanted of the caller for a weight.
+    pub(super) fn supplies(&self, name: &str) -> Vec<Supply> {
+        let Some(index) = self.index(name) else { return Vec::new() };
+        if !self.mixed {
+            return self.methods[index].method.needs().of_caller().to_vec();
+        }
+        // Whatever it will be, and what its errors cost.
+        let all =
+            self.methods.iter().flat_map(|planned| planned.method.needs().of_caller().to_vec());
+        all.chain([Supply::OUTPUT_FISHER_DIAGONAL]).collect()
+    }
+
     fn index_of(&mut self, chain: &Chain, seen: &mut BTreeMap<String, usize>) -> Result<usize> {
         let canonical = chain.canonical();
         if let Some(index) = seen.get(&canonical) {
@@ -97,7 +154,7 @@ impl Plan {
     /// Bits a weight that the matrices of a method take together, if one step in common is to be found for them.
     pub(super) fn shared_bits(&self, index: usize) -> Option<f64> {
         let planned = &self.methods[index];
-        planned.method.shared_bits().filter(|_| planned.used)
+        planned.method.shared_bits().filter(|_| planned.used && !self.mixed)
     }
 
     /// Some method wants a statistic of this stream.

@@ -11,6 +11,7 @@ use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::calibration::Samples;
+use super::mix::Measured;
 use super::report::LayerReport;
 
 /// Name of the state file.
@@ -160,6 +161,9 @@ pub(super) struct State {
     /// Bits of the matrices by the step, by block, of methods whose bits all matrices share.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) rates: BTreeMap<usize, BTreeMap<String, RateCurve>>,
+    /// What matrices take and lose at levels of a mix, by block; the last has what lies outside.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) measured: BTreeMap<usize, BTreeMap<String, Measured>>,
     pub(super) units: Vec<Unit>,
     /// Files of the model that go along as they are, once that is known.
     #[serde(default)]

@@ -1,15 +1,17 @@
 //! What lies outside the blocks: embeddings, final norm, head.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tensorpress_model::Source;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::node::decode;
 use tensorpress_tensor::stats::{Calibration, Needs, Supply};
-use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Target};
+use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Storage, Target};
 
-use super::error::Around;
+use super::error::{self, Around};
 use super::job::report;
+use super::mix::{Measured, cannot};
 use super::plan::Plan;
 use super::shard::{self, Item};
 use super::state::Unit;
@@ -41,6 +43,63 @@ pub(super) fn names(source: &Source) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The name of the head, if there is one; the table of embeddings may be the same.
+pub(super) fn head(source: &Source) -> Result<Option<String>> {
+    let known = source.unknown().is_none() && source.config().architecture.is_decoder();
+    if !known || !source.has_head() {
+        return Ok(None);
+    }
+    source.head().map(|head| Some(head.linear().name().to_owned()))
+}
+
+/// What the head takes and loses at each level of a mix.
+pub(super) fn measure(context: &Context<'_>) -> Result<BTreeMap<String, Measured>> {
+    let Some(name) = head(context.source)?.filter(|name| context.plan.index(name).is_some()) else {
+        return Ok(BTreeMap::new());
+    };
+    let source = context.source;
+    let located = |e| context.located(e, &name);
+    let weight = decode(&*source.weight(&name)?).map_err(located)?;
+    source.checkpoint().release();
+    let seen = calibration(context, &name, weight.ncols())?;
+    let costs = match &context.supplied {
+        Some(by) => by.of_weights(Supply::OUTPUT_FISHER_DIAGONAL, &name)?,
+        None => None,
+    };
+    let costs = costs.filter(|costs| costs.dim() == (1, weight.nrows()));
+    let group = || Group {
+        seed: context.seed_of(&name),
+        par: Par::Rayon,
+        ..Group::single(Target::new(&name, weight.view()), seen.clone())
+    };
+    let mut found = Measured { weights: weight.len() as u64, ..Measured::default() };
+    for level in 0..context.plan.levels() {
+        context.check_cancelled()?;
+        let method = &context.plan.method(level).method;
+        if context.plan.shared_step(level) {
+            let curve = method.rates_dyn(group()).map_err(located)?.into_iter().next();
+            found.curves.extend(curve.map(|curve| (level, curve)));
+            if context.plan.levels() == 1 {
+                continue;
+            }
+        }
+        let result = match method.compress_group_dyn(group()) {
+            Ok(result) => result,
+            Err(e) if cannot(e.kind()) => continue,
+            Err(e) => return Err(located(e)),
+        };
+        let Some(layer) = result.layers.first() else { continue };
+        let bytes = Storage::of(layer.node.as_ref()).in_tensor(&name)?.bytes();
+        let gram = seen.gram().ok().map(|gram| gram.view());
+        let costs = costs.as_ref().map(|costs| costs.row(0));
+        let loss = error::of_rows(weight.view(), layer.node.as_ref(), gram, costs)?;
+        if loss.is_finite() {
+            found.tried.insert(level, (bytes, loss));
+        }
+    }
+    Ok(BTreeMap::from([(name, found)]))
+}
+
 /// Whether there is something to calibrate a table on: its inputs where it is the head, else what its rows cost, where that
 /// is what a method needs.
 pub(super) fn is_seen(source: &Source, name: &str, needs: &Needs) -> Result<bool> {
@@ -59,7 +118,8 @@ pub(super) fn is_seen(source: &Source, name: &str, needs: &Needs) -> Result<bool
 pub(super) fn calibrated(source: &Source, plan: &Plan) -> Result<Vec<String>> {
     let mut tables = names(source)?;
     tables.retain(|name| {
-        plan.index(name).is_some_and(|index| !plan.method(index).method.needs().is_none())
+        plan.index(name)
+            .is_some_and(|index| plan.is_mixed() || !plan.method(index).method.needs().is_none())
     });
     Ok(tables)
 }
@@ -110,7 +170,7 @@ pub(super) fn compress(context: &Context<'_>, path: &Path) -> Result<Unit> {
             seed: context.seed_of(&name),
             par: Par::Rayon,
             ..Group::single(
-                Target::new(&name, weight.view()),
+                Target::new(&name, weight.view()).with_step(context.step_of(&name, index)),
                 calibration(context, &name, weight.ncols())?,
             )
         };

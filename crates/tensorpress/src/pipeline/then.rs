@@ -49,6 +49,14 @@ impl Then {
         Self { format: Some(format).filter(|format| *format != Target::Tensorpress) }
     }
 
+    /// It only gets its name.
+    pub(super) fn is_plain(&self) -> bool {
+        #[cfg(feature = "formats")]
+        return self.format.is_none();
+        #[cfg(not(feature = "formats"))]
+        true
+    }
+
     /// Whether the result may go to `out`.
     pub(super) fn check(&self, source: &Source, out: &Path, force: bool) -> Result<()> {
         #[cfg(feature = "formats")]

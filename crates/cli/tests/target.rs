@@ -1,0 +1,85 @@
+//! A target in place of a recipe: sizes, bits, levels, and work that was stopped.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{arg, assert_fails, contents, json, run, tensorpress};
+
+fn to_size(size: &str, out: &Path) -> Command {
+    let mut command = tensorpress();
+    let windows = ["--calib-windows", "6", "--calib-length", "128", "--json"];
+    command.args(["compress", "demo", "--target-size", size, "--out", arg(out)]).args(windows);
+    command
+}
+
+/// The same bytes from any number of threads, and however often the work was killed: while losses are measured, on the way
+/// back, in a block, between files.
+#[test]
+fn the_same_size_is_the_same_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let whole = folder.path().join("whole");
+    let begun = Instant::now();
+    let report = json(&to_size("300 kB", &whole).output().expect("the program"));
+    let takes = begun.elapsed();
+    let bytes = report["bytes_after"].as_u64().expect("bytes");
+    assert!((294_000..=300_000).contains(&bytes), "{bytes}");
+    let inspected = json(&run(&["inspect", arg(&whole), "--json"]));
+    assert_eq!(inspected["file_bytes"], report["bytes_after"]);
+    let expected = contents(&whole);
+    let one = folder.path().join("one");
+    json(&to_size("300kB", &one).env("RAYON_NUM_THREADS", "1").output().expect("the program"));
+    assert!(contents(&one) == expected, "other bytes of one thread");
+    let out = folder.path().join("out");
+    let (mut draw, mut killed) = (0x517c_c1b7_u64, 0);
+    while killed < 8 {
+        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let part = 0.02 + 0.4 * (draw >> 40) as f64 / (1u64 << 24) as f64;
+        let mut child = to_size("300kB", &out);
+        let mut child =
+            child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
+        std::thread::sleep(Duration::from_secs_f64(takes.as_secs_f64() * part));
+        if child.try_wait().expect("a status").is_none() {
+            child.kill().expect("killed");
+            killed += 1;
+        }
+        child.wait().expect("a status");
+        if out.exists() {
+            assert!(contents(&out) == expected, "after {killed} kills");
+            std::fs::remove_dir_all(&out).expect("removed");
+        }
+    }
+    json(&to_size("300kB", &out).output().expect("the program"));
+    assert!(contents(&out) == expected);
+}
+
+#[test]
+fn levels_and_bits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let levels = "rtn(bits=3, group=64); rtn(bits=4, group=64); rtn(bits=8)";
+    let base = ["compress", "demo", "--out", arg(&out), "--levels", levels];
+    let with = |more: &[&str]| run(&[&base[..], more].concat());
+    let report = json(&with(&["--target-bpw", "4", "--json"]));
+    let bits = report["bits_per_weight"].as_f64().expect("bits");
+    assert!(bits <= 4.0 && bits > 3.95, "{bits}");
+    let methods = report["layers"].as_array().expect("layers").iter();
+    let methods: std::collections::BTreeSet<_> = methods.map(|l| l["method"].to_string()).collect();
+    assert!(methods.len() > 1, "a mix: {methods:?}");
+    assert_fails(&with(&["--target-bpw", "1", "--force"]), 1, &["too few", "about 3.3"]);
+    assert_fails(&with(&["--target-size", "10kB", "--force"]), 1, &["too small", "about"]);
+    assert_fails(&with(&["--target-size", "9GB", "--force"]), 1, &["has only"]);
+    for wrong in [
+        &["--target-bpw", "3", "--target-size", "1MB"][..],
+        &["--target-bpw", "3", "--recipe", "w4"],
+        &["--target-size", "1MB", "--format", "gguf"],
+        &["--target-size", "much"],
+        &[],
+    ] {
+        assert_fails(&with(wrong), 2, &[]);
+    }
+    let unknown = ["compress", "demo", "--out", "x", "--target-bpw", "3", "--levels", "w4; none"];
+    assert_fails(&run(&unknown), 2, &["--levels", "none"]);
+}

@@ -1,0 +1,236 @@
+//! A budget in place of a recipe: of some levels, each matrix gets the one with which the model loses the least.
+//!
+//! What each matrix takes and loses at each level is measured before the first block, on the inputs of the model as it was
+//! ([`measure`]): the loss is ½ E[Σ g² Δy²] over its outputs, g their gradients and Δy what rounding does to them, which is
+//! what the KL divergence grows by as long as it is small. Then each block gets the levels at which it and those to come
+//! lose the least within what is left of the budget ([`share`]).
+
+mod measure;
+mod share;
+
+use tensorpress_model::Source;
+use tensorpress_tensor::{Error, Result};
+
+pub(super) use measure::{Measured, cannot};
+pub(super) use share::Sharing;
+
+use super::Context;
+use super::calibration::Samples;
+use super::folder::Work;
+use super::plan::Plan;
+use super::progress::Event;
+use super::state::Unit;
+use crate::recipe::{Chain, Recipe};
+
+/// How much a model may take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Budget {
+    /// Bytes of all files of the result that hold weights, headers and all.
+    FileBytes(u64),
+    /// Bits a weight of the linear layers of the blocks, as [`Report::bits_per_weight`](super::Report::bits_per_weight)
+    /// counts them; embeddings and head stay as they are.
+    BitsPerWeight(f64),
+}
+
+/// A budget, and the levels among which each matrix gets one.
+///
+/// ```no_run
+/// use tensorpress::pipeline::{Budget, CalibrationText, Mix};
+/// use tensorpress::prelude::*;
+///
+/// # fn main() -> Result<()> {
+/// let source = Source::open("model", &registry())?;
+/// let text = std::fs::read_to_string("text.txt").expect("a text");
+/// let report = Compressor::within(Mix::new(Budget::FileBytes(60_000_000)))
+///     .with_calibration(CalibrationText::new(text))
+///     .run(&source, "model-60mb".as_ref())?;
+/// assert!(report.bytes_after <= 60_000_000);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Mix {
+    budget: Budget,
+    levels: Vec<Chain>,
+    measured: bool,
+}
+
+impl Mix {
+    /// The best mix known for a budget: coded grids with drift correction, each matrix at the step where a byte more of any
+    /// of them gains the same.
+    #[must_use]
+    pub fn new(budget: Budget) -> Self {
+        Self { budget, levels: Vec::new(), measured: false }
+    }
+
+    /// Sets the levels: lines of stages without rewrites. One whose matrices share bits
+    /// ([`Method::shared_bits`](tensorpress_tensor::Method::shared_bits), such as `watersic`) stands for all steps that it
+    /// may have.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no recipe, or one that changes whole blocks or has rules for some weights.
+    pub fn with_levels<S: AsRef<str>>(self, levels: impl IntoIterator<Item = S>) -> Result<Self> {
+        let recipes = levels.into_iter().map(|level| Recipe::parse(level.as_ref()));
+        self.with_recipes(recipes.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The same with recipes that were read already, perhaps with stages of one's own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_recipes(mut self, levels: impl IntoIterator<Item = Recipe>) -> Result<Self> {
+        for recipe in levels {
+            let chain = recipe.chain().filter(|chain| chain.compresses());
+            let Some(chain) = chain.filter(|_| recipe.layers().is_empty()).cloned() else {
+                return Err(Error::invalid("a level is a line of stages, without rules"));
+            };
+            if let Some((stage, _)) = chain.rewrites().first() {
+                let message =
+                    format!("`{stage}` changes whole blocks, and is no level of a matrix");
+                return Err(Error::invalid(message));
+            }
+            if self.levels.iter().any(|level| level.canonical() == chain.canonical()) {
+                return Err(Error::invalid(format!("the level `{chain}` is there twice")));
+            }
+            self.levels.push(chain);
+        }
+        Ok(self)
+    }
+
+    /// Sets that every level is tried on every matrix. Default: on the matrices of some blocks alone; what others lose then
+    /// follows from what they lose by plain rounding, in proportion.
+    #[must_use]
+    pub fn with_measured(mut self, measured: bool) -> Self {
+        self.measured = measured;
+        self
+    }
+
+    /// All that decides what comes of it.
+    pub(super) fn canonical(&self) -> String {
+        let levels: Vec<String> = self.levels.iter().map(Chain::canonical).collect();
+        let how = if self.measured { ", all measured" } else { "" };
+        match self.budget {
+            Budget::FileBytes(bytes) => format!("{bytes} bytes of [{}]{how}", levels.join("; ")),
+            Budget::BitsPerWeight(bits) => {
+                format!("{bits} bits a weight of [{}]{how}", levels.join("; "))
+            }
+        }
+    }
+
+    /// The plan of its levels.
+    pub(super) fn plan(&self, source: &Source) -> Result<Plan> {
+        let tables = matches!(self.budget, Budget::FileBytes(_));
+        Plan::of_levels(source, &self.levels, tables)
+    }
+
+    /// What a size is kept by without: a table of embeddings that is no head loses what no statistic here says.
+    pub(super) fn note(&self, source: &Source) -> Result<Option<String>> {
+        if matches!(self.budget, Budget::BitsPerWeight(_)) {
+            return Ok(None);
+        }
+        let head = super::tables::head(source)?;
+        let mut names = super::tables::names(source)?;
+        names.retain(|name| Some(name) != head.as_ref());
+        let left = "left as they are, as what their errors cost is not known";
+        Ok((!names.is_empty()).then(|| format!("{left}: {}", names.join(", "))))
+    }
+
+    /// Finds what each matrix takes and loses, as far as an earlier run has not.
+    pub(super) fn measure(
+        &self,
+        context: &mut Context<'_>,
+        samples: &Samples,
+        work: &mut Work,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        measure::find(context, samples, self.measured, work, tell)
+    }
+
+    /// With its levels, or the best for this model and budget; and checked.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a budget that no model can have, or that this one keeps already.
+    pub(super) fn for_model(mut self, source: &Source) -> Result<Self> {
+        let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
+        let mut weights: u64 = linears.map(|spec| (spec.shape[0] * spec.shape[1]) as u64).sum();
+        let bits = match self.budget {
+            Budget::BitsPerWeight(bits) if !(bits > 0.0 && bits <= 32.0) => {
+                let message = format!("{bits} bits a weight: allowed are those above 0 up to 32");
+                return Err(Error::invalid(message));
+            }
+            Budget::BitsPerWeight(bits) => bits,
+            Budget::FileBytes(bytes) => {
+                let has = source.checkpoint().file_bytes();
+                if bytes >= has {
+                    return Err(Error::invalid(format!(
+                        "a target of {bytes} bytes: the model has only {has}"
+                    )));
+                }
+                for name in super::tables::names(source)? {
+                    let shape = source.checkpoint().shape(&name).unwrap_or_default();
+                    weights += shape.iter().product::<usize>() as u64;
+                }
+                8.0 * bytes as f64 / weights.max(1) as f64
+            }
+        };
+        if self.levels.is_empty() {
+            // Where its curves are to be known best.
+            let bits = bits.clamp(0.5, 12.0);
+            let line = format!("drift | watersic(bits={bits:.2}) | coded(rans)");
+            self = self.with_levels([line])?;
+        }
+        Ok(self)
+    }
+}
+
+/// Makes a shard; within a budget by levels that are chosen now, again with others where it takes too much.
+///
+/// # Errors
+/// `InvalidArgument` where the budget cannot be kept; those of making it.
+pub(super) fn settle(
+    context: &mut Context<'_>,
+    sharing: Option<&mut Sharing>,
+    shard: usize,
+    make: impl Fn(&Context<'_>) -> Result<Unit>,
+) -> Result<Unit> {
+    let Some(sharing) = sharing else { return make(context) };
+    for _ in 0..TRIES {
+        assign(context, sharing, shard)?;
+        let unit = make(context)?;
+        if !sharing.exceeds(shard, &unit) {
+            return Ok(unit);
+        }
+    }
+    Err(Error::invalid(
+        "the target is so near to the least that these levels make of the model that it cannot be kept: allow more",
+    ))
+}
+
+/// How often a shard is made at most.
+const TRIES: usize = 12;
+
+/// A shard is done.
+pub(super) fn settled(
+    context: &mut Context<'_>,
+    sharing: Option<&mut Sharing>,
+    shard: usize,
+    work: &Work,
+) -> Result<()> {
+    let Some(sharing) = sharing else { return Ok(()) };
+    // What an earlier run has made: the same is chosen, so that what follows is.
+    assign(context, sharing, shard)?;
+    sharing.done(shard, &work.units()[shard]);
+    Ok(())
+}
+
+fn assign(context: &mut Context<'_>, sharing: &mut Sharing, shard: usize) -> Result<()> {
+    for chosen in sharing.choose(shard)? {
+        context.plan.assign(&chosen.name, chosen.level);
+        match chosen.step {
+            Some(step) => context.own_steps.insert(chosen.name, step),
+            None => context.own_steps.remove(&chosen.name),
+        };
+    }
+    Ok(())
+}

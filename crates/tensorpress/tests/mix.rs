@@ -1,0 +1,162 @@
+//! A budget in place of a recipe: never a byte over it, hardly one under, and less lost than by one level for all.
+
+use std::path::Path;
+
+use tensorpress::model::embedded;
+use tensorpress::model::text::{Corpus, Limits};
+use tensorpress::pipeline::{Budget, CalibrationText, Compressor, Mix, Report};
+use tensorpress::prelude::*;
+use tensorpress::tensor::linalg::SplitMix;
+use tensorpress::{ErrorKind, Result, registry};
+
+const ROUNDING: [&str; 5] = [
+    "rtn(bits=2, group=32)",
+    "rtn(bits=3, group=64)",
+    "rtn(bits=4, group=64)",
+    "rtn(bits=6, group=64)",
+    "rtn(bits=8, group=64)",
+];
+
+fn calibration() -> CalibrationText {
+    CalibrationText::new(embedded::CALIBRATION).with_windows(8).with_length(128)
+}
+
+fn weights_of(folder: &Path) -> u64 {
+    let files = std::fs::read_dir(folder).expect("a folder").map(|file| file.expect("a file"));
+    let weights = files.filter(|file| file.path().extension().is_some_and(|e| e == "safetensors"));
+    weights.map(|file| file.metadata().expect("a length").len()).sum()
+}
+
+fn run(mix: Mix, out: &Path) -> Result<Report> {
+    let source = Source::demo(&registry())?;
+    Compressor::within(mix).with_force(true).run(&source, out)
+}
+
+fn rounding(budget: Budget) -> Mix {
+    Mix::new(budget).with_levels(ROUNDING).expect("levels")
+}
+
+/// Whatever the target between the least and the most that levels make: it is kept, and used.
+#[test]
+fn targets_are_kept_and_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let most =
+        run(rounding(Budget::FileBytes(2_600_000)), &out).expect("all of the best").bytes_after;
+    let refused = run(rounding(Budget::FileBytes(1)), &out).unwrap_err().to_string();
+    let least: f64 = refused.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("the least");
+    let mut random = SplitMix::new(3);
+    let targets = (0..12).map(|_| least + 1000.0 + random.next_f64() * (most as f64 - least));
+    for target in targets.map(|target| target as u64) {
+        let report = run(rounding(Budget::FileBytes(target)), &out).expect("fits");
+        let used = report.bytes_after as f64 / target.min(most) as f64;
+        println!("{target}: {} bytes, {used:.4}", report.bytes_after);
+        assert_eq!(report.bytes_after, weights_of(&out), "what the report says is on the disk");
+        assert!(report.bytes_after <= target, "{} of {target}", report.bytes_after);
+        assert!(used >= 0.98, "{} of {target} and {most}", report.bytes_after);
+    }
+    for bits in [2.7, 3.3, 4.0, 5.5, 7.9] {
+        let report = run(rounding(Budget::BitsPerWeight(bits)), &out).expect("fits");
+        let is = report.bits_per_weight;
+        println!("{bits} bits: {is:.4}");
+        assert!(is <= bits && is > 0.99 * bits, "{is} of {bits}");
+        assert!(report.layers.iter().all(|layer| !layer.name.contains("embed")));
+    }
+}
+
+/// Sizes that depend on what is coded are kept too, with a table of embeddings that is the head.
+#[test]
+fn coded_grids_keep_targets() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let source = Source::demo(&registry()).expect("the demo");
+    for target in [250_000, 430_000] {
+        let compressor = Compressor::within(Mix::new(Budget::FileBytes(target)));
+        let compressor = compressor.with_calibration(calibration()).with_force(true);
+        let report = compressor.run(&source, &out).expect("fits");
+        println!("{target}: {} bytes, {:.3} bits", report.bytes_after, report.bits_per_weight);
+        assert_eq!(report.bytes_after, weights_of(&out));
+        assert!(report.bytes_after <= target && report.bytes_after as f64 > 0.98 * target as f64);
+        assert!(report.layers.iter().any(|layer| layer.name.contains("embed_tokens")));
+    }
+}
+
+/// With levels of one family the mix loses less than the level for all that takes no less.
+#[test]
+fn the_mix_is_better_than_one_level() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = Source::demo(&registry()).expect("the demo");
+
+    let corpus = Corpus::from_text(embedded::HELD_OUT, Path::new("heldout.jsonl")).expect("a text");
+    let limits = Limits { max_segments: Some(24), max_tokens: None };
+    let segments = corpus.segments(&source, Default::default(), limits).expect("segments");
+    let decoder = source.decoder().and_then(|d| d.materialise()).expect("a decoder");
+    let judge = |out: &Path| {
+        let made = tensorpress::open_model(out).expect("a model");
+        let made = made.decoder().and_then(|d| d.materialise()).expect("a decoder");
+        let judged = tensorpress::model::compare(&decoder, &made, &segments, &|_, _| {});
+        judged.expect("judged").kld_mean.expect("a reference")
+    };
+    let levels = ["gptq(bits=2, group=64)", "gptq(bits=3, group=64)", "gptq(bits=4, group=64)"];
+    let one = folder.path().join("one");
+    let uniform = Compressor::new(Recipe::parse(levels[1]).expect("a recipe"))
+        .with_calibration(calibration())
+        .run(&source, &one)
+        .expect("compressed");
+    let mut losses = vec![judge(&one)];
+    for measured in [false, true] {
+        let mix = Mix::new(Budget::BitsPerWeight(uniform.bits_per_weight)).with_levels(levels);
+        let out = folder.path().join(format!("mix-{measured}"));
+        let report = Compressor::within(mix.expect("levels").with_measured(measured))
+            .with_calibration(calibration())
+            .run(&source, &out)
+            .expect("compressed");
+        assert!(report.bits_per_weight <= uniform.bits_per_weight);
+        losses.push(judge(&out));
+    }
+    println!("KLD of one level, of a mix by the law, of a mix by measurement: {losses:?}");
+    assert!(losses[1] < losses[0] && losses[2] < losses[0], "{losses:?}");
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let refused = |mix: Mix, says: &[&str]| {
+        let error = run(mix, &out).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{text}");
+        says.iter().for_each(|part| assert!(text.contains(part), "`{text}` lacks `{part}`"));
+        assert!(!out.exists() && !folder.path().join("out.partial").exists());
+    };
+    refused(rounding(Budget::FileBytes(10_000)), &["10000", "too small", "about"]);
+    refused(rounding(Budget::FileBytes(u64::MAX)), &["the model has only 2630760"]);
+    refused(rounding(Budget::BitsPerWeight(0.5)), &["0.5 bits", "too few", "about 2.5"]);
+    for bits in [0.0, -1.0, f64::NAN, f64::INFINITY, 33.0] {
+        refused(rounding(Budget::BitsPerWeight(bits)), &["allowed"]);
+    }
+    let levels = |levels: &[&str]| Mix::new(Budget::BitsPerWeight(4.0)).with_levels(levels);
+    // Groups that divide no row: no level is left.
+    let none = levels(&["mxfp4(group=7)"]);
+    assert!(none.is_err(), "no such stage");
+    let twice = levels(&["w4", "gptq(bits=4, group=128, clip=mse)"]).unwrap_err().to_string();
+    assert!(twice.contains("twice"), "{twice}");
+    let rewriting = levels(&["flap(sparsity=0.2) | rtn(bits=4)"]).unwrap_err().to_string();
+    assert!(rewriting.contains("whole blocks"), "{rewriting}");
+    let ruled = Recipe::from_toml("[[layer]]\nmatch = '*q_proj*'\nstage = ['rtn(bits=3)']\n");
+    let ruled = Mix::new(Budget::BitsPerWeight(4.0)).with_recipes([ruled.expect("a recipe")]);
+    assert!(ruled.unwrap_err().to_string().contains("without rules"));
+    // Calibrated levels without a text.
+    let error = run(levels(&["gptq(bits=3)", "rtn(bits=4)"]).expect("levels"), &out).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::MissingCalibration, "{error}");
+}
+
+/// A single level, and one that some matrices cannot have.
+#[test]
+fn one_level_and_none_for_some() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let one = Mix::new(Budget::BitsPerWeight(5.0)).with_levels(["rtn(bits=4, group=64)"]);
+    let report = run(one.expect("a level"), &out).expect("compressed");
+    assert!(report.layers.iter().all(|layer| layer.method.contains("bits=4")));
+}
