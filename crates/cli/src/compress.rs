@@ -37,10 +37,11 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     let format = args.format.as_deref().map(str::parse::<Target>).transpose();
     let format = format.map_err(|e| Failure::of_argument("--format", e))?;
     // A text that cannot be read or encoded is better found before the work.
-    let judged = match &args.eval {
+    let mut judged = match &args.eval {
         None => None,
         Some(file) => Some(segments(args, file.as_ref(), &opened)?),
     };
+    let sought = args.max_kld.and(judged.as_mut()).map(alternate).transpose()?;
     let mut bar = Bar::new();
     let asked = interrupt::asked();
     let mut compressor = compressor
@@ -52,6 +53,9 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         .with_progress(&mut bar);
     if let Some(text) = text {
         compressor = compressor.with_calibration(text);
+    }
+    if let Some(segments) = sought {
+        compressor = compressor.with_judged_on(segments);
     }
     if let Some(format) = format {
         compressor = compressor.with_format(format);
@@ -89,6 +93,19 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     if args.json { print_json(&result) } else { show(args, &result) }
 }
 
+/// Takes every second segment out, from the first on.
+fn alternate(segments: &mut Vec<Vec<u32>>) -> Outcome<Vec<Vec<u32>>> {
+    if segments.len() < 2 {
+        let message = "--max-kld: one half of the segments of --eval is to find a size, the other to judge it; there is \
+                       only one";
+        return Err(Failure::Usage(message.to_owned()));
+    }
+    let (sought, kept): (Vec<_>, Vec<_>) =
+        std::mem::take(segments).into_iter().enumerate().partition(|(at, _)| at % 2 == 0);
+    *segments = kept.into_iter().map(|(_, segment)| segment).collect();
+    Ok(sought.into_iter().map(|(_, segment)| segment).collect())
+}
+
 /// By the recipe, or within the target.
 fn compressor<'a>(args: &Compress) -> Outcome<Compressor<'a>> {
     if let Some(recipe) = &args.recipe {
@@ -97,7 +114,8 @@ fn compressor<'a>(args: &Compress) -> Outcome<Compressor<'a>> {
     }
     let budget = match (args.target_size, args.target_bpw) {
         (Some(bytes), _) => Budget::FileBytes(bytes),
-        (None, bits) => Budget::BitsPerWeight(bits.unwrap_or_default()),
+        (_, Some(bits)) => Budget::BitsPerWeight(bits),
+        _ => Budget::Divergence(args.max_kld.unwrap_or_default()),
     };
     let mut mix = Mix::new(budget).with_measured(args.measured);
     if let Some(levels) = &args.levels {

@@ -65,6 +65,9 @@ impl Progress for Bar {
                     self.bar.suspend(|| say!("{}: {reason}", layer.name));
                 }
             }
+            Event::Tried { bytes, divergence } => {
+                self.bar.suspend(|| say!("tried: {bytes} bytes diverge by {divergence:.6}"));
+            }
             Event::Finished => self.bar.finish_and_clear(),
             _ => {}
         }

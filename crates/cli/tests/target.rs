@@ -55,6 +55,21 @@ fn the_same_size_is_the_same_model() {
     assert!(contents(&out) == expected);
 }
 
+/// Found on one half of the segments, and told of the other.
+#[test]
+fn a_divergence_is_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let levels = "rtn(bits=3, group=64); rtn(bits=4, group=64); rtn(bits=5, group=64); rtn(bits=8)";
+    let base = ["compress", "demo", "--out", arg(&out), "--levels", levels, "--max-kld", "0.03"];
+    let report = json(&run(&[&base[..], &["--eval", "--json"]].concat()));
+    let is = report["after"]["kld_mean"].as_f64().expect("a divergence");
+    assert!(is < 0.033 && is > 0.02, "{is}");
+    assert_fails(&run(&base), 2, &["--eval"]);
+    let nothing = ["--eval", "--force", "--max-kld=-1"];
+    assert_fails(&run(&[&base[..6], &nothing[..]].concat()), 1, &["above 0"]);
+}
+
 #[test]
 fn levels_and_bits() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,10 +1,12 @@
 //! A budget in place of a recipe: never a byte over it, hardly one under, and less lost than by one level for all.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tensorpress::model::embedded;
 use tensorpress::model::text::{Corpus, Limits};
-use tensorpress::pipeline::{Budget, CalibrationText, Compressor, Mix, Report};
+use tensorpress::pipeline::{Budget, CalibrationText, Compressor, Event, Mix, Progress, Report};
 use tensorpress::prelude::*;
 use tensorpress::tensor::linalg::SplitMix;
 use tensorpress::{ErrorKind, Result, registry};
@@ -81,22 +83,97 @@ fn coded_grids_keep_targets() {
     }
 }
 
+/// Segments of the demo's held-out text.
+fn held_out(source: &Source) -> Vec<Vec<u32>> {
+    let corpus = Corpus::from_text(embedded::HELD_OUT, Path::new("heldout.jsonl")).expect("a text");
+    let limits = Limits { max_segments: Some(24), max_tokens: None };
+    corpus.segments(source, Default::default(), limits).expect("segments")
+}
+
+fn divergence(source: &Source, out: &Path, segments: &[Vec<u32>]) -> f64 {
+    let read = |source: &Source| source.decoder().and_then(|d| d.materialise()).expect("a decoder");
+    let made = tensorpress::open_model(out).expect("a model");
+    let judged = tensorpress::model::compare(&read(source), &read(&made), segments, &|_, _| {});
+    judged.expect("judged").kld_mean.expect("a reference")
+}
+
+/// Stops a run when a model was tried.
+struct Stop(Arc<AtomicBool>, usize);
+
+impl Progress for Stop {
+    fn event(&mut self, event: Event<'_>) {
+        if let Event::Tried { bytes, divergence } = event {
+            println!("tried: {bytes} bytes, {divergence:.5}");
+            self.1 += 1;
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Looks for the smallest model that keeps a limit.
+fn search<'a>(limit: f64, segments: &[Vec<u32>]) -> Compressor<'a> {
+    let mix = rounding(Budget::Divergence(limit));
+    Compressor::within(mix).with_judged_on(segments)
+}
+
+/// The smallest model that keeps a divergence; the same one where the search is stopped after each of its runs.
+#[test]
+fn divergences_are_kept_and_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = Source::demo(&registry()).expect("the demo");
+    let segments = held_out(&source);
+    for limit in [0.1, 0.02] {
+        let out = folder.path().join(format!("{limit}"));
+        let mut watch = Stop(Arc::new(AtomicBool::new(false)), 0);
+        let found = search(limit, &segments).with_progress(&mut watch).run(&source, &out);
+        let report = found.expect("kept");
+        let is = divergence(&source, &out, &segments);
+        println!("{limit}: {is:.5} at {} bytes", report.bytes_after);
+        assert!(is <= limit && is > 0.8 * limit, "{is} of {limit}");
+        let again = folder.path().join(format!("{limit}-again"));
+        let mut tries = 0;
+        loop {
+            let cancel = Arc::new(AtomicBool::new(false));
+            let mut stop = Stop(cancel.clone(), 0);
+            let done = search(limit, &segments)
+                .with_cancel(cancel)
+                .with_progress(&mut stop)
+                .run(&source, &again);
+            tries += stop.1;
+            match done {
+                Ok(_) => break,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}"),
+            }
+        }
+        assert!((2..=7).contains(&tries), "{tries} runs");
+        let same = |name: &str| {
+            let read = |out: &Path| std::fs::read(out.join(name)).expect("a file");
+            read(&out) == read(&again)
+        };
+        assert!((1..=7).all(|n| same(&format!("model-{n:05}-of-00007.safetensors"))));
+    }
+    let out = folder.path().join("none");
+    let refused = |mix: Mix, segments: Vec<Vec<u32>>| {
+        let run = Compressor::within(mix).with_judged_on(segments).run(&source, &out);
+        let error = run.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        error.to_string()
+    };
+    let coarse = Mix::new(Budget::Divergence(1e-6)).with_levels(&ROUNDING[..2]).expect("levels");
+    let beyond = refused(coarse, segments.clone());
+    assert!(beyond.contains("cannot be kept: the least that was reached"), "{beyond}");
+    assert!(refused(rounding(Budget::Divergence(0.1)), Vec::new()).contains("judged on"));
+    assert!(refused(rounding(Budget::Divergence(f64::NAN)), segments).contains("above 0"));
+}
+
 /// With levels of one family the mix loses less than the level for all that takes no less.
 #[test]
 fn the_mix_is_better_than_one_level() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = Source::demo(&registry()).expect("the demo");
 
-    let corpus = Corpus::from_text(embedded::HELD_OUT, Path::new("heldout.jsonl")).expect("a text");
-    let limits = Limits { max_segments: Some(24), max_tokens: None };
-    let segments = corpus.segments(&source, Default::default(), limits).expect("segments");
-    let decoder = source.decoder().and_then(|d| d.materialise()).expect("a decoder");
-    let judge = |out: &Path| {
-        let made = tensorpress::open_model(out).expect("a model");
-        let made = made.decoder().and_then(|d| d.materialise()).expect("a decoder");
-        let judged = tensorpress::model::compare(&decoder, &made, &segments, &|_, _| {});
-        judged.expect("judged").kld_mean.expect("a reference")
-    };
+    let segments = held_out(&source);
+    let judge = |out: &Path| divergence(&source, out, &segments);
     let levels = ["gptq(bits=2, group=64)", "gptq(bits=3, group=64)", "gptq(bits=4, group=64)"];
     let one = folder.path().join("one");
     let uniform = Compressor::new(Recipe::parse(levels[1]).expect("a recipe"))

@@ -13,7 +13,7 @@ use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::{Checkpoint, Error, ErrorKind, Result};
 
 use super::listing::{LIST, is_of_model, is_of_work, owned};
-use super::mix::Measured;
+use super::mix::{Attempt, Measured};
 use super::rewrite::stored;
 use super::state::{Identity, STATE, State, Steps, Stored, Unit};
 
@@ -258,6 +258,26 @@ impl Work {
         self.write()
     }
 
+    /// Models that were made and judged.
+    pub(super) fn attempts(&self) -> &[Attempt] {
+        &self.state.attempts
+    }
+
+    /// Notes one; unless it is the result, its shards are to be made again.
+    pub(super) fn tried(&mut self, attempt: Attempt, settled: bool) -> Result<()> {
+        self.state.attempts.push(attempt);
+        self.state.settled = settled;
+        if !settled {
+            self.state.units.clear();
+        }
+        self.write()
+    }
+
+    /// The last attempt is the result.
+    pub(super) fn is_settled(&self) -> bool {
+        self.state.settled
+    }
+
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -400,6 +420,8 @@ fn fresh(folder: &Path, identity: Identity) -> Result<State> {
         gradients: BTreeMap::new(),
         rates: BTreeMap::new(),
         measured: BTreeMap::new(),
+        attempts: Vec::new(),
+        settled: false,
         units: Vec::new(),
         copied: Vec::new(),
     };

@@ -29,6 +29,7 @@ mod progress;
 mod regroup;
 mod report;
 mod rewrite;
+mod run;
 mod shard;
 mod share;
 mod side;
@@ -46,7 +47,7 @@ use std::time::Instant;
 use tensorpress_model::Source;
 use tensorpress_tensor::stage::{self, Knobs};
 use tensorpress_tensor::stats::Supplied;
-use tensorpress_tensor::{Error, Registry, Result, Rewrite, Usable};
+use tensorpress_tensor::{Error, Registry, Result, Rewrite};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS, Inputs};
 #[cfg(feature = "formats")]
@@ -60,15 +61,13 @@ pub use write::write_model;
 
 use crate::bill::Bill;
 use crate::recipe::Recipe;
-use advance::Stream;
 use calibration::Samples;
 use folder::Work;
-use mix::Sharing;
 use plan::Plan;
-use rewrite::{Named, Rewriting, Rewritten};
-use share::Shares;
+use rewrite::{Named, Rewritten};
+use run::{Done, Task};
 use side::Side;
-use state::{Identity, Unit};
+use state::Identity;
 use then::{Publish, Then};
 
 /// Compresses models by a recipe.
@@ -101,6 +100,7 @@ pub struct Compressor<'a> {
     progress: Option<&'a mut dyn Progress>,
     cancel: Option<Arc<AtomicBool>>,
     registry: Option<Registry>,
+    judged_on: Option<Vec<Vec<u32>>>,
 }
 
 impl std::fmt::Debug for Compressor<'_> {
@@ -116,26 +116,6 @@ impl std::fmt::Debug for Compressor<'_> {
             .field("force", force)
             .finish_non_exhaustive()
     }
-}
-
-/// What is to be done, checked.
-struct Task<'r> {
-    source: &'r Source,
-    out: &'r Path,
-    rewrites: Vec<Named>,
-    samples: Samples,
-    plan: Plan,
-    plain: bool,
-}
-
-/// What came of the work.
-struct Done {
-    notes: Vec<String>,
-    layers: Vec<LayerReport>,
-    blocks: Vec<BlockReport>,
-    /// Shards that an earlier run had finished.
-    resumed: usize,
-    registry: Registry,
 }
 
 /// What the parts of a run share.
@@ -190,6 +170,7 @@ impl<'a> Compressor<'a> {
             progress: None,
             cancel: None,
             registry: None,
+            judged_on: None,
         }
     }
 
@@ -197,6 +178,13 @@ impl<'a> Compressor<'a> {
     #[must_use]
     pub fn within(mix: Mix) -> Self {
         Self { mix: Some(mix), ..Self::new(Recipe::default()) }
+    }
+
+    /// Sets the token ids, a list a segment, that [`Budget::Divergence`] is judged on.
+    #[must_use]
+    pub fn with_judged_on(mut self, segments: impl Into<Vec<Vec<u32>>>) -> Self {
+        self.judged_on = Some(segments.into());
+        self
     }
 
     /// Adds a rewrite of one's own, after those of the recipe and before its other stages. Its name and knobs say what
@@ -312,7 +300,8 @@ impl<'a> Compressor<'a> {
         self.then.check(source, out, self.force)?;
         let mut rewrites = self.recipe.rewrites();
         rewrites.append(&mut self.rewrites);
-        self.mix = self.mix.take().map(|mix| mix.for_model(source)).transpose()?;
+        let judged_on = self.judged_on.as_deref();
+        self.mix = self.mix.take().map(|mix| mix.for_model(source, judged_on)).transpose()?;
         let recipe = self.identity_of_recipe();
         let plan = match &self.mix {
             None => Plan::new(source, &self.recipe, !rewrites.is_empty())?,
@@ -370,106 +359,6 @@ impl<'a> Compressor<'a> {
         Ok(report)
     }
 
-    /// The work, once everything is found out that it takes.
-    fn work(&mut self, task: Task<'_>, work: &mut Work) -> Result<Done> {
-        let Task { source, out, rewrites, samples, plan, plain } = task;
-        let rewritten = self.rewrite(source, &rewrites, &samples, plain, work)?;
-        let source = rewritten.as_ref().map_or(source, |rewritten| &rewritten.source);
-        let plan = match &rewritten {
-            // Names of weights are those of the model that is left.
-            Some(_) => Plan::new(source, &self.recipe, true)?,
-            None => plan,
-        };
-        work.begin(source.blocks())?;
-        let cancel = self.cancel.clone();
-        let registry = self.registry.take().unwrap_or_else(crate::registry);
-        let rewritten = rewritten.as_ref();
-        let mut context = Context {
-            source,
-            rewritten,
-            registry,
-            plan,
-            supplied: self.supplied.clone(),
-            inputs: self.inputs,
-            steps: BTreeMap::new(),
-            own_steps: BTreeMap::new(),
-            seed: self.seed,
-            cancel,
-        };
-        let mut notes = Vec::new();
-        if context.supplied.is_none() && !work.is_complete() {
-            let found = backward::find(&context, &samples, work, &mut |event| self.tell(event))?;
-            match found {
-                Usable::Yes(found) => context.supplied = found,
-                Usable::No(reason) => notes.push(reason),
-            }
-        }
-        if !work.is_complete() {
-            share::find(&context, &samples, work, &mut |event| self.tell(event))?;
-        }
-        let mix = self.mix.take();
-        if let Some(mix) = &mix
-            && !work.is_complete()
-        {
-            notes.extend(mix.note(source)?);
-            mix.measure(&mut context, &samples, work, &mut |event| self.tell(event))?;
-        }
-        let mut sharing =
-            mix.as_ref().map(|mix| Sharing::new(&mut context, mix, work)).transpose()?;
-        let mut shares = Shares::new(&context, work);
-        let resumed = work.units().len();
-        self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
-        if resumed == 0 {
-            let path = work.shard(0);
-            let make = |context: &Context<'_>| tables::compress(context, &path);
-            let unit = mix::settle(&mut context, sharing.as_mut(), 0, make)?;
-            self.report(&unit);
-            work.finished(unit)?;
-        }
-        mix::settled(&mut context, sharing.as_mut(), 0, work)?;
-        let mut stream = None;
-        let calibrated = context.plan.needs_calibration().is_some() && !work.is_complete();
-        let stacks = source.config().stacks();
-        for index in 0..source.blocks() {
-            context.check_cancelled()?;
-            let begun = stacks.iter().position(|(blocks, _)| blocks.start == index);
-            if let Some(stack) = begun.filter(|_| calibrated) {
-                // The one before has served; and of a stack that is done, nothing is left to serve.
-                stream = None;
-                if work.units().len() <= stacks[stack].0.end {
-                    stream = Some(Stream::of(&context, stack, &samples, &work.shard(0))?);
-                }
-            }
-            let shard = work.shard(index + 1);
-            context.steps = shares.steps(index);
-            if work.units().len() <= index + 1 {
-                self.tell(Event::Block { block: index, blocks: source.blocks() });
-                let make = |context: &Context<'_>| {
-                    block::compress(context, index, stream.as_ref(), &shard)
-                };
-                let unit = mix::settle(&mut context, sharing.as_mut(), index + 1, make)?;
-                self.report(&unit);
-                work.finished(unit)?;
-            }
-            mix::settled(&mut context, sharing.as_mut(), index + 1, work)?;
-            shares.done(index, &work.units()[index + 1]);
-            if index == 0 {
-                self.then.check_first(&shard, &context.registry)?;
-            }
-            if let Some(stream) = stream.as_mut().filter(|_| !work.is_complete()) {
-                context.check_cancelled()?;
-                stream.advance(&context, index, &shard)?;
-            }
-            source.checkpoint().release();
-        }
-        drop(stream);
-        let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
-        let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
-        finish::assemble(work, source, out, &config)?;
-        let blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
-        Ok(Done { notes, layers, blocks, resumed, registry: context.registry })
-    }
-
     /// All that decides what the recipe does.
     fn identity_of_recipe(&self) -> String {
         let added = self.rewrites.iter().map(|(text, _)| format!(" + {text}"));
@@ -502,30 +391,6 @@ impl<'a> Compressor<'a> {
                 let message = format!("`{stage}` needs a calibration text, and none was given");
                 Err(Error::missing_calibration(message))
             }
-        }
-    }
-
-    /// The model that the rewrites leave, if there are any.
-    fn rewrite(
-        &mut self,
-        source: &Source,
-        rewrites: &[Named],
-        samples: &Samples,
-        plain: bool,
-        work: &mut Work,
-    ) -> Result<Option<Rewritten>> {
-        if rewrites.is_empty() {
-            return Ok(None);
-        }
-        let cancel = self.cancel.clone();
-        let (mut tell, cancel) = (|event: Event<'_>| self.tell(event), cancel.as_deref());
-        let tell = &mut tell;
-        Rewriting { samples, plain, work, tell, cancel }.run(source, rewrites).map(Some)
-    }
-
-    fn report(&mut self, unit: &Unit) {
-        for layer in &unit.layers {
-            self.tell(Event::Layer(layer));
         }
     }
 }

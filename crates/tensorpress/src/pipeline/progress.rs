@@ -45,6 +45,13 @@ pub enum Event<'a> {
     },
     /// A layer is compressed and on disk.
     Layer(&'a LayerReport),
+    /// A model was made and judged, in search of the smallest that keeps a divergence.
+    Tried {
+        /// Length of its weight files.
+        bytes: u64,
+        /// Its mean KL divergence.
+        divergence: f64,
+    },
     /// The folder is there.
     Finished,
 }

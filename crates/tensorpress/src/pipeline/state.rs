@@ -11,7 +11,7 @@ use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::calibration::Samples;
-use super::mix::Measured;
+use super::mix::{Attempt, Measured};
 use super::report::LayerReport;
 
 /// Name of the state file.
@@ -164,6 +164,12 @@ pub(super) struct State {
     /// What matrices take and lose at levels of a mix, by block; the last has what lies outside.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) measured: BTreeMap<usize, BTreeMap<String, Measured>>,
+    /// Models that were made and judged, in search of the smallest that keeps a divergence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) attempts: Vec<Attempt>,
+    /// The last of them is the result.
+    #[serde(default)]
+    pub(super) settled: bool,
     pub(super) units: Vec<Unit>,
     /// Files of the model that go along as they are, once that is known.
     #[serde(default)]

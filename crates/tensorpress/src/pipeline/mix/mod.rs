@@ -5,12 +5,16 @@
 //! what the KL divergence grows by as long as it is small. Then each block gets the levels at which it and those to come
 //! lose the least within what is left of the budget ([`share`]).
 
+mod divergence;
 mod measure;
+mod offers;
 mod share;
 
 use tensorpress_model::Source;
 use tensorpress_tensor::{Error, Result};
+use xxhash_rust::xxh3::xxh3_64;
 
+pub(super) use divergence::Attempt;
 pub(super) use measure::{Measured, cannot};
 pub(super) use share::Sharing;
 
@@ -31,6 +35,10 @@ pub enum Budget {
     /// Bits a weight of the linear layers of the blocks, as [`Report::bits_per_weight`](super::Report::bits_per_weight)
     /// counts them; embeddings and head stay as they are.
     BitsPerWeight(f64),
+    /// Mean KL divergence, in nats a prediction, of the result from the source, on what
+    /// [`Compressor::with_judged_on`](super::Compressor::with_judged_on) says: the smallest model that is found to keep it,
+    /// in a few runs.
+    Divergence(f64),
 }
 
 /// A budget, and the levels among which each matrix gets one.
@@ -54,6 +62,8 @@ pub struct Mix {
     budget: Budget,
     levels: Vec<Chain>,
     measured: bool,
+    /// Hash of what the divergence is judged on.
+    judged_on: u64,
 }
 
 impl Mix {
@@ -61,7 +71,7 @@ impl Mix {
     /// of them gains the same.
     #[must_use]
     pub fn new(budget: Budget) -> Self {
-        Self { budget, levels: Vec::new(), measured: false }
+        Self { budget, levels: Vec::new(), measured: false, judged_on: 0 }
     }
 
     /// Sets the levels: lines of stages without rewrites. One whose matrices share bits
@@ -115,12 +125,16 @@ impl Mix {
             Budget::BitsPerWeight(bits) => {
                 format!("{bits} bits a weight of [{}]{how}", levels.join("; "))
             }
+            Budget::Divergence(limit) => {
+                let on = self.judged_on;
+                format!("a divergence of {limit} on {on:016x} of [{}]{how}", levels.join("; "))
+            }
         }
     }
 
     /// The plan of its levels.
     pub(super) fn plan(&self, source: &Source) -> Result<Plan> {
-        let tables = matches!(self.budget, Budget::FileBytes(_));
+        let tables = !matches!(self.budget, Budget::BitsPerWeight(_));
         Plan::of_levels(source, &self.levels, tables)
     }
 
@@ -151,7 +165,11 @@ impl Mix {
     ///
     /// # Errors
     /// `InvalidArgument` for a budget that no model can have, or that this one keeps already.
-    pub(super) fn for_model(mut self, source: &Source) -> Result<Self> {
+    pub(super) fn for_model(
+        mut self,
+        source: &Source,
+        judged_on: Option<&[Vec<u32>]>,
+    ) -> Result<Self> {
         let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
         let mut weights: u64 = linears.map(|spec| (spec.shape[0] * spec.shape[1]) as u64).sum();
         let bits = match self.budget {
@@ -160,6 +178,20 @@ impl Mix {
                 return Err(Error::invalid(message));
             }
             Budget::BitsPerWeight(bits) => bits,
+            Budget::Divergence(limit) if !(limit > 0.0 && limit.is_finite()) => {
+                let message = format!("a divergence of {limit}: allowed are those above 0");
+                return Err(Error::invalid(message));
+            }
+            Budget::Divergence(limit) => {
+                let segments = judged_on.filter(|segments| segments.iter().any(|s| s.len() > 1));
+                let Some(segments) = segments else {
+                    return Err(Error::invalid("a divergence needs segments to be judged on"));
+                };
+                source.need_forward()?;
+                source.need_head()?;
+                self.judged_on = xxh3_64(&divergence::bytes(segments));
+                divergence::first_bits(limit)
+            }
             Budget::FileBytes(bytes) => {
                 let has = source.checkpoint().file_bytes();
                 if bytes >= has {

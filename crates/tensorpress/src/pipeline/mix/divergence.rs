@@ -1,0 +1,208 @@
+//! The smallest model that keeps a divergence: a few runs, each judged, their sizes by what the runs before have lost.
+
+use serde::{Deserialize, Serialize};
+use tensorpress_model::{Source, compare};
+use tensorpress_tensor::{Error, Result};
+
+use super::super::Context;
+use super::super::folder::Work;
+use super::super::progress::Event;
+use super::{Budget, Mix};
+
+/// A run that was judged.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(in crate::pipeline) struct Attempt {
+    /// Bytes that it was allowed.
+    pub(in crate::pipeline) bytes: u64,
+    pub(in crate::pipeline) divergence: f64,
+}
+
+/// Runs at most.
+const RUNS: usize = 6;
+
+/// How much of the limit is to be used: what is not found there in [`RUNS`] is done with.
+const USED: f64 = 0.93;
+
+/// What is aimed at, of the limit.
+const AIM: f64 = 0.965;
+
+/// Sizes that differ by less than this part of them are one.
+const NEAR: u64 = 200;
+
+/// About what the default loses at b bits is this times 4^-b.
+const FRONTIER: f64 = 8.0;
+
+/// Weights of the original are decoded once, up to so many bytes of f32.
+const DECODED: u64 = 1 << 31;
+
+/// What follows a number of attempts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Next {
+    /// The last is the result.
+    Done,
+    Try(u64),
+    /// No attempt keeps the limit.
+    Beyond,
+}
+
+/// About how many bits a weight a model has that keeps a limit.
+pub(super) fn first_bits(limit: f64) -> f64 {
+    ((FRONTIER / limit).log2() / 2.0).clamp(1.0, 9.0)
+}
+
+/// All token ids, and where segments end.
+pub(super) fn bytes(segments: &[Vec<u32>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for segment in segments {
+        bytes.extend((segment.len() as u64).to_le_bytes());
+        bytes.extend(segment.iter().flat_map(|id| id.to_le_bytes()));
+    }
+    bytes
+}
+
+/// The next attempt, of a model of so many weights behind so many bytes that stay as they are: along the line through the
+/// logarithms of the last two divergences by bits, or one bit for a factor of four; but between what was too small and what
+/// was large enough.
+fn next(attempts: &[Attempt], limit: f64, weights: f64, fixed: f64) -> Next {
+    let bits = |bytes: u64| 8.0 * (bytes as f64 - fixed) / weights;
+    let bytes = |bits: f64| (fixed + bits * weights / 8.0).round().max(1.0) as u64;
+    let Some(last) = attempts.last() else { return Next::Try(bytes(first_bits(limit))) };
+    let keeps = |attempt: &&Attempt| attempt.divergence <= limit;
+    if keeps(&last) && (last.divergence >= USED * limit || attempts.len() > RUNS) {
+        return Next::Done;
+    }
+    let best = attempts.iter().filter(keeps).min_by_key(|attempt| attempt.bytes);
+    if attempts.len() >= RUNS {
+        return match best {
+            Some(best) if best.bytes == last.bytes => Next::Done,
+            Some(best) => Next::Try(best.bytes),
+            None => Next::Beyond,
+        };
+    }
+    let loss = |attempt: &Attempt| attempt.divergence.max(1e-12).log2() / 2.0;
+    let slope = match attempts {
+        [.., before, last] if before.bytes != last.bytes => {
+            (loss(last) - loss(before)) / (bits(last.bytes) - bits(before.bytes))
+        }
+        _ => -1.0,
+    };
+    let slope = if slope.is_finite() { slope.clamp(-2.0, -0.4) } else { -1.0 };
+    let goal = (AIM * limit).log2() / 2.0;
+    let to = bytes((bits(last.bytes) + (goal - loss(last)) / slope).clamp(0.3, 16.0));
+    // What is known to be too small, and to be large enough.
+    let small =
+        attempts.iter().filter(|attempt| !keeps(attempt)).map(|attempt| attempt.bytes).max();
+    match (small, best.map(|best| best.bytes)) {
+        (Some(small), Some(best)) if best <= small + best / NEAR && best == last.bytes => {
+            Next::Done
+        }
+        (Some(small), Some(best)) if best <= small + best / NEAR => Next::Try(best),
+        (Some(small), Some(best)) if !(small < to && to < best) => Next::Try(small.midpoint(best)),
+        _ => Next::Try(to),
+    }
+}
+
+impl Mix {
+    /// Bytes that the files may take, of the run that is next; nothing if only matrices are counted.
+    pub(super) fn bytes(&self, work: &Work, weights: f64, fixed: f64) -> Result<Option<u64>> {
+        match self.budget {
+            Budget::FileBytes(bytes) => Ok(Some(bytes)),
+            Budget::BitsPerWeight(_) => Ok(None),
+            Budget::Divergence(limit) => match next(work.attempts(), limit, weights, fixed) {
+                Next::Try(bytes) => Ok(Some(bytes)),
+                Next::Done => Ok(work.attempts().last().map(|last| last.bytes)),
+                Next::Beyond => Err(beyond(work.attempts(), limit)),
+            },
+        }
+    }
+
+    /// Judges what is made, and notes it. Whether it is what was asked for: if not, all shards are to be made again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where no run keeps the limit; those of reading what was made.
+    pub(in crate::pipeline) fn judge(
+        &self,
+        context: &Context<'_>,
+        segments: &[Vec<u32>],
+        scale: (f64, f64),
+        work: &mut Work,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<bool> {
+        let Budget::Divergence(limit) = self.budget else { return Ok(true) };
+        if work.is_settled() {
+            return Ok(true);
+        }
+        context.check_cancelled()?;
+        let (weights, fixed) = scale;
+        let Some(bytes) = self.bytes(work, weights, fixed)? else { return Ok(true) };
+        let made = Source::open_any(work.folder(), &context.registry)?;
+        let read = |source: &Source| source.decoder()?.materialise_within(DECODED);
+        let judged = compare(&read(context.source)?, &read(&made)?, segments, &|_, _| {})?;
+        let divergence = judged.kld_mean.unwrap_or(f64::NAN);
+        if !divergence.is_finite() {
+            return Err(Error::numerical("the divergence of what was made is not finite"));
+        }
+        let attempt = Attempt { bytes, divergence };
+        let attempts = [work.attempts(), &[attempt]].concat();
+        tell(Event::Tried { bytes: made.checkpoint().file_bytes(), divergence });
+        drop(made);
+        let next = next(&attempts, limit, weights, fixed);
+        if next == Next::Beyond {
+            return Err(beyond(&attempts, limit));
+        }
+        work.tried(attempt, next == Next::Done)?;
+        Ok(next == Next::Done)
+    }
+}
+
+fn beyond(attempts: &[Attempt], limit: f64) -> Error {
+    let least = attempts.iter().map(|a| a.divergence).fold(f64::INFINITY, f64::min);
+    Error::invalid(format!(
+        "a divergence of {limit} cannot be kept: the least that was reached is {least:.6}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a search ends with where losses follow a law, and how many runs it took.
+    fn search(limit: f64, law: impl Fn(f64) -> f64) -> (Vec<Attempt>, Next) {
+        let (weights, fixed) = (1e8, 5e6);
+        let mut attempts = Vec::new();
+        loop {
+            match next(&attempts, limit, weights, fixed) {
+                Next::Try(bytes) => {
+                    let bits = 8.0 * (bytes as f64 - fixed) / weights;
+                    attempts.push(Attempt { bytes, divergence: law(bits) });
+                }
+                end => return (attempts, end),
+            }
+        }
+    }
+
+    #[test]
+    fn limits_are_kept_and_used() {
+        for limit in [0.001, 0.02, 0.05, 0.2, 1.0] {
+            for (scale, slope) in [(6.0, 1.0), (40.0, 0.9), (1.5, 1.15), (300.0, 0.8)] {
+                let (attempts, end) = search(limit, |bits| scale * (-2.0 * slope * bits).exp2());
+                let last = attempts.last().expect("one");
+                assert_eq!(end, Next::Done);
+                assert!(last.divergence <= limit && last.divergence > 0.9 * limit, "{attempts:?}");
+                assert!(attempts.len() <= 4, "{} runs", attempts.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_jumps_ends_with_the_best_there_is() {
+        // Whole bits alone: at 4 the limit is kept, at 3 not.
+        let (attempts, end) = search(0.05, |bits| 6.0 * (-2.0 * bits.floor()).exp2());
+        let last = attempts.last().expect("one");
+        assert!(end == Next::Done && last.divergence <= 0.05 && attempts.len() <= RUNS + 1);
+        let least = attempts.iter().filter(|a| a.divergence <= 0.05).map(|a| a.bytes).min();
+        assert_eq!(Some(last.bytes), least);
+        let (attempts, end) = search(0.05, |_| 0.06);
+        assert!(end == Next::Beyond && attempts.len() == RUNS);
+    }
+}

@@ -1,0 +1,137 @@
+//! What each matrix may be, and what it then takes and loses: as measured, or as follows from what others lose.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tensorpress_tensor::rate::{OCTAVE, RateCurve, common_step};
+use tensorpress_tensor::{Error, Result};
+
+use super::super::Context;
+use super::measure::{Measured, kind};
+
+/// What a matrix may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Offer {
+    pub(super) level: usize,
+    /// In parts of an octave, for levels that have steps.
+    pub(super) step: Option<i32>,
+    pub(super) bytes: u64,
+    pub(super) loss: f64,
+}
+
+/// Steps are stored in eighths of an octave: finer ones are none.
+const APART: i32 = OCTAVE / 8;
+
+/// Bits a weight between which steps are offered.
+const RANGE: (f64, f64) = (0.3, 12.0);
+
+/// Levels whose bytes are not the same for all matrices of a shape.
+pub(super) fn loose(
+    context: &Context<'_>,
+    measured: &BTreeMap<usize, BTreeMap<String, Measured>>,
+) -> BTreeSet<usize> {
+    let mut sizes: BTreeMap<(usize, Vec<usize>), BTreeSet<u64>> = BTreeMap::new();
+    for (name, measured) in measured.values().flatten() {
+        let shape = context.source.checkpoint().shape(name).unwrap_or_default().to_vec();
+        for (level, (bytes, _)) in &measured.tried {
+            sizes.entry((*level, shape.clone())).or_default().insert(*bytes);
+        }
+    }
+    sizes.into_iter().filter(|(_, sizes)| sizes.len() > 1).map(|((level, _), _)| level).collect()
+}
+
+/// What every matrix may be.
+pub(super) fn offers(
+    context: &Context<'_>,
+    measured: &BTreeMap<usize, BTreeMap<String, Measured>>,
+) -> Result<BTreeMap<String, (u64, Vec<Offer>)>> {
+    let law = Law::of(measured);
+    let mut all = BTreeMap::new();
+    for (name, found) in measured.values().flatten() {
+        let mut offers = Vec::new();
+        for level in 0..context.plan.levels() {
+            match found.curves.get(&level) {
+                Some(curve) => offers.extend(steps(curve, level, law.gain(name, level))),
+                None => offers.extend(law.offer(name, found, level)),
+            }
+        }
+        if offers.is_empty() {
+            // A table that no level is for stays as it is.
+            if context.source.block_of(name).is_none() {
+                continue;
+            }
+            return Err(Error::invalid("can have none of the levels").in_tensor(name));
+        }
+        all.insert(name.clone(), (found.weights, offers));
+    }
+    Ok(all)
+}
+
+/// The steps of a curve: on a grid with steps by the square roots of what errors cost, each weight loses step² / 24 (half of
+/// the variance of a rounding error), whatever the matrix.
+fn steps(curve: &RateCurve, level: usize, gain: f64) -> Vec<Offer> {
+    let weights = curve.weights() as f64;
+    let at = |bits: f64| common_step(std::iter::once(curve), bits * weights).div_euclid(APART);
+    let offer = |step: i32| {
+        let size = (2.0 * f64::from(step) / f64::from(OCTAVE)).exp2();
+        let bytes = (curve.bits(step) / 8.0).ceil() as u64;
+        Offer { level, step: Some(step), bytes, loss: gain * weights * size / 24.0 }
+    };
+    (at(RANGE.1)..=at(RANGE.0)).map(|eighth| offer(eighth * APART)).collect()
+}
+
+/// What follows from the matrices that were tried for those that were not.
+struct Law {
+    /// Means of ln(loss / loss by plain rounding), and how many; bytes a weight; by kind of matrix and level.
+    losses: BTreeMap<(String, usize), (f64, f64)>,
+    bytes: BTreeMap<(String, usize), (u64, u64)>,
+    /// Means of ln(loss / what its step says).
+    gains: BTreeMap<(String, usize), (f64, f64)>,
+}
+
+/// No loss is less: logarithms stay finite.
+const LEAST: f64 = 1e-300;
+
+impl Law {
+    fn of(measured: &BTreeMap<usize, BTreeMap<String, Measured>>) -> Self {
+        let mut law =
+            Self { losses: BTreeMap::new(), bytes: BTreeMap::new(), gains: BTreeMap::new() };
+        let add = |to: &mut BTreeMap<(String, usize), (f64, f64)>, key, value: f64| {
+            let (sum, count) = to.entry(key).or_insert((0.0, 0.0));
+            *sum += value;
+            *count += 1.0;
+        };
+        for (name, found) in measured.values().flatten() {
+            for (level, (bytes, loss)) in &found.tried {
+                let key = (kind(name), *level);
+                law.bytes.insert(key.clone(), (*bytes, found.weights));
+                if let Some(curve) = found.curves.get(level) {
+                    let step = common_step(std::iter::once(curve), 8.0 * *bytes as f64);
+                    let size = (2.0 * f64::from(step) / f64::from(OCTAVE)).exp2();
+                    let says = found.weights as f64 * size / 24.0;
+                    add(&mut law.gains, key, (loss.max(LEAST) / says.max(LEAST)).ln());
+                } else if let Some(probe) = found.probe {
+                    add(&mut law.losses, key, (loss.max(LEAST) / probe.max(LEAST)).ln());
+                }
+            }
+        }
+        law
+    }
+
+    /// By what factor matrices of this kind lose more than their steps say.
+    fn gain(&self, name: &str, level: usize) -> f64 {
+        let found = self.gains.get(&(kind(name), level));
+        found.map_or(1.0, |(sum, count)| (sum / count).exp())
+    }
+
+    fn offer(&self, name: &str, found: &Measured, level: usize) -> Option<Offer> {
+        if let Some((bytes, loss)) = found.tried.get(&level) {
+            return Some(Offer { level, step: None, bytes: *bytes, loss: *loss });
+        }
+        let key = (kind(name), level);
+        let (sum, count) = self.losses.get(&key)?;
+        let (bytes, weights) = self.bytes.get(&key)?;
+        let bytes = (*bytes as f64 * found.weights as f64 / (*weights).max(1) as f64).round();
+        let loss = found.probe?.max(LEAST) * (sum / count).exp();
+        Some(Offer { level, step: None, bytes: bytes as u64, loss })
+    }
+}

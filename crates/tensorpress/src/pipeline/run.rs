@@ -1,0 +1,187 @@
+//! The work of a run, once everything is found out that it takes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tensorpress_model::Source;
+use tensorpress_tensor::{Registry, Result, Usable};
+
+use super::advance::Stream;
+use super::calibration::Samples;
+use super::folder::Work;
+use super::mix::{self, Sharing};
+use super::plan::Plan;
+use super::rewrite::{Named, Rewriting, Rewritten};
+use super::share::Shares;
+use super::state::Unit;
+use super::{
+    BlockReport, Compressor, Context, Event, LayerReport, backward, block, finish, share, tables,
+};
+
+/// What is to be done, checked.
+pub(super) struct Task<'r> {
+    pub(super) source: &'r Source,
+    pub(super) out: &'r Path,
+    pub(super) rewrites: Vec<Named>,
+    pub(super) samples: Samples,
+    pub(super) plan: Plan,
+    pub(super) plain: bool,
+}
+
+/// What came of the work.
+pub(super) struct Done {
+    pub(super) notes: Vec<String>,
+    pub(super) layers: Vec<LayerReport>,
+    pub(super) blocks: Vec<BlockReport>,
+    /// Shards that an earlier run had finished.
+    pub(super) resumed: usize,
+    pub(super) registry: Registry,
+}
+
+impl Compressor<'_> {
+    /// The work, once everything is found out that it takes.
+    pub(super) fn work(&mut self, task: Task<'_>, work: &mut Work) -> Result<Done> {
+        let Task { source, out, rewrites, samples, plan, plain } = task;
+        let rewritten = self.rewrite(source, &rewrites, &samples, plain, work)?;
+        let source = rewritten.as_ref().map_or(source, |rewritten| &rewritten.source);
+        let plan = match &rewritten {
+            // Names of weights are those of the model that is left.
+            Some(_) => Plan::new(source, &self.recipe, true)?,
+            None => plan,
+        };
+        work.begin(source.blocks())?;
+        let cancel = self.cancel.clone();
+        let registry = self.registry.take().unwrap_or_else(crate::registry);
+        let rewritten = rewritten.as_ref();
+        let mut context = Context {
+            source,
+            rewritten,
+            registry,
+            plan,
+            supplied: self.supplied.clone(),
+            inputs: self.inputs,
+            steps: BTreeMap::new(),
+            own_steps: BTreeMap::new(),
+            seed: self.seed,
+            cancel,
+        };
+        let mut notes = Vec::new();
+        let mix = self.mix.take();
+        // What was made may be made again, where a size is looked for.
+        let complete = work.is_complete() && (self.judged_on.is_none() || work.is_settled());
+        if context.supplied.is_none() && !complete {
+            let found = backward::find(&context, &samples, work, &mut |event| self.tell(event))?;
+            match found {
+                Usable::Yes(found) => context.supplied = found,
+                Usable::No(reason) => notes.push(reason),
+            }
+        }
+        if !complete {
+            share::find(&context, &samples, work, &mut |event| self.tell(event))?;
+        }
+        if let Some(mix) = mix.as_ref().filter(|_| !complete) {
+            notes.extend(mix.note(source)?);
+            mix.measure(&mut context, &samples, work, &mut |event| self.tell(event))?;
+        }
+        let resumed = work.units().len();
+        self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
+        let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
+        let judged_on = self.judged_on.take();
+        loop {
+            let sharing = match &mix {
+                Some(mix) => Some(Sharing::new(&mut context, mix, work)?),
+                None => None,
+            };
+            let scale = sharing.as_ref().map_or((1.0, 0.0), Sharing::scale);
+            self.shards(&mut context, &samples, sharing, work)?;
+            finish::assemble(work, source, out, &config)?;
+            let Some((mix, segments)) = mix.as_ref().zip(judged_on.as_deref()) else { break };
+            if mix.judge(&context, segments, scale, work, &mut |event| self.tell(event))? {
+                break;
+            }
+        }
+        let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
+        let blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
+        Ok(Done { notes, layers, blocks, resumed, registry: context.registry })
+    }
+
+    /// Makes the shards that are not made yet.
+    fn shards(
+        &mut self,
+        context: &mut Context<'_>,
+        samples: &Samples,
+        mut sharing: Option<Sharing>,
+        work: &mut Work,
+    ) -> Result<()> {
+        let source = context.source;
+        let mut shares = Shares::new(context, work);
+        if work.units().is_empty() {
+            let path = work.shard(0);
+            let make = |context: &Context<'_>| tables::compress(context, &path);
+            let unit = mix::settle(context, sharing.as_mut(), 0, make)?;
+            self.report(&unit);
+            work.finished(unit)?;
+        }
+        mix::settled(context, sharing.as_mut(), 0, work)?;
+        let mut stream = None;
+        let calibrated = context.plan.needs_calibration().is_some() && !work.is_complete();
+        let stacks = source.config().stacks();
+        for index in 0..source.blocks() {
+            context.check_cancelled()?;
+            let begun = stacks.iter().position(|(blocks, _)| blocks.start == index);
+            if let Some(stack) = begun.filter(|_| calibrated) {
+                // The one before has served; and of a stack that is done, nothing is left to serve.
+                stream = None;
+                if work.units().len() <= stacks[stack].0.end {
+                    stream = Some(Stream::of(context, stack, samples, &work.shard(0))?);
+                }
+            }
+            let shard = work.shard(index + 1);
+            context.steps = shares.steps(index);
+            if work.units().len() <= index + 1 {
+                self.tell(Event::Block { block: index, blocks: source.blocks() });
+                let make = |context: &Context<'_>| {
+                    block::compress(context, index, stream.as_ref(), &shard)
+                };
+                let unit = mix::settle(context, sharing.as_mut(), index + 1, make)?;
+                self.report(&unit);
+                work.finished(unit)?;
+            }
+            mix::settled(context, sharing.as_mut(), index + 1, work)?;
+            shares.done(index, &work.units()[index + 1]);
+            if index == 0 {
+                self.then.check_first(&shard, &context.registry)?;
+            }
+            if let Some(stream) = stream.as_mut().filter(|_| !work.is_complete()) {
+                context.check_cancelled()?;
+                stream.advance(context, index, &shard)?;
+            }
+            source.checkpoint().release();
+        }
+        Ok(())
+    }
+
+    /// The model that the rewrites leave, if there are any.
+    fn rewrite(
+        &mut self,
+        source: &Source,
+        rewrites: &[Named],
+        samples: &Samples,
+        plain: bool,
+        work: &mut Work,
+    ) -> Result<Option<Rewritten>> {
+        if rewrites.is_empty() {
+            return Ok(None);
+        }
+        let cancel = self.cancel.clone();
+        let (mut tell, cancel) = (|event: Event<'_>| self.tell(event), cancel.as_deref());
+        let tell = &mut tell;
+        Rewriting { samples, plain, work, tell, cancel }.run(source, rewrites).map(Some)
+    }
+
+    fn report(&mut self, unit: &Unit) {
+        for layer in &unit.layers {
+            self.tell(Event::Layer(layer));
+        }
+    }
+}
