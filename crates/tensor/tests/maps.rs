@@ -1,11 +1,14 @@
 //! Maps on one side of a node: rotations of any size, bands, and groups carried through.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use tensorpress_tensor::Checkpoint;
 use tensorpress_tensor::carry::{Keep, carry, carry_out};
+use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::linalg::{Par, gaussian, hadamard_matrix};
 use tensorpress_tensor::node::{
     Accum, Dense, GroupedAffine, Hadamard, Index, Json, Map, Mask, PlaneMap, Rotation, Scale, Side,
@@ -14,7 +17,7 @@ use tensorpress_tensor::node::{
 use tensorpress_tensor::stats::{Calibration, Needs, OutputGram};
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, DType, Error, ErrorKind, Group, Method, Node, PartSink,
-    Result, Scratch, Target,
+    Registry, Result, Scratch, Target,
 };
 
 fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
@@ -89,6 +92,57 @@ fn rotations_of_any_size_are_orthogonal() {
     assert_eq!(kind(Rotation::new(12, 8, 0)), ErrorKind::InvalidArgument);
     assert_eq!(kind(Rotation::new(12, 0, 0)), ErrorKind::InvalidArgument);
     assert_eq!(kind(Rotation::new(4099, 4099, 0)), ErrorKind::Unsupported);
+}
+
+/// What all channels have in common goes to all of the inner ones: signs come first on the way there.
+#[test]
+fn rotations_spread_what_channels_have_in_common() {
+    for (size, block) in [(576, 576), (1536, 1536), (1536, 512), (896, 896), (11008, 11008)] {
+        let rotation = Rotation::new(size, block, 3).unwrap();
+        // As many directions as outliers had in one channel: equal entries, and the rows of T without signs among them.
+        let patterns =
+            [|_: usize| 1.0f32, |i| if i % 2 == 0 { 1.0 } else { -1.0 }, |i| (i % 4) as f32];
+        for pattern in patterns {
+            let outer = Array2::from_shape_fn((1, size), |(_, i)| pattern(i));
+            let mut inner = Array2::zeros((1, size));
+            rotation.apply_transposed(outer.view(), inner.view_mut());
+            let mean = (outer.iter().map(|v| v * v).sum::<f32>() / size as f32).sqrt();
+            let largest = inner.iter().fold(0.0f32, |most, v| most.max(v.abs())) / mean;
+            assert!(largest < 6.0, "{size}, {block}: {largest} times the mean in one channel");
+        }
+    }
+}
+
+/// Files of before have the signs on the other side, and decode to what they did.
+#[test]
+fn rotations_of_older_files_are_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.safetensors");
+    for (size, block) in [(24usize, 24usize), (43 * 4, 43 * 4), (64, 16)] {
+        let rotation = Rotation::new(size, block, 9).unwrap();
+        let new = matrix(&rotation);
+        let a = random(size, 5, 4);
+        let inner = Dense::from_f32(a.view(), DType::F32).unwrap().boxed();
+        let node = Transformed::new(Side::Out, Arc::new(rotation), inner).unwrap();
+        let tree = node.describe().to_string().replace("rotation.v2", "rotation");
+        let tree: Json = serde_json::from_str(&tree).unwrap();
+        write_shard(&path, &BTreeMap::new(), &mut |sink| node.parts("w", sink)).unwrap();
+        let file = Checkpoint::open(&path).unwrap();
+        let signs = file.tensor("w.transform").unwrap();
+        let negative = |i: usize| signs.bytes()[i / 8] >> (i % 8) & 1 == 1;
+        let sign = |i: usize| if negative(i) { -1.0f32 } else { 1.0 };
+        // The signs of the columns are taken off, and put on the rows.
+        let old = Array2::from_shape_fn((size, size), |(i, j)| sign(i) * new[[i, j]] * sign(j));
+        let read = Registry::default().read(&tree, "w", &file).unwrap();
+        let w = decode(&*read).unwrap();
+        assert!(largest_difference(w.view(), old.t().dot(&a).view()) < 1e-5, "{size}");
+        assert_eq!(read.describe(), tree, "and are written again as they are");
+        let x = random(3, 5, 6);
+        let mut product = Array2::zeros((3, size));
+        let mut scratch = Scratch::default();
+        read.matmul(x.view(), product.view_mut(), Accum::Replace, &mut scratch).unwrap();
+        assert!(largest_difference(product.view(), x.dot(&w.t()).view()) < 1e-4, "{size}");
+    }
 }
 
 /// A dense node that counts the rows it decodes.

@@ -77,11 +77,12 @@ impl Default for Registry {
             ("kept.v1", KeptPlane::read_from),
             ("prefixed.v1", PrefixedPlane::read_from),
         ];
-        let maps: [(_, ReadMap); 5] = [
+        let maps: [(_, ReadMap); 6] = [
             ("scale", Scale::read_from),
             ("index", Index::read_from),
             ("hadamard", Hadamard::read_from),
-            ("rotation", Rotation::read_from),
+            ("rotation", Rotation::read_first),
+            ("rotation.v2", Rotation::read_from),
             ("composed", Composed::read_from),
         ];
         let mask_forms: [(_, ReadMaskForm); 4] = [

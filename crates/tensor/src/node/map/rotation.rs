@@ -18,7 +18,10 @@ use crate::node::{Json, Scratch};
 use crate::source::Tensor;
 use crate::storage::{Part, PartKind, PartSink};
 
-/// Random signs, then one orthogonal matrix along the diagonal for each `block` of channels: T = diag(signs) (I ⊗ H ⊗ Q).
+/// One orthogonal matrix along the diagonal for each `block` of channels, then random signs: T = (I ⊗ H ⊗ Q) diag(signs). On
+/// the way to the inner node signs come first, W diag(signs) (I ⊗ H ⊗ Q)ᵀ, so that no part of W is all in one channel, not even
+/// what all of its channels have in common. (Files of before have them on the other side, where they change nothing of that,
+/// and are read as they are.)
 ///
 /// H is the Walsh-Hadamard matrix of a power of two and Q a small factor for what is left of the block, so that any number of
 /// channels can be rotated. Q is a Hadamard matrix by Paley where the block divides by the order of one (576 = 16 x 36, 1536 =
@@ -31,6 +34,14 @@ pub struct Rotation {
     factor: Factor,
     /// One bit a channel, set where the sign is -1. Least significant bit first.
     signs: Vec<u8>,
+    /// The side that the signs are on: W's, or the inner node's as in files of before.
+    signed: Signed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signed {
+    Inner,
+    Outer,
 }
 
 /// Q, and how it is written.
@@ -71,7 +82,7 @@ impl Rotation {
             Some(matrix) => Factor::Known(matrix),
             None => Factor::Given(random_orthogonal(odd, seed)?),
         };
-        Ok(Self { size, block, factor, signs })
+        Ok(Self { size, block, factor, signs, signed: Signed::Outer })
     }
 
     /// The largest block that [`Rotation::new`] takes for a number of channels: all of them, for all numbers that models
@@ -103,6 +114,24 @@ impl Rotation {
         json: &Json,
         prefix: &str,
     ) -> Result<Arc<dyn Map>> {
+        Self::read(reader, json, prefix, Signed::Outer)
+    }
+
+    /// As it was written first.
+    pub(in crate::node) fn read_first(
+        reader: &NodeReader<'_>,
+        json: &Json,
+        prefix: &str,
+    ) -> Result<Arc<dyn Map>> {
+        Self::read(reader, json, prefix, Signed::Inner)
+    }
+
+    fn read(
+        reader: &NodeReader<'_>,
+        json: &Json,
+        prefix: &str,
+        signed: Signed,
+    ) -> Result<Arc<dyn Map>> {
         let (size, block) = (field::<usize>(json, "channels")?, field::<usize>(json, "block")?);
         let name = part_name(prefix, "transform");
         let signs = reader.bytes(&name, DType::U8)?.to_vec();
@@ -123,7 +152,7 @@ impl Rotation {
             "stored" => Factor::Given(read_factor(reader, order, prefix)?),
             other => return Err(Error::version(format!("unknown factor `{other}` of {order}"))),
         };
-        Ok(Arc::new(Self { size, block, factor, signs }))
+        Ok(Arc::new(Self { size, block, factor, signs, signed }))
     }
 
     /// x Q or x Qᵀ for each `order` values.
@@ -159,6 +188,11 @@ impl Rotation {
         let made = self.transform_in(first, &mut band, cols, scratch, decode);
         if made.is_ok() {
             kernels::hadamard_rows(&band, self.parts(), out);
+            if self.signed == Signed::Outer {
+                let rows = out.iter_mut().enumerate();
+                let negative = rows.filter(|(row, _)| is_negative(&self.signs, first + row));
+                negative.for_each(|(_, row)| row.iter_mut().for_each(|v| *v = -*v));
+            }
         }
         scratch.put(band);
         made
@@ -182,7 +216,8 @@ impl Rotation {
         let part = self.block / self.parts();
         // As few rows as one pass takes: they are still in the nearest cache then.
         let rows = order * (part / order).min(RADIX);
-        let sign = |row| if is_negative(&self.signs, row) { -unit } else { unit };
+        let inner = self.signed == Signed::Inner;
+        let sign = |row| if inner && is_negative(&self.signs, row) { -unit } else { unit };
         let mut at = first;
         for part in band.chunks_exact_mut(part * cols) {
             for leaf in part.chunks_exact_mut(rows * cols) {
@@ -292,11 +327,16 @@ impl Map for Rotation {
         check_shapes(self, inner.dim(), outer.dim());
         let (order, unit) = (self.order(), self.unit());
         in_place(inner, outer, |row| {
-            flip(row, &self.signs);
+            if self.signed == Signed::Inner {
+                flip(row, &self.signs);
+            }
             for block in row.chunks_exact_mut(self.block) {
                 self.small(block, false);
                 linalg::hadamard_lanes(block, order);
                 block.iter_mut().for_each(|v| *v *= unit);
+            }
+            if self.signed == Signed::Outer {
+                flip(row, &self.signs);
             }
         });
     }
@@ -305,12 +345,17 @@ impl Map for Rotation {
         check_shapes(self, inner.dim(), outer.dim());
         let (order, unit) = (self.order(), self.unit());
         in_place(outer, inner, |row| {
+            if self.signed == Signed::Outer {
+                flip(row, &self.signs);
+            }
             for block in row.chunks_exact_mut(self.block) {
                 linalg::hadamard_lanes(block, order);
                 self.small(block, true);
                 block.iter_mut().for_each(|v| *v *= unit);
             }
-            flip(row, &self.signs);
+            if self.signed == Signed::Inner {
+                flip(row, &self.signs);
+            }
         });
     }
 
@@ -360,7 +405,7 @@ impl Map for Rotation {
 
     fn describe(&self) -> Json {
         json!({
-            "kind": "rotation",
+            "kind": if self.signed == Signed::Inner { "rotation" } else { "rotation.v2" },
             "channels": self.size,
             "block": self.block,
             "factor": self.order(),
