@@ -57,6 +57,16 @@ fn targets_are_kept_and_used() {
         assert!(report.bytes_after <= target, "{} of {target}", report.bytes_after);
         assert!(used >= 0.98, "{} of {target} and {most}", report.bytes_after);
     }
+    // So near to the least that what is known of headers decides: kept or refused.
+    for more in [-3000.0, -1000.0, 0.0, 300.0] {
+        let target = (least + more) as u64;
+        match run(rounding(Budget::FileBytes(target)), &out) {
+            Ok(report) => {
+                assert!(report.bytes_after <= target, "{} of {target}", report.bytes_after)
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}"),
+        }
+    }
     for bits in [2.7, 3.3, 4.0, 5.5, 7.9] {
         let report = run(rounding(Budget::BitsPerWeight(bits)), &out).expect("fits");
         let is = report.bits_per_weight;

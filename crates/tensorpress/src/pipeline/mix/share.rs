@@ -48,9 +48,9 @@ pub(in crate::pipeline) struct Sharing {
     bits: f64,
     /// Matrices that are done, and the bytes around them.
     described: (f64, f64),
-    /// What was chosen for the shard that is worked on, and by what it turned out too large.
+    /// Bytes that were chosen for the shard that is worked on, and those by which it turned out too large.
     chosen: f64,
-    excess: f64,
+    over: f64,
     /// Bytes by which sizes are taken for right.
     trusted: f64,
 }
@@ -96,7 +96,7 @@ impl Sharing {
             bits: 0.0,
             described: (0.0, 0.0),
             chosen: 0.0,
-            excess: 1.0,
+            over: 0.0,
             trusted: 0.0,
         };
         let (weights, fixed) = sharing.scale();
@@ -147,14 +147,10 @@ impl Sharing {
         }
     }
 
-    /// Bytes of an offer of a shard, as far as is known by now.
-    fn bytes(&self, shard: usize, offer: &Offer, current: usize) -> f64 {
-        let ratio = match self.loose.contains(&offer.level) || offer.step.is_some() {
-            false => 1.0,
-            // What is worked on is known better, once it was tried.
-            true if shard == current => self.ratio() * self.excess,
-            true => self.ratio(),
-        };
+    /// Bytes of an offer, as far as is known by now.
+    fn bytes(&self, offer: &Offer) -> f64 {
+        let loose = self.loose.contains(&offer.level) || offer.step.is_some();
+        let ratio = if loose { self.ratio() } else { 1.0 };
         let around = match self.budget {
             Budget::BitsPerWeight(_) => 0.0,
             Budget::FileBytes(_) | Budget::Divergence(_) => {
@@ -172,14 +168,10 @@ impl Sharing {
 
     /// The least that the matrices from a shard on can take.
     fn least(&self, shard: usize) -> f64 {
-        let of = |(at, units): (usize, &BTreeMap<String, (u64, Vec<Offer>)>)| -> f64 {
-            let least = |(_, offers): &(u64, Vec<Offer>)| {
-                let bytes = offers.iter().map(|offer| self.bytes(at, offer, shard));
-                bytes.fold(f64::INFINITY, f64::min)
-            };
-            units.values().map(least).sum()
+        let least = |(_, offers): &(u64, Vec<Offer>)| {
+            offers.iter().map(|offer| self.bytes(offer)).fold(f64::INFINITY, f64::min)
         };
-        self.units.iter().enumerate().skip(shard).map(of).sum()
+        self.units.iter().skip(shard).flat_map(BTreeMap::values).map(least).sum()
     }
 
     /// Levels of the matrices of a shard.
@@ -187,14 +179,12 @@ impl Sharing {
         let later: Vec<(usize, &String, &Vec<Offer>)> = (shard..self.units.len())
             .flat_map(|at| self.units[at].iter().map(move |(name, (_, offers))| (at, name, offers)))
             .collect();
-        let units = later.iter().map(|(at, name, offers)| {
-            let choice = |offer: &Offer| {
-                Choice::new(self.bytes(*at, offer, shard).ceil() as u64, offer.loss)
-            };
+        let units = later.iter().map(|(_, name, offers)| {
+            let choice = |offer: &Offer| Choice::new(self.bytes(offer).ceil() as u64, offer.loss);
             Alternatives::new(name.as_str(), offers.iter().map(choice).collect::<Vec<_>>())
         });
         let table = Table::new(units.collect::<Vec<_>>())?;
-        let left = (self.left(shard).max(0.0) as u64).max(table.least_cost());
+        let left = ((self.left(shard) - self.over).max(0.0) as u64).max(table.least_cost());
         let found = Exact::new().solve(&table, left)?;
         let mut chosen = Vec::new();
         let mut bytes = 0.0;
@@ -210,7 +200,7 @@ impl Sharing {
             });
         }
         // A run that is taken up again makes no second choice, and is to come to the same ratio.
-        if self.excess == 1.0 {
+        if self.over == 0.0 {
             self.chosen = bytes;
         }
         Ok(chosen)
@@ -230,9 +220,8 @@ impl Sharing {
         if left >= least || self.units[shard].is_empty() {
             return false;
         }
-        // Smaller by what it was too large, and a little more.
-        let over = (least - left) / (bits / 8.0).max(1.0);
-        self.excess *= 1.0 + over + 1e-3;
+        // Smaller by what it was too large, and more if that was not enough.
+        self.over = 2.0 * self.over + (least - left) + 1.0;
         true
     }
 
@@ -246,7 +235,7 @@ impl Sharing {
         let around = took - bits / 8.0 - self.fixed[shard] as f64;
         self.described.0 += matrices;
         self.described.1 += around.max(0.0);
-        self.excess = 1.0;
+        self.over = 0.0;
     }
 
     /// Bytes of a shard, and bits of its matrices.
