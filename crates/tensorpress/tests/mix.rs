@@ -10,6 +10,7 @@ use tensorpress::pipeline::{Budget, CalibrationText, Compressor, Event, Mix, Pro
 use tensorpress::prelude::*;
 use tensorpress::tensor::linalg::SplitMix;
 use tensorpress::{ErrorKind, Result, registry};
+use tensorpress_tensor::testing::data;
 
 const ROUNDING: [&str; 5] = [
     "rtn(bits=2, group=32)",
@@ -236,6 +237,41 @@ fn what_cannot_be_is_refused() {
     // Calibrated levels without a text.
     let error = run(levels(&["gptq(bits=3)", "rtn(bits=4)"]).expect("levels"), &out).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingCalibration, "{error}");
+}
+
+/// Whatever the model is built of: experts in stacks, heads of their own, encoders, images.
+#[test]
+fn models_of_all_kinds_keep_targets() {
+    let Some(models) = data::find("golden/models") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let mut kept = 0;
+    for model in std::fs::read_dir(models).expect("models").map(|model| model.expect("one").path())
+    {
+        let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Ok(source) = tensorpress::open_model(&model) else { continue };
+        let within = |budget: Budget| {
+            let mix =
+                Mix::new(budget).with_levels(["rtn(bits=3, group=16)", "rtn(bits=8, group=16)"]);
+            Compressor::within(mix.expect("levels")).with_force(true).run(&source, &out)
+        };
+        let refused = within(Budget::FileBytes(1)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{name}: {refused}");
+        let Some(least) = refused.to_string().rsplit(' ').next().and_then(|n| n.parse().ok())
+        else {
+            println!("{name}: {refused}");
+            continue;
+        };
+        let (least, most): (f64, u64) = (least, source.checkpoint().file_bytes());
+        let target = (least + 0.1 * (most as f64 - least)) as u64;
+        let report = within(Budget::FileBytes(target)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(report.bytes_after <= target, "{name}: {} of {target}", report.bytes_after);
+        let bits = within(Budget::BitsPerWeight(5.0)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(bits.bits_per_weight <= 5.0, "{name}: {}", bits.bits_per_weight);
+        println!("{name}: {} of {target}, {:.3} bits", report.bytes_after, bits.bits_per_weight);
+        kept += 1;
+    }
+    assert!(kept > 20, "only {kept} models");
 }
 
 /// A single level, and one that some matrices cannot have.

@@ -76,11 +76,15 @@ impl Sharing {
             units[shard].insert(name, offer);
         }
         context.plan.retain(|name| units.iter().any(|units| units.contains_key(name)));
+        // Of a stack of matrices all are, each by itself.
+        let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
+        let stacks: BTreeSet<String> =
+            linears.filter_map(|spec| spec.place.map(|place| place.tensor)).collect();
         let mut fixed = vec![SHARD; shards];
         let stored = source.checkpoint();
         for name in stored.names() {
             let shard = source.block_of(name).map_or(0, |block| block + 1);
-            if !units[shard].contains_key(name) {
+            if !units[shard].contains_key(name) && !stacks.contains(name) {
                 let bytes = stored.stored_bytes(name).unwrap_or(0);
                 fixed[shard] += bytes + name.len() as u64 + TENSOR;
             }
