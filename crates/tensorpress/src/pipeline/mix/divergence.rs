@@ -72,12 +72,13 @@ fn next(attempts: &[Attempt], limit: f64, weights: f64, fixed: f64) -> Next {
         return Next::Done;
     }
     let best = attempts.iter().filter(keeps).min_by_key(|attempt| attempt.bytes);
+    let end = || match best {
+        Some(best) if best.bytes == last.bytes => Next::Done,
+        Some(best) => Next::Try(best.bytes),
+        None => Next::Beyond,
+    };
     if attempts.len() >= RUNS {
-        return match best {
-            Some(best) if best.bytes == last.bytes => Next::Done,
-            Some(best) => Next::Try(best.bytes),
-            None => Next::Beyond,
-        };
+        return end();
     }
     let loss = |attempt: &Attempt| attempt.divergence.max(1e-12).log2() / 2.0;
     let slope = match attempts {
@@ -92,14 +93,13 @@ fn next(attempts: &[Attempt], limit: f64, weights: f64, fixed: f64) -> Next {
     // What is known to be too small, and to be large enough.
     let small =
         attempts.iter().filter(|attempt| !keeps(attempt)).map(|attempt| attempt.bytes).max();
-    match (small, best.map(|best| best.bytes)) {
-        (Some(small), Some(best)) if best <= small + best / NEAR && best == last.bytes => {
-            Next::Done
-        }
-        (Some(small), Some(best)) if best <= small + best / NEAR => Next::Try(best),
-        (Some(small), Some(best)) if !(small < to && to < best) => Next::Try(small.midpoint(best)),
-        _ => Next::Try(to),
-    }
+    let to = match (small, best.map(|best| best.bytes)) {
+        (Some(small), Some(best)) if best <= small + best / NEAR => return end(),
+        (Some(small), Some(best)) if !(small < to && to < best) => small.midpoint(best),
+        _ => to,
+    };
+    // There is no smaller one, or no larger.
+    if attempts.iter().any(|attempt| attempt.bytes == to) { end() } else { Next::Try(to) }
 }
 
 impl Mix {
