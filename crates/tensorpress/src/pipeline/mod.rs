@@ -298,11 +298,11 @@ impl<'a> Compressor<'a> {
         }
         let source = decoded.as_ref().unwrap_or(source);
         self.then.check(source, out, self.force)?;
-        let mut rewrites = self.recipe.rewrites();
-        rewrites.append(&mut self.rewrites);
         let judged_on = self.judged_on.as_deref();
         self.mix = self.mix.take().map(|mix| mix.for_model(source, judged_on)).transpose()?;
         let recipe = self.identity_of_recipe();
+        let mut rewrites = self.recipe.rewrites();
+        rewrites.append(&mut self.rewrites);
         let plan = match &self.mix {
             None => Plan::new(source, &self.recipe, !rewrites.is_empty())?,
             Some(_) if !rewrites.is_empty() => {
