@@ -186,6 +186,12 @@ impl Evolution {
         let mut child = parent.to_vec();
         let mut cost = table.cost(&ladder.choices(parent));
         let price = |child: &[usize], unit: usize| ladder.cost(table, unit, child[unit]);
+        // A unit goes up or down; what all then cost.
+        let step = |child: &mut [usize], unit: usize, up: bool, cost: u64| {
+            let cost = cost - price(child, unit);
+            child[unit] = if up { child[unit] + 1 } else { child[unit] - 1 };
+            cost + price(child, unit)
+        };
         let switches = 1 + below(self.switches).min(below(self.switches));
         for _ in 0..switches {
             let mut lowered = Vec::new();
@@ -195,9 +201,7 @@ impl Evolution {
                 break;
             }
             let raised = up[below(up.len())];
-            cost -= price(&child, raised);
-            child[raised] += 1;
-            cost += price(&child, raised);
+            cost = step(&mut child, raised, true, cost);
             while cost > budget {
                 let down: Vec<usize> =
                     (0..child.len()).filter(|unit| *unit != raised && child[*unit] > 0).collect();
@@ -205,9 +209,7 @@ impl Evolution {
                     return parent.to_vec();
                 }
                 let unit = down[below(down.len())];
-                cost -= price(&child, unit);
-                child[unit] -= 1;
-                cost += price(&child, unit);
+                cost = step(&mut child, unit, false, cost);
                 lowered.push(unit);
             }
             // What a large unit has left may do for small ones.
@@ -223,9 +225,7 @@ impl Evolution {
                     break;
                 }
                 let unit = up[below(up.len())];
-                cost -= price(&child, unit);
-                child[unit] += 1;
-                cost += price(&child, unit);
+                cost = step(&mut child, unit, true, cost);
             }
         }
         child

@@ -3,10 +3,10 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
-use common::{arg, contents, json, tensorpress};
+use common::{arg, contents, json, killed_comes_to_the_same, tensorpress};
 
 fn best(preset: &str, out: &Path) -> Command {
     let mut command = tensorpress();
@@ -106,28 +106,7 @@ fn killed_at_any_moment_it_comes_to_the_same() {
     let takes = begun.elapsed();
     let expected = contents(&whole);
     let out = folder.path().join("out");
-    let mut draw = 0x9e37_79b9_u64;
-    let (mut killed, mut finished) = (0, 0);
-    while killed < 20 {
-        // A linear congruence says when: within what is left of the work, as a rule.
-        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let part = 0.02 + 0.4 * (draw >> 40) as f64 / (1u64 << 24) as f64;
-        let mut child = best("best3", &out);
-        let mut child =
-            child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
-        std::thread::sleep(Duration::from_secs_f64(takes.as_secs_f64() * part));
-        if child.try_wait().expect("a status").is_none() {
-            child.kill().expect("killed");
-            killed += 1;
-        }
-        child.wait().expect("a status");
-        if out.exists() {
-            assert!(contents(&out) == expected, "after {killed} kills");
-            std::fs::remove_dir_all(&out).expect("removed");
-            finished += 1;
-        }
-    }
-    json(&best("best3", &out).output().expect("the program"));
-    assert!(contents(&out) == expected);
-    println!("{killed} kills, {} times to the end", finished + 1);
+    let start = || best("best3", &out);
+    let finished = killed_comes_to_the_same(&start, takes, &out, &expected, (20, 0x9e37_79b9));
+    println!("20 kills, {} times to the end", finished + 1);
 }

@@ -3,10 +3,10 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
-use common::{arg, assert_fails, contents, json, run, tensorpress};
+use common::{arg, assert_fails, contents, json, killed_comes_to_the_same, run, tensorpress};
 
 fn to_size(size: &str, out: &Path) -> Command {
     let mut command = tensorpress();
@@ -33,26 +33,8 @@ fn the_same_size_is_the_same_model() {
     json(&to_size("300kB", &one).env("RAYON_NUM_THREADS", "1").output().expect("the program"));
     assert!(contents(&one) == expected, "other bytes of one thread");
     let out = folder.path().join("out");
-    let (mut draw, mut killed) = (0x517c_c1b7_u64, 0);
-    while killed < 8 {
-        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let part = 0.02 + 0.4 * (draw >> 40) as f64 / (1u64 << 24) as f64;
-        let mut child = to_size("300kB", &out);
-        let mut child =
-            child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
-        std::thread::sleep(Duration::from_secs_f64(takes.as_secs_f64() * part));
-        if child.try_wait().expect("a status").is_none() {
-            child.kill().expect("killed");
-            killed += 1;
-        }
-        child.wait().expect("a status");
-        if out.exists() {
-            assert!(contents(&out) == expected, "after {killed} kills");
-            std::fs::remove_dir_all(&out).expect("removed");
-        }
-    }
-    json(&to_size("300kB", &out).output().expect("the program"));
-    assert!(contents(&out) == expected);
+    let start = || to_size("300kB", &out);
+    killed_comes_to_the_same(&start, takes, &out, &expected, (8, 0x517c_c1b7));
 }
 
 /// Found on one half of the segments, and told of the other.

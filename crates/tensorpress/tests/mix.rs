@@ -57,6 +57,7 @@ fn targets_are_kept_and_used() {
         assert_eq!(report.bytes_after, weights_of(&out), "what the report says is on the disk");
         assert!(report.bytes_after <= target, "{} of {target}", report.bytes_after);
         assert!(used >= 0.98, "{} of {target} and {most}", report.bytes_after);
+        assert_eq!(report.notes, [""; 0], "nothing is missed");
     }
     // So near to the least that what is known of headers decides: kept or refused.
     for more in [-3000.0, -1000.0, 0.0, 300.0] {

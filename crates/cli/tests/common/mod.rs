@@ -2,7 +2,8 @@
 #![allow(dead_code)] // Each test file uses its part.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -68,4 +69,38 @@ pub fn contents(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
 /// A path as an argument.
 pub fn arg(path: &Path) -> &str {
     path.to_str().expect("a UTF-8 path")
+}
+
+/// Starts a command again and again, each of which ends in the same contents of `out`, and kills it at moments that a seed
+/// draws, until it was killed so often; then lets it end. How often it came to the end before.
+pub fn killed_comes_to_the_same(
+    start: &dyn Fn() -> Command,
+    takes: Duration,
+    out: &Path,
+    expected: &std::collections::BTreeMap<String, Vec<u8>>,
+    (kills, mut draw): (usize, u64),
+) -> usize {
+    let (mut killed, mut finished) = (0, 0);
+    while killed < kills {
+        // A linear congruence says when: within what is left of the work, as a rule.
+        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let part = 0.02 + 0.4 * (draw >> 40) as f64 / (1u64 << 24) as f64;
+        let mut child = start();
+        let mut child =
+            child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
+        std::thread::sleep(Duration::from_secs_f64(takes.as_secs_f64() * part));
+        if child.try_wait().expect("a status").is_none() {
+            child.kill().expect("killed");
+            killed += 1;
+        }
+        child.wait().expect("a status");
+        if out.exists() {
+            assert!(contents(out) == *expected, "after {killed} kills");
+            std::fs::remove_dir_all(out).expect("removed");
+            finished += 1;
+        }
+    }
+    json(&start().output().expect("the program"));
+    assert!(contents(out) == *expected);
+    finished
 }

@@ -125,7 +125,9 @@ pub(super) fn find(
     let of_tables = work.gradients(source.blocks());
     files.extend(tables.iter().map(|name| (name.clone(), of_tables.clone())));
     let tables = if work.has_gradients(source.blocks()) { Vec::new() } else { tables };
-    if files.is_empty() {
+    // What a mix would only know better with a text does without.
+    let blind = context.plan.is_mixed() && samples.windows.is_empty();
+    if files.is_empty() || blind {
         return Ok(Usable::Yes(None));
     }
     if !(left.is_empty() && tables.is_empty()) {

@@ -221,17 +221,8 @@ impl Job {
     ) -> Result<Vec<(String, u64, f64)>> {
         let weights = self.weights(context, &Rows::new())?;
         let inputs = calibration.samples().ok().map(error::spread);
-        let group = Group {
-            targets: self.targets(context, &weights),
-            calibration: context.with_supplied(calibration),
-            fold: None,
-            seed: context.seed_of(&self.specs[0].name),
-            par,
-        };
-        let result = method.compress_group_dyn(group).map_err(|e| {
-            let name = e.tensor().unwrap_or(&self.specs[0].name).to_owned();
-            context.located(e, &name)
-        })?;
+        let result = method.compress_group_dyn(self.apart(context, &weights, calibration, par));
+        let result = result.map_err(|e| self.located(context, e))?;
         let mut measured = Vec::with_capacity(self.specs.len());
         for ((spec, weight), layer) in self.specs.iter().zip(&weights).zip(result.layers) {
             let costs = self.costs(context, spec)?;
@@ -243,6 +234,29 @@ impl Job {
             measured.push((spec.name.clone(), bytes, loss.in_tensor(&spec.name)?));
         }
         Ok(measured)
+    }
+
+    /// The group of these layers, none of which is folded into anything.
+    fn apart<'w>(
+        &'w self,
+        context: &Context<'_>,
+        weights: &'w [Array2<f32>],
+        calibration: Calibration,
+        par: Par,
+    ) -> Group<'w> {
+        Group {
+            targets: self.targets(context, weights),
+            calibration: context.with_supplied(calibration),
+            fold: None,
+            seed: context.seed_of(&self.specs[0].name),
+            par,
+        }
+    }
+
+    /// Names the layer and its file in an error; the first, if no layer is named.
+    fn located(&self, context: &Context<'_>, error: Error) -> Error {
+        let name = error.tensor().unwrap_or(&self.specs[0].name).to_owned();
+        context.located(error, &name)
     }
 
     /// Number of the method.
@@ -258,18 +272,9 @@ impl Job {
         par: Par,
     ) -> Result<Vec<(String, RateCurve)>> {
         let weights = self.weights(context, &Rows::new())?;
-        let group = Group {
-            targets: self.targets(context, &weights),
-            calibration: context.with_supplied(calibration),
-            fold: None,
-            seed: context.seed_of(&self.specs[0].name),
-            par,
-        };
         let method = &context.plan.method(self.method).method;
-        let curves = method.rates_dyn(group).map_err(|e| {
-            let name = e.tensor().unwrap_or(&self.specs[0].name).to_owned();
-            context.located(e, &name)
-        })?;
+        let curves = method.rates_dyn(self.apart(context, &weights, calibration, par));
+        let curves = curves.map_err(|e| self.located(context, e))?;
         Ok(self.specs.iter().map(|spec| spec.name.clone()).zip(curves).collect())
     }
 
@@ -306,10 +311,8 @@ impl Job {
             seed: context.seed_of(first),
             par,
         };
-        let result = planned.method.compress_group_dyn(group).map_err(|e| {
-            let name = e.tensor().unwrap_or(first).to_owned();
-            context.located(e, &name)
-        })?;
+        let result = planned.method.compress_group_dyn(group);
+        let result = result.map_err(|e| self.located(context, e))?;
         let mut output = Output::default();
         let mut ratio = None;
         if let (Some(folded), Some(fold)) = (result.folded, fold) {

@@ -79,6 +79,7 @@ pub(in crate::pipeline) fn find(
         work.found_measured(of_tables, found)?;
     }
     let chosen = if all { (0..blocks).collect() } else { tried(context) };
+    let probed = !all && (0..context.plan.levels()).any(|level| !context.plan.shared_step(level));
     let missing = |work: &Work, block: usize| !work.measured().contains_key(&block);
     for (stack, (range, _)) in source.config().stacks().iter().enumerate() {
         let Some(last) = range.clone().rev().find(|block| missing(work, *block)) else { continue };
@@ -91,7 +92,8 @@ pub(in crate::pipeline) fn find(
             context.check_cancelled()?;
             if missing(work, index) {
                 tell(Event::Rated { block: index, blocks });
-                let found = of_block(context, index, stream.as_ref(), chosen.contains(&index))?;
+                let how = How { everything: chosen.contains(&index), probed };
+                let found = of_block(context, index, stream.as_ref(), how)?;
                 work.found_measured(index, found)?;
             }
             if let Some(stream) = stream.as_mut().filter(|_| index < last) {
@@ -103,12 +105,21 @@ pub(in crate::pipeline) fn find(
     Ok(())
 }
 
-/// What is found of a block: of all levels if everything is to be tried.
+/// What is to be found of a block.
+#[derive(Clone, Copy)]
+struct How {
+    /// All levels are tried, not only those with steps looked at.
+    everything: bool,
+    /// By plain rounding too, from which what is not tried elsewhere follows.
+    probed: bool,
+}
+
+/// What is found of a block.
 fn of_block(
     context: &mut Context<'_>,
     index: usize,
     stream: Option<&Stream>,
-    everything: bool,
+    how: How,
 ) -> Result<BTreeMap<String, Measured>> {
     let block = context.source.block(index)?;
     let inputs = readers(context.source, index);
@@ -118,7 +129,7 @@ fn of_block(
         found.insert(spec.name.clone(), Measured { weights, ..Measured::default() });
     }
     let levels: Vec<usize> = (0..context.plan.levels())
-        .filter(|level| everything || context.plan.shared_step(*level))
+        .filter(|level| how.everything || context.plan.shared_step(*level))
         .collect();
     let needs: Vec<Needs> = inputs
         .iter()
@@ -148,10 +159,12 @@ fn of_block(
             }
         };
         for ((_, specs), calibration) in inputs[at..end].iter().zip(calibrations) {
-            probe(context, specs, &calibration, &mut found)?;
+            if how.probed {
+                probe(context, specs, &calibration, &mut found)?;
+            }
             for level in &levels {
                 for job in jobs(context, specs, *level, stream) {
-                    of_job(context, &job, *level, everything, &calibration, &mut found)?;
+                    of_job(context, &job, *level, how.everything, &calibration, &mut found)?;
                 }
             }
         }
