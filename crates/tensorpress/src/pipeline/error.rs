@@ -29,22 +29,14 @@ pub(super) fn relative(
     par: Par,
 ) -> Result<Option<f64>> {
     let (difference, size) = match inputs {
-        Some(x) if x.nrows() > 0 => of_outputs(weight, node, around, x, par)?,
+        Some(x) if x.nrows() > 0 => {
+            let (exact, got) = outputs(weight, node, around, x, par)?;
+            squares(exact.view(), got.view())
+        }
         _ => of_weights(weight, node, around, par)?,
     };
     let error = if difference == 0.0 { 0.0 } else { (difference / size).sqrt() };
     Ok(error.is_finite().then_some(error))
-}
-
-fn of_outputs(
-    weight: ArrayView2<'_, f32>,
-    node: &dyn Node,
-    around: Around<'_>,
-    x: ArrayView2<'_, f32>,
-    par: Par,
-) -> Result<(f64, f64)> {
-    let (exact, got) = outputs(weight, node, around, x, par)?;
-    Ok(squares(exact.view(), got.view()))
 }
 
 /// What the outputs were, and are.

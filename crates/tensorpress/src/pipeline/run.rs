@@ -81,7 +81,7 @@ impl Compressor<'_> {
         }
         if let Some(mix) = mix.as_ref().filter(|_| !complete) {
             notes.extend(mix.note(source)?);
-            mix.measure(&mut context, &samples, work, &mut |event| self.tell(event))?;
+            mix.measure(&context, &samples, work, &mut |event| self.tell(event))?;
         }
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });

@@ -65,7 +65,7 @@ fn tried(context: &Context<'_>) -> BTreeSet<usize> {
 /// `Interrupted` if the caller asked to stop; those of reading the model, and those of methods but for levels that a matrix
 /// cannot have.
 pub(in crate::pipeline) fn find(
-    context: &mut Context<'_>,
+    context: &Context<'_>,
     samples: &Samples,
     all: bool,
     work: &mut Work,
@@ -116,13 +116,14 @@ struct How {
 
 /// What is found of a block.
 fn of_block(
-    context: &mut Context<'_>,
+    context: &Context<'_>,
     index: usize,
     stream: Option<&Stream>,
     how: How,
 ) -> Result<BTreeMap<String, Measured>> {
     let block = context.source.block(index)?;
     let inputs = readers(context.source, index);
+    let seen = stream.is_some();
     let mut found: BTreeMap<String, Measured> = BTreeMap::new();
     for spec in inputs.iter().flat_map(|(_, specs)| specs) {
         let weights = (spec.shape[0] * spec.shape[1]) as u64;
@@ -136,7 +137,7 @@ fn of_block(
         .map(|(_, specs)| {
             let mut needs = Needs::samples(super::super::error::INPUTS);
             for level in &levels {
-                needs = needs.union(context.needs_of(&jobs(context, specs, *level, stream)));
+                needs = needs.union(context.needs_of(&context.jobs_at(specs, *level, seen)));
             }
             needs
         })
@@ -163,7 +164,7 @@ fn of_block(
                 probe(context, specs, &calibration, &mut found)?;
             }
             for level in &levels {
-                for job in jobs(context, specs, *level, stream) {
+                for job in context.jobs_at(specs, *level, seen) {
                     of_job(context, &job, *level, how.everything, &calibration, &mut found)?;
                 }
             }
@@ -171,16 +172,6 @@ fn of_block(
         at = end;
     }
     Ok(found)
-}
-
-/// The jobs of a level, none of which folds anything into what stands before it.
-fn jobs(
-    context: &Context<'_>,
-    specs: &[LinearSpec],
-    level: usize,
-    stream: Option<&Stream>,
-) -> Vec<Job> {
-    context.jobs_at(specs, level, stream.is_some())
 }
 
 /// What matrices lose by plain rounding: of groups where they divide the rows, else of whole rows.

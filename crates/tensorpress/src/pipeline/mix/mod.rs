@@ -153,7 +153,7 @@ impl Mix {
     /// Finds what each matrix takes and loses, as far as an earlier run has not.
     pub(super) fn measure(
         &self,
-        context: &mut Context<'_>,
+        context: &Context<'_>,
         samples: &Samples,
         work: &mut Work,
         tell: &mut dyn FnMut(Event<'_>),
