@@ -174,14 +174,14 @@ pub(crate) struct Compress {
     pub(crate) recipe: Option<String>,
     /// In place of a recipe: the files that hold weights take no more than this, such as 60MB or 1.5GiB, headers and all;
     /// embeddings that are the head as well are compressed too
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["recipe", "target_bpw", "format"])]
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["recipe", "target_bpw"])]
     pub(crate) target_size: Option<u64>,
     /// In place of a recipe: the linear layers take no more than so many bits a weight
-    #[arg(long, value_name = "BITS", conflicts_with_all = ["recipe", "format"])]
+    #[arg(long, value_name = "BITS", conflicts_with = "recipe")]
     pub(crate) target_bpw: Option<f64>,
     /// In place of a recipe: the smallest model found in a few runs whose mean KL divergence from the source is no more than
     /// this on every second segment of --eval; the others judge it
-    #[arg(long, value_name = "NATS", requires = "eval", conflicts_with_all = ["recipe", "target_bpw", "target_size", "format"])]
+    #[arg(long, value_name = "NATS", requires = "eval", conflicts_with_all = ["recipe", "target_bpw", "target_size"])]
     pub(crate) max_kld: Option<f64>,
     /// What each matrix may become to reach the target: lines of stages, joined by `;` [default: the best coded grids]
     #[arg(long, value_name = "LIST", conflicts_with = "recipe")]

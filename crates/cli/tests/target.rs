@@ -52,6 +52,24 @@ fn a_divergence_is_kept() {
     assert_fails(&run(&[&base[..6], &nothing[..]].concat()), 1, &["above 0"]);
 }
 
+/// A file of types that differ, of no more bytes than said, which no level has to be named for.
+#[test]
+fn a_file_of_mixed_types() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("demo.gguf");
+    let base = ["compress", "demo", "--format", "gguf", "--target-size", "1MB", "--out", arg(&out)];
+    let less = ["--calib-windows", "6", "--calib-length", "128", "--json"];
+    let report = json(&run(&[&base[..], &less].concat()));
+    let length = std::fs::metadata(&out).expect("a file").len();
+    assert_eq!(report["bytes_after"].as_u64(), Some(length));
+    assert!((980_000..=1_000_000).contains(&length), "{length}");
+    let inspected = json(&run(&["inspect", arg(&out), "--json"]));
+    assert_eq!(inspected["file_bytes"].as_u64(), Some(length), "as long as it is");
+    let other = folder.path().join("gptq");
+    let base = ["compress", "demo", "--format", "gptq", "--target-size", "1MB", "--out"];
+    assert_fails(&run(&[&base[..], &[arg(&other)]].concat()), 1, &["one kind"]);
+}
+
 #[test]
 fn levels_and_bits() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -71,7 +89,6 @@ fn levels_and_bits() {
     for wrong in [
         &["--target-bpw", "3", "--target-size", "1MB"][..],
         &["--target-bpw", "3", "--recipe", "w4"],
-        &["--target-size", "1MB", "--format", "gguf"],
         &["--target-size", "much"],
         &[],
     ] {

@@ -89,7 +89,8 @@ impl Bill {
         let file_bytes = checkpoint.file_bytes();
         Ok(Self {
             uncompressed_bytes: tensors - storage.bytes(),
-            container_bytes: file_bytes - tensors,
+            // Others may store less than what their weights are here.
+            container_bytes: file_bytes.saturating_sub(tensors),
             storage,
             weights,
             file_bytes,

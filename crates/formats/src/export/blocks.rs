@@ -28,6 +28,16 @@ impl Fit {
         }
     }
 
+    /// Bytes of a matrix whose rows are whole blocks.
+    #[must_use]
+    pub fn bytes(self, [rows, cols]: [usize; 2]) -> u64 {
+        let (rows, cols) = (rows as u64, cols as u64);
+        match self {
+            Self::Blocks(ty) => rows * (cols / ty.block_len() as u64) * ty.block_bytes() as u64,
+            Self::F32 => 4 * rows * cols,
+        }
+    }
+
     /// Its name, as ggml writes it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -162,7 +172,8 @@ fn of_grids(grids: &Grids) -> Result<(Fit, Vec<u8>)> {
             Some(zero) => grids.zero() == Some(zero) && grids.bits <= bits,
             None => grids.bits <= bits,
         };
-        if !holds {
+        // A last group may be shorter than the others, a last block not.
+        if !holds || !grids.codes.ncols().is_multiple_of(ty.block_len()) {
             continue;
         }
         let Some(grids) = grids.in_groups(ty.block_len()) else { continue };
@@ -175,6 +186,7 @@ fn of_grids(grids: &Grids) -> Result<(Fit, Vec<u8>)> {
     let about = zero.map_or("zero points of their own".to_owned(), |zero| format!("{zero}"));
     let why = format!("no type of ggml holds {bits} bits in groups of {group} about {about}");
     let nearest = match bits {
+        _ if !grids.codes.ncols().is_multiple_of(32) => "rows of whole blocks of 32 do",
         ..=4 if !group.is_multiple_of(32) => "groups of 32, 64, 128 do",
         ..=4 => {
             "symmetric grids are Q4_0; zero points are Q4_1 where -scale x zero is exact in F16"

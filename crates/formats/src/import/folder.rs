@@ -177,7 +177,7 @@ fn view(checkpoint: &Checkpoint, method: &Method) -> Result<Arc<dyn ByteSource>>
         metadata.insert("tensorpress".into(), Json::Object(trees).to_string());
     }
     let behind = checkpoint.sources().cloned().collect();
-    Ok(Arc::new(View::new(&metadata, tensors, behind)))
+    Ok(Arc::new(View::new(&metadata, tensors, behind).whole()))
 }
 
 /// Whether a stored tensor is a part of a quantised layer, in the node or for other programs' kernels alone.

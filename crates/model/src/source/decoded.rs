@@ -75,7 +75,7 @@ impl Source {
         }
         let behind = checkpoint.sources().cloned().collect();
         let path = checkpoint.files().next().map_or_else(|| "model".into(), Into::into);
-        let view = View::new(&metadata, tensors, behind);
+        let view = View::new(&metadata, tensors, behind).whole();
         let made = Checkpoint::from_source(path, Arc::new(view))?;
         let mut source = Self::new(
             self.raw.clone(),

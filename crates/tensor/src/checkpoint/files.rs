@@ -18,6 +18,11 @@ pub trait ByteSource: Debug + Send + Sync {
     /// Length in bytes. (Not `len`, which slices have as well.)
     fn size(&self) -> u64;
 
+    /// Length of the files that it stands for: its own, unless it is a view of others.
+    fn stored(&self) -> u64 {
+        self.size()
+    }
+
     /// The bytes of a range: a view where they are in memory, made on demand where they are not.
     ///
     /// # Errors

@@ -255,10 +255,10 @@ impl Checkpoint {
         self.tensors.get(name).map(|e| self.files[e.file].path.as_path())
     }
 
-    /// Length of all files together.
+    /// Length of all files together, as they are stored.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.files.iter().map(|f| f.bytes.size()).sum()
+        self.files.iter().map(|f| f.bytes.stored()).sum()
     }
 
     /// Files, in the order they were opened.

@@ -46,6 +46,7 @@ pub struct View {
     /// In the order of their ranges, which follow each other.
     tensors: Vec<(Range<u64>, String, Made)>,
     behind: Vec<Arc<dyn ByteSource>>,
+    whole: bool,
 }
 
 impl View {
@@ -70,7 +71,13 @@ impl View {
             at = range.end;
             (range, name, made)
         });
-        Self { tensors: tensors.collect(), header: header.into(), behind }
+        Self { tensors: tensors.collect(), header: header.into(), behind, whole: false }
+    }
+
+    /// It stands for all of what is behind it, and is said to be as long.
+    #[must_use]
+    pub fn whole(self) -> Self {
+        Self { whole: true, ..self }
     }
 }
 
@@ -87,6 +94,13 @@ fn bytes_of(name: &str, made: &Made) -> Result<Bytes> {
 impl ByteSource for View {
     fn size(&self) -> u64 {
         self.tensors.last().map_or(self.header.len() as u64, |(range, ..)| range.end)
+    }
+
+    fn stored(&self) -> u64 {
+        match self.whole {
+            true => self.behind.iter().map(|file| file.stored()).sum(),
+            false => self.size(),
+        }
     }
 
     fn read(&self, range: Range<u64>) -> Result<Bytes> {

@@ -9,7 +9,7 @@ use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::rewrite::Role;
 use tensorpress_tensor::stats::{Calibration, Needs, Supply};
 use tensorpress_tensor::{
-    Compressed, Context as _, DType, DynCompress, Error, Fold, Group, Node, Result, Storage,
+    Compressed, Context as _, DType, DynCompress, Error, Fold, Group, Node, Result,
     Target, Tensor,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -208,32 +208,38 @@ impl Job {
         calibration: Calibration,
         par: Par,
     ) -> Result<Vec<(String, u64, f64)>> {
-        self.measure_with(context, calibration, &context.plan.method(self.method).method, par)
+        let method = &context.plan.method(self.method).method;
+        let made = self.make(context, calibration, method, par)?;
+        let measure = |(name, layer, loss): (String, Compressed, f64)| {
+            let bytes = context.length_of(&*layer.node).in_tensor(&name)?;
+            Ok((name, bytes, loss))
+        };
+        made.into_iter().map(measure).collect()
     }
 
-    /// The same by a method that is no level.
-    pub(super) fn measure_with(
+    /// Each layer as any method makes it, with its loss.
+    pub(super) fn make(
         &self,
         context: &Context<'_>,
         calibration: Calibration,
         method: &dyn DynCompress,
         par: Par,
-    ) -> Result<Vec<(String, u64, f64)>> {
+    ) -> Result<Vec<(String, Compressed, f64)>> {
         let weights = self.weights(context, &Rows::new())?;
         let inputs = calibration.samples().ok().map(error::spread);
         let result = method.compress_group_dyn(self.apart(context, &weights, calibration, par));
         let result = result.map_err(|e| self.located(context, e))?;
-        let mut measured = Vec::with_capacity(self.specs.len());
+        let mut made = Vec::with_capacity(self.specs.len());
         for ((spec, weight), layer) in self.specs.iter().zip(&weights).zip(result.layers) {
             let costs = self.costs(context, spec)?;
             let costs = costs.as_ref().map(|costs| costs.row(0));
             let (node, bias) = (layer.node.as_ref(), layer.bias.as_deref());
             let inputs = inputs.as_ref().map(|x| x.view());
             let loss = error::loss(weight.view(), node, bias, inputs, costs, par);
-            let bytes = Storage::of(node).in_tensor(&spec.name)?.bytes();
-            measured.push((spec.name.clone(), bytes, loss.in_tensor(&spec.name)?));
+            let loss = loss.in_tensor(&spec.name)?;
+            made.push((spec.name.clone(), layer, loss));
         }
-        Ok(measured)
+        Ok(made)
     }
 
     /// The group of these layers, none of which is folded into anything.

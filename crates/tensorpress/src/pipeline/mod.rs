@@ -47,12 +47,13 @@ use std::time::Instant;
 use tensorpress_model::Source;
 use tensorpress_tensor::stage::{self, Knobs};
 use tensorpress_tensor::stats::Supplied;
-use tensorpress_tensor::{Error, Registry, Result, Rewrite};
+use tensorpress_tensor::{Context as _, Error, Node, Registry, Result, Rewrite, Storage};
 
 pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WINDOWS, Inputs};
 #[cfg(feature = "formats")]
 pub use convert::{ConversionReport, Convert, Converted, Importance, Target, float_type};
 pub use folder::partial_of;
+use mix::Outline;
 pub use mix::{Budget, Mix};
 pub use peak::peak_rss_bytes;
 pub use progress::{Event, Progress};
@@ -67,7 +68,7 @@ use plan::Plan;
 use rewrite::{Named, Rewritten};
 use run::{Done, Task};
 use side::Side;
-use state::Identity;
+use state::{Identity, Unit};
 use then::{Publish, Then};
 
 /// Compresses models by a recipe.
@@ -131,6 +132,8 @@ struct Context<'r> {
     steps: BTreeMap<usize, f64>,
     /// The same of single matrices, where each has its own.
     own_steps: BTreeMap<String, f64>,
+    /// What the result becomes, where that is counted in a budget.
+    outline: Option<Outline>,
     seed: u64,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -139,6 +142,32 @@ impl Context<'_> {
     /// `Interrupted`, if the caller asked to stop.
     fn check_cancelled(&self) -> Result<()> {
         check_cancelled(self.cancel.as_deref())
+    }
+
+    /// A shard, with what its matrices take in the result.
+    fn sized(&self, mut unit: Unit, shard: &Path) -> Result<Unit> {
+        if self.outline.is_some() {
+            let nodes = shard::nodes(shard, &self.registry)?;
+            let sizes = nodes.iter().map(|(name, node)| self.length_of(&**node).in_tensor(name));
+            unit.in_file = Some(sizes.sum::<Result<u64>>()?);
+        }
+        Ok(unit)
+    }
+
+    /// A level has steps, of which each matrix gets one: codes of which no other format has.
+    fn has_steps(&self, level: usize) -> bool {
+        self.outline.is_none() && self.plan.shared_step(level)
+    }
+
+    /// What a matrix takes in the result.
+    ///
+    /// # Errors
+    /// `Unsupported` where the result's format cannot hold it.
+    fn length_of(&self, node: &dyn Node) -> Result<u64> {
+        match &self.outline {
+            Some(outline) => outline.filled(node),
+            None => Ok(Storage::of(node)?.bytes()),
+        }
     }
 }
 
@@ -299,19 +328,20 @@ impl<'a> Compressor<'a> {
         let source = decoded.as_ref().unwrap_or(source);
         self.then.check(source, out, self.force)?;
         let judged_on = self.judged_on.as_deref();
-        self.mix = self.mix.take().map(|mix| mix.for_model(source, judged_on)).transpose()?;
-        let recipe = self.identity_of_recipe();
+        let outline = match &self.mix {
+            Some(_) => self.then.outline(source, out)?,
+            None => None,
+        };
+        let mix = self.mix.take();
+        self.mix =
+            mix.map(|mix| mix.for_model(source, judged_on, outline.is_some())).transpose()?;
+        let recipe = self.identity_of_recipe(outline.is_some());
         let mut rewrites = self.recipe.rewrites();
         rewrites.append(&mut self.rewrites);
         let plan = match &self.mix {
             None => Plan::new(source, &self.recipe, !rewrites.is_empty())?,
             Some(_) if !rewrites.is_empty() => {
                 return Err(Error::unsupported("a budget with rewrites: run them before it"));
-            }
-            Some(_) if !self.then.is_plain() => {
-                return Err(Error::unsupported(
-                    "a budget with another format: what it takes there is not known; convert the result",
-                ));
             }
             Some(mix) => mix.plan(source)?,
         };
@@ -328,7 +358,7 @@ impl<'a> Compressor<'a> {
         let identity =
             Identity::new(source, recipe, &samples, self.supplied.as_deref(), self.seed)?;
         let mut work = Work::open(partial_of(out), identity, source.checkpoint(), self.force)?;
-        let task = Task { source, out, rewrites, samples, plan, plain };
+        let task = Task { source, out, rewrites, samples, plan, plain, outline };
         let done = self.work(task, &mut work);
         let Done { notes: found, layers, blocks, resumed, registry } = work.ended(done)?;
         // What is compressed stays, whatever comes of the format.
@@ -360,14 +390,15 @@ impl<'a> Compressor<'a> {
     }
 
     /// All that decides what the recipe does.
-    fn identity_of_recipe(&self) -> String {
+    fn identity_of_recipe(&self, in_file: bool) -> String {
         let added = self.rewrites.iter().map(|(text, _)| format!(" + {text}"));
         let inputs = match self.inputs {
             Inputs::Compressed => None,
             Inputs::Original => Some(" on inputs of the original model".to_owned()),
         };
         let recipe = self.mix.as_ref().map_or(self.recipe.canonical(), Mix::canonical);
-        added.chain(inputs).fold(recipe, |all, one| all + &one)
+        let sized = in_file.then(|| " as one file".to_owned());
+        added.chain(inputs).chain(sized).fold(recipe, |all, one| all + &one)
     }
 
     /// What to calibrate on, if anything needs it.

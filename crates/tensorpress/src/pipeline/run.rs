@@ -9,7 +9,7 @@ use tensorpress_tensor::{Registry, Result, Usable};
 use super::advance::Stream;
 use super::calibration::Samples;
 use super::folder::Work;
-use super::mix::{self, Sharing};
+use super::mix::{self, Outline, Sharing};
 use super::plan::Plan;
 use super::rewrite::{Named, Rewriting, Rewritten};
 use super::share::Shares;
@@ -26,6 +26,7 @@ pub(super) struct Task<'r> {
     pub(super) samples: Samples,
     pub(super) plan: Plan,
     pub(super) plain: bool,
+    pub(super) outline: Option<Outline>,
 }
 
 /// What came of the work.
@@ -41,7 +42,7 @@ pub(super) struct Done {
 impl Compressor<'_> {
     /// The work, once everything is found out that it takes.
     pub(super) fn work(&mut self, task: Task<'_>, work: &mut Work) -> Result<Done> {
-        let Task { source, out, rewrites, samples, plan, plain } = task;
+        let Task { source, out, rewrites, samples, plan, plain, outline } = task;
         let rewritten = self.rewrite(source, &rewrites, &samples, plain, work)?;
         let source = rewritten.as_ref().map_or(source, |rewritten| &rewritten.source);
         let plan = match &rewritten {
@@ -62,6 +63,7 @@ impl Compressor<'_> {
             inputs: self.inputs,
             steps: BTreeMap::new(),
             own_steps: BTreeMap::new(),
+            outline,
             seed: self.seed,
             cancel,
         };
@@ -87,19 +89,22 @@ impl Compressor<'_> {
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
         let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
         let judged_on = self.judged_on.take();
+        let mut kept;
         loop {
-            let sharing = match &mix {
+            let mut sharing = match &mix {
                 Some(mix) => Some(Sharing::new(&mut context, mix, work)?),
                 None => None,
             };
-            let scale = sharing.as_ref().map_or((1.0, 0.0), Sharing::scale);
-            self.shards(&mut context, &samples, sharing, work)?;
+            self.shards(&mut context, &samples, sharing.as_mut(), work)?;
+            kept = sharing.as_ref().and_then(Sharing::note);
             finish::assemble(work, source, out, &config)?;
-            let Some((mix, segments)) = mix.as_ref().zip(judged_on.as_deref()) else { break };
-            if mix.judge(&context, segments, scale, work, &mut |event| self.tell(event))? {
+            let Some((mix, sharing)) = mix.as_ref().zip(sharing) else { break };
+            let Some(segments) = judged_on.as_deref() else { break };
+            if mix.judge(&context, segments, &sharing, work, &mut |event| self.tell(event))? {
                 break;
             }
         }
+        notes.extend(kept);
         let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
         let blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
         Ok(Done { notes, layers, blocks, resumed, registry: context.registry })
@@ -110,19 +115,19 @@ impl Compressor<'_> {
         &mut self,
         context: &mut Context<'_>,
         samples: &Samples,
-        mut sharing: Option<Sharing>,
+        mut sharing: Option<&mut Sharing>,
         work: &mut Work,
     ) -> Result<()> {
         let source = context.source;
         let mut shares = Shares::new(context, work);
         if work.units().is_empty() {
             let path = work.shard(0);
-            let make = |context: &Context<'_>| tables::compress(context, &path);
-            let unit = mix::settle(context, sharing.as_mut(), 0, make)?;
+            let make = |context: &Context<'_>| context.sized(tables::compress(context, &path)?, &path);
+            let unit = mix::settle(context, sharing.as_deref_mut(), 0, make)?;
             self.report(&unit);
             work.finished(unit)?;
         }
-        mix::settled(context, sharing.as_mut(), 0, work)?;
+        mix::settled(context, sharing.as_deref_mut(), 0, work)?;
         let mut stream = None;
         let calibrated = context.plan.needs_calibration().is_some() && !work.is_complete();
         let stacks = source.config().stacks();
@@ -141,13 +146,14 @@ impl Compressor<'_> {
             if work.units().len() <= index + 1 {
                 self.tell(Event::Block { block: index, blocks: source.blocks() });
                 let make = |context: &Context<'_>| {
-                    block::compress(context, index, stream.as_ref(), &shard)
+                    let unit = block::compress(context, index, stream.as_ref(), &shard)?;
+                    context.sized(unit, &shard)
                 };
-                let unit = mix::settle(context, sharing.as_mut(), index + 1, make)?;
+                let unit = mix::settle(context, sharing.as_deref_mut(), index + 1, make)?;
                 self.report(&unit);
                 work.finished(unit)?;
             }
-            mix::settled(context, sharing.as_mut(), index + 1, work)?;
+            mix::settled(context, sharing.as_deref_mut(), index + 1, work)?;
             shares.done(index, &work.units()[index + 1]);
             if index == 0 {
                 self.then.check_first(&shard, &context.registry)?;

@@ -9,7 +9,8 @@ use tensorpress_model::{LinearSpec, Source};
 use tensorpress_tensor::RawTensor;
 use tensorpress_tensor::checkpoint::{Announced, write_announced};
 use tensorpress_tensor::{
-    Context as _, DType, Node, Part, PartKind, PartSink, Result, Storage, Tensor,
+    Checkpoint, Context as _, DType, Node, Part, PartKind, PartSink, Registry, Result, Storage,
+    Tensor,
 };
 
 use super::report::LayerReport;
@@ -60,6 +61,7 @@ impl Written {
         Unit {
             bytes: self.bytes,
             layers,
+            in_file: None,
             #[cfg(feature = "formats")]
             converted: Vec::new(),
         }
@@ -183,4 +185,16 @@ const RELEASE: usize = 1 << 22;
 
 fn part<'a>(name: &str, dtype: DType, shape: Vec<usize>, bytes: Cow<'a, [u8]>) -> Part<'a> {
     Part { name: name.to_owned(), kind: PartKind::Values, dtype, shape, bytes }
+}
+
+/// The compressed matrices of a shard, by name.
+pub(super) fn nodes(shard: &Path, registry: &Registry) -> Result<Vec<(String, Box<dyn Node>)>> {
+    let shard = Checkpoint::open(shard)?;
+    let trees = shard.trees()?.into_iter();
+    trees
+        .map(|(name, tree)| {
+            let node = registry.read(&tree, &name, &shard)?;
+            Ok((name, node))
+        })
+        .collect()
 }

@@ -124,6 +124,9 @@ impl Identity {
 pub(super) struct Unit {
     pub(super) bytes: u64,
     pub(super) layers: Vec<LayerReport>,
+    /// What its matrices take in the file that the result becomes, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) in_file: Option<u64>,
     /// Of a conversion.
     #[cfg(feature = "formats")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

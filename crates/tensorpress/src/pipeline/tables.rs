@@ -7,7 +7,7 @@ use tensorpress_model::Source;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::node::decode;
 use tensorpress_tensor::stats::{Calibration, Needs, Supply};
-use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Storage, Target};
+use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Target};
 
 use super::error::{self, Around};
 use super::job::report;
@@ -76,7 +76,7 @@ pub(super) fn measure(context: &Context<'_>) -> Result<BTreeMap<String, Measured
     for level in 0..context.plan.levels() {
         context.check_cancelled()?;
         let method = &context.plan.method(level).method;
-        if context.plan.shared_step(level) {
+        if context.has_steps(level) {
             let curve = method.rates_dyn(group()).map_err(located)?.into_iter().next();
             found.curves.extend(curve.map(|curve| (level, curve)));
             if context.plan.levels() == 1 {
@@ -89,7 +89,11 @@ pub(super) fn measure(context: &Context<'_>) -> Result<BTreeMap<String, Measured
             Err(e) => return Err(located(e)),
         };
         let Some(layer) = result.layers.first() else { continue };
-        let bytes = Storage::of(layer.node.as_ref()).in_tensor(&name)?.bytes();
+        let bytes = match context.length_of(layer.node.as_ref()).in_tensor(&name) {
+            Ok(bytes) => bytes,
+            Err(e) if cannot(e.kind()) => continue,
+            Err(e) => return Err(e),
+        };
         let gram = seen.gram().ok().map(|gram| gram.view());
         let costs = costs.as_ref().map(|costs| costs.row(0));
         let loss = error::of_rows(weight.view(), layer.node.as_ref(), gram, costs)?;

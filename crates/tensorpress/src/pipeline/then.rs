@@ -8,6 +8,9 @@ use tensorpress_model::Source;
 use tensorpress_tensor::{Registry, Result};
 
 use super::folder::{self, Work};
+use super::mix::Outline;
+#[cfg(feature = "formats")]
+use super::shard;
 use super::{CalibrationText, Progress, finish};
 #[cfg(feature = "formats")]
 use tensorpress_tensor::{Error, ErrorKind};
@@ -15,7 +18,7 @@ use tensorpress_tensor::{Error, ErrorKind};
 #[cfg(feature = "formats")]
 use super::{
     Convert, Target,
-    convert::{check, check_nodes},
+    convert::{check, check_nodes, outline},
     folder::converting,
 };
 
@@ -49,12 +52,13 @@ impl Then {
         Self { format: Some(format).filter(|format| *format != Target::Tensorpress) }
     }
 
-    /// It only gets its name.
-    pub(super) fn is_plain(&self) -> bool {
+    /// What it becomes at `out`, if that is another format.
+    #[cfg_attr(not(feature = "formats"), allow(unused_variables, clippy::unnecessary_wraps))]
+    pub(super) fn outline(&self, source: &Source, out: &Path) -> Result<Option<Outline>> {
         #[cfg(feature = "formats")]
-        return self.format.is_none();
+        return self.format.map(|format| outline(format, source, out)).transpose();
         #[cfg(not(feature = "formats"))]
-        true
+        Ok(None)
     }
 
     /// Whether the result may go to `out`.
@@ -71,13 +75,7 @@ impl Then {
     pub(super) fn check_first(&self, shard: &Path, registry: &Registry) -> Result<()> {
         #[cfg(feature = "formats")]
         if let Some(format) = self.format {
-            let shard = tensorpress_tensor::Checkpoint::open(shard)?;
-            let trees = shard.trees()?.into_iter();
-            let nodes = trees.map(|(name, tree)| {
-                let node = registry.read(&tree, &name, &shard)?;
-                Ok((name, node))
-            });
-            let nodes = nodes.collect::<Result<Vec<_>>>()?;
+            let nodes = shard::nodes(shard, registry)?;
             if !nodes.is_empty() {
                 return check_nodes(format, &nodes);
             }

@@ -207,7 +207,7 @@ fn weights(parts: &[(PathBuf, Gguf)], arch: Option<&Arch>) -> Result<Arc<dyn Byt
         metadata.insert("tensorpress".into(), Json::Object(trees).to_string());
     }
     let behind = parts.iter().map(|(_, file)| file.source().clone()).collect();
-    Ok(Arc::new(View::new(&metadata, tensors, behind)))
+    Ok(Arc::new(View::new(&metadata, tensors, behind).whole()))
 }
 
 /// A tensor of a file, on its way.

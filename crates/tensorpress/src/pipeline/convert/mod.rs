@@ -18,6 +18,7 @@ use tensorpress_model::Source;
 use tensorpress_tensor::{Context as _, DType, Error, Node, Result};
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::mix::Outline;
 use super::{CalibrationText, Event, Progress, check_cancelled, partial_of};
 
 pub use importance::Importance;
@@ -72,6 +73,24 @@ pub(super) fn check(target: Target, source: &Source, out: &Path, force: bool) ->
     }
     gguf::check_target(out, source, force)?;
     gguf::check(source, out)
+}
+
+/// The file that the model becomes at `out`, for budgets.
+///
+/// # Errors
+/// `Unsupported` for formats whose matrices are all of one kind.
+pub(super) fn outline(target: Target, source: &Source, out: &Path) -> Result<Outline> {
+    match target {
+        Target::Gguf(None) => gguf::outline(source, out),
+        Target::Gguf(Some(_)) => Err(Error::unsupported(format!(
+            "a budget with {}, which is one type for all: of gguf, levels name the types, such as ggml(type=Q4_K)",
+            target.name()
+        ))),
+        _ => Err(Error::unsupported(format!(
+            "a budget with {}: its matrices are all of one kind; gguf and our own folders hold a mix",
+            target.name()
+        ))),
+    }
 }
 
 /// Whether a format holds what a recipe has made of some matrices, by name.

@@ -7,7 +7,7 @@ use tensorpress_tensor::{Error, Result};
 use super::super::Context;
 use super::super::folder::Work;
 use super::super::progress::Event;
-use super::{Budget, Mix};
+use super::{Budget, Mix, Sharing};
 
 /// A run that was judged.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -124,7 +124,7 @@ impl Mix {
         &self,
         context: &Context<'_>,
         segments: &[Vec<u32>],
-        scale: (f64, f64),
+        sharing: &Sharing,
         work: &mut Work,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<bool> {
@@ -133,7 +133,7 @@ impl Mix {
             return Ok(true);
         }
         context.check_cancelled()?;
-        let (weights, fixed) = scale;
+        let (weights, fixed) = sharing.scale();
         let Some(bytes) = self.bytes(work, weights, fixed)? else { return Ok(true) };
         let made = Source::open_any(work.folder(), &context.registry)?;
         let read = |source: &Source| source.decoder()?.materialise_within(DECODED);
@@ -144,7 +144,8 @@ impl Mix {
         }
         let attempt = Attempt { bytes, divergence };
         let attempts = [work.attempts(), &[attempt]].concat();
-        tell(Event::Tried { bytes: made.checkpoint().file_bytes(), divergence });
+        let took = sharing.in_file().unwrap_or(made.checkpoint().file_bytes());
+        tell(Event::Tried { bytes: took, divergence });
         drop(made);
         let next = next(&attempts, limit, weights, fixed);
         if next == Next::Beyond {

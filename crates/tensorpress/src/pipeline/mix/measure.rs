@@ -34,9 +34,11 @@ pub(in crate::pipeline) struct Measured {
     pub(in crate::pipeline) curves: BTreeMap<usize, RateCurve>,
 }
 
-/// The numbers in a name are left out: what is alike in all blocks, and among all experts.
+/// The numbers between the points of a name are left out: what is alike in all blocks, and among all experts, but not what
+/// Mixtral calls `w1` and `w2`.
 pub(super) fn kind(name: &str) -> String {
-    name.chars().filter(|c| !c.is_ascii_digit()).collect()
+    let is_word = |part: &&str| !part.bytes().all(|byte| byte.is_ascii_digit());
+    name.split('.').filter(is_word).collect::<Vec<_>>().join(".")
 }
 
 /// Blocks in which everything is tried: two, and those that have what these have not.
@@ -79,7 +81,7 @@ pub(in crate::pipeline) fn find(
         work.found_measured(of_tables, found)?;
     }
     let chosen = if all { (0..blocks).collect() } else { tried(context) };
-    let probed = !all && (0..context.plan.levels()).any(|level| !context.plan.shared_step(level));
+    let probed = !all && (0..context.plan.levels()).any(|level| !context.has_steps(level));
     let missing = |work: &Work, block: usize| !work.measured().contains_key(&block);
     for (stack, (range, _)) in source.config().stacks().iter().enumerate() {
         let Some(last) = range.clone().rev().find(|block| missing(work, *block)) else { continue };
@@ -130,7 +132,7 @@ fn of_block(
         found.insert(spec.name.clone(), Measured { weights, ..Measured::default() });
     }
     let levels: Vec<usize> = (0..context.plan.levels())
-        .filter(|level| how.everything || context.plan.shared_step(*level))
+        .filter(|level| how.everything || context.has_steps(*level))
         .collect();
     let needs: Vec<Needs> = inputs
         .iter()
@@ -185,7 +187,7 @@ fn probe(
         let group = if spec.shape[1] % GROUP == 0 { GROUP } else { 0 };
         let rounding = Rtn::new(GridSpec::new(4, group));
         let job = Job::alone(spec.clone(), 0);
-        let losses = job.measure_with(context, calibration.clone(), &rounding, Par::Rayon)?;
+        let losses = job.make(context, calibration.clone(), &rounding, Par::Rayon)?;
         for (name, _, loss) in losses {
             found.entry(name).or_default().probe = loss.is_finite().then_some(loss);
         }
@@ -204,13 +206,13 @@ fn of_job(
     calibration: &Calibration,
     found: &mut BTreeMap<String, Measured>,
 ) -> Result<()> {
-    if context.plan.shared_step(level) {
+    if context.has_steps(level) {
         for (name, curve) in job.rates(context, calibration.clone(), Par::Rayon)? {
             found.entry(name).or_default().curves.insert(level, curve);
         }
     }
     // Of one family of steps all lose in the same proportion to them.
-    if !everything || (context.plan.levels() == 1 && context.plan.shared_step(level)) {
+    if !everything || (context.plan.levels() == 1 && context.has_steps(level)) {
         return Ok(());
     }
     let tried = match job.measure(context, calibration.clone(), Par::Rayon) {

@@ -8,6 +8,7 @@
 mod divergence;
 mod measure;
 mod offers;
+mod outline;
 mod share;
 
 use tensorpress_model::Source;
@@ -16,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub(super) use divergence::Attempt;
 pub(super) use measure::{Measured, cannot};
+pub(super) use outline::Outline;
 pub(super) use share::Sharing;
 
 use super::Context;
@@ -68,7 +70,7 @@ pub struct Mix {
 
 impl Mix {
     /// The best mix known for a budget: coded grids with drift correction, each matrix at the step where a byte more of any
-    /// of them gains the same.
+    /// of them gains the same; for a GGUF file, its types filled by feedback.
     #[must_use]
     pub fn new(budget: Budget) -> Self {
         Self { budget, levels: Vec::new(), measured: false, judged_on: 0 }
@@ -169,6 +171,7 @@ impl Mix {
         mut self,
         source: &Source,
         judged_on: Option<&[Vec<u32>]>,
+        in_file: bool,
     ) -> Result<Self> {
         let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
         let mut weights: u64 = linears.map(|spec| (spec.shape[0] * spec.shape[1]) as u64).sum();
@@ -206,7 +209,9 @@ impl Mix {
                 8.0 * bytes as f64 / weights.max(1) as f64
             }
         };
-        if self.levels.is_empty() {
+        if self.levels.is_empty() && in_file {
+            self = self.with_levels(TYPES.map(|ty| format!("drift | yaqa | ggml(type={ty})")))?;
+        } else if self.levels.is_empty() {
             // Where its curves are to be known best.
             let bits = bits.clamp(0.5, 12.0);
             let line = format!("drift | watersic(bits={bits:.2}) | coded(rans)");
@@ -215,6 +220,11 @@ impl Mix {
         Ok(self)
     }
 }
+
+/// Types of GGUF files that a matrix may become: those that lose least for their bits, for rows that blocks of 256 divide and
+/// for others.
+const TYPES: [&str; 10] =
+    ["Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "Q8_0"];
 
 /// Makes a shard; within a budget by levels that are chosen now, again with others where it takes too much.
 ///

@@ -30,6 +30,10 @@ pub(super) fn loose(
     measured: &BTreeMap<usize, BTreeMap<String, Measured>>,
 ) -> BTreeSet<usize> {
     let mut sizes: BTreeMap<(usize, Vec<usize>), BTreeSet<u64>> = BTreeMap::new();
+    if context.outline.is_some() {
+        // Blocks of a type are of one length.
+        return BTreeSet::new();
+    }
     for (name, measured) in measured.values().flatten() {
         let shape = context.source.checkpoint().shape(name).unwrap_or_default().to_vec();
         for (level, (bytes, _)) in &measured.tried {
@@ -55,13 +59,16 @@ pub(super) fn offers(
             }
         }
         if offers.is_empty() {
-            // A table that no level is for stays as it is.
-            if context.source.block_of(name).is_none() {
+            // A table that no level is for stays as it is, and in files of blocks what blocks do not divide.
+            if context.outline.is_some() || context.source.block_of(name).is_none() {
                 continue;
             }
             return Err(Error::invalid("can have none of the levels").in_tensor(name));
         }
         all.insert(name.clone(), (found.weights, offers));
+    }
+    if all.is_empty() {
+        return Err(Error::invalid("no matrix can have any of the levels"));
     }
     Ok(all)
 }

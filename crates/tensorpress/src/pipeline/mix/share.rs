@@ -1,5 +1,6 @@
 //! Levels for the matrices of a block, within what is left of the budget.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use tensorpress_allocate::{Choice, Exact, Solver, Table, Unit as Alternatives};
@@ -10,7 +11,7 @@ use super::super::Context;
 use super::super::folder::Work;
 use super::super::state::Unit;
 use super::offers::{Offer, loose, offers};
-use super::{Budget, Mix};
+use super::{Budget, Mix, Outline};
 
 /// What is chosen for a matrix.
 #[derive(Debug, Clone)]
@@ -19,6 +20,13 @@ pub(in crate::pipeline) struct Chosen {
     pub(in crate::pipeline) level: usize,
     /// log2 of its step.
     pub(in crate::pipeline) step: Option<f64>,
+}
+
+/// Matrices that get one level together, as a rule one.
+struct Together {
+    names: Vec<String>,
+    weights: u64,
+    offers: Vec<Offer>,
 }
 
 /// Bytes of the header of a shard that are no tensor's, and of one tensor in it beside its name; of a compressed matrix in
@@ -35,8 +43,12 @@ pub(in crate::pipeline) struct Sharing {
     budget: Budget,
     /// Bytes that all files may take; nothing if only matrices are counted.
     bytes: Option<u64>,
-    /// Matrices of each shard.
-    units: Vec<BTreeMap<String, (u64, Vec<Offer>)>>,
+    /// Matrices of each shard, by their first name.
+    units: Vec<BTreeMap<String, Together>>,
+    /// The result becomes one file, and what is around its matrices is known.
+    in_file: bool,
+    /// Matrices that stay as they are.
+    kept: Vec<String>,
     /// Levels whose sizes depend on what is compressed.
     loose: BTreeSet<usize>,
     /// Bytes of each shard that are as they were.
@@ -55,6 +67,27 @@ pub(in crate::pipeline) struct Sharing {
     trusted: f64,
 }
 
+impl Together {
+    /// Takes another matrix in: what is left are the levels that both can have.
+    fn join(&mut self, name: String, weights: u64, offers: &[Offer]) -> Result<()> {
+        self.offers.retain_mut(|offer| {
+            let Some(other) = offers.iter().find(|other| other.level == offer.level) else {
+                return false;
+            };
+            offer.bytes += other.bytes;
+            offer.loss += other.loss;
+            true
+        });
+        if self.offers.is_empty() {
+            let message = "can have no level that those can have with which it is one tensor";
+            return Err(Error::invalid(message).in_tensor(name));
+        }
+        self.weights += weights;
+        self.names.push(name);
+        Ok(())
+    }
+}
+
 impl Sharing {
     /// Nothing is spent yet.
     ///
@@ -70,12 +103,24 @@ impl Sharing {
         let shards = source.blocks() + 1;
         let offers = offers(context, work.measured())?;
         let loose = loose(context, work.measured());
-        let mut units = vec![BTreeMap::new(); shards];
-        for (name, offer) in offers {
+        let mut units: Vec<BTreeMap<String, Together>> =
+            (0..shards).map(|_| BTreeMap::new()).collect();
+        let all = work.measured().values().flat_map(BTreeMap::keys);
+        let kept = all.filter(|name| !offers.contains_key(*name)).cloned().collect();
+        context.plan.retain(|name| offers.contains_key(name));
+        let firsts = context.outline.as_ref().map(Outline::firsts).unwrap_or_default();
+        let beside = context.outline.as_ref().map(|all| all.beside(|it| offers.contains_key(it)));
+        let names: BTreeSet<String> = offers.keys().cloned().collect();
+        for (name, (weights, offers)) in offers {
             let shard = source.block_of(&name).map_or(0, |block| block + 1);
-            units[shard].insert(name, offer);
+            let first = firsts.get(name.as_str()).map_or(name.clone(), |first| (*first).to_owned());
+            match units[shard].entry(first) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Together { names: vec![name], weights, offers });
+                }
+                Entry::Occupied(mut entry) => entry.get_mut().join(name, weights, &offers)?,
+            }
         }
-        context.plan.retain(|name| units.iter().any(|units| units.contains_key(name)));
         // Of a stack of matrices all are, each by itself.
         let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
         let stacks: BTreeSet<String> =
@@ -84,15 +129,21 @@ impl Sharing {
         let stored = source.checkpoint();
         for name in stored.names() {
             let shard = source.block_of(name).map_or(0, |block| block + 1);
-            if !units[shard].contains_key(name) && !stacks.contains(name) {
+            if !names.contains(name) && !stacks.contains(name) {
                 let bytes = stored.stored_bytes(name).unwrap_or(0);
                 fixed[shard] += bytes + name.len() as u64 + TENSOR;
             }
+        }
+        if let Some(beside) = beside {
+            fixed = vec![0; shards];
+            fixed[0] = beside;
         }
         let mut sharing = Self {
             budget: mix.budget,
             bytes: None,
             units,
+            in_file: beside.is_some(),
+            kept,
             loose,
             fixed,
             expected: 0.0,
@@ -112,8 +163,24 @@ impl Sharing {
 
     /// Weights of all matrices, and bytes of what stays as it is.
     pub(in crate::pipeline) fn scale(&self) -> (f64, f64) {
-        let weights: u64 = self.units.iter().flatten().map(|(_, (weights, _))| weights).sum();
+        let weights: u64 = self.all().map(|unit| unit.weights).sum();
         (weights as f64, self.fixed.iter().sum::<u64>() as f64)
+    }
+
+    /// All matrices.
+    fn all(&self) -> impl Iterator<Item = &Together> {
+        self.units.iter().flat_map(BTreeMap::values)
+    }
+
+    /// What there is to say about matrices that stay as they are.
+    pub(in crate::pipeline) fn note(&self) -> Option<String> {
+        let names = self.kept.join(", ");
+        (!names.is_empty()).then(|| format!("left as they are, as they can have no level: {names}"))
+    }
+
+    /// What the file takes that the result becomes, as far as shards are done.
+    pub(super) fn in_file(&self) -> Option<u64> {
+        self.in_file.then_some(self.spent as u64)
     }
 
     /// That the budget is more than the least.
@@ -145,7 +212,7 @@ impl Sharing {
                 all - self.spent - self.fixed[shard..].iter().sum::<u64>() as f64
             }
             Budget::BitsPerWeight(bits) => {
-                let all = self.units.iter().flatten().map(|(_, (weights, _))| weights);
+                let all = self.all().map(|unit| unit.weights);
                 (bits * all.sum::<u64>() as f64 - self.bits) / 8.0
             }
         }
@@ -157,6 +224,7 @@ impl Sharing {
         let ratio = if loose { self.ratio() } else { 1.0 };
         let around = match self.budget {
             Budget::BitsPerWeight(_) => 0.0,
+            _ if self.in_file => 0.0,
             Budget::FileBytes(_) | Budget::Divergence(_) => {
                 (self.described.1 + TRUSTED * DESCRIPTION) / (self.described.0 + TRUSTED)
             }
@@ -172,36 +240,36 @@ impl Sharing {
 
     /// The least that the matrices from a shard on can take.
     fn least(&self, shard: usize) -> f64 {
-        let least = |(_, offers): &(u64, Vec<Offer>)| {
-            offers.iter().map(|offer| self.bytes(offer)).fold(f64::INFINITY, f64::min)
+        let least = |unit: &Together| {
+            unit.offers.iter().map(|offer| self.bytes(offer)).fold(f64::INFINITY, f64::min)
         };
         self.units.iter().skip(shard).flat_map(BTreeMap::values).map(least).sum()
     }
 
     /// Levels of the matrices of a shard.
     pub(in crate::pipeline) fn choose(&mut self, shard: usize) -> Result<Vec<Chosen>> {
-        let later: Vec<(usize, &String, &Vec<Offer>)> = (shard..self.units.len())
-            .flat_map(|at| self.units[at].iter().map(move |(name, (_, offers))| (at, name, offers)))
+        let later: Vec<(usize, &Together)> = (shard..self.units.len())
+            .flat_map(|at| self.units[at].values().map(move |unit| (at, unit)))
             .collect();
-        let units = later.iter().map(|(_, name, offers)| {
+        let units = later.iter().map(|(_, Together { names, offers, .. })| {
             let choice = |offer: &Offer| Choice::new(self.bytes(offer).ceil() as u64, offer.loss);
-            Alternatives::new(name.as_str(), offers.iter().map(choice).collect::<Vec<_>>())
+            Alternatives::new(names[0].as_str(), offers.iter().map(choice).collect::<Vec<_>>())
         });
         let table = Table::new(units.collect::<Vec<_>>())?;
         let left = ((self.left(shard) - self.over).max(0.0) as u64).max(table.least_cost());
         let found = Exact::new().solve(&table, left)?;
         let mut chosen = Vec::new();
         let mut bytes = 0.0;
-        for ((_, name, offers), choice) in
-            later.iter().zip(&found.choices).take_while(|((at, ..), _)| *at == shard)
+        for ((_, unit), choice) in
+            later.iter().zip(&found.choices).take_while(|((at, _), _)| *at == shard)
         {
-            let offer = offers[*choice];
+            let offer = unit.offers[*choice];
             bytes += offer.bytes as f64;
-            chosen.push(Chosen {
-                name: (*name).clone(),
+            chosen.extend(unit.names.iter().map(|name| Chosen {
+                name: name.clone(),
                 level: offer.level,
                 step: offer.step.map(|step| f64::from(step) / f64::from(OCTAVE)),
-            });
+            }));
         }
         // A run that is taken up again makes no second choice, and is to come to the same ratio.
         if self.over == 0.0 {
@@ -244,9 +312,12 @@ impl Sharing {
 
     /// Bytes of a shard, and bits of its matrices.
     fn of(&self, shard: usize, unit: &Unit) -> (f64, f64) {
+        if let Some(bytes) = unit.in_file {
+            return ((self.fixed[shard] + bytes) as f64, 8.0 * bytes as f64);
+        }
         let bits = unit.layers.iter().filter_map(|layer| {
-            let (weights, _) = self.units[shard].get(&layer.name)?;
-            Some((layer.bits_per_weight * *weights as f64).round())
+            let weights = self.units[shard].get(&layer.name)?.weights;
+            Some((layer.bits_per_weight * weights as f64).round())
         });
         (unit.bytes as f64, bits.sum())
     }

@@ -1,5 +1,6 @@
 //! Conversions to a GGUF file.
 
+mod outline;
 mod plan;
 mod tensors;
 
@@ -17,6 +18,7 @@ use super::{ConversionReport, Convert, Event, Target};
 use crate::pipeline::folder::Work;
 use crate::pipeline::listing::UNFINISHED_GGUF;
 use crate::pipeline::state::{Identity, Unit};
+pub(super) use outline::outline;
 use plan::Plan;
 use tensors::tensor;
 
@@ -93,7 +95,7 @@ fn write(
         file.put(&bytes)?;
         unsaved += bytes.len();
         source.checkpoint().release();
-        pending.push(Unit { bytes: file.at, layers: Vec::new(), converted });
+        pending.push(Unit { bytes: file.at, converted, ..Unit::default() });
         if unsaved > SAVE {
             file.sync()?;
             work.finished_all(std::mem::take(&mut pending))?;
