@@ -3,6 +3,7 @@
 mod values;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tensorpress::pipeline::{DEFAULT_CHARS, DEFAULT_WINDOWS};
@@ -11,7 +12,7 @@ use tensorpress::tensor::stage::Preset;
 use crate::output::{listed, wrapped};
 
 pub(crate) use values::{Bos, Inputs};
-use values::{count, positive, seed, size, temperature};
+use values::{count, positive, seconds, seed, size, temperature};
 
 /// What MODEL may be; the same for every command.
 const MODEL: &str = "A Hugging Face folder (also one quantised by GPTQ, AWQ, compressed-tensors or bitsandbytes), a compressed \
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Compress a model by a recipe into a new folder
     Compress(Compress),
+    /// Say what a model loses by size: the curve of the best mixes, some of which are made and judged
+    Frontier(Frontier),
     /// Write a model in another format; what the format cannot hold exactly is said, and refused unless asked for
     Convert(Convert),
     /// Say how much each input of each matrix matters, for the types of GGUF files: llama.cpp's importance matrix
@@ -183,12 +186,8 @@ pub(crate) struct Compress {
     /// this on every second segment of --eval; the others judge it
     #[arg(long, value_name = "NATS", requires = "eval", conflicts_with_all = ["recipe", "target_bpw", "target_size"])]
     pub(crate) max_kld: Option<f64>,
-    /// What each matrix may become to reach the target: lines of stages, joined by `;` [default: the best coded grids]
-    #[arg(long, value_name = "LIST", conflicts_with = "recipe")]
-    pub(crate) levels: Option<String>,
-    /// Try every level on every matrix, and not on those of some blocks alone
-    #[arg(long, conflicts_with = "recipe")]
-    pub(crate) measured: bool,
+    #[command(flatten)]
+    pub(crate) choice: Choice,
     /// The new folder, or the file of --format gguf
     #[arg(long, short)]
     pub(crate) out: PathBuf,
@@ -207,7 +206,77 @@ pub(crate) struct Compress {
     /// Judge before and after on this text, which may be what --calib may be (`demo` brings its own)
     #[arg(long, value_name = "TEXT", num_args = 0..=1)]
     pub(crate) eval: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
     /// Replace the folder if it is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Seed of everything random
+    #[arg(long, value_name = "S", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    pub(crate) seed: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What each matrix may become within a target.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Choice {
+    /// What each matrix may become to reach the target: lines of stages, joined by `;` [default: the best coded grids; for
+    /// gguf its types, filled by feedback]
+    #[arg(long, value_name = "LIST")]
+    pub(crate) levels: Option<String>,
+    /// Try every level on every matrix, and not on those of some blocks alone
+    #[arg(long)]
+    pub(crate) measured: bool,
+    /// Begin nothing more after so many seconds: no further model of a search, and after half of them no further block of
+    /// --measured; what is best by then is taken, and depends on the machine
+    #[arg(long, value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
+    pub(crate) max_time: Option<Duration>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "OUT/frontier.json has bytes_before, points: [{bytes, bits_per_weight, expected, divergence}] (divergence where a \
+                        model was made and judged), notes, outlook: the curve at other sizes, and one level for all.\nWith --json: \
+                        the same, with seconds and peak_rss_bytes"
+)]
+pub(crate) struct Frontier {
+    #[arg(help = MODEL)]
+    pub(crate) model: String,
+    #[arg(long, value_name = "FILE", help = BASE)]
+    pub(crate) base: Option<PathBuf>,
+    /// The new folder
+    #[arg(long, short)]
+    pub(crate) out: PathBuf,
+    /// Sizes along the curve, from 2 to 8 bits a weight
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = positive, allow_negative_numbers = true)]
+    pub(crate) points: usize,
+    /// How many of them are made and judged; the others follow
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = positive, allow_negative_numbers = true)]
+    pub(crate) judged: usize,
+    /// These sizes, such as 45MB,60MB,80MB, all judged, in place of --points
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = size, conflicts_with_all = ["points", "judged"])]
+    pub(crate) sizes: Option<Vec<u64>>,
+    #[command(flatten)]
+    pub(crate) choice: Choice,
+    /// Count what files of this format take: gguf
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    #[command(flatten)]
+    pub(crate) calibration: Calibration,
+    /// Whose inputs calibrate a block
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) calib_inputs: Inputs,
+    /// Compress a model that is quantised already, from the values that its weights decode to
+    #[arg(long)]
+    pub(crate) from_quantized: bool,
+    /// Judge on this text, which may be what --calib may be (`demo` brings its own)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) eval: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    /// Replace the curve if it is there
     #[arg(long)]
     pub(crate) force: bool,
     /// Seed of everything random
@@ -314,15 +383,22 @@ pub(crate) struct Eval {
     /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see `tensorpress stages`
     #[arg(long, value_name = "RECIPE")]
     pub(crate) kv: Option<String>,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How much is judged.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct Limits {
     /// Judge at most this many texts or windows
     #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     pub(crate) max_segments: Option<usize>,
     /// Judge at most this many tokens of each, BOS included
     #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<usize>,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, clap::Args)]

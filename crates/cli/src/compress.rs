@@ -1,16 +1,15 @@
 //! `tensorpress compress`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tensorpress::bill::Bill;
-use tensorpress::model::text::Limits;
 use tensorpress::model::{Source, compare};
 use tensorpress::pipeline::{Budget, Compressor, Mix, Report, Target, partial_of, peak_rss_bytes};
 use tensorpress::recipe::Recipe;
 use tensorpress::{Error, ErrorKind, open_model};
 
-use crate::args::Compress;
+use crate::args::{Bos, Choice, Compress, Limits};
 use crate::calibration;
 use crate::eval::{Verdict, decoder, text_of};
 use crate::failure::{Failure, Outcome};
@@ -39,7 +38,10 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     // A text that cannot be read or encoded is better found before the work.
     let mut judged = match &args.eval {
         None => None,
-        Some(file) => Some(segments(args, file.as_ref(), &opened)?),
+        Some(file) => {
+            let bos = args.calibration.bos;
+            Some(segments("--eval", file.as_ref(), bos, args.limits, &opened)?)
+        }
     };
     let sought = args.max_kld.and(judged.as_mut()).map(alternate).transpose()?;
     let mut bar = Bar::new();
@@ -60,26 +62,9 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     if let Some(format) = format {
         compressor = compressor.with_format(format);
     }
-    let partial = partial_of(&args.out);
-    let report = compressor.run(&opened.source, &args.out).map_err(|e| {
-        if e.kind() == ErrorKind::Unsupported
-            && !opened.source.trees().is_empty()
-            && !args.from_quantized
-        {
-            return Failure::Failed(
-                Error::unsupported(format!("{}, or say --from-quantized", e.message()))
-                    .in_tensor(e.tensor().unwrap_or_default()),
-            );
-        }
-        if e.kind() == ErrorKind::MissingCalibration {
-            return Failure::Usage(format!("{e}: give one with --calib"));
-        }
-        let curable = matches!(e.kind(), ErrorKind::Io | ErrorKind::Interrupted);
-        if curable && partial.exists() {
-            say!("unfinished work is kept in {}; the same command resumes it", partial.display());
-        }
-        Failure::Failed(e)
-    })?;
+    let made = compressor.run(&opened.source, &args.out);
+    let report =
+        made.map_err(|e| failed(e, &opened, args.from_quantized, &partial_of(&args.out)))?;
     let stopped = interrupt::no_more(&asked);
     report.notes.iter().for_each(|note| say!("note: {note}"));
     let mut result = Result { report, before: None, after: None };
@@ -91,6 +76,24 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         result.report.peak_rss_bytes = peak_rss_bytes();
     }
     if args.json { print_json(&result) } else { show(args, &result) }
+}
+
+/// What a person is to know of an error: what would help, and what is kept.
+pub(crate) fn failed(e: Error, opened: &Opened, from_quantized: bool, partial: &Path) -> Failure {
+    if e.kind() == ErrorKind::Unsupported && !opened.source.trees().is_empty() && !from_quantized {
+        return Failure::Failed(
+            Error::unsupported(format!("{}, or say --from-quantized", e.message()))
+                .in_tensor(e.tensor().unwrap_or_default()),
+        );
+    }
+    if e.kind() == ErrorKind::MissingCalibration {
+        return Failure::Usage(format!("{e}: give one with --calib"));
+    }
+    let curable = matches!(e.kind(), ErrorKind::Io | ErrorKind::Interrupted);
+    if curable && partial.exists() {
+        say!("unfinished work is kept in {}; the same command resumes it", partial.display());
+    }
+    Failure::Failed(e)
 }
 
 /// Takes every second segment out, from the first on.
@@ -109,6 +112,11 @@ fn alternate(segments: &mut Vec<Vec<u32>>) -> Outcome<Vec<Vec<u32>>> {
 /// By the recipe, or within the target.
 fn compressor<'a>(args: &Compress) -> Outcome<Compressor<'a>> {
     if let Some(recipe) = &args.recipe {
+        let Choice { levels, measured, max_time } = &args.choice;
+        if levels.is_some() || *measured || max_time.is_some() {
+            let message = "--levels, --measured and --max-time are for targets, not for a --recipe";
+            return Err(Failure::Usage(message.to_owned()));
+        }
         let recipe = Recipe::read(recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
         return Ok(Compressor::new(recipe));
     }
@@ -117,24 +125,40 @@ fn compressor<'a>(args: &Compress) -> Outcome<Compressor<'a>> {
         (_, Some(bits)) => Budget::BitsPerWeight(bits),
         _ => Budget::Divergence(args.max_kld.unwrap_or_default()),
     };
-    let mut mix = Mix::new(budget).with_measured(args.measured);
-    if let Some(levels) = &args.levels {
-        let levels = levels.split(';').map(str::trim).filter(|level| !level.is_empty());
-        mix = mix.with_levels(levels).map_err(|e| Failure::of_argument("--levels", e))?;
-    }
+    let mix = with_choice(Mix::new(budget), &args.choice)?;
     Ok(Compressor::within(mix))
 }
 
-fn segments(args: &Compress, file: Option<&PathBuf>, opened: &Opened) -> Outcome<Vec<Vec<u32>>> {
-    let text = text_of("--eval", file.map(PathBuf::as_path), opened)?;
+/// A mix of these levels, looked for so.
+pub(crate) fn with_choice(mut mix: Mix, choice: &Choice) -> Outcome<Mix> {
+    mix = mix.with_measured(choice.measured);
+    if let Some(max_time) = choice.max_time {
+        mix = mix.with_max_time(max_time);
+    }
+    if let Some(levels) = &choice.levels {
+        let levels = levels.split(';').map(str::trim).filter(|level| !level.is_empty());
+        mix = mix.with_levels(levels).map_err(|e| Failure::of_argument("--levels", e))?;
+    }
+    Ok(mix)
+}
+
+/// What is to be judged on.
+pub(crate) fn segments(
+    flag: &str,
+    file: Option<&PathBuf>,
+    bos: Bos,
+    limits: Limits,
+    opened: &Opened,
+) -> Outcome<Vec<Vec<u32>>> {
+    let text = text_of(flag, file.map(PathBuf::as_path), opened)?;
     let source = &opened.source;
     source.need_forward()?;
     if !source.config().architecture.is_decoder() {
-        let message = format!("--eval: {} is an encoder, which predicts no tokens", args.model);
+        let message = format!("{flag}: an encoder predicts no tokens");
         return Err(Failure::Usage(message));
     }
     source.need_head()?;
-    Ok(text.segments(source, args.calibration.bos.into(), Limits::default())?)
+    Ok(text.segments(source, bos.into(), limits.into())?)
 }
 
 fn judge(args: &Compress, source: &Source, segments: &[Vec<u32>], result: &mut Result) -> Outcome {

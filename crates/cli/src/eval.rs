@@ -6,7 +6,7 @@ use serde::Serialize;
 use tensorpress::Result;
 use tensorpress::bill::Bill;
 use tensorpress::kvcache::KvRecipe;
-use tensorpress::model::text::{Corpus, Limits};
+use tensorpress::model::text::Corpus;
 use tensorpress::model::{
     Decoder, Judged, Judgement, Passages, Source, ThroughCache, compare, perplexity, recall,
 };
@@ -114,8 +114,7 @@ fn judge(args: &Eval, opened: &Opened) -> Outcome<Verdict> {
     let text = text_of("--text", args.text.as_deref(), opened)?;
     let source = &opened.source;
     source.need_head()?;
-    let limits = Limits { max_segments: args.max_segments, max_tokens: args.max_tokens };
-    let segments = text.segments(source, args.bos.into(), limits)?;
+    let segments = text.segments(source, args.bos.into(), args.limits.into())?;
     let kv = args.kv.as_deref().map(kv_recipe).transpose()?;
     let model = decoder(source)?;
     let cached = match &kv {

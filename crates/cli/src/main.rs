@@ -6,6 +6,7 @@ mod compress;
 mod convert;
 mod eval;
 mod failure;
+mod frontier;
 mod imatrix;
 mod inspect;
 mod interrupt;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let done = match &args.command {
         Command::Inspect(args) => inspect::run(args),
         Command::Compress(args) => compress::run(args),
+        Command::Frontier(args) => frontier::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Imatrix(args) => imatrix::run(args),
         Command::Eval(args) => eval::run(args),

@@ -1,5 +1,8 @@
 //! What stands behind flags.
 
+use std::time::Duration;
+
+use tensorpress::model::text::Limits;
 use tensorpress::model::tokenizer;
 use tensorpress::pipeline;
 
@@ -22,6 +25,12 @@ impl From<Bos> for tokenizer::Bos {
             Bos::Always => Self::Always,
             Bos::Never => Self::Never,
         }
+    }
+}
+
+impl From<super::Limits> for Limits {
+    fn from(limits: super::Limits) -> Self {
+        Self { max_segments: limits.max_segments, max_tokens: limits.max_tokens }
     }
 }
 
@@ -57,6 +66,12 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
 
 pub(super) fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("allowed are whole numbers from 0 to {}", u64::MAX))
+}
+
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0);
+    let found = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    found.ok_or_else(|| "allowed are seconds above 0".to_owned())
 }
 
 pub(super) fn temperature(text: &str) -> Result<f32, String> {

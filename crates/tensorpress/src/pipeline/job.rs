@@ -9,8 +9,7 @@ use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::rewrite::Role;
 use tensorpress_tensor::stats::{Calibration, Needs, Supply};
 use tensorpress_tensor::{
-    Compressed, Context as _, DType, DynCompress, Error, Fold, Group, Node, Result,
-    Target, Tensor,
+    Compressed, Context as _, DType, DynCompress, Error, Fold, Group, Node, Result, Target, Tensor,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

@@ -54,10 +54,10 @@ pub use calibration::{CalibrationText, DEFAULT_CHARS, DEFAULT_LENGTH, DEFAULT_WI
 pub use convert::{ConversionReport, Convert, Converted, Importance, Target, float_type};
 pub use folder::partial_of;
 use mix::Outline;
-pub use mix::{Budget, Mix};
+pub use mix::{Budget, Decision, Mix, Outlook, Point, Points, Uniform};
 pub use peak::peak_rss_bytes;
 pub use progress::{Event, Progress};
-pub use report::{BlockReport, LayerReport, Report};
+pub use report::{BlockReport, Frontier, LayerReport, Report};
 pub use write::write_model;
 
 use crate::bill::Bill;
@@ -320,13 +320,92 @@ impl<'a> Compressor<'a> {
     /// methods and of the rewrites; `Io`. Each names tensor and file where known.
     pub fn run(mut self, source: &Source, out: &Path) -> Result<Report> {
         let begun = Instant::now();
+        if self.mix.as_ref().is_some_and(Mix::is_frontier) {
+            return Err(Error::invalid("several sizes make a frontier, not a model"));
+        }
+        let decoded = self.decoded(source)?;
+        let source = decoded.as_ref().unwrap_or(source);
+        self.then.check(source, out, self.force)?;
+        let (notes, mut work, done) = self.make(source, out)?;
+        let Done { notes: found, layers, blocks, resumed, registry, outlook } = done;
+        // What is compressed stays, whatever comes of the format.
+        let said = self.then.publish(
+            &mut work,
+            out,
+            Publish {
+                force: self.force,
+                registry: &registry,
+                calibration: self.calibration.take(),
+                cancel: self.cancel.clone(),
+                progress: match &mut self.progress {
+                    Some(progress) => Some(&mut **progress),
+                    None => None,
+                },
+            },
+        )?;
+        self.tell(Event::Finished);
+        let written = crate::open_model_with(out, &registry)?;
+        let bill = Bill::of(&written)?;
+        let mut report = Report::new(source, &written, bill, layers, begun.elapsed(), resumed);
+        report.blocks = blocks;
+        report.outlook = outlook;
+        report.notes = notes.into_iter().chain(found).chain(said.notes).collect();
+        #[cfg(feature = "formats")]
+        {
+            report.converted = said.converted;
+        }
+        Ok(report)
+    }
+
+    /// The curve of [`Mix::along`]: what `source` loses by size, of which the sizes say some are made and judged. Work lies
+    /// in `out.partial`, and the same call takes it up again; at its end `publish` is called, and what was made is removed.
+    ///
+    /// # Errors
+    /// `Exists` if `out` is there and is not to be replaced, or `out.partial` belongs to other work; `InvalidArgument` for a
+    /// budget or a recipe in place of sizes; otherwise as [`Compressor::run`], and those of `publish`.
+    pub fn frontier(
+        mut self,
+        source: &Source,
+        out: &Path,
+        publish: &mut dyn FnMut(&Frontier) -> Result<()>,
+    ) -> Result<Frontier> {
+        let begun = Instant::now();
+        if !self.mix.as_ref().is_some_and(Mix::is_frontier) {
+            return Err(Error::invalid("a frontier is of several sizes: Mix::along"));
+        }
+        let decoded = self.decoded(source)?;
+        let source = decoded.as_ref().unwrap_or(source);
+        if !self.force && std::fs::symlink_metadata(out).is_ok() {
+            return Err(Error::exists("exists already").in_file(out));
+        }
+        let (notes, mut work, done) = self.make(source, out)?;
+        let outlook = done.outlook.unwrap_or_default();
+        let frontier = Frontier {
+            bytes_before: source.checkpoint().file_bytes(),
+            points: outlook.points.clone(),
+            notes: notes.into_iter().chain(done.notes).collect(),
+            seconds: begun.elapsed().as_secs_f64(),
+            peak_rss_bytes: peak_rss_bytes(),
+            outlook,
+        };
+        publish(&frontier)?;
+        work.discard()?;
+        self.tell(Event::Finished);
+        Ok(frontier)
+    }
+
+    /// What the weights of a source decode to that is compressed already, if that is asked for.
+    fn decoded(&self, source: &Source) -> Result<Option<Source>> {
         let decoded = if self.from_quantized { Some(source.decoded()?) } else { None };
         if let (Some(name), None) = (source.trees().keys().next(), &decoded) {
             let message = "is compressed already: compress the model it was made from";
             return Err(Error::unsupported(message).in_tensor(name));
         }
-        let source = decoded.as_ref().unwrap_or(source);
-        self.then.check(source, out, self.force)?;
+        Ok(decoded)
+    }
+
+    /// All that there is to be made, in the folder of unfinished work; and what there is to say of the source.
+    fn make(&mut self, source: &Source, out: &Path) -> Result<(Vec<String>, Work, Done)> {
         let judged_on = self.judged_on.as_deref();
         let outline = match &self.mix {
             Some(_) => self.then.outline(source, out)?,
@@ -360,33 +439,8 @@ impl<'a> Compressor<'a> {
         let mut work = Work::open(partial_of(out), identity, source.checkpoint(), self.force)?;
         let task = Task { source, out, rewrites, samples, plan, plain, outline };
         let done = self.work(task, &mut work);
-        let Done { notes: found, layers, blocks, resumed, registry } = work.ended(done)?;
-        // What is compressed stays, whatever comes of the format.
-        let said = self.then.publish(
-            &mut work,
-            out,
-            Publish {
-                force: self.force,
-                registry: &registry,
-                calibration: self.calibration.take(),
-                cancel: self.cancel.clone(),
-                progress: match &mut self.progress {
-                    Some(progress) => Some(&mut **progress),
-                    None => None,
-                },
-            },
-        )?;
-        self.tell(Event::Finished);
-        let written = crate::open_model_with(out, &registry)?;
-        let bill = Bill::of(&written)?;
-        let mut report = Report::new(source, &written, bill, layers, begun.elapsed(), resumed);
-        report.blocks = blocks;
-        report.notes = notes.into_iter().chain(found).chain(said.notes).collect();
-        #[cfg(feature = "formats")]
-        {
-            report.converted = said.converted;
-        }
-        Ok(report)
+        let done = work.ended(done)?;
+        Ok((notes, work, done))
     }
 
     /// All that decides what the recipe does.

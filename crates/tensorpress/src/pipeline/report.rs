@@ -3,6 +3,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tensorpress_model::{BlockShape, Source};
 
+use super::mix::{Outlook, Point};
 use super::peak::peak_rss_bytes;
 use crate::bill::Bill;
 
@@ -75,12 +76,35 @@ pub struct Report {
     #[cfg(feature = "formats")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub converted: Vec<super::Converted>,
+    /// What a mix chose among.
+    #[serde(skip)]
+    pub outlook: Option<Outlook>,
     /// What the result is made of.
     #[serde(skip)]
     pub bill: Bill,
     /// Blocks that an earlier run had finished.
     #[serde(skip)]
     pub resumed_blocks: usize,
+}
+
+/// What a model loses by size.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+#[must_use]
+pub struct Frontier {
+    /// Length of the weight files of the source.
+    pub bytes_before: u64,
+    /// The sizes that were asked for, ascending.
+    pub points: Vec<Point>,
+    /// What there is to say of the model.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// Wall-clock time of this run.
+    pub seconds: f64,
+    /// The largest memory the process had at a time, where the system says so.
+    pub peak_rss_bytes: Option<u64>,
+    /// All that is known of other sizes, and of one level for all.
+    pub outlook: Outlook,
 }
 
 impl Report {
@@ -115,6 +139,7 @@ impl Report {
             notes: Vec::new(),
             #[cfg(feature = "formats")]
             converted: Vec::new(),
+            outlook: None,
             bill,
             resumed_blocks: resumed_units.saturating_sub(1),
         }

@@ -9,7 +9,7 @@ use tensorpress_tensor::{Registry, Result, Usable};
 use super::advance::Stream;
 use super::calibration::Samples;
 use super::folder::Work;
-use super::mix::{self, Outline, Sharing};
+use super::mix::{self, Outline, Outlook, Sharing};
 use super::plan::Plan;
 use super::rewrite::{Named, Rewriting, Rewritten};
 use super::share::Shares;
@@ -37,6 +37,8 @@ pub(super) struct Done {
     /// Shards that an earlier run had finished.
     pub(super) resumed: usize,
     pub(super) registry: Registry,
+    /// What a mix chose among.
+    pub(super) outlook: Option<Outlook>,
 }
 
 impl Compressor<'_> {
@@ -90,12 +92,19 @@ impl Compressor<'_> {
         let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
         let judged_on = self.judged_on.take();
         let mut kept;
+        let mut outlook = None;
         loop {
             let mut sharing = match &mix {
                 Some(mix) => Some(Sharing::new(&mut context, mix, work)?),
                 None => None,
             };
+            if let (Some(mix), Some(sharing), None) = (&mix, &sharing, &outlook) {
+                outlook = Some(mix.outlook(&context, sharing, &[])?);
+            }
             self.shards(&mut context, &samples, sharing.as_mut(), work)?;
+            if let (Some(sharing), Some(outlook)) = (&sharing, &mut outlook) {
+                outlook.decisions = sharing.decisions().0.to_vec();
+            }
             kept = sharing.as_ref().and_then(Sharing::note);
             finish::assemble(work, source, out, &config)?;
             let Some((mix, sharing)) = mix.as_ref().zip(sharing) else { break };
@@ -105,9 +114,14 @@ impl Compressor<'_> {
             }
         }
         notes.extend(kept);
+        if let (Some(mix), Some(found), false) = (&mix, &mut outlook, work.attempts().is_empty()) {
+            let sharing = Sharing::new(&mut context, mix, work)?;
+            let decisions = std::mem::take(&mut found.decisions);
+            *found = Outlook { decisions, ..mix.outlook(&context, &sharing, work.attempts())? };
+        }
         let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
         let blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
-        Ok(Done { notes, layers, blocks, resumed, registry: context.registry })
+        Ok(Done { notes, layers, blocks, resumed, registry: context.registry, outlook })
     }
 
     /// Makes the shards that are not made yet.
@@ -122,7 +136,8 @@ impl Compressor<'_> {
         let mut shares = Shares::new(context, work);
         if work.units().is_empty() {
             let path = work.shard(0);
-            let make = |context: &Context<'_>| context.sized(tables::compress(context, &path)?, &path);
+            let make =
+                |context: &Context<'_>| context.sized(tables::compress(context, &path)?, &path);
             let unit = mix::settle(context, sharing.as_deref_mut(), 0, make)?;
             self.report(&unit);
             work.finished(unit)?;

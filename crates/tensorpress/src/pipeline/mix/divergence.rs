@@ -7,13 +7,22 @@ use tensorpress_tensor::{Error, Result};
 use super::super::Context;
 use super::super::folder::Work;
 use super::super::progress::Event;
-use super::{Budget, Mix, Sharing};
+use super::share::Limit;
+use super::{Aim, Budget, Mix, Sharing};
 
 /// A run that was judged.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(in crate::pipeline) struct Attempt {
-    /// Bytes that it was allowed.
+    /// Bytes that it was allowed, and that it took.
     pub(in crate::pipeline) bytes: u64,
+    #[serde(default)]
+    pub(in crate::pipeline) took: u64,
+    /// Bits a weight of its matrices.
+    #[serde(default)]
+    pub(in crate::pipeline) bits: f64,
+    /// What it was expected to lose.
+    #[serde(default)]
+    pub(in crate::pipeline) expected: f64,
     pub(in crate::pipeline) divergence: f64,
 }
 
@@ -37,7 +46,7 @@ const DECODED: u64 = 1 << 31;
 
 /// What follows a number of attempts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Next {
+pub(super) enum Next {
     /// The last is the result.
     Done,
     Try(u64),
@@ -62,8 +71,8 @@ pub(super) fn bytes(segments: &[Vec<u32>]) -> Vec<u8> {
 
 /// The next attempt, of a model of so many weights behind so many bytes that stay as they are: along the line through the
 /// logarithms of the last two divergences by bits, or one bit for a factor of four; but between what was too small and what
-/// was large enough.
-fn next(attempts: &[Attempt], limit: f64, weights: f64, fixed: f64) -> Next {
+/// was large enough. Where there is no time left, the best is taken.
+fn next(attempts: &[Attempt], limit: f64, (weights, fixed): (f64, f64), late: bool) -> Next {
     let bits = |bytes: u64| 8.0 * (bytes as f64 - fixed) / weights;
     let bytes = |bits: f64| (fixed + bits * weights / 8.0).round().max(1.0) as u64;
     let Some(last) = attempts.last() else { return Next::Try(bytes(first_bits(limit))) };
@@ -77,7 +86,7 @@ fn next(attempts: &[Attempt], limit: f64, weights: f64, fixed: f64) -> Next {
         Some(best) => Next::Try(best.bytes),
         None => Next::Beyond,
     };
-    if attempts.len() >= RUNS {
+    if attempts.len() >= RUNS || late {
         return end();
     }
     let loss = |attempt: &Attempt| attempt.divergence.max(1e-12).log2() / 2.0;
@@ -103,16 +112,34 @@ fn next(attempts: &[Attempt], limit: f64, weights: f64, fixed: f64) -> Next {
 }
 
 impl Mix {
-    /// Bytes that the files may take, of the run that is next; nothing if only matrices are counted.
-    pub(super) fn bytes(&self, work: &Work, weights: f64, fixed: f64) -> Result<Option<u64>> {
-        match self.budget {
-            Budget::FileBytes(bytes) => Ok(Some(bytes)),
-            Budget::BitsPerWeight(_) => Ok(None),
-            Budget::Divergence(limit) => match next(work.attempts(), limit, weights, fixed) {
-                Next::Try(bytes) => Ok(Some(bytes)),
-                Next::Done => Ok(work.attempts().last().map(|last| last.bytes)),
-                Next::Beyond => Err(beyond(work.attempts(), limit)),
+    /// What the run that is next may take.
+    pub(super) fn limit(&self, work: &Work, sharing: &Sharing) -> Result<Limit> {
+        let budget = match &self.aim {
+            Aim::Budget(budget) => *budget,
+            Aim::Points(_) => Budget::Divergence(0.0),
+        };
+        match budget {
+            Budget::FileBytes(bytes) => Ok(Limit::Bytes(bytes)),
+            Budget::BitsPerWeight(bits) => Ok(Limit::Bits(bits)),
+            // What was settled before is not asked for again, whatever the clock says now.
+            Budget::Divergence(_) if work.is_settled() => {
+                Ok(Limit::About(work.attempts().last().map_or(0, |last| last.bytes)))
+            }
+            Budget::Divergence(_) => match self.next(work.attempts(), sharing) {
+                Next::Try(bytes) => Ok(Limit::About(bytes)),
+                Next::Done => Ok(Limit::About(work.attempts().last().map_or(0, |it| it.bytes))),
+                Next::Beyond => Err(self.beyond(work.attempts())),
             },
+        }
+    }
+
+    fn next(&self, attempts: &[Attempt], sharing: &Sharing) -> Next {
+        match &self.aim {
+            Aim::Points(points) => points.next(attempts, sharing, self.is_late()),
+            Aim::Budget(Budget::Divergence(limit)) => {
+                next(attempts, *limit, sharing.scale(), self.is_late())
+            }
+            Aim::Budget(_) => Next::Done,
         }
     }
 
@@ -128,13 +155,11 @@ impl Mix {
         work: &mut Work,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<bool> {
-        let Budget::Divergence(limit) = self.budget else { return Ok(true) };
         if work.is_settled() {
             return Ok(true);
         }
         context.check_cancelled()?;
-        let (weights, fixed) = sharing.scale();
-        let Some(bytes) = self.bytes(work, weights, fixed)? else { return Ok(true) };
+        let Limit::About(bytes) = sharing.limit() else { return Ok(true) };
         let made = Source::open_any(work.folder(), &context.registry)?;
         let read = |source: &Source| source.decoder()?.materialise_within(DECODED);
         let judged = compare(&read(context.source)?, &read(&made)?, segments, &|_, _| {})?;
@@ -142,25 +167,36 @@ impl Mix {
         if !divergence.is_finite() {
             return Err(Error::numerical("the divergence of what was made is not finite"));
         }
-        let attempt = Attempt { bytes, divergence };
-        let attempts = [work.attempts(), &[attempt]].concat();
         let took = sharing.in_file().unwrap_or(made.checkpoint().file_bytes());
+        let (_, expected) = sharing.decisions();
+        let attempt = Attempt { bytes, took, bits: sharing.bits(), expected, divergence };
+        let attempts = [work.attempts(), &[attempt]].concat();
         tell(Event::Tried { bytes: took, divergence });
         drop(made);
-        let next = next(&attempts, limit, weights, fixed);
+        let next = self.next(&attempts, sharing);
         if next == Next::Beyond {
-            return Err(beyond(&attempts, limit));
+            return Err(self.beyond(&attempts));
         }
         work.tried(attempt, next == Next::Done)?;
         Ok(next == Next::Done)
     }
-}
 
-fn beyond(attempts: &[Attempt], limit: f64) -> Error {
-    let least = attempts.iter().map(|a| a.divergence).fold(f64::INFINITY, f64::min);
-    Error::invalid(format!(
-        "a divergence of {limit} cannot be kept: the least that was reached is {least:.6}"
-    ))
+    fn beyond(&self, attempts: &[Attempt]) -> Error {
+        let least = attempts.iter().map(|a| a.divergence).fold(f64::INFINITY, f64::min);
+        let limit = match self.aim {
+            Aim::Budget(Budget::Divergence(limit)) => limit,
+            _ => f64::NAN,
+        };
+        if attempts.len() < RUNS && self.is_late() {
+            return Error::interrupted(format!(
+                "the time is over, and no run kept a divergence of {limit} yet: the least that was reached is \
+                 {least:.6}; the same call goes on"
+            ));
+        }
+        Error::invalid(format!(
+            "a divergence of {limit} cannot be kept: the least that was reached is {least:.6}"
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -172,10 +208,10 @@ mod tests {
         let (weights, fixed) = (1e8, 5e6);
         let mut attempts = Vec::new();
         loop {
-            match next(&attempts, limit, weights, fixed) {
+            match next(&attempts, limit, (weights, fixed), false) {
                 Next::Try(bytes) => {
                     let bits = 8.0 * (bytes as f64 - fixed) / weights;
-                    attempts.push(Attempt { bytes, divergence: law(bits) });
+                    attempts.push(Attempt { bytes, divergence: law(bits), ..Attempt::default() });
                 }
                 end => return (attempts, end),
             }

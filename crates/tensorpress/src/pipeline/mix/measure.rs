@@ -69,7 +69,7 @@ fn tried(context: &Context<'_>) -> BTreeSet<usize> {
 pub(in crate::pipeline) fn find(
     context: &Context<'_>,
     samples: &Samples,
-    all: bool,
+    all: &dyn Fn() -> bool,
     work: &mut Work,
     tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<()> {
@@ -80,8 +80,8 @@ pub(in crate::pipeline) fn find(
         let found = tables::measure(context)?;
         work.found_measured(of_tables, found)?;
     }
-    let chosen = if all { (0..blocks).collect() } else { tried(context) };
-    let probed = !all && (0..context.plan.levels()).any(|level| !context.has_steps(level));
+    let chosen = tried(context);
+    let probed = (0..context.plan.levels()).any(|level| !context.has_steps(level));
     let missing = |work: &Work, block: usize| !work.measured().contains_key(&block);
     for (stack, (range, _)) in source.config().stacks().iter().enumerate() {
         let Some(last) = range.clone().rev().find(|block| missing(work, *block)) else { continue };
@@ -94,7 +94,8 @@ pub(in crate::pipeline) fn find(
             context.check_cancelled()?;
             if missing(work, index) {
                 tell(Event::Rated { block: index, blocks });
-                let how = How { everything: chosen.contains(&index), probed };
+                let all = all();
+                let how = How { everything: all || chosen.contains(&index), probed };
                 let found = of_block(context, index, stream.as_ref(), how)?;
                 work.found_measured(index, found)?;
             }

@@ -6,18 +6,24 @@
 //! lose the least within what is left of the budget ([`share`]).
 
 mod divergence;
+mod frontier;
 mod measure;
 mod offers;
 mod outline;
+mod outlook;
 mod share;
+
+use std::time::{Duration, Instant};
 
 use tensorpress_model::Source;
 use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub(super) use divergence::Attempt;
+pub use frontier::Points;
 pub(super) use measure::{Measured, cannot};
 pub(super) use outline::Outline;
+pub use outlook::{Decision, Outlook, Point, Uniform};
 pub(super) use share::Sharing;
 
 use super::Context;
@@ -61,11 +67,22 @@ pub enum Budget {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Mix {
-    budget: Budget,
+    aim: Aim,
     levels: Vec<Chain>,
     measured: bool,
+    max_time: Option<Duration>,
+    begun: Instant,
     /// Hash of what the divergence is judged on.
     judged_on: u64,
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, PartialEq)]
+enum Aim {
+    /// A model.
+    Budget(Budget),
+    /// A curve.
+    Points(Points),
 }
 
 impl Mix {
@@ -73,7 +90,24 @@ impl Mix {
     /// of them gains the same; for a GGUF file, its types filled by feedback.
     #[must_use]
     pub fn new(budget: Budget) -> Self {
-        Self { budget, levels: Vec::new(), measured: false, judged_on: 0 }
+        Self::with_aim(Aim::Budget(budget))
+    }
+
+    /// The same at several sizes, for [`Compressor::frontier`](super::Compressor::frontier).
+    #[must_use]
+    pub fn along(points: Points) -> Self {
+        Self::with_aim(Aim::Points(points))
+    }
+
+    fn with_aim(aim: Aim) -> Self {
+        Self {
+            aim,
+            levels: Vec::new(),
+            measured: false,
+            max_time: None,
+            begun: Instant::now(),
+            judged_on: 0,
+        }
     }
 
     /// Sets the levels: lines of stages without rewrites. One whose matrices share bits
@@ -118,11 +152,55 @@ impl Mix {
         self
     }
 
+    /// Sets after how long a search begins nothing more: of [`Budget::Divergence`] and of a frontier no model, of
+    /// [`Mix::with_measured`] no block after half of the time. The model that it is made of by then is finished, and the best
+    /// that there is is taken. What comes of it then depends on the machine. Default: no end.
+    #[must_use]
+    pub fn with_max_time(mut self, max_time: Duration) -> Self {
+        self.max_time = Some(max_time);
+        self
+    }
+
+    /// So much of the time is over, as a part of it, since the run began.
+    fn is_past(&self, part: f64) -> bool {
+        self.max_time.is_some_and(|all| self.begun.elapsed() > all.mul_f64(part))
+    }
+
+    fn is_late(&self) -> bool {
+        self.is_past(1.0)
+    }
+
+    /// A curve is looked for, not a model.
+    pub(super) fn is_frontier(&self) -> bool {
+        matches!(self.aim, Aim::Points(_))
+    }
+
+    /// What is seen of all sizes, once those are judged that are to be.
+    pub(super) fn outlook(
+        &self,
+        context: &Context<'_>,
+        sharing: &Sharing,
+        judged: &[Attempt],
+    ) -> Result<Outlook> {
+        let sizes = match &self.aim {
+            Aim::Points(points) => points.sizes(sharing),
+            Aim::Budget(_) => Vec::new(),
+        };
+        Outlook::of(context, sharing, judged, &sizes)
+    }
+
     /// All that decides what comes of it.
     pub(super) fn canonical(&self) -> String {
         let levels: Vec<String> = self.levels.iter().map(Chain::canonical).collect();
         let how = if self.measured { ", all measured" } else { "" };
-        match self.budget {
+        let budget = match &self.aim {
+            Aim::Budget(budget) => *budget,
+            Aim::Points(points) => {
+                let (points, on) = (points.canonical(), self.judged_on);
+                return format!("{points} on {on:016x} of [{}]{how}", levels.join("; "));
+            }
+        };
+        match budget {
             Budget::FileBytes(bytes) => format!("{bytes} bytes of [{}]{how}", levels.join("; ")),
             Budget::BitsPerWeight(bits) => {
                 format!("{bits} bits a weight of [{}]{how}", levels.join("; "))
@@ -136,13 +214,18 @@ impl Mix {
 
     /// The plan of its levels.
     pub(super) fn plan(&self, source: &Source) -> Result<Plan> {
-        let tables = !matches!(self.budget, Budget::BitsPerWeight(_));
+        let tables = self.counts_files();
         Plan::of_levels(source, &self.levels, tables)
+    }
+
+    /// Files are counted, and not only the linear layers.
+    fn counts_files(&self) -> bool {
+        !matches!(self.aim, Aim::Budget(Budget::BitsPerWeight(_)))
     }
 
     /// What a size is kept by without: a table of embeddings that is no head loses what no statistic here says.
     pub(super) fn note(&self, source: &Source) -> Result<Option<String>> {
-        if matches!(self.budget, Budget::BitsPerWeight(_)) {
+        if !self.counts_files() {
             return Ok(None);
         }
         let head = super::tables::head(source)?;
@@ -160,7 +243,8 @@ impl Mix {
         work: &mut Work,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        measure::find(context, samples, self.measured, work, tell)
+        let all = || self.measured && !self.is_past(0.5);
+        measure::find(context, samples, &all, work, tell)
     }
 
     /// With its levels, or the best for this model and budget; and checked.
@@ -175,7 +259,16 @@ impl Mix {
     ) -> Result<Self> {
         let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
         let mut weights: u64 = linears.map(|spec| (spec.shape[0] * spec.shape[1]) as u64).sum();
-        let bits = match self.budget {
+        self.begun = Instant::now();
+        let budget = match &self.aim {
+            Aim::Budget(budget) => *budget,
+            Aim::Points(points) if points.is_empty() => {
+                return Err(Error::invalid("a frontier of no sizes"));
+            }
+            // Where grids are good for 2 to 8 bits.
+            Aim::Points(_) => Budget::Divergence(0.1),
+        };
+        let bits = match budget {
             Budget::BitsPerWeight(bits) if !(bits > 0.0 && bits <= 32.0) => {
                 let message = format!("{bits} bits a weight: allowed are those above 0 up to 32");
                 return Err(Error::invalid(message));

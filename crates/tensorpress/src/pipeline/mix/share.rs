@@ -11,7 +11,7 @@ use super::super::Context;
 use super::super::folder::Work;
 use super::super::state::Unit;
 use super::offers::{Offer, loose, offers};
-use super::{Budget, Mix, Outline};
+use super::{Decision, Mix, Outline};
 
 /// What is chosen for a matrix.
 #[derive(Debug, Clone)]
@@ -38,11 +38,20 @@ const DESCRIPTION: f64 = 900.0;
 /// Shards whose sizes are taken for right, beside those that are done, when their error is judged.
 const TRUSTED: f64 = 1.0;
 
+/// What a run may take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Limit {
+    /// Bytes of all files.
+    Bytes(u64),
+    /// The same, but whoever looks for a size may come to another.
+    About(u64),
+    /// Bits a weight of the matrices.
+    Bits(f64),
+}
+
 /// What is left for whom: shard 0 is what lies outside the blocks.
 pub(in crate::pipeline) struct Sharing {
-    budget: Budget,
-    /// Bytes that all files may take; nothing if only matrices are counted.
-    bytes: Option<u64>,
+    limit: Limit,
     /// Matrices of each shard, by their first name.
     units: Vec<BTreeMap<String, Together>>,
     /// The result becomes one file, and what is around its matrices is known.
@@ -65,6 +74,9 @@ pub(in crate::pipeline) struct Sharing {
     over: f64,
     /// Bytes by which sizes are taken for right.
     trusted: f64,
+    /// What was chosen, of shards that are done and of the one that is worked on.
+    decisions: Vec<Decision>,
+    pending: Vec<Decision>,
 }
 
 impl Together {
@@ -139,8 +151,7 @@ impl Sharing {
             fixed[0] = beside;
         }
         let mut sharing = Self {
-            budget: mix.budget,
-            bytes: None,
+            limit: Limit::About(u64::MAX),
             units,
             in_file: beside.is_some(),
             kept,
@@ -153,9 +164,10 @@ impl Sharing {
             chosen: 0.0,
             over: 0.0,
             trusted: 0.0,
+            decisions: Vec::new(),
+            pending: Vec::new(),
         };
-        let (weights, fixed) = sharing.scale();
-        sharing.bytes = mix.bytes(work, weights, fixed)?;
+        sharing.limit = mix.limit(work, &sharing)?;
         sharing.trusted = TRUSTED * sharing.left(0).max(0.0) / shards as f64;
         sharing.check()?;
         Ok(sharing)
@@ -165,6 +177,11 @@ impl Sharing {
     pub(in crate::pipeline) fn scale(&self) -> (f64, f64) {
         let weights: u64 = self.all().map(|unit| unit.weights).sum();
         (weights as f64, self.fixed.iter().sum::<u64>() as f64)
+    }
+
+    /// What this run may take.
+    pub(super) fn limit(&self) -> Limit {
+        self.limit
     }
 
     /// All matrices.
@@ -190,28 +207,27 @@ impl Sharing {
             return Ok(());
         }
         let (weights, fixed) = self.scale();
-        Err(Error::invalid(match self.budget {
-            Budget::FileBytes(bytes) => format!(
+        Err(Error::invalid(match self.limit {
+            Limit::Bytes(bytes) => format!(
                 "a target of {bytes} bytes is too small: the least that these levels make of the model is about {:.0}",
                 fixed + least
             ),
-            Budget::BitsPerWeight(bits) => format!(
+            Limit::Bits(bits) => format!(
                 "{bits} bits a weight are too few: the least that these levels have are about {:.3}",
                 8.0 * least / weights.max(1.0)
             ),
             // Whoever looks for a size may come to the least.
-            Budget::Divergence(_) => return Ok(()),
+            Limit::About(_) => return Ok(()),
         }))
     }
 
     /// Bytes that the matrices from a shard on may take.
     fn left(&self, shard: usize) -> f64 {
-        match self.budget {
-            Budget::FileBytes(_) | Budget::Divergence(_) => {
-                let all = self.bytes.unwrap_or(u64::MAX) as f64;
-                all - self.spent - self.fixed[shard..].iter().sum::<u64>() as f64
+        match self.limit {
+            Limit::Bytes(bytes) | Limit::About(bytes) => {
+                bytes as f64 - self.spent - self.fixed[shard..].iter().sum::<u64>() as f64
             }
-            Budget::BitsPerWeight(bits) => {
+            Limit::Bits(bits) => {
                 let all = self.all().map(|unit| unit.weights);
                 (bits * all.sum::<u64>() as f64 - self.bits) / 8.0
             }
@@ -222,10 +238,10 @@ impl Sharing {
     fn bytes(&self, offer: &Offer) -> f64 {
         let loose = self.loose.contains(&offer.level) || offer.step.is_some();
         let ratio = if loose { self.ratio() } else { 1.0 };
-        let around = match self.budget {
-            Budget::BitsPerWeight(_) => 0.0,
+        let around = match self.limit {
+            Limit::Bits(_) => 0.0,
             _ if self.in_file => 0.0,
-            Budget::FileBytes(_) | Budget::Divergence(_) => {
+            Limit::Bytes(_) | Limit::About(_) => {
                 (self.described.1 + TRUSTED * DESCRIPTION) / (self.described.0 + TRUSTED)
             }
         };
@@ -239,11 +255,18 @@ impl Sharing {
     }
 
     /// The least that the matrices from a shard on can take.
-    fn least(&self, shard: usize) -> f64 {
+    pub(super) fn least(&self, shard: usize) -> f64 {
         let least = |unit: &Together| {
             unit.offers.iter().map(|offer| self.bytes(offer)).fold(f64::INFINITY, f64::min)
         };
         self.units.iter().skip(shard).flat_map(BTreeMap::values).map(least).sum()
+    }
+
+    /// The most that all matrices can take.
+    pub(super) fn most(&self) -> f64 {
+        let most =
+            |unit: &Together| unit.offers.iter().map(|offer| self.bytes(offer)).fold(0.0, f64::max);
+        self.all().map(most).sum()
     }
 
     /// Levels of the matrices of a shard.
@@ -251,20 +274,18 @@ impl Sharing {
         let later: Vec<(usize, &Together)> = (shard..self.units.len())
             .flat_map(|at| self.units[at].values().map(move |unit| (at, unit)))
             .collect();
-        let units = later.iter().map(|(_, Together { names, offers, .. })| {
-            let choice = |offer: &Offer| Choice::new(self.bytes(offer).ceil() as u64, offer.loss);
-            Alternatives::new(names[0].as_str(), offers.iter().map(choice).collect::<Vec<_>>())
-        });
-        let table = Table::new(units.collect::<Vec<_>>())?;
+        let table = self.table(shard)?;
         let left = ((self.left(shard) - self.over).max(0.0) as u64).max(table.least_cost());
         let found = Exact::new().solve(&table, left)?;
         let mut chosen = Vec::new();
+        let mut decisions = Vec::new();
         let mut bytes = 0.0;
         for ((_, unit), choice) in
             later.iter().zip(&found.choices).take_while(|((at, _), _)| *at == shard)
         {
             let offer = unit.offers[*choice];
             bytes += offer.bytes as f64;
+            decisions.push(Decision::of(&unit.names, &offer, &unit.offers));
             chosen.extend(unit.names.iter().map(|name| Chosen {
                 name: name.clone(),
                 level: offer.level,
@@ -275,18 +296,52 @@ impl Sharing {
         if self.over == 0.0 {
             self.chosen = bytes;
         }
+        self.pending = decisions;
         Ok(chosen)
+    }
+
+    /// What the matrices from a shard on may take and lose.
+    pub(super) fn table(&self, shard: usize) -> Result<Table> {
+        let units = self.units[shard..].iter().flat_map(BTreeMap::values);
+        let units = units.map(|Together { names, offers, .. }| {
+            let choice = |offer: &Offer| Choice::new(self.bytes(offer).ceil() as u64, offer.loss);
+            Alternatives::new(names[0].as_str(), offers.iter().map(choice).collect::<Vec<_>>())
+        });
+        Table::new(units.collect::<Vec<_>>())
+    }
+
+    /// Bytes and loss where all matrices have one level; nothing if some cannot, or each has its own step of it.
+    pub(super) fn uniform(&self, level: usize) -> Option<(f64, f64)> {
+        let mut sums = (0.0, 0.0);
+        for unit in self.all() {
+            let offer = unit.offers.iter().find(|offer| offer.level == level)?;
+            if offer.step.is_some() {
+                return None;
+            }
+            sums = (sums.0 + self.bytes(offer), sums.1 + offer.loss);
+        }
+        Some(sums)
+    }
+
+    /// What was chosen, once all shards are done, and what it was expected to lose.
+    pub(in crate::pipeline) fn decisions(&self) -> (&[Decision], f64) {
+        (&self.decisions, self.decisions.iter().map(|decision| decision.expected).sum())
+    }
+
+    /// Bits a weight of what is done.
+    pub(super) fn bits(&self) -> f64 {
+        self.bits / self.scale().0.max(1.0)
     }
 
     /// Whether a shard that was made takes so much that the others have less than the least; another choice then takes less,
     /// if there is any.
     pub(in crate::pipeline) fn exceeds(&mut self, shard: usize, unit: &Unit) -> bool {
         let (took, bits) = self.of(shard, unit);
-        let left = match self.budget {
+        let left = match self.limit {
             // Where a size is looked for, this one is only a guess.
-            Budget::Divergence(_) => return false,
-            Budget::FileBytes(_) => self.left(shard + 1) - took,
-            Budget::BitsPerWeight(_) => self.left(shard + 1) - bits / 8.0,
+            Limit::About(_) => return false,
+            Limit::Bytes(_) => self.left(shard + 1) - took,
+            Limit::Bits(_) => self.left(shard + 1) - bits / 8.0,
         };
         let least = self.least(shard + 1);
         if left >= least || self.units[shard].is_empty() {
@@ -303,6 +358,7 @@ impl Sharing {
         self.spent += took;
         self.bits += bits;
         self.expected += self.chosen;
+        self.decisions.append(&mut self.pending);
         let matrices = self.units[shard].len() as f64;
         let around = took - bits / 8.0 - self.fixed[shard] as f64;
         self.described.0 += matrices;
