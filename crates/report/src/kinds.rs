@@ -30,6 +30,12 @@ pub fn of<'a>(units: impl IntoIterator<Item = &'a Unit>) -> Vec<Kind<'a>> {
     kinds
 }
 
+/// A short name of each kind: without what all that are of blocks begin or end with.
+pub fn short_names(units: &[Unit]) -> BTreeMap<&str, String> {
+    let kinds = of(units.iter().filter(|unit| unit.block.is_some()));
+    kinds.iter().map(|kind| kind.name).zip(short(&kinds)).collect()
+}
+
 /// Their names without the parts that all begin or end with.
 pub fn short(kinds: &[Kind<'_>]) -> Vec<String> {
     let parts: Vec<Vec<&str>> = kinds.iter().map(|kind| kind.name.split('.').collect()).collect();

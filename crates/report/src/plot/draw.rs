@@ -117,7 +117,7 @@ fn chart(plot: &Plot, canvas: &Canvas<'_>, (x, y): &(Span, Span)) -> Drawing<usi
             taken.line(&places);
         }
         if line.marked {
-            places.iter().for_each(|at| taken.mark(Area::around(*at, reach)));
+            places.iter().for_each(|at| taken.mark(Area::around(*at, reach + SCALE)));
         }
         wanted.extend(places.into_iter().zip(&line.labels).filter(|(_, label)| !label.is_empty()));
     }
