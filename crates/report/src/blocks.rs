@@ -15,7 +15,7 @@ const MARKED: usize = 64;
 
 /// Bits a weight by block; the mean where a block has several matrices of a kind.
 pub fn bits(units: &[Unit]) -> Plot {
-    let axis = Axis::new("bits a weight", Scale::Linear).from_zero();
+    let axis = Axis::new("bits a weight", Scale::Linear).with_zero();
     let mut plot = Plot::new("Bits by block", blocks_axis(), axis);
     plot.beside = true;
     let value = |unit: &Unit| Some(unit.bits);

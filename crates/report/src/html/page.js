@@ -14,12 +14,13 @@
     return way * (a - b);
   };
   const words = new Intl.Collator(undefined, { numeric: true });
+  
   const sort = (head, column) => {
     const way = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     const numeric = head.classList.contains("n");
-    for (const { row, at } of rows) {
-      const text = row.cells[column].textContent.trim();
-      rows[at].key = numeric ? Number(text.replaceAll(",", "") || NaN) : text;
+    for (const entry of rows) {
+      const text = entry.row.cells[column].textContent.trim();
+      entry.key = numeric ? Number(text.replaceAll(",", "")) : text;
     }
     const compare = numeric
       ? (a, b) => byNumber(a.key, b.key, way)
@@ -50,6 +51,7 @@
       row.hidden = !wanted.every((word) => text.includes(word));
       count += !row.hidden;
     }
-    shown.textContent = wanted.length ? `${count.toLocaleString("en")} of ${all}` : all;
+    const [some, every] = [count, rows.length].map((number) => number.toLocaleString("en"));
+    shown.textContent = wanted.length ? `${some} of ${every}` : all;
   });
 })();

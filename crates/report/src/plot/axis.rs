@@ -70,7 +70,7 @@ impl Axis {
     }
 
     /// Begins at 0.
-    pub fn from_zero(mut self) -> Self {
+    pub fn with_zero(mut self) -> Self {
         self.from_zero = true;
         self
     }
@@ -101,15 +101,17 @@ impl Axis {
     }
 
     fn linear(&self, low: f64, high: f64) -> Span {
-        // One number needs room around it; twice the largest f64 is none.
-        let room = match high > low {
-            true => 0.04 * (high - low),
-            false if self.whole => 0.5,
-            false => (0.1 * high.abs()).max(1e-300),
-        };
         let near_zero = self.from_zero || (!self.whole && low >= 0.0 && low < 0.3 * high);
-        let low = if near_zero { 0.0 } else { low - room };
-        let high = if high > 0.0 || !near_zero { (high + room).min(f64::MAX) } else { 1.0 };
+        let low = if near_zero { 0.0 } else { low };
+        // One number needs room around it; where that is the largest f64, there is none above.
+        let room = match high > low {
+            true => 0.05 * (high - low),
+            false if self.whole => 0.5,
+            false if high == 0.0 => 1.0,
+            false => 0.1 * high.abs(),
+        };
+        let high = (high + room).min(f64::MAX);
+        let low = if near_zero { low } else { low - room };
         let step = nice_step(high / 6.0 - low / 6.0, self.whole);
         Span { low, high, ticks: linear_ticks(low, high, step) }
     }

@@ -97,21 +97,19 @@ fn chart(plot: &Plot, canvas: &Canvas<'_>, (x, y): &(Span, Span)) -> Drawing<usi
         .y_desc(plot.y.name)
         .draw()?;
 
-    let drawn = plot.lines.iter().filter(|line| !line.points.is_empty()).count() as i32;
-    let place = |point: &(f64, f64), line: i32| {
-        let (x, y) = chart.backend_coord(&(plot.x.at(point.0), plot.y.at(point.1)));
-        let aside = if plot.beside { (2 * line - drawn + 1) * 3 / 2 } else { 0 };
-        (x, y - aside)
-    };
     let (columns, rows) = chart.plotting_area().get_pixel_range();
     let mut taken = Taken::new(Area(columns.start, rows.start, columns.end, rows.end));
-    let mut wanted = Vec::new();
-    let points: usize = plot.lines.iter().map(|line| line.points.len()).sum();
+    let drawn = || plot.lines.iter().enumerate().filter(|(_, line)| !line.points.is_empty());
+    let (count, points) = drawn().fold((0, 0), |(c, p), (_, line)| (c + 1, p + line.points.len()));
     let reach = if points > MANY { MARKER * 3 / 4 } else { MARKER };
-    let mut at = 0;
-    for (number, line) in plot.lines.iter().enumerate().filter(|(_, l)| !l.points.is_empty()) {
-        let places: Vec<Place> = line.points.iter().map(|point| place(point, at)).collect();
-        at += 1;
+    let mut wanted = Vec::new();
+    for (at, (number, line)) in (0..).zip(drawn()) {
+        let aside = if plot.beside { (2 * at - count + 1) * 3 / 2 } else { 0 };
+        let place = |(across, up): &(f64, f64)| {
+            let (x, y) = chart.backend_coord(&(plot.x.at(*across), plot.y.at(*up)));
+            (x, y - aside)
+        };
+        let places: Vec<Place> = line.points.iter().map(place).collect();
         stroke(canvas, line, number, &places, reach)?;
         if line.joined {
             taken.line(&places);
@@ -121,6 +119,11 @@ fn chart(plot: &Plot, canvas: &Canvas<'_>, (x, y): &(Span, Span)) -> Drawing<usi
         }
         wanted.extend(places.into_iter().zip(&line.labels).filter(|(_, label)| !label.is_empty()));
     }
+    label(canvas, &mut taken, wanted)
+}
+
+/// Labels, after all else is drawn; says how many found no room.
+fn label(canvas: &Canvas<'_>, taken: &mut Taken, wanted: Vec<(Place, &String)>) -> Drawing<usize> {
     let mut unplaced = 0;
     for (at, label) in wanted {
         let text = cut(label, LABEL);
