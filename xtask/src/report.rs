@@ -74,7 +74,7 @@ fn phone(browser: &Browser, folder: &Path, html: &str) -> Outcome {
     browser.open(&frame, 1, (820, 3500), Some(&picture))?.silent("phone")
 }
 
-/// A page with a fault in each thing that is looked for: no check is worth more than this.
+/// Pages with a fault in what is looked for: the check must see each.
 fn check_the_check(browser: &Browser, folder: &Path) -> Outcome {
     let broken = folder.join("broken.html");
     write(&broken, "<!DOCTYPE html><title>broken</title><script>console.error('seen')</script>")?;

@@ -1,6 +1,6 @@
 //! Bits and sensitivity by block: a line for each kind of matrix.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::kinds;
 use crate::plot::{Axis, Line, Plot, Scale};
@@ -9,9 +9,6 @@ use crate::unit::Unit;
 
 /// More lines than these cannot be told apart.
 const LINES: usize = 12;
-
-/// Markers of more blocks than these touch.
-const MARKED: usize = 64;
 
 /// Bits a weight by block; the mean where a block has several matrices of a kind.
 pub fn bits(units: &[Unit]) -> Plot {
@@ -56,7 +53,6 @@ fn draw(
             *count += 1;
         }
     }
-    let marked = sums.iter().flat_map(BTreeMap::keys).collect::<BTreeSet<_>>().len() <= MARKED;
     let mut left_out = 0;
     for (name, sums) in kinds::short(&kinds).into_iter().zip(sums) {
         let all = sums.len();
@@ -66,9 +62,7 @@ fn draw(
             .filter(|(_, value)| value.is_finite() && drawn(*value))
             .collect();
         left_out += all - points.len();
-        // A line of one point is nothing to see.
-        let marked = marked || points.len() == 1;
-        plot.lines.push(Line { name, points, labels: Vec::new(), joined: true, marked });
+        plot.lines.push(Line { name, points, labels: Vec::new(), joined: true, marked: true });
     }
     if left_out > 0 {
         let points = counted(left_out, "point");

@@ -33,6 +33,10 @@ const FONT: f64 = 12.5 * SCALE as f64 * 1.24;
 const MARKER: i32 = 4 * SCALE;
 /// More points than these have smaller markers.
 const MANY: usize = 100;
+/// A line of more points than these has markers at some of them.
+const MARKED: usize = 48;
+/// How far lines beside each other are shifted at most.
+const BESIDE: i32 = 7;
 /// Width of a line.
 const STROKE: u32 = 2 * SCALE as u32;
 /// The longest label that is shown whole.
@@ -104,7 +108,7 @@ fn chart(plot: &Plot, canvas: &Canvas<'_>, (x, y): &(Span, Span)) -> Drawing<usi
     let reach = if points > MANY { MARKER * 3 / 4 } else { MARKER };
     let mut wanted = Vec::new();
     for (at, (number, line)) in (0..).zip(drawn()) {
-        let aside = if plot.beside { (2 * at - count + 1) * 3 / 2 } else { 0 };
+        let aside = if plot.beside { (2 * at - count + 1) * BESIDE / count } else { 0 };
         let place = |(across, up): &(f64, f64)| {
             let (x, y) = chart.backend_coord(&(plot.x.at(*across), plot.y.at(*up)));
             (x, y - aside)
@@ -180,7 +184,8 @@ fn stroke(
         canvas.draw(&PathElement::new(places.to_vec(), colour(number).stroke_width(STROKE)))?;
     }
     if line.marked {
-        for at in places {
+        let every = if line.joined { places.len().div_ceil(MARKED).max(1) } else { 1 };
+        for at in places.iter().step_by(every) {
             marker(canvas, number, *at, reach)?;
         }
     }
@@ -192,7 +197,8 @@ fn marker(canvas: &Canvas<'_>, line: usize, at: Place, r: i32) -> Drawing {
     let style = colour(line).filled();
     let (x, y) = at;
     let wide = r * 5 / 4;
-    let corners = match line % 4 {
+    // Lines of the same colour have different forms.
+    let corners = match (line + line / colours::LINES.len()) % 4 {
         0 => return canvas.draw(&Circle::new(at, r, style)),
         1 => vec![(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)],
         2 => vec![(x, y - wide), (x + wide, y + r), (x - wide, y + r)],
