@@ -30,7 +30,7 @@ pub fn page(page: &Page) -> Result<String> {
     figure(
         &mut out,
         &blocks::bits(&page.units),
-        "The mean where a block has several matrices of a kind. Lines are a pixel or two apart, so that equals do not hide each other.",
+        "The mean where a block has several matrices of a kind. Lines are shifted by up to four pixels, so that equals do not hide each other.",
     )?;
     figure(
         &mut out,

@@ -42,7 +42,7 @@ pub struct Plot {
     pub lines: Vec<Line>,
     /// Sentences below the legend.
     pub notes: Vec<String>,
-    /// Lines are shifted by a pixel or two, so that those of the same height stay apart.
+    /// Lines are shifted by a few pixels, so that those of the same height stay apart.
     pub beside: bool,
 }
 
