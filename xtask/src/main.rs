@@ -2,7 +2,8 @@
 //! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `made-moe DIR`, `memory [DIR]`, `faults [ONE_IN]`,
 //! `interop [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write), `peers [WORD ...]` (the
 //! speed of ggml beside ours), `ablation MODEL [WORD ...]` (what the best recipe owes to each of its parts), `methods MODEL`
-//! (each of them), `embeddings MODEL` (whole files) and `rivals MODEL [TYPE ...]` (types of GGUF, as ggml fills them and as we do).
+//! (each of them), `embeddings MODEL` (whole files), `report` (a page in a browser, light and dark) and `rivals MODEL [TYPE ...]` (types of
+//! GGUF, as ggml fills them and as we do).
 
 mod api;
 mod ci;
@@ -12,6 +13,7 @@ mod made;
 mod memory;
 mod peers;
 mod quality;
+mod report;
 mod tools;
 #[cfg(test)]
 mod unsafety;
@@ -52,11 +54,12 @@ fn main() -> ExitCode {
         ["embeddings", model] => quality::embeddings(model),
         ["methods", model] => quality::methods(model),
         ["peers", words @ ..] => peers::run(words),
+        ["report"] => report::run(),
         ["rivals", model, types @ ..] => quality::rivals(model, types),
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | peers [WORD ...] | ablation MODEL [WORD ...] | methods MODEL | embeddings MODEL | rivals MODEL [TYPE ...]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | peers [WORD ...] | ablation MODEL [WORD ...] | methods MODEL | embeddings MODEL | report | rivals MODEL [TYPE ...]\n{}",
             ci::names()
         )),
     };
