@@ -208,6 +208,10 @@ pub(crate) struct Compress {
     pub(crate) eval: Option<Option<PathBuf>>,
     #[command(flatten)]
     pub(crate) limits: Limits,
+    /// Write a page about what was done, in one file of HTML: sizes, each matrix and why it became what it is, fallbacks, and
+    /// of a target the curve that it was found on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
     /// Replace the folder if it is there
     #[arg(long)]
     pub(crate) force: bool,
@@ -237,7 +241,7 @@ pub(crate) struct Choice {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "OUT/frontier.json has bytes_before, points: [{bytes, bits_per_weight, expected, divergence}] (divergence where a \
+    after_help = "OUT/report.html is a page with the curve. OUT/frontier.json has bytes_before, points: [{bytes, bits_per_weight, expected, divergence}] (divergence where a \
                         model was made and judged), notes, outlook: the curve at other sizes, and one level for all.\nWith --json: \
                         the same, with seconds and peak_rss_bytes"
 )]

@@ -16,6 +16,7 @@ use crate::failure::{Failure, Outcome};
 use crate::interrupt;
 use crate::open::{Opened, open};
 use crate::output::{bytes, itemised, print, print_json, say, shown, table};
+use crate::page;
 use crate::progress::{Bar, judging};
 
 /// The report, and the judgements if they were asked for.
@@ -31,6 +32,9 @@ struct Result {
 
 pub(crate) fn run(args: &Compress) -> Outcome {
     let compressor = compressor(args)?;
+    if let Some(path) = &args.report {
+        page::check(path, args.force)?;
+    }
     let opened = open(&args.model, args.base.as_deref())?;
     let text = calibration::read(&args.calibration, &opened)?;
     let format = args.format.as_deref().map(str::parse::<Target>).transpose();
@@ -74,6 +78,10 @@ pub(crate) fn run(args: &Compress) -> Outcome {
         }
         judge(args, &opened.source, &segments, &mut result)?;
         result.report.peak_rss_bytes = peak_rss_bytes();
+    }
+    if let Some(path) = &args.report {
+        let judged = result.after.as_ref().and_then(|after| after.kld_mean);
+        page::write(result.report.page(&args.model, judged), path)?;
     }
     if args.json { print_json(&result) } else { show(args, &result) }
 }

@@ -1,7 +1,5 @@
 //! `tensorpress frontier`
 
-use std::path::Path;
-
 use serde::Serialize;
 use tensorpress::pipeline::{
     Compressor, Frontier, Mix, Outlook, Point, Points, Target, partial_of,
@@ -15,6 +13,7 @@ use crate::failure::{Failure, Outcome};
 use crate::interrupt;
 use crate::open::open;
 use crate::output::{bytes, print, print_json, say, table};
+use crate::page;
 use crate::progress::Bar;
 use crate::{calibration, open::Opened};
 
@@ -56,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if let Some(format) = format {
         compressor = compressor.with_format(format);
     }
-    let mut publish = |frontier: &Frontier| write(&args.out, frontier);
+    let mut publish = |frontier: &Frontier| write(args, frontier);
     let made = compressor.frontier(&opened.source, &args.out, &mut publish);
     let frontier =
         made.map_err(|e| failed(e, &opened, args.from_quantized, &partial_of(&args.out)))?;
@@ -69,12 +68,14 @@ fn judged(args: &Args, opened: &Opened) -> Outcome<Vec<Vec<u32>>> {
     segments("--eval", args.eval.as_ref(), bos, args.limits, opened)
 }
 
-/// Writes the folder: the file comes whole or not at all.
-fn write(out: &Path, frontier: &Frontier) -> Result<()> {
+/// Writes the folder, the curve last: it comes whole or not at all.
+fn write(args: &Args, frontier: &Frontier) -> Result<()> {
+    let out = args.out.as_path();
     let Frontier { bytes_before, points, notes, outlook, .. } = frontier;
     let curve = Curve { bytes_before: *bytes_before, points, notes, outlook };
     let text = serde_json::to_vec_pretty(&curve).expect("a curve is JSON");
     std::fs::create_dir_all(out).map_err(|e| Error::io("make the folder", out, e))?;
+    page::write(frontier.page(&args.model), &out.join("report.html"))?;
     let path = out.join(FILE);
     write_atomically(&path, &mut |file| {
         use std::io::Write as _;

@@ -13,6 +13,7 @@ mod interrupt;
 mod open;
 mod output;
 mod pack;
+mod page;
 mod progress;
 mod run;
 mod squeeze;

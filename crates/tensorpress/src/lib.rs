@@ -12,10 +12,11 @@
 //!
 //! Features, all on by default: `model` (whole models: pipeline, bills, the reference transformer, tokenizers), `formats`
 //! (GGUF files, and folders quantised by GPTQ, AWQ, compressed-tensors and bitsandbytes), `kvcache`, `tokencomp`. Without them, what is left compresses matrices by recipes.
+//! Off by default: `report` (pages of what was done).
 //!
 //! The crates below are re-exported: [`tensor`] (nodes, kernels, checkpoints), [`quant`], [`prune`] and [`lowrank`]
 //! (methods), [`allocate`] (sharing a budget out), [`entropy`] (lossless coding and packed files), [`kvcache`] (keys and values), [`tokencomp`] (fewer tokens,
-//! shorter prompts), [`formats`] (everybody's), [`model`] (the reference transformer that calibrates and judges).
+//! shorter prompts), [`formats`] (everybody's), [`model`] (the reference transformer that calibrates and judges); with the feature `report`, `report` (pages and plots).
 
 #[cfg(feature = "model")]
 pub mod bill;
@@ -44,6 +45,8 @@ pub use tensorpress_lowrank as lowrank;
 pub use tensorpress_model as model;
 pub use tensorpress_prune as prune;
 pub use tensorpress_quant as quant;
+#[cfg(feature = "report")]
+pub use tensorpress_report as report;
 pub use tensorpress_tensor as tensor;
 pub use tensorpress_tensor::{Error, ErrorKind, Result};
 #[cfg(feature = "tokencomp")]

@@ -22,6 +22,8 @@ mod folder;
 mod job;
 mod listing;
 mod mix;
+#[cfg(feature = "report")]
+mod page;
 mod peak;
 mod plan;
 mod progress;

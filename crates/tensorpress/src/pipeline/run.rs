@@ -91,33 +91,34 @@ impl Compressor<'_> {
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
         let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
         let judged_on = self.judged_on.take();
-        let mut kept;
+        let (mut kept, mut size) = (None, None);
         let mut outlook = None;
         loop {
             let mut sharing = match &mix {
-                Some(mix) => Some(Sharing::new(&mut context, mix, work)?),
+                Some(mix) => Some(Sharing::new(&mut context, mix, work, size)?),
                 None => None,
             };
-            if let (Some(mix), Some(sharing), None) = (&mix, &sharing, &outlook) {
-                outlook = Some(mix.outlook(&context, sharing, &[])?);
+            if let (Some(sharing), None) = (&sharing, &outlook) {
+                outlook = Some(Outlook::of(&context, sharing, &[])?);
             }
             self.shards(&mut context, &samples, sharing.as_mut(), work)?;
             if let (Some(sharing), Some(outlook)) = (&sharing, &mut outlook) {
-                outlook.decisions = sharing.decisions().0.to_vec();
+                outlook.decisions = sharing.decisions().to_vec();
             }
-            kept = sharing.as_ref().and_then(Sharing::note);
+            kept = kept.or(sharing.as_ref().and_then(Sharing::note));
             finish::assemble(work, source, out, &config)?;
             let Some((mix, sharing)) = mix.as_ref().zip(sharing) else { break };
             let Some(segments) = judged_on.as_deref() else { break };
-            if mix.judge(&context, segments, &sharing, work, &mut |event| self.tell(event))? {
+            size = mix.judge(&context, segments, &sharing, work, &mut |event| self.tell(event))?;
+            if size.is_none() {
                 break;
             }
         }
         notes.extend(kept);
         if let (Some(mix), Some(found), false) = (&mix, &mut outlook, work.attempts().is_empty()) {
-            let sharing = Sharing::new(&mut context, mix, work)?;
+            let sharing = Sharing::new(&mut context, mix, work, None)?;
             let decisions = std::mem::take(&mut found.decisions);
-            *found = Outlook { decisions, ..mix.outlook(&context, &sharing, work.attempts())? };
+            *found = Outlook { decisions, ..Outlook::of(&context, &sharing, work.attempts())? };
         }
         let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
         let blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();

@@ -20,9 +20,6 @@ pub(in crate::pipeline) struct Attempt {
     /// Bits a weight of its matrices.
     #[serde(default)]
     pub(in crate::pipeline) bits: f64,
-    /// What it was expected to lose.
-    #[serde(default)]
-    pub(in crate::pipeline) expected: f64,
     pub(in crate::pipeline) divergence: f64,
 }
 
@@ -112,8 +109,13 @@ fn next(attempts: &[Attempt], limit: f64, (weights, fixed): (f64, f64), late: bo
 }
 
 impl Mix {
-    /// What the run that is next may take.
-    pub(super) fn limit(&self, work: &Work, sharing: &Sharing) -> Result<Limit> {
+    /// What the run that is next may take; `chosen` if a judgement has said that.
+    pub(super) fn limit(
+        &self,
+        work: &Work,
+        sharing: &Sharing,
+        chosen: Option<u64>,
+    ) -> Result<Limit> {
         let budget = match &self.aim {
             Aim::Budget(budget) => *budget,
             Aim::Points(_) => Budget::Divergence(0.0),
@@ -121,29 +123,33 @@ impl Mix {
         match budget {
             Budget::FileBytes(bytes) => Ok(Limit::Bytes(bytes)),
             Budget::BitsPerWeight(bits) => Ok(Limit::Bits(bits)),
-            // What was settled before is not asked for again, whatever the clock says now.
-            Budget::Divergence(_) if work.is_settled() => {
-                Ok(Limit::About(work.attempts().last().map_or(0, |last| last.bytes)))
+            Budget::Divergence(_) => {
+                let last = || work.attempts().last().map_or(0, |last| last.bytes);
+                Ok(Limit::About(match chosen {
+                    Some(bytes) => bytes,
+                    // What was settled before is not asked for again.
+                    None if work.is_settled() => last(),
+                    None => match self.next(work.attempts(), sharing, false) {
+                        Next::Try(bytes) => bytes,
+                        Next::Done => last(),
+                        Next::Beyond => return Err(self.beyond(work.attempts(), false)),
+                    },
+                }))
             }
-            Budget::Divergence(_) => match self.next(work.attempts(), sharing) {
-                Next::Try(bytes) => Ok(Limit::About(bytes)),
-                Next::Done => Ok(Limit::About(work.attempts().last().map_or(0, |it| it.bytes))),
-                Next::Beyond => Err(self.beyond(work.attempts())),
-            },
         }
     }
 
-    fn next(&self, attempts: &[Attempt], sharing: &Sharing) -> Next {
+    /// What follows a number of attempts, where time is over or not.
+    fn next(&self, attempts: &[Attempt], sharing: &Sharing, late: bool) -> Next {
         match &self.aim {
-            Aim::Points(points) => points.next(attempts, sharing, self.is_late()),
-            Aim::Budget(Budget::Divergence(limit)) => {
-                next(attempts, *limit, sharing.scale(), self.is_late())
-            }
+            Aim::Points(points) => points.next(attempts, sharing, late),
+            Aim::Budget(Budget::Divergence(limit)) => next(attempts, *limit, sharing.scale(), late),
             Aim::Budget(_) => Next::Done,
         }
     }
 
-    /// Judges what is made, and notes it. Whether it is what was asked for: if not, all shards are to be made again.
+    /// Judges what is made, and notes it. If it is not what was asked for, all shards are to be made again, of the size that
+    /// it gives.
     ///
     /// # Errors
     /// `InvalidArgument` where no run keeps the limit; those of reading what was made.
@@ -154,12 +160,12 @@ impl Mix {
         sharing: &Sharing,
         work: &mut Work,
         tell: &mut dyn FnMut(Event<'_>),
-    ) -> Result<bool> {
+    ) -> Result<Option<u64>> {
+        let Limit::About(bytes) = sharing.limit() else { return Ok(None) };
         if work.is_settled() {
-            return Ok(true);
+            return Ok(None);
         }
         context.check_cancelled()?;
-        let Limit::About(bytes) = sharing.limit() else { return Ok(true) };
         let made = Source::open_any(work.folder(), &context.registry)?;
         let read = |source: &Source| source.decoder()?.materialise_within(DECODED);
         let judged = compare(&read(context.source)?, &read(&made)?, segments, &|_, _| {})?;
@@ -168,26 +174,27 @@ impl Mix {
             return Err(Error::numerical("the divergence of what was made is not finite"));
         }
         let took = sharing.in_file().unwrap_or(made.checkpoint().file_bytes());
-        let (_, expected) = sharing.decisions();
-        let attempt = Attempt { bytes, took, bits: sharing.bits(), expected, divergence };
+        let attempt = Attempt { bytes, took, bits: sharing.bits(), divergence };
         let attempts = [work.attempts(), &[attempt]].concat();
         tell(Event::Tried { bytes: took, divergence });
         drop(made);
-        let next = self.next(&attempts, sharing);
-        if next == Next::Beyond {
-            return Err(self.beyond(&attempts));
-        }
+        let late = self.is_late();
+        let next = self.next(&attempts, sharing, late);
         work.tried(attempt, next == Next::Done)?;
-        Ok(next == Next::Done)
+        match next {
+            Next::Done => Ok(None),
+            Next::Try(bytes) => Ok(Some(bytes)),
+            Next::Beyond => Err(self.beyond(&attempts, late)),
+        }
     }
 
-    fn beyond(&self, attempts: &[Attempt]) -> Error {
+    fn beyond(&self, attempts: &[Attempt], late: bool) -> Error {
         let least = attempts.iter().map(|a| a.divergence).fold(f64::INFINITY, f64::min);
         let limit = match self.aim {
             Aim::Budget(Budget::Divergence(limit)) => limit,
             _ => f64::NAN,
         };
-        if attempts.len() < RUNS && self.is_late() {
+        if attempts.len() < RUNS && late {
             return Error::interrupted(format!(
                 "the time is over, and no run kept a divergence of {limit} yet: the least that was reached is \
                  {least:.6}; the same call goes on"

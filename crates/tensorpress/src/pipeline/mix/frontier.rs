@@ -71,7 +71,7 @@ impl Points {
 
     /// What follows a number of attempts.
     pub(super) fn next(&self, attempts: &[Attempt], sharing: &Sharing, late: bool) -> Next {
-        let sizes = self.sizes(sharing);
+        let sizes = sharing.sizes();
         let order = order(sizes.len(), self.judged);
         match order.get(attempts.len()) {
             Some(at) if attempts.is_empty() || !late => Next::Try(sizes[*at]),

@@ -175,18 +175,12 @@ impl Mix {
         matches!(self.aim, Aim::Points(_))
     }
 
-    /// What is seen of all sizes, once those are judged that are to be.
-    pub(super) fn outlook(
-        &self,
-        context: &Context<'_>,
-        sharing: &Sharing,
-        judged: &[Attempt],
-    ) -> Result<Outlook> {
-        let sizes = match &self.aim {
+    /// Sizes of a frontier.
+    fn sizes(&self, sharing: &Sharing) -> Vec<u64> {
+        match &self.aim {
             Aim::Points(points) => points.sizes(sharing),
             Aim::Budget(_) => Vec::new(),
-        };
-        Outlook::of(context, sharing, judged, &sizes)
+        }
     }
 
     /// All that decides what comes of it.

@@ -18,7 +18,7 @@ pub struct Point {
     /// Bits a weight of the matrices that are compressed.
     pub bits_per_weight: f64,
     /// Mean KL divergence from the source that is expected there, in nats a prediction: the sum of what matrices lose,
-    /// corrected by what models lost that were made.
+    /// corrected by what models lost that were made; of those what they lost.
     pub expected: f64,
     /// What a model of this size lost, where one was made.
     pub divergence: Option<f64>,
@@ -91,27 +91,31 @@ const SIZES: usize = 48;
 const BITS: (f64, f64) = (1.5, 9.0);
 
 impl Outlook {
-    /// Of all matrices, none of which is done yet; `judged` are the models that were made. `sizes` are looked at beside those
-    /// that show the curve.
+    /// Of all matrices, none of which is done yet; `judged` are the models that were made.
     pub(in crate::pipeline) fn of(
         context: &Context<'_>,
         sharing: &Sharing,
         judged: &[Attempt],
-        sizes: &[u64],
     ) -> Result<Self> {
         let (weights, fixed) = sharing.scale();
         let table = sharing.table(0)?;
-        let law = Law::of(judged);
-        let point = |bytes: f64, loss: f64| Point {
+        let solve = |bytes: f64| {
+            let budget = (bytes - fixed).max(table.least_cost() as f64) as u64;
+            Lagrange::new().solve(&table, budget)
+        };
+        // What was expected at those sizes before anything was made: what a run chose was after it knew more.
+        let known = judged.iter().map(|it| Ok((solve(it.took as f64)?.error, it.divergence)));
+        let law = Law::of(&known.collect::<Result<Vec<_>>>()?);
+        let point = |bytes: f64, bits: f64, loss: f64| Point {
             bytes: bytes.round() as u64,
-            bits_per_weight: 8.0 * (bytes - fixed) / weights.max(1.0),
+            bits_per_weight: bits / weights.max(1.0),
             expected: law.expected(loss),
             divergence: None,
         };
         let best = |bytes: f64| {
-            let budget = (bytes - fixed).max(table.least_cost() as f64) as u64;
-            let found = Lagrange::new().solve(&table, budget)?;
-            Ok(point(fixed + found.cost as f64, found.error))
+            let found = solve(bytes)?;
+            let bits = sharing.bits_of(&found.choices);
+            Ok(point(fixed + found.cost as f64, bits, found.error))
         };
         let along = (0..SIZES).map(|at| {
             let share = at as f64 / (SIZES - 1) as f64;
@@ -123,20 +127,20 @@ impl Outlook {
         let made = |judged: &Attempt| Point {
             bytes: judged.took,
             bits_per_weight: judged.bits,
-            expected: law.expected(judged.expected),
+            expected: judged.divergence,
             divergence: Some(judged.divergence),
         };
         frontier.extend(judged.iter().map(made));
         frontier.sort_by_key(|point| point.bytes);
-        let asked = sizes.iter().map(|size| {
+        let asked = sharing.sizes().iter().map(|size| {
             let made = judged.iter().find(|judged| judged.bytes == *size).map(made);
             made.map_or_else(|| best(*size as f64), Ok)
         });
         let points = asked.collect::<Result<_>>()?;
         let uniform = (0..context.plan.levels()).filter_map(|level| {
-            let (bytes, loss) = sharing.uniform(level)?;
+            let (bytes, bits, loss) = sharing.uniform(level)?;
             let level = context.plan.method(level).text.clone();
-            Some(Uniform { level, point: point(fixed + bytes, loss) })
+            Some(Uniform { level, point: point(fixed + bytes, bits, loss) })
         });
         Ok(Self { points, frontier, uniform: uniform.collect(), decisions: Vec::new() })
     }
@@ -149,9 +153,10 @@ struct Law {
 }
 
 impl Law {
-    fn of(judged: &[Attempt]) -> Self {
-        let known = judged.iter().filter(|it| it.expected > 0.0 && it.divergence > 0.0);
-        let mut known: Vec<_> = known.map(|it| (it.expected.ln(), it.divergence.ln())).collect();
+    /// Of what was expected, and then judged.
+    fn of(judged: &[(f64, f64)]) -> Self {
+        let known = judged.iter().filter(|(expected, is)| *expected > 0.0 && *is > 0.0);
+        let mut known: Vec<_> = known.map(|(expected, is)| (expected.ln(), is.ln())).collect();
         known.sort_by(|a, b| a.0.total_cmp(&b.0));
         known.dedup_by_key(|pair| pair.0);
         Self { known }
@@ -185,8 +190,7 @@ mod tests {
 
     #[test]
     fn expectations_go_through_what_was_judged() {
-        let judged = |expected, divergence| Attempt { expected, divergence, ..Attempt::default() };
-        let law = Law::of(&[judged(0.1, 0.3), judged(0.01, 0.02), judged(0.0, 1.0)]);
+        let law = Law::of(&[(0.1, 0.3), (0.01, 0.02), (0.0, 1.0)]);
         for (loss, is) in [(0.1, 0.3), (0.01, 0.02), (0.2, 0.6), (0.001, 0.002), (0.0, 0.0)] {
             assert!((law.expected(loss) - is).abs() < 1e-12, "{loss}: {}", law.expected(loss));
         }

@@ -77,6 +77,8 @@ pub(in crate::pipeline) struct Sharing {
     /// What was chosen, of shards that are done and of the one that is worked on.
     decisions: Vec<Decision>,
     pending: Vec<Decision>,
+    /// Sizes of a frontier, by what was known when nothing was done.
+    sizes: Vec<u64>,
 }
 
 impl Together {
@@ -101,7 +103,7 @@ impl Together {
 }
 
 impl Sharing {
-    /// Nothing is spent yet.
+    /// Nothing is spent yet; `size` is what a judgement has found to be the next.
     ///
     /// # Errors
     /// `InvalidArgument` if the budget is less than the least, saying about what that is; if a matrix can have none of the
@@ -110,6 +112,7 @@ impl Sharing {
         context: &mut Context<'_>,
         mix: &Mix,
         work: &Work,
+        size: Option<u64>,
     ) -> Result<Self> {
         let source = context.source;
         let shards = source.blocks() + 1;
@@ -166,8 +169,10 @@ impl Sharing {
             trusted: 0.0,
             decisions: Vec::new(),
             pending: Vec::new(),
+            sizes: Vec::new(),
         };
-        sharing.limit = mix.limit(work, &sharing)?;
+        sharing.sizes = mix.sizes(&sharing);
+        sharing.limit = mix.limit(work, &sharing, size)?;
         sharing.trusted = TRUSTED * sharing.left(0).max(0.0) / shards as f64;
         sharing.check()?;
         Ok(sharing)
@@ -177,6 +182,11 @@ impl Sharing {
     pub(in crate::pipeline) fn scale(&self) -> (f64, f64) {
         let weights: u64 = self.all().map(|unit| unit.weights).sum();
         (weights as f64, self.fixed.iter().sum::<u64>() as f64)
+    }
+
+    /// Sizes of a frontier, ascending.
+    pub(super) fn sizes(&self) -> &[u64] {
+        &self.sizes
     }
 
     /// What this run may take.
@@ -310,22 +320,30 @@ impl Sharing {
         Table::new(units.collect::<Vec<_>>())
     }
 
-    /// Bytes and loss where all matrices have one level; nothing if some cannot, or each has its own step of it.
-    pub(super) fn uniform(&self, level: usize) -> Option<(f64, f64)> {
-        let mut sums = (0.0, 0.0);
+    /// Bits of matrices alone, of one level each.
+    pub(super) fn bits_of(&self, choices: &[usize]) -> f64 {
+        let chosen = self.all().zip(choices).map(|(unit, choice)| unit.offers[*choice].bytes);
+        8.0 * chosen.sum::<u64>() as f64
+    }
+
+    /// Bytes, bits of the matrices alone, and loss where all have one level; nothing if some cannot, or each has its own step
+    /// of it.
+    pub(super) fn uniform(&self, level: usize) -> Option<(f64, f64, f64)> {
+        let mut sums = (0.0, 0.0, 0.0);
         for unit in self.all() {
             let offer = unit.offers.iter().find(|offer| offer.level == level)?;
             if offer.step.is_some() {
                 return None;
             }
-            sums = (sums.0 + self.bytes(offer), sums.1 + offer.loss);
+            let bits = 8.0 * offer.bytes as f64;
+            sums = (sums.0 + self.bytes(offer), sums.1 + bits, sums.2 + offer.loss);
         }
         Some(sums)
     }
 
-    /// What was chosen, once all shards are done, and what it was expected to lose.
-    pub(in crate::pipeline) fn decisions(&self) -> (&[Decision], f64) {
-        (&self.decisions, self.decisions.iter().map(|decision| decision.expected).sum())
+    /// What was chosen, as far as shards are done.
+    pub(in crate::pipeline) fn decisions(&self) -> &[Decision] {
+        &self.decisions
     }
 
     /// Bits a weight of what is done.
