@@ -159,7 +159,7 @@ fn program() -> Outcome<PathBuf> {
         return Ok(PathBuf::from(path));
     }
     execute(&mut cargo(&["build", "--release", "-p", "tensorpress-cli"]))?;
-    Ok(root().join("target/release/tensorpress"))
+    Ok(crate::tools::target().join("release/tensorpress"))
 }
 
 fn judge(model: &str) -> Outcome<Judge> {

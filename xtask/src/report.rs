@@ -1,12 +1,12 @@
-//! `cargo xtask report`: a page of `tensorpress-report` in a browser, light, dark and as narrow as a phone. Pictures of it
-//! lie in target/report; its texts must be there, and its console silent.
+//! `cargo xtask report`: pages of made-up data, of a run of the program and of a curve in a browser, light, dark and as narrow
+//! as a phone. Pictures of them lie in target/report; their texts must be there, and their consoles silent.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Outcome, cargo, execute, root};
+use crate::{Outcome, cargo, execute, tools};
 
-/// What must be on the page once its script has run.
+/// What must be on the page of made-up data once its script has run.
 const TEXTS: [&str; 9] = [
     "<h1>Made-up model of 494 million weights at 4 bits</h1>",
     "262.4 MB",
@@ -20,44 +20,72 @@ const TEXTS: [&str; 9] = [
     "<label class=\"filter\">",
 ];
 
+/// The same of a run of the program, and of a curve.
+const RUN: [&str; 6] = [
+    "<h1>demo</h1>",
+    "mean KL divergence",
+    "best mix, expected",
+    "model.layers.5.mlp.down_proj.weight",
+    "would gain",
+    "--target-bpw 3.5",
+];
+const CURVE: [&str; 4] =
+    ["<h1>demo</h1>", "5 (3 judged)", "made and judged", "tensorpress frontier demo"];
+
 /// Looks at the page from within; a fault goes to the console.
 const PROBE: &str = include_str!("report/probe.js");
 
 /// Chromium's settings, by what a page is asked for with `prefers-color-scheme`.
 const SCHEMES: [(&str, u32); 2] = [("dark", 0), ("light", 1)];
 
-/// Makes the page and checks it.
+/// Makes the pages and checks them.
 pub fn run() -> Outcome {
-    let folder = root().join("target/report");
+    let folder = tools::target().join("report");
     std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let page = folder.join("page.html");
-    execute(&mut made(&page))?;
-    let html = std::fs::read_to_string(&page).map_err(|e| format!("{}: {e}", page.display()))?;
     let browser = Browser::find(&folder)?;
     check_the_check(&browser, &folder)?;
-
-    for (scheme, number) in SCHEMES {
-        // The picture is of the page as it is; the probe changes it.
-        let picture = folder.join(format!("{scheme}.png"));
-        browser.open(&page, number, (1200, 3600), Some(&picture))?.silent(scheme)?;
-        let probed = folder.join(format!("probe-{scheme}.html"));
-        write(&probed, &with_script(&html, &PROBE.replace("SCHEME", scheme))?)?;
-        let seen = browser.open(&probed, number, (1200, 900), None)?;
-        seen.silent(scheme)?;
-        seen.shows(&TEXTS)?;
-        seen.shows(&["data-probed=\"true\""])?;
-    }
+    let page = folder.join("page.html");
+    let made = ["run", "--quiet", "-p", "tensorpress-report", "--example", "page", "--"];
+    execute(cargo(&made).arg(&page))?;
+    let html = look(&browser, &page, "page", &TEXTS)?;
     phone(&browser, &folder, &html)?;
-    println!("{} bytes: {}", html.len(), folder.display());
+
+    let program = tools::target().join("debug/tensorpress");
+    if !program.is_file() {
+        execute(&mut cargo(&["build", "-p", "tensorpress-cli"]))?;
+    }
+    let call = |arguments: &[&str], out: &str| {
+        let mut command = Command::new(&program);
+        command.current_dir(&folder).args(arguments).args(["--max-segments", "24", "--force"]);
+        command.args(["--calib-windows", "8", "--out", out]);
+        command
+    };
+    let report = ["--eval", "--report", "run.html"];
+    execute(call(&["compress", "demo", "--target-bpw", "3.5"], "run").args(report))?;
+    look(&browser, &folder.join("run.html"), "run", &RUN)?;
+    execute(&mut call(&["frontier", "demo", "--points", "5", "--judged", "3"], "curve"))?;
+    look(&browser, &folder.join("curve/report.html"), "curve", &CURVE)?;
+    println!("pictures: {}", folder.display());
     Ok(())
 }
 
-/// What makes the page: its path is the last argument.
-fn made(page: &Path) -> Command {
-    let mut command =
-        cargo(&["run", "--quiet", "-p", "tensorpress-report", "--example", "page", "--"]);
-    command.arg(page);
-    command
+/// Draws a page in light and in dark, and looks at it.
+fn look(browser: &Browser, page: &Path, name: &str, texts: &[&str]) -> Outcome<String> {
+    let html = std::fs::read_to_string(page).map_err(|e| format!("{}: {e}", page.display()))?;
+    let folder = browser.profile.parent().ok_or("no folder")?;
+    for (scheme, number) in SCHEMES {
+        // The picture is of the page as it is; the probe changes it.
+        let picture = folder.join(format!("{name}-{scheme}.png"));
+        browser.open(page, number, (1200, 3600), Some(&picture))?.silent(scheme)?;
+        let probed = folder.join(format!("probe-{name}-{scheme}.html"));
+        write(&probed, &with_script(&html, &PROBE.replace("SCHEME", scheme))?)?;
+        let seen = browser.open(&probed, number, (1200, 900), None)?;
+        seen.silent(scheme)?;
+        seen.shows(texts)?;
+        seen.shows(&["data-probed=\"true\""])?;
+    }
+    println!("{name}: {} bytes", html.len());
+    Ok(html)
 }
 
 /// A window is never as narrow as a phone, but a frame is.
@@ -123,8 +151,13 @@ impl Browser {
             .into_iter()
             .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
             .find(|path| path.is_file());
-        let program =
-            named.or(found).ok_or("no chromium on PATH: install it, or name it by CHROMIUM")?;
+        // Debian's, where it can be had.
+        let debian = || {
+            let installed = tools::programs(&["chromium"], &["chromium"]);
+            installed.then(|| PathBuf::from("chromium"))
+        };
+        let program = named.or(found).or_else(debian);
+        let program = program.ok_or("no chromium on PATH: install it, or name it by CHROMIUM")?;
         Ok(Self { program, profile: folder.join("profile") })
     }
 

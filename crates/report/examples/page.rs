@@ -16,8 +16,11 @@ const KINDS: [(&str, u64, f64); 7] = [
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let path = std::env::args().nth(1).ok_or("usage: page PATH")?;
-    std::fs::write(path, page().html()?)?;
+    let html = page().html()?;
+    match std::env::args().nth(1) {
+        Some(path) => std::fs::write(path, html)?,
+        None => println!("a page of {} bytes: name a file to have it written", html.len()),
+    }
     Ok(())
 }
 

@@ -36,6 +36,7 @@ const CI: &[Step] = &[
     ("features", builds::features),
     ("test", tests::test),
     ("demo", tests::demo),
+    ("report", tests::report),
     ("examples", tests::examples),
     ("benches", tests::benches),
     ("c", doors::c),

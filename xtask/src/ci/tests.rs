@@ -58,6 +58,12 @@ pub fn demo() -> Verdict {
     compress_demo(&mut Command::new(program))
 }
 
+/// Pages in a browser.
+pub fn report() -> Verdict {
+    crate::report::run()?;
+    PASSED
+}
+
 /// README's first command, as it stands there.
 pub fn release() -> Verdict {
     compress_demo(&mut cargo(&["run", "--release", "-p", "tensorpress-cli", "--"]))
