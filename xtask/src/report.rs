@@ -29,8 +29,13 @@ const RUN: [&str; 6] = [
     "would gain",
     "--target-bpw 3.5",
 ];
-const CURVE: [&str; 4] =
-    ["<h1>demo</h1>", "5 (3 judged)", "made and judged", "tensorpress frontier demo"];
+const CURVE: [&str; 5] = [
+    "<h1>demo</h1>",
+    "5 (3 judged)",
+    "made and judged",
+    "one level for all, expected",
+    "tensorpress frontier demo",
+];
 
 /// Looks at the page from within; a fault goes to the console.
 const PROBE: &str = include_str!("report/probe.js");
@@ -63,7 +68,9 @@ pub fn run() -> Outcome {
     let report = ["--eval", "--report", "run.html"];
     execute(call(&["compress", "demo", "--target-bpw", "3.5"], "run").args(report))?;
     look(&browser, &folder.join("run.html"), "run", &RUN)?;
-    execute(&mut call(&["frontier", "demo", "--points", "5", "--judged", "3"], "curve"))?;
+    let levels = "rtn(bits=3, group=64); rtn(bits=4, group=64); rtn(bits=8, group=64)";
+    let along = ["frontier", "demo", "--points", "5", "--judged", "3", "--levels", levels];
+    execute(&mut call(&along, "curve"))?;
     look(&browser, &folder.join("curve/report.html"), "curve", &CURVE)?;
     println!("pictures: {}", folder.display());
     Ok(())

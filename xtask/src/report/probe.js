@@ -48,8 +48,10 @@
       input.value = text;
       input.dispatchEvent(new Event("input"));
     };
-    filter("down_proj .17.");
-    if (rows().length !== 1) fault(`${rows().length} rows for a filter of one`);
+    const last = rows()[all - 1].cells[0].textContent.trim();
+    filter(last.split(".").reverse().join(" "));
+    const found = rows().filter((row) => row.cells[0].textContent.trim() === last).length;
+    if (found !== 1 || (all > 1 && rows().length >= all)) fault(`${rows().length} rows for a filter of ${last}`);
     filter("");
     if (rows().length !== all) fault("rows are lost");
   }
