@@ -11,6 +11,9 @@
 //! | [`Ordered`] | as many units as fit at their best level, in an order | Layer-Wise Quantization |
 //! | [`Evolution`] | the least of any objective, such as the KL divergence of the whole model | EvoPress |
 //!
+//! Around them: [`Curve`] is one search for every budget, [`Exact::least_cost_of`] asks for no more loss than a uniform
+//! setting, [`forms`] makes units, and a [`Stopwatch`] fills in the costs.
+//!
 //! Where errors follow a law, the optimum has a form of its own: [`closed`]. Orders come from [`scores`].
 //!
 //! ```
@@ -29,18 +32,24 @@
 //! ```
 
 pub mod closed;
+mod curve;
 mod evolution;
 mod exact;
+mod forms;
 mod knapsack;
 mod minimax;
 mod ordered;
 pub mod scores;
 mod solver;
+mod stopwatch;
 mod table;
 
+pub use curve::Curve;
 pub use evolution::{Evolution, Round};
 pub use exact::{Exact, Lagrange};
+pub use forms::{Form, forms};
 pub use minimax::Minimax;
 pub use ordered::Ordered;
 pub use solver::{Allocation, Solver};
+pub use stopwatch::Stopwatch;
 pub use table::{Choice, Table, Unit};

@@ -1,33 +1,14 @@
 //! Solvers beside trying everything, and on tables that are hard.
 
+mod common;
+
+use common::{all, tables};
 use proptest::prelude::*;
 use tensorpress_allocate::{
     Choice, Evolution, Exact, Lagrange, Minimax, Ordered, Round, Solver, Table, Unit, closed,
 };
 use tensorpress_tensor::ErrorKind;
 use tensorpress_tensor::linalg::SplitMix;
-
-/// Tables of few units, with levels that cost or lose the same, or are of no use, and errors below 0.
-fn tables() -> impl Strategy<Value = Table> {
-    let choice =
-        (0u64..40, -3i32..30).prop_map(|(cost, error)| Choice::new(cost, f64::from(error)));
-    let unit = prop::collection::vec(choice, 1..5);
-    prop::collection::vec(unit, 0..6).prop_map(|units| {
-        let named = |(at, choices): (usize, Vec<Choice>)| Unit::new(at.to_string(), choices);
-        Table::new(units.into_iter().enumerate().map(named).collect::<Vec<_>>()).unwrap()
-    })
-}
-
-/// All that can be chosen.
-fn all(table: &Table) -> Vec<Vec<usize>> {
-    table.units().iter().fold(vec![Vec::new()], |so_far, unit| {
-        let with = |before: &Vec<usize>, choice| [before.as_slice(), &[choice]].concat();
-        so_far
-            .iter()
-            .flat_map(|before| (0..unit.choices().len()).map(move |choice| with(before, choice)))
-            .collect()
-    })
-}
 
 /// The least of `of` over all that costs no more than `budget`.
 fn least(table: &Table, budget: u64, of: impl Fn(&[usize]) -> f64) -> Option<f64> {
