@@ -10,9 +10,10 @@
 //! | [`Minimax`] | the least largest error | ALDS |
 //! | [`Ordered`] | as many units as fit at their best level, in an order | Layer-Wise Quantization |
 //! | [`Evolution`] | the least of any objective, such as the KL divergence of the whole model | EvoPress |
+//! | [`Programme`] | the least sum of errors under linear rules ("at least two experts at 3 bits") | MC-MoE |
 //!
 //! Around them: [`Curve`] is one search for every budget, [`Exact::least_cost_of`] asks for no more loss than a uniform
-//! setting, [`forms`] makes units, and a [`Stopwatch`] fills in the costs.
+//! setting, [`forms`] and [`Significance`] make units and tables, and a [`Stopwatch`] fills in the costs.
 //!
 //! Where errors follow a law, the optimum has a form of its own: [`closed`]. Orders come from [`scores`].
 //!
@@ -38,7 +39,9 @@ mod exact;
 mod forms;
 mod knapsack;
 mod minimax;
+mod moe;
 mod ordered;
+mod programme;
 pub mod scores;
 mod solver;
 mod stopwatch;
@@ -49,7 +52,9 @@ pub use evolution::{Evolution, Round};
 pub use exact::{Exact, Lagrange};
 pub use forms::{Form, forms};
 pub use minimax::Minimax;
+pub use moe::Significance;
 pub use ordered::Ordered;
+pub use programme::{Programme, Rule};
 pub use solver::{Allocation, Solver};
 pub use stopwatch::Stopwatch;
 pub use table::{Choice, Table, Unit};
