@@ -15,6 +15,13 @@
 //! Around them: [`Curve`] is one search for every budget, [`Exact::least_cost_of`] asks for no more loss than a uniform
 //! setting, [`forms`] and [`Significance`] make units and tables, and a [`Stopwatch`] fills in the costs.
 //!
+//! Where choices meet their neighbours, or are no table, there are programmes of their own:
+//!
+//! | programme | chooses | of |
+//! |---|---|---|
+//! | [`depth`] | activations, merged convolutions and kernels of a chain | Depth Compression, LayerMerge |
+//! | [`token_rates`] | tokens that each layer prunes and merges | DiffRate |
+//!
 //! Where errors follow a law, the optimum has a form of its own: [`closed`]. Orders come from [`scores`].
 //!
 //! ```
@@ -34,6 +41,7 @@
 
 pub mod closed;
 mod curve;
+pub mod depth;
 mod evolution;
 mod exact;
 mod forms;
@@ -41,11 +49,13 @@ mod knapsack;
 mod minimax;
 mod moe;
 mod ordered;
+mod paths;
 mod programme;
 pub mod scores;
 mod solver;
 mod stopwatch;
 mod table;
+mod token_rates;
 
 pub use curve::Curve;
 pub use evolution::{Evolution, Round};
@@ -58,3 +68,4 @@ pub use programme::{Programme, Rule};
 pub use solver::{Allocation, Solver};
 pub use stopwatch::Stopwatch;
 pub use table::{Choice, Table, Unit};
+pub use token_rates::{Kept, Tokens, token_rates};
