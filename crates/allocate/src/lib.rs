@@ -20,6 +20,7 @@
 //! | programme | chooses | of |
 //! |---|---|---|
 //! | [`depth`] | activations, merged convolutions and kernels of a chain | Depth Compression, LayerMerge |
+//! | [`width`] | channels by densities, and whole architectures | PreCropping, SynFlow, Compressor |
 //! | [`token_rates`] | tokens that each layer prunes and merges | DiffRate |
 //!
 //! Where errors follow a law, the optimum has a form of its own: [`closed`]. Orders come from [`scores`].
@@ -56,6 +57,7 @@ mod solver;
 mod stopwatch;
 mod table;
 mod token_rates;
+pub mod width;
 
 pub use curve::Curve;
 pub use evolution::{Evolution, Round};
