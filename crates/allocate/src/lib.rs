@@ -22,6 +22,7 @@
 //! | [`depth`] | activations, merged convolutions and kernels of a chain | Depth Compression, LayerMerge |
 //! | [`width`] | channels by densities, and whole architectures | PreCropping, SynFlow, Compressor |
 //! | [`token_rates`] | tokens that each layer prunes and merges | DiffRate |
+//! | [`PrimalDual`] | counts whose loss and cost are any smooth functions | UVC |
 //!
 //! Where errors follow a law, the optimum has a form of its own: [`closed`]. Orders come from [`scores`].
 //!
@@ -51,7 +52,9 @@ mod minimax;
 mod moe;
 mod ordered;
 mod paths;
+mod primal_dual;
 mod programme;
+mod rounding;
 pub mod scores;
 mod solver;
 mod stopwatch;
@@ -66,6 +69,7 @@ pub use forms::{Form, forms};
 pub use minimax::Minimax;
 pub use moe::Significance;
 pub use ordered::Ordered;
+pub use primal_dual::{Counted, Counts, PrimalDual};
 pub use programme::{Programme, Rule};
 pub use solver::{Allocation, Solver};
 pub use stopwatch::Stopwatch;
