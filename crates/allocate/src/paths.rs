@@ -164,10 +164,11 @@ impl Graph<'_> {
         let limit = known.loss + price * budget as f64 + 1e-12 * most * self.leaving.len() as f64;
         let mut states: Vec<Vec<State>> = vec![Vec::new(); self.leaving.len()];
         states[0].push(State { cost: 0, loss: 0.0, edge: u32::MAX, parent: u32::MAX });
-        let mut kept = 0;
+        let mut kept = 1;
         for node in 0..self.leaving.len() {
             let mut here = std::mem::take(&mut states[node]);
             here.sort_by(|a, b| a.cost.cmp(&b.cost).then(a.loss.total_cmp(&b.loss)));
+            kept -= here.len();
             let mut least = f64::INFINITY;
             here.retain(|state| {
                 let better = state.loss < least;
@@ -181,6 +182,7 @@ impl Graph<'_> {
                 else {
                     continue;
                 };
+                let before = states[edge.to].len();
                 states[edge.to].extend(here.iter().enumerate().filter_map(|(parent, state)| {
                     let (cost, loss) = (state.cost + edge.cost, state.loss + edge.loss);
                     let possible =
@@ -192,7 +194,8 @@ impl Graph<'_> {
                         parent: parent as u32,
                     })
                 }));
-                if kept + states[edge.to].len() > STATES {
+                kept += states[edge.to].len() - before;
+                if kept > STATES {
                     return Err(Error::unsupported(
                         "costs have too little in common: round them to a coarser measure",
                     ));

@@ -46,20 +46,19 @@ fn slope(
     of: &dyn Fn(&[f64]) -> Result<f64>,
 ) -> Result<Vec<f64>> {
     let mut at = counts.to_vec();
-    let mut slopes = Vec::with_capacity(counts.len());
-    for (unit, (low, high)) in bounds.iter().enumerate() {
-        let step = 1e-6 * (high - low) as f64;
-        let here = at[unit];
-        let ends = [(here - step).max(*low as f64), (here + step).min(*high as f64)];
-        at[unit] = ends[1];
-        let above = of(&at)?;
-        at[unit] = ends[0];
-        let below = of(&at)?;
+    let slope = |((low, high), unit): (&(u64, u64), usize)| {
+        let (low, high, here) = (*low as f64, *high as f64, at[unit]);
+        let step = 1e-6 * (high - low);
+        let mut of = |count: f64| {
+            at[unit] = count;
+            of(&at)
+        };
+        let (below, above) = ((here - step).max(low), (here + step).min(high));
+        let rise = of(above)? - of(below)?;
         at[unit] = here;
-        let run = ends[1] - ends[0];
-        slopes.push(if run > 0.0 { (above - below) / run } else { 0.0 });
-    }
-    Ok(slopes)
+        Ok(if above > below { rise / (above - below) } else { 0.0 })
+    };
+    bounds.iter().zip(0..counts.len()).map(slope).collect()
 }
 
 /// What [`PrimalDual`] found.

@@ -79,6 +79,44 @@ proptest! {
     }
 }
 
+/// Costs of 10¹² that differ in their last digits: what a tolerance of 10⁻⁹ would let pass is a thousand too much.
+#[test]
+fn no_tolerance_lets_a_budget_pass() {
+    let mut random = SplitMix::new(9);
+    let mut solved = 0;
+    for _ in 0..300 {
+        let units = 2 + random.next_u64() % 5;
+        let mut choice = |level: u64| {
+            let cost = 1_000_000_000_000 * (level + 1) + random.next_u64() % 50;
+            Choice::new(cost, (random.next_u64() % 40) as f64)
+        };
+        let mut unit = |at: u64| Unit::new(at.to_string(), [0, 1, 2].map(&mut choice));
+        let table = Table::new((0..units).map(&mut unit).collect::<Vec<_>>()).unwrap();
+        // One below what an allocation costs.
+        let aim: Vec<usize> = (0..units).map(|_| (random.next_u64() % 3) as usize).collect();
+        let budget = table.cost(&aim) - 1;
+        let Ok(exact) = Exact::new().solve(&table, budget) else { continue };
+        // Anything but the exact solver's optimum, so that it is no hint.
+        let cut = exact.choices.iter().enumerate().map(|(unit, level)| (unit, *level, 1));
+        let rule = Rule::at_most(units as i64 - 1, cut.collect::<Vec<_>>());
+        let within = |choices: &Vec<usize>| table.cost(choices) <= budget && rule.holds(choices);
+        let kept = common::all(&table).into_iter().filter(within);
+        let best = kept.map(|choices| table.error(&choices)).min_by(f64::total_cmp);
+        match Programme::new().with_rule(rule.clone()).solve(&table, budget) {
+            Ok(found) => {
+                assert!(within(&found.choices));
+                assert_eq!(Some(found.error), best);
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+                assert_eq!(best, None, "{error}");
+            }
+        }
+        solved += 1;
+    }
+    assert!(solved > 280);
+}
+
 fn model(units: usize, levels: u32, seed: u64) -> Table {
     let mut random = SplitMix::new(seed);
     let mut unit = |at: usize| {
