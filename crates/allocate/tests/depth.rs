@@ -92,6 +92,17 @@ proptest! {
             Ok(depth) => {
                 prop_assert_eq!(Some(depth.importance), best);
                 let layers = latency.layers();
+                // The activations that are said to stay are worth what is said.
+                let on = |at: usize| usize::from(at == 0 || depth.activations.contains(&at));
+                let inner: Vec<usize> = depth.activations.iter().copied().filter(|at| *at < layers).collect();
+                let around = |cuts: &Vec<usize>| inner.iter().all(|at| cuts.contains(at));
+                let worth = |cuts: Vec<usize>| {
+                    let of = |(a, b): (usize, usize)| Some(importance.get(a, b)?[on(a)][on(b)]);
+                    parts(layers, &cuts).into_iter().map(of).sum::<Option<f64>>()
+                };
+                let sets = subsets(0, layers).into_iter().filter(around);
+                let worth = sets.filter_map(worth).max_by(f64::total_cmp);
+                prop_assert_eq!(worth, Some(depth.importance));
                 prop_assert!(depth.activations.iter().all(|at| depth.merges.contains(at)));
                 prop_assert_eq!(depth.merges.last(), Some(&layers));
                 let cuts = &depth.merges[..depth.merges.len() - 1];
