@@ -84,16 +84,35 @@ impl Solver for Programme {
         table.check_budget(budget)?;
         self.check(table)?;
         let model = Model::new(table, budget, self)?;
+        // Where the optimum without rules keeps them, only its proof is left.
+        let free = Exact::new().solve(table, budget)?;
+        let known = match self.keeps(table, &free.choices, budget) {
+            true => Some(free.choices),
+            false => prices::search(self, table, budget)?,
+        };
+        match (self.branch(table, budget, &model, known.as_deref()), known) {
+            // Whatever became of the branches, this keeps the rules.
+            (Err(_), Some(known)) => {
+                let bound = free.bound.unwrap_or(f64::NEG_INFINITY);
+                Ok(Allocation::new(table, known).with_bound(bound))
+            }
+            (found, _) => found,
+        }
+    }
+}
+
+impl Programme {
+    fn branch(
+        &self,
+        table: &Table,
+        budget: u64,
+        model: &Model,
+        known: Option<&[usize]>,
+    ) -> Result<Allocation> {
         let mut options = SolveOptions::default();
         options.node_limit = Some(self.nodes);
         options.int_tol = 1e-9;
-        // Where the optimum without rules keeps them, only its proof is left.
-        let free = Exact::new().solve(table, budget)?.choices;
-        let known = match self.keeps(table, &free, budget) {
-            true => Some(free),
-            false => prices::search(self, table, budget)?,
-        };
-        options.warm_start = known.map(|choices| model.hint(&choices));
+        options.warm_start = known.map(|choices| model.hint(choices));
         let mut outcome = model.problem.solve_with(options).map_err(explain)?;
         for _ in 0..CUTS {
             let SolveOutcome::Solution(solution) = outcome else {

@@ -39,13 +39,8 @@ pub(super) fn search(
             let sign = match rule.relation {
                 Relation::AtLeast => -1.0,
                 Relation::AtMost => 1.0,
-                Relation::Exactly if price.sign == 0.0 => {
-                    if above > 0 {
-                        1.0
-                    } else {
-                        -1.0
-                    }
-                }
+                // To the side of it where the free optimum is.
+                Relation::Exactly if price.sign == 0.0 => 1.0f64.copysign(above as f64),
                 Relation::Exactly => price.sign,
             };
             price.sign = sign;
