@@ -54,7 +54,6 @@ mod ordered;
 mod paths;
 mod primal_dual;
 mod programme;
-mod rounding;
 pub mod scores;
 mod solver;
 mod stopwatch;
