@@ -149,7 +149,9 @@ pub(crate) fn solve(
     // What is worse by more cannot win; a little more, as sums are rounded.
     let gap = known - bound + 1e-12 * scale;
     let reduced = |items: &[Item]| -> Vec<f64> {
-        let paid: Vec<f64> = items.iter().map(|item| item.value + price * item.weight).collect();
+        // Above the lightest, as a price times all of a large weight has no digits left.
+        let paid = |item: &Item| item.value + price * (item.weight - items[0].weight);
+        let paid: Vec<f64> = items.iter().map(paid).collect();
         let least = paid.iter().copied().fold(f64::INFINITY, f64::min);
         paid.iter().map(|paid| paid - least).collect()
     };

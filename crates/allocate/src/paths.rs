@@ -51,23 +51,32 @@ pub(crate) fn best(nodes: usize, edges: &[Edge], budget: u64) -> Result<Vec<usiz
         return Err(Error::invalid("costs add up to more than 2^53"));
     }
     let light = graph.behind(
-        |edge, (cost, loss): (u64, f64)| (edge.cost + cost, edge.loss + loss),
+        |edge, (cost, loss): (u64, f64)| (edge.cost.saturating_add(cost), edge.loss + loss),
         |a, b| a < b,
     );
     let Some(((least, _), _)) = light.first().copied().flatten() else {
         return Err(Error::invalid("no choice leads from the first layer to the last"));
     };
     check_least(least, budget)?;
-    let known = graph.path(&light);
+    let cheapest = graph.path(&light).edges;
+    // From here on costs are what a path takes above the cheapest, as a price times all of a large cost has no digits left.
+    // (What no path from the first node meets may have any cost: sums are saturating.)
+    let above = |edge: &Edge| match (light[edge.from], light[edge.to]) {
+        (Some(((from, _), _)), Some(((to, _), _))) => {
+            Edge { cost: edge.cost.saturating_add(to).saturating_sub(from), ..*edge }
+        }
+        _ => *edge,
+    };
+    let edges: Vec<Edge> = edges.iter().map(above).collect();
+    let (graph, budget) = (Graph { edges: &edges, leaving: graph.leaving }, budget - least);
+    let known = graph.walk(cheapest);
     // The best of all, if it fits.
     let free = graph.path(&graph.priced(0.0));
     if free.cost <= budget {
         return Ok(free.edges);
     }
-    let lightest: Vec<Option<u64>> =
-        light.iter().map(|behind| behind.map(|((cost, _), _)| cost)).collect();
     let (known, price) = graph.relax(known, free, budget);
-    graph.search(budget, &lightest, known, price)
+    graph.search(budget, known, price)
 }
 
 /// For each node the best that can be behind it, and the edge that leads there.
@@ -99,23 +108,27 @@ impl Graph<'_> {
     /// With every unit of cost paid for at a price; the cheaper of equals.
     fn priced(&self, price: f64) -> Behind<(f64, u64)> {
         self.behind(
-            |edge, (sum, cost)| (edge.loss + price * edge.cost as f64 + sum, edge.cost + cost),
+            |edge, (sum, cost)| {
+                (edge.loss + price * edge.cost as f64 + sum, edge.cost.saturating_add(cost))
+            },
             |a, b| a < b,
         )
     }
 
     fn path<T: Copy>(&self, behind: &Behind<T>) -> Path {
-        let mut path = Path { edges: Vec::new(), cost: 0, loss: 0.0 };
-        let mut node = 0;
+        let (mut edges, mut node) = (Vec::new(), 0);
         while node + 1 < behind.len() {
             let Some((_, at)) = behind[node] else { break };
-            let edge = &self.edges[at];
-            path.edges.push(at);
-            path.cost += edge.cost;
-            path.loss += edge.loss;
-            node = edge.to;
+            edges.push(at);
+            node = self.edges[at].to;
         }
-        path
+        self.walk(edges)
+    }
+
+    fn walk(&self, edges: Vec<usize>) -> Path {
+        let cost = edges.iter().map(|at| self.edges[*at].cost).sum();
+        let loss = edges.iter().map(|at| self.edges[*at].loss).sum();
+        Path { edges, cost, loss }
     }
 
     /// The best path that fits of those that a price finds, and the price at which it was found, from one path that fits and
@@ -144,13 +157,7 @@ impl Graph<'_> {
     }
 
     /// All partial paths that no other to the same node beats in both, and that could still beat the best that is known.
-    fn search(
-        &self,
-        budget: u64,
-        lightest: &[Option<u64>],
-        known: Path,
-        price: f64,
-    ) -> Result<Vec<usize>> {
+    fn search(&self, budget: u64, known: Path, price: f64) -> Result<Vec<usize>> {
         #[derive(Clone, Copy)]
         struct State {
             cost: u64,
@@ -178,15 +185,11 @@ impl Graph<'_> {
             kept += here.len();
             for at in &self.leaving[node] {
                 let edge = &self.edges[*at];
-                let (Some(light), Some(((rest, _), _))) = (lightest[edge.to], behind[edge.to])
-                else {
-                    continue;
-                };
+                let Some(((rest, _), _)) = behind[edge.to] else { continue };
                 let before = states[edge.to].len();
                 states[edge.to].extend(here.iter().enumerate().filter_map(|(parent, state)| {
                     let (cost, loss) = (state.cost + edge.cost, state.loss + edge.loss);
-                    let possible =
-                        cost + light <= budget && loss + price * cost as f64 + rest <= limit;
+                    let possible = cost <= budget && loss + price * cost as f64 + rest <= limit;
                     possible.then_some(State {
                         cost,
                         loss,

@@ -138,13 +138,19 @@ proptest! {
     #[test]
     fn merged_layers_are_the_best_of_all(
         kernels in (1usize..6).prop_flat_map(|layers| {
-            let kernel = (1usize..6, 0u64..20, -20i32..10);
-            let kernel = kernel.prop_map(|(width, time, of)| Kernel::new(width, time, f64::from(of)));
+            let kernel = (1usize..6, 0u64..20, -2000i32..1000);
+            let kernel = kernel.prop_map(|(width, time, of)| Kernel::new(width, time, f64::from(of) / 1024.0));
             spans(layers, prop::collection::vec(kernel, 0..4))
         }),
         budget in 0u64..60,
+        base in prop_oneof![Just(0u64), Just(300_000_000_000_000u64)],
     ) {
         let layers = kernels.layers();
+        // As much again for every layer, beside which latencies are nothing.
+        let (budget, kernels) = (budget + base * layers as u64, Spans::new(layers, |from, to| {
+            let dearer = |kernel: &Kernel| Kernel::new(kernel.width, kernel.latency + base * (to - from) as u64, kernel.importance);
+            Some(kernels.get(from, to)?.iter().map(dearer).collect::<Vec<_>>())
+        }).unwrap());
         let mut best: Option<f64> = None;
         for cuts in subsets(0, layers) {
             // All kernels of all parts, one part after another.
@@ -256,6 +262,16 @@ fn bad_input_is_refused() {
     assert!(layer_merge(&torn, 9).is_ok(), "the span of both");
     let torn = Spans::new(2, |_, to| (to == 1).then(|| vec![Kernel::new(3, 1, 0.0)])).unwrap();
     assert_eq!(layer_merge(&torn, 9).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    // What no way meets may cost anything.
+    let aside = |from: usize, to: usize| match (from, to) {
+        (0, 4) => {
+            Some(vec![Kernel::new(3, 7, 0.0), Kernel::new(3, 9, 1.0), Kernel::new(3, 8, 0.5)])
+        }
+        (0, _) => None,
+        _ => Some(vec![Kernel::new(1, u64::MAX, 0.0)]),
+    };
+    let aside = Spans::new(4, aside).unwrap();
+    assert_eq!(layer_merge(&aside, 8).unwrap()[0].kernel.latency, 8);
     let nan = Spans::new(1, |_, _| Some(vec![Kernel::new(3, 1, f64::NAN)])).unwrap();
     assert_eq!(layer_merge(&nan, 9).unwrap_err().kind(), ErrorKind::Numerical);
     assert_eq!(Spans::new(5000, |_, _| Some(())).unwrap_err().kind(), ErrorKind::InvalidArgument);

@@ -60,6 +60,23 @@ proptest! {
         }
     }
 
+    /// Costs so large that what they differ in is beyond the digits of a price times a cost, and errors close together.
+    #[test]
+    fn large_costs_hide_no_optimum(
+        units in prop::collection::vec(prop::collection::vec((0u64..40, 0u32..4000), 2..5), 1..6),
+        budget in 0u64..160,
+    ) {
+        let made = |base: u64| {
+            let choice = |(cost, error): &(u64, u32)| Choice::new(base + cost, 1.0 + f64::from(*error) / 4096.0);
+            let unit = |of: &Vec<(u64, u32)>| Unit::new("", of.iter().map(choice).collect::<Vec<_>>());
+            Table::new(units.iter().map(unit).collect::<Vec<_>>()).unwrap()
+        };
+        let (small, base) = (made(0), 1u64 << 49);
+        let best = least(&small, budget, |choices| small.error(choices));
+        let found = Exact::new().solve(&made(base), budget + base * units.len() as u64);
+        prop_assert_eq!(found.ok().map(|found| found.error), best);
+    }
+
     #[test]
     fn minimax_is_the_least_largest_error(table in tables(), budget in 0u64..160) {
         let largest = |choices: &[usize]| {
