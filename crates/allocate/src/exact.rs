@@ -59,6 +59,24 @@ impl Exact {
         let (chosen, _) = knapsack::solve(&units, limit, &relaxed, self.states);
         Ok(allocation(table, &units, &chosen))
     }
+
+    /// The least cost at which nothing more is lost than by a reference, [`Table::uniform`] as a rule: L-GreCo's question. It
+    /// never costs more than the reference.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` unless the reference has one level a unit of this table.
+    pub fn least_cost_of(&self, table: &Table, reference: &Allocation) -> Result<Allocation> {
+        let choices = &reference.choices;
+        let known = |(unit, choice): (&crate::Unit, &usize)| *choice < unit.choices().len();
+        let units = table.units();
+        if choices.len() != units.len() || !units.iter().zip(choices).all(known) {
+            return Err(Error::shape("the reference is no allocation of this table"));
+        }
+        // With few partial choices kept the search may end above the reference.
+        let reference = Allocation::new(table, choices.clone());
+        let found = self.least_cost(table, reference.error)?;
+        Ok(if found.cost > reference.cost { reference } else { found })
+    }
 }
 
 impl Solver for Exact {
@@ -101,7 +119,7 @@ fn relaxed(table: &Table, budget: u64) -> Result<(Vec<Vec<Item>>, f64, Relaxed)>
     Ok((units, budget as f64, relaxed))
 }
 
-fn items(table: &Table, of: impl Fn(&Choice) -> (f64, f64)) -> Vec<Vec<Item>> {
+pub(crate) fn items(table: &Table, of: impl Fn(&Choice) -> (f64, f64)) -> Vec<Vec<Item>> {
     let item = |(index, choice): (usize, &Choice)| {
         let (weight, value) = of(choice);
         Item { weight, value, index }

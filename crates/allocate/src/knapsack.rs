@@ -49,17 +49,17 @@ pub(crate) struct Relaxed {
     pub(crate) bound: f64,
 }
 
-/// Steps along the hulls, the steepest first, until the next does not fit; then whatever still does.
-///
-/// Without fractions the steps up to there are the optimum for what they weigh, and with a fraction of the next they are
-/// that of all mixtures: the bound. `limit` is at least the weight of the lightest items.
-pub(crate) fn relax(units: &[Vec<Item>], limit: f64) -> Relaxed {
-    struct Step {
-        unit: usize,
-        to: usize,
-        weight: f64,
-        value: f64,
-    }
+/// From one item of a unit's hull to the next.
+pub(crate) struct Step {
+    pub(crate) unit: usize,
+    /// Place among the undominated items.
+    pub(crate) to: usize,
+    weight: f64,
+    value: f64,
+}
+
+/// All steps along the hulls, the steepest first.
+pub(crate) fn steps(units: &[Vec<Item>]) -> Vec<Step> {
     let mut steps = Vec::new();
     for (unit, items) in units.iter().enumerate() {
         steps.extend(hull(items).windows(2).map(|pair| Step {
@@ -71,6 +71,15 @@ pub(crate) fn relax(units: &[Vec<Item>], limit: f64) -> Relaxed {
     }
     // Steps of a unit are ever less steep, so that they keep their order.
     steps.sort_by(|a, b| (b.value / b.weight).total_cmp(&(a.value / a.weight)));
+    steps
+}
+
+/// Steps along the hulls, the steepest first, until the next does not fit; then whatever still does.
+///
+/// Without fractions the steps up to there are the optimum for what they weigh, and with a fraction of the next they are
+/// that of all mixtures: the bound. `limit` is at least the weight of the lightest items.
+pub(crate) fn relax(units: &[Vec<Item>], limit: f64) -> Relaxed {
+    let steps = steps(units);
     let mut chosen = vec![0; units.len()];
     let mut weight: f64 = units.iter().map(|items| items[0].weight).sum();
     let mut value: f64 = units.iter().map(|items| items[0].value).sum();
@@ -140,7 +149,9 @@ pub(crate) fn solve(
     // What is worse by more cannot win; a little more, as sums are rounded.
     let gap = known - bound + 1e-12 * scale;
     let reduced = |items: &[Item]| -> Vec<f64> {
-        let paid: Vec<f64> = items.iter().map(|item| item.value + price * item.weight).collect();
+        // Above the lightest, as a price times all of a large weight has no digits left.
+        let paid = |item: &Item| item.value + price * (item.weight - items[0].weight);
+        let paid: Vec<f64> = items.iter().map(paid).collect();
         let least = paid.iter().copied().fold(f64::INFINITY, f64::min);
         paid.iter().map(|paid| paid - least).collect()
     };

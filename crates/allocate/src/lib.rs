@@ -10,6 +10,19 @@
 //! | [`Minimax`] | the least largest error | ALDS |
 //! | [`Ordered`] | as many units as fit at their best level, in an order | Layer-Wise Quantization |
 //! | [`Evolution`] | the least of any objective, such as the KL divergence of the whole model | EvoPress |
+//! | [`Programme`] | the least sum of errors under linear rules ("at least two experts at 3 bits") | MC-MoE |
+//!
+//! Around them: [`Curve`] is one search for every budget, [`Exact::least_cost_of`] asks for no more loss than a uniform
+//! setting, [`forms`] and [`Significance`] make units and tables, and a [`Stopwatch`] fills in the costs.
+//!
+//! Where choices meet their neighbours, or are no table, there are programmes of their own:
+//!
+//! | programme | chooses | of |
+//! |---|---|---|
+//! | [`depth`] | activations, merged convolutions and kernels of a chain | Depth Compression, LayerMerge |
+//! | [`width`] | channels by densities, and whole architectures | PreCropping, SynFlow, Compressor |
+//! | [`token_rates`] | tokens that each layer prunes and merges | DiffRate |
+//! | [`PrimalDual`] | counts whose loss and cost are any smooth functions | UVC |
 //!
 //! Where errors follow a law, the optimum has a form of its own: [`closed`]. Orders come from [`scores`].
 //!
@@ -29,18 +42,35 @@
 //! ```
 
 pub mod closed;
+mod curve;
+pub mod depth;
 mod evolution;
 mod exact;
+mod forms;
 mod knapsack;
 mod minimax;
+mod moe;
 mod ordered;
+mod paths;
+mod primal_dual;
+mod programme;
 pub mod scores;
 mod solver;
+mod stopwatch;
 mod table;
+mod token_rates;
+pub mod width;
 
+pub use curve::Curve;
 pub use evolution::{Evolution, Round};
 pub use exact::{Exact, Lagrange};
+pub use forms::{Form, forms};
 pub use minimax::Minimax;
+pub use moe::Significance;
 pub use ordered::Ordered;
+pub use primal_dual::{Counted, Counts, PrimalDual};
+pub use programme::{Programme, Rule};
 pub use solver::{Allocation, Solver};
+pub use stopwatch::Stopwatch;
 pub use table::{Choice, Table, Unit};
+pub use token_rates::{Kept, Tokens, token_rates};

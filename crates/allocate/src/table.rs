@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use tensorpress_tensor::{Error, Result};
 
+use crate::Allocation;
+use crate::knapsack::{Item, undominated};
+
 /// One level of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -47,6 +50,19 @@ impl Unit {
         &self.choices
     }
 
+    /// The levels that no other beats in both cost and error, by rising cost, as their places among all: the Pareto front. Of
+    /// equals the first.
+    #[must_use]
+    pub fn pareto(&self) -> Vec<usize> {
+        let item = |(index, choice): (usize, &Choice)| Item {
+            weight: choice.cost as f64,
+            value: choice.error,
+            index,
+        };
+        let front = undominated(self.choices.iter().enumerate().map(item).collect());
+        front.iter().map(|item| item.index).collect()
+    }
+
     /// Cost of the cheapest level.
     #[must_use]
     pub fn least_cost(&self) -> u64 {
@@ -62,7 +78,7 @@ pub struct Table {
 }
 
 /// Costs are added in f64, which holds whole numbers up to here.
-const MOST: u64 = 1 << 53;
+pub(crate) const MOST: u64 = 1 << 53;
 
 impl Table {
     /// A table of these units.
@@ -126,12 +142,30 @@ impl Table {
 
     /// `InvalidArgument`, with what is possible, if nothing fits into a budget.
     pub(crate) fn check_budget(&self, budget: u64) -> Result<()> {
-        let least = self.least_cost();
-        if budget >= least {
-            return Ok(());
-        }
-        Err(Error::invalid(format!("a budget of {budget} is too small: the least is {least}")))
+        check_least(self.least_cost(), budget)
     }
+
+    /// The same level for every unit, as its place among the levels: the setting without any sharing out, which others are
+    /// measured by.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming the unit, where one has no such level.
+    pub fn uniform(&self, level: usize) -> Result<Allocation> {
+        match self.units.iter().find(|unit| unit.choices.len() <= level) {
+            Some(unit) => {
+                Err(Error::invalid(format!("has no level {level}")).in_tensor(&unit.name))
+            }
+            None => Ok(Allocation::new(self, vec![level; self.units.len()])),
+        }
+    }
+}
+
+/// `InvalidArgument`, with what is possible, if even the least costs more than a budget.
+pub(crate) fn check_least(least: u64, budget: u64) -> Result<()> {
+    if budget >= least {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("a budget of {budget} is too small: the least is {least}")))
 }
 
 impl TryFrom<Vec<Unit>> for Table {

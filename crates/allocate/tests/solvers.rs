@@ -1,33 +1,14 @@
 //! Solvers beside trying everything, and on tables that are hard.
 
+mod common;
+
+use common::{all, tables};
 use proptest::prelude::*;
 use tensorpress_allocate::{
     Choice, Evolution, Exact, Lagrange, Minimax, Ordered, Round, Solver, Table, Unit, closed,
 };
 use tensorpress_tensor::ErrorKind;
 use tensorpress_tensor::linalg::SplitMix;
-
-/// Tables of few units, with levels that cost or lose the same, or are of no use, and errors below 0.
-fn tables() -> impl Strategy<Value = Table> {
-    let choice =
-        (0u64..40, -3i32..30).prop_map(|(cost, error)| Choice::new(cost, f64::from(error)));
-    let unit = prop::collection::vec(choice, 1..5);
-    prop::collection::vec(unit, 0..6).prop_map(|units| {
-        let named = |(at, choices): (usize, Vec<Choice>)| Unit::new(at.to_string(), choices);
-        Table::new(units.into_iter().enumerate().map(named).collect::<Vec<_>>()).unwrap()
-    })
-}
-
-/// All that can be chosen.
-fn all(table: &Table) -> Vec<Vec<usize>> {
-    table.units().iter().fold(vec![Vec::new()], |so_far, unit| {
-        let with = |before: &Vec<usize>, choice| [before.as_slice(), &[choice]].concat();
-        so_far
-            .iter()
-            .flat_map(|before| (0..unit.choices().len()).map(move |choice| with(before, choice)))
-            .collect()
-    })
-}
 
 /// The least of `of` over all that costs no more than `budget`.
 fn least(table: &Table, budget: u64, of: impl Fn(&[usize]) -> f64) -> Option<f64> {
@@ -77,6 +58,23 @@ proptest! {
                 prop_assert_eq!(best, None);
             }
         }
+    }
+
+    /// Costs so large that what they differ in is beyond the digits of a price times a cost, and errors close together.
+    #[test]
+    fn large_costs_hide_no_optimum(
+        units in prop::collection::vec(prop::collection::vec((0u64..40, 0u32..4000), 2..5), 1..6),
+        budget in 0u64..160,
+    ) {
+        let made = |base: u64| {
+            let choice = |(cost, error): &(u64, u32)| Choice::new(base + cost, 1.0 + f64::from(*error) / 4096.0);
+            let unit = |of: &Vec<(u64, u32)>| Unit::new("", of.iter().map(choice).collect::<Vec<_>>());
+            Table::new(units.iter().map(unit).collect::<Vec<_>>()).unwrap()
+        };
+        let (small, base) = (made(0), 1u64 << 49);
+        let best = least(&small, budget, |choices| small.error(choices));
+        let found = Exact::new().solve(&made(base), budget + base * units.len() as u64);
+        prop_assert_eq!(found.ok().map(|found| found.error), best);
     }
 
     #[test]
