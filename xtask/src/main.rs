@@ -2,7 +2,7 @@
 //! `tables`, `wrap` (lines of docs), `made-checkpoint [experts] DIR`, `made-moe DIR`, `memory [DIR]`, `faults [ONE_IN]`,
 //! `interop [PEER ...]` (official readers of others' formats, fetched from PyPI, accept what we write), `peers [WORD ...]` (the
 //! speed of ggml beside ours), `ablation MODEL [WORD ...]` (what the best recipe owes to each of its parts), `methods MODEL`
-//! (each of them), `embeddings MODEL` (whole files), `report` (a page in a browser, light and dark) and `rivals MODEL [TYPE ...]` (types of
+//! (each of them), `mixes MODEL` (targets beside one level for all), `embeddings MODEL` (whole files), `report` (a page in a browser, light and dark) and `rivals MODEL [TYPE ...]` (types of
 //! GGUF, as ggml fills them and as we do).
 
 mod api;
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         ["interop", peers @ ..] => interop::run(peers),
         ["ablation", model, only @ ..] => quality::ablation(model, only),
         ["embeddings", model] => quality::embeddings(model),
+        ["mixes", model] => quality::mixes(model),
         ["methods", model] => quality::methods(model),
         ["peers", words @ ..] => peers::run(words),
         ["report"] => report::run(),
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | peers [WORD ...] | ablation MODEL [WORD ...] | methods MODEL | embeddings MODEL | report | rivals MODEL [TYPE ...]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | peers [WORD ...] | ablation MODEL [WORD ...] | methods MODEL | mixes MODEL | embeddings MODEL | report | rivals MODEL [TYPE ...]\n{}",
             ci::names()
         )),
     };

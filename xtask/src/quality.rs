@@ -1,6 +1,7 @@
 //! What the best recipe owes to each of its parts, and how it stands beside the types of GGUF, on real models.
 
 mod lists;
+mod mixes;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use crate::{Outcome, cargo, execute, root, shared};
 use lists::{LINES, Line, METHODS, TYPES};
+pub use mixes::mixes;
 
 /// A model, what it is calibrated on and judged by.
 #[derive(Clone)]
