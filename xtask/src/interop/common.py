@@ -37,7 +37,15 @@ def run(*command):
 
 def convert(model, target, out, *more):
     """Converts a model; the notes of the report."""
-    said = run(PROGRAM, "convert", model, "--to", target, "--out", out, "--force", *more)[1]
+    return notes(run(PROGRAM, "convert", model, "--to", target, "--out", out, "--force", *more)[1])
+
+
+def compress(model, out, *more):
+    """Compresses a model; the notes of the report."""
+    return notes(run(PROGRAM, "compress", model, "--out", out, "--force", *more)[1])
+
+
+def notes(said):
     return [line.removeprefix("note: ") for line in said.splitlines() if line.startswith("note: ")]
 
 

@@ -1,10 +1,13 @@
 """llama.cpp loads a GGUF of every type, decodes what we decode, and computes what we compute."""
 import collections, pathlib
 import numpy as np
-from common import MODELS, WORK, Skipped, convert, fetch, our_logits, relative, run, same_bits, version
+from common import MODELS, WORK, Skipped, compress, convert, fetch, our_logits, relative, run, same_bits, version
 
 TYPES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
          "IQ3_XXS", "IQ3_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0"]
+# What a budget makes of a model: three types in one file.
+MIXED = "mixed"
+LEVELS = "; ".join(f"rtn(bits={bits}, group=32, symmetric=true)" for bits in (4, 5, 8))
 WITH_IMATRIX = ["IQ2_XS", "IQ2_XXS", "IQ1_S"]
 TEXTS = ["Once upon a time there was a little girl", "The dog saw a big red ball", "One day Tom and his mom"]
 NEW = 24
@@ -86,7 +89,10 @@ def check(table, model, ty, matrix):
     """One type of one model."""
     quantised, folder, plain = WORK / "quantised.gguf", WORK / "decoded", WORK / "decoded.gguf"
     target = f"gguf({ty})" if ty else "gguf"
-    notes = convert(model, target, quantised, *(["--imatrix", matrix] if ty in WITH_IMATRIX else []))
+    if ty == MIXED:
+        notes = compress(model, quantised, "--format", "gguf", "--target-bpw", 6, "--levels", LEVELS)
+    else:
+        notes = convert(model, target, quantised, *(["--imatrix", matrix] if ty in WITH_IMATRIX else []))
     # Which of the values we see in the file are those that ggml sees, under its names: as a file of floats.
     convert(quantised, "safetensors", folder, "--dtype", "f32")
     convert(folder, "gguf", plain)
@@ -140,7 +146,7 @@ def main(table, experts):
         title = f"{model.name}: {version('xllamacpp')} (llama.cpp), {version('gguf')}"
         columns = ["type", "matrices of blocks", "decoded by `gguf`", "logits, in floats", "logits", "its own from its floats"]
         table.head(title, *columns, "tokens alike", "lead", "its own lead")
-        for ty in [None, *TYPES]:
+        for ty in [None, *TYPES, MIXED]:
             try:
                 check(table, model, ty, matrix)
             except RuntimeError as error:
