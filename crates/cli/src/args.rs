@@ -241,7 +241,7 @@ pub(crate) struct Choice {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "OUT/report.html is a page with the curve. OUT/frontier.json has bytes_before, points: [{bytes, bits_per_weight, expected, divergence}] (divergence where a \
+    after_help = "OUT/report.html is a page with the curve, OUT/curve.svg its plot alone. OUT/frontier.json has bytes_before, points: [{bytes, bits_per_weight, expected, divergence}] (divergence where a \
                         model was made and judged), notes, outlook: the curve at other sizes, and one level for all.\nWith --json: \
                         the same, with seconds and peak_rss_bytes"
 )]

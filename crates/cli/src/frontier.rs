@@ -4,7 +4,6 @@ use serde::Serialize;
 use tensorpress::pipeline::{
     Compressor, Frontier, Mix, Outlook, Point, Points, Target, partial_of,
 };
-use tensorpress::tensor::checkpoint::write_atomically;
 use tensorpress::{Error, Result};
 
 use crate::args::Frontier as Args;
@@ -75,12 +74,13 @@ fn write(args: &Args, frontier: &Frontier) -> Result<()> {
     let curve = Curve { bytes_before: *bytes_before, points, notes, outlook };
     let text = serde_json::to_vec_pretty(&curve).expect("a curve is JSON");
     std::fs::create_dir_all(out).map_err(|e| Error::io("make the folder", out, e))?;
-    page::write(frontier.page(&args.model), &out.join("report.html"))?;
-    let path = out.join(FILE);
-    write_atomically(&path, &mut |file| {
-        use std::io::Write as _;
-        file.write_all(&text).map_err(|e| Error::io("write the curve", &path, e))
-    })
+    let page = frontier.page(&args.model);
+    let plot = page.curve.as_ref().and_then(|curve| curve.svg().ok().flatten());
+    page::write(page, &out.join("report.html"))?;
+    if let Some(svg) = plot {
+        page::write_file(svg.as_bytes(), &out.join("curve.svg"))?;
+    }
+    page::write_file(&text, &out.join(FILE))
 }
 
 fn show(args: &Args, frontier: &Frontier) -> Outcome {

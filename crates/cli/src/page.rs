@@ -23,8 +23,13 @@ pub(crate) fn check(path: &Path, force: bool) -> Result<()> {
 pub(crate) fn write(page: Page, path: &Path) -> Result<()> {
     let html = page.with_command(command()).html();
     let html = html.map_err(|e| Error::invalid(format!("the page: {e}")).in_file(path))?;
+    write_file(html.as_bytes(), path)
+}
+
+/// Writes a file, whole or not at all.
+pub(crate) fn write_file(bytes: &[u8], path: &Path) -> Result<()> {
     write_atomically(path, &mut |file| {
-        file.write_all(html.as_bytes()).map_err(|e| Error::io("write the page", path, e))
+        file.write_all(bytes).map_err(|e| Error::io("write the file", path, e))
     })
 }
 

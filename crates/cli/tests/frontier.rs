@@ -34,6 +34,8 @@ fn a_curve_is_the_same_after_kills() {
     assert_eq!(curve["points"].as_array().map(Vec::len), Some(5));
     let page = std::fs::read_to_string(whole.join("report.html")).expect("a page");
     assert!(page.contains("tensorpress frontier demo") && page.contains("3 judged"));
+    let plot = std::fs::read_to_string(whole.join("curve.svg")).expect("a plot");
+    assert!(plot.starts_with("<svg"), "{}", &plot[..80]);
     let expected = contents(&whole);
     std::fs::remove_dir_all(&whole).expect("removed");
     let start = || along(&whole);

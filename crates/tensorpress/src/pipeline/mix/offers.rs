@@ -18,6 +18,34 @@ pub(super) struct Offer {
     pub(super) loss: f64,
 }
 
+/// Matrices that get one level together, as a rule one.
+pub(super) struct Together {
+    pub(super) names: Vec<String>,
+    pub(super) weights: u64,
+    pub(super) offers: Vec<Offer>,
+}
+
+impl Together {
+    /// Takes another matrix in: what is left are the levels that both can have.
+    pub(super) fn join(&mut self, name: String, weights: u64, offers: &[Offer]) -> Result<()> {
+        self.offers.retain_mut(|offer| {
+            let Some(other) = offers.iter().find(|other| other.level == offer.level) else {
+                return false;
+            };
+            offer.bytes += other.bytes;
+            offer.loss += other.loss;
+            true
+        });
+        if self.offers.is_empty() {
+            let message = "can have no level that those can have with which it is one tensor";
+            return Err(Error::invalid(message).in_tensor(name));
+        }
+        self.weights += weights;
+        self.names.push(name);
+        Ok(())
+    }
+}
+
 /// Steps are stored in eighths of an octave: finer ones are none.
 const APART: i32 = OCTAVE / 8;
 

@@ -10,7 +10,7 @@ use tensorpress_tensor::{Error, Result};
 use super::super::Context;
 use super::super::folder::Work;
 use super::super::state::Unit;
-use super::offers::{Offer, loose, offers};
+use super::offers::{Offer, Together, loose, offers};
 use super::{Decision, Mix, Outline};
 
 /// What is chosen for a matrix.
@@ -20,13 +20,6 @@ pub(in crate::pipeline) struct Chosen {
     pub(in crate::pipeline) level: usize,
     /// log2 of its step.
     pub(in crate::pipeline) step: Option<f64>,
-}
-
-/// Matrices that get one level together, as a rule one.
-struct Together {
-    names: Vec<String>,
-    weights: u64,
-    offers: Vec<Offer>,
 }
 
 /// Bytes of the header of a shard that are no tensor's, and of one tensor in it beside its name; of a compressed matrix in
@@ -79,27 +72,6 @@ pub(in crate::pipeline) struct Sharing {
     pending: Vec<Decision>,
     /// Sizes of a frontier, by what was known when nothing was done.
     sizes: Vec<u64>,
-}
-
-impl Together {
-    /// Takes another matrix in: what is left are the levels that both can have.
-    fn join(&mut self, name: String, weights: u64, offers: &[Offer]) -> Result<()> {
-        self.offers.retain_mut(|offer| {
-            let Some(other) = offers.iter().find(|other| other.level == offer.level) else {
-                return false;
-            };
-            offer.bytes += other.bytes;
-            offer.loss += other.loss;
-            true
-        });
-        if self.offers.is_empty() {
-            let message = "can have no level that those can have with which it is one tensor";
-            return Err(Error::invalid(message).in_tensor(name));
-        }
-        self.weights += weights;
-        self.names.push(name);
-        Ok(())
-    }
 }
 
 impl Sharing {
