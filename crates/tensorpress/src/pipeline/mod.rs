@@ -382,10 +382,10 @@ impl<'a> Compressor<'a> {
             return Err(Error::exists("exists already").in_file(out));
         }
         let (notes, mut work, done) = self.make(source, out)?;
-        let outlook = done.outlook.unwrap_or_default();
+        let mut outlook = done.outlook.unwrap_or_default();
         let frontier = Frontier {
             bytes_before: source.checkpoint().file_bytes(),
-            points: outlook.points.clone(),
+            points: std::mem::take(&mut outlook.points),
             notes: notes.into_iter().chain(done.notes).collect(),
             seconds: begun.elapsed().as_secs_f64(),
             peak_rss_bytes: peak_rss_bytes(),

@@ -54,7 +54,8 @@ pub struct Decision {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Outlook {
-    /// The sizes that were asked for, of a frontier.
+    /// The sizes that were asked for, of a frontier; a [`Frontier`](crate::pipeline::Frontier) has them itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub points: Vec<Point>,
     /// The best mixes, by size; those that were made and judged among them.
     pub frontier: Vec<Point>,
