@@ -43,11 +43,20 @@ const PROBE: &str = include_str!("report/probe.js");
 /// Chromium's settings, by what a page is asked for with `prefers-color-scheme`.
 const SCHEMES: [(&str, u32); 2] = [("dark", 0), ("light", 1)];
 
-/// Makes the pages and checks them.
+/// Makes the pages and checks them; a failure where there is no browser.
 pub fn run() -> Outcome {
+    execute(&mut cargo(&["build", "-p", "tensorpress-cli"]))?;
+    match checked()? {
+        true => Ok(()),
+        false => Err("no chromium, and none to be had: install it, or name it by CHROMIUM".into()),
+    }
+}
+
+/// The same, or that there is no browser, and none to be had.
+pub fn checked() -> Outcome<bool> {
     let folder = tools::target().join("report");
     std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let browser = Browser::find(&folder)?;
+    let Some(browser) = Browser::find(&folder) else { return Ok(false) };
     check_the_check(&browser, &folder)?;
     let page = folder.join("page.html");
     let made = ["run", "--quiet", "-p", "tensorpress-report", "--example", "page", "--"];
@@ -73,7 +82,7 @@ pub fn run() -> Outcome {
     execute(&mut call(&along, "curve"))?;
     look(&browser, &folder.join("curve/report.html"), "curve", &CURVE)?;
     println!("pictures: {}", folder.display());
-    Ok(())
+    Ok(true)
 }
 
 /// Draws a page in light and in dark, and looks at it.
@@ -150,7 +159,7 @@ struct Seen {
 }
 
 impl Browser {
-    fn find(folder: &Path) -> Outcome<Self> {
+    fn find(folder: &Path) -> Option<Self> {
         let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
         let folders: Vec<PathBuf> =
             std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
@@ -163,9 +172,8 @@ impl Browser {
             let installed = tools::programs(&["chromium"], &["chromium"]);
             installed.then(|| PathBuf::from("chromium"))
         };
-        let program = named.or(found).or_else(debian);
-        let program = program.ok_or("no chromium on PATH: install it, or name it by CHROMIUM")?;
-        Ok(Self { program, profile: folder.join("profile") })
+        let program = named.or(found).or_else(debian)?;
+        Some(Self { program, profile: folder.join("profile") })
     }
 
     /// Opens a page without a window, and draws it if there is a path for that.
@@ -179,6 +187,7 @@ impl Browser {
         let mut command = Command::new(&self.program);
         command
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"])
+            .args(["--disable-dev-shm-usage"])
             .args(["--no-first-run", "--disable-background-networking", "--disable-sync"])
             .args(["--disable-component-update", "--disable-quic", "--dump-dom"])
             // Lines of the console come among those of the log.

@@ -33,6 +33,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         None => Points::new(args.points).with_judged(args.judged),
         Some(sizes) => Points::of(sizes.clone()),
     };
+    check(args)?;
     let mix = with_choice(Mix::along(points), &args.choice)?;
     let opened = open(&args.model, args.base.as_deref())?;
     let text = calibration::read(&args.calibration, &opened)?;
@@ -67,7 +68,24 @@ fn judged(args: &Args, opened: &Opened) -> Outcome<Vec<Vec<u32>>> {
     segments("--eval", args.eval.as_ref(), bos, args.limits, opened)
 }
 
-/// Writes the folder, the curve last: it comes whole or not at all.
+/// That the folder may be written, which is better said before the work. One without a curve is none yet: its last run was
+/// stopped as it wrote.
+fn check(args: &Args) -> Result<()> {
+    let out = args.out.as_path();
+    if !args.force && out.join(FILE).exists() {
+        return Err(Error::exists("exists already").in_file(out));
+    }
+    let there = std::fs::symlink_metadata(out).ok();
+    if there.is_some_and(|found| !found.is_dir()) {
+        return Err(Error::invalid("is in the way: it is no folder").in_file(out));
+    }
+    if out.join("config.json").exists() {
+        return Err(Error::invalid("holds a model; write elsewhere").in_file(out));
+    }
+    Ok(())
+}
+
+/// Writes the folder, the curve last: the folder is done when that is there.
 fn write(args: &Args, frontier: &Frontier) -> Result<()> {
     let out = args.out.as_path();
     let Frontier { bytes_before, points, notes, outlook, .. } = frontier;

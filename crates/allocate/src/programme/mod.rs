@@ -96,6 +96,11 @@ impl Solver for Programme {
                 let bound = free.bound.unwrap_or(f64::NEG_INFINITY);
                 Ok(Allocation::new(table, known).with_bound(bound))
             }
+            // Few nodes may end with less than was known.
+            (Ok(found), Some(known)) if table.error(&known) < found.error => {
+                let bound = found.bound.unwrap_or(f64::NEG_INFINITY);
+                Ok(Allocation::new(table, known).with_bound(bound))
+            }
             (found, _) => found,
         }
     }

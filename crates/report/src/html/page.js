@@ -14,7 +14,7 @@
     return way * (a - b);
   };
   const words = new Intl.Collator(undefined, { numeric: true });
-  
+
   const sort = (head, column) => {
     const way = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     const numeric = head.classList.contains("n");

@@ -263,13 +263,38 @@ impl Work {
         &self.state.attempts
     }
 
-    /// Notes one; unless it is the result, its shards are to be made again.
-    pub(super) fn tried(&mut self, attempt: Attempt, settled: bool) -> Result<()> {
+    /// Notes one; unless it is the result, its shards are to be made again, of the size that is next if that is known.
+    pub(super) fn tried(
+        &mut self,
+        attempt: Attempt,
+        settled: bool,
+        size: Option<u64>,
+    ) -> Result<()> {
         self.state.attempts.push(attempt);
         self.state.settled = settled;
+        self.state.size = size;
         if !settled {
             self.state.units.clear();
         }
+        self.write()
+    }
+
+    /// What a judgement has said of the size that is being made.
+    pub(super) fn size(&self) -> Option<u64> {
+        self.state.size
+    }
+
+    /// What there is to say of what was found.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.state.notes
+    }
+
+    /// Notes what there is to say, once.
+    pub(super) fn say(&mut self, note: String) -> Result<()> {
+        if self.state.notes.contains(&note) {
+            return Ok(());
+        }
+        self.state.notes.push(note);
         self.write()
     }
 
@@ -344,7 +369,6 @@ impl Work {
     }
 
     /// Removes the folder, whose result has its name elsewhere.
-    #[cfg(feature = "formats")]
     pub(super) fn discard(&mut self) -> Result<()> {
         clear(&self.folder)?;
         drop(self.lock.take().filter(|_| cfg!(windows)));
@@ -422,6 +446,8 @@ fn fresh(folder: &Path, identity: Identity) -> Result<State> {
         measured: BTreeMap::new(),
         attempts: Vec::new(),
         settled: false,
+        size: None,
+        notes: Vec::new(),
         units: Vec::new(),
         copied: Vec::new(),
     };

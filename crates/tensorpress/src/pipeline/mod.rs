@@ -147,7 +147,9 @@ impl Context<'_> {
     /// A shard, with what its matrices take in the result.
     fn sized(&self, mut unit: Unit, shard: &Path) -> Result<Unit> {
         if self.outline.is_some() {
-            let nodes = shard::nodes(shard, &self.registry)?;
+            let mut nodes = shard::nodes(shard, &self.registry)?;
+            // What was compressed already, and stays, is counted with the rest of the file.
+            nodes.retain(|(name, _)| self.plan.index(name).is_some());
             let sizes = nodes.iter().map(|(name, node)| self.length_of(&**node).in_tensor(name));
             unit.in_file = Some(sizes.sum::<Result<u64>>()?);
         }
@@ -362,9 +364,10 @@ impl<'a> Compressor<'a> {
 
     /// The curve of [`Mix::along`]: what `source` loses by size, of which the sizes say some are made and judged. Work lies
     /// in `out.partial`, and the same call takes it up again; at its end `publish` is called, and what was made is removed.
+    /// `out` itself is what `publish` makes of it: until that has succeeded, the same call ends with it again.
     ///
     /// # Errors
-    /// `Exists` if `out` is there and is not to be replaced, or `out.partial` belongs to other work; `InvalidArgument` for a
+    /// `Exists` if `out.partial` belongs to other work; `InvalidArgument` for a
     /// budget or a recipe in place of sizes; otherwise as [`Compressor::run`], and those of `publish`.
     pub fn frontier(
         mut self,
@@ -378,8 +381,8 @@ impl<'a> Compressor<'a> {
         }
         let decoded = self.decoded(source)?;
         let source = decoded.as_ref().unwrap_or(source);
-        if !self.force && std::fs::symlink_metadata(out).is_ok() {
-            return Err(Error::exists("exists already").in_file(out));
+        if out.file_name().is_none() {
+            return Err(Error::invalid("is no name for a folder").in_file(out));
         }
         let (notes, mut work, done) = self.make(source, out)?;
         let mut outlook = done.outlook.unwrap_or_default();

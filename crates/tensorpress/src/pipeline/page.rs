@@ -48,7 +48,8 @@ impl Report {
             .map(|layer| (layer.name.as_str(), layer.storage.bytes()))
             .collect();
         let unit = |layer: &super::LayerReport| {
-            let bytes = compressed.get(layer.name.as_str()).copied().unwrap_or_default();
+            let stored = compressed.get(layer.name.as_str()).or(self.floats.get(&layer.name));
+            let bytes = stored.copied().unwrap_or_default();
             let mut unit = Unit::new(&layer.name, &layer.method, layer.bits_per_weight, bytes);
             if let Some(error) = layer.error {
                 unit = unit.with_relative_error(error);

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,10 @@ pub struct Report {
     /// What a mix chose among.
     #[serde(skip)]
     pub outlook: Option<Outlook>,
+    /// Bytes of layers that the result holds as floats.
+    #[serde(skip)]
+    #[cfg_attr(not(feature = "report"), allow(dead_code))]
+    pub(super) floats: BTreeMap<String, u64>,
     /// What the result is made of.
     #[serde(skip)]
     pub bill: Bill,
@@ -94,7 +99,7 @@ pub struct Report {
 pub struct Frontier {
     /// Length of the weight files of the source.
     pub bytes_before: u64,
-    /// The sizes that were asked for, ascending.
+    /// The sizes that were asked for, ascending; those that were made say what they took.
     pub points: Vec<Point>,
     /// What there is to say of the model.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -117,12 +122,15 @@ impl Report {
         resumed_units: usize,
     ) -> Self {
         // Another format may store the same codes in other bytes, or floats.
+        let mut stored_as_floats = BTreeMap::new();
         for layer in &mut layers {
             let (name, stored) = (&layer.name, written.checkpoint());
             let compressed = bill.layers.iter().find(|compressed| compressed.name == *name);
             let floats = || {
                 let weights = stored.shape(name)?.iter().product::<usize>();
-                Some(8.0 * stored.stored_bytes(name)? as f64 / weights.max(1) as f64)
+                let bytes = stored.stored_bytes(name)?;
+                stored_as_floats.insert(name.clone(), bytes);
+                Some(8.0 * bytes as f64 / weights.max(1) as f64)
             };
             if let Some(bits) = compressed.map(|layer| layer.bits_per_weight).or_else(floats) {
                 layer.bits_per_weight = bits;
@@ -140,6 +148,7 @@ impl Report {
             #[cfg(feature = "formats")]
             converted: Vec::new(),
             outlook: None,
+            floats: stored_as_floats,
             bill,
             resumed_blocks: resumed_units.saturating_sub(1),
         }

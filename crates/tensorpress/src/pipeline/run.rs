@@ -69,7 +69,6 @@ impl Compressor<'_> {
             seed: self.seed,
             cancel,
         };
-        let mut notes = Vec::new();
         let mix = self.mix.take();
         // What was made may be made again, where a size is looked for.
         let complete = work.is_complete() && (self.judged_on.is_none() || work.is_settled());
@@ -77,49 +76,49 @@ impl Compressor<'_> {
             let found = backward::find(&context, &samples, work, &mut |event| self.tell(event))?;
             match found {
                 Usable::Yes(found) => context.supplied = found,
-                Usable::No(reason) => notes.push(reason),
+                Usable::No(reason) => work.say(reason)?,
             }
         }
         if !complete {
             share::find(&context, &samples, work, &mut |event| self.tell(event))?;
         }
         if let Some(mix) = mix.as_ref().filter(|_| !complete) {
-            notes.extend(mix.note(source)?);
+            mix.note(source)?.into_iter().try_for_each(|note| work.say(note))?;
             mix.measure(&context, &samples, work, &mut |event| self.tell(event))?;
         }
         let resumed = work.units().len();
         self.tell(Event::Begun { blocks: source.blocks(), resumed: resumed.saturating_sub(1) });
         let config = if plain { source.raw_config().clone() } else { finish::config(source)? };
         let judged_on = self.judged_on.take();
-        let (mut kept, mut size) = (None, None);
         let mut outlook = None;
         loop {
             let mut sharing = match &mix {
-                Some(mix) => Some(Sharing::new(&mut context, mix, work, size)?),
+                Some(mix) => Some(Sharing::new(&mut context, mix, work)?),
                 None => None,
             };
             if let (Some(sharing), None) = (&sharing, &outlook) {
                 outlook = Some(Outlook::of(&context, sharing, &[])?);
             }
             self.shards(&mut context, &samples, sharing.as_mut(), work)?;
-            if let (Some(sharing), Some(outlook)) = (&sharing, &mut outlook) {
-                outlook.decisions = sharing.decisions().to_vec();
+            for note in sharing.iter().flat_map(Sharing::notes) {
+                work.say(note.clone())?;
             }
-            kept = kept.or(sharing.as_ref().and_then(Sharing::note));
             finish::assemble(work, source, out, &config)?;
             let Some((mix, sharing)) = mix.as_ref().zip(sharing) else { break };
             let Some(segments) = judged_on.as_deref() else { break };
-            size = mix.judge(&context, segments, &sharing, work, &mut |event| self.tell(event))?;
-            if size.is_none() {
+            if mix.judge(&context, segments, &sharing, work, &mut |event| self.tell(event))? {
                 break;
             }
         }
-        notes.extend(kept);
-        if let (Some(mix), Some(found), false) = (&mix, &mut outlook, work.attempts().is_empty()) {
-            let sharing = Sharing::new(&mut context, mix, work, None)?;
-            let decisions = std::mem::take(&mut found.decisions);
-            *found = Outlook { decisions, ..Outlook::of(&context, &sharing, work.attempts())? };
+        if let (Some(mix), false) = (&mix, work.attempts().is_empty()) {
+            let sharing = Sharing::new(&mut context, mix, work)?;
+            outlook = Some(Outlook::of(&context, &sharing, work.attempts())?);
         }
+        if let Some(outlook) = &mut outlook {
+            outlook.decisions =
+                work.units().iter().flat_map(|unit| unit.decisions.clone()).collect();
+        }
+        let notes = work.notes().to_vec();
         let layers = work.units().iter().flat_map(|unit| unit.layers.clone()).collect();
         let blocks = rewritten.map(|rewritten| rewritten.blocks.clone()).unwrap_or_default();
         Ok(Done { notes, layers, blocks, resumed, registry: context.registry, outlook })

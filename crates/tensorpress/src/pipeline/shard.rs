@@ -62,6 +62,7 @@ impl Written {
             bytes: self.bytes,
             layers,
             in_file: None,
+            decisions: Vec::new(),
             #[cfg(feature = "formats")]
             converted: Vec::new(),
         }

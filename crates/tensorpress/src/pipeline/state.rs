@@ -11,7 +11,7 @@ use tensorpress_tensor::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::calibration::Samples;
-use super::mix::{Attempt, Measured};
+use super::mix::{Attempt, Decision, Measured};
 use super::report::LayerReport;
 
 /// Name of the state file.
@@ -127,6 +127,9 @@ pub(super) struct Unit {
     /// What its matrices take in the file that the result becomes, where that is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) in_file: Option<u64>,
+    /// What was chosen for them, within a budget.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) decisions: Vec<Decision>,
     /// Of a conversion.
     #[cfg(feature = "formats")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -173,6 +176,12 @@ pub(super) struct State {
     /// The last of them is the result.
     #[serde(default)]
     pub(super) settled: bool,
+    /// Bytes that the one which is being made is allowed, once a judgement has said that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) size: Option<u64>,
+    /// What there is to say of what was found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) notes: Vec<String>,
     pub(super) units: Vec<Unit>,
     /// Files of the model that go along as they are, once that is known.
     #[serde(default)]
@@ -217,7 +226,9 @@ fn hash_supplied(supplied: &dyn Supplied) -> Result<String> {
 
 fn hash_source(source: &Source) -> Result<String> {
     let checkpoint = source.checkpoint();
-    let full = checkpoint.file_bytes() <= FULL;
+    // As they are read: a view of others may be longer than these.
+    let lengths = checkpoint.names().filter_map(|name| checkpoint.stored_bytes(name));
+    let full = lengths.sum::<u64>() <= FULL;
     let mut hash = Xxh3::new();
     hash.update(source.raw_config().to_string().as_bytes());
     for name in checkpoint.names() {

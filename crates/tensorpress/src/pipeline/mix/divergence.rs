@@ -79,8 +79,9 @@ fn next(attempts: &[Attempt], limit: f64, (weights, fixed): (f64, f64), late: bo
     }
     let best = attempts.iter().filter(keeps).min_by_key(|attempt| attempt.bytes);
     let end = || match best {
-        Some(best) if best.bytes == last.bytes => Next::Done,
-        Some(best) => Next::Try(best.bytes),
+        Some(best) if best.bytes == last.bytes && keeps(&last) => Next::Done,
+        Some(best) if attempts.len() < RUNS + 2 => Next::Try(best.bytes),
+        Some(_) => Next::Beyond,
         None => Next::Beyond,
     };
     if attempts.len() >= RUNS || late {
@@ -109,34 +110,25 @@ fn next(attempts: &[Attempt], limit: f64, (weights, fixed): (f64, f64), late: bo
 }
 
 impl Mix {
-    /// What the run that is next may take; `chosen` if a judgement has said that.
-    pub(super) fn limit(
-        &self,
-        work: &Work,
-        sharing: &Sharing,
-        chosen: Option<u64>,
-    ) -> Result<Limit> {
-        let budget = match &self.aim {
-            Aim::Budget(budget) => *budget,
-            Aim::Points(_) => Budget::Divergence(0.0),
-        };
-        match budget {
-            Budget::FileBytes(bytes) => Ok(Limit::Bytes(bytes)),
-            Budget::BitsPerWeight(bits) => Ok(Limit::Bits(bits)),
-            Budget::Divergence(_) => {
-                let last = || work.attempts().last().map_or(0, |last| last.bytes);
-                Ok(Limit::About(match chosen {
-                    Some(bytes) => bytes,
-                    // What was settled before is not asked for again.
-                    None if work.is_settled() => last(),
-                    None => match self.next(work.attempts(), sharing, false) {
-                        Next::Try(bytes) => bytes,
-                        Next::Done => last(),
-                        Next::Beyond => return Err(self.beyond(work.attempts(), false)),
-                    },
-                }))
-            }
+    /// What the run that is next may take.
+    pub(super) fn limit(&self, work: &Work, sharing: &Sharing) -> Result<Limit> {
+        match self.aim {
+            Aim::Budget(Budget::FileBytes(bytes)) => return Ok(Limit::Bytes(bytes)),
+            Aim::Budget(Budget::BitsPerWeight(bits)) => return Ok(Limit::Bits(bits)),
+            Aim::Budget(Budget::Divergence(_)) | Aim::Points(_) => {}
         }
+        let last = || work.attempts().last().map_or(0, |last| last.bytes);
+        Ok(Limit::About(match work.size() {
+            // What was settled before is not asked for again.
+            _ if work.is_settled() => last(),
+            // Shards that are made already are of it, whatever the clock said then.
+            Some(bytes) => bytes,
+            None => match self.next(work.attempts(), sharing, false) {
+                Next::Try(bytes) => bytes,
+                Next::Done => last(),
+                Next::Beyond => return Err(self.beyond(work.attempts(), false)),
+            },
+        }))
     }
 
     /// What follows a number of attempts, where time is over or not.
@@ -148,8 +140,7 @@ impl Mix {
         }
     }
 
-    /// Judges what is made, and notes it. If it is not what was asked for, all shards are to be made again, of the size that
-    /// it gives.
+    /// Judges what is made, and notes it. Whether it is what was asked for: if not, all shards are to be made again.
     ///
     /// # Errors
     /// `InvalidArgument` where no run keeps the limit; those of reading what was made.
@@ -160,10 +151,10 @@ impl Mix {
         sharing: &Sharing,
         work: &mut Work,
         tell: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Option<u64>> {
-        let Limit::About(bytes) = sharing.limit() else { return Ok(None) };
+    ) -> Result<bool> {
+        let Limit::About(bytes) = sharing.limit() else { return Ok(true) };
         if work.is_settled() {
-            return Ok(None);
+            return Ok(true);
         }
         context.check_cancelled()?;
         let made = Source::open_any(work.folder(), &context.registry)?;
@@ -180,19 +171,22 @@ impl Mix {
         drop(made);
         let late = self.is_late();
         let next = self.next(&attempts, sharing, late);
-        work.tried(attempt, next == Next::Done)?;
+        let size = match next {
+            Next::Try(bytes) => Some(bytes),
+            Next::Done | Next::Beyond => None,
+        };
+        work.tried(attempt, next == Next::Done, size)?;
         match next {
-            Next::Done => Ok(None),
-            Next::Try(bytes) => Ok(Some(bytes)),
+            Next::Done => Ok(true),
+            Next::Try(_) => Ok(false),
             Next::Beyond => Err(self.beyond(&attempts, late)),
         }
     }
 
     fn beyond(&self, attempts: &[Attempt], late: bool) -> Error {
         let least = attempts.iter().map(|a| a.divergence).fold(f64::INFINITY, f64::min);
-        let limit = match self.aim {
-            Aim::Budget(Budget::Divergence(limit)) => limit,
-            _ => f64::NAN,
+        let Aim::Budget(Budget::Divergence(limit)) = self.aim else {
+            return Error::invalid("no size is left to be looked at");
         };
         if attempts.len() < RUNS && late {
             return Error::interrupted(format!(
@@ -246,6 +240,14 @@ mod tests {
         assert!(end == Next::Done && last.divergence <= 0.05 && attempts.len() <= RUNS + 1);
         let least = attempts.iter().filter(|a| a.divergence <= 0.05).map(|a| a.bytes).min();
         assert_eq!(Some(last.bytes), least);
+        // Where time is over: the best is made again, unless it is there; and what was made again is no better than it is.
+        let made = |bytes, divergence| Attempt { bytes, divergence, ..Attempt::default() };
+        let (large, small) = (made(90_000_000, 0.03), made(70_000_000, 0.06));
+        let late = |attempts: &[Attempt]| next(attempts, 0.05, (1e8, 5e6), true);
+        assert_eq!(late(&[large]), Next::Done);
+        assert_eq!(late(&[small]), Next::Beyond);
+        assert_eq!(late(&[large, small]), Next::Try(large.bytes));
+        assert_eq!(late(&[large, small, made(large.bytes, 0.06)]), Next::Try(large.bytes));
         let (attempts, end) = search(0.05, |_| 0.06);
         assert!(end == Next::Beyond && attempts.len() == RUNS);
     }

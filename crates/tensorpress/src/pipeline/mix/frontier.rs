@@ -24,7 +24,8 @@ impl Points {
         Self { sizes: Vec::new(), count: count.max(1), judged: 6 }
     }
 
-    /// These sizes: bytes of all files that hold weights. All are judged.
+    /// These sizes: bytes of all files that hold weights; one that is out of reach is the nearest that is not. All are judged,
+    /// unless [`Points::with_judged`] says otherwise.
     #[must_use]
     pub fn of(sizes: impl Into<Vec<u64>>) -> Self {
         let mut sizes = sizes.into();
@@ -50,15 +51,21 @@ impl Points {
         self.count == 0
     }
 
-    /// The sizes, ascending.
-    pub(super) fn sizes(&self, sharing: &Sharing) -> Vec<u64> {
-        if !self.sizes.is_empty() {
-            return self.sizes.clone();
-        }
+    /// The sizes, ascending, and what there is to say of those out of reach.
+    pub(super) fn sizes(&self, sharing: &Sharing) -> (Vec<u64>, Option<String>) {
         let (weights, fixed) = sharing.scale();
-        let least = 8.0 * sharing.least(0) / weights.max(1.0);
-        let most = 8.0 * sharing.most() / weights.max(1.0);
-        let low = BITS.0.max(1.002 * least);
+        let (least, most) = (1.002 * sharing.least(0), sharing.most());
+        if !self.sizes.is_empty() {
+            let (least, most) = ((fixed + least).ceil() as u64, (fixed + most).ceil() as u64);
+            let within = |size: &u64| (*size).max(least).min(most.max(least));
+            let mut sizes: Vec<u64> = self.sizes.iter().map(within).collect();
+            let beyond = sizes != self.sizes;
+            sizes.dedup();
+            let note = format!("sizes reach from {least} to {most} bytes with these levels");
+            return (sizes, beyond.then_some(note));
+        }
+        let [least, most] = [least, most].map(|bytes| 8.0 * bytes / weights.max(1.0));
+        let low = BITS.0.max(least);
         let high = BITS.1.min(most).max(low);
         let size = |at: usize| {
             let share = at as f64 / self.count.saturating_sub(1).max(1) as f64;
@@ -66,7 +73,7 @@ impl Points {
         };
         let mut sizes: Vec<u64> = (0..self.count).map(size).collect();
         sizes.dedup();
-        sizes
+        (sizes, None)
     }
 
     /// What follows a number of attempts.

@@ -41,7 +41,7 @@ pub enum Budget {
     /// Bytes of all files of the result that hold weights, headers and all.
     FileBytes(u64),
     /// Bits a weight of the linear layers of the blocks, as [`Report::bits_per_weight`](super::Report::bits_per_weight)
-    /// counts them; embeddings and head stay as they are.
+    /// counts them; embeddings and head stay as they are (and count there too, where the source had them compressed).
     BitsPerWeight(f64),
     /// Mean KL divergence, in nats a prediction, of the result from the source, on what
     /// [`Compressor::with_judged_on`](super::Compressor::with_judged_on) says: the smallest model that is found to keep it,
@@ -163,7 +163,8 @@ impl Mix {
 
     /// So much of the time is over, as a part of it, since the run began.
     fn is_past(&self, part: f64) -> bool {
-        self.max_time.is_some_and(|all| self.begun.elapsed() > all.mul_f64(part))
+        let past = self.begun.elapsed().as_secs_f64();
+        self.max_time.is_some_and(|all| past > part * all.as_secs_f64())
     }
 
     fn is_late(&self) -> bool {
@@ -175,18 +176,23 @@ impl Mix {
         matches!(self.aim, Aim::Points(_))
     }
 
-    /// Sizes of a frontier.
-    fn sizes(&self, sharing: &Sharing) -> Vec<u64> {
+    /// Sizes of a frontier, and what there is to say of them.
+    fn sizes(&self, sharing: &Sharing) -> (Vec<u64>, Option<String>) {
         match &self.aim {
             Aim::Points(points) => points.sizes(sharing),
-            Aim::Budget(_) => Vec::new(),
+            Aim::Budget(_) => (Vec::new(), None),
         }
     }
 
     /// All that decides what comes of it.
     pub(super) fn canonical(&self) -> String {
         let levels: Vec<String> = self.levels.iter().map(Chain::canonical).collect();
-        let how = if self.measured { ", all measured" } else { "" };
+        let how = match (self.measured, self.max_time) {
+            (true, None) => ", all measured",
+            // Which blocks are then depends on the clock.
+            (true, Some(_)) => ", as many measured as time allows",
+            (false, _) => "",
+        };
         let budget = match &self.aim {
             Aim::Budget(budget) => *budget,
             Aim::Points(points) => {
@@ -326,8 +332,18 @@ pub(super) fn settle(
     let Some(sharing) = sharing else { return make(context) };
     for _ in 0..TRIES {
         assign(context, sharing, shard)?;
-        let unit = make(context)?;
+        let mut unit = match make(context) {
+            Ok(unit) => unit,
+            // What other matrices of its kind could have, but not this one.
+            Err(e) if cannot(e.kind()) => {
+                let struck = e.tensor().and_then(|name| sharing.strike(shard, name));
+                struck.ok_or(e)?;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
         if !sharing.exceeds(shard, &unit) {
+            unit.decisions = sharing.decisions().to_vec();
             return Ok(unit);
         }
     }

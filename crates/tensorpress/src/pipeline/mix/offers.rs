@@ -7,6 +7,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::super::Context;
 use super::measure::{Measured, kind};
+use super::outline::Outline;
 
 /// What a matrix may be.
 #[derive(Debug, Clone, Copy)]
@@ -26,23 +27,42 @@ pub(super) struct Together {
 }
 
 impl Together {
-    /// Takes another matrix in: what is left are the levels that both can have.
-    pub(super) fn join(&mut self, name: String, weights: u64, offers: &[Offer]) -> Result<()> {
-        self.offers.retain_mut(|offer| {
-            let Some(other) = offers.iter().find(|other| other.level == offer.level) else {
-                return false;
-            };
+    /// Takes another matrix in, of [the same levels](same_levels).
+    pub(super) fn join(&mut self, name: String, weights: u64, offers: &[Offer]) {
+        for (offer, other) in self.offers.iter_mut().zip(offers) {
             offer.bytes += other.bytes;
             offer.loss += other.loss;
-            true
-        });
-        if self.offers.is_empty() {
-            let message = "can have no level that those can have with which it is one tensor";
-            return Err(Error::invalid(message).in_tensor(name));
         }
         self.weights += weights;
         self.names.push(name);
-        Ok(())
+    }
+}
+
+/// Leaves to matrices that are one tensor of a file the levels that all of them can have; where there is none, all stay as
+/// they are.
+///
+/// # Errors
+/// `InvalidArgument` if nothing is left.
+pub(super) fn same_levels(
+    outline: &Outline,
+    offers: &mut BTreeMap<String, (u64, Vec<Offer>)>,
+) -> Result<()> {
+    for (names, _) in outline.tensors.iter().filter(|(names, _)| names.len() > 1) {
+        let levels = |name: &String| -> BTreeSet<usize> {
+            let offers = offers.get(name).map_or(&[][..], |(_, offers)| offers);
+            offers.iter().map(|offer| offer.level).collect()
+        };
+        let all = names.iter().map(levels).reduce(|all, levels| &all & &levels);
+        for name in names {
+            if let Some((_, offers)) = offers.get_mut(name) {
+                offers.retain(|offer| all.as_ref().is_some_and(|all| all.contains(&offer.level)));
+            }
+        }
+    }
+    offers.retain(|_, (_, offers)| !offers.is_empty());
+    match offers.is_empty() {
+        true => Err(Error::invalid("no matrix can have any of the levels")),
+        false => Ok(()),
     }
 }
 

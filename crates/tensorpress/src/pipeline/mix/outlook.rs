@@ -40,13 +40,17 @@ pub struct Uniform {
 pub struct Decision {
     /// Names of the weights.
     pub names: Vec<String>,
-    /// Bytes that the level was expected to take.
+    /// The level, by its place among those of the mix.
+    pub level: usize,
+    /// Bytes that it was expected to take.
     pub bytes: u64,
     /// What the model was expected to lose by it, in nats a prediction where gradients are known.
     pub expected: f64,
-    /// The next better level: bytes more, and what would be lost less; nothing at the best.
+    /// Of the better ones the one that gains most for its bytes: bytes more, and what would be lost less; nothing at the
+    /// best.
     pub better: Option<(u64, f64)>,
-    /// The next smaller level: bytes less, and what would be lost more; nothing at the smallest.
+    /// Of the smaller ones the one that loses least for its bytes: bytes less, and what would be lost more; nothing at the
+    /// smallest.
     pub smaller: Option<(u64, f64)>,
 }
 
@@ -77,6 +81,7 @@ impl Decision {
         let step = |it: &Offer| (it.bytes.abs_diff(chosen.bytes), gain(&it));
         Self {
             names: names.to_vec(),
+            level: chosen.level,
             bytes: chosen.bytes,
             expected: chosen.loss,
             better: better.max_by(by_price).map(step),

@@ -10,7 +10,7 @@ use tensorpress_tensor::{Error, Result};
 use super::super::Context;
 use super::super::folder::Work;
 use super::super::state::Unit;
-use super::offers::{Offer, Together, loose, offers};
+use super::offers::{Offer, Together, loose, offers, same_levels};
 use super::{Decision, Mix, Outline};
 
 /// What is chosen for a matrix.
@@ -49,8 +49,8 @@ pub(in crate::pipeline) struct Sharing {
     units: Vec<BTreeMap<String, Together>>,
     /// The result becomes one file, and what is around its matrices is known.
     in_file: bool,
-    /// Matrices that stay as they are.
-    kept: Vec<String>,
+    /// What there is to say.
+    notes: Vec<String>,
     /// Levels whose sizes depend on what is compressed.
     loose: BTreeSet<usize>,
     /// Bytes of each shard that are as they were.
@@ -67,15 +67,14 @@ pub(in crate::pipeline) struct Sharing {
     over: f64,
     /// Bytes by which sizes are taken for right.
     trusted: f64,
-    /// What was chosen, of shards that are done and of the one that is worked on.
-    decisions: Vec<Decision>,
+    /// What was chosen for the shard that is worked on.
     pending: Vec<Decision>,
     /// Sizes of a frontier, by what was known when nothing was done.
     sizes: Vec<u64>,
 }
 
 impl Sharing {
-    /// Nothing is spent yet; `size` is what a judgement has found to be the next.
+    /// Nothing is spent yet.
     ///
     /// # Errors
     /// `InvalidArgument` if the budget is less than the least, saying about what that is; if a matrix can have none of the
@@ -84,16 +83,24 @@ impl Sharing {
         context: &mut Context<'_>,
         mix: &Mix,
         work: &Work,
-        size: Option<u64>,
     ) -> Result<Self> {
         let source = context.source;
         let shards = source.blocks() + 1;
-        let offers = offers(context, work.measured())?;
+        let mut offers = offers(context, work.measured())?;
         let loose = loose(context, work.measured());
         let mut units: Vec<BTreeMap<String, Together>> =
             (0..shards).map(|_| BTreeMap::new()).collect();
+        if let Some(outline) = &context.outline {
+            same_levels(outline, &mut offers)?;
+        }
         let all = work.measured().values().flat_map(BTreeMap::keys);
-        let kept = all.filter(|name| !offers.contains_key(*name)).cloned().collect();
+        let kept: Vec<&str> =
+            all.filter(|name| !offers.contains_key(*name)).map(String::as_str).collect();
+        let mut notes = Vec::new();
+        if !kept.is_empty() {
+            let names = kept.join(", ");
+            notes.push(format!("left as they are, as they can have no level: {names}"));
+        }
         context.plan.retain(|name| offers.contains_key(name));
         let firsts = context.outline.as_ref().map(Outline::firsts).unwrap_or_default();
         let beside = context.outline.as_ref().map(|all| all.beside(|it| offers.contains_key(it)));
@@ -105,7 +112,7 @@ impl Sharing {
                 Entry::Vacant(entry) => {
                     entry.insert(Together { names: vec![name], weights, offers });
                 }
-                Entry::Occupied(mut entry) => entry.get_mut().join(name, weights, &offers)?,
+                Entry::Occupied(mut entry) => entry.get_mut().join(name, weights, &offers),
             }
         }
         // Of a stack of matrices all are, each by itself.
@@ -129,7 +136,7 @@ impl Sharing {
             limit: Limit::About(u64::MAX),
             units,
             in_file: beside.is_some(),
-            kept,
+            notes,
             loose,
             fixed,
             expected: 0.0,
@@ -139,12 +146,13 @@ impl Sharing {
             chosen: 0.0,
             over: 0.0,
             trusted: 0.0,
-            decisions: Vec::new(),
             pending: Vec::new(),
             sizes: Vec::new(),
         };
-        sharing.sizes = mix.sizes(&sharing);
-        sharing.limit = mix.limit(work, &sharing, size)?;
+        let (sizes, note) = mix.sizes(&sharing);
+        sharing.sizes = sizes;
+        sharing.notes.extend(note);
+        sharing.limit = mix.limit(work, &sharing)?;
         sharing.trusted = TRUSTED * sharing.left(0).max(0.0) / shards as f64;
         sharing.check()?;
         Ok(sharing)
@@ -171,10 +179,19 @@ impl Sharing {
         self.units.iter().flat_map(BTreeMap::values)
     }
 
-    /// What there is to say about matrices that stay as they are.
-    pub(in crate::pipeline) fn note(&self) -> Option<String> {
-        let names = self.kept.join(", ");
-        (!names.is_empty()).then(|| format!("left as they are, as they can have no level: {names}"))
+    /// What there is to say of matrices that stay as they are, and of sizes out of reach.
+    pub(in crate::pipeline) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Takes an offer away that a matrix turned out not to be able to have; nothing if there is no other.
+    pub(super) fn strike(&mut self, shard: usize, name: &str) -> Option<()> {
+        let is_it = |unit: &&mut Together| unit.names.iter().any(|it| it == name);
+        let unit = self.units[shard].values_mut().find(is_it)?;
+        let first = unit.names.first()?;
+        let chosen = self.pending.iter().find(|it| it.names.first() == Some(first))?.level;
+        let others = unit.offers.iter().filter(|offer| offer.level != chosen).count();
+        (self.in_file && others > 0).then(|| unit.offers.retain(|offer| offer.level != chosen))
     }
 
     /// What the file takes that the result becomes, as far as shards are done.
@@ -313,9 +330,9 @@ impl Sharing {
         Some(sums)
     }
 
-    /// What was chosen, as far as shards are done.
-    pub(in crate::pipeline) fn decisions(&self) -> &[Decision] {
-        &self.decisions
+    /// What was chosen for the shard that is worked on.
+    pub(super) fn decisions(&self) -> &[Decision] {
+        &self.pending
     }
 
     /// Bits a weight of what is done.
@@ -348,7 +365,6 @@ impl Sharing {
         self.spent += took;
         self.bits += bits;
         self.expected += self.chosen;
-        self.decisions.append(&mut self.pending);
         let matrices = self.units[shard].len() as f64;
         let around = took - bits / 8.0 - self.fixed[shard] as f64;
         self.described.0 += matrices;
