@@ -25,8 +25,8 @@ pub fn classed(svg: &str) -> String {
     let others = [(TEXT, "t".to_owned()), (GRID, "g".to_owned())];
     let mut classed = svg.replace(" opacity=\"1\"", "");
     for (RGBColor(r, g, b), class) in lines.chain(others) {
-        for attribute in ["stroke", "fill"] {
-            let drawn = format!(" {attribute}=\"#{r:02X}{g:02X}{b:02X}\"");
+        for attribute in [" stroke=", " fill="] {
+            let drawn = format!("{attribute}\"#{r:02X}{g:02X}{b:02X}\"");
             classed = classed.replace(&drawn, &format!(" class=\"{class}\"{drawn}"));
         }
     }
