@@ -172,6 +172,8 @@ fn pass(
     let tell = RefCell::new(tell);
     let progress = |done: usize, steps: usize| {
         (tell.borrow_mut())(Event::Backward { done, steps });
+        // What was read of the source: there is room for a block, not for a model.
+        context.source.checkpoint().release();
         match context.check_cancelled() {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
