@@ -1,5 +1,7 @@
 //! `tensorpress frontier`
 
+use std::path::Path;
+
 use serde::Serialize;
 use tensorpress::pipeline::{
     Compressor, Frontier, Mix, Outlook, Point, Points, Target, partial_of,
@@ -85,13 +87,25 @@ fn check(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Writes the folder, the curve last: the folder is done when that is there.
+/// Writes the folder: it appears whole. Into one that is there already its files go one by one, the curve last.
 fn write(args: &Args, frontier: &Frontier) -> Result<()> {
     let out = args.out.as_path();
+    if out.is_dir() {
+        return write_into(out, args, frontier);
+    }
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    // What a stopped run has left there is written over.
+    let unfinished = out.with_file_name(format!(".{name}.unfinished"));
+    let fail = |e| Error::io("make the folder", out, e);
+    std::fs::create_dir_all(&unfinished).map_err(fail)?;
+    write_into(&unfinished, args, frontier)?;
+    std::fs::rename(&unfinished, out).map_err(fail)
+}
+
+fn write_into(out: &Path, args: &Args, frontier: &Frontier) -> Result<()> {
     let Frontier { bytes_before, points, notes, outlook, .. } = frontier;
     let curve = Curve { bytes_before: *bytes_before, points, notes, outlook };
     let text = serde_json::to_vec_pretty(&curve).expect("a curve is JSON");
-    std::fs::create_dir_all(out).map_err(|e| Error::io("make the folder", out, e))?;
     let page = frontier.page(&args.model);
     let plot = page.curve.as_ref().and_then(|curve| curve.svg().ok().flatten());
     page::write(page, &out.join("report.html"))?;
