@@ -1,12 +1,14 @@
 //! The curve of the best mixes: what is judged of it, what is expected of the rest, and searches that time ends.
 
+mod judged;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use judged::{divergence, held_out};
 use tensorpress::model::embedded;
-use tensorpress::model::text::{Corpus, Limits};
 use tensorpress::pipeline::{
     Budget, CalibrationText, Compressor, Event, Frontier, Mix, Points, Progress, Target,
 };
@@ -23,19 +25,6 @@ const ROUNDING: [&str; 5] = [
 
 fn demo() -> Source {
     Source::demo(&registry()).expect("the demo")
-}
-
-/// Segments of the demo's held-out text.
-fn held_out(source: &Source) -> Vec<Vec<u32>> {
-    let corpus = Corpus::from_text(embedded::HELD_OUT, Path::new("heldout.jsonl")).expect("a text");
-    let limits = Limits { max_segments: Some(24), max_tokens: None };
-    corpus.segments(source, Default::default(), limits).expect("segments")
-}
-
-fn divergence(source: &Source, model: &Source, segments: &[Vec<u32>]) -> f64 {
-    let read = |source: &Source| source.decoder().and_then(|d| d.materialise()).expect("a decoder");
-    let judged = tensorpress::model::compare(&read(source), &read(model), segments, &|_, _| {});
-    judged.expect("judged").kld_mean.expect("a reference")
 }
 
 fn compressor<'a>(mix: Mix, segments: &[Vec<u32>]) -> Compressor<'a> {
@@ -104,8 +93,7 @@ fn the_curve_is_what_models_lose() {
         let within = compressor(Mix::new(Budget::FileBytes(point.bytes)), &[]).with_force(true);
         let fits = within.run(&source, &at).expect("fits").bytes_after;
         assert!(fits <= point.bytes);
-        let model = tensorpress::open_model(&at).expect("a model");
-        let is = divergence(&source, &model, &segments);
+        let is = divergence(&source, &at, &segments);
         println!("{} bytes: {:.5} expected, {is:.5}", point.bytes, point.expected);
         assert!(is < 1.2 * point.expected && is > point.expected / 1.2);
     }
@@ -190,7 +178,7 @@ fn time_ends_searches() {
             Err(error) => assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}"),
         }
     }
-    let is = divergence(&source, &tensorpress::open_model(&out).expect("a model"), &segments);
+    let is = divergence(&source, &out, &segments);
     assert!(is <= 0.02, "{is}");
     let measured = Mix::new(Budget::BitsPerWeight(4.0)).with_measured(true).with_max_time(at_once);
     let bits = folder.path().join("bits");

@@ -1,11 +1,13 @@
 //! A budget in place of a recipe: never a byte over it, hardly one under, and less lost than by one level for all.
 
+mod judged;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use judged::{divergence, held_out};
 use tensorpress::model::embedded;
-use tensorpress::model::text::{Corpus, Limits};
 use tensorpress::pipeline::{Budget, CalibrationText, Compressor, Event, Mix, Progress, Report};
 use tensorpress::prelude::*;
 use tensorpress::tensor::linalg::SplitMix;
@@ -93,20 +95,6 @@ fn coded_grids_keep_targets() {
         assert!(report.bytes_after <= target && report.bytes_after as f64 > 0.98 * target as f64);
         assert!(report.layers.iter().any(|layer| layer.name.contains("embed_tokens")));
     }
-}
-
-/// Segments of the demo's held-out text.
-fn held_out(source: &Source) -> Vec<Vec<u32>> {
-    let corpus = Corpus::from_text(embedded::HELD_OUT, Path::new("heldout.jsonl")).expect("a text");
-    let limits = Limits { max_segments: Some(24), max_tokens: None };
-    corpus.segments(source, Default::default(), limits).expect("segments")
-}
-
-fn divergence(source: &Source, out: &Path, segments: &[Vec<u32>]) -> f64 {
-    let read = |source: &Source| source.decoder().and_then(|d| d.materialise()).expect("a decoder");
-    let made = tensorpress::open_model(out).expect("a model");
-    let judged = tensorpress::model::compare(&read(source), &read(&made), segments, &|_, _| {});
-    judged.expect("judged").kld_mean.expect("a reference")
 }
 
 /// Stops a run when a model was tried.
