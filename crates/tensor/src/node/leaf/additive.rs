@@ -16,7 +16,7 @@ use crate::storage::PartKind;
 ///
 /// Codes of a vector lie side by side; the last vector of a row may be shorter. Codebooks `[books * entries, size]` and scales
 /// `[rows, 1]` are any nodes. Once prepacked, those of up to 256 entries of up to 64 weights are multiplied with few tokens
-/// (on AVX-512: with up to a sixteenth of the rows) by looking up what a token makes of each entry, without decoding.
+/// (on AVX-512: with up to a quarter of the rows) by looking up what a token makes of each entry, without decoding.
 pub type Additive = Leaf<AdditiveFormat>;
 
 /// The format of an [`Additive`].
@@ -173,8 +173,8 @@ impl Fused for CodebookPanels {
     /// Tables are made for each token, whatever the rows: the fewer these are, the sooner decoding once is worth it.
     fn most_tokens(&self) -> usize {
         match Isa::detect() {
-            Isa::Avx512 => (self.rows() / 16).max(1),
-            _ => (self.rows() / 64).clamp(1, 8),
+            Isa::Avx512 => (self.rows() / 4).max(1),
+            _ => (self.rows() / 64).clamp(1, 12),
         }
     }
 }
