@@ -11,6 +11,7 @@
 //! | [`Ordered`] | as many units as fit at their best level, in an order | Layer-Wise Quantization |
 //! | [`Evolution`] | the least of any objective, such as the KL divergence of the whole model | EvoPress |
 //! | [`Programme`] | the least sum of errors under linear rules ("at least two experts at 3 bits") | MC-MoE |
+//! | [`TwoBudgets`] | the least sum of errors within bytes and time | a second multiplier |
 //!
 //! Around them: [`Curve`] is one search for every budget, [`Exact::least_cost_of`] asks for no more loss than a uniform
 //! setting, [`forms`] and [`Significance`] make units and tables, and a [`Stopwatch`] fills in the costs.
@@ -59,6 +60,7 @@ mod solver;
 mod stopwatch;
 mod table;
 mod token_rates;
+mod two_budgets;
 pub mod width;
 
 pub use curve::Curve;
@@ -74,3 +76,4 @@ pub use solver::{Allocation, Solver};
 pub use stopwatch::Stopwatch;
 pub use table::{Choice, Table, Unit};
 pub use token_rates::{Kept, Tokens, token_rates};
+pub use two_budgets::TwoBudgets;

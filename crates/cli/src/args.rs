@@ -12,7 +12,7 @@ use tensorpress::tensor::stage::Preset;
 use crate::output::{listed, wrapped};
 
 pub(crate) use values::{Bos, Inputs};
-use values::{count, positive, seconds, seed, size, temperature};
+use values::{count, milliseconds, positive, seconds, seed, size, temperature};
 
 /// What MODEL may be; the same for every command.
 const MODEL: &str = "A Hugging Face folder (also one quantised by GPTQ, AWQ, compressed-tensors or bitsandbytes), a compressed \
@@ -237,6 +237,10 @@ pub(crate) struct Choice {
     /// --measured; what is best by then is taken, and depends on the machine
     #[arg(long, value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) max_time: Option<Duration>,
+    /// How many milliseconds a token may take in all these matrices on one thread of this machine, where each level is
+    /// measured: a second limit
+    #[arg(long, value_name = "MS", value_parser = milliseconds, allow_negative_numbers = true)]
+    pub(crate) max_token_ms: Option<Duration>,
 }
 
 #[derive(Debug, clap::Args)]

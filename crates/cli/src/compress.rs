@@ -120,9 +120,9 @@ fn alternate(segments: &mut Vec<Vec<u32>>) -> Outcome<Vec<Vec<u32>>> {
 /// By the recipe, or within the target.
 fn compressor<'a>(args: &Compress) -> Outcome<Compressor<'a>> {
     if let Some(recipe) = &args.recipe {
-        let Choice { levels, measured, max_time } = &args.choice;
-        if levels.is_some() || *measured || max_time.is_some() {
-            let message = "--levels, --measured and --max-time are for targets, not for a --recipe";
+        let Choice { levels, measured, max_time, max_token_ms } = &args.choice;
+        if levels.is_some() || *measured || max_time.is_some() || max_token_ms.is_some() {
+            let message = "--levels, --measured, --max-time and --max-token-ms are for targets, not for a --recipe";
             return Err(Failure::Usage(message.to_owned()));
         }
         let recipe = Recipe::read(recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
@@ -142,6 +142,9 @@ pub(crate) fn with_choice(mut mix: Mix, choice: &Choice) -> Outcome<Mix> {
     mix = mix.with_measured(choice.measured);
     if let Some(max_time) = choice.max_time {
         mix = mix.with_max_time(max_time);
+    }
+    if let Some(token_time) = choice.max_token_ms {
+        mix = mix.with_token_time(token_time);
     }
     if let Some(levels) = &choice.levels {
         let levels = levels.split(';').map(str::trim).filter(|level| !level.is_empty());

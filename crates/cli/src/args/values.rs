@@ -69,9 +69,17 @@ pub(super) fn seed(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0);
-    let found = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    found.ok_or_else(|| "allowed are seconds above 0".to_owned())
+    duration(text, 1.0).ok_or_else(|| "allowed are seconds above 0".to_owned())
+}
+
+pub(super) fn milliseconds(text: &str) -> Result<Duration, String> {
+    duration(text, 1e3).ok_or_else(|| "allowed are milliseconds above 0".to_owned())
+}
+
+/// A time above 0, of so many parts of a second.
+fn duration(text: &str, parts: f64) -> Option<Duration> {
+    let parts = text.parse::<f64>().ok().filter(|time| *time > 0.0)? / parts;
+    Duration::try_from_secs_f64(parts).ok().filter(|time| !time.is_zero())
 }
 
 pub(super) fn temperature(text: &str) -> Result<f32, String> {

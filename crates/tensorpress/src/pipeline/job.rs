@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Context;
 use super::error::{self, Around};
+use super::mix::{Tried, token_nanos};
 use super::report::LayerReport;
 
 /// Linear layers that share an input and a method.
@@ -200,18 +201,20 @@ impl Job {
         Ok(costs.filter(|costs| costs.dim() == (1, spec.shape[0])))
     }
 
-    /// Bytes and loss of each layer as the method of this job makes it.
+    /// What each layer takes and loses as the method of this job makes it; where it is `timed`, how long a token takes.
     pub(super) fn measure(
         &self,
         context: &Context<'_>,
         calibration: Calibration,
+        timed: bool,
         par: Par,
-    ) -> Result<Vec<(String, u64, f64)>> {
+    ) -> Result<Vec<(String, Tried)>> {
         let method = &context.plan.method(self.method).method;
         let made = self.make(context, calibration, method, par)?;
         let measure = |(name, layer, loss): (String, Compressed, f64)| {
             let bytes = context.length_of(&*layer.node).in_tensor(&name)?;
-            Ok((name, bytes, loss))
+            let nanos = timed.then(|| token_nanos(layer.node)).transpose().in_tensor(&name)?;
+            Ok((name, Tried { bytes, loss, nanos }))
         };
         made.into_iter().map(measure).collect()
     }

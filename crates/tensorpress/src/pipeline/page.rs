@@ -29,6 +29,11 @@ impl Report {
             page = page.with_curve(outlook.curve(here.as_slice()));
             let expected: f64 = outlook.decisions.iter().map(|it| it.expected).sum();
             facts.push(Fact::new("expected to lose", format!("{expected:.6}")));
+            let nanos = outlook.decisions.iter().filter_map(|it| it.token_nanos).sum::<u64>();
+            if nanos > 0 {
+                let time = format!("{:.3} ms in these matrices, one thread", nanos as f64 / 1e6);
+                facts.push(Fact::new("a token", time));
+            }
         }
         let fallbacks = self.layers.iter().filter(|layer| layer.fallback.is_some()).count();
         facts.push(Fact::new("matrices", self.layers.len().to_string()));

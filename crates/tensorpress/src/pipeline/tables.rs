@@ -11,7 +11,7 @@ use tensorpress_tensor::{Context as _, Error, Group, Node, Result, Target};
 
 use super::error::{self, Around};
 use super::job::report;
-use super::mix::{Measured, cannot};
+use super::mix::{Measured, Tried, cannot, token_nanos};
 use super::plan::Plan;
 use super::shard::{self, Item};
 use super::state::Unit;
@@ -53,7 +53,7 @@ pub(super) fn head(source: &Source) -> Result<Option<String>> {
 }
 
 /// What the head takes and loses at each level of a mix.
-pub(super) fn measure(context: &Context<'_>) -> Result<BTreeMap<String, Measured>> {
+pub(super) fn measure(context: &Context<'_>, timed: bool) -> Result<BTreeMap<String, Measured>> {
     let Some(name) = head(context.source)?.filter(|name| context.plan.index(name).is_some()) else {
         return Ok(BTreeMap::new());
     };
@@ -79,7 +79,7 @@ pub(super) fn measure(context: &Context<'_>) -> Result<BTreeMap<String, Measured
         if context.has_steps(level) {
             let curve = method.rates_dyn(group()).map_err(located)?.into_iter().next();
             found.curves.extend(curve.map(|curve| (level, curve)));
-            if context.plan.levels() == 1 {
+            if context.plan.levels() == 1 && !timed {
                 continue;
             }
         }
@@ -88,7 +88,7 @@ pub(super) fn measure(context: &Context<'_>) -> Result<BTreeMap<String, Measured
             Err(e) if cannot(e.kind()) => continue,
             Err(e) => return Err(located(e)),
         };
-        let Some(layer) = result.layers.first() else { continue };
+        let Some(layer) = result.layers.into_iter().next() else { continue };
         let bytes = match context.length_of(layer.node.as_ref()).in_tensor(&name) {
             Ok(bytes) => bytes,
             Err(e) if cannot(e.kind()) => continue,
@@ -98,7 +98,8 @@ pub(super) fn measure(context: &Context<'_>) -> Result<BTreeMap<String, Measured
         let costs = costs.as_ref().map(|costs| costs.row(0));
         let loss = error::of_rows(weight.view(), layer.node.as_ref(), gram, costs)?;
         if loss.is_finite() {
-            found.tried.insert(level, (bytes, loss));
+            let nanos = timed.then(|| token_nanos(layer.node)).transpose().in_tensor(&name)?;
+            found.tried.insert(level, Tried { bytes, loss, nanos });
         }
     }
     Ok(BTreeMap::from([(name, found)]))

@@ -26,12 +26,22 @@ pub(in crate::pipeline) struct Measured {
     /// What it loses by plain rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::pipeline) probe: Option<f64>,
-    /// Bytes and loss at levels that were tried.
+    /// Levels that were tried.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(in crate::pipeline) tried: BTreeMap<usize, (u64, f64)>,
+    pub(in crate::pipeline) tried: BTreeMap<usize, Tried>,
     /// Bits by the step, at levels that have one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(in crate::pipeline) curves: BTreeMap<usize, RateCurve>,
+}
+
+/// What a matrix takes and loses at a level.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(in crate::pipeline) struct Tried {
+    pub(in crate::pipeline) bytes: u64,
+    pub(in crate::pipeline) loss: f64,
+    /// What a token takes in it, where that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::pipeline) nanos: Option<u64>,
 }
 
 /// The numbers between the points of a name are left out: what is alike in all blocks, and among all experts, but not what
@@ -70,6 +80,7 @@ pub(in crate::pipeline) fn find(
     context: &Context<'_>,
     samples: &Samples,
     all: &dyn Fn() -> bool,
+    timed: bool,
     work: &mut Work,
     tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<()> {
@@ -77,7 +88,7 @@ pub(in crate::pipeline) fn find(
     let blocks = source.blocks();
     let of_tables = blocks;
     if !work.measured().contains_key(&of_tables) {
-        let found = tables::measure(context)?;
+        let found = tables::measure(context, timed)?;
         work.found_measured(of_tables, found)?;
     }
     let chosen = tried(context);
@@ -95,7 +106,7 @@ pub(in crate::pipeline) fn find(
             if missing(work, index) {
                 tell(Event::Rated { block: index, blocks });
                 let all = all();
-                let how = How { everything: all || chosen.contains(&index), probed };
+                let how = How { everything: all || chosen.contains(&index), probed, timed };
                 let found = of_block(context, index, stream.as_ref(), how)?;
                 work.found_measured(index, found)?;
             }
@@ -115,6 +126,8 @@ struct How {
     everything: bool,
     /// By plain rounding too, from which what is not tried elsewhere follows.
     probed: bool,
+    /// What a token takes too.
+    timed: bool,
 }
 
 /// What is found of a block.
@@ -168,7 +181,7 @@ fn of_block(
             }
             for level in &levels {
                 for job in context.jobs_at(specs, *level, seen) {
-                    of_job(context, &job, *level, how.everything, &calibration, &mut found)?;
+                    of_job(context, &job, *level, how, &calibration, &mut found)?;
                 }
             }
         }
@@ -203,7 +216,7 @@ fn of_job(
     context: &Context<'_>,
     job: &Job,
     level: usize,
-    everything: bool,
+    how: How,
     calibration: &Calibration,
     found: &mut BTreeMap<String, Measured>,
 ) -> Result<()> {
@@ -213,18 +226,19 @@ fn of_job(
         }
     }
     // Of one family of steps all lose in the same proportion to them.
-    if !everything || (context.plan.levels() == 1 && context.has_steps(level)) {
+    let one = context.plan.levels() == 1 && context.has_steps(level);
+    if !how.everything || (one && !how.timed) {
         return Ok(());
     }
-    let tried = match job.measure(context, calibration.clone(), Par::Rayon) {
+    let tried = match job.measure(context, calibration.clone(), how.timed, Par::Rayon) {
         Ok(tried) => tried,
         // A level that a matrix cannot have, such as groups that do not divide it, is none for it.
         Err(e) if cannot(e.kind()) => return Ok(()),
         Err(e) => return Err(e),
     };
-    for (name, bytes, loss) in tried {
-        if loss.is_finite() {
-            found.entry(name).or_default().tried.insert(level, (bytes, loss));
+    for (name, tried) in tried {
+        if tried.loss.is_finite() {
+            found.entry(name).or_default().tried.insert(level, tried);
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ mod offers;
 mod outline;
 mod outlook;
 mod share;
+mod token;
 
 use std::time::{Duration, Instant};
 
@@ -21,10 +22,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub(super) use divergence::Attempt;
 pub use frontier::Points;
-pub(super) use measure::{Measured, cannot};
+pub(super) use measure::{Measured, Tried, cannot};
 pub(super) use outline::Outline;
 pub use outlook::{Decision, Outlook, Point, Uniform};
 pub(super) use share::Sharing;
+pub(super) use token::token_nanos;
 
 use super::Context;
 use super::calibration::Samples;
@@ -71,6 +73,7 @@ pub struct Mix {
     levels: Vec<Chain>,
     measured: bool,
     max_time: Option<Duration>,
+    token_time: Option<Duration>,
     begun: Instant,
     /// Hash of what the divergence is judged on.
     judged_on: u64,
@@ -105,6 +108,7 @@ impl Mix {
             levels: Vec::new(),
             measured: false,
             max_time: None,
+            token_time: None,
             begun: Instant::now(),
             judged_on: 0,
         }
@@ -161,6 +165,14 @@ impl Mix {
         self
     }
 
+    /// Sets how long a token may take in all matrices of the mix together, on one thread of the machine that measures it, each
+    /// laid out as for generation: a second limit beside the budget. What comes of it depends on the machine. Default: none.
+    #[must_use]
+    pub fn with_token_time(mut self, token_time: Duration) -> Self {
+        self.token_time = Some(token_time);
+        self
+    }
+
     /// So much of the time is over, as a part of it, since the run began.
     fn is_past(&self, part: f64) -> bool {
         let past = self.begun.elapsed().as_secs_f64();
@@ -193,6 +205,8 @@ impl Mix {
             (true, Some(_)) => ", as many measured as time allows",
             (false, _) => "",
         };
+        let within = |time: Duration| format!(", a token within {} ns", time.as_nanos());
+        let how = format!("{how}{}", self.token_time.map(within).unwrap_or_default());
         let budget = match &self.aim {
             Aim::Budget(budget) => *budget,
             Aim::Points(points) => {
@@ -244,7 +258,7 @@ impl Mix {
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let all = || self.measured && !self.is_past(0.5);
-        measure::find(context, samples, &all, work, tell)
+        measure::find(context, samples, &all, self.token_time.is_some(), work, tell)
     }
 
     /// With its levels, or the best for this model and budget; and checked.
@@ -260,6 +274,9 @@ impl Mix {
         let linears = (0..source.blocks()).flat_map(|block| source.linears(block));
         let mut weights: u64 = linears.map(|spec| (spec.shape[0] * spec.shape[1]) as u64).sum();
         self.begun = Instant::now();
+        if self.token_time.is_some_and(|time| time.is_zero()) {
+            return Err(Error::invalid("a token that takes no time: allowed are times above 0"));
+        }
         let budget = match &self.aim {
             Aim::Budget(budget) => *budget,
             Aim::Points(points) if points.is_empty() => {
@@ -307,12 +324,24 @@ impl Mix {
         } else if self.levels.is_empty() {
             // Where its curves are to be known best.
             let bits = bits.clamp(0.5, 12.0);
-            let line = format!("drift | watersic(bits={bits:.2}) | coded(rans)");
-            self = self.with_levels([line])?;
+            let mut levels = vec![format!("drift | watersic(bits={bits:.2}) | coded(rans)")];
+            if self.token_time.is_some() {
+                levels.extend(MULTIPLIED.map(String::from));
+            }
+            self = self.with_levels(levels)?;
         }
         Ok(self)
     }
 }
+
+/// What is multiplied as it is stored, beside coded grids that have to be decoded, where a token may take only so long.
+const MULTIPLIED: [&str; 5] = [
+    "drift | yaqa | qtip(bits=2)",
+    "drift | yaqa | gptq(bits=3, group=64, clip=mse)",
+    "drift | yaqa | gptq(bits=4, group=64, clip=mse)",
+    "drift | yaqa | gptq(bits=6, group=64, clip=mse)",
+    "drift | yaqa | gptq(bits=8, group=64, clip=mse)",
+];
 
 /// Types of GGUF files that a matrix may become: those that lose least for their bits, for rows that blocks of 256 divide and
 /// for others.

@@ -6,7 +6,7 @@ use tensorpress_tensor::rate::{OCTAVE, RateCurve, common_step};
 use tensorpress_tensor::{Error, Result};
 
 use super::super::Context;
-use super::measure::{Measured, kind};
+use super::measure::{Measured, Tried, kind};
 use super::outline::Outline;
 
 /// What a matrix may be.
@@ -17,6 +17,8 @@ pub(super) struct Offer {
     pub(super) step: Option<i32>,
     pub(super) bytes: u64,
     pub(super) loss: f64,
+    /// What a token takes in it; 0 where nobody asked.
+    pub(super) nanos: u64,
 }
 
 /// Matrices that get one level together, as a rule one.
@@ -32,6 +34,7 @@ impl Together {
         for (offer, other) in self.offers.iter_mut().zip(offers) {
             offer.bytes += other.bytes;
             offer.loss += other.loss;
+            offer.nanos += other.nanos;
         }
         self.weights += weights;
         self.names.push(name);
@@ -84,8 +87,8 @@ pub(super) fn loose(
     }
     for (name, measured) in measured.values().flatten() {
         let shape = context.source.checkpoint().shape(name).unwrap_or_default().to_vec();
-        for (level, (bytes, _)) in &measured.tried {
-            sizes.entry((*level, shape.clone())).or_default().insert(*bytes);
+        for (level, tried) in &measured.tried {
+            sizes.entry((*level, shape.clone())).or_default().insert(tried.bytes);
         }
     }
     sizes.into_iter().filter(|(_, sizes)| sizes.len() > 1).map(|((level, _), _)| level).collect()
@@ -102,7 +105,11 @@ pub(super) fn offers(
         let mut offers = Vec::new();
         for level in 0..context.plan.levels() {
             match found.curves.get(&level) {
-                Some(curve) => offers.extend(steps(curve, level, law.gain(name, level))),
+                Some(curve) => {
+                    let (gain, nanos) =
+                        (law.gain(name, level), law.nanos(name, level, found.weights));
+                    offers.extend(steps(curve, level, gain, nanos));
+                }
                 None => offers.extend(law.offer(name, found, level)),
             }
         }
@@ -123,13 +130,13 @@ pub(super) fn offers(
 
 /// The steps of a curve: on a grid with steps by the square roots of what errors cost, each weight loses step² / 24 (half of
 /// the variance of a rounding error), whatever the matrix.
-fn steps(curve: &RateCurve, level: usize, gain: f64) -> Vec<Offer> {
+fn steps(curve: &RateCurve, level: usize, gain: f64, nanos: u64) -> Vec<Offer> {
     let weights = curve.weights() as f64;
     let at = |bits: f64| common_step(std::iter::once(curve), bits * weights).div_euclid(APART);
     let offer = |step: i32| {
         let size = (2.0 * f64::from(step) / f64::from(OCTAVE)).exp2();
         let bytes = (curve.bits(step) / 8.0).ceil() as u64;
-        Offer { level, step: Some(step), bytes, loss: gain * weights * size / 24.0 }
+        Offer { level, step: Some(step), bytes, loss: gain * weights * size / 24.0, nanos }
     };
     (at(RANGE.1)..=at(RANGE.0)).map(|eighth| offer(eighth * APART)).collect()
 }
@@ -141,6 +148,8 @@ struct Law {
     bytes: BTreeMap<(String, usize), (u64, u64)>,
     /// Means of ln(loss / what its step says).
     gains: BTreeMap<(String, usize), (f64, f64)>,
+    /// The least that a token was seen to take, of each weight.
+    nanos: BTreeMap<(String, usize), f64>,
 }
 
 /// No loss is less: logarithms stay finite.
@@ -148,17 +157,27 @@ const LEAST: f64 = 1e-300;
 
 impl Law {
     fn of(measured: &BTreeMap<usize, BTreeMap<String, Measured>>) -> Self {
-        let mut law =
-            Self { losses: BTreeMap::new(), bytes: BTreeMap::new(), gains: BTreeMap::new() };
+        let empty = BTreeMap::new;
+        let mut law = Self {
+            losses: empty(),
+            bytes: BTreeMap::new(),
+            gains: empty(),
+            nanos: BTreeMap::new(),
+        };
         let add = |to: &mut BTreeMap<(String, usize), (f64, f64)>, key, value: f64| {
             let (sum, count) = to.entry(key).or_insert((0.0, 0.0));
             *sum += value;
             *count += 1.0;
         };
         for (name, found) in measured.values().flatten() {
-            for (level, (bytes, loss)) in &found.tried {
+            for (level, Tried { bytes, loss, nanos }) in &found.tried {
                 let key = (kind(name), *level);
                 law.bytes.insert(key.clone(), (*bytes, found.weights));
+                if let Some(nanos) = nanos {
+                    let each = *nanos as f64 / found.weights.max(1) as f64;
+                    let least = law.nanos.entry(key.clone()).or_insert(each);
+                    *least = least.min(each);
+                }
                 if let Some(curve) = found.curves.get(level) {
                     let step = common_step(std::iter::once(curve), 8.0 * *bytes as f64);
                     let size = (2.0 * f64::from(step) / f64::from(OCTAVE)).exp2();
@@ -178,15 +197,22 @@ impl Law {
         found.map_or(1.0, |(sum, count)| (sum / count).exp())
     }
 
+    /// What a token takes in a matrix of this kind: as long a weight as in the one where nothing disturbed it.
+    fn nanos(&self, name: &str, level: usize, weights: u64) -> u64 {
+        let each = self.nanos.get(&(kind(name), level));
+        each.map_or(0, |each| (each * weights as f64).ceil() as u64)
+    }
+
     fn offer(&self, name: &str, found: &Measured, level: usize) -> Option<Offer> {
-        if let Some((bytes, loss)) = found.tried.get(&level) {
-            return Some(Offer { level, step: None, bytes: *bytes, loss: *loss });
+        let nanos = self.nanos(name, level, found.weights);
+        if let Some(Tried { bytes, loss, .. }) = found.tried.get(&level) {
+            return Some(Offer { level, step: None, bytes: *bytes, loss: *loss, nanos });
         }
         let key = (kind(name), level);
         let (sum, count) = self.losses.get(&key)?;
         let (bytes, weights) = self.bytes.get(&key)?;
         let bytes = (*bytes as f64 * found.weights as f64 / (*weights).max(1) as f64).round();
         let loss = found.probe?.max(LEAST) * (sum / count).exp();
-        Some(Offer { level, step: None, bytes: bytes as u64, loss })
+        Some(Offer { level, step: None, bytes: bytes as u64, loss, nanos })
     }
 }

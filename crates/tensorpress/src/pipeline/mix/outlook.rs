@@ -52,6 +52,9 @@ pub struct Decision {
     /// Of the smaller ones the one that loses least for its bytes: bytes less, and what would be lost more; nothing at the
     /// smallest.
     pub smaller: Option<(u64, f64)>,
+    /// Nanoseconds that a token takes in it, as was measured where a limit was set ([`Mix::with_token_time`](super::Mix)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_nanos: Option<u64>,
 }
 
 /// What a mix chose among, and what it expected of that.
@@ -86,6 +89,7 @@ impl Decision {
             expected: chosen.loss,
             better: better.max_by(by_price).map(step),
             smaller: smaller.min_by(by_price).map(step),
+            token_nanos: (chosen.nanos > 0).then_some(chosen.nanos),
         }
     }
 }

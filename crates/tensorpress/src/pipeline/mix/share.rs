@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use tensorpress_allocate::{Choice, Exact, Solver, Table, Unit as Alternatives};
+use tensorpress_allocate::{Choice, Table, Unit as Alternatives};
 use tensorpress_tensor::rate::OCTAVE;
 use tensorpress_tensor::{Error, Result};
 
@@ -11,6 +11,7 @@ use super::super::Context;
 use super::super::folder::Work;
 use super::super::state::Unit;
 use super::offers::{Offer, Together, loose, offers, same_levels};
+use super::token::{self, TokenTime};
 use super::{Decision, Mix, Outline};
 
 /// What is chosen for a matrix.
@@ -69,6 +70,8 @@ pub(in crate::pipeline) struct Sharing {
     trusted: f64,
     /// What was chosen for the shard that is worked on.
     pending: Vec<Decision>,
+    /// How long a token may take.
+    time: Option<TokenTime>,
     /// Sizes of a frontier, by what was known when nothing was done.
     sizes: Vec<u64>,
 }
@@ -147,6 +150,7 @@ impl Sharing {
             over: 0.0,
             trusted: 0.0,
             pending: Vec::new(),
+            time: mix.token_time.map(TokenTime::new),
             sizes: Vec::new(),
         };
         let (sizes, note) = mix.sizes(&sharing);
@@ -275,7 +279,7 @@ impl Sharing {
             .collect();
         let table = self.table(shard)?;
         let left = ((self.left(shard) - self.over).max(0.0) as u64).max(table.least_cost());
-        let found = Exact::new().solve(&table, left)?;
+        let found = token::solve(self.time, &table, || self.nanos(shard), left)?;
         let mut chosen = Vec::new();
         let mut decisions = Vec::new();
         let mut bytes = 0.0;
@@ -307,6 +311,12 @@ impl Sharing {
             Alternatives::new(names[0].as_str(), offers.iter().map(choice).collect::<Vec<_>>())
         });
         Table::new(units.collect::<Vec<_>>())
+    }
+
+    /// What a token takes in the matrices from a shard on, by the choices of [`Sharing::table`].
+    pub(super) fn nanos(&self, shard: usize) -> Vec<Vec<u64>> {
+        let units = self.units[shard..].iter().flat_map(BTreeMap::values);
+        units.map(|unit| unit.offers.iter().map(|offer| offer.nanos).collect()).collect()
     }
 
     /// Bits of matrices alone, of one level each.
@@ -370,6 +380,9 @@ impl Sharing {
         self.described.0 += matrices;
         self.described.1 += around.max(0.0);
         self.over = 0.0;
+        if let Some(time) = &mut self.time {
+            time.spend(self.pending.iter().filter_map(|decision| decision.token_nanos).sum());
+        }
     }
 
     /// Bytes of a shard, and bits of its matrices.
