@@ -26,6 +26,17 @@ pub trait Observer {
         let _ = routing;
     }
 
+    /// Whether [`Observer::expert`] is to be called.
+    fn watches_experts(&self) -> bool {
+        false
+    }
+
+    /// Sees what an expert makes of the tokens that go to it, `[tokens, hidden]`, and the factors that the router gave it.
+    /// (Where factors are put on what experts read, they are in it already.)
+    fn expert(&mut self, index: usize, factors: &[f32], outputs: ArrayView2<'_, f32>) {
+        let _ = (index, factors, outputs);
+    }
+
     /// Which experts the tokens of the input before it are to go to, if not where the router sends them.
     fn route(&mut self) -> Option<Routing> {
         None

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 
 use ndarray::{ArrayView2, Axis, Slice};
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::stats::{Calibration, Collector, Needs};
+use tensorpress_tensor::stats::{Calibration, Collector, ExpertActivity, Needs};
 use tensorpress_tensor::{Result, Scratch};
 
 use crate::block::{Block, Observer, SharedInput, chunks};
+use crate::layers::Routing;
 
 /// Statistics by input.
 pub type Calibrations = BTreeMap<SharedInput, Calibration>;
@@ -45,6 +46,7 @@ pub fn calibrate(
 pub struct Collecting {
     collectors: BTreeMap<SharedInput, Collector>,
     channels: BTreeMap<SharedInput, usize>,
+    experts: Option<ExpertActivity>,
     par: Par,
 }
 
@@ -58,7 +60,20 @@ impl Collecting {
         let collectors = wanted
             .map(|(input, channels)| (*input, Collector::new(*channels, needs(*input), seed)))
             .collect();
-        Self { collectors, channels, par }
+        Self { collectors, channels, experts: None, par }
+    }
+
+    /// Watches so many experts too.
+    #[must_use]
+    pub fn with_experts(mut self, experts: usize) -> Self {
+        self.experts = Some(ExpertActivity::new(experts));
+        self
+    }
+
+    /// What experts did so far, where they are watched.
+    #[must_use]
+    pub fn experts(&self) -> Option<&ExpertActivity> {
+        self.experts.as_ref()
     }
 
     /// The statistics; those of inputs that nothing was asked of are empty.
@@ -78,5 +93,21 @@ impl Observer for Collecting {
             collector.update(x, self.par);
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    fn routed(&mut self, routing: &Routing) {
+        if let Some(experts) = &mut self.experts {
+            experts.route(routing.chosen, &routing.experts);
+        }
+    }
+
+    fn watches_experts(&self) -> bool {
+        self.experts.is_some()
+    }
+
+    fn expert(&mut self, index: usize, factors: &[f32], outputs: ArrayView2<'_, f32>) {
+        if let Some(experts) = &mut self.experts {
+            experts.made(index, factors, outputs);
+        }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! A method is a saliency ([`saliency`]) x a support pattern ([`Pattern`]) x what is done to the weights that stay:
 //! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once. [`flap`] has the
-//! same axes for what a model is built of, whole heads and channels; [`DropBlocks`] drops whole blocks.
+//! same axes for what a model is built of, whole heads and channels; [`DropBlocks`] drops whole blocks, and
+//! [`experts`] drops those of a mixture.
 
 mod drop_blocks;
+pub mod experts;
 pub mod flap;
 mod joint;
 mod obc;
@@ -28,5 +30,14 @@ use tensorpress_tensor::stage::{Row, WeightPart};
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     let [magnitude, wanda] = pruner::stages();
-    vec![flap::stage(), drop_blocks::stage(), magnitude, wanda, sparsegpt::stage(), obc::stage()]
+    let mut stages = vec![
+        flap::stage(),
+        drop_blocks::stage(),
+        magnitude,
+        wanda,
+        sparsegpt::stage(),
+        obc::stage(),
+    ];
+    stages.extend(experts::stages());
+    stages
 }

@@ -111,6 +111,10 @@ fn deepseek(draft: &Draft<'_>, three: bool) -> Result<Plan> {
         if block < dense || block % every != 0 {
             return Ok(plan);
         }
+        let counts = draft.experts_of(block, counts)?;
+        if let Some(groups) = groups.filter(|groups| !counts.0.is_multiple_of(groups.of)) {
+            return Err(keys.bad(format!("`n_group` = {} for {} experts", groups.of, counts.0)));
+        }
         let mut moe = draft.mixture(&prefix, counts, inner, false);
         moe.rule = rule;
         moe.correction = three.then(|| format!("{prefix}gate.e_score_correction_bias"));

@@ -41,7 +41,7 @@ pub(super) fn stacked(
 }
 
 fn gpt_oss(draft: &Draft<'_>) -> Result<Plan> {
-    let (experts, chosen) = draft.experts(&["num_local_experts"])?;
+    let counts = draft.experts(&["num_local_experts"])?;
     let limit = draft.keys.positive("swiglu_limit", Some(7.0))? as f32;
     let alpha = draft.keys.or("swiglu_alpha", 1.702f64)?;
     if alpha != 1.702 {
@@ -49,7 +49,7 @@ fn gpt_oss(draft: &Draft<'_>) -> Result<Plan> {
     }
     let rule = Rule {
         score: Score::SoftmaxOfChosen,
-        chosen,
+        chosen: counts.1,
         renormalised: false,
         scale: 1.0,
         groups: None,
@@ -60,8 +60,9 @@ fn gpt_oss(draft: &Draft<'_>) -> Result<Plan> {
             attention.sinks = Some(format!("{prefix}self_attn.sinks"));
         }
         let (hidden, inner) = (draft.config.hidden, draft.config.shape(block).intermediate);
-        let mut moe = draft.mixture(&format!("{prefix}mlp."), (experts, chosen), inner, false);
-        moe.router = draft.router(&format!("{prefix}mlp.router"), experts).with_bias(true);
+        let counts = draft.experts_of(block, counts)?;
+        let mut moe = draft.mixture(&format!("{prefix}mlp."), counts, inner, false);
+        moe.router = draft.router(&format!("{prefix}mlp.router"), counts.0).with_bias(true);
         moe.rule = rule;
         let names = ["gate_up_proj", "down_proj"].map(|n| format!("{prefix}mlp.experts.{n}"));
         let expert = |index| {
@@ -76,7 +77,7 @@ fn gpt_oss(draft: &Draft<'_>) -> Result<Plan> {
                 clamp: Some(Clamp(limit)),
             }
         };
-        moe.experts = (0..experts).map(expert).collect();
+        moe.experts = (0..counts.0).map(expert).collect();
         plan.parts[1].mixer = MixerPlan::Moe(Box::new(moe));
         Ok(plan)
     })

@@ -60,6 +60,7 @@ fn llama4(draft: &Draft<'_>) -> Result<Plan> {
             return Ok(plan);
         }
         let inner = config.shape(block).intermediate;
+        let counts = draft.experts_of(block, counts)?;
         let mut moe = draft.mixture(&prefix, counts, inner, false);
         moe.router = draft.router(&format!("{prefix}router"), counts.0);
         moe.rule = Rule { score: Score::Sigmoid, ..moe.rule };

@@ -37,6 +37,21 @@ impl Draft<'_> {
         Ok((experts, keys.size("num_experts_per_tok", experts)?))
     }
 
+    /// How many there are in a block, which may have fewer than the config says, and how many a token goes to.
+    pub(super) fn experts_of(
+        &self,
+        block: usize,
+        (experts, chosen): (usize, usize),
+    ) -> Result<(usize, usize)> {
+        match self.config.shape(block).experts {
+            0 => Ok((experts, chosen)),
+            own if (chosen..=experts).contains(&own) => Ok((own, chosen)),
+            own => Err(self.keys.bad(format!(
+                "block {block} has {own} experts: allowed are {chosen} (a token goes to) to {experts}"
+            ))),
+        }
+    }
+
     /// The matrix that scores experts.
     pub(super) fn router(&self, name: &str, experts: usize) -> LinearSpec {
         LinearSpec::new(Role::Router, format!("{name}.weight"), [experts, self.config.hidden])
@@ -70,6 +85,7 @@ fn mixtral(draft: &Draft<'_>) -> Result<Plan> {
         let (mut plan, prefix) = (draft.usual(block)?, draft.prefix(block));
         let prefix = format!("{prefix}block_sparse_moe.");
         let inner = draft.config.shape(block).intermediate;
+        let counts = draft.experts_of(block, counts)?;
         let mut moe = draft.mixture(&prefix, counts, inner, true);
         for (index, expert) in moe.experts.iter_mut().enumerate() {
             let names = ["w1", "w3", "w2"].map(|n| format!("{prefix}experts.{index}.{n}.weight"));
@@ -99,6 +115,7 @@ fn qwen(draft: &Draft<'_>, three: bool) -> Result<Plan> {
             return Ok(plan);
         }
         let prefix = format!("{prefix}mlp.");
+        let counts = draft.experts_of(block, counts)?;
         let mut moe = draft.mixture(&prefix, counts, inner, renormalised);
         if !three {
             let width = keys.size("shared_expert_intermediate_size", 1 << 28)?;
@@ -124,6 +141,7 @@ fn olmoe(draft: &Draft<'_>) -> Result<Plan> {
         plan.parts[0].mixer = MixerPlan::Attention(Box::new(wide_norms(draft, block)));
         let inner = draft.config.shape(block).intermediate;
         let prefix = format!("{}mlp.", draft.prefix(block));
+        let counts = draft.experts_of(block, counts)?;
         let moe = draft.mixture(&prefix, counts, inner, renormalised);
         plan.parts[1].mixer = MixerPlan::Moe(Box::new(moe));
         Ok::<BlockPlan, _>(plan)

@@ -10,6 +10,9 @@ const HEADS: [&str; 4] = ["num_attention_heads", "n_head", "n_heads", "num_heads
 const WIDTH: [&str; 6] =
     ["intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim", "d_ff"];
 
+/// The experts of a block that has a number of its own.
+pub(crate) const EXPERTS: &str = "num_experts";
+
 /// Reads the keys that every `config.json` has.
 pub(super) fn read(keys: &Keys<'_>, row: &Row, hidden: usize) -> Result<BlockShape> {
     if let Some(inner) = row.inner {
@@ -47,15 +50,21 @@ pub(super) fn read_all(
         let message = format!("{} `quantization_config.blocks` for {blocks} layers", each.len());
         return Err(keys.bad(message));
     }
-    let read = |keys| read(keys, row, hidden);
+    let read = |own: &Keys<'_>| -> Result<BlockShape> {
+        Ok(read(own, row, hidden)?.with_experts(own.or(EXPERTS, 0)?))
+    };
     each.iter().map(read).collect::<Result<_>>().map(Some)
 }
 
 /// The keys as they are written.
 pub(crate) fn to_json(shape: BlockShape) -> Value {
-    json!({
+    let mut written = json!({
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
         "intermediate_size": shape.intermediate,
-    })
+    });
+    if shape.experts > 0 {
+        written[EXPERTS] = json!(shape.experts);
+    }
+    written
 }

@@ -112,6 +112,10 @@ impl Moe {
             if expert.forward(mine.view(), target, inner, observer, scratch)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
+            if observer.watches_experts() {
+                let factors: Vec<f32> = places.iter().map(|at| routing.factors[*at]).collect();
+                observer.expert(index, &factors, as_matrix(&mut made, hidden).view());
+            }
             for ((row, at), made) in rows.iter().zip(&places).zip(made.chunks_exact(hidden)) {
                 let factor = if self.weighs_input { 1.0 } else { routing.factors[*at] };
                 let mut row = y.row_mut(*row);

@@ -47,7 +47,9 @@ impl Source {
     /// `plain` for what the architecture's config cannot say.
     pub fn edited(&self, edits: &[Edit], plain: bool) -> Result<Self> {
         let config = &self.config;
-        self.layout(plain).check_editable("edits")?;
+        if !edits.iter().zip(0..).all(|(edit, block)| self.is_of_experts(edit, block)) {
+            self.layout(plain).check_editable("edits")?;
+        }
         if let Some(name) = self.trees.keys().next() {
             let message = "is compressed: blocks, heads and channels are changed before that";
             return Err(Error::unsupported(message).in_tensor(name));
@@ -75,9 +77,12 @@ impl Source {
         let path = self.folder.clone().unwrap_or_else(|| "model".into());
         let checkpoint = view(&self.checkpoint, tensors, path)?;
         let mut raw = with_blocks(self.raw.clone(), config, &left);
-        let shaped = config.shapes.is_some() || edits.iter().any(|edit| edit.shape().is_some());
+        let any = |which: fn(&BlockShape) -> bool| {
+            config.shapes.is_some() || edits.iter().filter_map(Edit::shape).any(|s| which(&s))
+        };
+        let shaped = any(|_| true);
         raw = match &said {
-            Some(said) => said.write(raw, shaped),
+            Some(said) => said.write(raw, any(|shape| shape.experts == 0)),
             None if shaped => with_shapes(raw, &shapes),
             None => raw,
         };
@@ -86,6 +91,18 @@ impl Source {
         source.folder = self.folder.clone();
         source.check_linears()?;
         Ok(source)
+    }
+
+    /// Nothing but experts goes from a block.
+    fn is_of_experts(&self, edit: &Edit, block: usize) -> bool {
+        if edit.is_dropped() || block >= self.config.blocks {
+            return false;
+        }
+        let of = self.config.shape(block);
+        match edit.shape() {
+            Some(shape) => shape.experts > 0 && shape.with_experts(of.experts) == of,
+            None => edit.changes().is_empty(),
+        }
     }
 
     /// All tensors, those of blocks under their new numbers.
@@ -118,15 +135,32 @@ impl Source {
         tensors: &mut BTreeMap<String, Piece>,
     ) -> Result<()> {
         let linears = self.linears(old);
+        // What takes the name of another comes after all that goes.
+        for (name, change) in edit.changes() {
+            if let (Change::Gone | Change::Moved(_), Some(rest)) =
+                (change, name.strip_prefix(&self.block_prefix(old)))
+            {
+                tensors.remove(&format!("{}{rest}", self.block_prefix(new)));
+            }
+        }
         for (name, change) in edit.changes() {
             let Some(rest) = name.strip_prefix(&self.block_prefix(old)) else {
                 let message = format!("no tensor of block {old}, whose edit changes it");
                 return Err(Error::invalid(message).in_tensor(name));
             };
-            let to = format!("{}{rest}", self.block_prefix(new));
+            let mut to = format!("{}{rest}", self.block_prefix(new));
             let shape = self.checkpoint.shape(name);
             let content = match (change, shape) {
-                (Change::Rows(_) | Change::Columns(_), None) => continue,
+                (Change::Rows(_) | Change::Columns(_) | Change::Moved(_), None) => continue,
+                (Change::Gone, _) => continue,
+                (Change::Moved(name), Some(_)) => {
+                    let Some(rest) = name.strip_prefix(&self.block_prefix(old)) else {
+                        let message = format!("no name of block {old}, to which its edit moves it");
+                        return Err(Error::invalid(message).in_tensor(name));
+                    };
+                    to = format!("{}{rest}", self.block_prefix(new));
+                    Content::Whole
+                }
                 (Change::Rows(kept), Some(shape)) => {
                     ascending(kept, shape.first().copied().unwrap_or(0)).in_tensor(name)?;
                     Content::Rows(kept.clone())
@@ -144,10 +178,6 @@ impl Source {
                     shape: tensor.shape().to_vec(),
                     bytes: tensor.bytes().clone(),
                 },
-                (Change::Gone, _) => {
-                    tensors.remove(&to);
-                    continue;
-                }
             };
             tensors.insert(to, Piece { from: name.clone(), content });
         }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use ndarray::Array2;
-use tensorpress_tensor::rewrite::{BlockLayout, LinearSpec, ModelLayout, Role, Sayable};
+use tensorpress_tensor::rewrite::{BlockLayout, Experts, LinearSpec, ModelLayout, Role, Sayable};
 use tensorpress_tensor::{Error, Result};
 
 use super::tensors::part_of;
 use super::{Source, at};
-use crate::architecture::{EmbeddingPlan, HeadPlan, PositionsPlan, TransformPlan};
+use crate::architecture::{EmbeddingPlan, HeadPlan, MixerPlan, PositionsPlan, TransformPlan};
 use crate::block::Block;
 use crate::config::Config;
 use crate::decoder::{Decoder, Embedding, Head};
@@ -55,6 +55,7 @@ impl Source {
         let block = |block| {
             let (prefix, shape) = (self.block_prefix(block), config.shape(block));
             BlockLayout::new(block, prefix, shape, self.linears(block))
+                .with_experts(self.experts(block))
         };
         let blocks = (0..config.blocks).map(block).collect();
         let says = Sayable::new(kind.has_head_dim(), kind.has_output_bias(), kind.has_mlp_bias());
@@ -65,6 +66,22 @@ impl Source {
             .with_decoder(kind.is_decoder())
             .with_editable(kind.is_editable())
             .with_says(if plain { says } else { Sayable::ALL })
+    }
+
+    /// The experts that a router chooses from in a block.
+    pub(super) fn experts(&self, block: usize) -> Option<Experts> {
+        let moe = self.plan.blocks[block].parts.iter().find_map(|part| match &part.mixer {
+            MixerPlan::Moe(moe) => Some(moe),
+            _ => None,
+        })?;
+        let beside =
+            [moe.router.needs_bias.then(|| moe.router.bias.clone()), moe.correction.clone()];
+        let (groups, open) = moe.rule.groups.map_or((1, 1), |groups| (groups.of, groups.kept));
+        Some(
+            Experts::new(moe.experts.len(), moe.rule.chosen, &moe.router.name)
+                .with_groups(groups, open)
+                .with_beside(beside.into_iter().flatten().collect::<Vec<_>>()),
+        )
     }
 
     /// The embedding of tokens.

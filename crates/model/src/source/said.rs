@@ -1,5 +1,7 @@
 //! What the config of an edited model says.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use tensorpress_tensor::rewrite::{BlockShape, Change, Edit, Role};
 use tensorpress_tensor::{Error, Result};
@@ -7,9 +9,14 @@ use tensorpress_tensor::{Error, Result};
 use super::Source;
 use crate::config::{Config, shape};
 
+/// What configs call the number of experts that a router chooses from.
+const EXPERTS: [&str; 3] = ["num_experts", "num_local_experts", "n_routed_experts"];
+
 /// What a plain config says.
 pub(super) struct Said {
     shape: BlockShape,
+    /// Experts of a block that has any, if others than before.
+    experts: Option<usize>,
     /// If the architecture has a key for it.
     head_dim: Option<usize>,
     /// All matrices of the attention have biases that they did not have before.
@@ -27,11 +34,11 @@ impl Said {
     ) -> Result<Self> {
         let config = source.config();
         let kind = config.architecture;
-        let shape = shapes[0];
+        let shape = shapes[0].with_experts(0);
         let refuse = |what: String| {
             Err(Error::unsupported(format!("{what}: config.json has no key for that in {kind:?}")))
         };
-        if shapes.iter().any(|other| *other != shape) {
+        if shapes.iter().any(|other| other.with_experts(0) != shape) {
             return refuse("blocks of different shapes".to_owned());
         }
         if config.shapes.is_some() {
@@ -62,8 +69,20 @@ impl Said {
         if mlp_bias && !kind.has_mlp_bias() {
             return refuse("biases of the feed-forward network".to_owned());
         }
+        let left = (0..edits.len()).filter(|block| !edits[*block].is_dropped());
+        let counts = left.filter_map(|block| {
+            let own = edits[block].shape().map_or(0, |shape| shape.experts);
+            let of = source.experts(block)?.count;
+            Some(if own > 0 { own } else { of })
+        });
+        let counts: BTreeSet<usize> = counts.collect();
+        if counts.len() > 1 {
+            return refuse("blocks of different numbers of experts".to_owned());
+        }
+        let edited = edits.iter().any(|edit| edit.shape().is_some_and(|shape| shape.experts > 0));
+        let experts = counts.first().copied().filter(|_| edited);
         let head_dim = kind.has_head_dim().then_some(config.head_dim);
-        Ok(Self { shape, head_dim, attention_bias, mlp_bias })
+        Ok(Self { shape, experts, head_dim, attention_bias, mlp_bias })
     }
 
     /// The config implies biases of matrices of this role, that are new.
@@ -71,7 +90,7 @@ impl Said {
         if is_attention(role) { self.attention_bias } else { self.mlp_bias }
     }
 
-    /// `shaped`: the shape of the blocks is not what the config says.
+    /// `shaped`: heads and widths of the blocks are not what the config says.
     pub(super) fn write(&self, mut raw: Value, shaped: bool) -> Value {
         if let (Some(raw), Value::Object(shape)) = (raw.as_object_mut(), shape::to_json(self.shape))
         {
@@ -84,6 +103,9 @@ impl Said {
             for (key, set) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)]
             {
                 raw.extend(set.then(|| (key.to_owned(), json!(true))));
+            }
+            for key in EXPERTS.iter().filter(|key| raw.contains_key(**key)).collect::<Vec<_>>() {
+                raw.extend(self.experts.map(|experts| ((*key).to_owned(), json!(experts))));
             }
             raw.remove("quantization_config");
         }

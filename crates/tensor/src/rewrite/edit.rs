@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{BlockLayout, BlockShape, ModelLayout, Role};
+use super::{BlockLayout, BlockShape, Expert, LinearSpec, ModelLayout, Role};
 use crate::error::{Error, Result};
 use crate::source::RawTensor;
 
@@ -20,6 +20,8 @@ pub enum Change {
     New(RawTensor),
     /// The tensor goes.
     Gone,
+    /// The tensor takes another name of its block, as it is.
+    Moved(String),
 }
 
 /// What stays of the heads and channels of a block; indices ascend.
@@ -133,6 +135,67 @@ impl Edit {
         Ok(edit)
     }
 
+    /// These experts stay, in their order: tensors that have a row, a matrix or a number an expert are cut to them, and those
+    /// that belong to one are numbered anew.
+    ///
+    /// # Errors
+    /// `Unsupported` for a block without experts; `InvalidArgument`, naming the block, for numbers out of range or order, for
+    /// fewer than a token goes to, and for groups that lose unequally.
+    pub fn experts(layout: &BlockLayout, kept: &[usize]) -> Result<Self> {
+        let block = layout.block;
+        let Some(experts) = &layout.experts else {
+            return Err(Error::unsupported(format!("block {block} has no experts")));
+        };
+        let ascending = kept.windows(2).all(|pair| pair[0] < pair[1]);
+        let within = kept.last().is_some_and(|last| *last < experts.count);
+        let least = experts.least() * experts.groups;
+        if !ascending || !within || kept.len() < least {
+            return Err(Error::invalid(format!(
+                "block {block}: experts that stay: allowed are ascending numbers below {}, at least {least}",
+                experts.count
+            )));
+        }
+        let (size, each) = (experts.count / experts.groups, kept.len() / experts.groups);
+        let even = |group: usize| kept.iter().filter(|at| *at / size == group).count() == each;
+        if !(0..experts.groups).all(even) {
+            let message = format!("block {block}: allowed are as many experts in each group");
+            return Err(Error::invalid(message));
+        }
+        let mut edit = Self::new().with_shape(layout.shape.with_experts(kept.len()));
+        if kept.len() == experts.count {
+            return Ok(edit);
+        }
+        edit = edit.with_change(&experts.router, Change::Rows(kept.to_vec()));
+        for vector in &experts.beside {
+            edit = edit.with_change(vector, Change::Columns(kept.to_vec()));
+        }
+        let of = |index: usize| {
+            let mine = move |spec: &&LinearSpec| spec.expert == Some(Expert::Routed(index));
+            layout.linears.iter().filter(mine)
+        };
+        for index in 0..experts.count {
+            let new = kept.binary_search(&index).ok();
+            for (at, spec) in of(index).enumerate() {
+                if let Some(place) = &spec.place {
+                    for stack in std::iter::once(&place.tensor).chain(&place.bias) {
+                        edit = edit.with_change(stack, Change::Rows(kept.to_vec()));
+                    }
+                    continue;
+                }
+                // The same matrix of the expert whose number it takes.
+                let Some(new) = new.map(|new| of(new).nth(at)) else {
+                    edit = edit.with_change(&spec.name, Change::Gone);
+                    edit = edit.with_change(&spec.bias, Change::Gone);
+                    continue;
+                };
+                let Some(new) = new.filter(|new| new.name != spec.name) else { continue };
+                edit = edit.with_change(&spec.name, Change::Moved(new.name.clone()));
+                edit = edit.with_change(&spec.bias, Change::Moved(new.bias.clone()));
+            }
+        }
+        Ok(edit)
+    }
+
     /// Sets the shape that is left. Without, it stays as it was.
     #[must_use]
     pub fn with_shape(mut self, shape: BlockShape) -> Self {
@@ -140,8 +203,8 @@ impl Edit {
         self
     }
 
-    /// Changes a tensor of this block. Cuts of a tensor that is not stored (a bias that the model does without) change
-    /// nothing.
+    /// Changes a tensor of this block. Cuts and moves of a tensor that is not stored (a bias that the model does without)
+    /// change nothing.
     #[must_use]
     pub fn with_change(mut self, name: &str, change: Change) -> Self {
         self.changes.insert(name.to_owned(), change);

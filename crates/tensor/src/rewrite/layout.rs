@@ -219,13 +219,76 @@ pub struct BlockShape {
     pub kv_heads: usize,
     /// Width inside the feed-forward network.
     pub intermediate: usize,
+    /// Experts that a router chooses from, where the config gives this block a number of its own; else 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub experts: usize,
 }
 
 impl BlockShape {
     /// A shape.
     #[must_use]
     pub fn new(heads: usize, kv_heads: usize, intermediate: usize) -> Self {
-        Self { heads, kv_heads, intermediate }
+        Self { heads, kv_heads, intermediate, experts: 0 }
+    }
+
+    /// Gives the block a number of experts of its own.
+    #[must_use]
+    pub fn with_experts(mut self, experts: usize) -> Self {
+        self.experts = experts;
+        self
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde asks it")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// Experts that a router chooses from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// To how many of them a token goes; at least as many stay.
+    pub chosen: usize,
+    /// Groups of as many consecutive experts; each loses as many. 1 without.
+    pub groups: usize,
+    /// How many of the groups a token chooses first, and then among their experts.
+    pub open_groups: usize,
+    /// The matrix that scores them, an expert a row.
+    pub router: String,
+    /// Vectors with a number an expert.
+    pub beside: Vec<String>,
+}
+
+impl Experts {
+    /// Experts in one group, with nothing beside the router.
+    #[must_use]
+    pub fn new(count: usize, chosen: usize, router: impl Into<String>) -> Self {
+        Self { count, chosen, groups: 1, open_groups: 1, router: router.into(), beside: Vec::new() }
+    }
+
+    /// Sets the groups, and how many of them a token chooses.
+    #[must_use]
+    pub fn with_groups(mut self, groups: usize, open: usize) -> Self {
+        self.groups = groups.max(1);
+        self.open_groups = open.clamp(1, self.groups);
+        self
+    }
+
+    /// Sets the vectors beside the router.
+    #[must_use]
+    pub fn with_beside(mut self, beside: impl Into<Vec<String>>) -> Self {
+        self.beside = beside.into();
+        self
+    }
+
+    /// The least that stay of each group, so that a token still finds as many as it goes to.
+    #[must_use]
+    pub fn least(&self) -> usize {
+        let each = (self.count / self.groups).max(1);
+        self.chosen.div_ceil(self.open_groups).clamp(1, each)
     }
 }
 
@@ -241,6 +304,8 @@ pub struct BlockLayout {
     pub shape: BlockShape,
     /// Its linear layers, in the order in which a token meets them.
     pub linears: Vec<LinearSpec>,
+    /// Its experts, if a router chooses among any.
+    pub experts: Option<Experts>,
 }
 
 impl BlockLayout {
@@ -252,7 +317,14 @@ impl BlockLayout {
         shape: BlockShape,
         linears: Vec<LinearSpec>,
     ) -> Self {
-        Self { block, prefix: prefix.into(), shape, linears }
+        Self { block, prefix: prefix.into(), shape, linears, experts: None }
+    }
+
+    /// Sets its experts.
+    #[must_use]
+    pub fn with_experts(mut self, experts: Option<Experts>) -> Self {
+        self.experts = experts;
+        self
     }
 
     /// The layer of a role, if the block has one.

@@ -19,7 +19,8 @@ use crate::method::Method;
 pub use edit::{BlockCut, Change, Edit};
 pub use judgement::{Decision, Judgement, Level};
 pub use layout::{
-    BlockLayout, BlockShape, Expert, LinearSpec, ModelLayout, Place, Role, Sayable, SharedInput,
+    BlockLayout, BlockShape, Expert, Experts, LinearSpec, ModelLayout, Place, Role, Sayable,
+    SharedInput,
 };
 pub use view::{BlockView, States};
 
@@ -74,6 +75,11 @@ pub trait Rewrite: Method {
 
     /// It needs the hidden states before and after each block.
     fn needs_states(&self) -> bool {
+        false
+    }
+
+    /// It needs to know what experts made of their tokens.
+    fn needs_experts(&self) -> bool {
         false
     }
 

@@ -8,7 +8,7 @@ use super::{BlockLayout, SharedInput};
 use crate::error::{Context, Result};
 use crate::node::PartSource;
 use crate::source::{RawTensor, Tensor};
-use crate::stats::Calibration;
+use crate::stats::{Calibration, ExpertActivity};
 
 /// Hidden states of all calibration tokens around a block, `[tokens, hidden]` each; whole sequences lie one after the
 /// other. Where activations of the model overflow, they are NaN.
@@ -42,6 +42,7 @@ pub struct BlockView<'a> {
     tensors: &'a dyn PartSource,
     inputs: Option<&'a BTreeMap<SharedInput, Calibration>>,
     states: Option<States<'a>>,
+    experts: Option<&'a ExpertActivity>,
 }
 
 impl std::fmt::Debug for BlockView<'_> {
@@ -59,7 +60,7 @@ impl<'a> BlockView<'a> {
     /// A block of a model with these tensors, of which nothing was seen.
     #[must_use]
     pub fn new(layout: &'a BlockLayout, tensors: &'a dyn PartSource) -> Self {
-        Self { layout, tensors, inputs: None, states: None }
+        Self { layout, tensors, inputs: None, states: None, experts: None }
     }
 
     /// Adds the statistics of its inputs.
@@ -73,6 +74,13 @@ impl<'a> BlockView<'a> {
     #[must_use]
     pub fn with_states(mut self, states: States<'a>) -> Self {
         self.states = Some(states);
+        self
+    }
+
+    /// Adds what its experts made of their tokens.
+    #[must_use]
+    pub fn with_experts(mut self, experts: &'a ExpertActivity) -> Self {
+        self.experts = Some(experts);
         self
     }
 
@@ -102,6 +110,12 @@ impl<'a> BlockView<'a> {
     #[must_use]
     pub fn input(&self, input: SharedInput) -> Option<&'a Calibration> {
         self.inputs.and_then(|inputs| inputs.get(&input))
+    }
+
+    /// What its experts made of their tokens, if it has any and that was asked for.
+    #[must_use]
+    pub fn experts(&self) -> Option<&'a ExpertActivity> {
+        self.experts
     }
 
     /// Hidden states around it, if they were asked for.

@@ -17,6 +17,7 @@
 mod calibration;
 mod collector;
 mod cross;
+mod experts;
 mod gram;
 mod moments;
 mod needs;
@@ -30,6 +31,7 @@ mod tokens;
 pub use calibration::Calibration;
 pub use collector::Collector;
 pub use cross::CrossGram;
+pub use experts::{ExpertActivity, ExpertSeen};
 pub use gram::Gram;
 pub use moments::Moments;
 pub use needs::Needs;

@@ -9,7 +9,7 @@ use tensorpress_model::{
 };
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
-use tensorpress_tensor::stats::{self, Batch, Calibration, Collector, Needs};
+use tensorpress_tensor::stats::{self, Batch, Calibration, Collector, ExpertActivity, Needs};
 use tensorpress_tensor::{Checkpoint, Context as _, ErrorKind, Node, Result, Scratch, Tensor};
 
 use super::Context;
@@ -243,9 +243,23 @@ impl Stream {
         block: &Block,
         needs: &dyn Fn(SharedInput) -> Needs,
     ) -> Result<Calibrations> {
+        Ok(self.watch_all(block, needs, None)?.0)
+    }
+
+    /// The same, and what experts did, if so many are to be watched.
+    pub(super) fn watch_all(
+        &mut self,
+        block: &Block,
+        needs: &dyn Fn(SharedInput) -> Needs,
+        experts: Option<usize>,
+    ) -> Result<(Calibrations, Option<ExpertActivity>)> {
         let mut collecting = Collecting::new(block, needs, 0, Par::Rayon);
+        if let Some(experts) = experts {
+            collecting = collecting.with_experts(experts);
+        }
         forward(&mut self.hidden, &self.lengths, block, Some(&mut collecting))?;
-        Ok(collecting.finish())
+        let experts = collecting.experts().cloned();
+        Ok((collecting.finish(), experts))
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) type Named = (String, Box<dyn Rewrite>);
 
 /// It sees calibration tokens.
 pub(super) fn is_calibrated(rewrite: &dyn Rewrite) -> bool {
-    rewrite.needs_states() || watches(rewrite)
+    rewrite.needs_states() || rewrite.needs_experts() || watches(rewrite)
 }
 
 fn watches(rewrite: &dyn Rewrite) -> bool {
@@ -228,8 +228,12 @@ impl One<'_> {
             let wanted = watched && self.rewrite.inputs().contains(&input);
             if wanted { self.rewrite.needs() } else { Needs::NONE }
         };
-        let inputs = stream.watch(&self.source.block(block)?, &needs)?;
+        let experts = self.model.blocks[block].experts.as_ref().map(|experts| experts.count);
+        let experts = experts.filter(|_| self.rewrite.needs_experts());
+        let block = self.source.block(block)?;
+        let (inputs, experts) = stream.watch_all(&block, &needs, experts)?;
         let view = view.with_inputs(&inputs);
+        let view = experts.iter().fold(view, |view, experts| view.with_experts(experts));
         let view = match &before {
             None => view,
             Some(before) => {

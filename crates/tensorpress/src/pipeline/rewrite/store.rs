@@ -34,6 +34,7 @@ struct Beside {
     dropped: bool,
     shape: Option<BlockShape>,
     gone: Vec<String>,
+    moved: BTreeMap<String, String>,
     notes: BTreeMap<String, String>,
 }
 
@@ -103,6 +104,10 @@ pub(super) fn write_edit(path: &Path, edit: &Edit) -> Result<Stored> {
                 beside.gone.push(name.clone());
                 continue;
             }
+            Change::Moved(to) => {
+                beside.moved.insert(name.clone(), to.clone());
+                continue;
+            }
         };
         tensors.insert(format!("{kind}{name}"), tensor);
     }
@@ -130,6 +135,9 @@ pub(super) fn read_edit(path: &Path) -> Result<Edit> {
     }
     for name in &beside.gone {
         edit = edit.with_change(name, Change::Gone);
+    }
+    for (name, to) in &beside.moved {
+        edit = edit.with_change(name, Change::Moved(to.clone()));
     }
     for (weight, note) in &beside.notes {
         edit = edit.with_note(weight, note);
