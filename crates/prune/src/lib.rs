@@ -3,22 +3,25 @@
 //! A method is a saliency ([`saliency`]) x a support pattern ([`Pattern`]) x what is done to the weights that stay:
 //! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once. [`flap`] has the
 //! same axes for what a model is built of, whole heads and channels; [`DropBlocks`] drops whole blocks, and
-//! [`experts`] drops those of a mixture.
+//! [`experts`] drops those of a mixture. [`train`] has what a training loop calls.
 
 mod drop_blocks;
 pub mod experts;
 pub mod flap;
 mod joint;
 mod obc;
+mod obert;
 mod pattern;
 mod pruner;
 pub mod saliency;
 mod sparsegpt;
+pub mod train;
 
 pub use drop_blocks::DropBlocks;
 pub use flap::{ChannelMetric, Flap};
 pub use joint::JointSparseGpt;
 pub use obc::Obc;
+pub use obert::{BlockFisher, Obert};
 pub use pattern::{Pattern, Scope};
 pub use pruner::{Pruner, magnitude, prune_group, wanda};
 pub use saliency::{InputNorm, Magnitude, Saliency};

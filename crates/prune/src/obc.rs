@@ -161,7 +161,7 @@ impl Obc {
 
 /// Sets what is not kept to 0, and the rest to what makes good for it best: w -= H⁻¹_P (H⁻¹_PP)⁻¹ w_P, P all that goes. What
 /// settling its columns one by one gives, in any order.
-fn repair(
+pub(crate) fn repair(
     inverse: ArrayView2<'_, f64>,
     kept: &[bool],
     mut weight: ArrayViewMut1<'_, f32>,
