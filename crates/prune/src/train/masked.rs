@@ -9,9 +9,8 @@ use crate::pattern::Pattern;
 ///
 /// Passes through it, M the support as 0 and 1:
 /// - forward W ∘ (M + β (1 - M)): β = 0 is a plain mask; β that decays from 1 to 0 lets gradients flow to the end
-///   through
-///   what will be gone (Bambhaniya et al., "Progressive Gradient Flow for Robust N:M Sparsity Training in Transformers",
-///   2024);
+///   through what will be gone (Bambhaniya et al., "Progressive Gradient Flow for Robust N:M Sparsity Training in
+///   Transformers", 2024);
 /// - backward, the gradient by what was used, straight through, plus λ (1 - M) ∘ W (SR-STE: Zhou et al., 2021): what is
 ///   masked shrinks, and is the less likely to come back. AST (Huang et al., "Pruning Large Language Models with
 ///   Semi-Structural Adaptive Sparse Training", 2024) lets λ grow from 0, so that masks move freely at first.

@@ -1,15 +1,28 @@
-//! What a training loop calls: schedules and masks. No model and no autograd is needed.
+//! What a training loop calls: schedules, masks, groups of variables. No model and no autograd is needed.
 //!
-//! Everything here is an operator, a step or a projection on plain arrays that the trainer owns; where a loss goes
-//! through it, it comes with its gradient. The axes:
+//! Everything here is an operator, a step or a projection on plain arrays and slices that the trainer owns; where a
+//! loss goes through it, it comes with its gradient. The axes:
 //! - [`Schedule`]: a number that changes with the step (a sparsity, a decay, what is left of masked weights), and
 //!   [`StructureDecay`], a pattern that does;
-//! - [`MaskedWeight`]: a weight and its support, and the passes through it; [`BlockSums`] is a cheap bypass beside it.
+//! - [`MaskedWeight`]: a weight and its support, and the passes through it; [`BlockSums`] is a cheap bypass beside it;
+//! - [`Groups`]: variables that go together ([`graph`] finds them), how much they matter ([`Salience`]), and what leads
+//!   them to 0: [`Envelope`], [`HalfSpace`], [`Forgetting`], [`Cric`].
 
 mod bypass;
+mod cric;
+mod envelope;
+mod forgetting;
+pub mod graph;
+mod groups;
+mod half_space;
 mod masked;
 mod schedule;
 
 pub use bypass::BlockSums;
+pub use cric::Cric;
+pub use envelope::Envelope;
+pub use forgetting::{Forgetting, Salience};
+pub use groups::Groups;
+pub use half_space::{HalfSpace, redundant};
 pub use masked::{MaskedWeight, StructureDecay};
 pub use schedule::{Curve, Schedule};
