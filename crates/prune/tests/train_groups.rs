@@ -417,6 +417,31 @@ fn erased_operators_leave_the_sum_of_the_others() {
     }
 }
 
+/// OTOv3, a whole run: half-space steps on the operators that the hierarchy check allows, until they are 0, and the
+/// network without them. Fails if operators' groups and half-spaces do not fit together.
+#[test]
+fn operators_are_led_to_zero_and_erased() {
+    let graph = network();
+    let groups = graph.erasable().unwrap();
+    let mut x = random(graph.variables(), 80);
+    let gradient = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| 0.05 * x).collect() };
+    let scores = Salience::default().scores(&x, &gradient(&x), &groups).unwrap();
+    let go = graph.redundant_operators(&scores, 1).unwrap();
+    let rule = HalfSpace::default().with_epsilon(0.05);
+    let mut steps = 0;
+    while go.iter().any(|g| groups.norm(&x, *g) > 0.0) {
+        let slope = gradient(&x);
+        rule.step(&mut x, &slope, 0.1, &groups, &go).unwrap();
+        steps += 1;
+        assert!(steps < 500);
+    }
+    assert!(steps > 2 && groups.norm(&x, 1 - go[0]) > 0.0);
+    let (smaller, values) = graph.without(&x, &[], &go).unwrap();
+    let input = [0.3, -1.0, 0.5, 2.0];
+    let (ours, wanted) = (run(&smaller, &values, &input), run(&graph, &x, &input));
+    assert!(ours.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-9));
+}
+
 /// OTOv3's validity. Fails if the least salient operators go, whatever is left.
 #[test]
 fn a_way_from_input_to_output_is_left() {

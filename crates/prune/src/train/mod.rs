@@ -9,7 +9,8 @@
 //!   them to 0: [`Envelope`], [`HalfSpace`], [`Forgetting`], [`Cric`];
 //! - [`Gate`]: a factor with parameters, how much of it is there, and gradients of both: [`HardConcrete`],
 //!   [`Bottleneck`], [`Threshold`], [`Annealed`]; [`Size`] is what a model with such gates takes, [`Lagrangian`] and
-//!   [`Budget`] hold it to a target; [`HybridIdentity`] moves what a gate will shut out into what stays.
+//!   [`Budget`] hold it to a target; [`HybridIdentity`] moves what a gate will shut out into what stays;
+//! - [`TurboVbi`]: supports that cluster, by Bayes.
 
 mod bypass;
 mod cric;
@@ -23,6 +24,7 @@ mod hybrid;
 mod masked;
 mod schedule;
 mod size;
+mod turbo_vbi;
 
 pub use bypass::BlockSums;
 pub use cric::Cric;
@@ -38,3 +40,4 @@ pub use hybrid::{HybridGradients, HybridIdentity, IdentityLoss, fold_rms_norm, k
 pub use masked::{MaskedWeight, StructureDecay};
 pub use schedule::{Curve, Schedule};
 pub use size::{Budget, GateSet, Lagrangian, Share, Size};
+pub use turbo_vbi::{Gamma, MarkovChain, TurboFit, TurboVbi};
