@@ -178,8 +178,9 @@ impl Forgetting {
             if t == 0 && self.marked.is_empty() {
                 check_scores(scores, groups)?;
                 let by_now = self.number * (period + 1) / self.periods;
-                let gone = &self.gone;
-                self.marked = least(scores, by_now - gone.len(), |g| !gone.contains(&g));
+                let mut there = vec![true; groups.len()];
+                self.gone.iter().for_each(|group| there[*group] = false);
+                self.marked = least(scores, by_now - self.gone.len(), |group| there[group]);
             }
             let left = (self.steps - t - 1) as f64 / (self.steps - t) as f64;
             self.marked.iter().for_each(|group| groups.scale(x, *group, left));

@@ -125,8 +125,6 @@ impl Graph {
     }
 
     /// Adds an input.
-    ///
-    /// No method that adds a node takes one that is not there yet: it panics.
     pub fn input(&mut self, channels: usize) -> NodeId {
         let channels = self.make(channels);
         self.push(Op::Input, &[], channels)
@@ -283,21 +281,26 @@ impl Graph {
     pub fn redundant_channels(&self, scores: &[f64], number: usize) -> Result<Vec<usize>> {
         check_scores(scores, &self.channels()?)?;
         let roots: Vec<usize> = self.removable().into_iter().map(|(root, _)| root).collect();
-        let mut left: Vec<Vec<usize>> = self
-            .nodes
-            .iter()
-            .map(|node| node.channels.iter().map(|channel| self.root(*channel)).collect())
-            .collect();
+        let mut left: Vec<usize> = self.nodes.iter().map(Node::width).collect();
+        // The nodes that put a channel out, and how often.
+        let mut places: Vec<Vec<(NodeId, usize)>> = vec![Vec::new(); self.same.len()];
+        for (at, node) in self.nodes.iter().enumerate() {
+            for channel in &node.channels {
+                let places = &mut places[self.root(*channel)];
+                match places.last_mut().filter(|(node, _)| *node == at) {
+                    Some((_, times)) => *times += 1,
+                    None => places.push((at, 1)),
+                }
+            }
+        }
         let mut redundant = Vec::new();
         for next in least_first(scores) {
             if redundant.len() == number {
                 break;
             }
-            let only = |channels: &Vec<usize>| {
-                !channels.is_empty() && channels.iter().all(|root| *root == roots[next])
-            };
-            if !left.iter().any(only) {
-                left.iter_mut().for_each(|channels| channels.retain(|root| *root != roots[next]));
+            let places = &places[roots[next]];
+            if places.iter().all(|(node, times)| left[*node] > *times) {
+                places.iter().for_each(|(node, times)| left[*node] -= times);
                 redundant.push(next);
             }
         }

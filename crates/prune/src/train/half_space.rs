@@ -66,10 +66,11 @@ impl HalfSpace {
         Ok(())
     }
 
-    /// λ of a group that is not 0.
+    /// λ of a group; at 0, where no direction is its own, `penalty`.
     #[must_use]
     pub fn penalty_of(&self, x: &[f32], gradient: &[f32], groups: &Groups, group: usize) -> f64 {
-        let towards = groups.dot(gradient, x, group) / groups.norm(x, group);
+        let norm = groups.norm(x, group);
+        let towards = if norm > 0.0 { groups.dot(gradient, x, group) / norm } else { 0.0 };
         let steep = groups.norm(gradient, group);
         // With the gradient away from 0 any penalty descends on both.
         let within = -towards < self.penalty && -towards * self.penalty < steep * steep;
