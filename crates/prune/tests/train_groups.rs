@@ -339,6 +339,18 @@ fn errors_say_what_is_allowed() {
         "cycles",
     );
     assert_eq!(z, x);
+    let unknown = Forgetting::of(vec![2]).step(&mut z, &scores, &groups).unwrap_err();
+    kind(&unknown, InvalidArgument, "group 2");
+    let mut cric = Cric::new(1);
+    cric.step(&mut z, &scores, &groups).unwrap();
+    let other = Groups::even(4, 1).unwrap();
+    kind(&cric.step(&mut z, &[1.0; 4], &other).unwrap_err(), ShapeMismatch, "4 groups");
+    // Periods that do not fit what was marked before are no panic.
+    let mut odd = Forgetting::of(vec![0, 1]).with_periods(3).with_steps(1);
+    while !odd.is_done() {
+        odd.step(&mut z, &scores, &groups).unwrap();
+    }
+    assert_eq!(odd.gone(), [0, 1]);
 }
 
 proptest! {

@@ -113,6 +113,10 @@ impl Cric {
         if self.is_done() {
             return Ok(());
         }
+        if self.done > 0 && (self.sums.len(), self.before.len()) != (groups.len(), x.len()) {
+            let (before, now) = (self.sums.len(), groups.len());
+            return Err(Error::shape(format!("{now} groups after a step with {before} others")));
+        }
         let least_now = least(scores, self.number, |_| true);
         if self.done == 0 {
             self.suspects.clone_from(&least_now);

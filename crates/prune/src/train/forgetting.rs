@@ -173,6 +173,9 @@ impl Forgetting {
             return Err(Error::invalid(format!("{number} groups to go: allowed are 0 to {all}")));
         }
         groups.check("values", x)?;
+        if let Some(group) = self.gone.iter().chain(&self.marked).find(|g| **g >= groups.len()) {
+            return Err(Error::invalid(format!("group {group} to go of {}", groups.len())));
+        }
         if !self.is_done() {
             let (period, t) = (self.done / self.steps, self.done % self.steps);
             if t == 0 && self.marked.is_empty() {
@@ -180,7 +183,7 @@ impl Forgetting {
                 let by_now = self.number * (period + 1) / self.periods;
                 let mut there = vec![true; groups.len()];
                 self.gone.iter().for_each(|group| there[*group] = false);
-                self.marked = least(scores, by_now - self.gone.len(), |group| there[group]);
+                self.marked = least(scores, by_now.saturating_sub(self.gone.len()), |g| there[g]);
             }
             let left = (self.steps - t - 1) as f64 / (self.steps - t) as f64;
             self.marked.iter().for_each(|group| groups.scale(x, *group, left));

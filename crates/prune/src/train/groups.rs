@@ -83,7 +83,8 @@ impl Groups {
     /// The places of a group.
     ///
     /// # Panics
-    /// If there is no such group; so do all methods that take one.
+    /// If there is no such group; so do all methods that take one, and those that take values, if there are fewer than
+    /// variables.
     #[must_use]
     pub fn members(&self, group: usize) -> &[usize] {
         &self.members[group]

@@ -126,7 +126,10 @@ impl HybridIdentity {
     /// What keeps L₀ and L₁ orthogonal, so that v alone scales.
     #[must_use]
     pub fn identity_loss(&self) -> IdentityLoss {
-        let off = |gram: Array2<f64>| gram - Array2::<f64>::eye(self.scale.len());
+        let off = |gram: Array2<f64>| {
+            let rank = gram.nrows();
+            gram - Array2::<f64>::eye(rank)
+        };
         let (down, up) = (self.down.mapv(f64::from), self.up.mapv(f64::from));
         let (of_down, of_up) = (off(down.dot(&down.t())), off(up.t().dot(&up)));
         let square = |m: &Array2<f64>| m.iter().map(|v| v * v).sum::<f64>();
