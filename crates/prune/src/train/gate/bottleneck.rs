@@ -3,7 +3,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::{Gate, Sloped, finite, positive, sigmoid};
 
-/// The gate of VTrans (Dutta, Gupta, Agrawal, "VTrans: Accelerating Transformer Compression with Variational
+/// The gate of VTrans (Dutta, Gupta, Agarwal, "VTrans: Accelerating Transformer Compression with Variational
 /// Information Bottleneck based Pruning", 2024, after VIBNet: Dai et al., 2018): z ~ N(μ, σ²), parameters μ and ln σ².
 ///
 /// What passes it is bounded by ½ ln(1 + μ² / σ²) nats, which is trained down; where little does, it goes: it stays
