@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use tensorpress_kvcache::{KvRecipe, Rope};
-use tensorpress_tensor::node::Input;
+use tensorpress_tensor::node::{Input, Multiply};
 use tensorpress_tensor::{Error, Result, Scratch};
 
 use crate::block::Block;
@@ -13,7 +13,7 @@ use crate::cache::KvCache;
 use crate::config::Config;
 use crate::layers::{Linear, Norm};
 
-/// The embedding of tokens; rows are read one by one, so that the table stays in the memory map.
+/// The embedding of tokens; the rows of these are read alone, so that the table stays in the memory map.
 #[derive(Debug)]
 pub struct Embedding {
     pub(crate) table: Linear,
@@ -23,6 +23,9 @@ pub struct Embedding {
     /// From the table's width to that of the hidden states.
     pub(crate) project: Option<Linear>,
 }
+
+/// Rows of a table that are decoded together, where they are decoded.
+const BAND: usize = 512;
 
 impl Embedding {
     /// The embeddings `[tokens, hidden]` of the first tokens of a sequence.
@@ -44,15 +47,22 @@ impl Embedding {
         first: usize,
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
-        let [vocab, width] = self.table.shape();
-        let mut out = Array2::zeros((ids.len(), width));
-        for (&id, mut row) in ids.iter().zip(out.rows_mut()) {
-            if id as usize >= vocab {
-                return Err(Error::invalid(format!("token {id} in a vocabulary of {vocab}")));
-            }
-            let row = row.as_slice_mut().expect("a row of a new matrix");
-            self.table.row(id as usize, row, scratch)?;
-        }
+        self.embed_sequences(&[ids], first, scratch)
+    }
+
+    /// The embeddings `[sum of lengths, hidden]` of several sequences one after the other, the first tokens of all at position
+    /// `first`: rows of a table that has to be decoded are so once for all.
+    ///
+    /// # Errors
+    /// As [`Embedding::embed_from`].
+    pub fn embed_sequences<S: AsRef<[u32]>>(
+        &self,
+        sequences: &[S],
+        first: usize,
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
+        let ids = sequences.iter().flat_map(AsRef::as_ref).copied().collect::<Vec<u32>>();
+        let mut out = self.rows(&ids, scratch)?;
         if self.scale != 1.0 {
             out *= self.scale;
         }
@@ -64,7 +74,8 @@ impl Embedding {
             out = wide;
         }
         if let Some((positions, offset)) = &self.positions {
-            for (t, mut row) in out.rows_mut().into_iter().enumerate() {
+            let places = sequences.iter().flat_map(|sequence| 0..sequence.as_ref().len());
+            for (t, mut row) in places.zip(out.rows_mut()) {
                 let position = offset + first + t;
                 if position >= positions.nrows() {
                     let most = positions.nrows() - offset;
@@ -74,6 +85,47 @@ impl Embedding {
                     )));
                 }
                 row += &positions.row(position);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Rows of the table. Where they cannot be read one by one without decoding others, those that lie near each other are
+    /// decoded together, whatever the order of the tokens.
+    fn rows(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
+        let [vocab, width] = self.table.shape();
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::invalid(format!("token {id} in a vocabulary of {vocab}")));
+        }
+        let mut out = Array2::zeros((ids.len(), width));
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        let apart = self.table.multiply() == Multiply::Fused;
+        if !apart {
+            order.sort_by_key(|at| ids[*at]);
+        }
+        let mut decoded = Vec::new();
+        for near in
+            order.chunk_by(|a, b| !apart && ids[*a] as usize / BAND == ids[*b] as usize / BAND)
+        {
+            let rows = ids[near[0]] as usize..ids[near[near.len() - 1]] as usize + 1;
+            if rows.len() == 1 {
+                for at in near {
+                    let mut row = out.row_mut(*at);
+                    let row = row.as_slice_mut().expect("a row of a new matrix");
+                    self.table.row(rows.start, row, scratch)?;
+                }
+                continue;
+            }
+            decoded.resize(rows.len() * width, 0.0);
+            self.table.rows(rows.clone(), &mut decoded, scratch)?;
+            for at in near {
+                let row = ids[*at] as usize;
+                let from = &decoded[(row - rows.start) * width..][..width];
+                self.table.check_row(row, from)?;
+                out.row_mut(*at)
+                    .as_slice_mut()
+                    .expect("a row of a new matrix")
+                    .copy_from_slice(from);
             }
         }
         Ok(out)

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use tensorpress::ErrorKind;
 use tensorpress::entropy::{TileCoder, coded};
 use tensorpress::model::text;
 use tensorpress::pipeline::CalibrationText;
 use tensorpress::prelude::*;
 use tensorpress::quant::{GridSpec, GroupedAffine, Nf4, Rtn};
 use tensorpress::tensor::linalg::SplitMix;
-use tensorpress::tensor::ndarray::Array2;
+use tensorpress::tensor::ndarray::{Array2, s};
 use tensorpress::tensor::node::{Dense, Mask, Masked, Plane, Product, Sum, SymbolBuf, decode};
 use tensorpress::tensor::stats::Calibration;
-use tensorpress::tensor::{Compress, DType, Node, RawTensor, Storage};
+use tensorpress::tensor::{Compress, DType, Node, RawTensor, Scratch, Storage};
+use tensorpress::{ErrorKind, registry};
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 
@@ -275,5 +275,43 @@ fn what_coding_saves_on_real_models() {
                 "{model} {line}: {after} for {bound}, {planes} planes"
             );
         }
+    }
+}
+
+/// Rows of a table of embeddings that is coded are decoded once for all tokens, near ones together: what comes of it is the
+/// rows of the table, whatever the order of the tokens, of one sequence and of several.
+#[test]
+fn tokens_of_a_coded_table_are_its_rows() {
+    let source = Source::demo(&registry()).unwrap();
+    let mut embedding = source.embedding().unwrap();
+    let table = decode(embedding.table().node().expect("as it is stored")).unwrap();
+    let [vocab, width] = embedding.table().shape();
+    assert!(vocab > 512, "more than one band");
+    for coder in CODERS {
+        let node = coded(rounded(&table, 4, 0), coder).unwrap();
+        let rows = decode(&*node).unwrap();
+        embedding.replace(node).unwrap();
+        let mut random = SplitMix::new(5);
+        let mut sequence = |tokens: usize| -> Vec<u32> {
+            (0..tokens).map(|_| (random.next_u64() % vocab as u64) as u32).collect()
+        };
+        let last = vocab as u32 - 1;
+        let sequences =
+            [sequence(300), vec![3, 3, 1, 3], Vec::new(), sequence(7), vec![last, 0, last]];
+        let mut scratch = Scratch::default();
+        let together = embedding.embed_sequences(&sequences, 0, &mut scratch).unwrap();
+        let ids = sequences.concat();
+        assert_eq!(together.dim(), (ids.len(), width));
+        for (id, row) in ids.iter().zip(together.rows()) {
+            assert_eq!(row, rows.row(*id as usize), "token {id}");
+        }
+        let mut at = 0;
+        for sequence in &sequences {
+            let alone = embedding.embed(sequence, &mut scratch).unwrap();
+            assert_eq!(alone, together.slice(s![at..at + sequence.len(), ..]));
+            at += sequence.len();
+        }
+        let beyond = embedding.embed(&[0, vocab as u32], &mut scratch).unwrap_err();
+        assert_eq!(beyond.kind(), ErrorKind::InvalidArgument);
     }
 }

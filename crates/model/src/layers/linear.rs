@@ -1,7 +1,8 @@
+use std::ops::Range;
 use std::path::PathBuf;
 
 use ndarray::{Array2, ArrayViewMut2, CowArray, Ix2};
-use tensorpress_tensor::node::Input;
+use tensorpress_tensor::node::{Input, Multiply};
 use tensorpress_tensor::rewrite::SharedInput;
 use tensorpress_tensor::{Context, Error, Node, Result, Scratch};
 
@@ -108,11 +109,31 @@ impl Linear {
 
     /// Decodes one row, which must be finite: an embedding.
     pub(crate) fn row(&self, row: usize, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
-        self.located(self.weight.row(row, out, scratch))?;
-        match out.iter().position(|v| !v.is_finite()) {
+        self.located(self.weight.rows(row..row + 1, out, scratch))?;
+        self.check_row(row, out)
+    }
+
+    /// How its weight is multiplied.
+    pub(crate) fn multiply(&self) -> Multiply {
+        self.weight.multiply()
+    }
+
+    /// Rows in one reading, whose values are not looked at yet.
+    pub(crate) fn rows(
+        &self,
+        rows: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.located(self.weight.rows(rows, out, scratch))
+    }
+
+    /// Refuses values of a row that are NaN or infinite.
+    pub(crate) fn check_row(&self, row: usize, values: &[f32]) -> Result<()> {
+        match values.iter().position(|v| !v.is_finite()) {
             None => Ok(()),
             Some(i) => {
-                let message = format!("weight [{row}, {i}] is {}", out[i]);
+                let message = format!("weight [{row}, {i}] is {}", values[i]);
                 self.located(Err(Error::numerical(message)))
             }
         }

@@ -1,9 +1,11 @@
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayViewMut2};
+use ndarray::{Array2, ArrayViewMut2, s};
 use tensorpress_tensor::linalg::{self, Par};
-use tensorpress_tensor::node::{self, Input, check_matmul};
+use tensorpress_tensor::node::{self, Input, Multiply, check_matmul};
 use tensorpress_tensor::{Accum, Error, Node, Result, Scratch, kernels};
+
+use super::as_matrix;
 
 /// A weight: a node as stored, or its values decoded once.
 #[derive(Debug)]
@@ -49,16 +51,27 @@ impl Matrix {
     }
 
     /// Decodes one row: an embedding.
-    pub(crate) fn row(&self, row: usize, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+    pub(crate) fn rows(
+        &self,
+        rows: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let mut out = as_matrix(out, out.len() / rows.len().max(1));
         match self {
-            Self::Stored(node) => {
-                let out = ArrayViewMut2::from_shape((1, out.len()), out).expect("one row");
-                node.decode_rows(row..row + 1, out, Accum::Replace, scratch)
-            }
+            Self::Stored(node) => node.decode_rows(rows, out, Accum::Replace, scratch),
             Self::Decoded(values) => {
-                values.row(row).iter().zip(out).for_each(|(v, o)| *o = *v);
+                out.assign(&values.slice(s![rows, ..]));
                 Ok(())
             }
+        }
+    }
+
+    /// How it is multiplied as it is kept.
+    pub(crate) fn multiply(&self) -> Multiply {
+        match self {
+            Self::Stored(node) => node.multiply(),
+            Self::Decoded(_) => Multiply::Fused,
         }
     }
 
@@ -100,7 +113,7 @@ impl Matrix {
             let rows: Range<usize> = start..(start + step).min(out);
             let values = &mut buffer[..rows.len() * inp];
             for (row, values) in rows.zip(values.chunks_mut(inp)) {
-                self.row(row, values, &mut scratch)?;
+                self.rows(row..row + 1, values, &mut scratch)?;
                 if let Some(col) = values.iter().position(|v| !v.is_finite()) {
                     let value = values[col];
                     return Err(Error::numerical(format!("weight [{row}, {col}] is {value}")));

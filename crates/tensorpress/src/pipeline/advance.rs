@@ -101,13 +101,16 @@ impl Stream {
         };
         let mut scratch = Scratch::new(Par::Rayon);
         let windows = samples.windows.iter();
-        let parts: Vec<Array2<f32>> = if source.config().architecture.is_decoder() {
+        if source.config().architecture.is_decoder() {
             let mut embedding = source.embedding()?;
             if let Some(table) = table {
                 embedding.replace(table)?;
             }
-            windows.map(|ids| embedding.embed(ids, &mut scratch)).collect::<Result<_>>()?
-        } else {
+            let hidden = embedding.embed_sequences(&samples.windows, 0, &mut scratch)?;
+            source.checkpoint().release();
+            return Ok(Self { hidden, original, lengths: windows.map(Vec::len).collect() });
+        }
+        let parts: Vec<Array2<f32>> = {
             let encoder = source.stack(stack)?;
             match (source.config().stacks()[stack].1, &samples.images) {
                 (Reads::Images, None) => Vec::new(),
