@@ -1,13 +1,14 @@
 //! Dropping whole blocks (Men, Xu, Zhang, Wang, Lin, Lu, Han, Chen: "ShortGPT: Layers in Large Language Models are More
 //! Redundant Than You Expect", 2024): those that turn their hidden states least.
 
-use tensorpress_tensor::ndarray::ArrayView1;
 use tensorpress_tensor::rewrite::{
-    BlockView, Decision, Edit, Judgement, Level, ModelLayout, SharedInput, States,
+    BlockView, Decision, Edit, Judgement, Level, ModelLayout, SharedInput,
 };
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Error, Method, Result, Rewrite};
+
+use crate::structured::influence;
 
 /// Drops the blocks of least influence.
 ///
@@ -148,21 +149,4 @@ impl Rewrite for DropBlocks {
     ) -> Result<Edit> {
         Ok(if decision.dropped { Edit::dropped() } else { Edit::new() })
     }
-}
-
-/// 1 - the mean cosine; nothing if no token has one. Sums are f64.
-fn influence(states: States<'_>) -> Option<f64> {
-    let cosines = states.before.rows().into_iter().zip(states.after.rows());
-    let cosines = cosines.filter_map(|(x, y)| cosine(x, y));
-    let (sum, tokens) = cosines.fold((0.0, 0_u64), |(sum, n), cosine| (sum + cosine, n + 1));
-    (tokens > 0).then(|| 1.0 - sum / tokens as f64)
-}
-
-/// Nothing where a state is zero or not finite.
-fn cosine(x: ArrayView1<'_, f32>, y: ArrayView1<'_, f32>) -> Option<f64> {
-    let dot = |a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>| {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
-    };
-    let cosine = dot(x, y) / (dot(x, x) * dot(y, y)).sqrt();
-    cosine.is_finite().then_some(cosine)
 }

@@ -1,9 +1,9 @@
 //! Pruning: which weights are kept.
 //!
 //! A method is a saliency ([`saliency`]) x a support pattern ([`Pattern`]) x what is done to the weights that stay:
-//! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once. [`flap`] has the
-//! same axes for what a model is built of, whole heads and channels; [`DropBlocks`] drops whole blocks, and
-//! [`experts`] drops those of a mixture. [`train`] has what a training loop calls.
+//! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once. [`structured`] has the
+//! same axes for what a model is built of, whole heads and channels, and [`flap`] is one of its own; [`DropBlocks`] drops
+//! whole blocks, and [`experts`] drops those of a mixture. [`train`] has what a training loop calls.
 
 mod drop_blocks;
 pub mod experts;
@@ -15,6 +15,7 @@ mod pattern;
 mod pruner;
 pub mod saliency;
 mod sparsegpt;
+pub mod structured;
 pub mod train;
 
 pub use drop_blocks::DropBlocks;
@@ -33,7 +34,7 @@ use tensorpress_tensor::stage::{Row, WeightPart};
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
     let [magnitude, wanda] = pruner::stages();
-    let mut stages = vec![
+    let mut all = vec![
         flap::stage(),
         drop_blocks::stage(),
         magnitude,
@@ -41,6 +42,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
         sparsegpt::stage(),
         obc::stage(),
     ];
-    stages.extend(experts::stages());
-    stages
+    all.extend(structured::stages());
+    all.extend(experts::stages());
+    all
 }
