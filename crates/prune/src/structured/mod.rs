@@ -10,16 +10,25 @@
 //! | [`cfsp`] | normalised weights times activation | sigmoid of the angle a block turns by | none |
 //! | [`modegpt`] | ridge leverage | softmax of influence | least squares |
 //! | [`intra_fusion`] | norms | the same everywhere | optimal transport |
+//! | [`prunenet`] | distribution of singular values | the same everywhere | none |
+//! | [`nirvana`] | weights times gradients | a threshold each for heads and channels | none |
 //! | [`udfc`] | norms | the same everywhere | least squares without data |
+//!
+//! Pieces around models that the caller runs: [`taylor_importance`], [`similarity_entropy`] and [`adaptive_widths`] (AMP),
+//! [`Relevance`] and [`remove_lowest`] (LRP), [`search_coefficients`] (ZipLM), [`value_output`] and [`query_key`] (MoDeGPT).
 //!
 //! Units of attention are whole groups: a key and value head with all query heads that read it.
 
 mod allocation;
+mod amp;
 mod cfsp;
 mod emd;
 mod influence;
 mod intra_fusion;
+mod lrp;
 mod modegpt;
+mod nirvana;
+mod prunenet;
 mod repair;
 mod rewrite;
 mod score;
@@ -37,11 +46,15 @@ use tensorpress_tensor::{Error, Result};
 pub use allocation::{
     Allocation, Judged, Latency, Units, search_coefficients, sigmoid_shares, softmax_shares,
 };
+pub use amp::{adaptive_widths, similarity_entropy, taylor_importance};
 pub use cfsp::{Activated, Normalised, cfsp};
 pub use emd::transport_plan;
 pub use influence::{angular_distance, influence};
 pub use intra_fusion::intra_fusion;
+pub use lrp::{Relevance, remove_lowest, target_relevance};
 pub use modegpt::{Leverage, ValueOutput, leverages, modegpt, query_key, value_output};
+pub use nirvana::{Sensitivity, least_divergent, nirvana};
+pub use prunenet::{Spectrum, kolmogorov_smirnov, log_gradient, prunenet};
 pub use repair::Repair;
 pub use score::{Norms, Score};
 pub use surgeon::{least_squares, surgeon};
@@ -203,5 +216,13 @@ impl<S: Score> Knobs for Structured<S> {
 
 /// All stages of this module.
 pub(crate) fn stages() -> Vec<Row<WeightPart>> {
-    vec![ziplm::stage(), cfsp::stage(), modegpt::stage(), intra_fusion::stage(), udfc::stage()]
+    vec![
+        ziplm::stage(),
+        cfsp::stage(),
+        modegpt::stage(),
+        intra_fusion::stage(),
+        udfc::stage(),
+        prunenet::stage(),
+        nirvana::stage(),
+    ]
 }

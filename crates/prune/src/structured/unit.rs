@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, concatenate};
 use tensorpress_tensor::rewrite::{BlockLayout, BlockView, LinearSpec, ModelLayout, Role, States};
-use tensorpress_tensor::stats::{Calibration, Statistic};
-use tensorpress_tensor::{Context, DType, Error, Result, Tensor, Usable};
+use tensorpress_tensor::stats::{Calibration, Statistic, Supply};
+use tensorpress_tensor::{Context, DType, Error, ErrorKind, Result, Target, Tensor, Usable};
 
 /// A part of a block that is made of units.
 ///
@@ -201,6 +202,25 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// A quantity of one of the block's matrices that the caller supplies, if he does.
+    ///
+    /// # Errors
+    /// `ShapeMismatch`; those of the caller.
+    pub fn supplied(
+        &self,
+        supply: Supply,
+        spec: &LinearSpec,
+        weight: ArrayView2<'_, f32>,
+        par: Par,
+    ) -> Result<Usable<Array2<f32>>> {
+        let none = || Ok(Usable::no(format!("no {} was supplied", supply.name())));
+        let Some(seen) = self.calibration() else { return none() };
+        match seen.supplied(supply, &Target::new(&spec.name, weight), par) {
+            Err(e) if e.kind() == ErrorKind::MissingCalibration => none(),
+            found => Usable::of(found),
+        }
+    }
+
     /// Hidden states around the block.
     #[must_use]
     pub fn states(&self) -> Option<States<'a>> {
@@ -220,7 +240,7 @@ impl<'a> Part<'a> {
 }
 
 /// Rows `[units * rows, in]` as `[units, rows * in]`.
-fn by_unit(rows: ArrayView2<'_, f32>, units: usize) -> Array2<f32> {
+pub(super) fn by_unit(rows: ArrayView2<'_, f32>, units: usize) -> Array2<f32> {
     let wide = rows.len() / units.max(1);
     let values: Vec<f32> = rows.iter().copied().collect();
     Array2::from_shape_vec((units, wide), values).expect("as many rows a unit")
