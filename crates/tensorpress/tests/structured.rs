@@ -11,7 +11,8 @@ use tensorpress::model::text::{self, Limits};
 use tensorpress::model::{Reference, embedded};
 use tensorpress::pipeline::{CalibrationText, Event, Progress};
 use tensorpress::prelude::*;
-use tensorpress::tensor::ndarray::Array2;
+use tensorpress::tensor::ndarray::{Array2, s};
+use tensorpress::tensor::stats::{Supplied, Supply};
 use tensorpress::tensor::{Scratch, Tensor};
 use tensorpress_tensor::testing::data;
 use tiny::{Tiny, folder_bytes};
@@ -23,6 +24,8 @@ const LINES: &[(&str, bool)] = &[
     ("modegpt(sparsity=0.2, epsilon=1)", true),
     ("intra_fusion(sparsity=0.2)", false),
     ("udfc(sparsity=0.2)", true),
+    ("prunenet(sparsity=0.2, rounds=2)", true),
+    ("nirvana(sparsity=0.3, multiple=1)", true),
 ];
 
 fn calibration() -> CalibrationText {
@@ -67,7 +70,7 @@ fn smaller_models_compute_what_masked_ones_do() {
         let large = tiny.source(&folder.path().join(format!("large{index}")));
         for (number, (line, _)) in LINES.iter().enumerate().filter(|(_, (_, cut))| *cut) {
             let out = folder.path().join(format!("{index}-{number}"));
-            compress(line, &large, &out).unwrap();
+            compress(line, &large, &out).map(drop).unwrap();
             let small = open_model(&out).unwrap();
             assert!(weights(&small) < weights(&large), "{line}");
             let mut masked = tiny.clone();
@@ -111,7 +114,7 @@ fn stopped_work_resumes_and_threads_change_nothing() {
     let source = Tiny::new("llama", (4, 2), 4, 20, true, 3).source(&folder.path().join("model"));
     for (index, (line, _)) in LINES.iter().enumerate() {
         let path = |name: &str| folder.path().join(format!("{name}{index}"));
-        compress(line, &source, &path("whole")).unwrap();
+        compress(line, &source, &path("whole")).map(drop).unwrap();
         let cancel = Arc::new(AtomicBool::new(false));
         let mut stop = StopAt(1, cancel.clone());
         let stopped = Compressor::new(Recipe::parse(line).unwrap())
@@ -121,8 +124,55 @@ fn stopped_work_resumes_and_threads_change_nothing() {
             .run(&source, &path("out"));
         assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted, "{line}");
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        pool.install(|| compress(line, &source, &path("out"))).unwrap();
+        pool.install(|| compress(line, &source, &path("out"))).map(drop).unwrap();
         assert!(folder_bytes(&path("out")) == folder_bytes(&path("whole")), "{line}");
+    }
+}
+
+/// Gradients come from one pass of the model's own; what a caller supplies stands in their place, and needs no text.
+#[test]
+fn gradients_come_from_a_pass_or_from_the_caller() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Tiny::new("llama", (4, 2), 4, 20, false, 3).source(&folder.path().join("model"));
+    let line = "nirvana(sparsity=0.3, multiple=1)";
+    let path = |name: &str| folder.path().join(name);
+    let report = compress(line, &source, &path("own")).unwrap();
+    assert!(report.layers.iter().all(|layer| layer.fallback.is_none()), "{:?}", report.layers);
+    let error =
+        Compressor::new(Recipe::parse(line).unwrap()).run(&source, &path("none")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::MissingCalibration);
+    // Nothing depends on the first five channels: they go before all others.
+    let even = Compressor::new(Recipe::parse(line).unwrap())
+        .with_supplied(Arc::new(Unused(source.checkpoint().clone(), 5)));
+    even.run(&source, &path("even")).map(drop).unwrap();
+    let small = open_model(&path("even")).unwrap();
+    for block in 0..source.blocks() {
+        let name = format!("model.layers.{block}.mlp.up_proj.weight");
+        let kept = rows_of(&matrix(&small, &name), &matrix(&source, &name));
+        assert!(kept.len() < 15 && kept[0] >= 5, "{kept:?}");
+    }
+    let files: Vec<String> = folder_bytes(&path("own")).into_keys().collect();
+    assert!(files.iter().all(|name| !name.starts_with("tensorpress.")), "{files:?}");
+}
+
+/// Gradients of 1 / (1 + |w|), but 0 for the first channels of feed-forward networks.
+#[derive(Debug)]
+struct Unused(Checkpoint, usize);
+
+impl Supplied for Unused {
+    fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>> {
+        let mut gradient = self.0.tensor(tensor)?.to_matrix()?.mapv(|w| 1.0 / (1.0 + w.abs()));
+        if tensor.contains("gate_proj") || tensor.contains("up_proj") {
+            gradient.slice_mut(s![..self.1, ..]).fill(0.0);
+        }
+        if tensor.contains("down_proj") {
+            gradient.slice_mut(s![.., ..self.1]).fill(0.0);
+        }
+        Ok((supply == Supply::GRADIENT).then_some(gradient))
+    }
+    fn identify(&self, hash: &mut dyn std::hash::Hasher) -> Result<()> {
+        hash.write(b"unused");
+        Ok(())
     }
 }
 
@@ -147,7 +197,7 @@ fn a_story_model_loses_less_than_by_flap() {
     let reference = Reference::new(&exact, &segments, &|_, _| ()).unwrap();
     let out = tempfile::tempdir().unwrap();
     println!("| recipe | weights kept | mean KLD | perplexity |");
-    let mut divergence = |line: &str| {
+    let divergence = |line: &str| {
         let out = out.path().join(format!(
             "{:x}",
             line.bytes().fold(7u64, |h, b| h.wrapping_mul(31) + u64::from(b))
@@ -155,6 +205,7 @@ fn a_story_model_loses_less_than_by_flap() {
         Compressor::new(Recipe::parse(line).unwrap())
             .with_calibration(train.clone())
             .run(&source, &out)
+            .map(drop)
             .unwrap();
         let small = open_model(&out).unwrap();
         let judged = small.decoder().unwrap().materialise().unwrap();
@@ -167,9 +218,14 @@ fn a_story_model_loses_less_than_by_flap() {
     // Of about the same size: the uniform form loses no heads below a quarter.
     let flap = [divergence("flap(sparsity=0.2)"), divergence("flap(sparsity=0.249, uniform=true)")];
     let repaired = [divergence("ziplm(sparsity=0.2)"), divergence("modegpt(sparsity=0.2)")];
-    for line in
-        ["cfsp(sparsity=0.2, multiple=1)", "intra_fusion(sparsity=0.2)", "udfc(sparsity=0.2)"]
-    {
+    for line in [
+        "cfsp(sparsity=0.2, multiple=1)",
+        "intra_fusion(sparsity=0.2)",
+        "udfc(sparsity=0.2)",
+        "prunenet(sparsity=0.2)",
+        "nirvana(sparsity=0.2)",
+        "nirvana(sparsity=0.2, heads=false, multiple=1)",
+    ] {
         divergence(line);
     }
     let least = flap[0].min(flap[1]);

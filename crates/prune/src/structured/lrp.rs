@@ -91,6 +91,9 @@ pub fn target_relevance(logits: ArrayView2<'_, f32>, targets: &[usize]) -> Resul
     Ok(Array2::from_shape_fn((samples, classes), of))
 }
 
+/// Gives the relevance of each filter that stays, layer by layer.
+pub type Judge<'a> = dyn FnMut(&[Vec<usize>]) -> Result<Vec<Vec<f64>>> + 'a;
+
 /// What stays of layers of so many filters when `number` have gone, a few at a time: `judge` is told what stays and gives
 /// each filter's relevance, summed over samples, and of all layers together the `each` lowest of those that stay go. The
 /// last filter of a layer stays; of equal ones those of earlier layers go first.
@@ -102,7 +105,7 @@ pub fn remove_lowest(
     filters: &[usize],
     number: usize,
     each: usize,
-    judge: &mut dyn FnMut(&[Vec<usize>]) -> Result<Vec<Vec<f64>>>,
+    judge: &mut Judge<'_>,
 ) -> Result<Vec<Vec<usize>>> {
     let most = filters.iter().map(|n| n.saturating_sub(1)).sum::<usize>();
     if number > most || each == 0 {

@@ -51,7 +51,7 @@ pub use cfsp::{Activated, Normalised, cfsp};
 pub use emd::transport_plan;
 pub use influence::{angular_distance, influence};
 pub use intra_fusion::intra_fusion;
-pub use lrp::{Relevance, remove_lowest, target_relevance};
+pub use lrp::{Judge, Relevance, remove_lowest, target_relevance};
 pub use modegpt::{Leverage, ValueOutput, leverages, modegpt, query_key, value_output};
 pub use nirvana::{Sensitivity, least_divergent, nirvana};
 pub use prunenet::{Spectrum, kolmogorov_smirnov, log_gradient, prunenet};

@@ -12,7 +12,8 @@ use super::{Allocation, Part, Repair, Score, Structured, Track};
 /// Σ |w ∂f/∂w| over all weights of a unit, its writers' rows and its reader's columns: what the function moves, to first
 /// order, when the unit goes, with each weight's part counted by itself, as under Adam's signs (eq. 7).
 ///
-/// Gradients are the caller's ([`Supply::GRADIENT`]): of the sum of output logits in the paper, or of a loss.
+/// Gradients are supplied ([`Supply::GRADIENT`]): of the sum of output logits in the paper; the pipeline finds those of a
+/// loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sensitivity;
 
@@ -63,8 +64,8 @@ pub fn nirvana() -> Structured<Sensitivity> {
 const NAME: &str = "nirvana";
 
 pub(super) fn stage() -> Row<WeightPart> {
-    let about = "removes the heads and channels whose weights times gradients are least in the whole model; gradients are \
-                 supplied";
+    let about =
+        "removes the heads and channels whose weights times gradients are least in the whole model";
     Row::rewrite(NAME, about, nirvana)
 }
 

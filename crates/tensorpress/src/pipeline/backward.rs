@@ -35,7 +35,7 @@ use super::tables;
 /// Windows of the calibration that the pass is of, the first ones: more changed little where it was tried, and each takes
 /// three times that of a forward pass. All of them where Gram matrices are gathered, which take the place of such that are
 /// of all windows: of fewer they lost more than their weights can gain.
-const WINDOWS: usize = 24;
+pub(super) const WINDOWS: usize = 24;
 
 /// Second moments of all pairs of outputs are gathered for up to so many outputs, which is 64 MiB a matrix.
 const FULL: usize = 4096;

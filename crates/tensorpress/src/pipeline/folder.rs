@@ -74,6 +74,8 @@ pub(super) enum Step {
     Judgement(usize),
     Decisions,
     Edit(usize),
+    /// Found while blocks are judged, and not kept.
+    Gradients(usize),
 }
 
 /// The folder of unfinished work and its state.
@@ -177,6 +179,7 @@ impl Work {
             Step::Judgement(block) => format!("judged-{block:05}"),
             Step::Decisions => "decisions".to_owned(),
             Step::Edit(block) => format!("edit-{block:05}"),
+            Step::Gradients(number) => format!("gradients-{number:05}"),
         };
         // No name that a reader of the finished folder would look at, should it be left there.
         self.folder.join(format!("{REWRITE}{rewrite}.{name}"))

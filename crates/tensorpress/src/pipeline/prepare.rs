@@ -83,7 +83,8 @@ impl Compressor<'_> {
 
     /// What to calibrate on, if anything needs it.
     fn samples(&self, source: &Source, rewrites: &[Named], plan: &Plan) -> Result<Samples> {
-        let calibrated = |named: &&Named| rewrite::is_calibrated(&*named.1);
+        let supplied = self.supplied.is_some();
+        let calibrated = |named: &&Named| rewrite::is_calibrated(&*named.1, supplied);
         let needy = rewrites.iter().find(calibrated).map(|(text, _)| text.as_str());
         let Some(stage) = needy.or(plan.needs_calibration()) else {
             // Nothing needs it, but losses are better known with it.

@@ -194,10 +194,10 @@ impl Compressor<'_> {
         if rewrites.is_empty() {
             return Ok(None);
         }
-        let cancel = self.cancel.clone();
+        let (cancel, supplied) = (self.cancel.clone(), self.supplied.clone());
         let (mut tell, cancel) = (|event: Event<'_>| self.tell(event), cancel.as_deref());
         let tell = &mut tell;
-        Rewriting { samples, plain, work, tell, cancel }.run(source, rewrites).map(Some)
+        Rewriting { samples, plain, supplied, work, tell, cancel }.run(source, rewrites).map(Some)
     }
 
     fn report(&mut self, unit: &Unit) {

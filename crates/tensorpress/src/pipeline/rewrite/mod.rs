@@ -5,17 +5,19 @@
 //! from there: an interrupted run goes on at the block where it stopped, on the same numbers. Only the hidden states of
 //! the calibration run through the blocks before it again.
 
+mod gradients;
 mod store;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tensorpress_model::Source;
 use tensorpress_tensor::rewrite::{
     BlockShape, BlockView, Decision, Edit, Judgement, ModelLayout, States,
 };
-use tensorpress_tensor::stats::Needs;
-use tensorpress_tensor::{Error, Result, Rewrite};
+use tensorpress_tensor::stats::{Calibration, Needs, Supplied};
+use tensorpress_tensor::{Error, Result, Rewrite, Usable};
 
 use super::advance::Stream;
 use super::calibration::Samples;
@@ -36,8 +38,13 @@ fn stack_of(source: &Source, block: usize) -> (usize, usize) {
 /// A rewrite, and its text in reports.
 pub(super) type Named = (String, Box<dyn Rewrite>);
 
-/// It sees calibration tokens.
-pub(super) fn is_calibrated(rewrite: &dyn Rewrite) -> bool {
+/// It sees calibration tokens; `supplied`: what only a caller knows of weights is there.
+pub(super) fn is_calibrated(rewrite: &dyn Rewrite, supplied: bool) -> bool {
+    streams(rewrite) || !supplied && gradients::wanted(rewrite)
+}
+
+/// Hidden states run through the blocks for it.
+fn streams(rewrite: &dyn Rewrite) -> bool {
     rewrite.needs_states() || rewrite.needs_experts() || watches(rewrite)
 }
 
@@ -86,6 +93,8 @@ pub(super) struct Rewriting<'a> {
     pub(super) samples: &'a Samples,
     /// The result is to be written with a config that others read.
     pub(super) plain: bool,
+    /// What only the caller knows of weights.
+    pub(super) supplied: Option<Arc<dyn Supplied>>,
     pub(super) work: &'a mut Work,
     pub(super) tell: &'a mut dyn FnMut(Event<'_>),
     pub(super) cancel: Option<&'a AtomicBool>,
@@ -157,16 +166,18 @@ impl Rewriting<'_> {
         let (blocks, source) = (one.source.blocks(), one.source);
         let mut judgements = Vec::with_capacity(blocks);
         let mut stream = None;
+        let judged = self.done(one).map_or(0, |steps| steps.judged.len());
+        let supplied = if judged < blocks { self.supplied(one)? } else { None };
         for block in 0..blocks {
             let path = self.work.step(one.index, Step::Judgement(block));
             if self.done(one).is_none_or(|steps| block >= steps.judged.len()) {
                 (self.tell)(Event::Judged { stage: one.text, block, blocks });
                 super::check_cancelled(self.cancel)?;
                 let begins = stream.is_none() || stack_of(source, block).1 == block;
-                if begins && is_calibrated(one.rewrite) {
+                if begins && streams(one.rewrite) {
                     stream = Some(self.stream(one, block)?);
                 }
-                let judgement = one.judge(block, stream.as_mut())?;
+                let judgement = one.judge(block, stream.as_mut(), supplied.as_ref())?;
                 source.checkpoint().release();
                 let stored = store::write_judgement(&path, &judgement)?;
                 self.work.judged(one.index, stored)?;
@@ -174,6 +185,20 @@ impl Rewriting<'_> {
             judgements.push(store::read_judgement(&path)?);
         }
         Ok(judgements)
+    }
+
+    /// What only a caller knows of weights, where a rewrite asks for it: the caller's, or gradients of a pass.
+    fn supplied(&mut self, one: &One<'_>) -> Result<Option<Arc<dyn Supplied>>> {
+        if self.supplied.is_some() || !gradients::wanted(one.rewrite) {
+            return Ok(self.supplied.clone());
+        }
+        let (work, index) = (&*self.work, one.index);
+        let path = |number| work.step(index, Step::Gradients(number));
+        let found = gradients::find(one.source, self.samples, &path, self.tell, self.cancel)?;
+        match found {
+            Usable::Yes(found) => Ok(Some(found)),
+            Usable::No(reason) => self.work.say(reason).map(|()| None),
+        }
     }
 
     /// Hidden states before a block.
@@ -219,9 +244,23 @@ struct One<'a> {
 
 impl One<'_> {
     /// Judges a block; the hidden states of the stream run through it.
-    fn judge(&self, block: usize, stream: Option<&mut Stream>) -> Result<Judgement> {
+    fn judge(
+        &self,
+        block: usize,
+        stream: Option<&mut Stream>,
+        supplied: Option<&Arc<dyn Supplied>>,
+    ) -> Result<Judgement> {
         let view = BlockView::new(&self.model.blocks[block], self.source.checkpoint());
-        let Some(stream) = stream else { return self.rewrite.judge(self.model, &view) };
+        let Some(stream) = stream else {
+            let Some(by) = supplied else { return self.rewrite.judge(self.model, &view) };
+            let wanted = self.rewrite.inputs();
+            let linears = self.model.blocks[block].linears.iter();
+            let inputs = linears.filter(|spec| wanted.contains(&spec.input)).map(|spec| {
+                (spec.input, Calibration::none(spec.shape[1]).with_supplied(by.clone()))
+            });
+            let inputs = inputs.collect();
+            return self.rewrite.judge(self.model, &view.with_inputs(&inputs));
+        };
         let before = self.rewrite.needs_states().then(|| stream.hidden().to_owned());
         let watched = watches(self.rewrite);
         let needs = |input| {
@@ -231,7 +270,11 @@ impl One<'_> {
         let experts = self.model.blocks[block].experts.as_ref().map(|experts| experts.count);
         let experts = experts.filter(|_| self.rewrite.needs_experts());
         let block = self.source.block(block)?;
-        let (inputs, experts) = stream.watch_all(&block, &needs, experts)?;
+        let (mut inputs, experts) = stream.watch_all(&block, &needs, experts)?;
+        if let Some(by) = supplied {
+            let with = |(input, seen): (_, Calibration)| (input, seen.with_supplied(by.clone()));
+            inputs = inputs.into_iter().map(with).collect();
+        }
         let view = view.with_inputs(&inputs);
         let view = experts.iter().fold(view, |view, experts| view.with_experts(experts));
         let view = match &before {
