@@ -145,7 +145,7 @@ fn gradients_come_from_a_pass_or_from_the_caller() {
     let even = Compressor::new(Recipe::parse(line).unwrap())
         .with_supplied(Arc::new(Unused(source.checkpoint().clone(), 5)));
     even.run(&source, &path("even")).map(drop).unwrap();
-    let small = open_model(&path("even")).unwrap();
+    let small = open_model(path("even")).unwrap();
     for block in 0..source.blocks() {
         let name = format!("model.layers.{block}.mlp.up_proj.weight");
         let kept = rows_of(&matrix(&small, &name), &matrix(&source, &name));
