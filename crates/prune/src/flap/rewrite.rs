@@ -12,6 +12,7 @@ use super::allocation::unlike;
 use super::{
     BlockScores, BlockSupport, ChannelMetric, Flap, HeadLayout, InputStatistics, compensation,
 };
+use crate::structured::can_lose_heads;
 
 /// The matrices whose inputs are judged, and the names of their scores: the channels of one belong to heads, those of the
 /// other are on their own.
@@ -28,11 +29,6 @@ fn judged(layout: &BlockLayout, role: Role) -> Result<&LinearSpec> {
             layout.block
         ))
     })
-}
-
-/// The config of the result has no key for the width of a head, so that all heads stay.
-fn heads_cannot_be_said(model: &ModelLayout) -> bool {
-    !model.says.head_dim
 }
 
 impl Rewrite for Flap {
@@ -85,7 +81,7 @@ impl Rewrite for Flap {
     }
 
     fn settle(&self, model: &ModelLayout, judgements: &[Judgement]) -> Result<Vec<Decision>> {
-        let whole = heads_cannot_be_said(model);
+        let whole = !can_lose_heads(model);
         let scores = |(layout, judgement): (&BlockLayout, &Judgement)| -> Result<BlockScores> {
             let shape = layout.shape;
             let of_mlp = |spec: &&LinearSpec| {
@@ -119,14 +115,14 @@ impl Rewrite for Flap {
         let mut edit = Edit::cut(model, layout, &cut)?;
         let shape = layout.shape;
         if self.uniform && self.sparsity > 0.0 && cut.heads.len() == shape.heads {
-            let why = match heads_cannot_be_said(model) {
-                true => {
+            let why = match can_lose_heads(model) {
+                false => {
                     format!(
                         "config.json of {} has no key for the width of a head",
                         model.architecture
                     )
                 }
-                false => format!(
+                true => format!(
                     "{} of {} heads in {} groups is none that can go",
                     self.sparsity, shape.heads, shape.kv_heads
                 ),

@@ -9,6 +9,16 @@ use tensorpress_tensor::{Error, Result};
 /// By the primal network simplex from a star of artificial arcs; bases stay strongly feasible (Cunningham, 1976), so that
 /// it ends also where many steps move nothing. Sums of masses are exact.
 ///
+/// ```
+/// use tensorpress_prune::structured::transport_plan;
+/// use tensorpress_tensor::ndarray::array;
+///
+/// // What both would like best has room for one and a half.
+/// let plan = transport_plan(array![[0.0, 3.0], [1.0, 2.0]].view(), &[2, 2], &[3, 1])?;
+/// assert_eq!(plan, array![[2, 0], [1, 1]]);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
+///
 /// # Errors
 /// `ShapeMismatch` unless there is a cost for each pair; `InvalidArgument` unless supply and demand sum to the same, up to
 /// 2⁵³; `Numerical` for a cost that is not finite.

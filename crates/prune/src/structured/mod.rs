@@ -61,6 +61,7 @@ pub use surgeon::{least_squares, surgeon};
 pub use track::Track;
 pub use transport::{Norm, Transport};
 pub use udfc::{scale_corrections, udfc};
+pub(crate) use unit::can_lose_heads;
 pub use unit::{Module, Part};
 pub use ziplm::{Surgeon, ziplm};
 
@@ -68,6 +69,18 @@ pub use ziplm::{Surgeon, ziplm};
 ///
 /// Never fails on missing or singular statistics: units are then judged by their norms, what stays is left as it is, and
 /// both are said in a note. At least one unit of every module stays.
+///
+/// ```
+/// use tensorpress_prune::ChannelMetric;
+/// use tensorpress_prune::structured::{Allocation, Repair, Structured};
+///
+/// // FLAP's score, the same share everywhere, and least squares in the place of its bias.
+/// let mine = Structured::new("mine", ChannelMetric::Wifv, Allocation::Uniform, Repair::LeastSquares)
+///     .with_sparsity(0.3)
+///     .with_heads(false)
+///     .with_multiple(64);
+/// assert!(mine.check().is_ok() && mine.with_damp(-1.0).check().is_err());
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Structured<S> {

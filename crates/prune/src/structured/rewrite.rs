@@ -23,8 +23,11 @@ impl<S: Score> Structured<S> {
         judged.filter(move |module| heads || *module == Module::Channels)
     }
 
-    /// The share of units that has to go.
+    /// The share of units that has to go; of their time, where that is what is shared out.
     fn share(&self, model: &ModelLayout) -> Result<f64> {
+        if matches!(self.allocation, Allocation::Levels { latency: Some(_), .. }) {
+            return Ok(self.sparsity);
+        }
         let of = |count: &dyn Fn(&BlockLayout) -> usize| -> u64 {
             model.blocks.iter().map(|block| count(block) as u64).sum()
         };

@@ -41,6 +41,17 @@ pub(super) fn inverse(matrix: Array2<f64>, par: Par) -> Result<Usable<Array2<f64
 /// tr(D H Dᵀ); W -= W_:S (M_SS)⁻¹ M_S: and M -= M_:S (M_SS)⁻¹ M_S:. Costs and weights of later steps are those after
 /// the steps before. In f64; in² + out x in operations a column. The bytes do not depend on `par`.
 ///
+/// ```
+/// use tensorpress_prune::structured::surgeon;
+/// use tensorpress_tensor::{Usable, linalg::Par, ndarray::array};
+///
+/// // The first two inputs are always equal, so that one goes for nothing; then the other's sum costs 5².
+/// let (weight, gram) = (array![[2.0f32, 3.0, 9.0]], array![[1.0f32, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
+/// let Usable::Yes(track) = surgeon(weight.view(), gram.view(), 1, 1e-9, Par::Seq)? else { panic!() };
+/// assert!(track.steps[0] < 1e-6 && (track.steps[1] - 25.0).abs() < 1e-6 && track.order[2] == 2);
+/// # Ok::<(), tensorpress_tensor::Error>(())
+/// ```
+///
 /// # Errors
 /// `ShapeMismatch`; `InvalidArgument` for the damping.
 pub fn surgeon(

@@ -246,7 +246,7 @@ pub(super) fn by_unit(rows: ArrayView2<'_, f32>, units: usize) -> Array2<f32> {
     Array2::from_shape_vec((units, wide), values).expect("as many rows a unit")
 }
 
-/// The config of the result can say how many heads there are.
-pub(super) fn can_lose_heads(model: &ModelLayout) -> bool {
+/// The config of the result has a key for the width of a head, so that there may be any number of heads.
+pub(crate) fn can_lose_heads(model: &ModelLayout) -> bool {
     model.says.head_dim
 }

@@ -65,9 +65,6 @@ impl Units {
         let mut levels: Vec<usize> = below.collect();
         levels.reverse();
         levels.insert(0, units);
-        if levels.len() == 1 && units > 1 && self.multiple == 1 {
-            levels.push(1);
-        }
         levels
     }
 }
