@@ -1,4 +1,4 @@
-//! CFSP (Wang, Ma, Zhao, Liu, et al.: "CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine
+//! CFSP (Wang, Ma, Wang, Chen et al.: "CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine
 //! Activation Information", COLING 2025).
 
 use tensorpress_tensor::ndarray::{Array2, Axis};

@@ -10,7 +10,7 @@ pub fn influence(states: States<'_>) -> Option<f64> {
     mean_of_cosines(states, |cosine| cosine).map(|mean| 1.0 - mean)
 }
 
-/// The mean angle between states before and after a block over π (CFSP, eq. 2): 0 to 1; nothing if no token has one.
+/// The mean angle between states before and after a block over π (CFSP): 0 to 1; nothing if no token has one.
 #[must_use]
 pub fn angular_distance(states: States<'_>) -> Option<f64> {
     mean_of_cosines(states, |cosine| cosine.clamp(-1.0, 1.0).acos() / std::f64::consts::PI)

@@ -10,7 +10,7 @@ use super::unit::by_unit;
 use super::{Allocation, Part, Repair, Score, Structured, Track};
 
 /// Σ |w ∂f/∂w| over all weights of a unit, its writers' rows and its reader's columns: what the function moves, to first
-/// order, when the unit goes, with each weight's part counted by itself, as under Adam's signs (eq. 7).
+/// order, when the unit goes, with each weight's part counted by itself, as under Adam's signs.
 ///
 /// Gradients are supplied ([`Supply::GRADIENT`]): of the sum of output logits in the paper; the pipeline finds those of a
 /// loss.

@@ -21,7 +21,7 @@ pub enum Repair {
     /// The reader's columns that stay become those that lose least of its outputs over the calibration
     /// ([`least_squares`]): what the optimal brain surgeon leaves, and Nyström's approximation.
     LeastSquares,
-    /// The same without data: units count as alike as the rows that write them, biases included (UDFC, section 3.2, whose
+    /// The same without data: units count as alike as the rows that write them, biases included (UDFC, whose
     /// kept channels stand in for the others).
     Weights,
     /// Units that go are fused into those that stay by a transport plan (Intra-Fusion).

@@ -35,7 +35,7 @@ pub(super) fn inverse(matrix: Array2<f64>, par: Par) -> Result<Usable<Array2<f64
 
 /// Removes units of `width` columns of W `[out, in]` one after the other, always the one that costs least when all that
 /// stay make good for it, and says what each costs: Optimal Brain Surgeon on column groups (Kurtic, Frantar, Alistarh:
-/// "ZipLM", 2023, eq. 2 and 3; algorithm 1).
+/// "ZipLM", 2023).
 ///
 /// With M = (H + damping)⁻¹ over what is left and S the columns of a unit, its cost is Σ_i W_iS (M_SS)⁻¹ W_iSᵀ, the rise of
 /// tr(D H Dᵀ); W -= W_:S (M_SS)⁻¹ M_S: and M -= M_:S (M_SS)⁻¹ M_S:. Costs and weights of later steps are those after

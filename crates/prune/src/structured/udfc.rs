@@ -1,4 +1,4 @@
-//! Unified Data-Free Compression (Bai, Chen, Shen, Qian, Ding, Chen, Yang: "Unified Data-Free Compression: Pruning and
+//! Unified Data-Free Compression (Bai, Chen, Shen, Qian, Liu: "Unified Data-Free Compression: Pruning and
 //! Quantization without Fine-Tuning", ICCV 2023).
 
 use tensorpress_tensor::ndarray::{ArrayView1, ArrayView2};
@@ -8,7 +8,7 @@ use tensorpress_tensor::{Error, Result};
 use super::{Allocation, Norms, Repair, Structured};
 
 /// UDFC's pruning: channels of small weights go, and each is taken for a linear combination s of those that stay, found by
-/// ridge regression of the rows that write it ([`Repair::Weights`], eq. 9 with the norms folded in); s times the columns
+/// ridge regression of the rows that write it ([`Repair::Weights`], with norms folded in); s times the columns
 /// that read it is added to theirs.
 ///
 /// ```
@@ -32,7 +32,7 @@ pub(super) fn stage() -> Row<WeightPart> {
     Row::rewrite(NAME, about, udfc)
 }
 
-/// What the columns that read quantised channels are multiplied by (UDFC, section 3.3: a damaged channel is s times what is
+/// What the columns that read quantised channels are multiplied by (UDFC: a damaged channel is s times what is
 /// left of it): for rows w of a matrix and ŵ of the quantised one, both `[channels, in]`, the s that makes ‖w - s ŵ‖² +
 /// ridge s² ‖ŵ‖² least. 1 for a channel of which nothing is left. Sums are f64.
 ///

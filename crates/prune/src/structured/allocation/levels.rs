@@ -123,7 +123,7 @@ pub(super) fn levels(
     Ok(gone)
 }
 
-/// Coefficients for [`Allocation::Levels`](super::Allocation::Levels), one a block, by local search (ZipLM, section 3.2;
+/// Coefficients for [`Allocation::Levels`](super::Allocation::Levels), one a block, by local search (ZipLM;
 /// SPDY): from 1 for all, each round draws a tenth of them anew, uniformly between 0 and 1, and keeps what lowers the loss,
 /// which is that of the whole model with the levels that they lead to. Also gives the least loss.
 ///

@@ -126,7 +126,7 @@ pub enum Allocation {
         /// How much distances count.
         steepness: f64,
     },
-    /// Shares that go of L x mean x softmax(-s / epsilon), s the blocks' influence (MoDeGPT, eq. 11): what is more than a
+    /// Shares that go of L x mean x softmax(-s / epsilon), s the blocks' influence (MoDeGPT): what is more than a
     /// block can lose goes to the others in proportion.
     Softmax {
         /// The temperature: large ones make all blocks alike.
@@ -139,7 +139,7 @@ pub enum Allocation {
         balance: f64,
     },
     /// For each module of each block a level, so that the sum of relative errors is least within the budget, by dynamic
-    /// programming (ZipLM, section 3.2). Errors are relative to what a module loses with all its units.
+    /// programming (ZipLM). Errors are relative to what a module loses with all its units.
     Levels {
         /// What levels cost. Weights, if absent.
         latency: Option<Latency>,
