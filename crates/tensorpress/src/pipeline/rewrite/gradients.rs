@@ -27,7 +27,7 @@ pub(super) fn wanted(rewrite: &dyn Rewrite) -> bool {
     rewrite.needs().of_caller().contains(&Supply::GRADIENT)
 }
 
-/// A matrix in a file: rows of f32 in the machine's order.
+/// A matrix in a file: rows of little-endian f32.
 #[derive(Debug)]
 struct Stored {
     path: PathBuf,
