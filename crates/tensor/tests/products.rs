@@ -10,9 +10,9 @@ use tensorpress_tensor::kernels::Isa;
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, s};
 use tensorpress_tensor::node::{
-    Accum, Additive, AdditiveFormat, Blocks, Child, Dense, GroupedAffine, Index, Input,
-    LevelFormat, LevelTable, Map, Mask, Masked, Multiply, PackedPlane, Product, Rotation, Scale,
-    Side, Stacked, Sum, Tables, Transformed,
+    Accum, Additive, AdditiveFormat, BlockDiagonal, Blocks, Child, Dense, GroupedAffine, Index,
+    Input, LevelFormat, LevelTable, Map, Mask, Masked, Multiply, PackedPlane, Product, Rotation,
+    Scale, Side, Stacked, Sum, Tables, TensorTrain, Transformed,
 };
 use tensorpress_tensor::{DType, Node, Scratch};
 
@@ -134,6 +134,12 @@ fn nodes() -> Vec<(String, Box<dyn Node>)> {
         add("sum", Sum::new(vec![codes(shape, 4, 32), product().boxed()]).unwrap().boxed());
         let two = vec![codes(shape, 4, 32), masked(1, floats(3, cols, DType::F16))];
         add("stack", Stacked::new(two).unwrap().boxed());
+        let two = || vec![codes([rows, cols], 4, 32), floats(rows, cols, DType::F16)];
+        add("blocks", BlockDiagonal::new(two()).unwrap().boxed());
+        add("interleaved blocks", BlockDiagonal::interleaved(two()).unwrap().boxed());
+        let cores = vec![floats(6, 2, DType::F16), codes([rows, 3 * cols], 4, 32)];
+        let train = TensorTrain::new(vec![[2, 2], [rows, cols]], cores).unwrap();
+        add("matrix product operator", train.boxed());
         add("scaled inputs", mapped(Side::In, scale(cols), codes(shape, 4, 32)));
         add("scaled outputs", mapped(Side::Out, scale(rows), codes(shape, 4, 32)));
         add("turned inputs", mapped(Side::In, turned(cols), codes(shape, 4, 32)));

@@ -3,6 +3,7 @@
 //!
 //! W is `[out, in]`, row-major; products are Y = X Wᵀ with X `[tokens, in]` and Y `[tokens, out]`.
 
+mod block_diagonal;
 mod dense;
 pub mod form;
 mod input;
@@ -22,6 +23,7 @@ mod signed;
 mod split;
 mod stacked;
 mod sum;
+mod tensor_train;
 mod tiles;
 mod transformed;
 
@@ -32,6 +34,7 @@ use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
+pub use block_diagonal::BlockDiagonal;
 pub use dense::Dense;
 pub use form::MaskForm;
 pub use input::Input;
@@ -60,6 +63,7 @@ pub use signed::Signed;
 pub use split::SplitFloats;
 pub use stacked::Stacked;
 pub use sum::Sum;
+pub use tensor_train::TensorTrain;
 pub use tensorpress_kernels::Accum;
 pub use tiles::matmul_by_tiles;
 pub use transformed::Transformed;

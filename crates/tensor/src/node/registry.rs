@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    AdditiveFormat, AffineFormat, BitshiftFormat, Composed, Dense, Format, Hadamard, Index, Json,
-    KeptPlane, KnownLevels, KnownVectors, Leaf, LevelFormat, Map, Mask, MaskForm, Masked,
-    NestedFormat, Node, PackedPlane, Plane, PrefixedPlane, Product, PyramidFormat, Rotation,
-    RoundedInputs, Scale, Signed, SplitFloats, Stacked, StepFormat, Sum, Transformed, form, join,
+    AdditiveFormat, AffineFormat, BitshiftFormat, BlockDiagonal, Composed, Dense, Format, Hadamard,
+    Index, Json, KeptPlane, KnownLevels, KnownVectors, Leaf, LevelFormat, Map, Mask, MaskForm,
+    Masked, NestedFormat, Node, PackedPlane, Plane, PrefixedPlane, Product, PyramidFormat,
+    Rotation, RoundedInputs, Scale, Signed, SplitFloats, Stacked, StepFormat, Sum, TensorTrain,
+    Transformed, form, join,
 };
 use crate::bytes::Bytes;
 use crate::dtype::DType;
@@ -48,12 +49,14 @@ pub struct Registry {
 impl Default for Registry {
     /// The nodes, planes, maps and forms of masks of this crate.
     fn default() -> Self {
-        let nodes: [(_, ReadNode); 22] = [
+        let nodes: [(_, ReadNode); 24] = [
             ("dense.v1", Dense::read_from),
             ("split_floats.v1", SplitFloats::read_from),
             ("sum.v1", Sum::read_from),
             ("stacked.v1", Stacked::read_from),
             ("product.v1", Product::read_from),
+            ("block_diagonal.v1", BlockDiagonal::read_from),
+            ("tensor_train.v1", TensorTrain::read_from),
             (AffineFormat::ID, Leaf::<AffineFormat>::read_from),
             (AffineFormat::REAL, Leaf::<AffineFormat>::read_from),
             (LevelFormat::ID, Leaf::<LevelFormat>::read_from),
