@@ -11,6 +11,7 @@ mod bitstack;
 mod factors;
 mod lowrank;
 pub mod metric;
+pub mod operator;
 mod project;
 mod rank;
 mod stage;
