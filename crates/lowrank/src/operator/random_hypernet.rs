@@ -86,7 +86,7 @@ impl RandomHypernet {
     /// The z of Σ ‖W_l - P_l z‖² least, rounded: to steps of its largest magnitude, then the scale is fitted anew.
     ///
     /// # Errors
-    /// `InvalidArgument` for impossible parameters, `Numerical` for entries that are not finite, or if z is beyond f32.
+    /// `InvalidArgument` for impossible parameters, `Numerical` for entries that are not finite, or if the scale of z is beyond f32.
     pub fn fit(&self, weights: &[ArrayView2<'_, f32>], par: Par) -> Result<Latent> {
         let Self { latent, bits, seed } = *self;
         if !(1..=1 << 16).contains(&latent) {
@@ -127,7 +127,7 @@ impl RandomHypernet {
                 let codes = rounded.iter().map(|q| *q as i16).collect();
                 Ok(Latent { seed, codes, scale, bits, shapes })
             }
-            false => Err(Error::numerical("a latent beyond f32")),
+            false => Err(Error::numerical("a latent whose scale is beyond f32")),
         }
     }
 }
@@ -174,12 +174,17 @@ impl Latent {
         assert!(rows.start <= rows.end && rows.end <= out, "rows {rows:?} of {out}");
         let z: Vec<f64> =
             self.codes.iter().map(|q| f64::from(self.scale) * f64::from(*q)).collect();
-        let weight = |at: usize| {
-            let line = projection(self.seed, layer, at..at + 1, z.len());
-            // One after another, whatever rows are asked for.
-            line.iter().zip(&z).map(|(p, z)| p * z).sum::<f64>() as f32
-        };
-        Array2::from_shape_fn((rows.len(), inp), |(r, c)| weight((rows.start + r) * inp + c))
+        let most = f64::from(f32::MAX);
+        let mut made = Array2::zeros((rows.len(), inp));
+        for (row, mut made) in rows.zip(made.rows_mut()) {
+            let lines = projection(self.seed, layer, row * inp..(row + 1) * inp, z.len());
+            for (w, line) in made.iter_mut().zip(lines.rows()) {
+                // One after another, whatever rows are asked for.
+                let sum = line.iter().zip(&z).map(|(p, z)| p * z).sum::<f64>();
+                *w = sum.clamp(-most, most) as f32;
+            }
+        }
+        made
     }
 
     /// Bytes of codes, scale and seed.
