@@ -106,7 +106,8 @@ impl Compacter {
             Rank::Ratio(ratio) => {
                 let all = (self.order * self.order) as f64;
                 let left = (all * (o * i) as f64) * (1.0 - ratio) - self.terms as f64 * all;
-                (left / (self.terms * (o + i)) as f64 + 1e-9) as usize
+                let each = left / self.terms as f64 + 1e-9;
+                if each >= (o * i) as f64 { o.min(i) } else { (each / (o + i) as f64) as usize }
             }
             Rank::Energy(fraction) => {
                 let mut pooled = vec![0.0; o.min(i)];
@@ -169,15 +170,19 @@ impl Compacter {
 }
 
 impl KroneckerFit {
-    /// Numbers that are stored: the rules once, and the factors of every layer.
+    /// Numbers that are stored: the rules once, and of every layer the factors, or their products where those are smaller.
     #[must_use]
     pub fn weights(&self) -> usize {
-        let factors = self.layers.iter().flatten().flatten().map(Array2::len).sum::<usize>();
-        self.rules.iter().map(Array2::len).sum::<usize>() + factors
+        let of = |terms: &Vec<[Array2<f64>; 2]>| {
+            let factors = terms.iter().flatten().map(Array2::len).sum::<usize>();
+            if are_whole(terms) { terms.iter().map(size).sum() } else { factors }
+        };
+        let layers: usize = self.layers.iter().map(of).sum();
+        self.rules.iter().map(Array2::len).sum::<usize>() + layers
     }
 
-    /// One layer as a tree, with the rules in it: Σ A_i ⊗ (S_i T_i) as a matrix product operator of two cores, of which
-    /// the second is S diag(T).
+    /// One layer as a tree, with the rules in it: Σ A_i ⊗ (S_i T_i) as a matrix product operator of two cores. The second is
+    /// S diag(T), or \[S_1 T_1, S_2 T_2, ...\] where that is smaller.
     ///
     /// # Panics
     /// If there is no such layer.
@@ -187,21 +192,43 @@ impl KroneckerFit {
         let first = Array2::from_shape_fn((order * terms.len(), order), |(row, j)| {
             self.rules[row % terms.len()][[row / terms.len(), j]]
         });
-        let tall: Vec<_> = terms.iter().map(|[s, _]| s.view()).collect();
         let small = [terms[0][0].nrows(), terms[0][1].ncols()];
-        let mut factors = vec![first, concatenate(Axis(1), &tall).expect("as many rows each")];
-        factors.extend(terms.iter().map(|[_, t]| t.clone()));
+        let beside = |matrices: Vec<Array2<f64>>| {
+            let views: Vec<_> = matrices.iter().map(|m| m.view()).collect();
+            concatenate(Axis(1), &views).expect("as many rows each")
+        };
+        let mut factors = vec![first];
+        if are_whole(terms) {
+            factors.push(beside(terms.iter().map(|[s, t]| s.dot(t)).collect()));
+        } else {
+            factors.push(beside(terms.iter().map(|[s, _]| s.clone()).collect()));
+            factors.extend(terms.iter().map(|[_, t]| t.clone()));
+        }
         let tree = move |nodes: Vec<Box<dyn Node>>| {
             let mut nodes = nodes.into_iter();
-            let [Some(first), Some(tall)] = [nodes.next(), nodes.next()] else {
+            let [Some(first), Some(second)] = [nodes.next(), nodes.next()] else {
                 return Err(Error::invalid("a node for each factor"));
             };
-            let second = Product::new(tall, BlockDiagonal::new(nodes.collect())?.boxed())?;
-            Ok(TensorTrain::new(vec![[order, order], small], vec![first, second.boxed()])?.boxed())
+            let right: Vec<_> = nodes.collect();
+            let second = match right.is_empty() {
+                true => second,
+                false => Product::new(second, BlockDiagonal::new(right)?.boxed())?.boxed(),
+            };
+            Ok(TensorTrain::new(vec![[order, order], small], vec![first, second])?.boxed())
         };
         let lost = self.losses.last().copied().unwrap_or_default();
         Fitted { factors, tree: Box::new(tree), lost }
     }
+}
+
+/// Entries of S T.
+fn size([s, t]: &[Array2<f64>; 2]) -> usize {
+    s.nrows() * t.ncols()
+}
+
+/// Whether the products of these factors are no larger than the factors.
+fn are_whole(terms: &[[Array2<f64>; 2]]) -> bool {
+    terms.iter().all(|term| size(term) <= term[0].len() + term[1].len())
 }
 
 /// One matrix during a fit.

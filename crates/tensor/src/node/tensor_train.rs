@@ -7,6 +7,7 @@ use serde_json::json;
 use super::registry::field;
 use super::{
     Accum, Input, Json, Mask, Multiply, Node, NodeReader, PlaneMap, Scratch, check_matmul, join,
+    matmul_by_tiles,
 };
 use crate::error::{Error, Result};
 use crate::storage::PartSink;
@@ -127,6 +128,32 @@ impl TensorTrain {
         self.legs[cores].iter().map(|leg| leg[side]).product()
     }
 
+    /// Entries of the first `k` cores.
+    fn cores_before(&self, k: usize) -> usize {
+        self.cores[..k].iter().map(|core| core.shape()[0] * core.shape()[1]).sum()
+    }
+
+    /// Values that the first 0, 1, ... `k` - 1 cores make of a row.
+    fn made_before(&self, k: usize) -> usize {
+        (0..k).map(|k| self.channels(0..k, 1) * self.bond_before(k)).sum()
+    }
+
+    /// Whether so many tokens are multiplied faster by decoded rows than by one core after the other.
+    fn decodes_for(&self, tokens: usize) -> bool {
+        let n = self.cores.len();
+        let [out, inp] = self.shape().map(|side| side as f64);
+        let (mut by_cores, mut decoding) = (0.0, 0.0);
+        for (k, core) in self.cores.iter().enumerate() {
+            let [rows, cols] = core.shape().map(|side| side as f64);
+            let (made, behind) = (self.channels(0..k, 0), self.channels(k + 1..n, 1));
+            by_cores += (made * behind) as f64 * rows * cols;
+            let rows_made = self.channels(0..k + 1, 0) * self.bonds[k];
+            decoding += rows_made as f64 * self.channels(0..k, 1) as f64 * cols;
+        }
+        let tokens = tokens as f64;
+        tokens * by_cores > decoding + tokens * out * inp
+    }
+
     fn try_map(
         self,
         f: impl FnMut(Box<dyn Node>) -> Result<Box<dyn Node>>,
@@ -176,36 +203,37 @@ impl Node for TensorTrain {
         let ([all, inp], n) = (self.shape(), self.cores.len());
         assert!(rows.start <= rows.end && rows.end <= all, "rows {rows:?} of {all}");
         assert_eq!(out.dim(), (rows.len(), inp), "output shape");
-        let mut cores = Vec::with_capacity(n);
-        for core in &self.cores {
+        let mut cores = scratch.take(self.cores_before(n));
+        for (k, core) in self.cores.iter().enumerate() {
             let [rows, cols] = core.shape();
-            let mut values = scratch.take(rows * cols);
-            let view = ArrayViewMut2::from_shape((rows, cols), &mut values).expect("taken");
+            let own = &mut cores[self.cores_before(k)..self.cores_before(k + 1)];
+            let view = ArrayViewMut2::from_shape((rows, cols), own).expect("as many values");
             core.decode_rows(0..rows, view, Accum::Replace, scratch)?;
-            cores.push(values);
         }
-        // What the first k cores make of the row at hand; of no core: 1.
-        let size = |k: usize| self.channels(0..k, 1) * self.bond_before(k);
-        let mut made: Vec<Vec<f32>> = (0..=n).map(|k| scratch.take(size(k))).collect();
-        made[0].fill(1.0);
+        // What the first k cores make of the row at hand, one after the other; of no core: 1.
+        let mut made = scratch.take(self.made_before(n + 1));
+        made[0] = 1.0;
         let leg_of = |row: usize, k: usize| row / self.channels(k + 1..n, 0) % self.legs[k][0];
         for (row, mut out) in rows.clone().zip(out.rows_mut()) {
             let same = |k: &usize| row > rows.start && leg_of(row, *k) == leg_of(row - 1, *k);
             let changed = (0..n).find(|k| !same(k)).unwrap_or(n);
             for k in changed..n {
-                let [before, after] = &mut made[k..k + 2] else {
-                    unreachable!("one more than cores")
-                };
-                self.extend_row(k, leg_of(row, k), &cores[k], before, after);
+                let core = &cores[self.cores_before(k)..self.cores_before(k + 1)];
+                let (before, after) = made.split_at_mut(self.made_before(k + 1));
+                let before = &before[self.made_before(k)..];
+                let after = &mut after[..self.made_before(k + 2) - self.made_before(k + 1)];
+                self.extend_row(k, leg_of(row, k), core, before, after);
             }
-            for (out, value) in out.iter_mut().zip(&made[n]) {
+            for (out, value) in out.iter_mut().zip(&made[self.made_before(n)..]) {
                 *out = if accum == Accum::Add { *out + value } else { *value };
             }
         }
-        made.into_iter().chain(cores).for_each(|buffer| scratch.put(buffer));
+        scratch.put(made);
+        scratch.put(cores);
         Ok(())
     }
 
+    /// Core after core; from so many tokens on that decoding costs less, tiles of decoded rows.
     fn matmul_rows(
         &self,
         rows: Range<usize>,
@@ -217,6 +245,9 @@ impl Node for TensorTrain {
         check_matmul(self.shape(), &rows, x, &y);
         if rows.is_empty() || x.tokens() == 0 {
             return Ok(());
+        }
+        if self.is_linear() && self.decodes_for(x.tokens()) {
+            return matmul_by_tiles(self, rows, x, y, accum, scratch);
         }
         // The first leg of the rows asked for, whole: the other legs run through all their values.
         let n = self.cores.len();
