@@ -155,7 +155,7 @@ impl MatrixProduct {
         effort: Effort,
     ) -> Result<Vec<BondPoint>> {
         let legs = self.legs_of([weight.nrows(), weight.ncols()]);
-        let all = energy(&weight);
+        let all = energy(weight);
         let point = |bond: &usize| {
             let with = Self { bond: Rank::Number(*bond), ..*self };
             let made = with.decompose(weight, &legs, effort)?;
