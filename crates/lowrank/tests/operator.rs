@@ -147,6 +147,12 @@ fn layers_share_their_rules() {
     }
     let other = layer(30, [5, 4], &[random(2, 2, 3), random(2, 2, 4)]);
     let together = form.fit(&[a.view(), other.view()], EFFORT).unwrap();
+    for (index, w) in [&a, &other].into_iter().enumerate() {
+        let made = together.layer(index);
+        assert_eq!(made.lost, together.lost[index]);
+        let ours = decode(&*made.node(DType::F32).unwrap()).unwrap().mapv(f64::from);
+        close(together.lost[index], energy(&(w - &ours)), energy(w), "of each layer");
+    }
     let apart: f64 = [&a, &other]
         .iter()
         .map(|w| *form.fit(&[w.view()], EFFORT).unwrap().losses.last().unwrap())

@@ -159,6 +159,10 @@ fn bad_input_is_refused() {
     assert_eq!(rules.fit(&[odd.view()], effort).unwrap_err().kind(), ErrorKind::ShapeMismatch);
     let legs = compactif_ai(2, one).form.decompose(odd.view(), &[[3, 2], [1, 1]], effort);
     assert_eq!(legs.unwrap_err().kind(), ErrorKind::ShapeMismatch);
+    let nan = Array2::from_elem((2, 2), f64::NAN);
+    let one_core = compactif_ai(1, one).form.decompose(nan.view(), &[[2, 2]], effort);
+    assert_eq!(one_core.unwrap_err().kind(), ErrorKind::Numerical);
+    assert_eq!(rules.fit(&[nan.view()], effort).unwrap_err().kind(), ErrorKind::Numerical);
 }
 
 #[test]
@@ -172,6 +176,32 @@ fn threads_do_not_change_a_bit() {
         });
         assert_eq!(made[0], made[1], "{}", method.id());
     }
+}
+
+/// A cut of 1024 directions that keeps few goes by random ones: what has no more is found again, to the same bits with any
+/// number of threads.
+#[test]
+fn large_cuts_go_by_random_directions() {
+    let small = |seed: u64| random(32, 32, seed);
+    let weight = Array2::from_shape_fn((1024, 1024), |_| 0.0f32);
+    let weight = (0..4).fold(weight, |mut sum, term| {
+        let (a, b) = (small(2 * term), small(2 * term + 1));
+        for ((r, c), w) in sum.indexed_iter_mut() {
+            *w += a[[r / 32, c / 32]] * b[[r % 32, c % 32]];
+        }
+        sum
+    });
+    let made = [Par::Seq, Par::Threads(3)].map(|par| {
+        let group = Group::single(Target::new("w", weight.view()), Calibration::none(1024));
+        let method = compactif_ai(2, Rank::Number(4));
+        let made = method.compress_group(Group { par, ..group }).unwrap().layers.remove(0);
+        assert!(made.fallback.is_none());
+        assert_eq!(Storage::of(&*made.node).unwrap().bytes(), 4 * 2 * 4 * 1024);
+        decode(&*made.node).unwrap()
+    });
+    let far = (&made[0] - &weight).fold(0.0f32, |far, d| far.max(d.abs()));
+    assert!(far < 1e-4, "{far}");
+    assert_eq!(made[0], made[1]);
 }
 
 /// Rounds to multiples of 1/8.

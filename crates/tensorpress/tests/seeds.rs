@@ -24,8 +24,8 @@ use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::{Par, gaussian};
 use tensorpress::tensor::ndarray::{Array2, Array3};
 use tensorpress::tensor::node::{
-    Dense, Hadamard, InputRounding, Mask, Masked, Product, Rotation, RoundedInputs, Scale, Side,
-    Stacked, Sum, Transformed,
+    BlockDiagonal, Dense, Hadamard, InputRounding, Mask, Masked, Product, Rotation, RoundedInputs,
+    Scale, Side, Stacked, Sum, TensorTrain, Transformed,
 };
 use tensorpress::tensor::stats::Calibration;
 use tensorpress::tensor::{Checkpoint, Compress, DType, Node, Scratch};
@@ -132,6 +132,20 @@ fn trees() -> Vec<(&'static str, Box<dyn Node>)> {
         ("masked_values", Masked::new(mask(), dense(6, 10, 6)).unwrap().boxed()),
         ("sum", Sum::new(vec![dense(6, 10, 7), product]).unwrap().boxed()),
         ("stacked", Stacked::new(vec![dense(2, 10, 17), masked_rows()]).unwrap().boxed()),
+        (
+            "block_diagonal",
+            BlockDiagonal::new(vec![dense(2, 3, 20), dense(3, 1, 21)]).unwrap().boxed(),
+        ),
+        (
+            "interleaved",
+            BlockDiagonal::interleaved(vec![dense(2, 3, 22), dense(1, 2, 23)]).unwrap().boxed(),
+        ),
+        (
+            "tensor_train",
+            TensorTrain::new(vec![[2, 3], [3, 2]], vec![dense(4, 3, 24), dense(3, 4, 25)])
+                .unwrap()
+                .boxed(),
+        ),
         ("rotated", Transformed::new(Side::Out, hadamard, dense(6, 10, 8)).unwrap().boxed()),
         ("turned", Transformed::new(Side::In, turn, dense(6, 10, 9)).unwrap().boxed()),
         ("rounded_inputs", RoundedInputs::new(inputs, dense(6, 10, 10)).boxed()),

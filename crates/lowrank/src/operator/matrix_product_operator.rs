@@ -104,6 +104,9 @@ impl MatrixProduct {
             let dim = weight.dim();
             return Err(Error::shape(format!("legs {legs:?} of a matrix {dim:?}")));
         }
+        if let Some(((r, c), w)) = weight.indexed_iter().find(|(_, w)| !w.is_finite()) {
+            return Err(Error::numerical(format!("weight [{r}, {c}] is {w}")));
+        }
         let most = match self.bond {
             Rank::Number(bond) => bond,
             Rank::Ratio(ratio) => bond_for(legs, (out * inp) as f64 * (1.0 - ratio)),

@@ -63,7 +63,9 @@ pub struct KroneckerFit {
     pub rules: Vec<Array2<f64>>,
     /// S_i `[out / order, rank]` and T_i `[rank, in / order]` of each layer.
     pub layers: Vec<Vec<[Array2<f64>; 2]>>,
-    /// Σ ‖W - Ŵ‖² over all layers: of the start, and after each sweep.
+    /// ‖W - Ŵ‖² of each layer.
+    pub lost: Vec<f64>,
+    /// The same of all layers together: at the start, and after each sweep.
     pub losses: Vec<f64>,
 }
 
@@ -153,19 +155,23 @@ impl Compacter {
                 layer.set(term, best.row(term), rank, effort)?;
             }
         }
-        let loss =
-            |rules: &Array2<f64>, layers: &[Layer]| layers.iter().map(|l| l.loss(rules)).sum();
-        let mut losses = vec![loss(&rules, &layers)];
+        let lost_by = |rules: &Array2<f64>, layers: &[Layer]| -> Vec<f64> {
+            layers.iter().map(|layer| layer.loss(rules)).collect()
+        };
+        let mut lost = lost_by(&rules, &layers);
+        let mut losses = vec![lost.iter().sum()];
         for _ in 0..self.sweeps {
             rules = best_rules(&rules, &layers, effort.par)?;
             for layer in &mut layers {
                 layer.sweep(&rules, effort)?;
             }
-            losses.push(loss(&rules, &layers));
+            lost = lost_by(&rules, &layers);
+            losses.push(lost.iter().sum());
         }
         let rule = |rule: ArrayView1<'_, f64>| shaped(rule, [n, n]).to_owned();
         let rules = rules.t().as_standard_layout().rows().into_iter().map(rule).collect();
-        Ok(KroneckerFit { rules, layers: layers.into_iter().map(|l| l.terms).collect(), losses })
+        let layers = layers.into_iter().map(|layer| layer.terms).collect();
+        Ok(KroneckerFit { rules, layers, lost, losses })
     }
 }
 
@@ -216,8 +222,7 @@ impl KroneckerFit {
             };
             Ok(TensorTrain::new(vec![[order, order], small], vec![first, second])?.boxed())
         };
-        let lost = self.losses.last().copied().unwrap_or_default();
-        Fitted { factors, tree: Box::new(tree), lost }
+        Fitted { factors, tree: Box::new(tree), lost: self.lost[layer] }
     }
 }
 
