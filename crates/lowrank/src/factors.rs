@@ -1,13 +1,15 @@
 use std::sync::Arc;
 
+use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::linalg::{self, Par};
-use tensorpress_tensor::ndarray::Array2;
-use tensorpress_tensor::node::{Dense, Product, decode};
+use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
+use tensorpress_tensor::node::{Dense, Product, Stacked, decode};
 use tensorpress_tensor::stats::{Calibration, Gram};
 use tensorpress_tensor::{DType, DynCompress, Error, Group, Node, Result, Target, Usable};
 
 use crate::metric::Root;
 use crate::project::{Projection, exponent, power_of_two, scaled};
+use crate::rank::Rank;
 
 /// How factors are stored.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +20,11 @@ pub enum Factors {
     Source,
     /// In this float type.
     Float(DType),
+    /// Remapped (Dobi-SVD: Wang et al., 2025): with l the smaller side of the matrix, l rank numbers of each factor in 8
+    /// bits and the rest of the longer one in f16, so that both take max(out, in) rank 16-bit numbers, and a scale for
+    /// each row of 8-bit ones. A ratio r is a rank of (1 - r) l, rounded down. Of a wide matrix the directions that
+    /// matter most stay in f16.
+    Remapped,
     /// By a method of their own. V is compressed on the inputs' Gram matrix, U on that of V's outputs, after it was
     /// fitted anew to what V has become.
     By(Arc<dyn DynCompress>),
@@ -44,7 +51,18 @@ impl Factors {
         match self {
             Self::Source => Some(source.size()),
             Self::Float(dtype) => Some(dtype.size()),
-            Self::By(_) => None,
+            Self::Remapped | Self::By(_) => None,
+        }
+    }
+
+    /// The rank that is meant of a matrix of this shape, where the way of storing says what a ratio is a ratio of.
+    pub(crate) fn rank(&self, rank: Rank, [out, inp]: [usize; 2]) -> Rank {
+        match (self, rank) {
+            (Self::Remapped, Rank::Ratio(ratio)) => {
+                let kept = (1.0 - ratio) * out.min(inp) as f64 + 1e-9;
+                Rank::Number((kept as usize).max(1))
+            }
+            (_, rank) => rank,
         }
     }
 
@@ -60,14 +78,61 @@ impl Factors {
         let dtype = match self {
             Self::Source => around.dtype,
             Self::Float(dtype) => *dtype,
+            Self::Remapped => return remapped(left, right, around),
             Self::By(method) => return by_method(&**method, weight, left, right, around),
         };
-        let fits = left.iter().chain(&right).all(|v| dtype.round(*v).is_finite());
-        let note = format!("factors beyond {dtype:?}: stored in F32 instead");
-        let (dtype, note) = if fits { (dtype, None) } else { (DType::F32, Some(note)) };
+        let (dtype, note) = fitting(dtype, left.iter().chain(&right));
         let dense = |m: &Array2<f32>| Ok::<_, Error>(Dense::from_f32(m.view(), dtype)?.boxed());
         Ok((Product::new(dense(&left)?, dense(&right)?)?, note))
     }
+}
+
+/// The type, or f32 and why, if it cannot hold the values.
+pub(crate) fn fitting<'a>(
+    dtype: DType,
+    mut values: impl Iterator<Item = &'a f32>,
+) -> (DType, Option<String>) {
+    match values.all(|v| dtype.round(*v).is_finite()) {
+        true => (dtype, None),
+        false => (DType::F32, Some(format!("factors beyond {dtype:?}: stored in F32 instead"))),
+    }
+}
+
+/// 8-bit and 16-bit rows as [`Factors::Remapped`] says.
+fn remapped(
+    mut left: Array2<f32>,
+    mut right: Array2<f32>,
+    around: &Around<'_>,
+) -> Result<(Product, Option<String>)> {
+    let (out, inp, rank) = (left.nrows(), right.ncols(), right.nrows());
+    // Directions of one size in U, so that a scale of a row serves all of them; V has a scale for each.
+    for (mut column, mut row) in left.columns_mut().into_iter().zip(right.rows_mut()) {
+        let most = column.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        if most > 0.0 {
+            column.mapv_inplace(|v| v / most);
+            row.mapv_inplace(|v| v * most);
+        }
+    }
+    let l = out.min(inp);
+    // As many numbers as U of a tall matrix has in f16.
+    let exact = rank * (inp - l) / inp.max(1);
+    let (narrow, wide) = (left.slice(s![l.., ..]), right.slice(s![..exact, ..]));
+    let (dtype, note) = fitting(DType::F16, narrow.iter().chain(&wide));
+    let half = |m: ArrayView2<'_, f32>| Ok::<_, Error>(Dense::from_f32(m, dtype)?.boxed());
+    let grid = GridSpec::new(8, 0).with_symmetric(true);
+    let bytes = |m: ArrayView2<'_, f32>| {
+        Ok::<_, Error>(grid.round(&Target::new(around.name, m), around.par)?.boxed())
+    };
+    let stacked = |mut pieces: Vec<Box<dyn Node>>| {
+        pieces.retain(|piece| piece.shape()[0] > 0);
+        match pieces.len() {
+            1 => Ok(pieces.remove(0)),
+            _ => Stacked::new(pieces).map(Node::boxed),
+        }
+    };
+    let left = stacked(vec![bytes(left.slice(s![..l, ..]))?, half(narrow)?])?;
+    let right = stacked(vec![half(wide)?, bytes(right.slice(s![exact.., ..]))?])?;
+    Ok((Product::new(left, right)?, note))
 }
 
 fn by_method(

@@ -7,19 +7,25 @@
 //! inverted, so nothing fails where H is singular, and inputs that calibration never saw are projected like all others.
 //! [`svd`], [`asvd`], [`svd_llm`], [`lord`], [`feature_mimicking`] and [`eora`] are this projection with another metric or another W; [`BitStack`] stacks it on magnitudes, before signs.
 
+mod aim;
 mod bitstack;
+mod dobi;
 mod factors;
 mod lowrank;
 pub mod metric;
 pub mod operator;
 mod project;
 mod rank;
+mod saes;
 mod stage;
 
+pub use aim::Aim;
 pub use bitstack::BitStack;
+pub use dobi::{Batches, OutputBatches, SoftTruncation, dobi_svd};
 pub use factors::Factors;
 pub use lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
 pub use metric::{Activity, InputCovariance, InputGram, InputScale, Metric, Plain, Root};
 pub use project::{Projection, Solver, project};
 pub use rank::Rank;
+pub use saes::{Drift, DriftedGram, saes_svd};
 pub use stage::stages;

@@ -6,8 +6,9 @@ use tensorpress_tensor::{
     Target, Usable,
 };
 
+use crate::aim::{Aimed, Ask};
 use crate::factors::{Around, Factors};
-use crate::metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Root, Weighing};
+use crate::metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Weighing};
 use crate::project::{Projection, Solver, exponent, project_noting};
 use crate::rank::Rank;
 
@@ -89,18 +90,27 @@ impl<M: Metric> LowRank<M> {
         if weight.is_empty() {
             return dense(0, 0);
         }
+        let rank = self.factors.rank(self.rank, shape);
         // What the shape alone decides is known before the work.
-        if let Some(rank) = self.rank.of_shape(shape).filter(|_| !self.always)
+        if let Some(rank) = rank.of_shape(shape).filter(|_| !self.always)
             && let Some(bytes) = size_of(rank).filter(|bytes| *bytes >= dense_bytes)
         {
             return dense(rank, bytes);
         }
-        let (solver, par) = (self.solver, group.par);
-        let made =
-            project_noting(weight.view(), &weighing.root, self.rank, solver, group.seed, par);
-        let (factors, solved) = match Usable::of(made)? {
+        let par = group.par;
+        let ask = Ask { rank, solver: self.solver, seed: group.seed, par };
+        let made = weighing.aim.at(&weight, &weighing.root, ask)?;
+        let made = match made {
+            Usable::Yes(Aimed { weight: moved, seen, rank }) => {
+                let (weight, ask) = (moved.as_ref().unwrap_or(&weight), Ask { rank, ..ask });
+                let made = project_noting(weight.view(), &weighing.root, seen.as_ref(), ask);
+                Usable::of(made)?.map(|made| (moved, made))
+            }
+            Usable::No(reason) => Usable::No(reason),
+        };
+        let (moved, (factors, solved)) = match made {
             Usable::Yes(made) => made,
-            Usable::No(reason) if weighing.root == Root::Identity => return kept(reason),
+            Usable::No(reason) if *weighing == Weighing::plain() => return kept(reason),
             Usable::No(reason) => {
                 let layer = self.factor(target, &Weighing::plain(), group)?;
                 return Ok(layer.with_note(Some(without_metric(&reason))));
@@ -121,7 +131,8 @@ impl<M: Metric> LowRank<M> {
             Some(Usable::No(reason)) => (None, Some(format!("{reason}: no bias"))),
             None => (None, None),
         };
-        let (node, stored) = self.factors.store(&weight, factors, &around)?;
+        let (node, stored) =
+            self.factors.store(moved.as_ref().unwrap_or(&weight), factors, &around)?;
         let bytes = Storage::of(&node)?.bytes() as usize;
         if !self.always && bytes >= dense_bytes {
             return dense(rank, bytes);
@@ -188,7 +199,7 @@ impl<M: Metric> Compress for LowRank<M> {
         let note = reason.as_deref().map(without_metric);
         let factor = |target: &Target<'_>| {
             let layer = self.factor(target, &weighing, &group).in_tensor(target.name)?;
-            Ok(layer.with_note(note.clone()))
+            Ok(layer.with_note(note.clone()).with_note(weighing.note.clone()))
         };
         let layers = group.targets.iter().map(factor).collect::<Result<_>>()?;
         Ok(CompressedGroup::new(layers))

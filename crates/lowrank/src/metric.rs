@@ -8,6 +8,7 @@ use tensorpress_tensor::stage::Keys;
 use tensorpress_tensor::stats::{Calibration, Gram, Moments, Needs};
 use tensorpress_tensor::{Error, Result, Usable};
 
+use crate::aim::Aim;
 use crate::project::{exponent, power_of_two};
 
 /// A root of the inputs' second moments.
@@ -61,19 +62,51 @@ impl Root {
     }
 }
 
-/// What is known of the inputs: a root, and their mean where the metric is about deviations from it.
+/// What is known of the inputs: a root, their mean where the metric is about deviations from it, and what is factored.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Weighing {
     /// S.
     pub root: Root,
     /// The mean input; what a factorisation loses of its output becomes a bias.
     pub mean: Option<Vec<f32>>,
+    /// What is factored, and by which directions.
+    pub aim: Aim,
+    /// Why it is less than the metric asks for, if it is.
+    pub note: Option<String>,
 }
 
 impl Weighing {
+    /// By a root alone.
+    #[must_use]
+    pub fn new(root: Root) -> Self {
+        Self { root, mean: None, aim: Aim::Weight, note: None }
+    }
+
+    /// Sets the mean input.
+    #[must_use]
+    pub fn with_mean(mut self, mean: Option<Vec<f32>>) -> Self {
+        self.mean = mean;
+        self
+    }
+
+    /// Sets what is factored.
+    #[must_use]
+    pub fn with_aim(mut self, aim: Aim) -> Self {
+        self.aim = aim;
+        self
+    }
+
+    /// Says why it is less than the metric asks for.
+    #[must_use]
+    pub fn with_note(mut self, note: Option<String>) -> Self {
+        self.note = note;
+        self
+    }
+
     /// Every weight counts alike.
     pub(crate) fn plain() -> Self {
-        Self { root: Root::Identity, mean: None }
+        Self::new(Root::Identity)
     }
 }
 
@@ -172,7 +205,7 @@ impl Metric for InputScale {
                 Activity::AbsMean => moments.mean_abs(),
                 Activity::AbsMax => moments.abs_max().mapv(f64::from),
             };
-            Weighing { root: Root::Diagonal(narrow(activity.mapv(scale).to_vec())), mean: None }
+            Weighing::new(Root::Diagonal(narrow(activity.mapv(scale).to_vec())))
         }))
     }
 }
@@ -200,7 +233,7 @@ impl Metric for InputGram {
 
     fn weighing(&self, calibration: &Calibration, par: Par) -> Result<Usable<Weighing>> {
         let root = calibration.usable::<Gram>()?.and_then(|gram| root_of(gram.clone(), par));
-        Ok(root.map(|root| Weighing { root, mean: None }))
+        Ok(root.map(Weighing::new))
     }
 }
 
@@ -231,14 +264,14 @@ impl Metric for InputCovariance {
                 *g = (f64::from(*g) - tokens * mean[i] * mean[j]) as f32;
             }
             let mean = Some(mean.iter().map(|m| *m as f32).collect());
-            root_of(covariance, par).map(|root| Weighing { root, mean })
+            root_of(covariance, par).map(|root| Weighing::new(root).with_mean(mean))
         }))
     }
 }
 
 /// A root of a symmetric matrix without negative eigenvalues: the Cholesky factor, or from eigenvalues where it is
 /// singular (those below 0 by rounding count as 0).
-fn root_of(moments: Array2<f32>, par: Par) -> Usable<Root> {
+pub(crate) fn root_of(moments: Array2<f32>, par: Par) -> Usable<Root> {
     if moments.iter().any(|v| !v.is_finite()) {
         return Usable::no("its second moments are not finite");
     }

@@ -2,6 +2,7 @@ use tensorpress_tensor::linalg::{self, Par, RandomizedSvd, Real, Svd};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use tensorpress_tensor::{Error, Result, Usable};
 
+use crate::aim::Ask;
 use crate::metric::Root;
 use crate::rank::Rank;
 
@@ -27,7 +28,7 @@ const LARGE: usize = 512;
 impl Solver {
     /// The leading left singular vectors, and why they are not found as asked, if they are not: in double precision
     /// then, from a full decomposition.
-    fn directions(
+    pub(crate) fn directions(
         self,
         a: ArrayView2<'_, f32>,
         rank: Rank,
@@ -107,21 +108,25 @@ pub fn project(
     seed: u64,
     par: Par,
 ) -> Result<Projection> {
-    project_noting(weight, root, rank, solver, seed, par).map(|(projection, _)| projection)
+    project_noting(weight, root, None, Ask { rank, solver, seed, par })
+        .map(|(projection, _)| projection)
 }
 
-/// [`project`], and what was done in the place of what was asked, if something was.
+/// [`project`] by the directions of `seen`, if it is there, in the place of those of W S; and what was done in the place
+/// of what was asked, if something was.
 pub(crate) fn project_noting(
     weight: ArrayView2<'_, f32>,
     root: &Root,
-    rank: Rank,
-    solver: Solver,
-    seed: u64,
-    par: Par,
+    seen: Option<&Array2<f32>>,
+    Ask { rank, solver, seed, par }: Ask,
 ) -> Result<(Projection, Option<String>)> {
     // Powers of two turn no direction and round nothing, but keep sums of squares within f32.
     let own = exponent(weight.iter());
-    let seen = root.apply(scaled(weight, -own - root.exponent()).view(), par)?;
+    let through_root = match seen {
+        Some(_) => None,
+        None => Some(root.apply(scaled(weight, -own - root.exponent()).view(), par)?),
+    };
+    let seen = seen.or(through_root.as_ref()).expect("one or the other");
     let (mut left, note) = solver.directions(seen.view(), rank, seed, par)?;
     let mut right = Array2::zeros((left.ncols(), weight.ncols()));
     linalg::matmul_tn(left.view(), scaled(weight, -own).view(), right.view_mut(), false, par);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use tensorpress_tensor::stage::{Inside, Keys, Knobs, Row, WeightPart, WeightRole};
 use tensorpress_tensor::{DType, DynCompress, Error, Method, Result};
 
+use crate::dobi::dobi_svd;
 use crate::factors::Factors;
 use crate::lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
 use crate::metric::{InputScale, Metric};
 use crate::rank::Rank;
+use crate::saes::saes_svd;
 
 /// All stages of this crate.
 #[must_use]
@@ -19,6 +21,11 @@ pub fn stages() -> Vec<Row<WeightPart>> {
             asvd(rank, InputScale::default().alpha)
         }),
         row("factors that lose least of the outputs", svd_llm),
+        row(
+            "factors that also make good for what compressed layers before did to inputs",
+            saes_svd,
+        ),
+        row("projects outputs on directions that batches agree on; factors in 8 bits", dobi_svd),
         row("projects outputs on their leading directions: the same product as by whitening", lord),
         row("projects outputs less their mean, which a bias carries", feature_mimicking),
         crate::bitstack::stage(),
@@ -39,20 +46,46 @@ impl<M: Metric> Knobs for LowRank<M> {
 
 impl Knobs for Factors {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
-        let types = [
-            ("source", None),
-            ("f16", Some(DType::F16)),
-            ("bf16", Some(DType::BF16)),
-            ("f32", Some(DType::F32)),
-        ];
-        let mut dtype = match self {
-            Self::Float(dtype) => Some(*dtype),
-            _ => None,
+        let mut kind = Kind::of(self);
+        let about = "stored type of the factors, where no quantiser stands inside; remapped: 8 bits, and 16 for what the \
+                     longer factor has more";
+        keys.choice("factors", &mut kind, &KINDS, about)?;
+        *self = match kind {
+            Kind::Source => Self::Source,
+            Kind::Float(dtype) => Self::Float(dtype),
+            Kind::Remapped => Self::Remapped,
         };
-        let about = "stored type of the factors, where no quantiser stands inside";
-        keys.choice("factors", &mut dtype, &types, about)?;
-        *self = dtype.map_or(Self::Source, Self::Float);
         Ok(())
+    }
+}
+
+/// A way to store factors that a recipe has a word for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Source,
+    Float(DType),
+    Remapped,
+}
+
+const KINDS: [(&str, Kind); 5] = [
+    ("source", Kind::Source),
+    ("f16", Kind::Float(DType::F16)),
+    ("bf16", Kind::Float(DType::BF16)),
+    ("f32", Kind::Float(DType::F32)),
+    ("remapped", Kind::Remapped),
+];
+
+impl Kind {
+    fn of(factors: &Factors) -> Self {
+        match factors {
+            Factors::Float(dtype) => Self::Float(*dtype),
+            Factors::Remapped => Self::Remapped,
+            _ => Self::Source,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        KINDS.iter().find(|(_, kind)| *kind == self).map_or("source", |(word, _)| word)
     }
 }
 
@@ -112,14 +145,11 @@ fn stored_by<M: Metric + 'static>(
     default: Factors,
 ) -> Result<Box<dyn DynCompress>> {
     let Some(inner) = inner else { return Ok(Box::new(method)) };
-    let said = |factors: &Factors| match factors {
-        Factors::Float(dtype) => format!("{dtype:?}").to_lowercase(),
-        _ => "source".to_owned(),
-    };
-    let (factors, inner_id) = (said(&method.factors), inner.id());
-    if factors != said(&default) {
+    let (factors, inner_id) = (Kind::of(&method.factors), inner.id());
+    if factors != Kind::of(&default) {
         let message = format!(
-            "{name}: factors = {factors} with `{inner_id}`, which decides how they are stored"
+            "{name}: factors = {} with `{inner_id}`, which decides how they are stored",
+            factors.word()
         );
         return Err(Error::invalid(message));
     }

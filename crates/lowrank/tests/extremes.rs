@@ -280,7 +280,7 @@ impl Metric for Broken {
     }
     fn weighing(&self, _: &Calibration, _: Par) -> Result<Usable<metric::Weighing>> {
         let root = Root::Diagonal(vec![self.0; IN]);
-        Ok(Usable::Yes(metric::Weighing { root, mean: None }))
+        Ok(Usable::Yes(metric::Weighing::new(root)))
     }
 }
 

@@ -1,45 +1,47 @@
 //! The laws of nodes on what factorisations return, their optimality, and bad input.
 
+mod common;
+
 use std::sync::Arc;
 
+use common::{energy, inputs, random};
 use proptest::prelude::*;
 use tensorpress_lowrank::{
-    Factors, InputCovariance, LowRank, Rank, Root, Solver, asvd, eora, feature_mimicking, lord,
-    project, svd, svd_llm,
+    Factors, InputCovariance, LowRank, Rank, Root, Solver, asvd, dobi_svd, eora, feature_mimicking,
+    lord, project, saes_svd, svd, svd_llm,
 };
-use tensorpress_tensor::linalg::{self, Par, SplitMix};
+use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::node::{Dense, decode};
-use tensorpress_tensor::stats::{Calibration, Gram, Moments, Needs};
+use tensorpress_tensor::stats::{Calibration, CrossGram, Gram, Moments, Needs};
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, DType, DynCompress, ErrorKind, Group, Method, Node,
     Registry, Result, Storage, Target,
 };
 
-fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
-    let mut random = SplitMix::new(seed);
-    Array2::from_shape_fn((rows, cols), |_| random.next_f64() as f32 - 0.5)
-}
-
-/// Inputs with a spectrum and a mean.
-fn inputs(tokens: usize, channels: usize, seed: u64) -> Array2<f32> {
-    let mut x = random(tokens, channels, seed).dot(&random(channels, channels, seed + 1));
-    for (c, mut column) in x.columns_mut().into_iter().enumerate() {
-        let size = 3.0 / (1.0 + c as f32);
-        column.mapv_inplace(|v| v * size + 0.3 * size);
-    }
-    x
-}
-
 /// ‖X Dᵀ‖².
 fn cost(x: ArrayView2<'_, f32>, difference: &Array2<f32>) -> f64 {
-    let y = x.mapv(f64::from).dot(&difference.mapv(f64::from).t());
-    y.iter().map(|v| v * v).sum()
+    energy(&x.mapv(f64::from).dot(&difference.mapv(f64::from).t()))
 }
 
-fn methods(rank: Rank) -> [Box<dyn DynCompress>; 4] {
-    [Box::new(svd(rank)), Box::new(asvd(rank, 0.5)), Box::new(svd_llm(rank)), Box::new(lord(rank))]
+fn methods(rank: Rank) -> [Box<dyn DynCompress>; 6] {
+    let source = Factors::default();
+    [
+        Box::new(svd(rank)),
+        Box::new(asvd(rank, 0.5)),
+        Box::new(svd_llm(rank)),
+        Box::new(lord(rank)),
+        Box::new(saes_svd(rank)),
+        Box::new(dobi_svd(rank).with_factors(source)),
+    ]
+}
+
+/// Statistics of inputs, among them those of others that they drifted from.
+fn observed(x: Array2<f32>) -> Calibration {
+    let original = x.mapv(|v| 1.1 * v + 0.05 * v.abs());
+    let cross = x.t().dot(&original);
+    Calibration::from_samples(x, Par::Seq).with::<CrossGram>(cross)
 }
 
 fn run(method: &dyn DynCompress, weight: ArrayView2<'_, f32>, c: &Calibration) -> Compressed {
@@ -60,7 +62,7 @@ fn run_as(
 #[test]
 fn every_method_obeys_the_laws() {
     for (rows, cols) in [(1, 1), (1, 8), (9, 1), (7, 24), (40, 33)] {
-        let calibration = Calibration::from_samples(inputs(300, cols, 1), Par::Seq);
+        let calibration = observed(inputs(300, cols, 1));
         let weight = random(rows, cols, 2);
         for rank in [Rank::Number(1), Rank::Number(99), Rank::Ratio(0.3), Rank::Energy(0.9)] {
             for method in methods(rank) {
@@ -98,7 +100,7 @@ fn no_alternating_least_squares_beats_the_whitened_factors() {
     {
         let x = inputs(400, cols, seed);
         let weight = random(rows, cols, seed + 10);
-        let calibration = Calibration::from_samples(x.clone(), Par::Seq);
+        let calibration = observed(x.clone());
         let whitened = svd_llm(Rank::Number(rank)).with_always(true);
         let node = run(&whitened, weight.view(), &calibration).node;
         let ours = cost(x.view(), &(&weight - &decode(&*node).unwrap()));
@@ -122,7 +124,7 @@ fn whitened_truncation_by_hand_gives_the_same_product() {
     let cut = linalg::svd_truncated(seen.view(), rank).unwrap().reconstruct();
     let inverse = linalg::invert_triangular(lower, linalg::Triangle::Lower, Par::Seq).unwrap();
     let expected = cut.dot(&inverse);
-    let calibration = Calibration::from_samples(x, Par::Seq);
+    let calibration = observed(x);
     let method = svd_llm(Rank::Number(rank)).with_always(true);
     let ours = decode(&*run(&method, weight.view(), &calibration).node).unwrap();
     for (ours, expected) in ours.iter().zip(&expected) {
@@ -133,7 +135,7 @@ fn whitened_truncation_by_hand_gives_the_same_product() {
 #[test]
 fn centred_outputs_and_their_bias_lose_least() {
     let (x, weight) = (inputs(400, 16, 7), random(12, 16, 8));
-    let calibration = Calibration::from_samples(x.clone(), Par::Seq);
+    let calibration = observed(x.clone());
     let rank = Rank::Number(2);
     let error = |method: &dyn DynCompress| {
         let layer = run(method, weight.view(), &calibration);
@@ -151,8 +153,8 @@ fn centred_outputs_and_their_bias_lose_least() {
 #[test]
 fn each_metric_is_best_at_what_it_measures() {
     let (x, weight) = (inputs(400, 24, 9), random(20, 24, 10));
-    let calibration = Calibration::from_samples(x.clone(), Par::Seq);
-    let [plain, scaled, whitened, _] = methods(Rank::Number(5)).map(|method| {
+    let calibration = observed(x.clone());
+    let [plain, scaled, whitened, ..] = methods(Rank::Number(5)).map(|method| {
         let ours = decode(&*run(&*method, weight.view(), &calibration).node).unwrap();
         let difference = &weight - &ours;
         (difference.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>(), cost(x.view(), &difference))
@@ -181,8 +183,7 @@ fn ranks_follow_shape_spectrum_and_number() {
 
 #[test]
 fn a_rank_that_saves_nothing_stays_dense_and_says_so() {
-    let (weight, calibration) =
-        (random(20, 30, 12), Calibration::from_samples(inputs(90, 30, 13), Par::Seq));
+    let (weight, calibration) = (random(20, 30, 12), observed(inputs(90, 30, 13)));
     // 12 * (20 + 30) is not less than 20 * 30.
     for method in methods(Rank::Number(12)) {
         let layer = run(&*method, weight.view(), &calibration);
@@ -213,9 +214,9 @@ fn statistics_that_cannot_be_used_are_no_failure() {
     let plain = plain.unwrap();
     let mut poisoned = random(40, 12, 15);
     poisoned[[3, 3]] = f32::NAN;
-    let nothing = Calibration::from_samples(Array2::zeros((0, 12)), Par::Seq);
-    let dead = Calibration::from_samples(Array2::zeros((9, 12)), Par::Seq);
-    for calibration in [nothing, Calibration::from_samples(poisoned, Par::Seq), dead] {
+    let nothing = observed(Array2::zeros((0, 12)));
+    let dead = observed(Array2::zeros((9, 12)));
+    for calibration in [nothing, observed(poisoned), dead] {
         for method in &methods(Rank::Number(3))[2..] {
             let layer = run(&**method, weight.view(), &calibration);
             let note = layer.fallback.expect("says so");
@@ -228,8 +229,8 @@ fn statistics_that_cannot_be_used_are_no_failure() {
     x.column_mut(2).fill(0.0);
     let copy = x.column(4).to_owned();
     x.column_mut(5).assign(&copy);
-    let few = Calibration::from_samples(x, Par::Seq);
-    let one = Calibration::from_samples(random(1, 12, 17), Par::Seq);
+    let few = observed(x);
+    let one = observed(random(1, 12, 17));
     let rank_one = random(16, 1, 18).dot(&random(1, 12, 19));
     for weight in [weight, rank_one, Array2::zeros((16, 12)), random(16, 12, 20) * 1e-30] {
         for calibration in [&few, &one] {
@@ -247,7 +248,7 @@ fn statistics_that_cannot_be_used_are_no_failure() {
 fn a_correction_on_singular_inputs_still_is_optimal() {
     // 6 tokens for 20 channels: H has rank 6, so a correction of rank 6 leaves no error on the calibration.
     let (x, weight) = (random(6, 20, 21), random(14, 20, 22));
-    let calibration = Calibration::from_samples(x.clone(), Par::Seq);
+    let calibration = observed(x.clone());
     let ours = decode(&*run(&eora(6), weight.view(), &calibration).node).unwrap();
     let all = cost(x.view(), &weight);
     assert!(cost(x.view(), &(&weight - &ours)) < 1e-6 * all);
@@ -274,10 +275,10 @@ fn bad_input_is_refused() {
     };
     assert_eq!(kind(&svd_llm(Rank::Number(1)), &weight, &blind), ErrorKind::MissingCalibration);
     assert_eq!(kind(&asvd(Rank::Number(1), 0.5), &weight, &blind), ErrorKind::MissingCalibration);
-    let seen = Calibration::from_samples(random(30, 6, 24), Par::Seq);
+    let good = observed(random(30, 6, 24));
     let alpha = asvd(Rank::Number(1), f32::NAN);
-    assert_eq!(kind(&alpha, &weight, &seen), ErrorKind::InvalidArgument);
-    let other = Calibration::from_samples(random(30, 5, 24), Par::Seq);
+    assert_eq!(kind(&alpha, &weight, &good), ErrorKind::InvalidArgument);
+    let other = observed(random(30, 5, 24));
     for method in &methods(Rank::Number(1))[1..] {
         assert_eq!(kind(&**method, &weight, &other), ErrorKind::ShapeMismatch, "{}", method.id());
     }
@@ -285,7 +286,7 @@ fn bad_input_is_refused() {
         let mut weight = weight.clone();
         weight[[2, 3]] = bad;
         for method in methods(Rank::Number(1)) {
-            assert_eq!(kind(&*method, &weight, &seen), ErrorKind::Numerical);
+            assert_eq!(kind(&*method, &weight, &good), ErrorKind::Numerical);
         }
     }
     // Nothing is not an error.
@@ -326,7 +327,7 @@ impl Compress for Coarse {
 #[test]
 fn factors_by_another_method_are_fitted_to_each_other() {
     let (x, weight) = (inputs(400, 24, 25), random(20, 24, 26));
-    let calibration = Calibration::from_samples(x.clone(), Par::Seq);
+    let calibration = observed(x.clone());
     let by = |needs| Factors::By(Arc::new(Coarse(needs)));
     let method = svd_llm(Rank::Number(6)).with_always(true);
     let exact = decode(&*run(&method, weight.view(), &calibration).node).unwrap();
