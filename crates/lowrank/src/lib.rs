@@ -9,8 +9,10 @@
 
 mod aim;
 mod bitstack;
+mod dictionary;
 mod dobi;
 mod factors;
+mod levels;
 mod lowrank;
 pub mod metric;
 pub mod operator;
@@ -21,8 +23,10 @@ mod stage;
 
 pub use aim::Aim;
 pub use bitstack::BitStack;
+pub use dictionary::{Atoms, DsFormer, Rocket};
 pub use dobi::{Batches, OutputBatches, SoftTruncation, dobi_svd};
 pub use factors::Factors;
+pub use levels::Level;
 pub use lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
 pub use metric::{Activity, InputCovariance, InputGram, InputScale, Metric, Plain, Root};
 pub use project::{Projection, Solver, project};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tensorpress_tensor::stage::{Inside, Keys, Knobs, Row, WeightPart, WeightRole};
 use tensorpress_tensor::{DType, DynCompress, Error, Method, Result};
 
+use crate::dictionary;
 use crate::dobi::dobi_svd;
 use crate::factors::Factors;
 use crate::lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
@@ -29,6 +30,8 @@ pub fn stages() -> Vec<Row<WeightPart>> {
         row("projects outputs on their leading directions: the same product as by whitening", lord),
         row("projects outputs less their mean, which a bias carries", feature_mimicking),
         crate::bitstack::stage(),
+        dictionary::dsformer_stage(),
+        dictionary::rocket_stage(),
         correction(),
     ]
 }
