@@ -4,6 +4,7 @@ use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
 use tensorpress_tensor::node::{Dense, Product, Stacked, decode};
+use tensorpress_tensor::stage::Keys;
 use tensorpress_tensor::stats::{Calibration, Gram};
 use tensorpress_tensor::{DType, DynCompress, Error, Group, Node, Result, Target, Usable};
 
@@ -28,6 +29,27 @@ pub enum Factors {
     /// By a method of their own. V is compressed on the inputs' Gram matrix, U on that of V's outputs, after it was
     /// fitted anew to what V has become.
     By(Arc<dyn DynCompress>),
+}
+
+/// The key `factors`, where only floats are stored: none is the type of the weights.
+pub(crate) fn float_knob(keys: &mut Keys<'_>, dtype: &mut Option<DType>) -> Result<()> {
+    let types = [
+        ("source", None),
+        ("f16", Some(DType::F16)),
+        ("bf16", Some(DType::BF16)),
+        ("f32", Some(DType::F32)),
+    ];
+    keys.choice("factors", dtype, &types, "stored type of both factors")
+}
+
+/// An error for a stored type that is none of floats.
+pub(crate) fn check_float(dtype: Option<DType>) -> Result<()> {
+    match dtype.filter(|dtype| !dtype.is_float()) {
+        None => Ok(()),
+        Some(dtype) => {
+            Err(Error::invalid(format!("factors = {dtype:?}: allowed are f16, bf16 and f32")))
+        }
+    }
 }
 
 /// What a factorisation is surrounded by.

@@ -8,9 +8,12 @@
 //! [`svd`], [`asvd`], [`svd_llm`], [`lord`], [`feature_mimicking`] and [`eora`] are this projection with another metric or another W; [`BitStack`] stacks it on magnitudes, before signs.
 
 mod aim;
+mod alds;
 mod bitstack;
+mod blocks;
 mod dictionary;
 mod dobi;
+mod embedding;
 mod factors;
 mod levels;
 mod lowrank;
@@ -18,18 +21,27 @@ pub mod metric;
 pub mod operator;
 mod project;
 mod rank;
+mod ranking;
 mod saes;
+mod spectrum;
 mod stage;
 
 pub use aim::Aim;
+pub use alds::Alds;
 pub use bitstack::BitStack;
+pub use blocks::{BlockBytes, first_blocks};
 pub use dictionary::{Atoms, DsFormer, Rocket};
 pub use dobi::{Batches, OutputBatches, SoftTruncation, dobi_svd};
+pub use embedding::embedding_factors;
 pub use factors::Factors;
 pub use levels::Level;
-pub use lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
-pub use metric::{Activity, InputCovariance, InputGram, InputScale, Metric, Plain, Root};
+pub use lowrank::{LowRank, asvd, eora, feature_mimicking, lord, rom, svd, svd_llm};
+pub use metric::{
+    Activity, InputCovariance, InputGram, InputScale, Metric, Plain, Root, SequentialGram, Weighing,
+};
 pub use project::{Projection, Solver, project};
 pub use rank::Rank;
+pub use ranking::{Directions, Ranking};
 pub use saes::{Drift, DriftedGram, saes_svd};
+pub use spectrum::{NormalisedRanks, Spectrum, welore};
 pub use stage::stages;

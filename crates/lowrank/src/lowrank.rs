@@ -8,7 +8,9 @@ use tensorpress_tensor::{
 
 use crate::aim::{Aimed, Ask};
 use crate::factors::{Around, Factors};
-use crate::metric::{InputCovariance, InputGram, InputScale, Metric, Plain, Weighing};
+use crate::metric::{
+    InputCovariance, InputGram, InputScale, Metric, Plain, SequentialGram, Weighing,
+};
 use crate::project::{Projection, Solver, exponent, project_noting};
 use crate::rank::Rank;
 
@@ -256,6 +258,21 @@ pub fn svd_llm(rank: Rank) -> LowRank<InputGram> {
 #[must_use]
 pub fn lord(rank: Rank) -> LowRank<InputGram> {
     LowRank { id: "lord", ..svd_llm(rank) }
+}
+
+/// LLM-ROM (Chavan et al., *Rethinking Compression: Reduced Order Modelling of Latent Features in Large Language Models*,
+/// 2023): [`lord`] layer by layer, each on what the ones before it have become.
+///
+/// ```
+/// use tensorpress_lowrank::{Rank, lord, rom};
+/// use tensorpress_tensor::Method;
+///
+/// assert!(rom(Rank::default()).needs().true_sequential);
+/// assert!(!lord(Rank::default()).needs().true_sequential);
+/// ```
+#[must_use]
+pub fn rom(rank: Rank) -> LowRank<SequentialGram> {
+    LowRank::new(SequentialGram, rank)
 }
 
 /// Feature mimicking (Yu and Wu, *Unified Low-rank Compression Framework for Click-through Rate Prediction*, 2024):

@@ -237,6 +237,25 @@ impl Metric for InputGram {
     }
 }
 
+/// [`InputGram`] of inputs as the layers before make them once they are compressed, in the same block too (LLM-ROM: Chavan
+/// et al., 2023).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SequentialGram;
+
+impl Metric for SequentialGram {
+    fn id(&self) -> &'static str {
+        "rom"
+    }
+
+    fn needs(&self) -> Needs {
+        InputGram.needs().true_sequentially()
+    }
+
+    fn weighing(&self, calibration: &Calibration, par: Par) -> Result<Usable<Weighing>> {
+        InputGram.weighing(calibration, par)
+    }
+}
+
 /// S Sᵀ = XᵀX - n μ μᵀ: the error of the outputs' deviations from their mean, which a bias carries (feature
 /// mimicking: Yu and Wu, 2024).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use tensorpress_tensor::{DType, DynCompress, Error, Method, Result};
 use crate::dictionary;
 use crate::dobi::dobi_svd;
 use crate::factors::Factors;
-use crate::lowrank::{LowRank, asvd, eora, feature_mimicking, lord, svd, svd_llm};
+use crate::lowrank::{LowRank, asvd, eora, feature_mimicking, lord, rom, svd, svd_llm};
 use crate::metric::{InputScale, Metric};
 use crate::rank::Rank;
 use crate::saes::saes_svd;
@@ -28,10 +28,12 @@ pub fn stages() -> Vec<Row<WeightPart>> {
         ),
         row("projects outputs on directions that batches agree on; factors in 8 bits", dobi_svd),
         row("projects outputs on their leading directions: the same product as by whitening", lord),
+        row("as `lord`, on inputs as compressed layers make them", rom),
         row("projects outputs less their mean, which a bias carries", feature_mimicking),
         crate::bitstack::stage(),
         dictionary::dsformer_stage(),
         dictionary::rocket_stage(),
+        crate::alds::stage(),
         correction(),
     ]
 }

@@ -1,6 +1,8 @@
 use tensorpress_tensor::stage::{Keys, Knobs};
 use tensorpress_tensor::{DType, Error, Result};
 
+use crate::factors::{check_float, float_knob};
+
 /// How many atoms a dictionary has, how many of them a code uses, and how both are stored.
 ///
 /// ```
@@ -69,12 +71,7 @@ impl Atoms {
         if !(1.0..=1e6).contains(&self.spread) {
             return Err(Error::invalid(format!("spread = {}: allowed are 1 to 1e6", self.spread)));
         }
-        match self.dtype {
-            Some(dtype) if !dtype.is_float() => {
-                Err(Error::invalid(format!("factors = {dtype:?}: allowed are f16, bf16 and f32")))
-            }
-            _ => Ok(()),
-        }
+        check_float(self.dtype)
     }
 
     /// Atoms and numbers of a code, for codes of `codes` vectors of `length`, at most min of both: as many atoms as fit
@@ -105,12 +102,6 @@ impl Knobs for Atoms {
         keys.float("spread", &mut self.spread, 1.0..=1e6, about)?;
         let about = "atoms of the dictionary, in the place of a ratio; 0: by ratio";
         keys.int("atoms", &mut self.number, 0..=1 << 20, about)?;
-        let types = [
-            ("source", None),
-            ("f16", Some(DType::F16)),
-            ("bf16", Some(DType::BF16)),
-            ("f32", Some(DType::F32)),
-        ];
-        keys.choice("factors", &mut self.dtype, &types, "stored type of both factors")
+        float_knob(keys, &mut self.dtype)
     }
 }

@@ -19,7 +19,7 @@ pub(crate) use dsformer::stage as dsformer_stage;
 pub(crate) use rocket::stage as rocket_stage;
 
 /// The product, or the matrix itself where the factors would take as many bytes.
-fn unless_larger(
+pub(crate) fn unless_larger(
     target: &Target<'_>,
     weight: &Array2<f32>,
     product: Product,
@@ -33,7 +33,11 @@ fn unless_larger(
 }
 
 /// The matrix as it is.
-fn kept(target: &Target<'_>, weight: &Array2<f32>, reason: String) -> Result<Compressed> {
+pub(crate) fn kept(
+    target: &Target<'_>,
+    weight: &Array2<f32>,
+    reason: String,
+) -> Result<Compressed> {
     let node = Dense::from_f32(weight.view(), target.dtype)?.boxed();
     Ok(Compressed::new(node).with_fallback(Some(format!("{reason}: kept dense"))))
 }
