@@ -69,14 +69,13 @@ impl Metric for OutputBatches {
     }
 
     fn weighing(&self, calibration: &Calibration, par: Par) -> Result<Usable<Weighing>> {
-        for (name, value) in [("rows", self.rows), ("batch", self.batch)] {
-            if value == 0 {
-                return Err(Error::invalid(format!("{name} = 0: allowed are 1 and more")));
-            }
+        if self.rows == 0 {
+            return Err(Error::invalid("rows = 0: allowed are 1 and more"));
         }
+        let empty = Batches::new(Array2::zeros((0, 0)), self.batch)?;
         let both = calibration.usable::<Gram>()?.and(calibration.usable::<SampledRows>()?);
         Ok(both.and_then(|(gram, samples)| {
-            let batches = Batches { samples: samples.clone(), batch: self.batch };
+            let batches = Batches { samples: samples.clone(), ..empty };
             root_of(gram.clone(), par)
                 .map(|root| Weighing::new(root).with_aim(Aim::Batches(batches)))
         }))
@@ -88,6 +87,19 @@ impl Metric for OutputBatches {
 pub struct Batches {
     samples: Array2<f32>,
     batch: usize,
+}
+
+impl Batches {
+    /// Of these samples, so many tokens a batch.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for batches of no token.
+    pub fn new(samples: Array2<f32>, batch: usize) -> Result<Self> {
+        match batch {
+            0 => Err(Error::invalid("batch = 0: allowed are 1 and more")),
+            _ => Ok(Self { samples, batch }),
+        }
+    }
 }
 
 /// Directions of a batch whose singular value is less than this part of the largest are rounding errors.

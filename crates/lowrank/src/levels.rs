@@ -1,3 +1,4 @@
+use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::{Node, Result, Storage, node::decode};
 
@@ -30,7 +31,7 @@ impl<C> Level<C> {
         node: &dyn Node,
         weight: &Array2<f32>,
         root: &Root,
-        par: tensorpress_tensor::linalg::Par,
+        par: Par,
     ) -> Result<Self> {
         let lost = root.apply((weight - &decode(node)?).view(), par)?;
         Ok(Self::new(choice, Storage::of(node)?.bytes(), energy(lost.iter())))

@@ -1,11 +1,18 @@
 //! Low-rank factorisation: W is kept as U V, U `[out, rank]` and V `[rank, in]`.
 //!
-//! A method is a metric ([`metric`]: what an error costs) x a factorisation ([`Solver`]) x a choice of rank ([`Rank`]) x
-//! how the factors are stored ([`Factors`]). Whatever the metric, the best factors are one projection: with H the second
-//! moments of the inputs and S any root of it (H = S Sᵀ), ‖(W - U V) S‖ is least for U = P, V = Pᵀ W, where P are the
-//! leading left singular vectors of W S (Eckart and Young: the best W S of that rank is P Pᵀ W S). Nothing is ever
-//! inverted, so nothing fails where H is singular, and inputs that calibration never saw are projected like all others.
-//! [`svd`], [`asvd`], [`svd_llm`], [`lord`], [`feature_mimicking`] and [`eora`] are this projection with another metric or another W; [`BitStack`] stacks it on magnitudes, before signs.
+//! A method is a metric ([`metric`]: what an error costs) x an aim ([`Aim`]: what is factored, by which directions) x a
+//! factorisation ([`Solver`]) x a choice of rank ([`Rank`]) x how the factors are stored ([`Factors`]). Whatever the
+//! metric, the best factors are one projection: with H the second moments of the inputs and S any root of it (H = S Sᵀ),
+//! ‖(W - U V) S‖ is least for U = P, V = Pᵀ W, where P are the leading left singular vectors of W S (Eckart and Young: the
+//! best W S of that rank is P Pᵀ W S). Nothing is ever inverted, so nothing fails where H is singular, and inputs that
+//! calibration never saw are projected like all others.
+//!
+//! [`svd`], [`asvd`], [`svd_llm`], [`lord`], [`rom`], [`feature_mimicking`] and [`eora`] are this projection with another
+//! metric or another W; [`saes_svd`] and [`dobi_svd`] have aims of their own; [`BitStack`] stacks it on magnitudes, before
+//! signs, [`Alds`] makes one for each group of inputs. [`DsFormer`] and [`Rocket`] factor into dense and sparse.
+//!
+//! Over several matrices: [`Spectrum`], [`welore`] and the levels of each method for their ranks, [`Ranking`] for one
+//! order of the parts of all.
 
 mod aim;
 mod alds;

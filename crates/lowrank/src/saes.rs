@@ -156,7 +156,7 @@ impl Metric for DriftedGram {
         };
         Ok(root.map(|root| match shift {
             Usable::Yes(transposed) => {
-                let drift = Drift { transposed, beta: self.beta, most: self.most };
+                let drift = Drift::new(transposed, self.beta, self.most);
                 Weighing::new(root).with_aim(Aim::Drift(drift))
             }
             Usable::No(reason) => {
@@ -166,13 +166,21 @@ impl Metric for DriftedGram {
     }
 }
 
-/// What W is moved by: W M, M = D H⁻¹ `[in, in]`, and how far.
+/// What W is moved by: W + b W M, M = D H⁻¹ `[in, in]`, and how far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Drift {
     /// Mᵀ.
     transposed: Array2<f32>,
     beta: Option<f32>,
     most: f32,
+}
+
+impl Drift {
+    /// By Mᵀ `[in, in]`, as far as `beta` says, or as [`DriftedGram::beta`] is chosen up to `most`.
+    #[must_use]
+    pub fn new(transposed: Array2<f32>, beta: Option<f32>, most: f32) -> Self {
+        Self { transposed, beta, most }
+    }
 }
 
 /// Where a b is sought, in parts of the largest, and steps from the best of them.

@@ -14,7 +14,8 @@ use tensorpress_tensor::node::decode;
 use tensorpress_tensor::stats::{Calibration, CrossGram, SampledRows};
 use tensorpress_tensor::testing::laws::{check_damage, check_node};
 use tensorpress_tensor::{
-    Compress, Compressed, DType, ErrorKind, Group, Node, Registry, Result, Storage, Target,
+    Compress, Compressed, DType, DynCompress, ErrorKind, Group, Node, Registry, Result, Storage,
+    Target,
 };
 
 fn wide(m: &Array2<f32>) -> Array2<f64> {
@@ -344,4 +345,55 @@ fn a_soft_truncation_has_the_slope_of_differences() {
     }
     let hard = SoftTruncation::new(2.5, 1e6).loss(&values).0;
     assert!((hard - (4.0 + 1.0 + 0.25)).abs() < 1e-9);
+}
+
+/// Weights and inputs at the ends of f32, dead ones and copies.
+#[test]
+fn whatever_is_finite_stays_finite_or_says_why() {
+    let plain = random(18, 14, 400);
+    let mut one = plain.clone();
+    one[[3, 4]] = f32::MAX;
+    let weights = [
+        plain.clone(),
+        one,
+        plain.mapv(|v| v * 1e30),
+        plain.mapv(|v| v * 1e-39),
+        plain.select(Axis(1), &[2; 14]),
+        Array2::zeros((18, 14)),
+    ];
+    let (x, original) = drifted(60, 14, 401);
+    let scaled = |m: &Array2<f32>, by: f32| m.mapv(|v| v * by);
+    let mut loud = x.clone();
+    loud.column_mut(5).mapv_inplace(|v| v * 1e17);
+    let mut dead = x.clone();
+    [0, 9].iter().for_each(|c| dead.column_mut(*c).fill(0.0));
+    let pairs = [
+        (x.clone(), original.clone(), true),
+        (scaled(&x, 1e15), scaled(&original, 1e15), true),
+        (scaled(&x, 1e-15), scaled(&original, 1e-15), true),
+        (dead, original.clone(), true),
+        (x.slice(s![..3, ..]).to_owned(), original.slice(s![..3, ..]).to_owned(), true),
+        (loud, original.clone(), false),
+        (Array2::zeros((60, 14)), original, false),
+    ];
+    let rank = Rank::Number(3);
+    let methods: [Box<dyn DynCompress>; 3] = [
+        Box::new(saes_svd(rank).with_always(true)),
+        Box::new(at(1.0, 3).with_always(true)),
+        Box::new(dobi_svd(rank).with_always(true)),
+    ];
+    for weight in &weights {
+        for (x, original, usual) in &pairs {
+            let calibration = seen(x, original);
+            for method in &methods {
+                let group = Group::single(Target::new("w", weight.view()), calibration.clone());
+                let made = method.compress_group_dyn(group).unwrap().layers.remove(0);
+                let ours = decode(&*made.node).unwrap();
+                assert!(ours.iter().all(|v| v.is_finite()), "{}: {:?}", method.id(), made.fallback);
+                if *usual && *weight == plain {
+                    assert_eq!(made.fallback, None, "{}", method.id());
+                }
+            }
+        }
+    }
 }

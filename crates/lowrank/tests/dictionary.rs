@@ -396,6 +396,16 @@ fn what_is_wrong_is_named() {
     let made = DsFormer::default().compress(weight.view(), &blind).unwrap();
     assert!(made.fallback.is_some_and(|note| note.contains("all inputs count alike")));
     for (rows, cols) in [(0, 6), (5, 0)] {
+        let empty = Array2::zeros((rows, cols));
+        let calibration = Calibration::from_samples(Array2::zeros((3, cols)), Par::Seq);
+        let levels = Rocket::default().levels(
+            empty.view(),
+            &calibration,
+            &[(0.5, 2.0)],
+            DType::F32,
+            Par::Seq,
+        );
+        assert_eq!(levels.unwrap()[0].error, 0.0);
         let weight = Array2::zeros((rows, cols));
         let method = DsFormer::default().with_scaled(false);
         let made = run(&method, &weight, &Calibration::none(cols), DType::F32, Par::Seq).unwrap();

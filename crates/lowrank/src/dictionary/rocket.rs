@@ -85,6 +85,10 @@ impl Rocket {
             })
             .collect::<Result<_>>()?;
         let (weighing, _) = InputGram.weighing(calibration, par)?.or_else(|_| Weighing::plain());
+        if weight.is_empty() {
+            let nothing = |atoms: &Atoms| Level::new((atoms.ratio, atoms.spread), 0, 0.0);
+            return Ok(settings.iter().map(nothing).collect());
+        }
         let (out, inp) = weight.dim();
         let most = settings.iter().map(|atoms| atoms.sizes(inp, out, source)[0]).max();
         let weight = weight.as_standard_layout().into_owned();
