@@ -69,14 +69,12 @@ impl Fit {
         let mut left = along.to_vec();
         let most = along.iter().fold(0.0f64, |most, v| most.max(v.abs()));
         while self.places.len() < nonzeros {
-            let free = (0..left.len()).filter(|i| !self.places.contains(i));
             // Of equals the first.
-            let next = free.fold(None, |best: Option<usize>, i| match best {
-                Some(b) if left[b].abs() >= left[i].abs() => Some(b),
-                _ => Some(i),
+            let next = (0..left.len()).fold(0, |best, i| match left[i].abs() > left[best].abs() {
+                true => i,
+                false => best,
             });
-            let Some(next) = next.filter(|i| left[*i].abs() > 1e-12 * most) else { break };
-            if !self.add(next, along, gram) {
+            if left[next].abs() <= 1e-12 * most || !self.add(next, along, gram) {
                 break;
             }
             left.copy_from_slice(along);
@@ -85,6 +83,8 @@ impl Fit {
                     *left -= value * g;
                 }
             }
+            // Nothing is left along those that were fitted, but for rounding.
+            self.places.iter().for_each(|place| left[*place] = 0.0);
         }
     }
 
