@@ -29,7 +29,7 @@ pub struct DriftedGram {
     /// b, 0 (W alone) to 1 (the original outputs alone). Default none: for each matrix the one, up to [`Self::most`], at
     /// which the largest share of ‖W' S‖² lies in as many directions as are kept.
     pub beta: Option<f32>,
-    /// The largest b that is chosen. Default 1.
+    /// The largest b that is chosen. Default 0.5, as the drift is estimated from few tokens.
     pub most: f32,
     /// What is added to each entry of H's diagonal where H is inverted, a fraction of it. Default 0.01.
     pub damp: f32,
@@ -37,7 +37,7 @@ pub struct DriftedGram {
 
 impl Default for DriftedGram {
     fn default() -> Self {
-        Self { beta: None, most: 1.0, damp: 0.01 }
+        Self { beta: None, most: 0.5, damp: 0.01 }
     }
 }
 
