@@ -3,10 +3,10 @@ use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::{Result, Usable};
 
 use crate::dobi::Batches;
+use crate::drift::Drift;
 use crate::metric::Root;
 use crate::project::Solver;
 use crate::rank::Rank;
-use crate::saes::Drift;
 
 /// What is factored in the place of a matrix W, and which directions of its outputs stay.
 ///
