@@ -16,7 +16,7 @@ use crate::saes::saes_svd;
 /// All stages of this crate.
 #[must_use]
 pub fn stages() -> Vec<Row<WeightPart>> {
-    vec![
+    let mut all = vec![
         row("factors of the closest matrix of a rank; needs no calibration", svd),
         row("factors after inputs were scaled by how active they are", |rank| {
             asvd(rank, InputScale::default().alpha)
@@ -35,7 +35,9 @@ pub fn stages() -> Vec<Row<WeightPart>> {
         dictionary::rocket_stage(),
         crate::alds::stage(),
         correction(),
-    ]
+    ];
+    all.extend(crate::operator::stages());
+    all
 }
 
 /// Rank, factors, and whatever the metric brings along.

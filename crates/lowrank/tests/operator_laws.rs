@@ -1,9 +1,7 @@
 //! The laws of nodes on what structured operators return, and bad input.
 
-use tensorpress_lowrank::operator::{
-    Effort, block_dense, block_shuffle, compacter, compactif_ai, stages,
-};
-use tensorpress_lowrank::{Factors, Rank};
+use tensorpress_lowrank::operator::{Effort, block_dense, block_shuffle, compacter, compactif_ai};
+use tensorpress_lowrank::{Factors, Rank, stages};
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::node::{Dense, decode};

@@ -188,7 +188,7 @@ fn without_tokens_a_note_says_what_was_done() {
     reap.fits(&model).expect("experts");
     let judgement = reap.judge(&model, &view).expect("a judgement");
     assert!(judgement.notes()["l.0.router.weight"].contains("no finite tokens"));
-    let decisions = reap.settle(&model, &[judgement.clone()]).expect("decisions");
+    let decisions = reap.settle(&model, std::slice::from_ref(&judgement)).expect("decisions");
     assert_eq!(decisions[0].kept("experts").expect("some").len(), 3);
     // Experts that made NaN of a token are judged alike.
     let mut broken = ExpertActivity::new(4);

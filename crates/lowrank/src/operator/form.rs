@@ -11,7 +11,7 @@ use tensorpress_tensor::{
 };
 
 pub use super::split::Effort;
-use crate::factors::Factors;
+use crate::factors::{Factors, float_knob};
 
 /// Which small matrices an operator is made of, and the best of them for a given matrix.
 pub trait Form: Debug + Send + Sync {
@@ -174,6 +174,10 @@ impl<F: Form> Operator<F> {
         let dtype = match &self.factors {
             Factors::Source => target.dtype,
             Factors::Float(dtype) => *dtype,
+            Factors::Remapped => {
+                let message = "factors = remapped: allowed are source, f16, bf16 and f32, for it is of two factors";
+                return Err(Error::invalid(format!("{}: {message}", self.form.id())));
+            }
             Factors::By(method) => {
                 return factors_by(&**method, &factors, target, group).map(Usable::Yes);
             }
@@ -220,7 +224,12 @@ fn factors_by(
 impl<F: Form> Knobs for Operator<F> {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
         self.form.knobs(keys)?;
-        self.factors.knobs(keys)?;
+        let mut dtype = match self.factors {
+            Factors::Float(dtype) => Some(dtype),
+            _ => None,
+        };
+        float_knob(keys, &mut dtype)?;
+        self.factors = dtype.map_or(Factors::Source, Factors::Float);
         // A correction is asked for: it is never left out to save bytes.
         self.always |= keys.corrects();
         Ok(())

@@ -27,8 +27,7 @@ pub use random_hypernet::{Latent, RandomHypernet};
 pub use structured_ffn::{BlockLowRank, block_dense, block_shuffle};
 
 /// The stages of this module.
-#[must_use]
-pub fn stages() -> Vec<Row<WeightPart>> {
+pub(crate) fn stages() -> Vec<Row<WeightPart>> {
     let rank = crate::Rank::default;
     vec![
         row("a sum of Kronecker products of small matrices with low-rank ones", move || {
