@@ -68,3 +68,28 @@ pub fn load(path: &Path, weight_decay: f32) -> Result<(Llama, AdamW, Progress)> 
     (optimiser.m, optimiser.v, optimiser.steps) = (values("m")?, values("v")?, progress.steps);
     Ok((model, optimiser, progress))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llama::Experts;
+
+    #[test]
+    fn a_run_goes_on_as_it_was_saved() {
+        let path = std::env::temp_dir().join(format!("checkpoint-{}", std::process::id()));
+        let experts = Experts { count: 4, chosen: 2, balance: 0.01 };
+        for config in [Config::demo(12), Config::mixture(12, experts)] {
+            let model = Llama::init(config, 1);
+            let mut optimiser = AdamW::new(&model, 0.1);
+            let mut moved = model.clone();
+            optimiser.step(&mut moved.params, &model.params, 0.1);
+            let progress = Progress { steps: 1, tokens: 2, seconds: 0.3, epoch: 4, position: 5 };
+            save(&path, &moved, &optimiser, &progress).unwrap();
+            let (found, state, how_far) = load(&path, 0.1).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!((found.config, found.params), (moved.config, moved.params));
+            assert_eq!((state.m, state.v, state.steps), (optimiser.m, optimiser.v, 1));
+            assert_eq!(how_far, progress);
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! Shape and parameters of a Llama, and how they are stored in a Hugging Face folder.
+//! Shape and parameters of a Llama or, with experts, a Mixtral, and how they are stored in a
+//! Hugging Face folder.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
 
-/// The fields of a Hugging Face Llama configuration that the arithmetic needs.
+/// The fields of a Hugging Face Llama or Mixtral configuration that the arithmetic needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the gated layer.
+    /// Width of the gated layer, and of each expert where there are any.
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
@@ -34,6 +35,23 @@ pub struct Config {
     pub rope_theta: f32,
     /// Longest sequence.
     pub max_position_embeddings: usize,
+    /// What makes it a Mixtral; a Llama has none.
+    #[serde(flatten)]
+    pub experts: Option<Experts>,
+}
+
+/// The fields that Mixtral adds: experts in place of each block's gated layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Experts {
+    /// Experts of a block.
+    #[serde(rename = "num_local_experts")]
+    pub count: usize,
+    /// Experts that a token goes to.
+    #[serde(rename = "num_experts_per_tok")]
+    pub chosen: usize,
+    /// Coefficient of the balance loss.
+    #[serde(rename = "router_aux_loss_coef")]
+    pub balance: f32,
 }
 
 impl Config {
@@ -51,6 +69,18 @@ impl Config {
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             max_position_embeddings: 512,
+            experts: None,
+        }
+    }
+
+    /// The small mixture's shape: with eight experts about 1.5 million parameters, of which a
+    /// token meets 0.6 million.
+    pub fn mixture(vocab_size: usize, experts: Experts) -> Self {
+        Config {
+            intermediate_size: 128,
+            num_hidden_layers: 3,
+            experts: Some(experts),
+            ..Config::demo(vocab_size)
         }
     }
 
@@ -82,6 +112,27 @@ pub struct Block {
     pub out: Range<usize>,
     /// Norm before the gated layer.
     pub norm2: Range<usize>,
+    /// The layer after the attention.
+    pub mlp: Mlp,
+}
+
+/// Where the parameters of the layer after the attention lie.
+#[derive(Clone, Debug)]
+pub enum Mlp {
+    /// One gated layer.
+    Gated(Gated),
+    /// Several, of which a router chooses for each token.
+    Mixture {
+        /// The router, `[experts, hidden]`.
+        router: Range<usize>,
+        /// The experts.
+        experts: Vec<Gated>,
+    },
+}
+
+/// Where a gated layer's parameters lie.
+#[derive(Clone, Debug)]
+pub struct Gated {
     /// Gate and up projections.
     pub gate_up: Range<usize>,
     /// Down projection.
@@ -111,14 +162,23 @@ impl Layout {
         };
         let (d, ff) = (c.hidden_size, c.intermediate_size);
         let embed = take(c.vocab_size * d);
+        let gated = |take: &mut dyn FnMut(usize) -> Range<usize>| Gated {
+            gate_up: take(2 * ff * d),
+            down: take(d * ff),
+        };
         let blocks = (0..c.num_hidden_layers)
             .map(|_| Block {
                 norm1: take(d),
                 qkv: take(c.qkv_dim() * d),
                 out: take(d * c.q_dim()),
                 norm2: take(d),
-                gate_up: take(2 * ff * d),
-                down: take(d * ff),
+                mlp: match c.experts {
+                    None => Mlp::Gated(gated(&mut take)),
+                    Some(experts) => Mlp::Mixture {
+                        router: take(experts.count * d),
+                        experts: (0..experts.count).map(|_| gated(&mut take)).collect(),
+                    },
+                },
             })
             .collect();
         let norm = take(d);
@@ -131,26 +191,38 @@ impl Layout {
         let mut all =
             vec![("model.embed_tokens.weight".into(), self.embed.clone(), vec![c.vocab_size, d])];
         for (i, b) in self.blocks.iter().enumerate() {
-            let mut push = |name: &str, start: usize, shape: Vec<usize>| {
+            let mut push = |name: String, start: usize, shape: Vec<usize>| {
                 let len = shape.iter().product::<usize>();
                 all.push((format!("model.layers.{i}.{name}.weight"), start..start + len, shape));
             };
-            push("input_layernorm", b.norm1.start, vec![d]);
-            push("self_attn.q_proj", b.qkv.start, vec![q, d]);
-            push("self_attn.k_proj", b.qkv.start + q * d, vec![kv, d]);
-            push("self_attn.v_proj", b.qkv.start + (q + kv) * d, vec![kv, d]);
-            push("self_attn.o_proj", b.out.start, vec![d, q]);
-            push("post_attention_layernorm", b.norm2.start, vec![d]);
-            push("mlp.gate_proj", b.gate_up.start, vec![ff, d]);
-            push("mlp.up_proj", b.gate_up.start + ff * d, vec![ff, d]);
-            push("mlp.down_proj", b.down.start, vec![d, ff]);
+            push("input_layernorm".into(), b.norm1.start, vec![d]);
+            push("self_attn.q_proj".into(), b.qkv.start, vec![q, d]);
+            push("self_attn.k_proj".into(), b.qkv.start + q * d, vec![kv, d]);
+            push("self_attn.v_proj".into(), b.qkv.start + (q + kv) * d, vec![kv, d]);
+            push("self_attn.o_proj".into(), b.out.start, vec![d, q]);
+            push("post_attention_layernorm".into(), b.norm2.start, vec![d]);
+            let mut gated = |[gate, up, down]: [String; 3], g: &Gated| {
+                push(gate, g.gate_up.start, vec![ff, d]);
+                push(up, g.gate_up.start + ff * d, vec![ff, d]);
+                push(down, g.down.start, vec![d, ff]);
+            };
+            match &b.mlp {
+                Mlp::Gated(g) => gated(["gate", "up", "down"].map(|n| format!("mlp.{n}_proj")), g),
+                Mlp::Mixture { router, experts } => {
+                    for (e, g) in experts.iter().enumerate() {
+                        let name = |n| format!("block_sparse_moe.experts.{e}.{n}");
+                        gated(["w1", "w3", "w2"].map(name), g);
+                    }
+                    push("block_sparse_moe.gate".into(), router.start, vec![experts.len(), d]);
+                }
+            }
         }
         all.push(("model.norm.weight".into(), self.norm.clone(), vec![d]));
         all
     }
 }
 
-/// A Llama in f32.
+/// A Llama or Mixtral in f32.
 #[derive(Clone, Debug)]
 pub struct Llama {
     /// Its shape.
@@ -163,7 +235,7 @@ pub struct Llama {
 
 impl Llama {
     /// A freshly initialised model: normal weights of deviation `fan_in^-1/2`, smaller ones for
-    /// the embedding and for the projections that write into the residual stream.
+    /// the embedding, the routers and the projections that write into the residual stream.
     pub fn init(config: Config, seed: u64) -> Self {
         let layout = Layout::new(&config);
         let mut params = vec![1.0; layout.len];
@@ -172,9 +244,11 @@ impl Llama {
             if shape.len() < 2 {
                 continue;
             }
-            let residual = name.contains("o_proj") || name.contains("down_proj");
+            let residual = ["o_proj", "down_proj", "w2"].iter().any(|n| name.contains(n));
             let std = match () {
                 _ if name.contains("embed") => 0.04,
+                // Small, so that at first all experts are about as likely.
+                _ if name.contains("moe.gate") => 0.02,
                 _ if residual => {
                     (shape[1] as f32 * 2.0 * config.num_hidden_layers as f32).sqrt().recip()
                 }

@@ -1,4 +1,5 @@
-//! Trainer of the demo model that is embedded in tensorpress.
+//! Trainer of the demo model that is embedded in tensorpress, and of a small mixture of experts
+//! (`train --experts 8`) that the pruning of experts is judged on.
 //!
 //! A maintainer runs it once, in the background, never in CI:
 //!
@@ -21,6 +22,7 @@ mod eval;
 mod export;
 mod llama;
 mod math;
+mod mixture;
 mod model;
 mod optim;
 mod paths;
@@ -55,20 +57,20 @@ enum Command {
     Train(train::Options),
     /// Bits per byte of a model folder and of the shared models on the judging stories
     Eval {
-        /// Hugging Face folder of a Llama [default: the demo model]
+        /// Hugging Face folder of a Llama or Mixtral [default: the demo model]
         folder: Option<PathBuf>,
     },
     /// Print stories that a model folder makes up
     Tell {
-        /// Hugging Face folder of a Llama [default: the demo model]
+        /// Hugging Face folder of a Llama or Mixtral [default: the demo model]
         folder: Option<PathBuf>,
         /// Seed
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// Write the demo model's folder from the checkpoint
+    /// Write the model's folder from the checkpoint
     Export {
-        /// Folder to write [default: crates/model/demo]
+        /// Folder to write [default: crates/model/demo, or trainer/models/moe for a mixture]
         folder: Option<PathBuf>,
     },
 }
@@ -99,7 +101,7 @@ fn main() -> Result<()> {
             println!("{}", stories.join("\n\n----\n\n"));
             Ok(())
         }
-        Command::Export { folder } => export::run(&work, &folder.unwrap_or_else(paths::demo)),
+        Command::Export { folder } => export::run(&work, folder),
     }
 }
 

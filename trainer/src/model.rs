@@ -1,12 +1,12 @@
-//! Forward and backward pass of a Llama over a batch of segments.
+//! Forward and backward pass of a Llama or Mixtral over a batch of segments.
 
 use std::ops::Range;
 
-use crate::attention;
-use crate::llama::{Llama, Rope};
+use crate::llama::{Llama, Mlp, Rope};
 use crate::math::{
     axpy, gemm, gemm_add, rms_norm, rms_norm_backward, softmax, swiglu, swiglu_backward, view,
 };
+use crate::{attention, mixture};
 
 /// Texts laid end to end: token `i` of a segment predicts the segment's `targets[i]`.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +40,7 @@ struct Saved {
     x2: Vec<f32>,
     rstd2: Vec<f32>,
     gate_up: Vec<f32>,
+    mixture: mixture::Saved,
 }
 
 /// Memory of a pass, kept from batch to batch.
@@ -48,6 +49,7 @@ pub struct Workspace {
     rope: Rope,
     saved: Vec<Saved>,
     scratch: attention::Scratch,
+    mixture: mixture::Scratch,
     x: Vec<f32>,
     dx: Vec<f32>,
     normed: Vec<f32>,
@@ -67,6 +69,7 @@ impl Workspace {
             rope: Rope::new(&model.config),
             saved: model.layout.blocks.iter().map(|_| Saved::default()).collect(),
             scratch: Default::default(),
+            mixture: Default::default(),
             x: vec![],
             dx: vec![],
             normed: vec![],
@@ -80,6 +83,11 @@ impl Workspace {
         }
     }
 
+    /// Tokens of the last batch that went to each expert, of each block; none of a Llama.
+    pub fn routed(&self) -> impl Iterator<Item = Vec<usize>> {
+        self.saved.iter().map(|s| s.mixture.routed())
+    }
+
     /// Loss (nats) of every prediction.
     pub fn losses(&mut self, model: &Llama, batch: &Batch) -> Vec<f32> {
         self.forward(model, batch);
@@ -91,7 +99,8 @@ impl Workspace {
         .collect()
     }
 
-    /// Adds to `grad` the gradient of `scale` x (sum of the losses); returns the sum.
+    /// Adds to `grad` the gradient of `scale` x (sum of the losses, plus the balance loss of each
+    /// mixture for each token); returns the sum of the losses.
     pub fn backward(&mut self, model: &Llama, batch: &Batch, scale: f32, grad: &mut [f32]) -> f64 {
         let (c, p, layout) = (&model.config, &model.params, &model.layout);
         let (n, d, ff, vocab) =
@@ -120,15 +129,33 @@ impl Workspace {
 
         for (b, s) in layout.blocks.iter().zip(&mut self.saved).rev() {
             // Gated layer; its inputs and activations are cheaper to compute again than to keep.
-            swiglu(&mut self.act, &s.gate_up, ff);
-            gemm_add(&mut grad[b.down.clone()], view(&self.dx, n, d).t(), view(&self.act, n, ff));
-            gemm(&mut self.dact, view(&self.dx, n, d), view(&p[b.down.clone()], d, ff));
-            swiglu_backward(&mut s.gate_up, &self.dact, ff);
             let norm2 = &p[b.norm2.clone()];
             rms_norm(&mut self.normed, &mut s.rstd2, &s.x2, norm2, c.rms_norm_eps);
-            let dgate_up = view(&s.gate_up, n, 2 * ff);
-            gemm_add(&mut grad[b.gate_up.clone()], dgate_up.t(), view(&self.normed, n, d));
-            gemm(&mut self.dnormed, dgate_up, view(&p[b.gate_up.clone()], 2 * ff, d));
+            match &b.mlp {
+                Mlp::Gated(g) => {
+                    let dx = view(&self.dx, n, d);
+                    swiglu(&mut self.act, &s.gate_up, ff);
+                    gemm_add(&mut grad[g.down.clone()], dx.t(), view(&self.act, n, ff));
+                    gemm(&mut self.dact, dx, view(&p[g.down.clone()], d, ff));
+                    swiglu_backward(&mut s.gate_up, &self.dact, ff);
+                    let dgate_up = view(&s.gate_up, n, 2 * ff);
+                    gemm_add(&mut grad[g.gate_up.clone()], dgate_up.t(), view(&self.normed, n, d));
+                    gemm(&mut self.dnormed, dgate_up, view(&p[g.gate_up.clone()], 2 * ff, d));
+                }
+                Mlp::Mixture { router, experts } => mixture::backward(
+                    c,
+                    p,
+                    router,
+                    experts,
+                    &self.normed,
+                    &self.dx,
+                    scale,
+                    &mut s.mixture,
+                    grad,
+                    &mut self.dnormed,
+                    &mut self.mixture,
+                ),
+            }
             let dnorm = &mut grad[b.norm2.clone()];
             rms_norm_backward(&mut self.dx, dnorm, &self.dnormed, &s.x2, &s.rstd2, norm2);
 
@@ -190,7 +217,6 @@ impl Workspace {
                 (&mut s.heads, q),
                 (&mut s.lse, c.num_attention_heads),
                 (&mut s.rstd2, 1),
-                (&mut s.gate_up, 2 * ff),
             ] {
                 buffer.resize(n * width, 0.0);
             }
@@ -203,10 +229,26 @@ impl Workspace {
             gemm_add(&mut self.x, view(&s.heads, n, q), view(&p[b.out.clone()], d, q).t());
             s.x2.clone_from(&self.x);
             rms_norm(&mut self.normed, &mut s.rstd2, &s.x2, &p[b.norm2.clone()], c.rms_norm_eps);
-            let gate_up = view(&p[b.gate_up.clone()], 2 * ff, d);
-            gemm(&mut s.gate_up, view(&self.normed, n, d), gate_up.t());
-            swiglu(&mut self.act, &s.gate_up, ff);
-            gemm_add(&mut self.x, view(&self.act, n, ff), view(&p[b.down.clone()], d, ff).t());
+            match &b.mlp {
+                Mlp::Gated(g) => {
+                    s.gate_up.resize(n * 2 * ff, 0.0);
+                    let gate_up = view(&p[g.gate_up.clone()], 2 * ff, d);
+                    gemm(&mut s.gate_up, view(&self.normed, n, d), gate_up.t());
+                    swiglu(&mut self.act, &s.gate_up, ff);
+                    let down = view(&p[g.down.clone()], d, ff);
+                    gemm_add(&mut self.x, view(&self.act, n, ff), down.t());
+                }
+                Mlp::Mixture { router, experts } => mixture::forward(
+                    c,
+                    p,
+                    router,
+                    experts,
+                    &self.normed,
+                    &mut self.x,
+                    &mut s.mixture,
+                    &mut self.mixture,
+                ),
+            }
         }
         let norm = &p[layout.norm.clone()];
         rms_norm(&mut self.normed, &mut self.rstd, &self.x, norm, c.rms_norm_eps);
@@ -234,10 +276,10 @@ fn rotate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llama::Config;
+    use crate::llama::{Config, Experts};
     use crate::rng::Rng;
 
-    fn small() -> (Llama, Batch) {
+    fn small(experts: Option<Experts>) -> (Llama, Batch) {
         let config = Config {
             hidden_size: 16,
             intermediate_size: 24,
@@ -249,6 +291,7 @@ mod tests {
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             max_position_embeddings: 128,
+            experts,
         };
         let mut model = Llama::init(config, 3);
         let mut rng = Rng::new(5, 0);
@@ -267,7 +310,17 @@ mod tests {
     /// for single parameters).
     #[test]
     fn gradient_agrees_with_finite_differences() {
-        let (mut model, batch) = small();
+        check_gradient(small(None));
+    }
+
+    /// Every token goes to all experts, so that no step sends one elsewhere and runs over an edge;
+    /// the choice and the balance loss are checked in [`mixture`].
+    #[test]
+    fn gradient_of_a_mixture_agrees_with_finite_differences() {
+        check_gradient(small(Some(Experts { count: 3, chosen: 3, balance: 0.01 })));
+    }
+
+    fn check_gradient((mut model, batch): (Llama, Batch)) {
         let mut ws = Workspace::new(&model);
         let mut grad = vec![0.0; model.layout.len];
         ws.backward(&model, &batch, 1.0, &mut grad);
@@ -307,7 +360,7 @@ mod tests {
 
     #[test]
     fn segments_do_not_see_each_other() {
-        let (model, batch) = small();
+        let (model, batch) = small(None);
         let mut ws = Workspace::new(&model);
         let together = ws.losses(&model, &batch);
         for seg in &batch.segments {

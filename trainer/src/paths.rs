@@ -28,6 +28,11 @@ pub fn shared_text(name: &str) -> PathBuf {
     shared().join("data/text").join(name)
 }
 
+/// The small mixture's folder.
+pub fn mixture() -> PathBuf {
+    workspace_root().join("trainer/models/moe")
+}
+
 /// The embedded demo model's folder.
 pub fn demo() -> PathBuf {
     workspace_root().join("crates/model/demo")

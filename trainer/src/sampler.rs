@@ -1,8 +1,9 @@
 //! Sampling of stories: many lanes advance together, one token each a step, so that the linear
 //! layers are matrix products; a lane whose story ends starts the next one.
 
-use crate::llama::{Llama, Rope};
+use crate::llama::{Llama, Mlp, Rope};
 use crate::math::{axpy, gemm, rms_norm, softmax, swiglu, view};
+use crate::mixture;
 use crate::rng::Rng;
 
 /// Id of the token that begins a text.
@@ -119,10 +120,19 @@ fn step(model: &Llama, rope: &Rope, limit: usize, lanes: &mut [Lane], logits: &m
         gemm(&mut out, view(&heads, n, q), view(&p[b.out.clone()], d, q).t());
         axpy(&mut x, 1.0, &out);
         rms_norm(&mut normed, &mut rstd, &x, &p[b.norm2.clone()], c.rms_norm_eps);
-        gemm(&mut gate_up, view(&normed, n, d), view(&p[b.gate_up.clone()], 2 * ff, d).t());
-        swiglu(&mut act, &gate_up, ff);
-        gemm(&mut out, view(&act, n, ff), view(&p[b.down.clone()], d, ff).t());
-        axpy(&mut x, 1.0, &out);
+        match &b.mlp {
+            Mlp::Gated(g) => {
+                let weights = view(&p[g.gate_up.clone()], 2 * ff, d);
+                gemm(&mut gate_up, view(&normed, n, d), weights.t());
+                swiglu(&mut act, &gate_up, ff);
+                gemm(&mut out, view(&act, n, ff), view(&p[g.down.clone()], d, ff).t());
+                axpy(&mut x, 1.0, &out);
+            }
+            Mlp::Mixture { router, experts } => {
+                let (s, scratch) = (&mut Default::default(), &mut Default::default());
+                mixture::forward(c, p, router, experts, &normed, &mut x, s, scratch);
+            }
+        }
     }
     let (norm, embed) = (&p[model.layout.norm.clone()], &p[model.layout.embed.clone()]);
     rms_norm(&mut normed, &mut rstd, &x, norm, c.rms_norm_eps);

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use crate::checkpoint::{self, Progress};
 use crate::data::{self, Documents};
-use crate::llama::{Config, Llama};
+use crate::llama::{Config, Experts, Llama};
 use crate::model::{Batch, Workspace};
 use crate::optim::{AdamW, schedule};
 use crate::{eval, paths, tokenizer};
@@ -53,6 +53,32 @@ pub struct Options {
     /// Seed of initialisation and order
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Train the small mixture, with so many experts in a block, in place of the demo model
+    #[arg(long)]
+    experts: Option<usize>,
+    /// Experts that a token goes to
+    #[arg(long, default_value_t = 2, requires = "experts")]
+    chosen: usize,
+    /// Coefficient of the balance loss
+    #[arg(long, default_value_t = 0.01, requires = "experts")]
+    balance: f32,
+}
+
+impl Options {
+    /// Shape of the model to train.
+    fn config(&self, vocab: usize) -> Result<Config> {
+        let Some(count) = self.experts else { return Ok(Config::demo(vocab)) };
+        let (chosen, balance) = (self.chosen, self.balance);
+        ensure!(
+            (1..=count).contains(&chosen),
+            "--chosen {chosen} of --experts {count}: a token goes to 1 of them up to all"
+        );
+        ensure!(
+            balance.is_finite() && balance >= 0.0,
+            "--balance {balance}: allowed are finite values from 0"
+        );
+        Ok(Config::mixture(vocab, Experts { count, chosen, balance }))
+    }
 }
 
 /// Files of a run.
@@ -60,7 +86,7 @@ pub struct Options {
 pub struct Files {
     /// Sampled stories.
     pub corpus: PathBuf,
-    /// The tokenizer, trained by the first run.
+    /// The tokenizer: trained by the first run; the demo model's where a mixture is trained.
     pub tokenizer: PathBuf,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
@@ -82,13 +108,28 @@ pub fn run(work: &Path, options: &Options) -> Result<()> {
     let files = Files::new(work);
     let real = data::read_stories(&paths::shared_text("tinystories_train_2MB_calib.txt"))?;
     let (watch, real) = real.split_at(HELD_OUT);
-    let sampled = data::read_stories(&files.corpus).context("run `sample` first")?;
+    // The mixture, smaller and sooner done, does with the real stories where none are sampled.
+    let sampled = match options.experts.is_some() && !files.corpus.exists() {
+        true => vec![],
+        false => data::read_stories(&files.corpus).context("run `sample` first")?,
+    };
+    if options.experts.is_some() && !files.tokenizer.exists() {
+        std::fs::copy(paths::demo().join("tokenizer.json"), &files.tokenizer)?;
+    }
     let tokenizer = obtain_tokenizer(&files.tokenizer, real, &sampled, options.vocab)?;
-    let vocab = tokenizer.get_vocab_size(true);
+    let config = options.config(tokenizer.get_vocab_size(true))?;
     let (mut model, mut optimiser, mut progress) = match files.checkpoint.exists() {
-        true => checkpoint::load(&files.checkpoint, options.decay)?,
+        true => {
+            let found = checkpoint::load(&files.checkpoint, options.decay)?;
+            ensure!(
+                found.0.config == config,
+                "{} is of another model; --work says where this one's is to lie",
+                files.checkpoint.display()
+            );
+            found
+        }
         false => {
-            let model = Llama::init(Config::demo(vocab), options.seed);
+            let model = Llama::init(config, options.seed);
             let optimiser = AdamW::new(&model, options.decay);
             (model, optimiser, Progress::default())
         }
@@ -132,6 +173,12 @@ pub fn run(work: &Path, options: &Options) -> Result<()> {
                 loss / losses,
                 score.bits_per_byte(),
             );
+            if let Some(least) = score.shares().into_iter().flatten().reduce(f64::min) {
+                eprintln!(
+                    "           the least busy expert gets {:.1} % of its block",
+                    100.0 * least
+                );
+            }
             (loss, losses) = (0.0, 0.0);
         }
         if ended || progress.seconds - saved > 150.0 {
@@ -206,8 +253,18 @@ mod tests {
     /// Learns a repeating sequence, twice to the same bits.
     #[test]
     fn learns_and_repeats() {
+        check_learning(&Config::demo(12));
+    }
+
+    #[test]
+    fn a_mixture_learns_and_repeats() {
+        let experts = Experts { count: 4, chosen: 2, balance: 0.01 };
+        check_learning(&Config::mixture(12, experts));
+    }
+
+    fn check_learning(config: &Config) {
         let train = || {
-            let mut config = Config::demo(12);
+            let mut config = config.clone();
             (config.hidden_size, config.intermediate_size, config.num_hidden_layers) = (32, 32, 1);
             let mut model = Llama::init(config, 1);
             let mut optimiser = AdamW::new(&model, 0.01);
