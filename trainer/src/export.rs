@@ -132,6 +132,7 @@ fn describe_mixture(
         .replace("{parameters}", &model.layout.len.to_string())
         .replace("{experts}", &experts.count.to_string())
         .replace("{chosen}", &experts.chosen.to_string())
+        .replace("{balance}", &experts.balance.to_string())
         .replace("{steps}", &progress.steps.to_string())
         .replace("{tokens}", &format!("{:.1}", progress.tokens as f64 / 1e6))
         .replace("{minutes}", &format!("{:.0}", progress.seconds / 60.0))

@@ -193,7 +193,9 @@ mod tests {
         Config { num_hidden_layers: 1, experts: Some(SHAPE), ..small }
     }
 
-    fn places(layout: &Layout) -> (Range<usize>, Vec<Gated>) {
+    type Places = (Range<usize>, Vec<Gated>);
+
+    fn places(layout: &Layout) -> Places {
         match &layout.blocks[0].mlp {
             Mlp::Mixture { router, experts } => (router.clone(), experts.clone()),
             Mlp::Gated(_) => panic!("a configuration with experts gives a mixture"),
@@ -216,7 +218,7 @@ mod tests {
     fn reference(
         c: &Config,
         p: &[f64],
-        (router, experts): &(Range<usize>, Vec<Gated>),
+        (router, experts): &Places,
         normed: &[f64],
         choices: &[Vec<usize>],
     ) -> (Vec<f64>, f64) {
@@ -254,7 +256,7 @@ mod tests {
         x.iter().map(|&v| v as f64).collect()
     }
 
-    fn setting() -> (Config, Vec<f32>, (Range<usize>, Vec<Gated>), Vec<f32>, Vec<f32>) {
+    fn setting() -> (Config, Vec<f32>, Places, Vec<f32>, Vec<f32>) {
         let c = config();
         let mut rng = Rng::new(11, 0);
         let model = Llama::init(c.clone(), 3);
