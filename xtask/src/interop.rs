@@ -5,13 +5,14 @@ use std::process::Command;
 use crate::{Outcome, cargo, execute, made, root, shared};
 
 /// The checks, which print tables of docs/interop.md.
-const SCRIPTS: [(&str, &str); 9] = [
+const SCRIPTS: [(&str, &str); 10] = [
     ("main.py", include_str!("interop/main.py")),
     ("common.py", include_str!("interop/common.py")),
     ("binding.py", include_str!("interop/binding.py")),
     ("llama_cpp.py", include_str!("interop/llama_cpp.py")),
     ("folders.py", include_str!("interop/folders.py")),
     ("transformers_.py", include_str!("interop/transformers_.py")),
+    ("plain.py", include_str!("interop/plain.py")),
     ("gptq.py", include_str!("interop/gptq.py")),
     ("awq_.py", include_str!("interop/awq_.py")),
     ("bitsandbytes_.py", include_str!("interop/bitsandbytes_.py")),

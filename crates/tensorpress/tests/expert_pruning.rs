@@ -4,12 +4,13 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use tensorpress::model::text::Corpus;
-use tensorpress::model::{Observer, Routing};
+use tensorpress::model::text::{Corpus, Limits};
+use tensorpress::model::{Observer, Routing, compare};
 use tensorpress::pipeline::{CalibrationText, Event, Progress};
 use tensorpress::prelude::*;
+use tensorpress::tensor::linalg::SplitMix;
 use tensorpress::tensor::ndarray::{Array2, ArrayView2, ArrayViewMut2};
-use tensorpress::tensor::rewrite::{Expert, SharedInput};
+use tensorpress::tensor::rewrite::{BlockLayout, Edit, Expert, SharedInput};
 use tensorpress::tensor::{Scratch, Tensor};
 use tensorpress::{ErrorKind, Result};
 use tensorpress_tensor::testing::data;
@@ -250,4 +251,50 @@ fn what_has_no_experts_or_needs_them_is_refused() {
         let Some(error) = refused(name, line) else { continue };
         assert!(error.to_string().contains(says), "{name}, {line}: {error}");
     }
+}
+
+/// On a mixture that was trained: REAP loses less than by usage, and less than by chance.
+#[test]
+fn reap_loses_less_than_usage_and_chance() {
+    let texts = ["tinystories_train_2MB_calib.txt", "tinystories_val_250stories.jsonl"];
+    let [Some(calibration), Some(held_out)] =
+        texts.map(|name| data::find(&format!("data/text/{name}")))
+    else {
+        return;
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../trainer/models/moe");
+    let (source, parent) = (open_model(&folder).unwrap(), tempfile::tempdir().unwrap());
+    let limits = Limits { max_segments: Some(12), max_tokens: Some(200) };
+    let corpus = Corpus::read(&held_out).unwrap();
+    let segments = corpus.segments(&source, Default::default(), limits).unwrap();
+    let whole = source.decoder().unwrap().materialise().unwrap();
+    let divergence = |source: &Source| {
+        let model = source.decoder().unwrap().materialise().unwrap();
+        compare(&whole, &model, &segments, &|_, _| {}).unwrap().kld_mean.unwrap()
+    };
+    let by = |stage: &str| {
+        let text = CalibrationText::new(Corpus::read(&calibration).unwrap()).with_windows(24);
+        let out = parent.path().join(stage);
+        let recipe = Recipe::parse(&format!("{stage}(sparsity=0.25)")).unwrap();
+        let _ = Compressor::new(recipe).with_calibration(text).run(&source, &out).unwrap();
+        divergence(&open_model(&out).unwrap())
+    };
+    let (reap, usage) = (by("reap"), by("expert_usage"));
+    let layout = source.layout(true);
+    let chance = |seed: u64| {
+        let mut random = SplitMix::new(seed);
+        let edit = |block: &BlockLayout| {
+            let mut kept: Vec<usize> = (0..8).collect();
+            for _ in 0..2 {
+                kept.remove((random.next_u64() % kept.len() as u64) as usize);
+            }
+            Edit::experts(block, &kept).unwrap()
+        };
+        let edits: Vec<Edit> = layout.blocks.iter().map(edit).collect();
+        divergence(&source.edited(&edits, true).unwrap())
+    };
+    let draws: Vec<f64> = (1..=6).map(chance).collect();
+    let mean = draws.iter().sum::<f64>() / draws.len() as f64;
+    println!("reap {reap:.4}, usage {usage:.4}, chance {draws:.4?}");
+    assert!(reap < usage && reap < 0.7 * mean, "{reap}, {usage}, {mean}");
 }

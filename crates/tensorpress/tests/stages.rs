@@ -145,6 +145,7 @@ const ALSO: &[(&str, &[&str], &str)] = &[
     ("pooling", &["policy/snapkv.rs"], "a knob of a window of queries"),
     ("gptq", &["import/method.rs", "convert/target.rs"], "a format's name"),
     ("awq", &["import/method.rs", "convert/target.rs"], "a format's name"),
+    ("magnitude", &["train/forgetting.rs"], "a criterion of a trainer"),
     ("nf4", &["bnb/state.rs"], "a kind in files of bitsandbytes"),
     ("fp4", &["bnb/state.rs"], "a kind in files of bitsandbytes"),
 ];

@@ -6,7 +6,7 @@ PROGRAM and LOGITS are ours; EXPERTS is a folder of Mixtral's kind. Each peer is
 is SKIPPED, and why."""
 import importlib, shutil, sys
 
-PEERS = ["llama_cpp", "transformers_", "gptq", "awq_", "bitsandbytes_"]
+PEERS = ["llama_cpp", "transformers_", "plain", "gptq", "awq_", "bitsandbytes_"]
 
 
 def main():
