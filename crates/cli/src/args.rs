@@ -261,7 +261,7 @@ pub(crate) struct Frontier {
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = positive, allow_negative_numbers = true)]
     pub(crate) points: usize,
     /// How many of them are made and judged; the others follow
-    #[arg(long, value_name = "N", default_value_t = 6, value_parser = positive, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive, allow_negative_numbers = true)]
     pub(crate) judged: usize,
     /// These sizes, such as 45MB,60MB,80MB, all judged, in place of --points
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = size, conflicts_with_all = ["points", "judged"])]

@@ -17,11 +17,11 @@ pub struct Points {
 const BITS: (f64, f64) = (2.0, 8.0);
 
 impl Points {
-    /// So many sizes, from 2 to 8 bits a weight as far as levels reach, in equal ratios. Six of them are judged, unless
+    /// So many sizes, from 2 to 8 bits a weight as far as levels reach, in equal ratios. Five of them are judged, unless
     /// [`Points::with_judged`] says otherwise.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        Self { sizes: Vec::new(), count: count.max(1), judged: 6 }
+        Self { sizes: Vec::new(), count: count.max(1), judged: 5 }
     }
 
     /// These sizes: bytes of all files that hold weights; one that is out of reach is the nearest that is not. All are judged,
