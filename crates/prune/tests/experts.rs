@@ -1,10 +1,10 @@
 //! Scores of experts beside the official code, and what stays of experts.
 
 use tensorpress_prune::experts::{Collaborative, DropExperts, ExpertScore, Reap, Stun, Usage};
-use tensorpress_tensor::ndarray::{Array2, s};
+use tensorpress_tensor::ndarray::{Array2, arr2, s};
 use tensorpress_tensor::rewrite::{
-    BlockLayout, BlockShape, BlockView, Change, Edit, Expert, Experts, LinearSpec, ModelLayout,
-    Role,
+    BlockLayout, BlockShape, BlockView, Change, Edit, Expert, Experts, Judgement, LinearSpec,
+    ModelLayout, Role,
 };
 use tensorpress_tensor::stats::ExpertActivity;
 use tensorpress_tensor::testing::data;
@@ -228,4 +228,39 @@ fn what_is_impossible_is_refused() {
         Stun::default().with_sparsity(2.0).fits(&model).unwrap_err().kind(),
         ErrorKind::InvalidArgument
     );
+}
+
+/// What stays of five experts in one group, of which so many are left.
+fn left(stun: &Stun, distances: &Array2<f64>, products: &Array2<f64>, left: usize) -> Vec<usize> {
+    let experts = Experts::new(5, 1, "router");
+    let block = BlockLayout::new(0, "l.0.", BlockShape::new(1, 1, 6), Vec::new());
+    let block = block.with_experts(Some(experts));
+    let model = ModelLayout::new("Some", 4, 4, vec![block]);
+    let flat = |of: &Array2<f64>| of.iter().copied().collect::<Vec<f64>>();
+    let judgement = Judgement::new()
+        .with_values("distances", &flat(distances))
+        .with_values("products", &flat(products));
+    let stun = stun.with_sparsity((5 - left) as f64 / 5.0 + 1e-6);
+    let decisions = stun.settle(&model, &[judgement]).expect("decisions");
+    decisions[0].kept("experts").expect("some").to_vec()
+}
+
+#[test]
+fn of_experts_whose_rows_are_near_one_stays() {
+    // 0, 1 and 4 are near; 2 and 3 are.
+    let rows = arr2(&[[0.0_f32, 0.0], [0.1, 0.0], [5.0, 5.0], [5.0, 5.2], [0.0, 0.3]]);
+    let none = Array2::zeros((5, 5));
+    let stun = Stun::default();
+    let distances = stun.distances(rows.view(), none.view());
+    // Of 0, 1 and 4 the weights of 4 are nearest to the mean; of two, none is nearer than the first.
+    let weights = arr2(&[[0.0, 0.0], [1.0, 1.0], [7.0, 0.0], [7.0, 2.0], [0.6, 0.4]]);
+    let products = weights.dot(&weights.t());
+    assert_eq!(left(&stun, &distances, &products, 2), [2, 4]);
+    assert_eq!(left(&stun, &distances, &products, 4), [0, 2, 3, 4], "0 and 1 are nearest");
+    assert_eq!(left(&stun, &distances, &products, 5), [0, 1, 2, 3, 4]);
+    // Tokens that always go to 2 and 4 bring these together.
+    let mut often = Array2::zeros((5, 5));
+    (often[[2, 4]], often[[4, 2]]) = (9.0, 9.0);
+    let distances = stun.with_together(2.0).distances(rows.view(), often.view());
+    assert_eq!(left(&stun, &distances, &products, 4), [0, 1, 2, 3], "2 and 4 are one");
 }

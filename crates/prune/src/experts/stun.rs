@@ -270,39 +270,3 @@ pub(crate) fn stage() -> Row<WeightPart> {
         Stun::default,
     )
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tensorpress_tensor::ndarray::{arr2, array};
-
-    #[test]
-    fn rows_that_are_near_are_one_cluster() {
-        // 0, 1 and 4 are near; 2 and 3 are.
-        let rows = arr2(&[[0.0_f32, 0.0], [0.1, 0.0], [5.0, 5.0], [5.0, 5.2], [0.0, 0.3]]);
-        let none = Array2::zeros((5, 5));
-        let distances = Stun::default().distances(rows.view(), none.view());
-        let found = |left| {
-            let mut all = clusters(&distances, 0..5, left);
-            all.iter_mut().for_each(|cluster| cluster.sort_unstable());
-            all.sort();
-            all
-        };
-        assert_eq!(found(2), [vec![0, 1, 4], vec![2, 3]]);
-        assert_eq!(found(4), [vec![0, 1], vec![2], vec![3], vec![4]]);
-        // Tokens that always go to 2 and 4 bring these together.
-        let mut often = Array2::zeros((5, 5));
-        (often[[2, 4]], often[[4, 2]]) = (9.0, 9.0);
-        let distances = Stun::default().with_together(2.0).distances(rows.view(), often.view());
-        assert!(clusters(&distances, 0..5, 4).contains(&vec![2, 4]));
-    }
-
-    #[test]
-    fn what_stays_is_nearest_to_the_mean() {
-        let weights = array![[0.0, 0.0], [1.0, 1.0], [5.0, 0.0], [1.2, 0.4]];
-        let products = weights.dot(&weights.t());
-        // The mean of 0, 1 and 3 is (0.73, 0.47).
-        assert_eq!(nearest_to_mean(&[3, 0, 1], &products), 3);
-        assert_eq!(nearest_to_mean(&[2], &products), 2);
-    }
-}
