@@ -224,6 +224,7 @@ impl Solver for TwoBudgets {
             }
         }
         let mut choices = best.1;
+        self.fill(table, budget, &mut choices);
         self.exchange(table, budget, &mut choices);
         Ok(Allocation::new(table, choices))
     }

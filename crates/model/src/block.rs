@@ -31,10 +31,16 @@ pub trait Observer {
         false
     }
 
-    /// Sees what an expert makes of the tokens that go to it, `[tokens, hidden]`, and the factors that the router gave it.
-    /// (Where factors are put on what experts read, they are in it already.)
-    fn expert(&mut self, index: usize, factors: &[f32], outputs: ArrayView2<'_, f32>) {
-        let _ = (index, factors, outputs);
+    /// Sees what an expert makes of the tokens that go to it, `[tokens, hidden]`, and the factors that the router gave it;
+    /// `weighed`: these were put on what it read, and are in what it made.
+    fn expert(
+        &mut self,
+        index: usize,
+        factors: &[f32],
+        weighed: bool,
+        outputs: ArrayView2<'_, f32>,
+    ) {
+        let _ = (index, factors, weighed, outputs);
     }
 
     /// Which experts the tokens of the input before it are to go to, if not where the router sends them.

@@ -105,9 +105,15 @@ impl Observer for Collecting {
         self.experts.is_some()
     }
 
-    fn expert(&mut self, index: usize, factors: &[f32], outputs: ArrayView2<'_, f32>) {
+    fn expert(
+        &mut self,
+        index: usize,
+        factors: &[f32],
+        weighed: bool,
+        outputs: ArrayView2<'_, f32>,
+    ) {
         if let Some(experts) = &mut self.experts {
-            experts.made(index, factors, outputs);
+            experts.made(index, factors, weighed, outputs);
         }
     }
 }

@@ -66,7 +66,7 @@ fn saliencies_are_those_of_the_official_code() {
                 let rows: Vec<f32> =
                     mine.iter().flat_map(|token| outputs(expert).row(*token).to_vec()).collect();
                 let rows = Array2::from_shape_vec((mine.len(), 48), rows).expect("rows");
-                activity.made(expert, &factors, rows.view());
+                activity.made(expert, &factors, false, rows.view());
             }
         }
         let official =
@@ -99,13 +99,18 @@ fn saliencies_are_those_of_the_official_code() {
 fn scores_differ_in_what_they_see() {
     let mut activity = ExpertActivity::new(3);
     activity.route(1, &[0, 0, 0, 1, 2]);
-    activity.made(0, &[1.0, 1.0, 1.0], Array2::from_elem((3, 2), 0.1).view());
-    activity.made(1, &[0.5], Array2::from_elem((1, 2), 10.0).view());
-    activity.made(2, &[1.0], Array2::from_elem((1, 2), 1.0).view());
+    activity.made(0, &[1.0, 1.0, 1.0], false, Array2::from_elem((3, 2), 0.1).view());
+    activity.made(1, &[0.5], false, Array2::from_elem((1, 2), 10.0).view());
+    activity.made(2, &[1.0], false, Array2::from_elem((1, 2), 1.0).view());
     let lowest =
         |scores: Vec<f64>| (0..3).min_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap();
     assert_eq!(lowest(Reap.scores(&activity)), 0);
     assert_ne!(lowest(Usage.scores(&activity)), 0);
+    // Where factors were put on inputs, they are in the outputs.
+    let mut weighed = ExpertActivity::new(1);
+    weighed.route(1, &[0]);
+    weighed.made(0, &[0.25], true, Array2::from_elem((1, 4), 1.0).view());
+    assert_eq!((Reap.scores(&weighed), weighed.seen()[0].factors), (vec![2.0], 0.25));
     // Half of 1/5 and 0.5, beside half of 1/5 and 1.
     assert_eq!(lowest(Collaborative::default().scores(&activity)), 1);
     let often = Collaborative::default().with_share(1.0).scores(&activity);
@@ -155,10 +160,10 @@ fn experts_that_stay_take_the_numbers_of_those_that_go() {
     }
     // Of two groups, one of which may be chosen, each loses as many, and a token still finds two.
     let mut grouped = block.clone();
-    grouped.experts = grouped.experts.map(|experts| experts.with_groups(2, 2));
+    grouped.experts = grouped.experts.map(|experts| experts.with_groups(2, 2, 1));
     assert!(Edit::experts(&grouped, &[0, 3]).is_ok());
     assert!(Edit::experts(&grouped, &[0, 1]).unwrap_err().to_string().contains("each group"));
-    grouped.experts = grouped.experts.map(|experts| experts.with_groups(2, 1));
+    grouped.experts = grouped.experts.map(|experts| experts.with_groups(2, 1, 1));
     assert!(Edit::experts(&grouped, &[0, 3]).unwrap_err().to_string().contains("at least 4"));
 }
 
@@ -193,7 +198,7 @@ fn without_tokens_a_note_says_what_was_done() {
     // Experts that made NaN of a token are judged alike.
     let mut broken = ExpertActivity::new(4);
     broken.route(2, &[0, 1]);
-    broken.made(0, &[0.5], Array2::from_elem((1, 4), f32::NAN).view());
+    broken.made(0, &[0.5], false, Array2::from_elem((1, 4), f32::NAN).view());
     let again = reap.judge(&model, &view.with_experts(&broken)).expect("falls back");
     assert_eq!(again.values("scores").unwrap(), judgement.values("scores").unwrap());
 

@@ -114,7 +114,8 @@ impl Moe {
             }
             if observer.watches_experts() {
                 let factors: Vec<f32> = places.iter().map(|at| routing.factors[*at]).collect();
-                observer.expert(index, &factors, as_matrix(&mut made, hidden).view());
+                let outputs = as_matrix(&mut made, hidden);
+                observer.expert(index, &factors, self.weighs_input, outputs.view());
             }
             for ((row, at), made) in rows.iter().zip(&places).zip(made.chunks_exact(hidden)) {
                 let factor = if self.weighs_input { 1.0 } else { routing.factors[*at] };

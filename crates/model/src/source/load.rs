@@ -76,10 +76,11 @@ impl Source {
         })?;
         let beside =
             [moe.router.needs_bias.then(|| moe.router.bias.clone()), moe.correction.clone()];
-        let (groups, open) = moe.rule.groups.map_or((1, 1), |groups| (groups.of, groups.kept));
+        let groups =
+            moe.rule.groups.map_or((1, 1, 1), |groups| (groups.of, groups.kept, groups.best));
         Some(
             Experts::new(moe.experts.len(), moe.rule.chosen, &moe.router.name)
-                .with_groups(groups, open)
+                .with_groups(groups.0, groups.1, groups.2)
                 .with_beside(beside.into_iter().flatten().collect::<Vec<_>>()),
         )
     }

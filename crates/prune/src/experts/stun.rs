@@ -8,7 +8,7 @@ use tensorpress_tensor::rewrite::{
 };
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
-use tensorpress_tensor::{Error, Method, Result, Rewrite, Tensor as _};
+use tensorpress_tensor::{Error, Method, RawTensor, Result, Rewrite, Tensor as _};
 
 /// Drops experts that others are like.
 ///
@@ -128,21 +128,25 @@ fn products(block: &BlockView<'_>, experts: usize) -> Result<Array2<f64>> {
     };
     for at in 0..of(0).count() {
         let specs: Vec<_> = (0..experts).filter_map(|index| of(index).nth(at)).collect();
-        let parts = specs.iter().map(|spec| match &spec.place {
-            Some(place) => {
-                Ok((block.tensor(&place.tensor)?, place.index.unwrap_or(0), place.index))
-            }
-            None => Ok((block.tensor(&spec.name)?, 0, None)),
+        // Each with the row at which it begins: a stack is one matrix below the other.
+        let parts = specs.iter().map(|spec| -> Result<(RawTensor, usize)> {
+            let Some(place) = &spec.place else { return Ok((block.tensor(&spec.name)?, 0)) };
+            let stack = block.tensor(&place.tensor)?;
+            let [all, rows, columns] = *stack.shape() else { return Ok((stack, 0)) };
+            let below = vec![all * rows, columns];
+            let flat = RawTensor::new(stack.dtype(), below, stack.bytes().clone())?;
+            Ok((flat, place.index.unwrap_or(0) * rows))
         });
         let parts = parts.collect::<Result<Vec<_>>>()?;
-        let Some((first, _, stacked)) = parts.first() else { continue };
+        let Some((first, _)) = parts.first() else { continue };
         let [all, columns] = first.matrix_shape();
-        let rows = if stacked.is_some() { 1 } else { all };
+        let stacked = specs.first().is_some_and(|spec| spec.place.is_some());
+        let rows = if stacked { all / experts } else { all };
         let step = (TOGETHER / (columns * experts).max(1)).clamp(1, rows.max(1));
         for begin in (0..rows).step_by(step) {
             let count = step.min(rows - begin);
             let mut values = Array2::<f32>::zeros((experts, count * columns));
-            for ((tensor, row, _), mut to) in parts.iter().zip(values.rows_mut()) {
+            for ((tensor, row), mut to) in parts.iter().zip(values.rows_mut()) {
                 let to = to.as_slice_mut().expect("a row of a new array");
                 tensor.read_rows(row + begin..row + begin + count, to)?;
             }

@@ -48,7 +48,8 @@ impl Score for Leverage {
 
     fn track(&self, part: &Part<'_>) -> Result<Usable<Track>> {
         let scores = match part.statistic::<Gram>()? {
-            Usable::Yes(gram) => leverages(gram.view(), part.damp, Par::Rayon)?,
+            // Without any, their order as the damping goes to 0.
+            Usable::Yes(gram) => leverages(gram.view(), part.damp.max(1e-9), Par::Rayon)?,
             Usable::No(reason) => Usable::No(reason),
         };
         match scores {

@@ -154,7 +154,8 @@ pub fn log_gradient(logits: &[f64], order: &[usize], gone: usize) -> Vec<f64> {
     let mut share = 0.0;
     for (at, row) in order.iter().enumerate() {
         if at < gone {
-            share += 1.0 / left[at].max(f64::MIN_POSITIVE);
+            // Beside logits that are far above, what is left counts nothing: no more is added than numbers hold.
+            share = (share + 1.0 / left[at].max(f64::MIN_POSITIVE)).min(f64::MAX);
         }
         gradient[*row] = f64::from(u8::from(at < gone)) - weights[*row] * share;
     }

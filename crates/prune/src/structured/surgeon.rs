@@ -84,7 +84,8 @@ pub fn surgeon(
         }
     }
     let (units, costs) = ((0..columns / width).collect(), vec![0.0; columns / width]);
-    let mut open = Open { units, costs, weight, inverse, width };
+    let least = inverse.diag().iter().map(|m| (LEAST * m).max(f64::MIN_POSITIVE)).collect();
+    let mut open = Open { units, costs, weight, inverse, width, least };
     let (mut order, mut steps) = (Vec::new(), Vec::new());
     while !open.units.is_empty() {
         open.judge(par);
@@ -113,9 +114,11 @@ struct Open {
     /// M `[in, in]`.
     inverse: Array2<f64>,
     width: usize,
+    /// The least that is believed of each entry of its diagonal, of units of one channel.
+    least: Vec<f64>,
 }
 
-/// Rounding leaves at least so much of an entry of the diagonal.
+/// Rounding leaves at least so much of an entry of the diagonal, of what it was.
 const LEAST: f64 = 1e-14;
 
 impl Open {
@@ -129,7 +132,7 @@ impl Open {
         let part =
             self.inverse.slice(tensorpress_tensor::ndarray::s![rows.clone(), rows]).to_owned();
         match part.nrows() {
-            1 => part.mapv(|m| 1.0 / m.max(LEAST)),
+            1 => part.mapv(|m| 1.0 / m.max(self.least[unit])),
             _ => match inverse(part, Par::Seq) {
                 Ok(Usable::Yes(pivot)) => pivot,
                 _ => Array2::from_elem((self.width, self.width), f64::NAN),

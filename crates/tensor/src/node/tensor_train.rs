@@ -39,6 +39,9 @@ pub struct TensorTrain {
     cores: Vec<Box<dyn Node>>,
 }
 
+/// Values on the way through a train that any matrix may have.
+const LARGEST: f64 = (1u64 << 24) as f64;
+
 /// Legs of one side multiply: few bytes could declare any number of channels.
 const MOST_CHANNELS: usize = 1 << 20;
 const MOST_CORES: usize = 16;
@@ -79,10 +82,34 @@ impl TensorTrain {
             bond = next;
             bonds.push(bond);
         }
-        match bond {
-            1 => Ok(Self { legs, bonds, cores }),
-            _ => Err(Error::shape(format!("the last core has a bond of {bond} behind it"))),
+        if bond != 1 {
+            return Err(Error::shape(format!("the last core has a bond of {bond} behind it")));
         }
+        let train = Self { legs, bonds, cores };
+        train.check_size()?;
+        Ok(train)
+    }
+
+    /// Refuses cores, and products on the way from input to output, that are out of all proportion to the matrix.
+    fn check_size(&self) -> Result<()> {
+        let n = self.cores.len();
+        let size = |shape: [usize; 2]| shape[0] as f64 * shape[1] as f64;
+        let most = (16.0 * size(self.shape())).max(LARGEST);
+        let cores: f64 = self.cores.iter().map(|core| size(core.shape())).sum();
+        let made = (0..n).map(|k| {
+            let [out, inp] = [self.channels(0..k + 1, 0), self.channels(k + 1..n, 1)];
+            out as f64 * inp as f64 * self.bonds[k] as f64
+        });
+        let rows = (0..n).map(|k| self.channels(0..k + 1, 1) as f64 * self.bonds[k] as f64);
+        let largest = made.chain(rows).chain([cores]).fold(0.0, f64::max);
+        if largest <= most {
+            return Ok(());
+        }
+        let [out, inp] = self.shape();
+        Err(Error::invalid(format!(
+            "cores of {cores} entries, or up to {largest} values on the way through them, for a matrix of {out} x {inp}: \
+             allowed are {most}"
+        )))
     }
 
     /// The cores, from the slowest legs on.

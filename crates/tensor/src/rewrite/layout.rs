@@ -256,6 +256,8 @@ pub struct Experts {
     pub groups: usize,
     /// How many of the groups a token chooses first, and then among their experts.
     pub open_groups: usize,
+    /// By how many of its experts a group is judged: as many stay of each.
+    pub judged: usize,
     /// The matrix that scores them, an expert a row.
     pub router: String,
     /// Vectors with a number an expert.
@@ -266,14 +268,25 @@ impl Experts {
     /// Experts in one group, with nothing beside the router.
     #[must_use]
     pub fn new(count: usize, chosen: usize, router: impl Into<String>) -> Self {
-        Self { count, chosen, groups: 1, open_groups: 1, router: router.into(), beside: Vec::new() }
+        Self {
+            count,
+            chosen,
+            groups: 1,
+            open_groups: 1,
+            judged: 1,
+            router: router.into(),
+            beside: Vec::new(),
+        }
     }
 
-    /// Sets the groups, and how many of them a token chooses.
+    /// Sets the groups, how many of them a token chooses, and by how many of its experts it judges one. Groups that do not
+    /// divide the experts are none.
     #[must_use]
-    pub fn with_groups(mut self, groups: usize, open: usize) -> Self {
-        self.groups = groups.max(1);
+    pub fn with_groups(mut self, groups: usize, open: usize, judged: usize) -> Self {
+        let divides = groups > 0 && self.count >= groups && self.count.is_multiple_of(groups);
+        self.groups = if divides { groups } else { 1 };
         self.open_groups = open.clamp(1, self.groups);
+        self.judged = judged.max(1);
         self
     }
 
@@ -288,7 +301,7 @@ impl Experts {
     #[must_use]
     pub fn least(&self) -> usize {
         let each = (self.count / self.groups).max(1);
-        self.chosen.div_ceil(self.open_groups).clamp(1, each)
+        self.chosen.div_ceil(self.open_groups).max(self.judged).clamp(1, each)
     }
 }
 

@@ -10,9 +10,9 @@ pub struct ExpertSeen {
     pub tokens: u64,
     /// Sum over them of the factors g that the router gave it.
     pub factors: f64,
-    /// Sum of the norms ‖f(x)‖ of what it made of them, before the factor.
+    /// Sum of the norms ‖f(x)‖ of what it made of them, before the factor (behind it where the factor is put on x).
     pub norms: f64,
-    /// Sum of g ‖f(x)‖.
+    /// Sum of the norms of what it added: g ‖f(x)‖, or ‖f(g x)‖.
     pub weighted: f64,
 }
 
@@ -54,11 +54,17 @@ impl ExpertActivity {
         }
     }
 
-    /// Adds what an expert made of its tokens, `[tokens, hidden]` before the factors of these.
+    /// Adds what an expert made of its tokens, `[tokens, hidden]`, before the factors of these; `weighed`: behind them.
     ///
     /// # Panics
     /// If there is no such expert, or not one factor a token.
-    pub fn made(&mut self, expert: usize, factors: &[f32], outputs: ArrayView2<'_, f32>) {
+    pub fn made(
+        &mut self,
+        expert: usize,
+        factors: &[f32],
+        weighed: bool,
+        outputs: ArrayView2<'_, f32>,
+    ) {
         assert_eq!(factors.len(), outputs.nrows(), "one factor a token");
         let seen = &mut self.seen[expert];
         for (factor, row) in factors.iter().zip(outputs.rows()) {
@@ -70,7 +76,7 @@ impl ExpertActivity {
             self.finite &= norm.is_finite() && factor.is_finite();
             seen.factors += factor;
             seen.norms += norm;
-            seen.weighted += factor * norm;
+            seen.weighted += if weighed { norm } else { factor * norm };
         }
     }
 

@@ -381,7 +381,8 @@ impl Sharing {
         self.described.1 += around.max(0.0);
         self.over = 0.0;
         if let Some(time) = &mut self.time {
-            time.spend(self.pending.iter().filter_map(|decision| decision.token_nanos).sum());
+            // Those it was made by: a run that is taken up again makes no second choice where the first was too large.
+            time.spend(unit.decisions.iter().filter_map(|decision| decision.token_nanos).sum());
         }
     }
 

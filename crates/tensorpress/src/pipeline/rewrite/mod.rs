@@ -189,8 +189,10 @@ impl Rewriting<'_> {
 
     /// What only a caller knows of weights, where a rewrite asks for it: the caller's, or gradients of a pass.
     fn supplied(&mut self, one: &One<'_>) -> Result<Option<Arc<dyn Supplied>>> {
-        if self.supplied.is_some() || !gradients::wanted(one.rewrite) {
-            return Ok(self.supplied.clone());
+        // What a caller knows is of the model as it was, under the names and in the shapes that matrices have there.
+        let of_caller = self.supplied.clone().filter(|_| one.index == 0);
+        if of_caller.is_some() || !gradients::wanted(one.rewrite) {
+            return Ok(of_caller);
         }
         let (work, index) = (&*self.work, one.index);
         let path = |number| work.step(index, Step::Gradients(number));
