@@ -4,7 +4,7 @@ from folders import CALIBRATION, compare_logits, torch_and
 
 MODEL = MODELS / "stories260k"
 RECIPES = ["flap(sparsity=0.2, uniform=true)", "drop_blocks(count=1)"]
-STRUCTURED = ["modegpt(sparsity=0.2)", "intra_fusion(sparsity=0.2)", "udfc(sparsity=0.2)", "prunenet(sparsity=0.2)"]
+STRUCTURED = ["intra_fusion(sparsity=0.2)", "udfc(sparsity=0.2)", "prunenet(sparsity=0.2)"]
 EXPERTS = ["reap(sparsity=0.5)", "expert_usage(sparsity=0.25)", "collaborative(sparsity=0.5)", "stun(sparsity=0.5)"]
 BOUND = 1e-4
 
