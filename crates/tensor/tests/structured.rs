@@ -227,3 +227,24 @@ fn only_cores_and_blocks_are_counted() {
     let diagonal = BlockDiagonal::new(vec![dense(3, 4), dense(5, 6)]).unwrap();
     assert_eq!(Storage::of(&diagonal).unwrap().bytes(), 4 * (12 + 30));
 }
+
+/// A few small matrices may stand for cores of any size: what is out of all proportion to the matrix is refused before
+/// anything is decoded.
+#[test]
+fn trains_larger_than_what_they_stand_for_are_refused() {
+    let wide = || -> Box<dyn Node> {
+        let legs = vec![[32, 32]; 3];
+        let core = || Dense::from_f32(Array2::ones((32, 32)).view(), DType::F32).unwrap().boxed();
+        Box::new(TensorTrain::new(legs, (0..3).map(|_| core()).collect()).unwrap())
+    };
+    let edge = |rows: usize, columns: usize| -> Box<dyn Node> {
+        Dense::from_f32(Array2::ones((rows, columns)).view(), DType::F32).unwrap().boxed()
+    };
+    // A number that goes through a bond of 32,768, and a core of 2^30 entries that takes 12 KB.
+    let cores = vec![edge(1 << 15, 1), wide(), edge(1, 1 << 15)];
+    let refused = TensorTrain::new(vec![[1, 1]; 3], cores).unwrap_err();
+    assert!(refused.to_string().contains("for a matrix of 1 x 1"), "{refused}");
+    // The same core alone is the matrix it is.
+    let alone = TensorTrain::new(vec![[1 << 15, 1 << 15]], vec![wide()]).unwrap();
+    assert_eq!(alone.shape(), [1 << 15, 1 << 15]);
+}
