@@ -168,16 +168,10 @@ fn by_method(
     let mut compress =
         |which: &str, factor: &Array2<f32>, calibration: Calibration| -> Result<Box<dyn Node>> {
             let target = Target::new(around.name, factor.view()).with_dtype(around.dtype);
-            let group =
-                Group { seed: around.seed, par: around.par, ..Group::single(target, calibration) };
-            let mut result = method.compress_group_dyn(group)?;
-            match result.layers.pop() {
-                Some(layer) if layer.bias.is_none() && result.folded.is_none() => {
-                    notes.extend(layer.fallback.map(|why| format!("{which} factor: {why}")));
-                    Ok(layer.node)
-                }
-                _ => Err(Error::unsupported(format!("`{}` as a method for factors", method.id()))),
-            }
+            let group = Group::single(target, calibration);
+            let (node, why) = compressed(method, group, around.seed, around.par)?;
+            notes.extend(why.map(|why| format!("{which} factor: {why}")));
+            Ok(node)
         };
     let right = compress("right", &right, around.calibration.clone())?;
     let stored = decode(&*right)?;
@@ -188,6 +182,22 @@ fn by_method(
     };
     let left = compress("left", &left, calibration)?;
     Ok((Product::new(left, right)?, (!notes.is_empty()).then(|| notes.join("; "))))
+}
+
+/// A factor as a method makes it, and what that fell back to.
+pub(crate) fn compressed(
+    method: &dyn DynCompress,
+    group: Group<'_>,
+    seed: u64,
+    par: Par,
+) -> Result<(Box<dyn Node>, Option<String>)> {
+    let mut made = method.compress_group_dyn(Group { seed, par, ..group })?;
+    match made.layers.pop() {
+        Some(layer) if layer.bias.is_none() && made.folded.is_none() => {
+            Ok((layer.node, layer.fallback))
+        }
+        _ => Err(Error::unsupported(format!("`{}` as a method for factors", method.id()))),
+    }
 }
 
 /// The Gram matrix of V's outputs, or no calibration where it is beyond f32: a method that wants it falls back.

@@ -11,7 +11,7 @@ use tensorpress_tensor::{
 };
 
 pub use super::split::Effort;
-use crate::factors::{Factors, float_knob};
+use crate::factors::{Factors, compressed, fitting, float_knob};
 
 /// Which small matrices an operator is made of, and the best of them for a given matrix.
 pub trait Form: Debug + Send + Sync {
@@ -182,9 +182,7 @@ impl<F: Form> Operator<F> {
                 return factors_by(&**method, &factors, target, group).map(Usable::Yes);
             }
         };
-        let fits = factors.iter().flatten().all(|v| dtype.round(*v).is_finite());
-        let note = || format!("factors beyond {dtype:?}: stored in F32 instead");
-        let (dtype, note) = if fits { (dtype, None) } else { (DType::F32, Some(note())) };
+        let (dtype, note) = fitting(dtype, factors.iter().flatten());
         let dense = |m: &Array2<f32>| Ok(Dense::from_f32(m.view(), dtype)?.boxed());
         Ok(Usable::Yes((factors.iter().map(dense).collect::<Result<_>>()?, note)))
     }
@@ -204,18 +202,9 @@ fn factors_by(
         let factor = Target::new(target.name, factor.view()).with_dtype(target.dtype);
         let channels = factor.weight.ncols();
         let one = Group::single(factor, Calibration::none(channels));
-        let mut made =
-            method.compress_group_dyn(Group { seed: group.seed, par: group.par, ..one })?;
-        match made.layers.pop() {
-            Some(layer) if layer.bias.is_none() && made.folded.is_none() => {
-                notes.extend(layer.fallback.map(|why| format!("factor {i}: {why}")));
-                nodes.push(layer.node);
-            }
-            _ => {
-                let message = format!("`{}` as a method for factors", method.id());
-                return Err(Error::unsupported(message));
-            }
-        }
+        let (node, why) = compressed(method, one, group.seed, group.par)?;
+        notes.extend(why.map(|why| format!("factor {i}: {why}")));
+        nodes.push(node);
     }
     Ok((nodes, (!notes.is_empty()).then(|| notes.join("; "))))
 }

@@ -209,7 +209,7 @@ impl Rewriting<'_> {
         let mut stream = Stream::begin(one.source, stack, self.samples, None, false)?;
         for before in first..block {
             super::check_cancelled(self.cancel)?;
-            stream.watch(&one.source.block(before)?, &|_| Needs::NONE)?;
+            stream.pass(&one.source.block(before)?)?;
             one.source.checkpoint().release();
         }
         Ok(stream)
