@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tensorpress::pipeline::{DEFAULT_CHARS, DEFAULT_WINDOWS};
+use tensorpress::report::Point;
 use tensorpress::tensor::stage::Preset;
 
 use crate::output::{listed, wrapped};
 
 pub(crate) use values::{Bos, Inputs};
-use values::{count, milliseconds, positive, seconds, seed, size, temperature};
+use values::{count, milliseconds, positive, rival, seconds, seed, size, temperature};
 
 /// What MODEL may be; the same for every command.
 const MODEL: &str = "A Hugging Face folder (also one quantised by GPTQ, AWQ, compressed-tensors or bitsandbytes), a compressed \
@@ -172,19 +173,19 @@ pub(crate) struct Compress {
     pub(crate) model: String,
     #[arg(long, value_name = "FILE", help = BASE)]
     pub(crate) base: Option<PathBuf>,
-    /// A preset, a line of stages, or a .toml file
+    /// A preset, a line of stages, or a .toml file; before a target, stages that change whole blocks
     #[arg(long, short, required_unless_present_any = ["target_size", "target_bpw", "max_kld"])]
     pub(crate) recipe: Option<String>,
     /// In place of a recipe: the files that hold weights take no more than this, such as 60MB or 1.5GiB, headers and all;
     /// embeddings that are the head as well are compressed too
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["recipe", "target_bpw"])]
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "target_bpw")]
     pub(crate) target_size: Option<u64>,
     /// In place of a recipe: the linear layers take no more than so many bits a weight
-    #[arg(long, value_name = "BITS", conflicts_with = "recipe")]
+    #[arg(long, value_name = "BITS")]
     pub(crate) target_bpw: Option<f64>,
     /// In place of a recipe: the smallest model found in a few runs whose mean KL divergence from the source is no more than
     /// this on every second segment of --eval; the others judge it
-    #[arg(long, value_name = "NATS", requires = "eval", conflicts_with_all = ["recipe", "target_bpw", "target_size"])]
+    #[arg(long, value_name = "NATS", requires = "eval", conflicts_with_all = ["target_bpw", "target_size"])]
     pub(crate) max_kld: Option<f64>,
     #[command(flatten)]
     pub(crate) choice: Choice,
@@ -212,6 +213,8 @@ pub(crate) struct Compress {
     /// of a target the curve that it was found on
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) rivals: Rivals,
     /// Replace the folder if it is there
     #[arg(long)]
     pub(crate) force: bool,
@@ -221,6 +224,14 @@ pub(crate) struct Compress {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Files by others on a page.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Rivals {
+    /// A file by others to be shown on the page, as NAME=SIZE:KLD, such as 'IQ4_NL=91.7MB:0.107'; may be said several times
+    #[arg(long = "rival", value_name = "POINT", value_parser = rival)]
+    pub(crate) all: Vec<Point>,
 }
 
 /// What each matrix may become within a target.
@@ -266,6 +277,9 @@ pub(crate) struct Frontier {
     /// These sizes, such as 45MB,60MB,80MB, all judged, in place of --points
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = size, conflicts_with_all = ["points", "judged"])]
     pub(crate) sizes: Option<Vec<u64>>,
+    /// Stages that change whole blocks, to be run before: the curve is one of what they leave
+    #[arg(long, short)]
+    pub(crate) recipe: Option<String>,
     #[command(flatten)]
     pub(crate) choice: Choice,
     /// Count what files of this format take: gguf
@@ -284,6 +298,8 @@ pub(crate) struct Frontier {
     pub(crate) eval: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) limits: Limits,
+    #[command(flatten)]
+    pub(crate) rivals: Rivals,
     /// Replace the curve if it is there
     #[arg(long)]
     pub(crate) force: bool,

@@ -32,8 +32,12 @@ struct Result {
 
 pub(crate) fn run(args: &Compress) -> Outcome {
     let compressor = compressor(args)?;
-    if let Some(path) = &args.report {
-        page::check(path, args.force)?;
+    match &args.report {
+        Some(path) => page::check(path, args.force)?,
+        None if !args.rivals.all.is_empty() => {
+            return Err(Failure::Usage("--rival is for the page of --report".to_owned()));
+        }
+        None => {}
     }
     let opened = open(&args.model, args.base.as_deref())?;
     let text = calibration::read(&args.calibration, &opened)?;
@@ -81,7 +85,7 @@ pub(crate) fn run(args: &Compress) -> Outcome {
     }
     if let Some(path) = &args.report {
         let judged = result.after.as_ref().and_then(|after| after.kld_mean);
-        page::write(result.report.page(&args.model, judged), path)?;
+        page::write(args.rivals.on(result.report.page(&args.model, judged)), path)?;
     }
     if args.json { print_json(&result) } else { show(args, &result) }
 }
@@ -119,22 +123,33 @@ fn alternate(segments: &mut Vec<Vec<u32>>) -> Outcome<Vec<Vec<u32>>> {
 
 /// By the recipe, or within the target.
 fn compressor<'a>(args: &Compress) -> Outcome<Compressor<'a>> {
-    if let Some(recipe) = &args.recipe {
+    let recipe = args.recipe.as_deref().map(Recipe::read).transpose();
+    let recipe = recipe.map_err(|e| Failure::of_argument("--recipe", e))?;
+    let budget = match (args.target_size, args.target_bpw, args.max_kld) {
+        (Some(bytes), ..) => Some(Budget::FileBytes(bytes)),
+        (_, Some(bits), _) => Some(Budget::BitsPerWeight(bits)),
+        (.., limit) => limit.map(Budget::Divergence),
+    };
+    let Some(budget) = budget else {
         let Choice { levels, measured, max_time, max_token_ms } = &args.choice;
         if levels.is_some() || *measured || max_time.is_some() || max_token_ms.is_some() {
             let message = "--levels, --measured, --max-time and --max-token-ms are for targets, not for a --recipe";
             return Err(Failure::Usage(message.to_owned()));
         }
-        let recipe = Recipe::read(recipe).map_err(|e| Failure::of_argument("--recipe", e))?;
-        return Ok(Compressor::new(recipe));
-    }
-    let budget = match (args.target_size, args.target_bpw) {
-        (Some(bytes), _) => Budget::FileBytes(bytes),
-        (_, Some(bits)) => Budget::BitsPerWeight(bits),
-        _ => Budget::Divergence(args.max_kld.unwrap_or_default()),
+        return Ok(Compressor::new(recipe.unwrap_or_default()));
     };
-    let mix = with_choice(Mix::new(budget), &args.choice)?;
-    Ok(Compressor::within(mix))
+    within(with_choice(Mix::new(budget), &args.choice)?, recipe)
+}
+
+/// A mix, behind the stages of a recipe that change whole blocks.
+pub(crate) fn within<'a>(mix: Mix, recipe: Option<Recipe>) -> Outcome<Compressor<'a>> {
+    let compressor = Compressor::within(mix);
+    match recipe {
+        None => Ok(compressor),
+        Some(recipe) => {
+            compressor.with_rewrites_of(recipe).map_err(|e| Failure::of_argument("--recipe", e))
+        }
+    }
 }
 
 /// A mix of these levels, looked for so.

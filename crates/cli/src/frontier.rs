@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tensorpress::pipeline::{
-    Compressor, Frontier, Mix, Outlook, Point, Points, Target, partial_of,
-};
+use tensorpress::pipeline::{Frontier, Mix, Outlook, Point, Points, Target, partial_of};
+use tensorpress::recipe::Recipe;
 use tensorpress::{Error, Result};
 
 use crate::args::Frontier as Args;
-use crate::compress::{failed, segments, with_choice};
+use crate::compress::{failed, segments, with_choice, within};
 use crate::failure::{Failure, Outcome};
 use crate::interrupt;
 use crate::open::open;
@@ -36,14 +35,16 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Some(sizes) => Points::of(sizes.clone()),
     };
     check(args)?;
-    let mix = with_choice(Mix::along(points), &args.choice)?;
+    let recipe = args.recipe.as_deref().map(Recipe::read).transpose();
+    let recipe = recipe.map_err(|e| Failure::of_argument("--recipe", e))?;
+    let compressor = within(with_choice(Mix::along(points), &args.choice)?, recipe)?;
     let opened = open(&args.model, args.base.as_deref())?;
     let text = calibration::read(&args.calibration, &opened)?;
     let format = args.format.as_deref().map(str::parse::<Target>).transpose();
     let format = format.map_err(|e| Failure::of_argument("--format", e))?;
     let judged = judged(args, &opened)?;
     let mut bar = Bar::new();
-    let mut compressor = Compressor::within(mix)
+    let mut compressor = compressor
         .with_judged_on(judged)
         .with_inputs(args.calib_inputs.into())
         .with_seed(args.seed)
@@ -106,7 +107,7 @@ fn write_into(out: &Path, args: &Args, frontier: &Frontier) -> Result<()> {
     let Frontier { bytes_before, points, notes, outlook, .. } = frontier;
     let curve = Curve { bytes_before: *bytes_before, points, notes, outlook };
     let text = serde_json::to_vec_pretty(&curve).expect("a curve is JSON");
-    let page = frontier.page(&args.model);
+    let page = args.rivals.on(frontier.page(&args.model));
     let plot = page.curve.as_ref().and_then(|curve| curve.svg().ok().flatten());
     page::write(page, &out.join("report.html"))?;
     if let Some(svg) = plot {

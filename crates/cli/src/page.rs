@@ -7,6 +7,8 @@ use tensorpress::report::Page;
 use tensorpress::tensor::checkpoint::write_atomically;
 use tensorpress::{Error, Result};
 
+use crate::args::Rivals;
+
 /// That a page may be written there, which is better said before the work.
 pub(crate) fn check(path: &Path, force: bool) -> Result<()> {
     if !force && std::fs::symlink_metadata(path).is_ok() {
@@ -16,6 +18,13 @@ pub(crate) fn check(path: &Path, force: bool) -> Result<()> {
     match folder.filter(|folder| !folder.is_dir()) {
         Some(folder) => Err(Error::invalid("is no folder to write a page into").in_file(folder)),
         None => Ok(()),
+    }
+}
+
+impl Rivals {
+    /// A page with them on it.
+    pub(crate) fn on(&self, page: Page) -> Page {
+        if self.all.is_empty() { page } else { page.with_rivals(self.all.clone()) }
     }
 }
 

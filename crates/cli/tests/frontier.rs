@@ -53,13 +53,21 @@ fn a_page_about_a_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let (out, page) = (folder.path().join("out"), folder.path().join("page.html"));
     let base = ["compress", "demo", "--out", arg(&out), "--target-bpw", "4", "--levels", LEVELS];
+    let rivals = ["--rival", "of = others=200kB:0.1", "--rival", "Q4_K=150kB:0.25"];
     let with = ["--eval", "--max-segments", "6", "--json", "--report"];
+    let with = [&rivals[..], &with].concat();
     let report = json(&run(&[&base[..], &with, &[arg(&page)]].concat()));
     let html = std::fs::read_to_string(&page).expect("a page");
     let kld = format!("{:.6}", report["after"]["kld_mean"].as_f64().expect("a divergence"));
-    for text in
-        ["model.layers.0.mlp.down_proj.weight", "would gain", &kld, "--target-bpw 4", "<svg"]
-    {
+    for text in [
+        "model.layers.0.mlp.down_proj.weight",
+        "would gain",
+        &kld,
+        "--target-bpw 4",
+        "<svg",
+        "of = others",
+        "150,000",
+    ] {
         assert!(html.contains(text), "no `{text}`");
     }
     let refused =
@@ -69,9 +77,19 @@ fn a_page_about_a_run() {
     let recipe = ["compress", "demo", "--recipe", "rtn(bits=4)", "--out", arg(&other), "--report"];
     assert_fails(&run(&[&recipe[..], &[arg(&page)]].concat()), 1, &["exists already"]);
     let plain = folder.path().join("plain.html");
-    assert!(run(&[&recipe[..], &[arg(&plain)]].concat()).status.success());
+    assert!(run(&[&recipe[..], &[arg(&plain)], &rivals[..2]].concat()).status.success());
     let html = std::fs::read_to_string(&plain).expect("a page");
     assert!(html.contains("rtn(bits=4)") && !html.contains("would gain"));
+    assert!(html.contains("of = others") && html.contains("<svg"), "a curve of rivals alone");
+    for wrong in ["x", "x=9MB", "=9MB:1", "x=9MB:0", "x=9MB:nan", "x=MB:1"] {
+        let with = ["--rival", wrong];
+        assert_fails(
+            &run(&[&recipe[..], &[arg(&plain), "--force"], &with].concat()),
+            2,
+            &["--rival"],
+        );
+    }
+    assert_fails(&run(&[&recipe[..recipe.len() - 1], &rivals[..2]].concat()), 2, &["--report"]);
     let levels = ["compress", "demo", "--recipe", "w4", "--out", "x", "--levels", LEVELS];
     assert_fails(&run(&levels), 2, &["for targets"]);
 }

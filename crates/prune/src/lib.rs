@@ -6,6 +6,7 @@
 //! whole blocks, and [`experts`] drops those of a mixture. [`train`] has what a training loop calls.
 
 mod drop_blocks;
+mod drop_matrix;
 pub mod experts;
 pub mod flap;
 mod joint;
@@ -19,6 +20,7 @@ pub mod structured;
 pub mod train;
 
 pub use drop_blocks::DropBlocks;
+pub use drop_matrix::DropMatrix;
 pub use flap::{ChannelMetric, Flap};
 pub use joint::JointSparseGpt;
 pub use obc::Obc;
@@ -37,6 +39,7 @@ pub fn stages() -> Vec<Row<WeightPart>> {
     let mut all = vec![
         flap::stage(),
         drop_blocks::stage(),
+        drop_matrix::stage(),
         magnitude,
         wanda,
         sparsegpt::stage(),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::curve::Curve;
+use crate::curve::{Curve, Point, Series, SeriesKind};
 use crate::unit::Unit;
 use crate::{Result, blocks, html};
 
@@ -72,6 +72,14 @@ impl Page {
     #[must_use]
     pub fn with_curve(mut self, curve: Curve) -> Self {
         self.curve = Some(curve);
+        self
+    }
+
+    /// Files by others beside the curve, or by themselves where there is none.
+    #[must_use]
+    pub fn with_rivals(mut self, points: impl Into<Vec<Point>>) -> Self {
+        let series = Series::new("others", SeriesKind::Rivals, points);
+        self.curve.get_or_insert_default().series.push(series);
         self
     }
 

@@ -56,6 +56,10 @@ pub trait Method: Debug + Send + Sync {
     fn shared_bits(&self) -> Option<f64> {
         self.around()?.shared_bits()
     }
+    /// It leaves nothing of a matrix: all of it is 0. False by default.
+    fn drops(&self) -> bool {
+        self.around().is_some_and(|method| method.drops())
+    }
     /// It makes good for the mean error by a bias, so that nothing else may. False by default.
     fn corrects_bias(&self) -> bool {
         self.around().is_some_and(|method| method.corrects_bias())

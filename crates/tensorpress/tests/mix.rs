@@ -2,13 +2,16 @@
 
 mod judged;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use judged::{divergence, held_out};
 use tensorpress::model::embedded;
-use tensorpress::pipeline::{Budget, CalibrationText, Compressor, Event, Mix, Progress, Report};
+use tensorpress::pipeline::{
+    Budget, CalibrationText, Compressor, Event, LayerReport, Mix, Progress, Report,
+};
 use tensorpress::prelude::*;
 use tensorpress::tensor::linalg::SplitMix;
 use tensorpress::{ErrorKind, Result, registry};
@@ -257,6 +260,11 @@ fn models_of_all_kinds_keep_targets() {
         assert!(report.bytes_after <= target, "{name}: {} of {target}", report.bytes_after);
         let bits = within(Budget::BitsPerWeight(5.0)).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(bits.bits_per_weight <= 5.0, "{name}: {}", bits.bits_per_weight);
+        let all = ["rtn(bits=3, group=16)", "rtn(bits=8, group=16)", "drop"];
+        let mix = Mix::new(Budget::BitsPerWeight(1.0)).with_levels(all).expect("levels");
+        let less = Compressor::within(mix).with_force(true).run(&source, &out);
+        let less = less.unwrap_or_else(|e| panic!("{name}: {e}")).bits_per_weight;
+        assert!(less <= 1.0, "{name}: {less}");
         println!("{name}: {} of {target}, {:.3} bits", report.bytes_after, bits.bits_per_weight);
         kept += 1;
     }
@@ -271,4 +279,111 @@ fn one_level_and_none_for_some() {
     let one = Mix::new(Budget::BitsPerWeight(5.0)).with_levels(["rtn(bits=4, group=64)"]);
     let report = run(one.expect("a level"), &out).expect("compressed");
     assert!(report.layers.iter().all(|layer| layer.method.contains("bits=4")));
+}
+
+/// With nothing as a level: smaller than any other makes a model, and what goes of a block goes as a whole.
+#[test]
+fn what_takes_more_than_it_gives_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let source = Source::demo(&registry()).expect("the demo");
+    let levels = [&ROUNDING[..], &["drop"]].concat();
+    for bits in [0.0, 0.7, 1.5, 2.2] {
+        let budget = Budget::BitsPerWeight(bits);
+        let mix = Mix::new(budget).with_levels(&levels).expect("levels");
+        let compressor = Compressor::within(mix).with_calibration(calibration()).with_force(true);
+        if bits == 0.0 {
+            assert_eq!(
+                compressor.run(&source, &out).unwrap_err().kind(),
+                ErrorKind::InvalidArgument
+            );
+            continue;
+        }
+        let report = compressor.run(&source, &out).expect("fits");
+        assert!(report.bits_per_weight <= bits, "{} of {bits}", report.bits_per_weight);
+        let gone = |layer: &&LayerReport| layer.method == "drop";
+        let dropped: Vec<&LayerReport> = report.layers.iter().filter(gone).collect();
+        println!("{bits}: {:.3}, {} gone", report.bits_per_weight, dropped.len());
+        assert!(dropped.iter().all(|layer| layer.bits_per_weight == 0.0) && !dropped.is_empty());
+        for (part, end) in [("self_attn", "o_proj"), ("mlp", "down_proj")] {
+            for one in dropped.iter().filter(|layer| layer.name.contains(end)) {
+                let prefix = one.name.split(part).next().expect("a prefix");
+                let of = format!("{prefix}{part}");
+                let all = report.layers.iter().filter(|layer| layer.name.starts_with(&of));
+                assert!(all.clone().count() > 2 && all.clone().all(|it| gone(&it)), "{of}");
+            }
+        }
+        let is = divergence(&source, &out, &held_out(&source));
+        assert!(is.is_finite() && is > 0.0, "{is}");
+    }
+}
+
+/// Rounding within a budget, behind a recipe.
+fn behind<'a>(budget: Budget, recipe: &str) -> Result<Compressor<'a>> {
+    let compressor = Compressor::within(rounding(budget)).with_calibration(calibration());
+    compressor.with_rewrites_of(Recipe::parse(recipe)?)
+}
+
+/// Whole blocks and channels go first, and what is left gets the budget; what is lost is lost of the source.
+#[test]
+fn blocks_change_before_a_budget_is_shared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = Source::demo(&registry()).expect("the demo");
+    let out = folder.path().join("out");
+    let target = 500_000;
+    let run = |cancel: Option<Arc<AtomicBool>>| {
+        let chain = "drop_blocks(count=1) | flap(sparsity=0.25)";
+        let compressor = behind(Budget::FileBytes(target), chain).expect("rewrites");
+        match cancel {
+            None => compressor.run(&source, &out),
+            Some(cancel) => {
+                let mut stop = AtBlock(cancel.clone());
+                let compressor = compressor.with_cancel(cancel).with_progress(&mut stop);
+                compressor.run(&source, &out)
+            }
+        }
+    };
+    let stopped = run(Some(Arc::default())).unwrap_err();
+    assert_eq!(stopped.kind(), ErrorKind::Interrupted, "{stopped}");
+    let report = run(None).expect("fits");
+    assert!(report.bytes_after <= target && report.bytes_after as f64 > 0.97 * target as f64);
+    let left = tensorpress::open_model(&out).expect("a model");
+    assert_eq!(left.blocks(), source.blocks() - 1);
+    let files = |folder: &Path| -> BTreeMap<PathBuf, Vec<u8>> {
+        let all =
+            std::fs::read_dir(folder).expect("a folder").map(|file| file.expect("one").path());
+        all.map(|path| (path.clone(), std::fs::read(path).expect("a file"))).collect()
+    };
+    let stopped = files(&out);
+    std::fs::remove_dir_all(&out).expect("removed");
+    run(None).expect("fits");
+    assert!(files(&out) == stopped, "taken up again, other bytes");
+    // What channels lose alone is more than this limit allows rounding, so that it must be judged from the source.
+    let segments = held_out(&source);
+    std::fs::remove_dir_all(&out).expect("removed");
+    let alone = Compressor::new(Recipe::parse("flap(sparsity=0.05)").expect("a recipe"));
+    alone.with_calibration(calibration()).run(&source, &out).expect("pruned");
+    let lost = divergence(&source, &out, &segments);
+    let limit = 1.5 * lost;
+    let search = behind(Budget::Divergence(limit), "flap(sparsity=0.05)").expect("a rewrite");
+    let search = search.with_judged_on(&segments[..]).with_force(true);
+    search.run(&source, &out).expect("kept");
+    let is = divergence(&source, &out, &segments);
+    println!("flap alone {lost:.5}, limit {limit:.5}, found {is:.5}");
+    assert!(is <= limit && is > lost, "{is} of {limit}");
+    for recipe in ["rtn(bits=4)", "flap(sparsity=0.1) | rtn(bits=4)", "best3"] {
+        let error = behind(Budget::FileBytes(target), recipe).unwrap_err();
+        assert!(error.to_string().contains("whole blocks"), "{error}");
+    }
+}
+
+/// Stops at the second block.
+struct AtBlock(Arc<AtomicBool>);
+
+impl Progress for AtBlock {
+    fn event(&mut self, event: Event<'_>) {
+        if let Event::Block { block: 1, .. } = event {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tensorpress::model::text::Limits;
 use tensorpress::model::tokenizer;
 use tensorpress::pipeline;
+use tensorpress::report::Point;
 
 /// Whether texts begin with BOS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -66,6 +67,17 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
 
 pub(super) fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("allowed are whole numbers from 0 to {}", u64::MAX))
+}
+
+/// A file by others: its name, its size, and what it loses.
+pub(super) fn rival(text: &str) -> Result<Point, String> {
+    let parts = text.rsplit_once('=').and_then(|(name, rest)| Some((name, rest.rsplit_once(':')?)));
+    let Some((name, (bytes, loss))) = parts.filter(|(name, _)| !name.is_empty()) else {
+        return Err("such as 'IQ4_NL=91.7MB:0.107': a name, a size, a KL divergence".to_owned());
+    };
+    let loss = loss.trim().parse().ok().filter(|loss: &f64| *loss > 0.0 && loss.is_finite());
+    let loss = loss.ok_or_else(|| "the KL divergence is a number above 0".to_owned())?;
+    Ok(Point::new(size(bytes.trim())?, f64::NAN, loss).with_label(name.trim()))
 }
 
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {

@@ -64,7 +64,7 @@ pub use report::{BlockReport, Frontier, LayerReport, Report};
 pub use write::write_model;
 
 use crate::bill::Bill;
-use crate::recipe::Recipe;
+use crate::recipe::{Chain, Recipe};
 use plan::Plan;
 use rewrite::{Named, Rewritten};
 use run::Done;
@@ -132,6 +132,8 @@ struct Context<'r> {
     steps: BTreeMap<usize, f64>,
     /// The same of single matrices, where each has its own.
     own_steps: BTreeMap<String, f64>,
+    /// What it loses is judged by: the source, before any rewrites.
+    original: &'r Source,
     /// What the result becomes, where that is counted in a budget.
     outline: Option<Outline>,
     seed: u64,
@@ -216,6 +218,24 @@ impl<'a> Compressor<'a> {
     pub fn with_judged_on(mut self, segments: impl Into<Vec<Vec<u32>>>) -> Self {
         self.judged_on = Some(segments.into());
         self
+    }
+
+    /// Sets stages that change whole blocks and run before what a budget chooses: the mix is then one of the model that they
+    /// leave, its divergence still that from the source. A recipe has its own ([`Compressor::new`]).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a recipe that does more than that.
+    pub fn with_rewrites_of(mut self, recipe: Recipe) -> Result<Self> {
+        let compresses = recipe.chain().is_some_and(Chain::compresses);
+        if compresses || !recipe.layers().is_empty() {
+            let message = format!(
+                "`{recipe}`: what matrices become is the budget's to choose: only stages that change whole blocks stand \
+                 before it"
+            );
+            return Err(Error::invalid(message));
+        }
+        self.recipe = recipe;
+        Ok(self)
     }
 
     /// Adds a rewrite of one's own, after those of the recipe and before its other stages. Its name and knobs say what

@@ -104,6 +104,11 @@ impl Plan {
         self.methods[level].method.shared_bits().is_some()
     }
 
+    /// A level leaves nothing of a matrix.
+    pub(super) fn drops(&self, level: usize) -> bool {
+        self.methods[level].method.drops()
+    }
+
     /// Gives a weight its level.
     pub(super) fn assign(&mut self, name: &str, level: usize) {
         self.by_name.insert(name.to_owned(), level);

@@ -8,7 +8,6 @@ use tensorpress_tensor::{Error, Result};
 use super::Compressor;
 use super::calibration::{Inputs, Samples};
 use super::folder::{Work, partial_of};
-use super::mix::Mix;
 use super::plan::Plan;
 use super::rewrite::{self, Named};
 use super::run::{Done, Task};
@@ -45,8 +44,10 @@ impl Compressor<'_> {
         rewrites.append(&mut self.rewrites);
         let plan = match &self.mix {
             None => Plan::new(source, &self.recipe, !rewrites.is_empty())?,
-            Some(_) if !rewrites.is_empty() => {
-                return Err(Error::unsupported("a budget with rewrites: run them before it"));
+            // What it takes is known of the source alone.
+            Some(_) if !rewrites.is_empty() && outline.is_some() => {
+                let message = "a budget of one file after changes of whole blocks: make these first, in a folder";
+                return Err(Error::unsupported(message));
             }
             Some(mix) => mix.plan(source)?,
         };
@@ -76,7 +77,11 @@ impl Compressor<'_> {
             Inputs::Compressed => None,
             Inputs::Original => Some(" on inputs of the original model".to_owned()),
         };
-        let recipe = self.mix.as_ref().map_or(self.recipe.canonical(), Mix::canonical);
+        let recipe = match (&self.mix, self.recipe.canonical()) {
+            (None, recipe) => recipe,
+            (Some(mix), none) if none.is_empty() => mix.canonical(),
+            (Some(mix), rewrites) => format!("{rewrites} | {}", mix.canonical()),
+        };
         let sized = in_file.then(|| " as one file".to_owned());
         added.chain(inputs).chain(sized).fold(recipe, |all, one| all + &one)
     }

@@ -46,11 +46,13 @@ impl Compressor<'_> {
     pub(super) fn work(&mut self, task: Task<'_>, work: &mut Work) -> Result<Done> {
         let Task { source, out, rewrites, samples, plan, plain, outline } = task;
         let rewritten = self.rewrite(source, &rewrites, &samples, plain, work)?;
+        let original = source;
         let source = rewritten.as_ref().map_or(source, |rewritten| &rewritten.source);
-        let plan = match &rewritten {
+        let plan = match (&rewritten, &self.mix) {
             // Names of weights are those of the model that is left.
-            Some(_) => Plan::new(source, &self.recipe, true)?,
-            None => plan,
+            (Some(_), None) => Plan::new(source, &self.recipe, true)?,
+            (Some(_), Some(mix)) => mix.plan(source)?,
+            (None, _) => plan,
         };
         work.begin(source.blocks())?;
         let cancel = self.cancel.clone();
@@ -65,6 +67,7 @@ impl Compressor<'_> {
             inputs: self.inputs,
             steps: BTreeMap::new(),
             own_steps: BTreeMap::new(),
+            original,
             outline,
             seed: self.seed,
             cancel,

@@ -159,7 +159,7 @@ impl Mix {
         context.check_cancelled()?;
         let made = Source::open_any(work.folder(), &context.registry)?;
         let read = |source: &Source| source.decoder()?.materialise_within(DECODED);
-        let judged = compare(&read(context.source)?, &read(&made)?, segments, &|_, _| {})?;
+        let judged = compare(&read(context.original)?, &read(&made)?, segments, &|_, _| {})?;
         let divergence = judged.kld_mean.unwrap_or(f64::NAN);
         if !divergence.is_finite() {
             return Err(Error::numerical("the divergence of what was made is not finite"));

@@ -18,6 +18,7 @@ use super::super::folder::Work;
 use super::super::job::{Job, readers};
 use super::super::progress::Event;
 use super::super::{Context, tables};
+use super::without::{self, Whole};
 
 /// What is known of a matrix.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub(in crate::pipeline) struct Measured {
     /// What it loses by plain rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::pipeline) probe: Option<f64>,
+    /// What the model loses without the sublayer whose output it makes, where that may go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::pipeline) without: Option<f64>,
     /// Levels that were tried.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(in crate::pipeline) tried: BTreeMap<usize, Tried>,
@@ -94,6 +98,15 @@ pub(in crate::pipeline) fn find(
     let chosen = tried(context);
     let probed = (0..context.plan.levels()).any(|level| !context.has_steps(level));
     let missing = |work: &Work, block: usize| !work.measured().contains_key(&block);
+    let whole = match (0..blocks).any(|block| missing(work, block)) {
+        true => Whole::of(context, samples)?,
+        false => None,
+    };
+    let mut without = match &whole {
+        Some(whole) => Some((whole.reference()?, source.decoder()?)),
+        None => None,
+    };
+    let dropped = (0..context.plan.levels()).find(|level| context.plan.drops(*level));
     for (stack, (range, _)) in source.config().stacks().iter().enumerate() {
         let Some(last) = range.clone().rev().find(|block| missing(work, *block)) else { continue };
         let seen = !samples.windows.is_empty() || samples.images.is_some();
@@ -107,7 +120,10 @@ pub(in crate::pipeline) fn find(
                 tell(Event::Rated { block: index, blocks });
                 let all = all();
                 let how = How { everything: all || chosen.contains(&index), probed, timed };
-                let found = of_block(context, index, stream.as_ref(), how)?;
+                let mut found = of_block(context, index, stream.as_ref(), how)?;
+                if let Some(((reference, model), dropped)) = without.as_mut().zip(dropped) {
+                    without::find(reference, model, source, index, &mut found, dropped)?;
+                }
                 work.found_measured(index, found)?;
             }
             if let Some(stream) = stream.as_mut().filter(|_| index < last) {
@@ -130,6 +146,13 @@ struct How {
     timed: bool,
 }
 
+impl How {
+    /// What a whole matrix loses follows from no other's rounding.
+    fn tries(self, context: &Context<'_>, level: usize) -> bool {
+        self.everything || context.plan.drops(level)
+    }
+}
+
 /// What is found of a block.
 fn of_block(
     context: &Context<'_>,
@@ -146,7 +169,7 @@ fn of_block(
         found.insert(spec.name.clone(), Measured { weights, ..Measured::default() });
     }
     let levels: Vec<usize> = (0..context.plan.levels())
-        .filter(|level| how.everything || context.has_steps(*level))
+        .filter(|level| how.tries(context, *level) || context.has_steps(*level))
         .collect();
     let needs: Vec<Needs> = inputs
         .iter()
@@ -227,7 +250,7 @@ fn of_job(
     }
     // Of one family of steps all lose in the same proportion to them.
     let one = context.plan.levels() == 1 && context.has_steps(level);
-    if !how.everything || (one && !how.timed) {
+    if !how.tries(context, level) || (one && !how.timed) {
         return Ok(());
     }
     let tried = match job.measure(context, calibration.clone(), how.timed, Par::Rayon) {

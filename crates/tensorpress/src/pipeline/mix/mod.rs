@@ -8,11 +8,13 @@
 mod divergence;
 mod frontier;
 mod measure;
+mod menu;
 mod offers;
 mod outline;
 mod outlook;
 mod share;
 mod token;
+mod without;
 
 use std::time::{Duration, Instant};
 

@@ -26,6 +26,8 @@ pub(super) struct Together {
     pub(super) names: Vec<String>,
     pub(super) weights: u64,
     pub(super) offers: Vec<Offer>,
+    /// What the model loses without the sublayer whose output it makes, where that was found.
+    pub(super) without: Option<f64>,
 }
 
 impl Together {
@@ -37,6 +39,7 @@ impl Together {
             offer.nanos += other.nanos;
         }
         self.weights += weights;
+        self.without = None;
         self.names.push(name);
     }
 }

@@ -108,10 +108,10 @@ impl Outlook {
         judged: &[Attempt],
     ) -> Result<Self> {
         let (weights, fixed) = sharing.scale();
-        let table = sharing.table(0)?;
+        let menu = sharing.menu(0)?;
         let solve = |bytes: f64| {
-            let budget = (bytes - fixed).max(table.least_cost() as f64) as u64;
-            Lagrange::new().solve(&table, budget)
+            let budget = (bytes - fixed).max(menu.table.least_cost() as f64) as u64;
+            Lagrange::new().solve(&menu.table, budget)
         };
         // What was expected at those sizes before anything was made: what a run chose was after it knew more.
         let known = judged.iter().map(|it| Ok((solve(it.took as f64)?.error, it.divergence)));
@@ -124,7 +124,7 @@ impl Outlook {
         };
         let best = |bytes: f64| {
             let found = solve(bytes)?;
-            let bits = sharing.bits_of(&found.choices);
+            let bits = sharing.bits_of(&menu.offers(&found.choices));
             Ok(point(fixed + found.cost as f64, bits, found.error))
         };
         let along = (0..SIZES).map(|at| {

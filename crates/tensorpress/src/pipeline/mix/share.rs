@@ -3,13 +3,13 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use tensorpress_allocate::{Choice, Table, Unit as Alternatives};
 use tensorpress_tensor::rate::OCTAVE;
 use tensorpress_tensor::{Error, Result};
 
 use super::super::Context;
 use super::super::folder::Work;
 use super::super::state::Unit;
+use super::menu::{Dish, Menu, Sublayer, sublayer};
 use super::offers::{Offer, Together, loose, offers, same_levels};
 use super::token::{self, TokenTime};
 use super::{Decision, Mix, Outline};
@@ -48,6 +48,10 @@ pub(in crate::pipeline) struct Sharing {
     limit: Limit,
     /// Matrices of each shard, by their first name.
     units: Vec<BTreeMap<String, Together>>,
+    /// Sublayers that may go as a whole: that of each matrix, and whether it makes the output.
+    sublayers: BTreeMap<String, (Sublayer, bool)>,
+    /// The level at which nothing is left of a matrix.
+    dropped: Option<usize>,
     /// The result becomes one file, and what is around its matrices is known.
     in_file: bool,
     /// What there is to say.
@@ -113,7 +117,8 @@ impl Sharing {
             let first = firsts.get(name.as_str()).map_or(name.clone(), |first| (*first).to_owned());
             match units[shard].entry(first) {
                 Entry::Vacant(entry) => {
-                    entry.insert(Together { names: vec![name], weights, offers });
+                    let without = work.measured().values().find_map(|all| all.get(&name)?.without);
+                    entry.insert(Together { names: vec![name], weights, offers, without });
                 }
                 Entry::Occupied(mut entry) => entry.get_mut().join(name, weights, &offers),
             }
@@ -135,9 +140,14 @@ impl Sharing {
             fixed = vec![0; shards];
             fixed[0] = beside;
         }
+        let specs = (0..source.blocks()).flat_map(|block| source.linears(block));
         let mut sharing = Self {
             limit: Limit::About(u64::MAX),
             units,
+            sublayers: specs
+                .filter_map(|spec| Some((spec.name.clone(), sublayer(&spec)?)))
+                .collect(),
+            dropped: (0..context.plan.levels()).find(|level| context.plan.drops(*level)),
             in_file: beside.is_some(),
             notes,
             loose,
@@ -274,19 +284,22 @@ impl Sharing {
 
     /// Levels of the matrices of a shard.
     pub(in crate::pipeline) fn choose(&mut self, shard: usize) -> Result<Vec<Chosen>> {
-        let later: Vec<(usize, &Together)> = (shard..self.units.len())
-            .flat_map(|at| self.units[at].values().map(move |unit| (at, unit)))
-            .collect();
-        let table = self.table(shard)?;
-        let left = ((self.left(shard) - self.over).max(0.0) as u64).max(table.least_cost());
-        let found = token::solve(self.time, &table, || self.nanos(shard), left)?;
+        let menu = self.menu(shard)?;
+        let left = ((self.left(shard) - self.over).max(0.0) as u64).max(menu.table.least_cost());
+        let nanos = || menu.nanos(&self.dishes(shard));
+        let found = token::solve(self.time, &menu.table, nanos, left)?;
         let mut chosen = Vec::new();
         let mut decisions = Vec::new();
         let mut bytes = 0.0;
-        for ((_, unit), choice) in
-            later.iter().zip(&found.choices).take_while(|((at, _), _)| *at == shard)
-        {
-            let offer = unit.offers[*choice];
+        for (unit, choice) in self.units[shard].values().zip(menu.offers(&found.choices)) {
+            let mut offer = unit.offers[choice];
+            if let (true, Some((_, ends))) =
+                (Some(offer.level) == self.dropped, self.sublayers.get(&unit.names[0]))
+            {
+                // It goes with its sublayer, whose loss is that of the output.
+                let lost = unit.without.unwrap_or(offer.loss);
+                offer.loss = if *ends { lost } else { 0.0 };
+            }
             bytes += offer.bytes as f64;
             decisions.push(Decision::of(&unit.names, &offer, &unit.offers));
             chosen.extend(unit.names.iter().map(|name| Chosen {
@@ -303,31 +316,36 @@ impl Sharing {
         Ok(chosen)
     }
 
+    /// The matrices from a shard on.
+    fn dishes(&self, shard: usize) -> Vec<Dish<'_>> {
+        let of = |at: usize, unit: &Together| {
+            let (sublayer, ends) = *self.sublayers.get(&unit.names[0])?;
+            Some((at, sublayer, ends))
+        };
+        let shards = self.units.iter().enumerate().skip(shard);
+        shards
+            .flat_map(|(at, units)| units.values().map(move |unit| (at, unit)))
+            .map(|(at, unit)| Dish { unit, of: of(at, unit) })
+            .collect()
+    }
+
     /// What the matrices from a shard on may take and lose.
-    pub(super) fn table(&self, shard: usize) -> Result<Table> {
-        let units = self.units[shard..].iter().flat_map(BTreeMap::values);
-        let units = units.map(|Together { names, offers, .. }| {
-            let choice = |offer: &Offer| Choice::new(self.bytes(offer).ceil() as u64, offer.loss);
-            Alternatives::new(names[0].as_str(), offers.iter().map(choice).collect::<Vec<_>>())
-        });
-        Table::new(units.collect::<Vec<_>>())
+    pub(super) fn menu(&self, shard: usize) -> Result<Menu> {
+        Menu::new(&self.dishes(shard), self.dropped, &|offer| self.bytes(offer))
     }
 
-    /// What a token takes in the matrices from a shard on, by the choices of [`Sharing::table`].
-    pub(super) fn nanos(&self, shard: usize) -> Vec<Vec<u64>> {
-        let units = self.units[shard..].iter().flat_map(BTreeMap::values);
-        units.map(|unit| unit.offers.iter().map(|offer| offer.nanos).collect()).collect()
-    }
-
-    /// Bits of matrices alone, of one level each.
-    pub(super) fn bits_of(&self, choices: &[usize]) -> f64 {
-        let chosen = self.all().zip(choices).map(|(unit, choice)| unit.offers[*choice].bytes);
+    /// Bits of all matrices alone, of one offer each.
+    pub(super) fn bits_of(&self, offers: &[usize]) -> f64 {
+        let chosen = self.all().zip(offers).map(|(unit, offer)| unit.offers[*offer].bytes);
         8.0 * chosen.sum::<u64>() as f64
     }
 
-    /// Bytes, bits of the matrices alone, and loss where all have one level; nothing if some cannot, or each has its own step
-    /// of it.
+    /// Bytes, bits of the matrices alone, and loss where all have one level; nothing if some cannot, each has its own step of
+    /// it, or it leaves nothing.
     pub(super) fn uniform(&self, level: usize) -> Option<(f64, f64, f64)> {
+        if Some(level) == self.dropped {
+            return None;
+        }
         let mut sums = (0.0, 0.0, 0.0);
         for unit in self.all() {
             let offer = unit.offers.iter().find(|offer| offer.level == level)?;
