@@ -356,18 +356,18 @@ fn blocks_change_before_a_budget_is_shared() {
     };
     let stopped = files(&out);
     std::fs::remove_dir_all(&out).expect("removed");
-    run(None).expect("fits");
+    let _ = run(None).expect("fits");
     assert!(files(&out) == stopped, "taken up again, other bytes");
     // What channels lose alone is more than this limit allows rounding, so that it must be judged from the source.
     let segments = held_out(&source);
     std::fs::remove_dir_all(&out).expect("removed");
     let alone = Compressor::new(Recipe::parse("flap(sparsity=0.05)").expect("a recipe"));
-    alone.with_calibration(calibration()).run(&source, &out).expect("pruned");
+    let _ = alone.with_calibration(calibration()).run(&source, &out).expect("pruned");
     let lost = divergence(&source, &out, &segments);
     let limit = 1.5 * lost;
     let search = behind(Budget::Divergence(limit), "flap(sparsity=0.05)").expect("a rewrite");
     let search = search.with_judged_on(&segments[..]).with_force(true);
-    search.run(&source, &out).expect("kept");
+    let _ = search.run(&source, &out).expect("kept");
     let is = divergence(&source, &out, &segments);
     println!("flap alone {lost:.5}, limit {limit:.5}, found {is:.5}");
     assert!(is <= limit && is > lost, "{is} of {limit}");

@@ -198,7 +198,7 @@ mod tests {
             };
             let (bytes, loss) = sum(&offers);
             assert!(bytes <= budget && (loss - found.error).abs() < 1e-9, "{loss} {}", found.error);
-            let all = (0..3_usize.pow(5)).map(|n| (0..5).map(|at| n / 3_usize.pow(at) % 3));
+            let all = (0..3_usize.pow(5)).map(|n| (0..5).map(move |at| n / 3_usize.pow(at) % 3));
             let best = all
                 .map(Iterator::collect::<Vec<_>>)
                 .filter(|all| (all[0] == 2) == (all[1] == 2) && (all[2] == 2) == (all[3] == 2))
