@@ -290,6 +290,31 @@ fn a_refitted_head_stands_behind_the_blocks_that_stay() {
     }
 }
 
+/// A checkpoint may have the one matrix under either name.
+#[test]
+fn a_table_stored_as_a_head_stays_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tiny = Tiny::deep("llama", 3, (4, 2), 4, 30, false, 10);
+    tiny.config["tie_word_embeddings"] = true.into();
+    let (table, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let both = tiny.clone();
+    let mut made = Vec::new();
+    for gone in [head, table] {
+        let mut tiny = both.clone();
+        let matrix = tiny.tensors[table].clone();
+        tiny.tensors.insert(head.to_owned(), matrix);
+        tiny.tensors.remove(gone);
+        let source = tiny.source(&folder.path().join(gone));
+        let out = folder.path().join(format!("{gone}-out"));
+        let _ = compress("drop_blocks(score=last) | refit_head", &source, &out).unwrap();
+        let small = open_model(&out).unwrap();
+        assert!(small.checkpoint().contains(table) && small.checkpoint().contains(head));
+        made.push(small);
+    }
+    let ids: Vec<u32> = (0..40).map(|i| i * 5 % 200).collect();
+    assert_eq!(logits(&made[0], &ids), logits(&made[1], &ids));
+}
+
 #[test]
 fn encoders_keep_their_blocks() {
     let Some(folder) = data::minilm() else { return };
