@@ -140,10 +140,11 @@ pub(super) fn with_scans(mut raw: Value, config: &Config, shapes: &[BlockShape])
     if raw.get("intermediate_size").is_some() {
         raw["intermediate_size"] = json!(shape.intermediate);
     }
-    // Readers round the product down.
-    let of = |times: f64| (times * config.hidden as f64) as usize;
+    // Readers round the product down, and compare it with heads times width.
+    let exact = |times: &f64| times * config.hidden as f64 == shape.intermediate as f64;
     let times = shape.intermediate as f64 / config.hidden as f64;
-    let times = if of(times) == shape.intermediate { times } else { times.next_up() };
+    let near = [times, times.next_up(), times.next_down()];
+    let times = near.into_iter().find(exact).unwrap_or(times.next_up());
     raw["expand"] = match times.fract() == 0.0 {
         true => json!(times as u64),
         false => json!(times),
