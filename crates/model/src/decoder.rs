@@ -161,15 +161,7 @@ impl Head {
         hidden: ArrayView2<'_, f32>,
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
-        let mut normed = hidden.to_owned();
-        self.norm.iter().for_each(|norm| norm.apply(normed.view_mut()));
-        if let Some(project) = &self.project {
-            let mut narrow = Array2::zeros((hidden.nrows(), project.shape()[0]));
-            Input::with(normed.view(), scratch, |normed, scratch| {
-                project.forward(normed, narrow.view_mut(), scratch)
-            })?;
-            normed = narrow;
-        }
+        let normed = self.input(hidden, scratch)?;
         let mut logits = Array2::zeros((hidden.nrows(), self.vocab()));
         Input::with(normed.view(), scratch, |normed, scratch| {
             self.linear.forward(normed, logits.view_mut(), scratch)
@@ -181,6 +173,21 @@ impl Head {
             logits.mapv_inplace(|logit| cap * (logit / cap).tanh());
         }
         Ok(logits)
+    }
+
+    /// What the matrix over the vocabulary reads `[tokens, width]` of the last block's output `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// Those of decoding.
+    pub fn input(&self, hidden: ArrayView2<'_, f32>, scratch: &mut Scratch) -> Result<Array2<f32>> {
+        let mut normed = hidden.to_owned();
+        self.norm.iter().for_each(|norm| norm.apply(normed.view_mut()));
+        let Some(project) = &self.project else { return Ok(normed) };
+        let mut narrow = Array2::zeros((hidden.nrows(), project.shape()[0]));
+        Input::with(normed.view(), scratch, |normed, scratch| {
+            project.forward(normed, narrow.view_mut(), scratch)
+        })?;
+        Ok(narrow)
     }
 
     /// Tokens in the vocabulary.

@@ -135,6 +135,7 @@ fn work_stopped_anywhere_is_taken_up() {
     for (i, (line, steps)) in [
         ("flap(sparsity=0.3) | drop_blocks | gptq(bits=4, group=8)", 8),
         ("drop_blocks(count=2) | flap(sparsity=0.4, uniform=true)", 6),
+        ("drop_blocks(count=2, score=output) | refit_head", 6),
         ("ziplm(sparsity=0.3) | gptq(bits=4, group=8)", 4),
         ("drop_blocks | best3", 4),
     ]
@@ -179,7 +180,7 @@ fn work_stopped_anywhere_is_taken_up() {
 fn damaged_steps_are_made_again() {
     let folder = tempfile::tempdir().unwrap();
     let tiny = Tiny::deep("llama", 3, (4, 2), 4, 30, false, 6).source(&folder.path().join("tiny"));
-    let line = "flap(sparsity=0.3) | drop_blocks | rtn(bits=8)";
+    let line = "flap(sparsity=0.3) | drop_blocks | refit_head | rtn(bits=8)";
     let whole = folder.path().join("whole");
     let _ = compress(line, &tiny, &whole).unwrap();
     let names: Vec<String> = folder_bytes(&whole).into_keys().collect();
@@ -190,11 +191,13 @@ fn damaged_steps_are_made_again() {
         "rewrite-0.decisions",
         "rewrite-1.judged-00000",
         "rewrite-1.edit-00000",
+        "rewrite-2.edit-00001",
+        "rewrite-2.head",
     ] {
         for how in ["flipped", "cut", "gone"] {
             let out = folder.path().join(format!("{file}{how}"));
-            // Both rewrites are done, and a block.
-            let (run, _) = stopped(line, false, &tiny, &out, 7);
+            // All rewrites are done, and a block.
+            let (run, _) = stopped(line, false, &tiny, &out, 9);
             assert_eq!(run.unwrap_err().kind(), ErrorKind::Interrupted);
             let path = partial_of(&out).join(format!("tensorpress.{file}"));
             let mut bytes = std::fs::read(&path).unwrap();

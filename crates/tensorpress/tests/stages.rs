@@ -145,7 +145,11 @@ const ALSO: &[(&str, &[&str], &str)] = &[
     ("pooling", &["policy/snapkv.rs"], "a knob of a window of queries"),
     ("gptq", &["import/method.rs", "convert/target.rs"], "a format's name"),
     ("awq", &["import/method.rs", "convert/target.rs"], "a format's name"),
-    ("magnitude", &["train/forgetting.rs"], "a criterion of a trainer"),
+    (
+        "magnitude",
+        &["train/forgetting.rs", "depth/score.rs"],
+        "a criterion of a trainer; a score of blocks",
+    ),
     ("nf4", &["bnb/state.rs"], "a kind in files of bitsandbytes"),
     ("fp4", &["bnb/state.rs"], "a kind in files of bitsandbytes"),
 ];

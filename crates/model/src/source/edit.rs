@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use tensorpress_tensor::bytes::Bytes;
 use tensorpress_tensor::rewrite::{BlockShape, Change, Edit, LinearSpec, Role};
-use tensorpress_tensor::{Context as _, DType, Error, Result, Tensor};
+use tensorpress_tensor::{Checkpoint, Context as _, DType, Error, RawTensor, Result, Tensor};
 
 use super::Source;
-use super::said::{Said, with_blocks, with_shapes};
+use super::said::{Said, with_blocks, with_scans, with_shapes};
 use super::view::{Content, Piece, view};
 use crate::config::Architecture;
 
@@ -47,7 +47,7 @@ impl Source {
     /// `plain` for what the architecture's config cannot say.
     pub fn edited(&self, edits: &[Edit], plain: bool) -> Result<Self> {
         let config = &self.config;
-        if !edits.iter().zip(0..).all(|(edit, block)| self.is_of_experts(edit, block)) {
+        if !edits.iter().zip(0..).all(|(edit, block)| self.stays_editable(edit, block)) {
             self.layout(plain).check_editable("edits")?;
         }
         if let Some(name) = self.trees.keys().next() {
@@ -65,7 +65,10 @@ impl Source {
         }
         let shape = |b: &usize| edits[*b].shape().unwrap_or(config.shape(*b));
         let shapes: Vec<BlockShape> = left.iter().map(shape).collect();
-        left.iter().zip(&shapes).try_for_each(|(block, shape)| check(*block, *shape))?;
+        let edited = left.iter().zip(&shapes).filter(|(block, _)| edits[**block].shape().is_some());
+        for (block, shape) in edited {
+            check(*block, *shape)?;
+        }
         let said = if plain { Some(Said::by_config(self, edits, &shapes)?) } else { None };
         let mut tensors = self.moved(&left);
         for ((new, old), shape) in left.iter().enumerate().zip(&shapes) {
@@ -80,33 +83,43 @@ impl Source {
         let any = |which: fn(&BlockShape) -> bool| {
             config.shapes.is_some() || edits.iter().filter_map(Edit::shape).any(|s| which(&s))
         };
-        let shaped = any(|_| true);
+        let shaped = any(|shape| shape.scan_heads == 0);
         raw = match &said {
-            Some(said) => said.write(raw, any(|shape| shape.experts == 0)),
+            Some(said) => said.write(raw, any(|shape| shape.experts + shape.scan_heads == 0)),
             None if shaped => with_shapes(raw, &shapes),
             None => raw,
         };
-        let mut source =
-            Self::new(raw, checkpoint, self.files.clone(), self.tokenizer.clone(), &self.registry)?;
-        source.folder = self.folder.clone();
+        if shapes.iter().any(|shape| shape.scan_heads > 0) {
+            raw = with_scans(raw, config, &shapes)?;
+        }
+        let source = self.rebuilt(raw, checkpoint)?;
         source.check_linears()?;
         Ok(source)
     }
 
-    /// Nothing but experts goes from a block.
-    fn is_of_experts(&self, edit: &Edit, block: usize) -> bool {
+    /// The same model of another config and checkpoint.
+    pub(super) fn rebuilt(&self, raw: serde_json::Value, checkpoint: Checkpoint) -> Result<Self> {
+        let (files, tokenizer) = (self.files.clone(), self.tokenizer.clone());
+        let mut source = Self::new(raw, checkpoint, files, tokenizer, &self.registry)?;
+        source.folder = self.folder.clone();
+        Ok(source)
+    }
+
+    /// Nothing goes from a block but what any model can spare: experts, and heads of a state-space layer.
+    fn stays_editable(&self, edit: &Edit, block: usize) -> bool {
         if edit.is_dropped() || block >= self.config.blocks {
             return false;
         }
         let of = self.config.shape(block);
         match edit.shape() {
+            Some(shape) if shape.scan_heads > 0 => true,
             Some(shape) => shape.experts > 0 && shape.with_experts(of.experts) == of,
             None => edit.changes().is_empty(),
         }
     }
 
     /// All tensors, those of blocks under their new numbers.
-    fn moved(&self, left: &[usize]) -> BTreeMap<String, Piece> {
+    pub(super) fn moved(&self, left: &[usize]) -> BTreeMap<String, Piece> {
         let mut tensors = BTreeMap::new();
         for name in self.checkpoint.names() {
             let new = match self.place_of(name) {
@@ -173,11 +186,7 @@ impl Source {
                     let spec = linears.iter().find(|spec| spec.bias == *name);
                     self.plus(name, spec, values).in_tensor(name)?
                 }
-                (Change::New(tensor), _) => Content::Values {
-                    dtype: tensor.dtype(),
-                    shape: tensor.shape().to_vec(),
-                    bytes: tensor.bytes().clone(),
-                },
+                (Change::New(tensor), _) => values(tensor),
             };
             tensors.insert(to, Piece { from: name.clone(), content });
         }
@@ -244,6 +253,11 @@ impl Source {
     }
 }
 
+pub(super) fn values(tensor: &RawTensor) -> Content {
+    let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+    Content::Values { dtype, shape, bytes: tensor.bytes().clone() }
+}
+
 fn stored(dtype: DType, values: &[f32]) -> Result<Content> {
     let mut bytes = Vec::new();
     dtype.write_f32(values, &mut bytes)?;
@@ -251,7 +265,10 @@ fn stored(dtype: DType, values: &[f32]) -> Result<Content> {
 }
 
 fn check(block: usize, shape: BlockShape) -> Result<()> {
-    let BlockShape { heads, kv_heads, intermediate, .. } = shape;
+    let BlockShape { heads, kv_heads, intermediate, scan_heads, .. } = shape;
+    if scan_heads > 0 && intermediate > 0 && intermediate % scan_heads == 0 {
+        return Ok(());
+    }
     if heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && intermediate > 0 {
         return Ok(());
     }

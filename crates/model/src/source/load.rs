@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use ndarray::Array2;
-use tensorpress_tensor::rewrite::{BlockLayout, Experts, LinearSpec, ModelLayout, Role, Sayable};
+use tensorpress_tensor::rewrite::{
+    BlockLayout, Experts, HeadLayout, LinearSpec, ModelLayout, Role, Sayable, ScanLayout,
+};
 use tensorpress_tensor::{Error, Result};
 
 use super::tensors::part_of;
 use super::{Source, at};
-use crate::architecture::{EmbeddingPlan, HeadPlan, MixerPlan, PositionsPlan, TransformPlan};
+use crate::architecture::{
+    EmbeddingPlan, HeadPlan, MixerPlan, PositionsPlan, ScanKind, TransformPlan,
+};
 use crate::block::Block;
 use crate::config::Config;
 use crate::decoder::{Decoder, Embedding, Head};
@@ -56,6 +60,7 @@ impl Source {
             let (prefix, shape) = (self.block_prefix(block), config.shape(block));
             BlockLayout::new(block, prefix, shape, self.linears(block))
                 .with_experts(self.experts(block))
+                .with_scan(self.scan_layout(block))
         };
         let blocks = (0..config.blocks).map(block).collect();
         let says = Sayable::new(kind.has_head_dim(), kind.has_output_bias(), kind.has_mlp_bias());
@@ -64,8 +69,15 @@ impl Source {
         name[..1].make_ascii_uppercase();
         ModelLayout::new(name, config.hidden, config.head_dim, blocks)
             .with_decoder(kind.is_decoder())
+            .with_head(self.has_head().then(|| self.head_layout()))
             .with_editable(kind.is_editable())
             .with_says(if plain { says } else { Sayable::ALL })
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        let (matrix, embedding) = (&self.plan.head.matrix, &self.plan.embedding);
+        HeadLayout::new(matrix, [self.config.vocab, embedding.width])
+            .with_tied(*matrix == embedding.table)
     }
 
     /// The experts that a router chooses from in a block.
@@ -83,6 +95,26 @@ impl Source {
                 .with_groups(groups.0, groups.1, groups.2)
                 .with_beside(beside.into_iter().flatten().collect::<Vec<_>>()),
         )
+    }
+
+    /// The state-space layer of a block, if it has heads.
+    fn scan_layout(&self, block: usize) -> Option<ScanLayout> {
+        let scan = self.plan.blocks[block].parts.iter().find_map(|part| match &part.mixer {
+            MixerPlan::Scan(scan) => Some(scan),
+            _ => None,
+        })?;
+        let ScanKind::Heads { heads, groups, step_bias, norm, .. } = &scan.kind else {
+            return None;
+        };
+        let convolution = [Some(scan.conv.clone()), scan.conv_bias.clone()];
+        let per_head = vec![scan.decay.clone(), scan.past.clone(), step_bias.clone()];
+        let (width, state) = (scan.inner / heads, scan.state);
+        let (input, output) = (&scan.input.name, &scan.output.name);
+        Some(ScanLayout::new(*heads, width, *groups, state, input, output).with_tensors(
+            convolution.into_iter().flatten().collect(),
+            per_head,
+            norm.weights.first().cloned(),
+        ))
     }
 
     /// The embedding of tokens.

@@ -3,6 +3,7 @@
 mod decoded;
 mod edit;
 mod files;
+mod head;
 mod images;
 mod load;
 mod loose;

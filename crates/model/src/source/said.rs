@@ -125,6 +125,33 @@ pub(super) fn with_shapes(mut raw: Value, shapes: &[BlockShape]) -> Value {
     raw
 }
 
+/// The config with other heads of its state-space layers. There are keys for one number of them in all blocks.
+pub(super) fn with_scans(mut raw: Value, config: &Config, shapes: &[BlockShape]) -> Result<Value> {
+    let shape = shapes[0];
+    if shapes.iter().any(|other| *other != shape) {
+        let kind = config.architecture;
+        let what = "state-space layers of different sizes";
+        return Err(Error::unsupported(format!(
+            "{what}: config.json has no key for that in {kind:?}"
+        )));
+    }
+    raw["num_heads"] = json!(shape.scan_heads);
+    raw["head_dim"] = json!(shape.intermediate / shape.scan_heads);
+    if raw.get("intermediate_size").is_some() {
+        raw["intermediate_size"] = json!(shape.intermediate);
+    }
+    // Readers round the product down, and compare it with heads times width.
+    let exact = |times: &f64| times * config.hidden as f64 == shape.intermediate as f64;
+    let times = shape.intermediate as f64 / config.hidden as f64;
+    let near = [times, times.next_up(), times.next_down()];
+    let times = near.into_iter().find(exact).unwrap_or(times.next_up());
+    raw["expand"] = match times.fract() == 0.0 {
+        true => json!(times as u64),
+        false => json!(times),
+    };
+    Ok(raw)
+}
+
 /// Lists in configs with an entry a block.
 const LISTS: [&str; 4] = ["layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers"];
 

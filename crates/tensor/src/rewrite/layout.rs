@@ -1,5 +1,6 @@
 //! What a model is built of, as far as a rewrite needs to know.
 
+use super::{HeadLayout, ScanLayout};
 use crate::error::{Error, Result};
 
 /// The inputs that the linear layers of a block read; layers that read the same one share its statistics.
@@ -222,19 +223,29 @@ pub struct BlockShape {
     /// Experts that a router chooses from, where the config gives this block a number of its own; else 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub experts: usize,
+    /// Heads of a state-space layer, where an edit changes them; their channels are the intermediate ones. Else 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub scan_heads: usize,
 }
 
 impl BlockShape {
     /// A shape.
     #[must_use]
     pub fn new(heads: usize, kv_heads: usize, intermediate: usize) -> Self {
-        Self { heads, kv_heads, intermediate, experts: 0 }
+        Self { heads, kv_heads, intermediate, experts: 0, scan_heads: 0 }
     }
 
     /// Gives the block a number of experts of its own.
     #[must_use]
     pub fn with_experts(mut self, experts: usize) -> Self {
         self.experts = experts;
+        self
+    }
+
+    /// Gives the block so many heads of a state-space layer, and channels of all of them.
+    #[must_use]
+    pub fn with_scan(mut self, heads: usize, channels: usize) -> Self {
+        (self.scan_heads, self.intermediate) = (heads, channels);
         self
     }
 }
@@ -319,6 +330,8 @@ pub struct BlockLayout {
     pub linears: Vec<LinearSpec>,
     /// Its experts, if a router chooses among any.
     pub experts: Option<Experts>,
+    /// Its state-space layer, if that has heads.
+    pub scan: Option<ScanLayout>,
 }
 
 impl BlockLayout {
@@ -330,13 +343,20 @@ impl BlockLayout {
         shape: BlockShape,
         linears: Vec<LinearSpec>,
     ) -> Self {
-        Self { block, prefix: prefix.into(), shape, linears, experts: None }
+        Self { block, prefix: prefix.into(), shape, linears, experts: None, scan: None }
     }
 
     /// Sets its experts.
     #[must_use]
     pub fn with_experts(mut self, experts: Option<Experts>) -> Self {
         self.experts = experts;
+        self
+    }
+
+    /// Sets its state-space layer.
+    #[must_use]
+    pub fn with_scan(mut self, scan: Option<ScanLayout>) -> Self {
+        self.scan = scan;
         self
     }
 
@@ -390,6 +410,8 @@ pub struct ModelLayout {
     pub head_dim: usize,
     /// Its blocks, in order.
     pub blocks: Vec<BlockLayout>,
+    /// What makes logits, if it makes any.
+    pub head: Option<HeadLayout>,
     /// What the config of the result can say.
     pub says: Sayable,
     /// Heads and channels of its blocks can be removed, and whole blocks.
@@ -406,7 +428,15 @@ impl ModelLayout {
         blocks: Vec<BlockLayout>,
     ) -> Self {
         let (architecture, decoder, says) = (architecture.into(), true, Sayable::ALL);
-        Self { architecture, decoder, hidden, head_dim, blocks, says, editable: true }
+        let (head, editable) = (None, true);
+        Self { architecture, decoder, hidden, head_dim, blocks, head, says, editable }
+    }
+
+    /// Sets what makes logits.
+    #[must_use]
+    pub fn with_head(mut self, head: Option<HeadLayout>) -> Self {
+        self.head = head;
+        self
     }
 
     /// Sets whether it is a decoder.

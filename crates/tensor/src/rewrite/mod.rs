@@ -9,19 +9,23 @@
 //! Any number of rewrites may follow each other. Each sees the model that its predecessors left.
 
 mod edit;
+mod head;
 mod judgement;
 mod layout;
+mod scan;
 mod view;
 
 use crate::error::Result;
 use crate::method::Method;
 
 pub use edit::{BlockCut, Change, Edit};
+pub use head::{HeadLayout, HeadView, Outputs};
 pub use judgement::{Decision, Judgement, Level};
 pub use layout::{
     BlockLayout, BlockShape, Expert, Experts, LinearSpec, ModelLayout, Place, Role, Sayable,
     SharedInput,
 };
+pub use scan::ScanLayout;
 pub use view::{BlockView, States};
 
 /// A method that changes what a model is built of.
@@ -78,6 +82,17 @@ pub trait Rewrite: Method {
         false
     }
 
+    /// It needs what the head reads of the model with and without each block. That takes a pass through all that comes
+    /// behind for every block.
+    fn needs_outputs(&self) -> bool {
+        false
+    }
+
+    /// It changes the head, [`Rewrite::edit_head`].
+    fn changes_head(&self) -> bool {
+        false
+    }
+
     /// It needs to know what experts made of their tokens.
     fn needs_experts(&self) -> bool {
         false
@@ -116,6 +131,16 @@ pub trait Rewrite: Method {
         judgement: &Judgement,
         decision: &Decision,
     ) -> Result<Edit>;
+
+    /// What becomes of the head, once the edits of all blocks are made; `model` is the one with these edits. Asked if
+    /// [`Rewrite::changes_head`]. All that an edit of a head can do is to change its matrix, and not its shape.
+    ///
+    /// # Errors
+    /// As [`Rewrite::judge`].
+    fn edit_head(&self, model: &ModelLayout, head: &HeadView<'_>) -> Result<Edit> {
+        let _ = (model, head);
+        Ok(Edit::new())
+    }
 }
 
 /// Adds to the notes on a weight.

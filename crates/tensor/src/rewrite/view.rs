@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array2, ArrayView2};
 
-use super::{BlockLayout, SharedInput};
+use super::{BlockLayout, Outputs, SharedInput};
 use crate::error::{Context, Result};
 use crate::node::PartSource;
 use crate::source::{RawTensor, Tensor};
@@ -42,6 +42,7 @@ pub struct BlockView<'a> {
     tensors: &'a dyn PartSource,
     inputs: Option<&'a BTreeMap<SharedInput, Calibration>>,
     states: Option<States<'a>>,
+    outputs: Option<Outputs<'a>>,
     experts: Option<&'a ExpertActivity>,
 }
 
@@ -60,7 +61,7 @@ impl<'a> BlockView<'a> {
     /// A block of a model with these tensors, of which nothing was seen.
     #[must_use]
     pub fn new(layout: &'a BlockLayout, tensors: &'a dyn PartSource) -> Self {
-        Self { layout, tensors, inputs: None, states: None, experts: None }
+        Self { layout, tensors, inputs: None, states: None, outputs: None, experts: None }
     }
 
     /// Adds the statistics of its inputs.
@@ -74,6 +75,13 @@ impl<'a> BlockView<'a> {
     #[must_use]
     pub fn with_states(mut self, states: States<'a>) -> Self {
         self.states = Some(states);
+        self
+    }
+
+    /// Adds what the head reads of the model with and without it.
+    #[must_use]
+    pub fn with_outputs(mut self, outputs: Outputs<'a>) -> Self {
+        self.outputs = Some(outputs);
         self
     }
 
@@ -122,5 +130,10 @@ impl<'a> BlockView<'a> {
     #[must_use]
     pub fn states(&self) -> Option<States<'a>> {
         self.states
+    }
+    /// What the head reads of the model, and of the model without this block, if that was asked for.
+    #[must_use]
+    pub fn outputs(&self) -> Option<Outputs<'a>> {
+        self.outputs
     }
 }

@@ -158,11 +158,20 @@ impl<P: Part> Chain<P> {
         Self::resolve(line::parse(text)?, stages)
     }
 
-    /// Looks names and keys up.
+    /// Looks names and keys up. The name of a preset stands for its stages.
     ///
     /// # Errors
     /// As [`Chain::parse`].
     pub fn resolve(raw: Vec<RawStage>, stages: &Stages<P>) -> Result<Self> {
+        let raw = raw.into_iter().map(|raw| match stages.preset(&raw.name) {
+            Some(preset) if raw.args.is_empty() && raw.inner.is_empty() => line::parse(preset.line),
+            Some(preset) => Err(Error::invalid(format!(
+                "preset `{}` has no keys: it is `{}`",
+                preset.name, preset.line
+            ))),
+            None => Ok(vec![raw]),
+        });
+        let raw = raw.collect::<Result<Vec<_>>>()?.concat();
         let rows = raw.iter().map(|raw| stages.find(&raw.name)).collect::<Result<Vec<_>>>()?;
         check_order(&rows)?;
         let decider = rows.iter().position(|row| row.role().decides());

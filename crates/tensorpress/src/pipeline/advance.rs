@@ -235,6 +235,11 @@ impl Stream {
         forward(&mut self.hidden, &self.lengths, &loaded, None)
     }
 
+    /// The same hidden states, to go another way; without those of the model as it was.
+    pub(super) fn fork(&self) -> Self {
+        Self { hidden: self.hidden.clone(), original: None, lengths: self.lengths.clone() }
+    }
+
     /// Runs the hidden states through a block as it is.
     pub(super) fn pass(&mut self, block: &Block) -> Result<()> {
         forward(&mut self.hidden, &self.lengths, block, None)

@@ -74,6 +74,7 @@ pub(super) enum Step {
     Judgement(usize),
     Decisions,
     Edit(usize),
+    Head,
     /// Found while blocks are judged, and not kept.
     Gradients(usize),
 }
@@ -140,8 +141,11 @@ impl Work {
             steps.judged.truncate(judged);
             steps.decisions.take_if(|file| !same(Step::Decisions, file));
             let edits = if steps.decisions.is_some() { whole(Step::Edit, &steps.edits) } else { 0 };
-            let good = steps.decisions.is_some() && edits == steps.edits.len();
+            let mut good = steps.decisions.is_some() && edits == steps.edits.len();
             steps.edits.truncate(edits);
+            if steps.head.take_if(|file| !good || !same(Step::Head, file)).is_some() {
+                good = false;
+            }
             if !good {
                 self.state.units.clear();
                 rewrites.truncate(index + 1);
@@ -179,6 +183,7 @@ impl Work {
             Step::Judgement(block) => format!("judged-{block:05}"),
             Step::Decisions => "decisions".to_owned(),
             Step::Edit(block) => format!("edit-{block:05}"),
+            Step::Head => "head".to_owned(),
             Step::Gradients(number) => format!("gradients-{number:05}"),
         };
         // No name that a reader of the finished folder would look at, should it be left there.
@@ -206,6 +211,12 @@ impl Work {
     /// Notes that the edit of the next block is made.
     pub(super) fn edited(&mut self, rewrite: usize, file: Stored) -> Result<()> {
         self.steps(rewrite).edits.push(file);
+        self.write()
+    }
+
+    /// Notes that the edit of the head is made.
+    pub(super) fn edited_head(&mut self, rewrite: usize, file: Stored) -> Result<()> {
+        self.steps(rewrite).head = Some(file);
         self.write()
     }
 

@@ -152,6 +152,9 @@ pub(super) struct Steps {
     pub(super) decisions: Option<Stored>,
     /// Blocks whose edits are made.
     pub(super) edits: Vec<Stored>,
+    /// The edit of the head, once it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) head: Option<Stored>,
 }
 
 /// The state file.

@@ -164,9 +164,7 @@ impl Recipe {
     /// # Errors
     /// As there.
     pub fn parse_with(text: &str, registry: &Registry) -> Result<Self> {
-        let (text, stages) = (text.trim(), registry.stages());
-        let line = stages.preset(text).map_or(text, |preset| preset.line);
-        Ok(Self::new(Chain::parse(line, stages)?))
+        Ok(Self::new(Chain::parse(text.trim(), registry.stages())?))
     }
 
     /// The text of a TOML recipe, with the stages of [`crate::registry`].

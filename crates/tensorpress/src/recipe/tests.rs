@@ -223,6 +223,9 @@ fn sparsegpt_with_bits_is_one_joint_stage() {
 fn rewrites_come_first() {
     for (text, canonical) in [
         ("flap", "flap(sparsity=0.2, uniform=false, metric=wifv)"),
+        ("drop_blocks(score=last)", "drop_blocks(count=1, score=last)"),
+        ("drop_blocks(share=0.25, score=output)", "drop_blocks(count=1, score=output, share=0.25)"),
+        ("refit_head", "refit_head(damp=0.01)"),
         (
             "flap(sparsity=0, uniform=true, metric=ifv)",
             "flap(sparsity=0.0, uniform=true, metric=ifv)",
@@ -265,6 +268,9 @@ fn rewrites_come_first() {
         ("flap(bits=4)", "unknown key `bits`"),
         ("drop_blocks(count=0)", "count = 0"),
         ("drop_blocks(count=1.5)", "count = 1.5"),
+        ("drop_blocks(share=1)", "share = 1: allowed are above 0 and below 1"),
+        ("drop_blocks(score=best)", "influence, last, output, magnitude, taylor"),
+        ("refit_head(damp=-1)", "damp = -1"),
         ("gptq | drop_blocks", "cannot come before `drop_blocks`"),
         ("rtn | flap", "the order is any number of rewrites"),
         ("awq | flap", "cannot come before `flap`"),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tensorpress::prelude::*;
 use tensorpress::tensor::checkpoint::write_shard;
 use tensorpress::tensor::linalg::gaussian;
-use tensorpress::tensor::{Part, PartKind, PartSink};
+use tensorpress::tensor::{Part, PartKind, PartSink, Tensor};
 
 pub const HIDDEN: usize = 24;
 
@@ -96,6 +96,18 @@ impl Tiny {
             }
         }
         tiny
+    }
+
+    /// All that an opened model has.
+    pub fn of(source: &Source) -> Self {
+        let checkpoint = source.checkpoint();
+        let read = |name: &str| {
+            let tensor = checkpoint.tensor(name).unwrap();
+            let values = tensor.to_matrix().unwrap().into_raw_vec_and_offset().0;
+            (name.to_owned(), (tensor.shape().to_vec(), values))
+        };
+        let tensors = checkpoint.names().map(read).collect();
+        Self { config: source.raw_config().clone(), tensors, seed: 0 }
     }
 
     fn add(&mut self, name: &str, shape: &[usize]) {

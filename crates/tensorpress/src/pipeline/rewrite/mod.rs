@@ -6,6 +6,7 @@
 //! the calibration run through the blocks before it again.
 
 mod gradients;
+mod outputs;
 mod store;
 
 use std::collections::BTreeMap;
@@ -13,8 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tensorpress_model::Source;
+use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::rewrite::{
-    BlockShape, BlockView, Decision, Edit, Judgement, ModelLayout, States,
+    BlockShape, BlockView, Decision, Edit, Judgement, ModelLayout, Outputs, States,
 };
 use tensorpress_tensor::stats::{Calibration, Needs, Supplied};
 use tensorpress_tensor::{Error, Result, Rewrite, Usable};
@@ -40,12 +42,13 @@ pub(super) type Named = (String, Box<dyn Rewrite>);
 
 /// It sees calibration tokens; `supplied`: what only a caller knows of weights is there.
 pub(super) fn is_calibrated(rewrite: &dyn Rewrite, supplied: bool) -> bool {
-    streams(rewrite) || !supplied && gradients::wanted(rewrite)
+    streams(rewrite) || rewrite.changes_head() || !supplied && gradients::wanted(rewrite)
 }
 
 /// Hidden states run through the blocks for it.
 fn streams(rewrite: &dyn Rewrite) -> bool {
-    rewrite.needs_states() || rewrite.needs_experts() || watches(rewrite)
+    let watched = rewrite.needs_states() || rewrite.needs_experts() || watches(rewrite);
+    watched || rewrite.needs_outputs()
 }
 
 fn watches(rewrite: &dyn Rewrite) -> bool {
@@ -111,7 +114,10 @@ impl Rewriting<'_> {
             let model = before.layout(self.plain);
             let one = One { index, text, rewrite: &**rewrite, source: before, model: &model };
             let edits = self.one(&one, &mut notes)?;
-            let after = before.edited(&edits, self.plain)?;
+            let mut after = before.edited(&edits, self.plain)?;
+            if rewrite.changes_head() {
+                after = after.edited_head(&self.edit_head(&one, source, &after)?)?;
+            }
             let stays = |block: &usize| !edits[*block].is_dropped();
             let left: Vec<usize> = (0..edits.len()).filter(stays).collect();
             notes = renumbered(notes, &model, &left, &after);
@@ -168,6 +174,8 @@ impl Rewriting<'_> {
         let mut stream = None;
         let judged = self.done(one).map_or(0, |steps| steps.judged.len());
         let supplied = if judged < blocks { self.supplied(one)? } else { None };
+        let compares = judged < blocks && one.rewrite.needs_outputs();
+        let whole = if compares { Some(self.outputs(source)?) } else { None };
         for block in 0..blocks {
             let path = self.work.step(one.index, Step::Judgement(block));
             if self.done(one).is_none_or(|steps| block >= steps.judged.len()) {
@@ -177,7 +185,12 @@ impl Rewriting<'_> {
                 if begins && streams(one.rewrite) {
                     stream = Some(self.stream(one, block)?);
                 }
-                let judgement = one.judge(block, stream.as_mut(), supplied.as_ref())?;
+                let without = match (&whole, &stream) {
+                    (Some(_), Some(stream)) => Some(self.without(source, block, stream)?),
+                    _ => None,
+                };
+                let outputs = whole.as_ref().zip(without.as_ref()).map(<[_; 2]>::from);
+                let judgement = one.judge(block, stream.as_mut(), supplied.as_ref(), outputs)?;
                 source.checkpoint().release();
                 let stored = store::write_judgement(&path, &judgement)?;
                 self.work.judged(one.index, stored)?;
@@ -251,8 +264,13 @@ impl One<'_> {
         block: usize,
         stream: Option<&mut Stream>,
         supplied: Option<&Arc<dyn Supplied>>,
+        outputs: Option<[&Array2<f32>; 2]>,
     ) -> Result<Judgement> {
         let view = BlockView::new(&self.model.blocks[block], self.source.checkpoint());
+        let view = match outputs {
+            Some([whole, without]) => view.with_outputs(Outputs::new(whole.view(), without.view())),
+            None => view,
+        };
         let Some(stream) = stream else {
             let Some(by) = supplied else { return self.rewrite.judge(self.model, &view) };
             let wanted = self.rewrite.inputs();
