@@ -1,0 +1,345 @@
+//! Experts become narrower through the pipeline: the smaller model computes what the whole one does with the columns of what
+//! went set to zero.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use tensorpress::model::text::{Corpus, Limits};
+use tensorpress::model::{Collecting, Observer, Routing, compare};
+use tensorpress::pipeline::{CalibrationText, Event, Progress};
+use tensorpress::prelude::*;
+use tensorpress::tensor::linalg::{Par, SplitMix};
+use tensorpress::tensor::ndarray::{Array2, ArrayView2};
+use tensorpress::tensor::rewrite::{BlockLayout, Change, Edit, Role, SharedInput};
+use tensorpress::tensor::stats::Needs;
+use tensorpress::tensor::{RawTensor, Scratch, Tensor};
+use tensorpress::{ErrorKind, Result};
+use tensorpress_tensor::testing::data;
+
+/// Models of golden vectors with experts; and whether a config can say that all of them are narrower.
+const MODELS: [(&str, bool); 8] = [
+    ("mixtral", true),
+    ("olmoe", true),
+    ("qwen2-moe", true),
+    ("qwen3-moe", true),
+    ("gpt-oss", true),
+    ("deepseek-v2-lite", false),
+    ("deepseek-v3", false),
+    ("llama4-text", false),
+];
+const STAGES: [&str; 3] = ["camera", "heapr", "slim_moe"];
+
+fn folder(name: &str) -> Option<PathBuf> {
+    data::find(&format!("golden/models/{name}"))
+}
+
+fn compressor<'a>(line: &str, folder: &Path) -> Result<Compressor<'a>> {
+    let corpus = Corpus::read(&folder.join("expected.safetensors"))?;
+    let text = CalibrationText::new(corpus).with_length(24);
+    Ok(Compressor::new(Recipe::parse(line)?).with_calibration(text))
+}
+
+/// The down matrix `[out, channels]` of an expert.
+fn down(source: &Source, layout: &BlockLayout, index: usize) -> Array2<f32> {
+    let spec = layout.of_expert(index).find(|spec| spec.role == Role::Down).unwrap();
+    source.stored(spec).unwrap().to_matrix().unwrap()
+}
+
+/// For each expert of a block the channels of `before` that are those of `after`, in its order, by their columns.
+fn kept(before: &Source, after: &Source, block: usize) -> Vec<Vec<usize>> {
+    let layouts = [before, after].map(|source| source.layout(false).blocks[block].clone());
+    let of = |index: usize| {
+        let (old, new) = (down(before, &layouts[0], index), down(after, &layouts[1], index));
+        let same = |column| old.columns().into_iter().position(|other| other == column).unwrap();
+        new.columns().into_iter().map(same).collect()
+    };
+    (0..layouts[0].expert_widths().len()).map(of).collect()
+}
+
+/// Sets the columns of all other channels to zero.
+fn masked(source: &Source, kept: &[Vec<Vec<usize>>]) -> Source {
+    let edit = |layout: &BlockLayout| {
+        let Some(experts) = &layout.experts else { return Edit::new() };
+        // A shape of its own, so that the edit is one of experts.
+        let mut edit = Edit::new().with_shape(layout.shape.clone().with_experts(experts.count));
+        let mut stacks: Vec<(String, RawTensor, Vec<f32>)> = Vec::new();
+        for (index, kept) in kept[layout.block].iter().enumerate() {
+            let spec = layout.of_expert(index).find(|spec| spec.role == Role::Down).unwrap();
+            let mut matrix = down(source, layout, index);
+            for channel in (0..matrix.ncols()).filter(|channel| !kept.contains(channel)) {
+                matrix.column_mut(channel).fill(0.0);
+            }
+            let name = spec.place.as_ref().map_or(&spec.name, |place| &place.tensor);
+            let stored = source.checkpoint().tensor(name).unwrap();
+            let turned = spec.place.as_ref().is_some_and(|place| place.transposed);
+            let values: Vec<f32> = if turned {
+                matrix.t().iter().copied().collect()
+            } else {
+                matrix.iter().copied().collect()
+            };
+            match stacks.last_mut().filter(|(of, ..)| of == name) {
+                Some((_, _, all)) => all.extend(values),
+                None => stacks.push((name.clone(), stored, values)),
+            }
+        }
+        for (name, stored, values) in stacks {
+            let mut bytes = Vec::new();
+            stored.dtype().write_f32(&values, &mut bytes).unwrap();
+            let new = RawTensor::new(stored.dtype(), stored.shape().to_vec(), bytes.into());
+            edit = edit.with_change(&name, Change::New(new.unwrap()));
+        }
+        edit
+    };
+    let edits: Vec<Edit> = source.layout(false).blocks.iter().map(edit).collect();
+    source.edited(&edits, false).unwrap()
+}
+
+fn hidden(source: &Source) -> Array2<f32> {
+    let ids = [1, 5, 3, 2, 9, 4, 7, 7, 6, 1, 8];
+    source.decoder().unwrap().hidden(&ids, &mut Scratch::default()).unwrap()
+}
+
+#[test]
+fn the_smaller_model_is_the_masked_one() {
+    let parent = tempfile::tempdir().unwrap();
+    let out = parent.path().join("out");
+    for (name, sayable) in MODELS {
+        let Some(folder) = folder(name) else { continue };
+        let source = open_model(&folder).unwrap();
+        for stage in STAGES {
+            let line = format!("{stage}(sparsity=0.4)");
+            let run = compressor(&line, &folder).unwrap().with_force(true);
+            let report = run.run(&source, &out).unwrap_or_else(|e| panic!("{name}, {line}: {e}"));
+            assert!(report.bytes_after < report.bytes_before, "{name}, {line}");
+            // Nothing but stacks that keep as many of each is less than asked.
+            for layer in &report.layers {
+                let fine = layer.fallback.as_ref().is_none_or(|note| note.contains("one stack"));
+                assert!(fine, "{name}, {line}: {:?}", layer.fallback);
+            }
+            let after = open_model(&out).unwrap();
+            let layout = source.layout(false);
+            let all: Vec<_> =
+                (0..source.blocks()).map(|block| kept(&source, &after, block)).collect();
+            let (mut left, mut whole, mut differ) = (0, 0, false);
+            for (of, kept) in layout.blocks.iter().zip(&all) {
+                let widths = of.expert_widths();
+                assert!(kept.iter().flat_map(|of| of.windows(2)).all(|pair| pair[0] < pair[1]));
+                let (now, was): (usize, usize) =
+                    (kept.iter().map(Vec::len).sum(), widths.iter().sum());
+                left += now;
+                whole += was;
+                let gone = |wide: usize| (wide as f64 * 0.4 + 1e-9) as usize;
+                match stage {
+                    "slim_moe" => {
+                        for (kept, wide) in kept.iter().zip(&widths) {
+                            assert_eq!(kept.len(), wide - gone(*wide), "{name}, {line}");
+                        }
+                    }
+                    "camera" if !of.has_stacks() => assert_eq!(now, was - gone(was), "{name}"),
+                    _ => {}
+                }
+                let even = kept.windows(2).all(|pair| pair[0].len() == pair[1].len());
+                differ |= !even;
+                assert!(even || !of.has_stacks(), "{name}, {line}");
+            }
+            let stacks = layout.blocks.iter().any(BlockLayout::has_stacks);
+            if stage == "heapr" && !stacks {
+                assert_eq!(left, whole - (whole as f64 * 0.4 + 1e-9) as usize, "{name}");
+            }
+            assert!(differ != (stacks || stage == "slim_moe"), "{name}, {line}: widths");
+            // A config that others read where it can say so, and only then.
+            let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+            let plain = stage == "slim_moe" && sayable;
+            assert_eq!(!config.contains("quantization_config"), plain, "{name}, {line}");
+            assert_eq!(config.contains("expert_widths"), !plain, "{name}, {line}");
+            let (small, mask) = (hidden(&after), hidden(&masked(&source, &all)));
+            let apart = |a: &Array2<f32>, b: &Array2<f32>| {
+                (a - b).iter().fold(0.0_f32, |most, d| most.max(d.abs()))
+            };
+            assert!(apart(&small, &mask) < 1e-4, "{name}, {line}: {}", apart(&small, &mask));
+            assert!(apart(&small, &hidden(&source)) > 1e-4, "{name}, {line}: nothing went");
+        }
+    }
+}
+
+/// What experts were sent, and what their down matrices read, as a pass shows it.
+#[derive(Default)]
+struct Watch {
+    routing: Option<Routing>,
+    inside: BTreeMap<usize, Array2<f32>>,
+}
+
+impl Observer for Watch {
+    fn input(&mut self, input: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
+        if let SharedInput::ExpertOutput(index) = input {
+            self.inside.insert(index, x.to_owned());
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn routed(&mut self, routing: &Routing) {
+        self.routing = Some(routing.clone());
+    }
+}
+
+/// What is collected of channels is what the pass showed, with the factors of the router; where these are on what experts
+/// read, they are not counted twice.
+#[test]
+fn channels_are_seen_with_the_factors_of_their_tokens() {
+    for (name, block, weighed) in
+        [("mixtral", 0, false), ("qwen2-moe", 1, false), ("llama4-text", 1, true)]
+    {
+        let Some(folder) = folder(name) else { continue };
+        let source = open_model(&folder).unwrap();
+        let (loaded, hidden) = (source.block(block).unwrap(), source.config().hidden);
+        let states = Array2::from_shape_fn((13, hidden), |(t, c)| {
+            ((t * 37 + c * 11) % 23) as f32 / 11.0 - 1.0
+        });
+        let run = |observer: &mut dyn Observer| {
+            let (mut states, mut scratch) = (states.clone(), Scratch::default());
+            let view = states.view_mut();
+            loaded.forward_sequences(view, &[13], Some(observer), &mut scratch).unwrap();
+        };
+        let experts = source.layout(false).blocks[block].experts.clone().unwrap().count;
+        let mut collecting =
+            Collecting::new(&loaded, &|_| Needs::NONE, 0, Par::Seq).with_experts(experts);
+        let mut watch = Watch::default();
+        run(&mut collecting);
+        run(&mut watch);
+        let (seen, routing) = (collecting.experts().unwrap(), watch.routing.unwrap());
+        let mut used = 0;
+        for expert in 0..experts {
+            let places = routing.experts.iter().zip(&routing.factors);
+            let factors: Vec<f32> =
+                places.filter(|(at, _)| **at == expert).map(|(_, factor)| *factor).collect();
+            let Some(values) = watch.inside.get(&expert) else {
+                assert!(seen.channels(expert).is_empty() && factors.is_empty());
+                continue;
+            };
+            used += 1;
+            for (channel, seen) in seen.channels(expert).iter().enumerate() {
+                let (mut squares, mut sent, mut peak) = (0.0, 0.0, 0.0_f64);
+                for (value, factor) in values.column(channel).iter().zip(&factors) {
+                    let value = f64::from(*value);
+                    let factor = if weighed { 1.0 } else { f64::from(*factor) };
+                    squares += value * value;
+                    sent += (factor * value).powi(2);
+                    peak = peak.max((factor * value).abs());
+                }
+                let pairs = [(seen.squares, squares), (seen.weighted, sent), (seen.peak, peak)];
+                let near = pairs.iter().all(|(a, b)| (a - b).abs() <= 1e-12 * b.max(1e-6));
+                assert!(near, "{name}, channel {channel} of {expert}: {pairs:?}");
+            }
+        }
+        assert!(used > 1, "{name}: tokens go to several");
+    }
+}
+
+/// Stops a run behind the first block that was judged.
+struct Stop(std::sync::Arc<std::sync::atomic::AtomicBool>);
+
+impl Progress for Stop {
+    fn event(&mut self, event: Event<'_>) {
+        if matches!(event, Event::Judged { block: 1, .. }) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn recipes_go_on_behind_it_and_are_taken_up_again() {
+    for (name, line) in [
+        ("mixtral", "heapr(sparsity=0.3) | reap(sparsity=0.34) | rtn(bits=4, group=16)"),
+        ("gpt-oss", "camera(sparsity=0.3) | wanda(sparsity=0.3) | rtn(bits=4, group=16)"),
+    ] {
+        let Some(folder) = folder(name) else { continue };
+        let parent = tempfile::tempdir().unwrap();
+        let source = open_model(&folder).unwrap();
+        let (whole, parts) = (parent.path().join("whole"), parent.path().join("parts"));
+        let report = compressor(line, &folder).unwrap().run(&source, &whole).unwrap();
+        let after = open_model(&whole).unwrap();
+        assert!(report.bits_per_weight < 6.0 && hidden(&after).iter().all(|v| v.is_finite()));
+        let shape = after.config().shape(0);
+        let experts = after.layout(false).blocks[0].experts.clone().unwrap().count;
+        assert_eq!(shape.expert_widths.len(), experts, "{name}: {shape:?}");
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let mut tells = Stop(stop.clone());
+        let stopped = compressor(line, &folder).unwrap().with_progress(&mut tells);
+        let stopped = stopped.with_cancel(stop).run(&source, &parts).unwrap_err();
+        assert_eq!(stopped.kind(), ErrorKind::Interrupted);
+        let _ = compressor(line, &folder).unwrap().run(&source, &parts).unwrap();
+        let mut names: Vec<_> =
+            std::fs::read_dir(&whole).unwrap().map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        for name in names {
+            let read = |folder: &Path| std::fs::read(folder.join(&name)).unwrap();
+            assert!(read(&whole) == read(&parts), "{name:?} differs");
+        }
+    }
+}
+
+#[test]
+fn what_has_no_experts_is_refused() {
+    let Some(folder) = folder("llama3-rope") else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let source = open_model(&folder).unwrap();
+    for stage in STAGES {
+        let run = compressor(&format!("{stage}(sparsity=0.25)"), &folder).unwrap();
+        let error = run.run(&source, &parent.path().join("out")).unwrap_err();
+        assert!(error.to_string().contains("no experts"), "{error}");
+    }
+}
+
+/// On a mixture that was trained: each loses less than channels drawn at random; CAMERA and HEAPr by far, and less than whole
+/// experts by REAP. (Where training ended, sums of weights times gradients are small and say little.)
+#[test]
+fn each_loses_less_than_chance() {
+    let texts = ["tinystories_train_2MB_calib.txt", "tinystories_val_250stories.jsonl"];
+    let [Some(calibration), Some(held_out)] =
+        texts.map(|name| data::find(&format!("data/text/{name}")))
+    else {
+        return;
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../trainer/models/moe");
+    let (source, parent) = (open_model(&folder).unwrap(), tempfile::tempdir().unwrap());
+    let limits = Limits { max_segments: Some(12), max_tokens: Some(200) };
+    let corpus = Corpus::read(&held_out).unwrap();
+    let segments = corpus.segments(&source, Default::default(), limits).unwrap();
+    let whole = source.decoder().unwrap().materialise().unwrap();
+    let divergence = |source: &Source| {
+        let model = source.decoder().unwrap().materialise().unwrap();
+        compare(&whole, &model, &segments, &|_, _| {}).unwrap().kld_mean.unwrap()
+    };
+    let by = |stage: &str| {
+        let text = CalibrationText::new(Corpus::read(&calibration).unwrap()).with_windows(24);
+        let out = parent.path().join(stage);
+        let recipe = Recipe::parse(&format!("{stage}(sparsity=0.25)")).unwrap();
+        let _ = Compressor::new(recipe).with_calibration(text).run(&source, &out).unwrap();
+        divergence(&open_model(&out).unwrap())
+    };
+    let reap = by("reap");
+    let chance = |seed: u64| {
+        let mut random = SplitMix::new(seed);
+        let edit = |block: &BlockLayout| {
+            let kept = block.expert_widths().into_iter().map(|width| {
+                let mut kept: Vec<usize> = (0..width).collect();
+                for _ in 0..width / 4 {
+                    kept.remove((random.next_u64() % kept.len() as u64) as usize);
+                }
+                kept
+            });
+            Edit::expert_channels(block, &kept.collect::<Vec<_>>()).unwrap()
+        };
+        let edits: Vec<Edit> = source.layout(true).blocks.iter().map(edit).collect();
+        divergence(&source.edited(&edits, true).unwrap())
+    };
+    let draws: Vec<f64> = (1..=4).map(chance).collect();
+    let mean = draws.iter().sum::<f64>() / draws.len() as f64;
+    for stage in STAGES {
+        let lost = by(stage);
+        println!("{stage} {lost:.4}, reap {reap:.4}, chance {draws:.4?}");
+        let by_far = stage == "slim_moe" || lost < 0.5 * mean && lost < 0.7 * reap;
+        assert!(lost < mean && by_far, "{stage}: {lost}, {reap}, {mean}");
+    }
+}
