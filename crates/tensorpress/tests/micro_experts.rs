@@ -2,17 +2,22 @@
 //! went set to zero.
 
 use std::collections::BTreeMap;
+use std::hash::Hasher;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tensorpress::model::text::{Corpus, Limits};
+use tensorpress::model::backward::{
+    Backward, Collector, Gradients, InMemory, Labels, SecondMoment, Wanted,
+};
+use tensorpress::model::text::{Corpus, Limits, Windows};
 use tensorpress::model::{Collecting, Observer, Routing, compare};
-use tensorpress::pipeline::{CalibrationText, Event, Progress};
+use tensorpress::pipeline::{CalibrationText, DEFAULT_CHARS, Event, Progress};
 use tensorpress::prelude::*;
 use tensorpress::tensor::linalg::{Par, SplitMix};
 use tensorpress::tensor::ndarray::{Array2, ArrayView2};
 use tensorpress::tensor::rewrite::{BlockLayout, Change, Edit, Role, SharedInput};
-use tensorpress::tensor::stats::Needs;
+use tensorpress::tensor::stats::{Needs, Supplied, Supply};
 use tensorpress::tensor::{RawTensor, Scratch, Tensor};
 use tensorpress::{ErrorKind, Result};
 use tensorpress_tensor::testing::data;
@@ -187,11 +192,11 @@ impl Observer for Watch {
 /// read, they are not counted twice.
 #[test]
 fn channels_are_seen_with_the_factors_of_their_tokens() {
-    for (name, block, weighed) in
-        [("mixtral", 0, false), ("qwen2-moe", 1, false), ("llama4-text", 1, true)]
-    {
+    for (name, weighed) in [("mixtral", false), ("qwen2-moe", false), ("llama4-text", true)] {
         let Some(folder) = folder(name) else { continue };
         let source = open_model(&folder).unwrap();
+        let blocks = source.layout(false).blocks;
+        let block = blocks.iter().position(|block| block.experts.is_some()).unwrap();
         let (loaded, hidden) = (source.block(block).unwrap(), source.config().hidden);
         let states = Array2::from_shape_fn((13, hidden), |(t, c)| {
             ((t * 37 + c * 11) % 23) as f32 / 11.0 - 1.0
@@ -201,7 +206,7 @@ fn channels_are_seen_with_the_factors_of_their_tokens() {
             let view = states.view_mut();
             loaded.forward_sequences(view, &[13], Some(observer), &mut scratch).unwrap();
         };
-        let experts = source.layout(false).blocks[block].experts.clone().unwrap().count;
+        let experts = blocks[block].experts.as_ref().unwrap().count;
         let mut collecting =
             Collecting::new(&loaded, &|_| Needs::NONE, 0, Par::Seq).with_experts(experts);
         let mut watch = Watch::default();
@@ -236,8 +241,84 @@ fn channels_are_seen_with_the_factors_of_their_tokens() {
     }
 }
 
+/// What a caller would supply who ran the pass himself.
+#[derive(Debug)]
+struct Own(Supply, BTreeMap<String, Array2<f32>>);
+
+impl Supplied for Own {
+    fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>> {
+        Ok(self.1.get(tensor).filter(|_| supply == self.0).cloned())
+    }
+
+    fn identify(&self, hash: &mut dyn Hasher) -> Result<()> {
+        hash.write(b"a pass of the caller's");
+        Ok(())
+    }
+}
+
+/// What the pipeline finds is what a caller's own pass gives: second moments with labels that the model draws, by the seed, of
+/// the down matrices; and gradients with the next tokens. Others give another model.
+#[test]
+fn gradients_are_those_of_a_pass_or_the_callers() {
+    const SEED: u64 = 7;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../trainer/models/moe");
+    let Some(text) = data::find("data/text/tinystories_train_2MB_calib.txt") else { return };
+    let (source, parent) = (open_model(&folder).unwrap(), tempfile::tempdir().unwrap());
+    let corpus = || Corpus::read(&text).unwrap();
+    let cut = Windows { chars: DEFAULT_CHARS, windows: 4, length: 32 };
+    let windows = corpus().windows(&source, Default::default(), cut).unwrap();
+    let passes = [
+        (
+            "heapr(sparsity=0.3)",
+            Supply::OUTPUT_FISHER,
+            Labels::Sampled { seed: SEED },
+            Wanted::NONE.with_second_moments(1024),
+        ),
+        ("slim_moe(sparsity=0.3)", Supply::GRADIENT, Labels::Next, Wanted::NONE.with_mean()),
+    ];
+    for (line, supply, labels, wanted) in passes {
+        let mut own = BTreeMap::new();
+        let give = |name: &str, found: Gradients| {
+            let moment = found.second_moment.map(|moment| match moment {
+                SecondMoment::Full(all) => all,
+                SecondMoment::Diagonal(_) => panic!("all of 128 outputs"),
+            });
+            own.insert(name.to_owned(), found.mean.or(moment).unwrap());
+            Ok(())
+        };
+        let of = |name: &str| if name.contains("experts") { wanted } else { Wanted::NONE };
+        let mut collector = Collector::new(of, give);
+        let backward = Backward::default().with_labels(labels);
+        let go_on = |_, _| ControlFlow::Continue(());
+        let mut states = InMemory::default();
+        backward.run(&source, &windows, &mut states, &mut collector, &go_on).unwrap();
+        drop(collector);
+        assert_eq!(own.len(), 3 * 8 * 3);
+        let weights = |supplied: Option<Own>, seed: u64| {
+            let text = CalibrationText::new(corpus()).with_windows(4).with_length(32);
+            let run = Compressor::new(Recipe::parse(line).unwrap()).with_calibration(text);
+            let mut run = run.with_seed(seed).with_force(true);
+            if let Some(supplied) = supplied {
+                run = run.with_supplied(Arc::new(supplied));
+            }
+            let out = parent.path().join("out");
+            let report = run.run(&source, &out).unwrap();
+            assert!(report.layers.iter().all(|layer| layer.fallback.is_none()), "{line}");
+            let mut files: Vec<_> = std::fs::read_dir(&out).unwrap().map(|f| f.unwrap()).collect();
+            files.retain(|file| file.file_name().to_string_lossy().ends_with(".safetensors"));
+            files.sort_by_key(std::fs::DirEntry::file_name);
+            files.iter().map(|file| std::fs::read(file.path()).unwrap()).collect::<Vec<_>>()
+        };
+        let found = weights(None, SEED);
+        let others = own.iter().map(|(name, of)| (name.clone(), of.mapv(|g| (g * 1e3).cos())));
+        assert!(found != weights(Some(Own(supply, others.collect())), SEED), "{line}: they decide");
+        assert!(found == weights(Some(Own(supply, own)), SEED), "{line}: they are those of a pass");
+        assert_eq!(found == weights(None, SEED + 1), labels == Labels::Next, "{line}: the seed");
+    }
+}
+
 /// Stops a run behind the first block that was judged.
-struct Stop(std::sync::Arc<std::sync::atomic::AtomicBool>);
+struct Stop(Arc<std::sync::atomic::AtomicBool>);
 
 impl Progress for Stop {
     fn event(&mut self, event: Event<'_>) {
@@ -263,7 +344,7 @@ fn recipes_go_on_behind_it_and_are_taken_up_again() {
         let shape = after.config().shape(0);
         let experts = after.layout(false).blocks[0].experts.clone().unwrap().count;
         assert_eq!(shape.expert_widths.len(), experts, "{name}: {shape:?}");
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let mut tells = Stop(stop.clone());
         let stopped = compressor(line, &folder).unwrap().with_progress(&mut tells);
         let stopped = stopped.with_cancel(stop).run(&source, &parts).unwrap_err();

@@ -1,6 +1,7 @@
 //! CAMERA (Xu, Han, Zhang et al.: "CAMERA: Multi-Matrix Joint Compression for MoE Models via Micro-Expert Redundancy
 //! Analysis", 2025).
 
+use tensorpress_tensor::ndarray::Axis;
 use tensorpress_tensor::stage::{Keys, Row, WeightPart};
 use tensorpress_tensor::{Error, Result, Usable};
 
@@ -52,9 +53,8 @@ impl MicroScore for Energy {
             return Ok(Usable::Yes(vec![0.0; expert.width()]));
         }
         let down = expert.weight(expert.down())?;
-        let columns = down.columns().into_iter().zip(seen);
-        let scores = columns.map(|(column, seen)| {
-            let length: f64 = column.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
+        let lengths = down.mapv(|w| f64::from(w) * f64::from(w)).sum_axis(Axis(0));
+        let scores = lengths.iter().zip(seen).map(|(length, seen)| {
             ((1.0 - self.peak) * seen.weighted + self.peak * seen.peak * seen.peak) * length
         });
         Ok(Usable::Yes(scores.collect()))

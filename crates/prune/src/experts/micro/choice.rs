@@ -1,5 +1,7 @@
 //! How many micro-experts each expert keeps.
 
+use std::cmp::Ordering;
+
 use crate::pattern::count;
 
 /// Who competes with whom: of those the lowest scores go.
@@ -87,8 +89,9 @@ impl Choice {
         }
         for pool in pools {
             let number = pool.iter().map(|(b, e)| blocks[*b].scores[*e].len()).sum();
-            for (block, expert) in lowest(blocks, &pool, count(number, sparsity)) {
-                widths[block][expert] -= 1;
+            let lost = lowest(blocks, &pool, count(number, sparsity));
+            for ((block, expert), lost) in pool.into_iter().zip(lost) {
+                widths[block][expert] -= lost;
             }
         }
         for (widths, block) in widths.iter_mut().zip(blocks).filter(|(_, block)| block.even) {
@@ -100,16 +103,31 @@ impl Choice {
     }
 }
 
-/// The experts of so many lowest scores, each as often as it loses one; the best of each is not among them.
-fn lowest(blocks: &[Rival], pool: &[(usize, usize)], gone: usize) -> Vec<(usize, usize)> {
-    let mut rivals = Vec::new();
-    for at in pool {
-        let scores = &blocks[at.0].scores[at.1];
-        let order = best(scores, scores.len());
-        rivals.extend(order.iter().skip(1).map(|channel| (scores[*channel], *at, *channel)));
+/// How many of so many lowest scores each expert of a pool has; the best of each is not among them. Models have tens of
+/// millions of scores: none is held but once, and they are not sorted.
+fn lowest(blocks: &[Rival], pool: &[(usize, usize)], gone: usize) -> Vec<usize> {
+    let rivals = |(block, expert): &(usize, usize)| {
+        let scores = &blocks[*block].scores[*expert];
+        let stays = (0..scores.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+        let others = scores.iter().enumerate().filter(move |(at, _)| Some(*at) != stays);
+        others.map(|(_, score)| *score)
+    };
+    let mut all: Vec<f64> = pool.iter().flat_map(rivals).collect();
+    let gone = gone.min(all.len());
+    if gone == 0 {
+        return vec![0; pool.len()];
     }
-    rivals.sort_by(|a, b| a.0.total_cmp(&b.0).then((b.1, b.2).cmp(&(a.1, a.2))));
-    rivals.into_iter().take(gone).map(|(_, at, _)| at).collect()
+    let last = *all.select_nth_unstable_by(gone - 1, f64::total_cmp).1;
+    let count = |at, which| rivals(at).filter(|score| score.total_cmp(&last) == which).count();
+    let mut numbers: Vec<usize> = pool.iter().map(|at| count(at, Ordering::Less)).collect();
+    // Of those that equal the last, the later ones.
+    let mut left = gone - numbers.iter().sum::<usize>();
+    for (number, at) in numbers.iter_mut().zip(pool).rev() {
+        let equal = count(at, Ordering::Equal).min(left);
+        *number += equal;
+        left -= equal;
+    }
+    numbers
 }
 
 /// So many of the best, the best first; of equal ones the first.

@@ -20,12 +20,12 @@ const COLUMNS: usize = 256;
 
 /// wᵀ G w of every column.
 fn forms(gradients: &Array2<f32>, down: &Array2<f32>) -> Vec<f64> {
-    if gradients.nrows() == 1 {
-        let of = gradients.row(0);
-        let form = |(w, g): (&f32, &f32)| f64::from(*g) * f64::from(*w) * f64::from(*w);
-        return down.columns().into_iter().map(|w| w.iter().zip(of).map(form).sum()).collect();
-    }
+    let diagonal = gradients.nrows() == 1 && down.nrows() != 1;
     let gradients = gradients.mapv(f64::from);
+    if diagonal {
+        let squares = down.mapv(|w| f64::from(w) * f64::from(w));
+        return gradients.row(0).dot(&squares).to_vec();
+    }
     let mut forms = Vec::with_capacity(down.ncols());
     for first in (0..down.ncols()).step_by(COLUMNS) {
         let last = (first + COLUMNS).min(down.ncols());

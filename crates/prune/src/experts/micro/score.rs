@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::Array2;
+use tensorpress_tensor::ndarray::{Array2, Axis};
 use tensorpress_tensor::rewrite::{BlockView, LinearSpec, Role};
 use tensorpress_tensor::stage::Keys;
 use tensorpress_tensor::stats::{ChannelSeen, Needs, Supply};
@@ -108,17 +108,10 @@ impl<'a> OneExpert<'a> {
     /// Adds `f` of every entry of a matrix to the sum of its micro-expert.
     pub fn add_up(&self, spec: &LinearSpec, of: &Array2<f64>, sums: &mut [f64]) {
         let experts = self.block.layout().experts.as_ref();
+        let lines = of.sum_axis(Axis(if spec.role == Role::Down { 0 } else { 1 }));
         for (channel, sum) in sums.iter_mut().enumerate() {
-            let places = match experts {
-                Some(experts) => experts.places(spec, &[channel]),
-                None => vec![channel],
-            };
-            for place in places {
-                *sum += match spec.role {
-                    Role::Down => of.column(place).sum(),
-                    _ => of.row(place).sum(),
-                };
-            }
+            let places = experts.map(|experts| experts.places(spec, &[channel]));
+            *sum += places.into_iter().flatten().map(|place| lines[place]).sum::<f64>();
         }
     }
 
