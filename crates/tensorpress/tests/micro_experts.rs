@@ -372,6 +372,68 @@ fn what_has_no_experts_is_refused() {
     }
 }
 
+/// A folder whose experts differ in width is read as it says, and refused where it says what is not so; what has no words for
+/// it does not get it.
+#[test]
+fn a_config_that_lies_is_refused() {
+    let Some(folder) = folder("mixtral") else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let (source, out) = (open_model(&folder).unwrap(), parent.path().join("out"));
+    let _ = compressor("camera(sparsity=0.4)", &folder).unwrap().run(&source, &out).unwrap();
+    let path = out.join("config.json");
+    let fine: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let widths = fine["quantization_config"]["blocks"][0]["expert_widths"].clone();
+    let mut wider = widths.clone();
+    wider[0] = serde_json::json!(widths[0].as_u64().unwrap() + 1);
+    let open = |key: &str, value: serde_json::Value| {
+        let mut config = fine.clone();
+        config["quantization_config"]["blocks"][0][key] = value;
+        std::fs::write(&path, config.to_string()).unwrap();
+        open_model(&out).and_then(|model| model.decoder().map(drop))
+    };
+    open("expert_widths", widths).unwrap();
+    for (key, value, says) in [
+        ("expert_widths", serde_json::json!([3, 3]), "one for each of 6 experts"),
+        ("expert_widths", serde_json::json!([0, 1, 1, 1, 1, 1]), "one for each of 6 experts"),
+        ("expert_widths", serde_json::json!([1_u64 << 60, 1, 1, 1, 1, 1]), "one for each"),
+        ("expert_widths", serde_json::json!("wide"), "expert_widths"),
+        ("expert_widths", serde_json::json!([-1]), "expert_widths"),
+        ("expert_widths", wider, "implies"),
+        ("num_experts_per_tok", serde_json::json!(3), "allowed are 1 to 2"),
+        ("num_experts_per_tok", serde_json::json!(-1), "num_experts_per_tok"),
+    ] {
+        let error = open(key, value.clone()).unwrap_err();
+        assert!(error.to_string().contains(says), "{key}: {value}: {error}");
+    }
+    open("num_experts_per_tok", serde_json::json!(1)).unwrap();
+}
+
+/// Formats that have no words for experts of different widths do not get them.
+#[cfg(feature = "formats")]
+#[test]
+fn what_others_cannot_read_is_not_written() {
+    let Some(folder) = folder("mixtral") else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let (source, out) = (open_model(&folder).unwrap(), parent.path().join("out"));
+    let _ = compressor("camera(sparsity=0.4)", &folder).unwrap().run(&source, &out).unwrap();
+    let after = open_model(&out).unwrap();
+    for to in ["gguf", "safetensors", "gptq", "tensorpress"] {
+        let job = tensorpress::pipeline::Convert::new(to.parse().unwrap());
+        let written = parent.path().join(to);
+        match job.run(&after, &written) {
+            Ok(_) => {
+                assert_eq!(to, "tensorpress");
+                assert_eq!(hidden(&open_model(&written).unwrap()), hidden(&after));
+            }
+            Err(error) => {
+                assert_ne!(to, "tensorpress", "{error}");
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{to}: {error}");
+                assert!(error.to_string().contains("shapes"), "{to}: {error}");
+            }
+        }
+    }
+}
+
 /// On a mixture that was trained: each loses less than channels drawn at random; CAMERA and HEAPr by far, and less than whole
 /// experts by REAP. (Where training ended, sums of weights times gradients are small and say little.)
 #[test]
