@@ -224,7 +224,7 @@ fn show(args: &Compress, result: &Result) -> Outcome {
         let head = ["block", "heads", "for keys and values", "feed-forward"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(report.blocks.iter().map(|block| {
-            let (was, is) = (block.before, block.after);
+            let (was, is) = (&block.before, &block.after);
             let change = |was: usize, is: usize| format!("{was} -> {is}");
             vec![
                 block.block.to_string(),

@@ -26,21 +26,20 @@ pub trait Observer {
         let _ = routing;
     }
 
-    /// Whether [`Observer::expert`] is to be called.
+    /// Whether [`Observer::sent`] and [`Observer::expert`] are to be called.
     fn watches_experts(&self) -> bool {
         false
     }
 
-    /// Sees what an expert makes of the tokens that go to it, `[tokens, hidden]`, and the factors that the router gave it;
-    /// `weighed`: these were put on what it read, and are in what it made.
-    fn expert(
-        &mut self,
-        index: usize,
-        factors: &[f32],
-        weighed: bool,
-        outputs: ArrayView2<'_, f32>,
-    ) {
-        let _ = (index, factors, weighed, outputs);
+    /// Tokens go through an expert now, with the factors that the router gave it; `weighed`: these were put on what it
+    /// reads, and are in all it makes of that.
+    fn sent(&mut self, index: usize, factors: &[f32], weighed: bool) {
+        let _ = (index, factors, weighed);
+    }
+
+    /// Sees what an expert makes of the tokens that were sent to it, `[tokens, hidden]`.
+    fn expert(&mut self, index: usize, outputs: ArrayView2<'_, f32>) {
+        let _ = (index, outputs);
     }
 
     /// Which experts the tokens of the input before it are to go to, if not where the router sends them.

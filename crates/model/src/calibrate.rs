@@ -47,6 +47,8 @@ pub struct Collecting {
     collectors: BTreeMap<SharedInput, Collector>,
     channels: BTreeMap<SharedInput, usize>,
     experts: Option<ExpertActivity>,
+    /// The expert that tokens go through, their factors, and whether these are on what it reads.
+    sent: (usize, Vec<f32>, bool),
     par: Par,
 }
 
@@ -60,7 +62,7 @@ impl Collecting {
         let collectors = wanted
             .map(|(input, channels)| (*input, Collector::new(*channels, needs(*input), seed)))
             .collect();
-        Self { collectors, channels, experts: None, par }
+        Self { collectors, channels, experts: None, sent: (0, Vec::new(), false), par }
     }
 
     /// Watches so many experts too.
@@ -92,6 +94,11 @@ impl Observer for Collecting {
         if let Some(collector) = self.collectors.get_mut(&input) {
             collector.update(x, self.par);
         }
+        if let (Some(experts), SharedInput::ExpertOutput(index)) = (&mut self.experts, input) {
+            let (sent, factors, weighed) = &self.sent;
+            debug_assert_eq!(*sent, index, "the expert that tokens were sent to");
+            experts.inside(index, factors, *weighed, x);
+        }
         Ok(ControlFlow::Continue(()))
     }
 
@@ -105,15 +112,14 @@ impl Observer for Collecting {
         self.experts.is_some()
     }
 
-    fn expert(
-        &mut self,
-        index: usize,
-        factors: &[f32],
-        weighed: bool,
-        outputs: ArrayView2<'_, f32>,
-    ) {
+    fn sent(&mut self, index: usize, factors: &[f32], weighed: bool) {
+        self.sent = (index, factors.to_vec(), weighed);
+    }
+
+    fn expert(&mut self, index: usize, outputs: ArrayView2<'_, f32>) {
         if let Some(experts) = &mut self.experts {
-            experts.made(index, factors, weighed, outputs);
+            let (_, factors, weighed) = &self.sent;
+            experts.made(index, factors, *weighed, outputs);
         }
     }
 }

@@ -245,7 +245,7 @@ fn left(stun: &Stun, distances: &Array2<f64>, products: &Array2<f64>, left: usiz
     let judgement = Judgement::new()
         .with_values("distances", &flat(distances))
         .with_values("products", &flat(products));
-    let stun = stun.with_sparsity((5 - left) as f64 / 5.0 + 1e-6);
+    let stun = stun.with_mean(0).with_sparsity((5 - left) as f64 / 5.0 + 1e-6);
     let decisions = stun.settle(&model, &[judgement]).expect("decisions");
     decisions[0].kept("experts").expect("some").to_vec()
 }
@@ -268,4 +268,85 @@ fn of_experts_whose_rows_are_near_one_stays() {
     (often[[2, 4]], often[[4, 2]]) = (9.0, 9.0);
     let distances = stun.with_together(2.0).distances(rows.view(), often.view());
     assert_eq!(left(&stun, &distances, &products, 4), [0, 1, 2, 3], "2 and 4 are one");
+}
+
+/// Where few clusters are left, the mean of a cluster takes its place, and that of its rows: of all others, and where there
+/// are enough, an expert stays as it is.
+#[test]
+fn few_clusters_keep_their_mean() {
+    let (block, model) = layout();
+    let tensors = tensors();
+    let view = BlockView::new(&block, &tensors);
+    let decided = |mean: usize| {
+        let stun = Stun::default().with_mean(mean);
+        let judgement = stun.judge(&model, &view).expect("a judgement");
+        let decisions = stun.settle(&model, std::slice::from_ref(&judgement)).expect("decisions");
+        (stun.edit(&model, &view, &judgement, &decisions[0]).expect("an edit"), decisions)
+    };
+    let (one, decisions) = decided(3);
+    assert!(decisions[0].kept("clusters").is_err());
+    assert!(!one.changes().values().any(|change| matches!(change, Change::New(_))), "three stay");
+    let (edit, decisions) = decided(4);
+    // 1 and 3 have like rows.
+    let of = decisions[0].kept("clusters").expect("clusters");
+    assert!(of[0] == 0 && of[2] == 2 && of[1] == of[3], "{of:?}");
+    assert_eq!(edit.shape().map(|shape| shape.experts), Some(3));
+    // In the order of the experts that stay.
+    let order: Vec<Vec<usize>> = if of[1] == 1 {
+        vec![vec![0], vec![1, 3], vec![2]]
+    } else {
+        vec![vec![0], vec![2], vec![1, 3]]
+    };
+    let read = |name: &str| tensors[name].to_matrix().expect("floats").mapv(f64::from);
+    let new = |name: &str| match &edit.changes()[name] {
+        Change::New(tensor) => tensor.to_matrix().expect("floats").mapv(f64::from),
+        other => panic!("{name}: {other:?}"),
+    };
+    let router = (read("l.0.router.weight"), new("l.0.router.weight"));
+    assert_eq!(router.1.dim(), (3, 4));
+    for (at, members) in order.iter().enumerate() {
+        let share = 1.0 / members.len() as f64;
+        for what in ["up", "down"] {
+            let name = |index: usize| format!("l.0.e.{index}.{what}.weight");
+            let sum = members.iter().map(|index| read(&name(*index)));
+            let mean = sum.reduce(|a, b| a + b).expect("members") * share;
+            let apart = (new(&name(at)) - mean).fold(0.0_f64, |most, d| most.max(d.abs()));
+            assert!(apart < 1e-6, "{what} of {at}: {apart}");
+        }
+        for channel in 0..4 {
+            let mean = members.iter().map(|index| router.0[[*index, channel]]).sum::<f64>() * share;
+            assert!((router.1[[at, channel]] - mean).abs() < 1e-6);
+        }
+    }
+    assert!(matches!(&edit.changes()["l.0.e.3.up.weight"], Change::Gone));
+}
+
+/// A token goes to fewer experts in the proportion in which these stay, rounded up; REAP leaves it at as many.
+#[test]
+fn collaborative_lowers_how_many_experts_a_token_goes_to() {
+    let (block, model) = layout();
+    let mut many = block.clone();
+    many.experts = many.experts.map(|mut experts| {
+        experts.chosen = 2;
+        experts
+    });
+    let tensors = tensors();
+    let view = BlockView::new(&many, &tensors);
+    let chosen = |rewrite: &dyn Rewrite| {
+        let judgement = rewrite.judge(&model, &view).expect("a judgement");
+        let decisions =
+            rewrite.settle(&model, std::slice::from_ref(&judgement)).expect("decisions");
+        let edit = rewrite.edit(&model, &view, &judgement, &decisions[0]).expect("an edit");
+        let shape = edit.shape().expect("a shape").clone();
+        (shape.experts, shape.chosen)
+    };
+    let by = |sparsity: f64| DropExperts::<Collaborative>::default().with_sparsity(sparsity);
+    assert_eq!(chosen(&by(0.5)), (2, 1), "half of two");
+    assert_eq!(chosen(&by(0.25)), (3, 0), "three quarters of two, rounded up, are two");
+    let kept = by(0.5).with_score(Collaborative::default().with_fewer(false));
+    assert_eq!(chosen(&kept), (2, 0));
+    assert_eq!(chosen(&DropExperts::<Reap>::default().with_sparsity(0.5)), (2, 0));
+    // DeepSeek-V3: of 256 experts 192 stay, and of eight a token goes to six.
+    assert_eq!(Collaborative::default().chosen(8, 192, 256), 6);
+    assert_eq!(Collaborative::default().chosen(1, 1, 64), 1);
 }

@@ -130,7 +130,7 @@ fn every_tensor_is_cut_alike() {
         .with_kept("channels", vec![1]);
     let view = BlockView::new(layout, &tensors);
     let edit = rewrite.edit(&model, &view, &Default::default(), &decision).unwrap();
-    assert_eq!(edit.shape(), Some(BlockShape::new(0, 0, 2).with_scan(2, 2)));
+    assert_eq!(edit.shape(), Some(&BlockShape::new(0, 0, 2).with_scan(2, 2)));
     let kept = |name: &str| match &edit.changes()[name] {
         Change::Rows(kept) | Change::Columns(kept) => kept.clone(),
         other => panic!("{other:?}"),

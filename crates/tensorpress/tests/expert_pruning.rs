@@ -9,8 +9,8 @@ use tensorpress::model::{Observer, Routing, compare};
 use tensorpress::pipeline::{CalibrationText, Event, Progress};
 use tensorpress::prelude::*;
 use tensorpress::tensor::linalg::SplitMix;
-use tensorpress::tensor::ndarray::{Array2, ArrayView2, ArrayViewMut2};
-use tensorpress::tensor::rewrite::{BlockLayout, Edit, Expert, SharedInput};
+use tensorpress::tensor::ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use tensorpress::tensor::rewrite::{BlockLayout, Edit, Expert, ModelLayout, Role, SharedInput};
 use tensorpress::tensor::{Scratch, Tensor};
 use tensorpress::{ErrorKind, Result};
 use tensorpress_tensor::testing::data;
@@ -63,7 +63,10 @@ fn experts_go_and_a_plain_model_is_left() {
         let Some(folder) = folder(name) else { continue };
         let source = open_model(&folder).unwrap();
         for stage in STAGES {
-            let line = format!("{stage}(sparsity={sparsity})");
+            let line = match stage {
+                "stun" => format!("{stage}(sparsity={sparsity}, mean=0)"),
+                _ => format!("{stage}(sparsity={sparsity})"),
+            };
             let run = compressor(&line, &folder).unwrap().with_force(true);
             let report = run.run(&source, &out).unwrap_or_else(|e| panic!("{name}, {line}: {e}"));
             let after = open_model(&out).unwrap();
@@ -81,7 +84,11 @@ fn experts_go_and_a_plain_model_is_left() {
                     source.checkpoint().tensor(name).unwrap().to_matrix().unwrap()
                 };
                 let now = layout.blocks[block].experts.as_ref().unwrap();
-                assert_eq!((now.count, now.chosen), (kept.len(), of.chosen));
+                let chosen = match stage {
+                    "collaborative" => (of.chosen * kept.len()).div_ceil(of.count),
+                    _ => of.chosen,
+                };
+                assert_eq!((now.count, now.chosen), (kept.len(), chosen));
                 let (old, new) = (rows(&source, &of.router), rows(&after, &now.router));
                 for (at, expert) in kept.iter().enumerate() {
                     assert_eq!(new.row(at), old.row(*expert), "{name}: {}", of.router);
@@ -192,6 +199,69 @@ fn the_smaller_model_is_the_masked_one() {
                 apart(&small, &masked)
             );
             assert!(apart(&small, &whole) > 1e-3, "{name}, block {block}: nothing went");
+        }
+    }
+}
+
+/// One pair of experts of each block becomes one: rows of the router, biases and matrices are the mean of the pair's, all
+/// others are as they were.
+#[test]
+fn means_of_clusters_stay_where_these_are_few() {
+    let parent = tempfile::tempdir().unwrap();
+    let out = parent.path().join("out");
+    for (name, sparsity) in
+        [("mixtral", 0.17), ("qwen3-moe", 0.13), ("gpt-oss", 0.17), ("llama4-text", 0.25)]
+    {
+        let Some(folder) = folder(name) else { continue };
+        let source = open_model(&folder).unwrap();
+        let line = format!("stun(sparsity={sparsity}, mean=100)");
+        let _ = compressor(&line, &folder).unwrap().with_force(true).run(&source, &out).unwrap();
+        let after = open_model(&out).unwrap();
+        let layouts = [source.layout(true), after.layout(true)];
+        for block in 0..source.blocks() {
+            let Some(of) = layouts[0].blocks[block].experts.clone() else { continue };
+            let now = layouts[1].blocks[block].experts.clone().unwrap();
+            assert_eq!(now.count, of.count - 1, "{name}");
+            let router = |source: &Source, name: &str| {
+                source.checkpoint().tensor(name).unwrap().to_matrix().unwrap()
+            };
+            let (old, new) = (router(&source, &of.router), router(&after, &now.router));
+            // As near as the stored type can come.
+            let half = source.checkpoint().dtype(&of.router).unwrap().size() == 2;
+            let within = if half { 4e-3 } else { 1e-6 };
+            let mean = |members: &[usize], part: &dyn Fn(usize) -> Array2<f32>| {
+                let sum = members.iter().map(|index| part(*index)).reduce(|a, b| a + b);
+                sum.unwrap() / members.len() as f32
+            };
+            let apart = |a: &Array2<f32>, b: &Array2<f32>| {
+                (a - b).iter().fold(0.0_f32, |most, d| most.max(d.abs()))
+            };
+            let row = |of: &Array2<f32>, at: usize| of.row(at).to_owned().insert_axis(Axis(0));
+            let pairs = (0..of.count).flat_map(|a| (a + 1..of.count).map(move |b| vec![a, b]));
+            let candidates: Vec<Vec<usize>> =
+                (0..of.count).map(|one| vec![one]).chain(pairs).collect();
+            let mut pair = None;
+            for at in 0..now.count {
+                let from = |members: &Vec<usize>| {
+                    apart(&row(&new, at), &mean(members, &|index| row(&old, index)))
+                };
+                let nearest = |a: &&Vec<usize>, b: &&Vec<usize>| from(a).total_cmp(&from(b));
+                let members = candidates.iter().min_by(nearest).expect("some");
+                assert!(from(members) < within, "{name}, block {block}: row {at} is no mean");
+                if members.len() == 2 {
+                    assert!(pair.replace(members.clone()).is_none(), "one pair");
+                }
+                for role in [Role::Down, Role::Gate, Role::GateUp] {
+                    let matrix = |source: &Source, layout: &ModelLayout, index: usize| {
+                        let spec = layout.blocks[block].of_expert(index).find(|s| s.role == role);
+                        Some(source.stored(spec?).unwrap().to_matrix().unwrap())
+                    };
+                    let Some(is) = matrix(&after, &layouts[1], at) else { continue };
+                    let was = mean(members, &|index| matrix(&source, &layouts[0], index).unwrap());
+                    assert!(apart(&is, &was) < within, "{name}, block {block}: {role:?} of {at}");
+                }
+            }
+            assert!(pair.is_some(), "{name}, block {block}: none was averaged");
         }
     }
 }

@@ -165,9 +165,10 @@ proptest! {
         let sayable = |known: &[&str]| !uniform || known.contains(&kind);
         let statistics = inputs(&large);
         for (block, ([queries, channels], x)) in kept.iter().zip(&statistics).enumerate() {
-            let shape = report.blocks[block];
+            let shape = &report.blocks[block];
             let config = small.config().shape(block);
-            prop_assert_eq!((shape.after, config.intermediate), (config, channels.len()));
+            prop_assert_eq!(&shape.after, &config);
+            prop_assert_eq!(config.intermediate, channels.len());
             let name = |part: &str| format!("model.layers.{block}.{part}");
             // Channels: those a slow reference scores highest.
             let scores = weighted_variance(&x[1], &matrix(&large, &name("mlp.down_proj.weight")));

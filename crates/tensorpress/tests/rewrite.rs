@@ -81,7 +81,7 @@ fn rewrites_keep_their_order_and_see_what_is_left() {
     let _ = compress(dropped, &uneven, &out).unwrap();
     assert!(folder_bytes(&out) == folder_bytes(&folder.path().join("at once")));
     let kept: Vec<_> =
-        report.blocks.iter().filter(|b| b.after.heads > 0).map(|b| b.after).collect();
+        report.blocks.iter().filter(|b| b.after.heads > 0).map(|b| b.after.clone()).collect();
     let shapes: Vec<_> = (0..2).map(|block| at_once.config().shape(block)).collect();
     assert_eq!(shapes, kept);
     assert!(at_once.decoder().is_ok());

@@ -115,8 +115,8 @@ fn deepseek(draft: &Draft<'_>, three: bool) -> Result<Plan> {
         if let Some(groups) = groups.filter(|groups| !counts.0.is_multiple_of(groups.of)) {
             return Err(keys.bad(format!("`n_group` = {} for {} experts", groups.of, counts.0)));
         }
-        let mut moe = draft.mixture(&prefix, counts, inner, false);
-        moe.rule = rule;
+        let mut moe = draft.mixture(block, &prefix, counts, inner, false);
+        moe.rule = Rule { chosen: counts.1, ..rule };
         moe.correction = three.then(|| format!("{prefix}gate.e_score_correction_bias"));
         moe.shared = shared.map(|count| {
             let shared = format!("{prefix}shared_experts.");

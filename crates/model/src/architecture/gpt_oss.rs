@@ -61,11 +61,12 @@ fn gpt_oss(draft: &Draft<'_>) -> Result<Plan> {
         }
         let (hidden, inner) = (draft.config.hidden, draft.config.shape(block).intermediate);
         let counts = draft.experts_of(block, counts)?;
-        let mut moe = draft.mixture(&format!("{prefix}mlp."), counts, inner, false);
+        let mut moe = draft.mixture(block, &format!("{prefix}mlp."), counts, inner, false);
         moe.router = draft.router(&format!("{prefix}mlp.router"), counts.0).with_bias(true);
-        moe.rule = rule;
+        moe.rule = Rule { chosen: counts.1, ..rule };
         let names = ["gate_up_proj", "down_proj"].map(|n| format!("{prefix}mlp.experts.{n}"));
         let expert = |index| {
+            let inner = draft.expert_width(block, index, inner);
             let linear = |role, name: &String, shape| {
                 stacked(role, name, Some(&format!("{name}_bias")), shape, index)
             };

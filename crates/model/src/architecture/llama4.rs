@@ -61,13 +61,14 @@ fn llama4(draft: &Draft<'_>) -> Result<Plan> {
         }
         let inner = config.shape(block).intermediate;
         let counts = draft.experts_of(block, counts)?;
-        let mut moe = draft.mixture(&prefix, counts, inner, false);
+        let mut moe = draft.mixture(block, &prefix, counts, inner, false);
         moe.router = draft.router(&format!("{prefix}router"), counts.0);
         moe.rule = Rule { score: Score::Sigmoid, ..moe.rule };
         moe.weighs_input = true;
         let shared = format!("{prefix}shared_expert.");
         moe.shared = Some((draft.gated_in(&shared, inner, Some(Expert::Shared)), None));
         let expert = |index| {
+            let inner = draft.expert_width(block, index, inner);
             let linear = |role, name: &str, shape| {
                 stacked(role, &format!("{prefix}experts.{name}"), None, shape, index)
             };

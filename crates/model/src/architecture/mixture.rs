@@ -7,6 +7,7 @@ use super::llama::{head_norms, qwen_windows, qwen3_biases};
 use super::olmo::wide_norms;
 use super::plan::{BlockPlan, MixerPlan, MoePlan, Plan, Rule, Score};
 use super::row::{Draft, Row, everywhere};
+use crate::config::MAX_SIZE;
 
 pub(super) const ROWS: &[Row] = &[
     Row { kinds: &["mixtral"], windows: everywhere, eps: 1e-5, plan: mixtral, ..Row::DECODER },
@@ -43,13 +44,38 @@ impl Draft<'_> {
         block: usize,
         (experts, chosen): (usize, usize),
     ) -> Result<(usize, usize)> {
-        match self.config.shape(block).experts {
-            0 => Ok((experts, chosen)),
-            own if (chosen..=experts).contains(&own) => Ok((own, chosen)),
-            own => Err(self.keys.bad(format!(
-                "block {block} has {own} experts: allowed are {chosen} (a token goes to) to {experts}"
-            ))),
+        let shape = self.config.shape(block);
+        let chosen = match shape.chosen {
+            0 => chosen,
+            own if own <= chosen => own,
+            own => {
+                return Err(self.keys.bad(format!(
+                    "a token goes to {own} experts of block {block}: allowed are 1 to {chosen}"
+                )));
+            }
+        };
+        let experts = match shape.experts {
+            0 => experts,
+            own if (chosen..=experts).contains(&own) => own,
+            own => {
+                return Err(self.keys.bad(format!(
+                    "block {block} has {own} experts: allowed are {chosen} (a token goes to) to {experts}"
+                )));
+            }
+        };
+        let widths = &shape.expert_widths;
+        let sized = widths.iter().all(|width| (1..=MAX_SIZE).contains(width));
+        if !widths.is_empty() && (widths.len() != experts || !sized) {
+            return Err(self.keys.bad(format!(
+                "`expert_widths` of block {block}: allowed is one for each of {experts} experts, 1 to {MAX_SIZE}"
+            )));
         }
+        Ok((experts, chosen))
+    }
+
+    /// How wide an expert of a block is, where the config says `inner`.
+    pub(super) fn expert_width(&self, block: usize, index: usize, inner: usize) -> usize {
+        self.config.shape(block).expert_widths.get(index).copied().unwrap_or(inner)
     }
 
     /// The matrix that scores experts.
@@ -57,15 +83,17 @@ impl Draft<'_> {
         LinearSpec::new(Role::Router, format!("{name}.weight"), [experts, self.config.hidden])
     }
 
-    /// A mixture of experts named `PREFIXexperts.N.`, gated as usual.
+    /// A mixture of experts of a block named `PREFIXexperts.N.`, gated as usual.
     pub(super) fn mixture(
         &self,
+        block: usize,
         prefix: &str,
         (experts, chosen): (usize, usize),
         inner: usize,
         renormalised: bool,
     ) -> MoePlan {
         let expert = |index| {
+            let inner = self.expert_width(block, index, inner);
             self.gated_in(&format!("{prefix}experts.{index}."), inner, Some(Expert::Routed(index)))
         };
         MoePlan {
@@ -86,9 +114,10 @@ fn mixtral(draft: &Draft<'_>) -> Result<Plan> {
         let prefix = format!("{prefix}block_sparse_moe.");
         let inner = draft.config.shape(block).intermediate;
         let counts = draft.experts_of(block, counts)?;
-        let mut moe = draft.mixture(&prefix, counts, inner, true);
+        let mut moe = draft.mixture(block, &prefix, counts, inner, true);
         for (index, expert) in moe.experts.iter_mut().enumerate() {
             let names = ["w1", "w3", "w2"].map(|n| format!("{prefix}experts.{index}.{n}.weight"));
+            let inner = draft.expert_width(block, index, inner);
             *expert = draft.gated_of(names, inner, Some(Expert::Routed(index)));
         }
         plan.parts[1].mixer = MixerPlan::Moe(Box::new(moe));
@@ -116,7 +145,7 @@ fn qwen(draft: &Draft<'_>, three: bool) -> Result<Plan> {
         }
         let prefix = format!("{prefix}mlp.");
         let counts = draft.experts_of(block, counts)?;
-        let mut moe = draft.mixture(&prefix, counts, inner, renormalised);
+        let mut moe = draft.mixture(block, &prefix, counts, inner, renormalised);
         if !three {
             let width = keys.size("shared_expert_intermediate_size", 1 << 28)?;
             let shared = format!("{prefix}shared_expert.");
@@ -142,7 +171,7 @@ fn olmoe(draft: &Draft<'_>) -> Result<Plan> {
         let inner = draft.config.shape(block).intermediate;
         let prefix = format!("{}mlp.", draft.prefix(block));
         let counts = draft.experts_of(block, counts)?;
-        let moe = draft.mixture(&prefix, counts, inner, renormalised);
+        let moe = draft.mixture(block, &prefix, counts, inner, renormalised);
         plan.parts[1].mixer = MixerPlan::Moe(Box::new(moe));
         Ok::<BlockPlan, _>(plan)
     })

@@ -321,7 +321,7 @@ impl Config {
         }
         let Self { heads, kv_heads, intermediate, .. } = *self;
         let all = BlockShape::new(heads, kv_heads, intermediate);
-        self.shapes.as_ref().map_or(all, |shapes| shapes[block])
+        self.shapes.as_ref().map_or(all, |shapes| shapes[block].clone())
     }
 }
 

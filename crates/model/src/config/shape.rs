@@ -10,8 +10,10 @@ const HEADS: [&str; 4] = ["num_attention_heads", "n_head", "n_heads", "num_heads
 const WIDTH: [&str; 6] =
     ["intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim", "d_ff"];
 
-/// The experts of a block that has a number of its own.
+/// The experts of a block that has a number of its own, to how many of them a token goes, and how wide they are.
 pub(crate) const EXPERTS: &str = "num_experts";
+pub(crate) const CHOSEN: &str = "num_experts_per_tok";
+const EXPERT_WIDTHS: &str = "expert_widths";
 
 /// Reads the keys that every `config.json` has.
 pub(super) fn read(keys: &Keys<'_>, row: &Row, hidden: usize) -> Result<BlockShape> {
@@ -51,20 +53,28 @@ pub(super) fn read_all(
         return Err(keys.bad(message));
     }
     let read = |own: &Keys<'_>| -> Result<BlockShape> {
-        Ok(read(own, row, hidden)?.with_experts(own.or(EXPERTS, 0)?))
+        Ok(read(own, row, hidden)?
+            .with_experts(own.or(EXPERTS, 0)?)
+            .with_chosen(own.or(CHOSEN, 0)?)
+            .with_expert_widths(own.or(EXPERT_WIDTHS, Vec::new())?))
     };
     each.iter().map(read).collect::<Result<_>>().map(Some)
 }
 
 /// The keys as they are written.
-pub(crate) fn to_json(shape: BlockShape) -> Value {
+pub(crate) fn to_json(shape: &BlockShape) -> Value {
     let mut written = json!({
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
         "intermediate_size": shape.intermediate,
     });
-    if shape.experts > 0 {
-        written[EXPERTS] = json!(shape.experts);
+    for (key, number) in [(EXPERTS, shape.experts), (CHOSEN, shape.chosen)] {
+        if number > 0 {
+            written[key] = json!(number);
+        }
+    }
+    if !shape.expert_widths.is_empty() {
+        written[EXPERT_WIDTHS] = json!(shape.expert_widths);
     }
     written
 }

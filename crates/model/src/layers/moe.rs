@@ -106,6 +106,10 @@ impl Moe {
             if observer.input(SharedInput::Expert(index), mine.view())?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
+            if observer.watches_experts() {
+                let factors: Vec<f32> = places.iter().map(|at| routing.factors[*at]).collect();
+                observer.sent(index, &factors, self.weighs_input);
+            }
             let mut made = buffer(scratch, rows.len(), hidden);
             let inner = SharedInput::ExpertOutput(index);
             let target = as_matrix(&mut made, hidden);
@@ -113,9 +117,7 @@ impl Moe {
                 return Ok(ControlFlow::Break(()));
             }
             if observer.watches_experts() {
-                let factors: Vec<f32> = places.iter().map(|at| routing.factors[*at]).collect();
-                let outputs = as_matrix(&mut made, hidden);
-                observer.expert(index, &factors, self.weighs_input, outputs.view());
+                observer.expert(index, as_matrix(&mut made, hidden).view());
             }
             for ((row, at), made) in rows.iter().zip(&places).zip(made.chunks_exact(hidden)) {
                 let factor = if self.weighs_input { 1.0 } else { routing.factors[*at] };

@@ -29,6 +29,12 @@ impl Architecture {
     pub fn has_head_dim(&self) -> bool {
         self.is_decoder()
     }
+
+    /// A `config.json` can say how wide the experts are that a router chooses from, and nothing else by the same key.
+    #[must_use]
+    pub fn has_expert_width(&self) -> bool {
+        matches!(self.name(), "mixtral" | "olmoe" | "qwen2_moe" | "qwen3_moe" | "gpt_oss")
+    }
 }
 
 impl Source {
@@ -63,29 +69,31 @@ impl Source {
             let message = format!("all {} blocks would go: at least one must stay", edits.len());
             return Err(Error::invalid(message));
         }
-        let shape = |b: &usize| edits[*b].shape().unwrap_or(config.shape(*b));
+        let shape = |b: &usize| edits[*b].shape().cloned().unwrap_or_else(|| config.shape(*b));
         let shapes: Vec<BlockShape> = left.iter().map(shape).collect();
-        let edited = left.iter().zip(&shapes).filter(|(block, _)| edits[**block].shape().is_some());
-        for (block, shape) in edited {
-            check(*block, *shape)?;
-        }
+        let mut edited =
+            left.iter().zip(&shapes).filter(|(block, _)| edits[**block].shape().is_some());
+        edited.try_for_each(|(block, shape)| check(*block, shape))?;
         let said = if plain { Some(Said::by_config(self, edits, &shapes)?) } else { None };
         let mut tensors = self.moved(&left);
         for ((new, old), shape) in left.iter().enumerate().zip(&shapes) {
             self.edit_block(*old, new, &edits[*old], &mut tensors)?;
             if let Some(said) = &said {
-                self.imply(said, *old, new, *shape, &mut tensors)?;
+                self.imply(said, *old, new, shape, &mut tensors)?;
             }
         }
         let path = self.folder.clone().unwrap_or_else(|| "model".into());
         let checkpoint = view(&self.checkpoint, tensors, path)?;
         let mut raw = with_blocks(self.raw.clone(), config, &left);
         let any = |which: fn(&BlockShape) -> bool| {
-            config.shapes.is_some() || edits.iter().filter_map(Edit::shape).any(|s| which(&s))
+            config.shapes.is_some() || edits.iter().filter_map(Edit::shape).any(which)
         };
         let shaped = any(|shape| shape.scan_heads == 0);
         raw = match &said {
-            Some(said) => said.write(raw, any(|shape| shape.experts + shape.scan_heads == 0)),
+            Some(said) => {
+                let of_heads = |s: &BlockShape| s.scan_heads == 0 && *s == s.without_experts();
+                said.write(raw, any(of_heads))
+            }
             None if shaped => with_shapes(raw, &shapes),
             None => raw,
         };
@@ -113,7 +121,10 @@ impl Source {
         let of = self.config.shape(block);
         match edit.shape() {
             Some(shape) if shape.scan_heads > 0 => true,
-            Some(shape) => shape.experts > 0 && shape.with_experts(of.experts) == of,
+            Some(shape) => {
+                let own = shape.without_experts();
+                *shape != own && own == of.without_experts()
+            }
             None => edit.changes().is_empty(),
         }
     }
@@ -164,7 +175,10 @@ impl Source {
             let mut to = format!("{}{rest}", self.block_prefix(new));
             let shape = self.checkpoint.shape(name);
             let content = match (change, shape) {
-                (Change::Rows(_) | Change::Columns(_) | Change::Moved(_), None) => continue,
+                (
+                    Change::Rows(_) | Change::Columns(_) | Change::Within { .. } | Change::Moved(_),
+                    None,
+                ) => continue,
                 (Change::Gone, _) => continue,
                 (Change::Moved(name), Some(_)) => {
                     let Some(rest) = name.strip_prefix(&self.block_prefix(old)) else {
@@ -181,6 +195,10 @@ impl Source {
                 (Change::Columns(kept), Some(shape)) => {
                     ascending(kept, shape.last().copied().unwrap_or(0)).in_tensor(name)?;
                     Content::Columns(kept.clone())
+                }
+                (Change::Within { axis, kept }, Some(shape)) => {
+                    within(*axis, kept, shape).in_tensor(name)?;
+                    Content::Within { axis: *axis, kept: kept.clone() }
                 }
                 (Change::Added(values), _) => {
                     let spec = linears.iter().find(|spec| spec.bias == *name);
@@ -218,7 +236,7 @@ impl Source {
         said: &Said,
         old: usize,
         new: usize,
-        shape: BlockShape,
+        shape: &BlockShape,
         tensors: &mut BTreeMap<String, Piece>,
     ) -> Result<()> {
         let dim = self.config.head_dim;
@@ -264,8 +282,8 @@ fn stored(dtype: DType, values: &[f32]) -> Result<Content> {
     Ok(Content::Values { dtype, shape: vec![values.len()], bytes: Bytes::from(bytes) })
 }
 
-fn check(block: usize, shape: BlockShape) -> Result<()> {
-    let BlockShape { heads, kv_heads, intermediate, scan_heads, .. } = shape;
+fn check(block: usize, shape: &BlockShape) -> Result<()> {
+    let BlockShape { heads, kv_heads, intermediate, scan_heads, .. } = *shape;
     if scan_heads > 0 && intermediate > 0 && intermediate % scan_heads == 0 {
         return Ok(());
     }
@@ -276,6 +294,21 @@ fn check(block: usize, shape: BlockShape) -> Result<()> {
         "block {block}: {heads} heads, {kv_heads} for keys and values, {intermediate} channels: allowed are 1 and more, \
          the second a divisor of the first"
     )))
+}
+
+fn within(axis: usize, kept: &[Vec<usize>], shape: &[usize]) -> Result<()> {
+    let (parts, count) = (shape.first().copied(), kept.first().map(Vec::len));
+    if axis == 0 || axis >= shape.len() || parts != Some(kept.len()) {
+        let (lists, all) = (kept.len(), shape.len());
+        return Err(Error::invalid(format!(
+            "{lists} lists along axis {axis} of {shape:?}: allowed are one for each part, along 1 to below {all}"
+        )));
+    }
+    kept.iter().try_for_each(|kept| ascending(kept, shape[axis]))?;
+    if kept.iter().any(|kept| Some(kept.len()) != count) {
+        return Err(Error::invalid("what stays of a stack: allowed are as many of each part"));
+    }
+    Ok(())
 }
 
 fn ascending(kept: &[usize], all: usize) -> Result<()> {

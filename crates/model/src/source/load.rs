@@ -11,7 +11,7 @@ use tensorpress_tensor::{Error, Result};
 use super::tensors::part_of;
 use super::{Source, at};
 use crate::architecture::{
-    EmbeddingPlan, HeadPlan, MixerPlan, PositionsPlan, ScanKind, TransformPlan,
+    EmbeddingPlan, HeadPlan, MixerPlan, MlpKind, MlpPlan, PositionsPlan, ScanKind, TransformPlan,
 };
 use crate::block::Block;
 use crate::config::Config;
@@ -63,7 +63,8 @@ impl Source {
                 .with_scan(self.scan_layout(block))
         };
         let blocks = (0..config.blocks).map(block).collect();
-        let says = Sayable::new(kind.has_head_dim(), kind.has_output_bias(), kind.has_mlp_bias());
+        let says = Sayable::new(kind.has_head_dim(), kind.has_output_bias(), kind.has_mlp_bias())
+            .with_expert_width(kind.has_expert_width());
         // As a sentence has it.
         let mut name = kind.name().to_owned();
         name[..1].make_ascii_uppercase();
@@ -88,12 +89,17 @@ impl Source {
         })?;
         let beside =
             [moe.router.needs_bias.then(|| moe.router.bias.clone()), moe.correction.clone()];
+        let alternating = |expert: &MlpPlan| match expert.kind {
+            MlpKind::Fused { alternating, .. } => alternating,
+            _ => false,
+        };
         let groups =
             moe.rule.groups.map_or((1, 1, 1), |groups| (groups.of, groups.kept, groups.best));
         Some(
             Experts::new(moe.experts.len(), moe.rule.chosen, &moe.router.name)
                 .with_groups(groups.0, groups.1, groups.2)
-                .with_beside(beside.into_iter().flatten().collect::<Vec<_>>()),
+                .with_beside(beside.into_iter().flatten().collect::<Vec<_>>())
+                .with_alternating(moe.experts.first().is_some_and(alternating)),
         )
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tensorpress_tensor::rewrite::{BlockShape, Change, Edit, Role};
+use tensorpress_tensor::rewrite::{BlockShape, Change, Edit, Experts, Role};
 use tensorpress_tensor::{Error, Result};
 
 use super::Source;
@@ -12,11 +12,17 @@ use crate::config::{Config, shape};
 /// What configs call the number of experts that a router chooses from.
 const EXPERTS: [&str; 3] = ["num_experts", "num_local_experts", "n_routed_experts"];
 
+/// What configs call the width of an expert, where that is not the width of any feed-forward network.
+const EXPERT_WIDTH: &str = "moe_intermediate_size";
+
 /// What a plain config says.
 pub(super) struct Said {
     shape: BlockShape,
     /// Experts of a block that has any, if others than before.
     experts: Option<usize>,
+    /// To how many of them a token goes, and how wide they are, where that is another.
+    chosen: Option<usize>,
+    expert_width: Option<usize>,
     /// If the architecture has a key for it.
     head_dim: Option<usize>,
     /// All matrices of the attention have biases that they did not have before.
@@ -34,11 +40,11 @@ impl Said {
     ) -> Result<Self> {
         let config = source.config();
         let kind = config.architecture;
-        let shape = shapes[0].with_experts(0);
+        let shape = shapes[0].without_experts();
         let refuse = |what: String| {
             Err(Error::unsupported(format!("{what}: config.json has no key for that in {kind:?}")))
         };
-        if shapes.iter().any(|other| other.with_experts(0) != shape) {
+        if shapes.iter().any(|other| other.without_experts() != shape) {
             return refuse("blocks of different shapes".to_owned());
         }
         if config.shapes.is_some() {
@@ -69,20 +75,41 @@ impl Said {
         if mlp_bias && !kind.has_mlp_bias() {
             return refuse("biases of the feed-forward network".to_owned());
         }
-        let left = (0..edits.len()).filter(|block| !edits[*block].is_dropped());
-        let counts = left.filter_map(|block| {
-            let own = edits[block].shape().map_or(0, |shape| shape.experts);
-            let of = source.experts(block)?.count;
-            Some(if own > 0 { own } else { of })
+        // A number of each block that has experts: what edits say, or what it was; nothing, if no edit says any.
+        let one = |own: &dyn Fn(&BlockShape) -> Vec<usize>, was: &dyn Fn(usize) -> Vec<usize>| {
+            let said = |block: usize| edits[block].shape().map(own).filter(|own| !own.is_empty());
+            let left = (0..edits.len()).filter(|block| !edits[*block].is_dropped());
+            let mixed = left.filter(|block| source.experts(*block).is_some());
+            let all: Vec<(usize, Option<Vec<usize>>)> = mixed.map(|b| (b, said(b))).collect();
+            let edited = all.iter().any(|(_, said)| said.is_some());
+            let all = all.into_iter().flat_map(|(b, said)| said.unwrap_or_else(|| was(b)));
+            if edited { all.collect::<BTreeSet<usize>>() } else { BTreeSet::new() }
+        };
+        let number = |number: usize| Vec::from_iter((number > 0).then_some(number));
+        let of = |block: usize, which: fn(&Experts) -> usize| {
+            Vec::from_iter(source.experts(block).as_ref().map(which))
+        };
+        let counts = one(&|shape| number(shape.experts), &|block| of(block, |all| all.count));
+        let chosen = one(&|shape| number(shape.chosen), &|block| of(block, |all| all.chosen));
+        let widths = one(&|shape| shape.expert_widths.clone(), &|block| {
+            source.layout(true).blocks[block].expert_widths()
         });
-        let counts: BTreeSet<usize> = counts.collect();
-        if counts.len() > 1 {
-            return refuse("blocks of different numbers of experts".to_owned());
+        for (what, all) in [
+            ("blocks of different numbers of experts", &counts),
+            ("tokens that go to different numbers of experts", &chosen),
+            ("experts of different widths", &widths),
+        ] {
+            if all.len() > 1 {
+                return refuse(what.to_owned());
+            }
         }
-        let edited = edits.iter().any(|edit| edit.shape().is_some_and(|shape| shape.experts > 0));
-        let experts = counts.first().copied().filter(|_| edited);
+        if !widths.is_empty() && !kind.has_expert_width() {
+            return refuse("the width of experts alone".to_owned());
+        }
+        let [experts, chosen, expert_width] =
+            [counts, chosen, widths].map(|all| all.first().copied());
         let head_dim = kind.has_head_dim().then_some(config.head_dim);
-        Ok(Self { shape, experts, head_dim, attention_bias, mlp_bias })
+        Ok(Self { shape, experts, chosen, expert_width, head_dim, attention_bias, mlp_bias })
     }
 
     /// The config implies biases of matrices of this role, that are new.
@@ -92,7 +119,8 @@ impl Said {
 
     /// `shaped`: heads and widths of the blocks are not what the config says.
     pub(super) fn write(&self, mut raw: Value, shaped: bool) -> Value {
-        if let (Some(raw), Value::Object(shape)) = (raw.as_object_mut(), shape::to_json(self.shape))
+        if let (Some(raw), Value::Object(shape)) =
+            (raw.as_object_mut(), shape::to_json(&self.shape))
         {
             let known =
                 |(key, _): &(String, Value)| self.head_dim.is_some() || key == "intermediate_size";
@@ -107,6 +135,12 @@ impl Said {
             for key in EXPERTS.iter().filter(|key| raw.contains_key(**key)).collect::<Vec<_>>() {
                 raw.extend(self.experts.map(|experts| ((*key).to_owned(), json!(experts))));
             }
+            raw.extend(self.chosen.map(|chosen| (shape::CHOSEN.to_owned(), json!(chosen))));
+            if let Some(width) = self.expert_width {
+                let own = raw.contains_key(EXPERT_WIDTH);
+                let key = if own { EXPERT_WIDTH } else { "intermediate_size" };
+                raw.insert(key.to_owned(), json!(width));
+            }
             raw.remove("quantization_config");
         }
         raw
@@ -119,7 +153,7 @@ fn is_attention(role: Role) -> bool {
 
 /// The config with the shape of each block.
 pub(super) fn with_shapes(mut raw: Value, shapes: &[BlockShape]) -> Value {
-    let blocks: Vec<Value> = shapes.iter().map(|shape| shape::to_json(*shape)).collect();
+    let blocks: Vec<Value> = shapes.iter().map(shape::to_json).collect();
     raw["quantization_config"]["quant_method"] = json!("tensorpress");
     raw["quantization_config"]["blocks"] = json!(blocks);
     raw
@@ -127,8 +161,8 @@ pub(super) fn with_shapes(mut raw: Value, shapes: &[BlockShape]) -> Value {
 
 /// The config with other heads of its state-space layers. There are keys for one number of them in all blocks.
 pub(super) fn with_scans(mut raw: Value, config: &Config, shapes: &[BlockShape]) -> Result<Value> {
-    let shape = shapes[0];
-    if shapes.iter().any(|other| *other != shape) {
+    let shape = &shapes[0];
+    if shapes.iter().any(|other| other != shape) {
         let kind = config.architecture;
         let what = "state-space layers of different sizes";
         return Err(Error::unsupported(format!(

@@ -18,6 +18,8 @@ pub(super) enum Content {
     Rows(Vec<usize>),
     /// These columns of a stored matrix, or entries of a vector.
     Columns(Vec<usize>),
+    /// Of each part of a stack these along an axis, as many of each.
+    Within { axis: usize, kept: Vec<Vec<usize>> },
     /// New values, as they are stored.
     Values { dtype: DType, shape: Vec<usize>, bytes: Bytes },
 }
@@ -87,6 +89,9 @@ impl Content {
         match (self, stored.as_mut_slice()) {
             (Self::Rows(rows), [first, ..]) => *first = rows.len(),
             (Self::Columns(columns), [.., last]) => *last = columns.len(),
+            (Self::Within { axis, kept }, sizes) => {
+                sizes[*axis] = kept.first().map_or(0, Vec::len);
+            }
             _ => {}
         }
         stored
@@ -106,6 +111,7 @@ impl Content {
                 let [rows, _] = tensor.matrix_shape();
                 cut(&tensor, 0..rows, &runs(columns))
             }
+            Self::Within { axis, kept } => within(&of.tensor(name)?, *axis, kept),
         })
     }
 }
@@ -131,6 +137,24 @@ fn cut(tensor: &RawTensor, rows: impl Iterator<Item = usize>, columns: &[Range<u
         columns
             .iter()
             .for_each(|run| out.extend_from_slice(&row[run.start * size..run.end * size]));
+    }
+    out.into()
+}
+
+/// Of each part of a stack these along an axis.
+fn within(stack: &RawTensor, axis: usize, kept: &[Vec<usize>]) -> Bytes {
+    let (shape, bytes) = (stack.shape(), stack.bytes());
+    // What stands before and behind the axis in a part.
+    let outer: usize = shape[1..axis].iter().product();
+    let inner = shape[axis + 1..].iter().product::<usize>() * stack.dtype().size();
+    let mut out = Vec::new();
+    for (part, kept) in kept.iter().enumerate() {
+        let runs = runs(kept);
+        for row in part * outer..(part + 1) * outer {
+            let row = &bytes[row * shape[axis] * inner..(row + 1) * shape[axis] * inner];
+            runs.iter()
+                .for_each(|run| out.extend_from_slice(&row[run.start * inner..run.end * inner]));
+        }
     }
     out.into()
 }
@@ -169,6 +193,18 @@ mod tests {
         assert_eq!(narrow.tensor("a").unwrap().bytes()[..], [0, 2, 3, 4, 6, 7, 8, 10, 11]);
         assert_eq!(narrow.shape("a"), Some(&[3, 3][..]));
         assert_eq!(narrow.tensor("b").unwrap().bytes()[..], [1, 4]);
+        let stack = |axis, kept| Content::Within { axis, kept };
+        let three = BTreeMap::from([piece("s", "s", new(&[2, 2, 3], 12))]);
+        let three = view(&Checkpoint::default(), three, "stack".into()).unwrap();
+        let parts = BTreeMap::from([
+            piece("rows", "s", stack(1, vec![vec![1], vec![0]])),
+            piece("columns", "s", stack(2, vec![vec![0, 2], vec![1, 2]])),
+        ]);
+        let parts = view(&three, parts, "within".into()).unwrap();
+        assert_eq!(parts.shape("rows"), Some(&[2, 1, 3][..]));
+        assert_eq!(parts.tensor("rows").unwrap().bytes()[..], [3, 4, 5, 6, 7, 8]);
+        assert_eq!(parts.shape("columns"), Some(&[2, 2, 2][..]));
+        assert_eq!(parts.tensor("columns").unwrap().bytes()[..], [0, 2, 3, 5, 7, 8, 10, 11]);
         let rows = BTreeMap::from([piece("a", "a", Content::Rows(vec![2]))]);
         let rows = view(&of, rows, "third".into()).unwrap();
         assert_eq!(rows.tensor("a").unwrap().bytes()[..], [8, 9, 10, 11]);

@@ -4,13 +4,16 @@
 //! - support: the lowest of each block, and of each group of experts that a token chooses between first;
 //! - repair: none. The router renormalises over what stays, where it does so at all.
 //!
-//! [`Stun`] chooses by likeness instead: of experts that a router can hardly tell apart, one stays.
+//! [`Stun`] chooses by likeness instead: of experts that a router can hardly tell apart, one stays. In [`micro`], experts stay
+//! and become narrower.
 
+mod mean;
+pub mod micro;
 mod score;
 mod stun;
 
 use tensorpress_tensor::rewrite::{
-    BlockLayout, BlockView, Decision, Edit, Judgement, ModelLayout, SharedInput,
+    BlockLayout, BlockView, Decision, Edit, Experts, Judgement, ModelLayout, SharedInput,
 };
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
@@ -141,14 +144,14 @@ fn edit(layout: &BlockLayout, decision: &Decision) -> Result<Edit> {
 fn settle(
     model: &ModelLayout,
     judgements: &[Judgement],
-    kept: &dyn Fn(&BlockLayout, &Judgement) -> Result<Vec<usize>>,
+    decided: &dyn Fn(&Experts, &Judgement) -> Result<Decision>,
 ) -> Result<Vec<Decision>> {
     if judgements.len() != model.blocks.len() {
         let (found, needed) = (judgements.len(), model.blocks.len());
         return Err(Error::insufficient(format!("{found} judgements of {needed} blocks")));
     }
     let decide = |(layout, judgement): (&BlockLayout, &Judgement)| match &layout.experts {
-        Some(_) => kept(layout, judgement).map(decision),
+        Some(experts) => decided(experts, judgement),
         None => Ok(Decision::new()),
     };
     model.blocks.iter().zip(judgements).map(decide).collect()
@@ -203,11 +206,12 @@ impl<S: ExpertScore> Rewrite for DropExperts<S> {
     }
 
     fn settle(&self, model: &ModelLayout, judgements: &[Judgement]) -> Result<Vec<Decision>> {
-        settle(model, judgements, &|layout, judgement| {
+        settle(model, judgements, &|all, judgement| {
             let scores = judgement.values(SCORES)?;
-            let all = layout.experts.as_ref().filter(|all| all.count == scores.len());
-            let all = all.ok_or_else(|| Error::shape("scores of another number of experts"))?;
-            Ok(self.kept(&scores, all.groups, all.least()))
+            if scores.len() != all.count {
+                return Err(Error::shape("scores of another number of experts"));
+            }
+            Ok(decision(self.kept(&scores, all.groups, all.least())))
         })
     }
 
@@ -218,17 +222,25 @@ impl<S: ExpertScore> Rewrite for DropExperts<S> {
         _: &Judgement,
         decision: &Decision,
     ) -> Result<Edit> {
-        edit(block.layout(), decision)
+        let edit = edit(block.layout(), decision)?;
+        let (Some(experts), Some(shape)) = (&block.layout().experts, edit.shape()) else {
+            return Ok(edit);
+        };
+        let chosen = self.score.chosen(experts.chosen, shape.experts, experts.count);
+        let shape = shape.clone().with_chosen(chosen);
+        Ok(if chosen < experts.chosen { edit.with_shape(shape) } else { edit })
     }
 }
 
 pub(crate) fn stages() -> Vec<Row<WeightPart>> {
-    vec![
+    let mut all = vec![
         row::<Reap>("removes the experts that add least to their tokens, factor times norm"),
         row::<Usage>("removes the experts that tokens go to least"),
         row::<Collaborative>("removes experts by how often and how strongly they are chosen"),
         stun::stage(),
-    ]
+    ];
+    all.extend(micro::rows());
+    all
 }
 
 fn row<S: ExpertScore + Default + Clone + Copy + 'static>(about: &'static str) -> Row<WeightPart> {

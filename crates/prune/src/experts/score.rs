@@ -15,6 +15,12 @@ pub trait ExpertScore: Debug + Send + Sync {
     /// One finite score an expert, of an activity that [is usable](ExpertActivity::is_usable).
     fn scores(&self, activity: &ExpertActivity) -> Vec<f64>;
 
+    /// To how many experts a token goes where `kept` of `count` stay, 1 to `chosen`, to how many it went. Default: as many.
+    fn chosen(&self, chosen: usize, kept: usize, count: usize) -> usize {
+        let _ = (kept, count);
+        chosen
+    }
+
     /// Its parameters, beside the fraction.
     ///
     /// # Errors
@@ -57,17 +63,20 @@ impl ExpertScore for Usage {
 }
 
 /// share x f + (1 - share) x s, where f is the part of the tokens that go to an expert and s the mean factor of these
-/// (Collaborative Compression for Large-Scale MoE Deployment on Edge, 2025).
+/// (Chen, Xie, Yang et al.: "Collaborative Compression for Large-Scale MoE Deployment on Edge", 2025). A token goes to fewer
+/// experts then, in the proportion in which they stay: ⌈chosen x kept / count⌉.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Collaborative {
     /// What the frequency counts, 0 to 1. Default 0.5.
     pub share: f64,
+    /// A token goes to fewer experts, to match. Default true.
+    pub fewer: bool,
 }
 
 impl Default for Collaborative {
     fn default() -> Self {
-        Self { share: 0.5 }
+        Self { share: 0.5, fewer: true }
     }
 }
 
@@ -76,6 +85,13 @@ impl Collaborative {
     #[must_use]
     pub fn with_share(mut self, share: f64) -> Self {
         self.share = share;
+        self
+    }
+
+    /// Sets whether a token goes to fewer experts.
+    #[must_use]
+    pub fn with_fewer(mut self, fewer: bool) -> Self {
+        self.fewer = fewer;
         self
     }
 }
@@ -92,8 +108,16 @@ impl ExpertScore for Collaborative {
             .collect()
     }
 
+    fn chosen(&self, chosen: usize, kept: usize, count: usize) -> usize {
+        match self.fewer {
+            true => (chosen * kept).div_ceil(count.max(1)).clamp(1, chosen.max(1)),
+            false => chosen,
+        }
+    }
+
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
-        keys.float("share", &mut self.share, 0.0..=1.0, "what frequency counts beside factors")
+        keys.float("share", &mut self.share, 0.0..=1.0, "what frequency counts beside factors")?;
+        keys.flag("fewer", &mut self.fewer, "a token goes to fewer experts, to match")
     }
 }
 

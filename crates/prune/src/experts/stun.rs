@@ -10,12 +10,14 @@ use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Error, Method, RawTensor, Result, Rewrite, Tensor as _};
 
+use super::mean::Clusters;
+
 /// Drops experts that others are like.
 ///
 /// Two experts are as far apart as their rows of the router, over the largest such distance, less `together` times how often
 /// tokens go to both, over the most often. Clusters whose farthest members are nearest are joined until as many are left as
 /// experts are to stay, in each group of experts by itself. Of each cluster the expert stays whose weights are nearest to
-/// the mean of the cluster's.
+/// the mean of the cluster's; where a group has few clusters, the mean itself takes its place, and that of their rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Stun {
@@ -23,11 +25,13 @@ pub struct Stun {
     pub sparsity: f64,
     /// What going together counts beside the distance of rows, 0 and more. Default 1.
     pub together: f64,
+    /// Where a group of experts is left with fewer clusters than this, means stay; 0 for none. Default 3.
+    pub mean: usize,
 }
 
 impl Default for Stun {
     fn default() -> Self {
-        Self { sparsity: 0.25, together: 1.0 }
+        Self { sparsity: 0.25, together: 1.0, mean: 3 }
     }
 }
 
@@ -43,6 +47,13 @@ impl Stun {
     #[must_use]
     pub fn with_together(mut self, together: f64) -> Self {
         self.together = together;
+        self
+    }
+
+    /// Sets below how many clusters means stay.
+    #[must_use]
+    pub fn with_mean(mut self, mean: usize) -> Self {
+        self.mean = mean;
         self
     }
 
@@ -169,7 +180,9 @@ impl Knobs for Stun {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
         let about = "fraction of the experts of each block that goes, below 1";
         keys.float("sparsity", &mut self.sparsity, 0.0..=1.0, about)?;
-        keys.float("together", &mut self.together, 0.0..=1e3, "what going together counts")
+        keys.float("together", &mut self.together, 0.0..=1e3, "what going together counts")?;
+        let about = "means stay where a group of experts has fewer clusters than this";
+        keys.int("mean", &mut self.mean, 0..=1 << 16, about)
     }
 }
 
@@ -186,6 +199,7 @@ impl Method for Stun {
 /// Names of what is remembered.
 const DISTANCES: &str = "distances";
 const PRODUCTS: &str = "products";
+const CLUSTERS: &str = "clusters";
 
 impl Rewrite for Stun {
     fn inputs(&self) -> &[SharedInput] {
@@ -236,8 +250,7 @@ impl Rewrite for Stun {
     }
 
     fn settle(&self, model: &ModelLayout, judgements: &[Judgement]) -> Result<Vec<Decision>> {
-        super::settle(model, judgements, &|layout, judgement| {
-            let Some(experts) = &layout.experts else { return Ok(Vec::new()) };
+        super::settle(model, judgements, &|experts, judgement| {
             let square = |name: &str| {
                 let all = (experts.count, experts.count);
                 Array2::from_shape_vec(all, judgement.values(name)?)
@@ -246,13 +259,18 @@ impl Rewrite for Stun {
             let (distances, products) = (square(DISTANCES)?, square(PRODUCTS)?);
             let size = experts.count / experts.groups;
             let gone = super::gone(self.sparsity, size, experts.least());
-            let mut kept = Vec::new();
+            let (mut kept, mut of) = (Vec::new(), vec![0; experts.count]);
             for group in 0..experts.groups {
-                let clusters = clusters(&distances, group * size..(group + 1) * size, size - gone);
-                kept.extend(clusters.iter().map(|cluster| nearest_to_mean(cluster, &products)));
+                for cluster in clusters(&distances, group * size..(group + 1) * size, size - gone) {
+                    let stays = nearest_to_mean(&cluster, &products);
+                    cluster.iter().for_each(|index| of[*index] = stays);
+                    kept.push(stays);
+                }
             }
             kept.sort_unstable();
-            Ok(kept)
+            let decision = super::decision(kept);
+            let few = gone > 0 && size - gone < self.mean;
+            Ok(if few { decision.with_kept(CLUSTERS, of) } else { decision })
         })
     }
 
@@ -263,7 +281,10 @@ impl Rewrite for Stun {
         _: &Judgement,
         decision: &Decision,
     ) -> Result<Edit> {
-        super::edit(block.layout(), decision)
+        match decision.kept(CLUSTERS) {
+            Ok(of) => Clusters { kept: decision.kept(super::KEPT)?, of }.edit(block),
+            Err(_) => super::edit(block.layout(), decision),
+        }
     }
 }
 

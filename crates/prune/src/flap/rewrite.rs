@@ -83,7 +83,7 @@ impl Rewrite for Flap {
     fn settle(&self, model: &ModelLayout, judgements: &[Judgement]) -> Result<Vec<Decision>> {
         let whole = !can_lose_heads(model);
         let scores = |(layout, judgement): (&BlockLayout, &Judgement)| -> Result<BlockScores> {
-            let shape = layout.shape;
+            let shape = &layout.shape;
             let of_mlp = |spec: &&LinearSpec| {
                 [SharedInput::Mlp, SharedInput::MlpOutput].contains(&spec.input)
             };
@@ -113,7 +113,7 @@ impl Rewrite for Flap {
         let [heads, kv_heads, channels] = KEPT.map(|name| decision.kept(name).map(<[_]>::to_vec));
         let cut = BlockCut::new(heads?, kv_heads?, channels?);
         let mut edit = Edit::cut(model, layout, &cut)?;
-        let shape = layout.shape;
+        let shape = &layout.shape;
         if self.uniform && self.sparsity > 0.0 && cut.heads.len() == shape.heads {
             let why = match can_lose_heads(model) {
                 false => {

@@ -22,6 +22,14 @@ pub enum Change {
     Gone,
     /// The tensor takes another name of its block, as it is.
     Moved(String),
+    /// Of each part of a stack `[parts, ..]` these indices along an axis of the stack, not its first, stay: as many of
+    /// each, ascending.
+    Within {
+        /// The axis, from 1.
+        axis: usize,
+        /// What stays of each part.
+        kept: Vec<Vec<usize>>,
+    },
 }
 
 /// What stays of the heads and channels of a block; indices ascend.
@@ -50,7 +58,7 @@ impl BlockCut {
     }
 
     fn check(&self, layout: &BlockLayout) -> Result<()> {
-        let (of, block) = (layout.shape, layout.block);
+        let (of, block) = (&layout.shape, layout.block);
         let within = |kept: &[usize], all: usize, what: &str| {
             let ascending = kept.windows(2).all(|pair| pair[0] < pair[1]);
             match kept.last() {
@@ -105,7 +113,7 @@ impl Edit {
     /// `Unsupported` for blocks of other matrices than Llama's and BERT's.
     pub fn cut(model: &ModelLayout, layout: &BlockLayout, cut: &BlockCut) -> Result<Self> {
         cut.check(layout)?;
-        let (of, dim) = (layout.shape, model.head_dim);
+        let (of, dim) = (&layout.shape, model.head_dim);
         let wide = |heads: &[usize]| -> Vec<usize> {
             heads.iter().flat_map(|head| head * dim..(head + 1) * dim).collect()
         };
@@ -161,7 +169,11 @@ impl Edit {
             let message = format!("block {block}: allowed are as many experts in each group");
             return Err(Error::invalid(message));
         }
-        let mut edit = Self::new().with_shape(layout.shape.with_experts(kept.len()));
+        let mut shape = layout.shape.clone().with_experts(kept.len());
+        if shape.expert_widths.len() == experts.count {
+            shape.expert_widths = kept.iter().map(|index| shape.expert_widths[*index]).collect();
+        }
+        let mut edit = Self::new().with_shape(shape);
         if kept.len() == experts.count {
             return Ok(edit);
         }
@@ -226,8 +238,8 @@ impl Edit {
 
     /// The shape that is left, if it is another.
     #[must_use]
-    pub fn shape(&self) -> Option<BlockShape> {
-        self.shape
+    pub fn shape(&self) -> Option<&BlockShape> {
+        self.shape.as_ref()
     }
 
     /// What becomes of each tensor that changes, by full name.

@@ -209,9 +209,7 @@ impl LinearSpec {
 }
 
 /// What one block has; blocks of a pruned model may differ.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct BlockShape {
     /// Query heads.
@@ -223,6 +221,12 @@ pub struct BlockShape {
     /// Experts that a router chooses from, where the config gives this block a number of its own; else 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub experts: usize,
+    /// To how many of them a token goes, where the block has a number of its own; else 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub chosen: usize,
+    /// Width inside each of them, where the block has widths of its own; else empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expert_widths: Vec<usize>,
     /// Heads of a state-space layer, where an edit changes them; their channels are the intermediate ones. Else 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub scan_heads: usize,
@@ -232,7 +236,28 @@ impl BlockShape {
     /// A shape.
     #[must_use]
     pub fn new(heads: usize, kv_heads: usize, intermediate: usize) -> Self {
-        Self { heads, kv_heads, intermediate, experts: 0, scan_heads: 0 }
+        Self { heads, kv_heads, intermediate, ..Self::default() }
+    }
+
+    /// The same without anything of its own about experts.
+    #[must_use]
+    pub fn without_experts(&self) -> Self {
+        let Self { heads, kv_heads, intermediate, scan_heads, .. } = *self;
+        Self { scan_heads, ..Self::new(heads, kv_heads, intermediate) }
+    }
+
+    /// Says to how many experts a token goes.
+    #[must_use]
+    pub fn with_chosen(mut self, chosen: usize) -> Self {
+        self.chosen = chosen;
+        self
+    }
+
+    /// Gives its experts widths of their own.
+    #[must_use]
+    pub fn with_expert_widths(mut self, widths: Vec<usize>) -> Self {
+        self.expert_widths = widths;
+        self
     }
 
     /// Gives the block a number of experts of its own.
@@ -273,6 +298,8 @@ pub struct Experts {
     pub router: String,
     /// Vectors with a number an expert.
     pub beside: Vec<String>,
+    /// Where gate and up are one matrix, every other row is the gate's; else its rows come first.
+    pub alternating: bool,
 }
 
 impl Experts {
@@ -287,6 +314,7 @@ impl Experts {
             judged: 1,
             router: router.into(),
             beside: Vec::new(),
+            alternating: false,
         }
     }
 
@@ -305,6 +333,13 @@ impl Experts {
     #[must_use]
     pub fn with_beside(mut self, beside: impl Into<Vec<String>>) -> Self {
         self.beside = beside.into();
+        self
+    }
+
+    /// Sets where the rows of the gate are in a matrix of gate and up.
+    #[must_use]
+    pub fn with_alternating(mut self, alternating: bool) -> Self {
+        self.alternating = alternating;
         self
     }
 
@@ -383,16 +418,26 @@ pub struct Sayable {
     pub output_bias: bool,
     /// That the feed-forward network has biases.
     pub mlp_bias: bool,
+    /// How wide the experts that a router chooses from are, and nothing else along with it.
+    pub expert_width: bool,
 }
 
 impl Sayable {
     /// All of it: a compressed folder, whose config records every block.
-    pub const ALL: Self = Self { head_dim: true, output_bias: true, mlp_bias: true };
+    pub const ALL: Self =
+        Self { head_dim: true, output_bias: true, mlp_bias: true, expert_width: true };
 
     /// What a plain config can say.
     #[must_use]
     pub const fn new(head_dim: bool, output_bias: bool, mlp_bias: bool) -> Self {
-        Self { head_dim, output_bias, mlp_bias }
+        Self { head_dim, output_bias, mlp_bias, expert_width: false }
+    }
+
+    /// Sets whether it can say how wide experts are.
+    #[must_use]
+    pub const fn with_expert_width(mut self, expert_width: bool) -> Self {
+        self.expert_width = expert_width;
+        self
     }
 }
 

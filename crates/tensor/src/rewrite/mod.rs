@@ -8,6 +8,7 @@
 //!
 //! Any number of rewrites may follow each other. Each sees the model that its predecessors left.
 
+mod channels;
 mod edit;
 mod head;
 mod judgement;
@@ -98,8 +99,21 @@ pub trait Rewrite: Method {
         false
     }
 
+    /// It asks for this layer's share of what only a caller knows of weights, where [`Method::needs`] has any of that.
+    /// Default: for every layer's.
+    fn asks_of(&self, spec: &LinearSpec) -> bool {
+        let _ = spec;
+        true
+    }
+
     /// Blocks that were alike stay alike, so that a config with one shape for all can say what is left.
     fn keeps_blocks_alike(&self) -> bool;
+
+    /// A config that can say this much can say what is left, where blocks stay alike. Default: any can.
+    fn is_sayable(&self, says: Sayable) -> bool {
+        let _ = says;
+        true
+    }
 
     /// Refuses what is impossible in this model, before any work.
     ///

@@ -113,7 +113,7 @@ impl Edit {
         let (all, kept) = (scan.channels(), scan.kept(heads, channels));
         let shared = 2 * scan.groups * scan.state;
         let inner = kept.len();
-        let edit = Self::new().with_shape(layout.shape.with_scan(heads.len(), inner));
+        let edit = Self::new().with_shape(layout.shape.clone().with_scan(heads.len(), inner));
         if inner == all {
             return Ok(edit);
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array2, ArrayView2};
 
-use super::{BlockLayout, Outputs, SharedInput};
-use crate::error::{Context, Result};
+use super::{BlockLayout, LinearSpec, Outputs, SharedInput};
+use crate::error::{Context, Error, Result};
 use crate::node::PartSource;
 use crate::source::{RawTensor, Tensor};
 use crate::stats::{Calibration, ExpertActivity};
@@ -112,6 +112,37 @@ impl<'a> BlockView<'a> {
     /// As [`BlockView::tensor`]; `Unsupported` if its elements are no floats.
     pub fn matrix(&self, name: &str) -> Result<Array2<f32>> {
         self.tensor(name)?.to_matrix().in_tensor(name)
+    }
+
+    /// The weights `[out, in]` of one of its layers, wherever they lie.
+    ///
+    /// # Errors
+    /// As [`BlockView::matrix`]; `ShapeMismatch` for a tensor of another size.
+    pub fn weight(&self, spec: &LinearSpec) -> Result<Array2<f32>> {
+        let Some(place) = &spec.place else { return self.matrix(&spec.name) };
+        let tensor = self.tensor(&place.tensor)?;
+        // A stack as a matrix has a part in a row.
+        let values = match place.index {
+            None => tensor.to_matrix().in_tensor(&place.tensor)?.into_raw_vec_and_offset().0,
+            Some(index) => {
+                let [parts, width] = tensor.matrix_shape();
+                if index >= parts {
+                    let message = format!("part {index} of {parts}");
+                    return Err(Error::shape(message).in_tensor(&place.tensor));
+                }
+                let mut values = vec![0.0; width];
+                tensor.read_rows(index..index + 1, &mut values).in_tensor(&place.tensor)?;
+                values
+            }
+        };
+        let [out, inp] = spec.shape;
+        let stored = if place.transposed { (inp, out) } else { (out, inp) };
+        let matrix = Array2::from_shape_vec(stored, values);
+        let matrix = matrix.map_err(|e| Error::shape(e.to_string())).in_tensor(&place.tensor)?;
+        Ok(match place.transposed {
+            true => matrix.t().as_standard_layout().into_owned(),
+            false => matrix,
+        })
     }
 
     /// Statistics of an input, as far as they were collected.

@@ -16,11 +16,25 @@ pub struct ExpertSeen {
     pub weighted: f64,
 }
 
+/// What one channel inside an expert did: of the values m = act(gate x) (up x) that its down matrix reads, over its tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct ChannelSeen {
+    /// Sum of m².
+    pub squares: f64,
+    /// Sum of (g m)², g the factor; of m² where the factor is put on x and is in m.
+    pub weighted: f64,
+    /// The largest |g m|; |m| there.
+    pub peak: f64,
+}
+
 /// What all experts of a block did with the tokens of a calibration; sums are f64, in the order of the tokens.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ExpertActivity {
     tokens: u64,
     seen: Vec<ExpertSeen>,
+    /// Of each expert; nothing of one that no token went to.
+    channels: Vec<Vec<ChannelSeen>>,
     /// How many tokens went to both of two experts, `[experts, experts]`; to one of them on the diagonal.
     pairs: Vec<u64>,
     finite: bool,
@@ -30,8 +44,13 @@ impl ExpertActivity {
     /// Nothing was seen of so many experts.
     #[must_use]
     pub fn new(experts: usize) -> Self {
-        let pairs = vec![0; experts * experts];
-        Self { tokens: 0, seen: vec![ExpertSeen::default(); experts], pairs, finite: true }
+        Self {
+            tokens: 0,
+            seen: vec![ExpertSeen::default(); experts],
+            channels: vec![Vec::new(); experts],
+            pairs: vec![0; experts * experts],
+            finite: true,
+        }
     }
 
     /// Counts where tokens went: `chosen` experts of each, `[tokens, chosen]`.
@@ -80,6 +99,36 @@ impl ExpertActivity {
         }
     }
 
+    /// Adds what an expert's down matrix reads of its tokens, `[tokens, channels]`; factors as in [`ExpertActivity::made`].
+    ///
+    /// # Panics
+    /// If there is no such expert, not one factor a token, or another number of channels than before.
+    pub fn inside(
+        &mut self,
+        expert: usize,
+        factors: &[f32],
+        weighed: bool,
+        values: ArrayView2<'_, f32>,
+    ) {
+        assert_eq!(factors.len(), values.nrows(), "one factor a token");
+        let channels = &mut self.channels[expert];
+        if channels.is_empty() {
+            channels.resize(values.ncols(), ChannelSeen::default());
+        }
+        assert_eq!(channels.len(), values.ncols(), "channels of the expert");
+        for (factor, row) in factors.iter().zip(values.rows()) {
+            let factor = if weighed { 1.0 } else { f64::from(*factor) };
+            for (seen, value) in channels.iter_mut().zip(row) {
+                let value = f64::from(*value);
+                let weighted = factor * value;
+                self.finite &= weighted.is_finite();
+                seen.squares += value * value;
+                seen.weighted += weighted * weighted;
+                seen.peak = seen.peak.max(weighted.abs());
+            }
+        }
+    }
+
     /// Tokens that were routed.
     #[must_use]
     pub fn tokens(&self) -> u64 {
@@ -90,6 +139,15 @@ impl ExpertActivity {
     #[must_use]
     pub fn seen(&self) -> &[ExpertSeen] {
         &self.seen
+    }
+
+    /// Each channel inside an expert: nothing, if no token went there or nobody looked.
+    ///
+    /// # Panics
+    /// If there is no such expert.
+    #[must_use]
+    pub fn channels(&self, expert: usize) -> &[ChannelSeen] {
+        &self.channels[expert]
     }
 
     /// How many tokens went to both of two experts; to the expert, if they are one.

@@ -31,7 +31,7 @@ mod tokens;
 pub use calibration::Calibration;
 pub use collector::Collector;
 pub use cross::CrossGram;
-pub use experts::{ExpertActivity, ExpertSeen};
+pub use experts::{ChannelSeen, ExpertActivity, ExpertSeen};
 pub use gram::Gram;
 pub use moments::Moments;
 pub use needs::Needs;

@@ -38,7 +38,7 @@ use super::tables;
 pub(super) const WINDOWS: usize = 24;
 
 /// Second moments of all pairs of outputs are gathered for up to so many outputs, which is 64 MiB a matrix.
-const FULL: usize = 4096;
+pub(super) const FULL: usize = 4096;
 
 const NOTHING_PANICS: &str = "nothing panics while it is held";
 

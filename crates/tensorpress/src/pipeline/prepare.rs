@@ -51,10 +51,12 @@ impl Compressor<'_> {
             }
             Some(mix) => mix.plan(source)?,
         };
+        let says = source.layout(true).says;
+        let sayable = |(_, one): &Named| one.keeps_blocks_alike() && one.is_sayable(says);
         let plain = !rewrites.is_empty()
             && plan.is_empty()
             && source.config().shapes.is_none()
-            && rewrites.iter().all(|(_, rewrite)| rewrite.keeps_blocks_alike());
+            && rewrites.iter().all(sayable);
         // What is wrong with the model is better said before the work than in its middle.
         (0..source.blocks()).try_for_each(|block| source.block(block).map(drop))?;
         let notes = Side::of(source, out)?.notes;

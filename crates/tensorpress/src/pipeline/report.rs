@@ -25,7 +25,7 @@ pub struct LayerReport {
 }
 
 /// What rewrites left of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct BlockReport {
     /// Its number in the source, from 0.

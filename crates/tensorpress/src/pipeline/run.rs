@@ -197,10 +197,11 @@ impl Compressor<'_> {
         if rewrites.is_empty() {
             return Ok(None);
         }
-        let (cancel, supplied) = (self.cancel.clone(), self.supplied.clone());
+        let (cancel, supplied, seed) = (self.cancel.clone(), self.supplied.clone(), self.seed);
         let (mut tell, cancel) = (|event: Event<'_>| self.tell(event), cancel.as_deref());
         let tell = &mut tell;
-        Rewriting { samples, plain, supplied, work, tell, cancel }.run(source, rewrites).map(Some)
+        let mut steps = Rewriting { samples, plain, supplied, seed, work, tell, cancel };
+        steps.run(source, rewrites).map(Some)
     }
 
     fn report(&mut self, unit: &Unit) {

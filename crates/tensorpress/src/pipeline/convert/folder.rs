@@ -49,6 +49,13 @@ pub(super) fn convert(
 }
 
 fn plan(job: &Convert<'_>, source: &Source) -> Result<Plan> {
+    if source.config().shapes.is_some() && job.target != Target::Tensorpress {
+        let what = "blocks of this model have shapes of their own, for which others have no key";
+        return Err(Error::unsupported(format!(
+            "{what}: allowed is {}",
+            Target::Tensorpress.name()
+        )));
+    }
     let specs = (0..source.blocks()).flat_map(|block| source.linears(block));
     let linears: BTreeSet<String> = specs.map(|spec| spec.name).collect();
     let ours = matches!(job.target, Target::Tensorpress | Target::Safetensors);
@@ -152,7 +159,8 @@ fn write(
 
 /// `config.json`.
 fn said(job: &Convert<'_>, source: &Source, plan: &Plan) -> Result<Value> {
-    if job.target == Target::Tensorpress && !source.trees().is_empty() {
+    let ours = !source.trees().is_empty() || source.config().shapes.is_some();
+    if job.target == Target::Tensorpress && ours {
         return config(source);
     }
     let mut config = source.raw_config().clone();

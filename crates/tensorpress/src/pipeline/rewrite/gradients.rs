@@ -1,10 +1,10 @@
-//! Gradients of the mean loss by the weights, for rewrites that ask for them where the caller supplied none: one backward
-//! pass through the model as the rewrites before left it.
+//! What rewrites ask of gradients where the caller supplied none: those of the mean loss by the weights, or second moments
+//! of those by the outputs of layers; a backward pass for each through the model as the rewrites before left it.
 //!
 //! They lie in files, one a matrix, as long as blocks are judged; what is judged is kept, so that a run that is taken up
 //! again finds them anew, to the same bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::Hasher;
 use std::ops::ControlFlow;
@@ -13,18 +13,24 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use tensorpress_model::Source;
-use tensorpress_model::backward::{Backward, Collector, InFile, Labels, Wanted};
+use tensorpress_model::backward::{
+    Backward, Collector, Gradients, InFile, Labels, SecondMoment, Wanted,
+};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::stats::{Supplied, Supply};
 use tensorpress_tensor::{Context as _, DType, Error, ErrorKind, Result, Rewrite, Usable};
 
 use super::super::calibration::Samples;
 use super::super::progress::Event;
-use crate::pipeline::backward::WINDOWS;
+use crate::pipeline::backward::{FULL, WINDOWS};
 
-/// It asks for gradients by the weights.
+/// What passes find.
+const FOUND: [Supply; 2] = [Supply::GRADIENT, Supply::OUTPUT_FISHER];
+
+/// It asks for something that a pass finds.
 pub(super) fn wanted(rewrite: &dyn Rewrite) -> bool {
-    rewrite.needs().of_caller().contains(&Supply::GRADIENT)
+    let needs = rewrite.needs();
+    FOUND.iter().any(|supply| needs.of_caller().contains(supply))
 }
 
 /// A matrix in a file: rows of little-endian f32.
@@ -34,10 +40,10 @@ struct Stored {
     shape: [usize; 2],
 }
 
-/// What a pass found; its files go with it.
+/// What passes found; its files go with it.
 #[derive(Debug, Default)]
 struct Found {
-    files: BTreeMap<String, Stored>,
+    files: BTreeMap<(&'static str, String), Stored>,
 }
 
 impl Drop for Found {
@@ -49,7 +55,7 @@ impl Drop for Found {
 
 impl Supplied for Found {
     fn of_weights(&self, supply: Supply, tensor: &str) -> Result<Option<Array2<f32>>> {
-        let Some(stored) = self.files.get(tensor).filter(|_| supply == Supply::GRADIENT) else {
+        let Some(stored) = self.files.get(&(supply.name(), tensor.to_owned())) else {
             return Ok(None);
         };
         let bytes =
@@ -67,63 +73,99 @@ impl Supplied for Found {
     }
 }
 
-/// Runs the pass, of the next tokens of the first windows; `path` names the file of a number. Not usable where the model
-/// cannot be gone back through.
-///
-/// # Errors
-/// `Interrupted` if the caller asked to stop; `Io`; those of reading the model.
-pub(super) fn find(
-    source: &Source,
-    samples: &Samples,
-    path: &(dyn Fn(usize) -> PathBuf + Sync),
-    tell: &mut dyn FnMut(Event<'_>),
-    cancel: Option<&AtomicBool>,
-) -> Result<Usable<Arc<dyn Supplied>>> {
-    let found = Mutex::new(Found::default());
-    let give = |name: &str, gradients: tensorpress_model::backward::Gradients| {
-        let Some(mean) = &gradients.mean else { return Ok(()) };
-        let mut found = found.lock().expect("nothing panics while it is held");
-        let path = path(found.files.len() + 1);
-        let mut bytes = Vec::new();
-        let values = mean.as_standard_layout();
-        DType::F32.write_f32(values.as_slice().expect("standard layout"), &mut bytes)?;
-        fs::write(&path, bytes).map_err(|e| Error::io("write the file", &path, e))?;
-        let shape = [mean.nrows(), mean.ncols()];
-        found.files.insert(name.to_owned(), Stored { path, shape });
-        Ok(())
-    };
-    let mut collector = Collector::new(|_| Wanted::NONE.with_mean(), give);
-    let states_path = path(0);
-    let mut states = InFile::create(&states_path)?;
-    let tell = std::cell::RefCell::new(tell);
-    let progress = |done: usize, steps: usize| {
-        (tell.borrow_mut())(Event::Backward { done, steps });
-        source.checkpoint().release();
-        match super::super::check_cancelled(cancel) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+/// How passes are run.
+pub(super) struct Passing<'a> {
+    pub(super) source: &'a Source,
+    pub(super) samples: &'a Samples,
+    /// Of labels that are drawn.
+    pub(super) seed: u64,
+    /// Names the file of a number.
+    pub(super) path: &'a (dyn Fn(usize) -> PathBuf + Sync),
+    pub(super) cancel: Option<&'a AtomicBool>,
+}
+
+impl Passing<'_> {
+    /// Runs the passes that a rewrite asks for, of the first windows. Not usable where the model cannot be gone back through.
+    ///
+    /// # Errors
+    /// `Interrupted` if the caller asked to stop; `Io`; those of reading the model.
+    pub(super) fn find(
+        &self,
+        rewrite: &dyn Rewrite,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Usable<Arc<dyn Supplied>>> {
+        let found = Mutex::new(Found::default());
+        let specs = (0..self.source.blocks()).flat_map(|block| self.source.linears(block));
+        let asked: BTreeSet<String> =
+            specs.filter(|spec| rewrite.asks_of(spec)).map(|spec| spec.name).collect();
+        let needs = rewrite.needs();
+        for supply in FOUND.into_iter().filter(|supply| needs.of_caller().contains(supply)) {
+            match self.pass(supply, &asked, &found, tell) {
+                // The model is at fault, or its kind: what needs gradients does without, and says so.
+                Err(e) if [ErrorKind::Unsupported, ErrorKind::Numerical].contains(&e.kind()) => {
+                    return Ok(Usable::no(format!("no gradients: {e}")));
+                }
+                done => done?,
+            }
         }
-    };
-    let windows = &samples.windows[..samples.windows.len().min(WINDOWS)];
-    let backward = Backward::default().with_labels(Labels::Next);
-    let done = match windows.is_empty() {
-        true => Err(Error::unsupported("a backward pass of what is not a text")),
-        false => backward.run(source, windows, &mut states, &mut collector, &progress),
-    };
-    drop(collector);
-    source.checkpoint().release();
-    drop(states);
-    fs::remove_file(&states_path).map_err(|e| Error::io("remove the file", &states_path, e))?;
-    super::super::check_cancelled(cancel)?;
-    match done {
-        // The model is at fault, or its kind: what needs gradients does without, and says so.
-        Err(e) if [ErrorKind::Unsupported, ErrorKind::Numerical].contains(&e.kind()) => {
-            Ok(Usable::no(format!("no gradients: {e}")))
-        }
-        Err(e) => Err(e),
-        Ok(_) => {
-            let found = found.into_inner().expect("nothing panics while it is held");
-            Ok(Usable::Yes(Arc::new(found)))
-        }
+        let found = found.into_inner().expect("nothing panics while it is held");
+        Ok(Usable::Yes(Arc::new(found)))
+    }
+
+    /// One pass, of these matrices: gradients of the usual loss, or the Fisher information.
+    fn pass(
+        &self,
+        supply: Supply,
+        asked: &BTreeSet<String>,
+        found: &Mutex<Found>,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        let (labels, wanted) = match supply {
+            Supply::GRADIENT => (Labels::Next, Wanted::NONE.with_mean()),
+            _ => (Labels::Sampled { seed: self.seed }, Wanted::NONE.with_second_moments(FULL)),
+        };
+        let give = |name: &str, gradients: Gradients| {
+            let moment = gradients.second_moment.map(|moment| match moment {
+                SecondMoment::Full(all) => all,
+                SecondMoment::Diagonal(values) => {
+                    Array2::from_shape_vec((1, values.len()), values).expect("one row")
+                }
+            });
+            let Some(values) = gradients.mean.or(moment) else { return Ok(()) };
+            let mut found = found.lock().expect("nothing panics while it is held");
+            let path = (self.path)(found.files.len() + 1);
+            let mut bytes = Vec::new();
+            let values = values.as_standard_layout();
+            DType::F32.write_f32(values.as_slice().expect("standard layout"), &mut bytes)?;
+            fs::write(&path, bytes).map_err(|e| Error::io("write the file", &path, e))?;
+            let shape = [values.nrows(), values.ncols()];
+            found.files.insert((supply.name(), name.to_owned()), Stored { path, shape });
+            Ok(())
+        };
+        let of = |name: &str| if asked.contains(name) { wanted } else { Wanted::NONE };
+        let mut collector = Collector::new(of, give);
+        let states_path = (self.path)(0);
+        let mut states = InFile::create(&states_path)?;
+        let tell = std::cell::RefCell::new(tell);
+        let progress = |done: usize, steps: usize| {
+            (tell.borrow_mut())(Event::Backward { done, steps });
+            self.source.checkpoint().release();
+            match super::super::check_cancelled(self.cancel) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        };
+        let windows = &self.samples.windows[..self.samples.windows.len().min(WINDOWS)];
+        let backward = Backward::default().with_labels(labels);
+        let done = match windows.is_empty() {
+            true => Err(Error::unsupported("a backward pass of what is not a text")),
+            false => backward.run(self.source, windows, &mut states, &mut collector, &progress),
+        };
+        drop(collector);
+        self.source.checkpoint().release();
+        drop(states);
+        fs::remove_file(&states_path).map_err(|e| Error::io("remove the file", &states_path, e))?;
+        super::super::check_cancelled(self.cancel)?;
+        done.map(drop)
     }
 }

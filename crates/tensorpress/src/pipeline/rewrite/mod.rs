@@ -27,6 +27,7 @@ use super::folder::{Step, Work};
 use super::progress::Event;
 use super::report::{BlockReport, LayerReport};
 use super::state::Steps;
+use gradients::Passing;
 
 pub(super) use store::stored;
 
@@ -98,6 +99,8 @@ pub(super) struct Rewriting<'a> {
     pub(super) plain: bool,
     /// What only the caller knows of weights.
     pub(super) supplied: Option<Arc<dyn Supplied>>,
+    /// Of labels that are drawn.
+    pub(super) seed: u64,
     pub(super) work: &'a mut Work,
     pub(super) tell: &'a mut dyn FnMut(Event<'_>),
     pub(super) cancel: Option<&'a AtomicBool>,
@@ -209,8 +212,10 @@ impl Rewriting<'_> {
         }
         let (work, index) = (&*self.work, one.index);
         let path = |number| work.step(index, Step::Gradients(number));
-        let found = gradients::find(one.source, self.samples, &path, self.tell, self.cancel)?;
-        match found {
+        let (source, samples) = (one.source, self.samples);
+        let passing =
+            Passing { source, samples, seed: self.seed, path: &path, cancel: self.cancel };
+        match passing.find(one.rewrite, self.tell)? {
             Usable::Yes(found) => Ok(Some(found)),
             Usable::No(reason) => self.work.say(reason).map(|()| None),
         }
@@ -273,9 +278,9 @@ impl One<'_> {
         };
         let Some(stream) = stream else {
             let Some(by) = supplied else { return self.rewrite.judge(self.model, &view) };
-            let wanted = self.rewrite.inputs();
+            // There are no statistics, but every input is a way to what the caller knows.
             let linears = self.model.blocks[block].linears.iter();
-            let inputs = linears.filter(|spec| wanted.contains(&spec.input)).map(|spec| {
+            let inputs = linears.map(|spec| {
                 (spec.input, Calibration::none(spec.shape[1]).with_supplied(by.clone()))
             });
             let inputs = inputs.collect();

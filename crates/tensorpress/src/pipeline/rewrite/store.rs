@@ -27,6 +27,8 @@ const ROWS: &str = "rows:";
 const COLUMNS: &str = "columns:";
 const ADDED: &str = "added:";
 const NEW: &str = "new:";
+/// The axis and a colon follow.
+const WITHIN: &str = "within:";
 
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default)]
@@ -87,12 +89,19 @@ pub(super) fn write_edit(path: &Path, edit: &Edit) -> Result<Stored> {
     let mut tensors = BTreeMap::new();
     let mut beside = Beside {
         dropped: edit.is_dropped(),
-        shape: edit.shape(),
+        shape: edit.shape().cloned(),
         notes: edit.notes().clone(),
         ..Beside::default()
     };
     for (name, change) in edit.changes() {
         let (kind, tensor) = match change {
+            Change::Within { axis, kept } => {
+                let shape = vec![kept.len(), kept.first().map_or(0, Vec::len)];
+                let flat = numbers(&kept.concat())?;
+                let lists = RawTensor::new(flat.dtype(), shape, flat.bytes().clone())?;
+                tensors.insert(format!("{WITHIN}{axis}:{name}"), lists);
+                continue;
+            }
             Change::Rows(kept) => (ROWS, numbers(kept)?),
             Change::Columns(kept) => (COLUMNS, numbers(kept)?),
             Change::Added(values) => {
@@ -122,7 +131,13 @@ pub(super) fn read_edit(path: &Path) -> Result<Edit> {
     }
     for stored in file.names() {
         let tensor = file.tensor(stored)?;
-        let (name, change) = if let Some(name) = stored.strip_prefix(ROWS) {
+        let within = stored.strip_prefix(WITHIN).and_then(|rest| rest.split_once(':'));
+        let (name, change) = if let Some((axis, name)) = within {
+            let axis = axis.parse().map_err(|_| Error::corruption("no axis").in_file(path))?;
+            let count = tensor.shape().last().copied().unwrap_or(0).max(1);
+            let kept = indices(&tensor).chunks(count).map(<[usize]>::to_vec).collect();
+            (name, Change::Within { axis, kept })
+        } else if let Some(name) = stored.strip_prefix(ROWS) {
             (name, Change::Rows(indices(&tensor)))
         } else if let Some(name) = stored.strip_prefix(COLUMNS) {
             (name, Change::Columns(indices(&tensor)))
