@@ -25,12 +25,15 @@ mod embedding;
 mod factors;
 mod levels;
 mod lowrank;
+mod made;
 pub mod metric;
 pub mod operator;
+mod outputs;
 mod project;
 mod rank;
 mod ranking;
 mod saes;
+mod share;
 mod spectrum;
 mod stage;
 

@@ -1,18 +1,23 @@
+use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView1};
 use tensorpress_tensor::node::{Dense, decode};
+use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, DType, Group, Method, Node, Result, Storage,
-    Target, Usable,
+    Compress, Compressed, CompressedGroup, Context, DType, Error, Group, Method, Node, Result,
+    Storage, Target, Usable,
 };
 
-use crate::aim::{Aimed, Ask};
+use crate::aim::Ask;
 use crate::factors::{Around, Factors};
+use crate::made::Made;
 use crate::metric::{
     InputCovariance, InputGram, InputScale, Metric, Plain, SequentialGram, Weighing,
 };
-use crate::project::{Projection, Solver, exponent, project_noting};
+use crate::outputs::Outputs;
+use crate::project::{Projection, Solver, exponent};
 use crate::rank::Rank;
+use crate::share::Offers;
 
 /// W ~ U V with the factors that lose least by a metric.
 ///
@@ -21,6 +26,9 @@ use crate::rank::Rank;
 /// hold, stays dense. Each says so.
 /// A matrix whose factors would take as many bytes as itself, in its stored type, stays dense, and says so, unless
 /// [`LowRank::always`] is set.
+///
+/// Where a target asks for it ([`Target::rows`]), errors of its outputs cost what the model makes of them, whatever the
+/// metric and the aim: with G = T Tᵀ the Fisher matrix of the outputs, Tᵀ W is factored in the place of W, and T taken back.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LowRank<M> {
@@ -35,6 +43,13 @@ pub struct LowRank<M> {
     pub factors: Factors,
     /// Factors even where they are larger than the matrix: what corrections are. Default false.
     pub always: bool,
+    /// In the place of `rank`: all matrices of a model together take so many bits a weight, in floats, each at the rank where
+    /// a bit more of any of them would gain the same, or as it is ([`Method::shared_bits`]). A matrix alone takes no more
+    /// than that. Default none.
+    pub bits: Option<f64>,
+    /// Ranks by `bits` are counts of singular values above one threshold in parts of each matrix's largest, half of the full
+    /// rank or more being the matrix itself (WeLore), whatever errors cost. Default false.
+    pub relative: bool,
 }
 
 impl<M: Metric> LowRank<M> {
@@ -42,7 +57,16 @@ impl<M: Metric> LowRank<M> {
     #[must_use]
     pub fn new(metric: M, rank: Rank) -> Self {
         let (solver, factors) = (Solver::default(), Factors::default());
-        Self { id: metric.id(), metric, rank, solver, factors, always: false }
+        Self {
+            id: metric.id(),
+            metric,
+            rank,
+            solver,
+            factors,
+            always: false,
+            bits: None,
+            relative: false,
+        }
     }
 
     /// Sets how singular vectors are found.
@@ -66,6 +90,69 @@ impl<M: Metric> LowRank<M> {
         self
     }
 
+    /// Sets the bits of all matrices together.
+    #[must_use]
+    pub fn with_bits(mut self, bits: Option<f64>) -> Self {
+        self.bits = bits;
+        self
+    }
+
+    /// Sets whether ranks by `bits` are by shapes of spectra alone.
+    #[must_use]
+    pub fn with_relative(mut self, relative: bool) -> Self {
+        self.relative = relative;
+        self
+    }
+
+    fn check(&self) -> Result<()> {
+        self.rank.check()?;
+        let Some(bits) = self.bits else { return Ok(()) };
+        if !(bits > 0.0 && bits.is_finite()) {
+            return Err(Error::invalid(format!("bits = {bits}: allowed are positive numbers")));
+        }
+        match self.factors.value_bytes(DType::F32) {
+            Some(_) => Ok(()),
+            None => {
+                let allowed = "allowed are a ratio, a rank and an energy";
+                Err(Error::invalid(format!(
+                    "bits = {bits} with factors that are no floats: {allowed}"
+                )))
+            }
+        }
+    }
+
+    /// The rank that is meant of a matrix.
+    fn rank_of(
+        &self,
+        target: &Target<'_>,
+        offers: impl FnOnce() -> Result<Usable<Offers>>,
+    ) -> Result<Rank> {
+        let (out, inp) = target.weight.dim();
+        let Some(bits) = self.bits else { return Ok(self.factors.rank(self.rank, [out, inp])) };
+        if let Some(step) = target.step
+            && let Usable::Yes(offers) = offers()?
+        {
+            return Ok(Rank::Number(offers.rank(step)));
+        }
+        let size = self.factors.value_bytes(target.dtype).unwrap_or(target.dtype.size());
+        Ok(Rank::Ratio((1.0 - bits / (8 * size) as f64).max(0.0)))
+    }
+
+    /// What the ranks of a matrix take and lose.
+    fn offers(
+        &self,
+        target: &Target<'_>,
+        weight: &Array2<f32>,
+        weighing: &Weighing,
+        outputs: Option<&Outputs>,
+        par: Par,
+    ) -> Result<Usable<Offers>> {
+        let (out, inp) = weight.dim();
+        let size = self.factors.value_bytes(target.dtype).unwrap_or(target.dtype.size());
+        let bytes = [((out + inp) * size) as u64, (out * inp * target.dtype.size()) as u64];
+        Offers::of(weight, weighing, outputs, self.relative, bytes, par)
+    }
+
     fn factor(
         &self,
         target: &Target<'_>,
@@ -74,6 +161,7 @@ impl<M: Metric> LowRank<M> {
     ) -> Result<Compressed> {
         target.check_finite()?;
         let weight = target.kept_weight().into_owned();
+        let outputs = Outputs::of(target, &group.calibration, group.par)?;
         let shape = [weight.nrows(), weight.ncols()];
         let dense_bytes = weight.len() * target.dtype.size();
         let kept = |reason: String| {
@@ -92,25 +180,18 @@ impl<M: Metric> LowRank<M> {
         if weight.is_empty() {
             return dense(0, 0);
         }
-        let rank = self.factors.rank(self.rank, shape);
+        let par = group.par;
+        let rank =
+            self.rank_of(target, || self.offers(target, &weight, weighing, outputs.as_ref(), par))?;
         // What the shape alone decides is known before the work.
         if let Some(rank) = rank.of_shape(shape).filter(|_| !self.always)
             && let Some(bytes) = size_of(rank).filter(|bytes| *bytes >= dense_bytes)
         {
             return dense(rank, bytes);
         }
-        let par = group.par;
         let ask = Ask { rank, solver: self.solver, seed: group.seed, par };
-        let made = weighing.aim.at(&weight, &weighing.root, ask)?;
-        let made = match made {
-            Usable::Yes(Aimed { weight: moved, seen, rank }) => {
-                let (weight, ask) = (moved.as_ref().unwrap_or(&weight), Ask { rank, ..ask });
-                let made = project_noting(weight.view(), &weighing.root, seen.as_ref(), ask);
-                Usable::of(made)?.map(|made| (moved, made))
-            }
-            Usable::No(reason) => Usable::No(reason),
-        };
-        let (moved, (factors, solved)) = match made {
+        let made = Made::of(&weight, weighing, outputs.as_ref(), ask)?;
+        let Made { moved, factors, note: solved } = match made {
             Usable::Yes(made) => made,
             Usable::No(reason) if *weighing == Weighing::plain() => return kept(reason),
             Usable::No(reason) => {
@@ -184,6 +265,10 @@ impl<M: Metric> Method for LowRank<M> {
         self.metric.corrects_bias()
     }
 
+    fn shared_bits(&self) -> Option<f64> {
+        self.bits
+    }
+
     fn needs(&self) -> Needs {
         let factors = if self.factors.need_gram() { Needs::GRAM } else { Needs::default() };
         self.metric.needs().union(factors)
@@ -194,7 +279,7 @@ impl<M: Metric> Compress for LowRank<M> {
     type Node = Box<dyn Node>;
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
-        self.rank.check()?;
+        self.check()?;
         group.channels()?;
         let weighing = self.metric.weighing(&group.calibration, group.par)?;
         let (weighing, reason) = weighing.or_else(|_| Weighing::plain());
@@ -205,6 +290,28 @@ impl<M: Metric> Compress for LowRank<M> {
         };
         let layers = group.targets.iter().map(factor).collect::<Result<_>>()?;
         Ok(CompressedGroup::new(layers))
+    }
+
+    fn rates(&self, group: Group<'_>) -> Result<Vec<RateCurve>> {
+        self.check()?;
+        group.channels()?;
+        let weighing = self.metric.weighing(&group.calibration, group.par)?;
+        let (weighing, _) = weighing.or_else(|_| Weighing::plain());
+        let curve = |target: &Target<'_>| {
+            target.check_finite()?;
+            let weight = target.kept_weight().into_owned();
+            let outputs = Outputs::of(target, &group.calibration, group.par)?;
+            let by = |weighing| self.offers(target, &weight, weighing, outputs.as_ref(), group.par);
+            let offers = match by(&weighing)? {
+                Usable::No(_) => by(&Weighing::plain())?,
+                offers => offers,
+            };
+            match offers {
+                Usable::Yes(offers) => Ok(offers.curve()),
+                Usable::No(reason) => Err(Error::numerical(reason)).in_tensor(target.name),
+            }
+        };
+        group.targets.iter().map(curve).collect()
     }
 }
 
