@@ -1,11 +1,9 @@
-use tensorpress_tensor::linalg::Par;
-use tensorpress_tensor::ndarray::{Array2, ArrayView1};
 use tensorpress_tensor::node::{Dense, decode};
 use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
-    Compress, Compressed, CompressedGroup, Context, DType, Error, Group, Method, Node, Result,
-    Storage, Target, Usable,
+    Compress, Compressed, CompressedGroup, Context, DType, Group, Method, Node, Result, Storage,
+    Target, Usable,
 };
 
 use crate::aim::Ask;
@@ -15,9 +13,8 @@ use crate::metric::{
     InputCovariance, InputGram, InputScale, Metric, Plain, SequentialGram, Weighing,
 };
 use crate::outputs::Outputs;
-use crate::project::{Projection, Solver, exponent};
+use crate::project::{Solver, exponent};
 use crate::rank::Rank;
-use crate::share::Offers;
 
 /// W ~ U V with the factors that lose least by a metric.
 ///
@@ -104,55 +101,6 @@ impl<M: Metric> LowRank<M> {
         self
     }
 
-    fn check(&self) -> Result<()> {
-        self.rank.check()?;
-        let Some(bits) = self.bits else { return Ok(()) };
-        if !(bits > 0.0 && bits.is_finite()) {
-            return Err(Error::invalid(format!("bits = {bits}: allowed are positive numbers")));
-        }
-        match self.factors.value_bytes(DType::F32) {
-            Some(_) => Ok(()),
-            None => {
-                let allowed = "allowed are a ratio, a rank and an energy";
-                Err(Error::invalid(format!(
-                    "bits = {bits} with factors that are no floats: {allowed}"
-                )))
-            }
-        }
-    }
-
-    /// The rank that is meant of a matrix.
-    fn rank_of(
-        &self,
-        target: &Target<'_>,
-        offers: impl FnOnce() -> Result<Usable<Offers>>,
-    ) -> Result<Rank> {
-        let (out, inp) = target.weight.dim();
-        let Some(bits) = self.bits else { return Ok(self.factors.rank(self.rank, [out, inp])) };
-        if let Some(step) = target.step
-            && let Usable::Yes(offers) = offers()?
-        {
-            return Ok(Rank::Number(offers.rank(step)));
-        }
-        let size = self.factors.value_bytes(target.dtype).unwrap_or(target.dtype.size());
-        Ok(Rank::Ratio((1.0 - bits / (8 * size) as f64).max(0.0)))
-    }
-
-    /// What the ranks of a matrix take and lose.
-    fn offers(
-        &self,
-        target: &Target<'_>,
-        weight: &Array2<f32>,
-        weighing: &Weighing,
-        outputs: Option<&Outputs>,
-        par: Par,
-    ) -> Result<Usable<Offers>> {
-        let (out, inp) = weight.dim();
-        let size = self.factors.value_bytes(target.dtype).unwrap_or(target.dtype.size());
-        let bytes = [((out + inp) * size) as u64, (out * inp * target.dtype.size()) as u64];
-        Offers::of(weight, weighing, outputs, self.relative, bytes, par)
-    }
-
     fn factor(
         &self,
         target: &Target<'_>,
@@ -181,8 +129,7 @@ impl<M: Metric> LowRank<M> {
             return dense(0, 0);
         }
         let par = group.par;
-        let rank =
-            self.rank_of(target, || self.offers(target, &weight, weighing, outputs.as_ref(), par))?;
+        let rank = self.rank_of(target, &weight, weighing, outputs.as_ref(), par)?;
         // What the shape alone decides is known before the work.
         if let Some(rank) = rank.of_shape(shape).filter(|_| !self.always)
             && let Some(bytes) = size_of(rank).filter(|bytes| *bytes >= dense_bytes)
@@ -208,8 +155,7 @@ impl<M: Metric> LowRank<M> {
             seed: group.seed,
             par,
         };
-        let (bias, no_bias) = match weighing.mean.as_ref().map(|m| lost_mean(&weight, &factors, m))
-        {
+        let (bias, no_bias) = match weighing.mean.as_ref().map(|m| factors.lost_mean(&weight, m)) {
             Some(Usable::Yes(bias)) => (Some(bias), None),
             Some(Usable::No(reason)) => (None, Some(format!("{reason}: no bias"))),
             None => (None, None),
@@ -233,23 +179,6 @@ const NEAR_THE_END: i32 = 120;
 
 fn without_metric(why: &str) -> String {
     format!("{why}: factored by the error of the weights instead")
-}
-
-/// (W - U V) μ: what the factors lose of the mean output, if f32 can hold it.
-fn lost_mean(weight: &Array2<f32>, factors: &Projection, mean: &[f32]) -> Usable<Vec<f32>> {
-    let product = |m: &Array2<f32>, x: &[f64]| -> Vec<f64> {
-        let dot =
-            |row: ArrayView1<'_, f32>| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
-        m.rows().into_iter().map(dot).collect()
-    };
-    let mean: Vec<f64> = mean.iter().map(|m| f64::from(*m)).collect();
-    let exact = product(weight, &mean);
-    let got = product(&factors.left, &product(&factors.right, &mean));
-    let lost: Vec<f32> = exact.iter().zip(&got).map(|(e, g)| (e - g) as f32).collect();
-    match lost.iter().all(|v| v.is_finite()) {
-        true => Usable::Yes(lost),
-        false => Usable::no("its mean output is beyond f32"),
-    }
 }
 
 impl<M: Metric> Method for LowRank<M> {
@@ -297,20 +226,8 @@ impl<M: Metric> Compress for LowRank<M> {
         group.channels()?;
         let weighing = self.metric.weighing(&group.calibration, group.par)?;
         let (weighing, _) = weighing.or_else(|_| Weighing::plain());
-        let curve = |target: &Target<'_>| {
-            target.check_finite()?;
-            let weight = target.kept_weight().into_owned();
-            let outputs = Outputs::of(target, &group.calibration, group.par)?;
-            let by = |weighing| self.offers(target, &weight, weighing, outputs.as_ref(), group.par);
-            let offers = match by(&weighing)? {
-                Usable::No(_) => by(&Weighing::plain())?,
-                offers => offers,
-            };
-            match offers {
-                Usable::Yes(offers) => Ok(offers.curve()),
-                Usable::No(reason) => Err(Error::numerical(reason)).in_tensor(target.name),
-            }
-        };
+        let curve =
+            |target: &Target<'_>| self.curve(target, &weighing, &group).in_tensor(target.name);
         group.targets.iter().map(curve).collect()
     }
 }

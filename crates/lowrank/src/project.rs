@@ -121,6 +121,23 @@ impl Projection {
         lanes.all(|(column, row)| most(column) * most(row) < f64::from(f32::MAX))
             && self.left.iter().chain(&self.right).all(|v| v.is_finite())
     }
+
+    /// (W - U V) μ: what the factors lose of the mean output, if f32 can hold it.
+    pub(crate) fn lost_mean(&self, weight: &Array2<f32>, mean: &[f32]) -> Usable<Vec<f32>> {
+        let product = |m: &Array2<f32>, x: &[f64]| -> Vec<f64> {
+            let dot =
+                |row: ArrayView1<'_, f32>| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
+            m.rows().into_iter().map(dot).collect()
+        };
+        let mean: Vec<f64> = mean.iter().map(|m| f64::from(*m)).collect();
+        let exact = product(weight, &mean);
+        let got = product(&self.left, &product(&self.right, &mean));
+        let lost: Vec<f32> = exact.iter().zip(&got).map(|(e, g)| (e - g) as f32).collect();
+        match lost.iter().all(|v| v.is_finite()) {
+            true => Usable::Yes(lost),
+            false => Usable::no("its mean output is beyond f32"),
+        }
+    }
 }
 
 /// The factors of this rank that lose least: U = P, V = Pᵀ W with P the leading left singular vectors of W S, scaled so

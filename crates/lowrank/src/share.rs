@@ -3,17 +3,95 @@
 use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::rate::{OCTAVE, RateCurve};
-use tensorpress_tensor::{Result, Usable};
+use tensorpress_tensor::{DType, Error, Group, Result, Target, Usable};
 
 use crate::levels::{Level, energy};
+use crate::lowrank::LowRank;
 use crate::metric::Weighing;
 use crate::outputs::Outputs;
 use crate::project::{exponent, power_of_two, scaled};
+use crate::rank::Rank;
 use crate::spectrum::Spectrum;
+
+impl<M> LowRank<M> {
+    /// Checks the parameters.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.rank.check()?;
+        let Some(bits) = self.bits else { return Ok(()) };
+        if !(bits > 0.0 && bits.is_finite()) {
+            return Err(Error::invalid(format!("bits = {bits}: allowed are positive numbers")));
+        }
+        match self.factors.value_bytes(DType::F32) {
+            Some(_) => Ok(()),
+            None => {
+                let allowed = "allowed are a ratio, a rank and an energy";
+                Err(Error::invalid(format!(
+                    "bits = {bits} with factors that are no floats: {allowed}"
+                )))
+            }
+        }
+    }
+
+    /// The rank that is meant of a matrix.
+    pub(crate) fn rank_of(
+        &self,
+        target: &Target<'_>,
+        weight: &Array2<f32>,
+        weighing: &Weighing,
+        outputs: Option<&Outputs>,
+        par: Par,
+    ) -> Result<Rank> {
+        let (out, inp) = weight.dim();
+        let Some(bits) = self.bits else { return Ok(self.factors.rank(self.rank, [out, inp])) };
+        if let Some(step) = target.step
+            && let Usable::Yes(offers) = self.offers(target, weight, weighing, outputs, par)?
+        {
+            return Ok(Rank::Number(offers.rank(step)));
+        }
+        let size = self.factors.value_bytes(target.dtype).unwrap_or(target.dtype.size());
+        Ok(Rank::Ratio((1.0 - bits / (8 * size) as f64).max(0.0)))
+    }
+
+    /// What the ranks of a matrix take and lose.
+    fn offers(
+        &self,
+        target: &Target<'_>,
+        weight: &Array2<f32>,
+        weighing: &Weighing,
+        outputs: Option<&Outputs>,
+        par: Par,
+    ) -> Result<Usable<Offers>> {
+        let (out, inp) = weight.dim();
+        let size = self.factors.value_bytes(target.dtype).unwrap_or(target.dtype.size());
+        let bytes = [((out + inp) * size) as u64, (out * inp * target.dtype.size()) as u64];
+        Offers::of(weight, weighing, outputs, self.relative, bytes, par)
+    }
+
+    /// Bits of a matrix by the step.
+    pub(crate) fn curve(
+        &self,
+        target: &Target<'_>,
+        weighing: &Weighing,
+        group: &Group<'_>,
+    ) -> Result<RateCurve> {
+        target.check_finite()?;
+        let weight = target.kept_weight().into_owned();
+        let outputs = Outputs::of(target, &group.calibration, group.par)?;
+        let by = |weighing| self.offers(target, &weight, weighing, outputs.as_ref(), group.par);
+        let offers = match by(weighing)? {
+            Usable::No(_) => by(&Weighing::plain())?,
+            offers => offers,
+        };
+        match offers {
+            Usable::Yes(offers) => Ok(offers.curve()),
+            Usable::No(reason) => Err(Error::numerical(reason)),
+        }
+    }
+}
 
 /// What each rank of a matrix takes and loses.
 #[derive(Debug)]
-pub(crate) struct Offers {
+struct Offers {
     weights: u64,
     levels: Vec<Level<usize>>,
     /// Singular values in parts of the largest, where these are what counts.
@@ -24,7 +102,7 @@ impl Offers {
     /// Of a matrix, a direction of which takes so many bytes, and all of it. Errors are in nats a token where it is known
     /// what those of outputs and inputs cost, else in parts of the outputs' mean energy; where `relative`, singular values
     /// in parts of the largest decide, whatever errors cost (WeLore: Jaiswal et al., 2024).
-    pub(crate) fn of(
+    fn of(
         weight: &Array2<f32>,
         weighing: &Weighing,
         outputs: Option<&Outputs>,
@@ -61,7 +139,7 @@ impl Offers {
 
     /// The rank at which what is lost and what bits cost are least together, step² being the price of a bit; the smallest
     /// of equals, and full rank for the matrix itself.
-    pub(crate) fn rank(&self, step: f64) -> usize {
+    fn rank(&self, step: f64) -> usize {
         self.at(step).choice
     }
 
@@ -80,7 +158,7 @@ impl Offers {
     }
 
     /// Bits by the step.
-    pub(crate) fn curve(&self) -> RateCurve {
+    fn curve(&self) -> RateCurve {
         let bits = |step: i32| 8 * self.at(f64::from(step) / f64::from(OCTAVE)).bytes;
         // Where a bit costs more than all of the error, and far below.
         let most = self.levels.iter().map(|level| level.error).fold(0.0, f64::max);
@@ -88,13 +166,20 @@ impl Offers {
             None if most > 0.0 => (0.5 * most.log2()) as i32 + 1,
             _ => 0,
         };
-        let steps = (dearest - OCTAVES) * OCTAVE..=dearest * OCTAVE;
-        let points = steps.step_by(APART as usize).chain([-FARTHEST, FARTHEST]);
-        RateCurve::new(self.weights, points.map(|step| (step, bits(step))).collect())
+        let mut points = vec![(-FARTHEST, bits(-FARTHEST)), (FARTHEST, bits(FARTHEST))];
+        // Bits fall in stairs, of which both ends are points: half of a matrix goes at once where it is factored at all.
+        let mut before = bits((dearest - OCTAVES) * OCTAVE);
+        for step in (dearest - OCTAVES) * OCTAVE..=dearest * OCTAVE {
+            let now = bits(step);
+            if now != before {
+                points.extend([(step - 1, before), (step, now)]);
+            }
+            before = now;
+        }
+        RateCurve::new(self.weights, points)
     }
 }
 
-/// What the curve is drawn of: steps an eighth of an octave apart, and the two ends of all steps.
-const APART: i32 = OCTAVE / 8;
+/// How far down the curve is drawn, and the two ends of all steps.
 const OCTAVES: i32 = 40;
 const FARTHEST: i32 = 100 * OCTAVE;
