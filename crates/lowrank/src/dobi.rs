@@ -76,8 +76,8 @@ impl Metric for OutputBatches {
         let both = calibration.usable::<Gram>()?.and(calibration.usable::<SampledRows>()?);
         Ok(both.and_then(|(gram, samples)| {
             let batches = Batches { samples: samples.clone(), ..empty };
-            root_of(gram.clone(), par)
-                .map(|root| Weighing::new(root).with_aim(Aim::Batches(batches)))
+            let weighing = |root| Weighing::new(root).with_tokens(calibration.tokens());
+            root_of(gram.clone(), par).map(|root| weighing(root).with_aim(Aim::Batches(batches)))
         }))
     }
 }

@@ -7,12 +7,15 @@
 //! best W S of that rank is P Pᵀ W S). Nothing is ever inverted, so nothing fails where H is singular, and inputs that
 //! calibration never saw are projected like all others.
 //!
+//! Where a target asks for what errors of its outputs cost ([`Target::rows`](tensorpress_tensor::Target::rows)), G = T Tᵀ,
+//! the same is done to Tᵀ W and T taken back: the least ‖Tᵀ (W - U V) S‖.
+//!
 //! [`svd`], [`asvd`], [`svd_llm`], [`lord`], [`rom`], [`feature_mimicking`] and [`eora`] are this projection with another
 //! metric or another W; [`saes_svd`] and [`dobi_svd`] have aims of their own; [`BitStack`] stacks it on magnitudes, before
 //! signs, [`Alds`] makes one for each group of inputs. [`DsFormer`] and [`Rocket`] factor into dense and sparse.
 //!
-//! Over several matrices: [`Spectrum`], [`welore`] and the levels of each method for their ranks, [`Ranking`] for one
-//! order of the parts of all.
+//! Over several matrices: [`LowRank::bits`] for one price of all ranks, [`Spectrum`], [`welore`] and the levels of each
+//! method for their ranks, [`Ranking`] for one order of the parts of all.
 
 mod aim;
 mod alds;
@@ -25,12 +28,15 @@ mod embedding;
 mod factors;
 mod levels;
 mod lowrank;
+mod made;
 pub mod metric;
 pub mod operator;
+mod outputs;
 mod project;
 mod rank;
 mod ranking;
 mod saes;
+mod share;
 mod spectrum;
 mod stage;
 

@@ -1,17 +1,19 @@
-use tensorpress_tensor::ndarray::{Array2, ArrayView1};
 use tensorpress_tensor::node::{Dense, decode};
+use tensorpress_tensor::rate::RateCurve;
 use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{
     Compress, Compressed, CompressedGroup, Context, DType, Group, Method, Node, Result, Storage,
     Target, Usable,
 };
 
-use crate::aim::{Aimed, Ask};
+use crate::aim::Ask;
 use crate::factors::{Around, Factors};
+use crate::made::Made;
 use crate::metric::{
     InputCovariance, InputGram, InputScale, Metric, Plain, SequentialGram, Weighing,
 };
-use crate::project::{Projection, Solver, exponent, project_noting};
+use crate::outputs::Outputs;
+use crate::project::{Solver, exponent};
 use crate::rank::Rank;
 
 /// W ~ U V with the factors that lose least by a metric.
@@ -21,6 +23,9 @@ use crate::rank::Rank;
 /// hold, stays dense. Each says so.
 /// A matrix whose factors would take as many bytes as itself, in its stored type, stays dense, and says so, unless
 /// [`LowRank::always`] is set.
+///
+/// Where a target asks for it ([`Target::rows`]), errors of its outputs cost what the model makes of them, whatever the
+/// metric and the aim: with G = T Tᵀ the Fisher matrix of the outputs, Tᵀ W is factored in the place of W, and T taken back.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LowRank<M> {
@@ -35,6 +40,13 @@ pub struct LowRank<M> {
     pub factors: Factors,
     /// Factors even where they are larger than the matrix: what corrections are. Default false.
     pub always: bool,
+    /// In the place of `rank`: all matrices of a model together take so many bits a weight, in floats, each at the rank where
+    /// a bit more of any of them would gain the same, or as it is ([`Method::shared_bits`]). A matrix alone takes no more
+    /// than that. Default none.
+    pub bits: Option<f64>,
+    /// Ranks by `bits` are counts of singular values above one threshold in parts of each matrix's largest, half of the full
+    /// rank or more being the matrix itself (WeLore), whatever errors cost. Default false.
+    pub relative: bool,
 }
 
 impl<M: Metric> LowRank<M> {
@@ -42,7 +54,16 @@ impl<M: Metric> LowRank<M> {
     #[must_use]
     pub fn new(metric: M, rank: Rank) -> Self {
         let (solver, factors) = (Solver::default(), Factors::default());
-        Self { id: metric.id(), metric, rank, solver, factors, always: false }
+        Self {
+            id: metric.id(),
+            metric,
+            rank,
+            solver,
+            factors,
+            always: false,
+            bits: None,
+            relative: false,
+        }
     }
 
     /// Sets how singular vectors are found.
@@ -66,6 +87,20 @@ impl<M: Metric> LowRank<M> {
         self
     }
 
+    /// Sets the bits of all matrices together.
+    #[must_use]
+    pub fn with_bits(mut self, bits: Option<f64>) -> Self {
+        self.bits = bits;
+        self
+    }
+
+    /// Sets whether ranks by `bits` are by shapes of spectra alone.
+    #[must_use]
+    pub fn with_relative(mut self, relative: bool) -> Self {
+        self.relative = relative;
+        self
+    }
+
     fn factor(
         &self,
         target: &Target<'_>,
@@ -74,6 +109,7 @@ impl<M: Metric> LowRank<M> {
     ) -> Result<Compressed> {
         target.check_finite()?;
         let weight = target.kept_weight().into_owned();
+        let outputs = Outputs::of(target, &group.calibration, group.par)?;
         let shape = [weight.nrows(), weight.ncols()];
         let dense_bytes = weight.len() * target.dtype.size();
         let kept = |reason: String| {
@@ -92,25 +128,17 @@ impl<M: Metric> LowRank<M> {
         if weight.is_empty() {
             return dense(0, 0);
         }
-        let rank = self.factors.rank(self.rank, shape);
+        let par = group.par;
+        let rank = self.rank_of(target, &weight, weighing, outputs.as_ref(), par)?;
         // What the shape alone decides is known before the work.
         if let Some(rank) = rank.of_shape(shape).filter(|_| !self.always)
             && let Some(bytes) = size_of(rank).filter(|bytes| *bytes >= dense_bytes)
         {
             return dense(rank, bytes);
         }
-        let par = group.par;
         let ask = Ask { rank, solver: self.solver, seed: group.seed, par };
-        let made = weighing.aim.at(&weight, &weighing.root, ask)?;
-        let made = match made {
-            Usable::Yes(Aimed { weight: moved, seen, rank }) => {
-                let (weight, ask) = (moved.as_ref().unwrap_or(&weight), Ask { rank, ..ask });
-                let made = project_noting(weight.view(), &weighing.root, seen.as_ref(), ask);
-                Usable::of(made)?.map(|made| (moved, made))
-            }
-            Usable::No(reason) => Usable::No(reason),
-        };
-        let (moved, (factors, solved)) = match made {
+        let made = Made::of(&weight, weighing, outputs.as_ref(), ask)?;
+        let Made { moved, factors, note: solved } = match made {
             Usable::Yes(made) => made,
             Usable::No(reason) if *weighing == Weighing::plain() => return kept(reason),
             Usable::No(reason) => {
@@ -127,8 +155,7 @@ impl<M: Metric> LowRank<M> {
             seed: group.seed,
             par,
         };
-        let (bias, no_bias) = match weighing.mean.as_ref().map(|m| lost_mean(&weight, &factors, m))
-        {
+        let (bias, no_bias) = match weighing.mean.as_ref().map(|m| factors.lost_mean(&weight, m)) {
             Some(Usable::Yes(bias)) => (Some(bias), None),
             Some(Usable::No(reason)) => (None, Some(format!("{reason}: no bias"))),
             None => (None, None),
@@ -154,23 +181,6 @@ fn without_metric(why: &str) -> String {
     format!("{why}: factored by the error of the weights instead")
 }
 
-/// (W - U V) μ: what the factors lose of the mean output, if f32 can hold it.
-fn lost_mean(weight: &Array2<f32>, factors: &Projection, mean: &[f32]) -> Usable<Vec<f32>> {
-    let product = |m: &Array2<f32>, x: &[f64]| -> Vec<f64> {
-        let dot =
-            |row: ArrayView1<'_, f32>| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
-        m.rows().into_iter().map(dot).collect()
-    };
-    let mean: Vec<f64> = mean.iter().map(|m| f64::from(*m)).collect();
-    let exact = product(weight, &mean);
-    let got = product(&factors.left, &product(&factors.right, &mean));
-    let lost: Vec<f32> = exact.iter().zip(&got).map(|(e, g)| (e - g) as f32).collect();
-    match lost.iter().all(|v| v.is_finite()) {
-        true => Usable::Yes(lost),
-        false => Usable::no("its mean output is beyond f32"),
-    }
-}
-
 impl<M: Metric> Method for LowRank<M> {
     fn id(&self) -> &'static str {
         self.id
@@ -184,6 +194,10 @@ impl<M: Metric> Method for LowRank<M> {
         self.metric.corrects_bias()
     }
 
+    fn shared_bits(&self) -> Option<f64> {
+        self.bits
+    }
+
     fn needs(&self) -> Needs {
         let factors = if self.factors.need_gram() { Needs::GRAM } else { Needs::default() };
         self.metric.needs().union(factors)
@@ -194,7 +208,7 @@ impl<M: Metric> Compress for LowRank<M> {
     type Node = Box<dyn Node>;
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
-        self.rank.check()?;
+        self.check()?;
         group.channels()?;
         let weighing = self.metric.weighing(&group.calibration, group.par)?;
         let (weighing, reason) = weighing.or_else(|_| Weighing::plain());
@@ -205,6 +219,16 @@ impl<M: Metric> Compress for LowRank<M> {
         };
         let layers = group.targets.iter().map(factor).collect::<Result<_>>()?;
         Ok(CompressedGroup::new(layers))
+    }
+
+    fn rates(&self, group: Group<'_>) -> Result<Vec<RateCurve>> {
+        self.check()?;
+        group.channels()?;
+        let weighing = self.metric.weighing(&group.calibration, group.par)?;
+        let (weighing, _) = weighing.or_else(|_| Weighing::plain());
+        let curve =
+            |target: &Target<'_>| self.curve(target, &weighing, &group).in_tensor(target.name);
+        group.targets.iter().map(curve).collect()
     }
 }
 

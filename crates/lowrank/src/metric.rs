@@ -72,6 +72,8 @@ pub struct Weighing {
     pub mean: Option<Vec<f32>>,
     /// What is factored, and by which directions.
     pub aim: Aim,
+    /// Tokens that S Sᵀ is the sum of, where it is one.
+    pub tokens: Option<u64>,
     /// Why it is less than the metric asks for, if it is.
     pub note: Option<String>,
 }
@@ -80,7 +82,7 @@ impl Weighing {
     /// By a root alone.
     #[must_use]
     pub fn new(root: Root) -> Self {
-        Self { root, mean: None, aim: Aim::Weight, note: None }
+        Self { root, mean: None, aim: Aim::Weight, tokens: None, note: None }
     }
 
     /// Sets the mean input.
@@ -94,6 +96,13 @@ impl Weighing {
     #[must_use]
     pub fn with_aim(mut self, aim: Aim) -> Self {
         self.aim = aim;
+        self
+    }
+
+    /// Says that S Sᵀ is the sum of so many tokens' moments.
+    #[must_use]
+    pub fn with_tokens(mut self, tokens: u64) -> Self {
+        self.tokens = Some(tokens);
         self
     }
 
@@ -233,7 +242,7 @@ impl Metric for InputGram {
 
     fn weighing(&self, calibration: &Calibration, par: Par) -> Result<Usable<Weighing>> {
         let root = calibration.usable::<Gram>()?.and_then(|gram| root_of(gram.clone(), par));
-        Ok(root.map(Weighing::new))
+        Ok(root.map(|root| Weighing::new(root).with_tokens(calibration.tokens())))
     }
 }
 
@@ -283,7 +292,8 @@ impl Metric for InputCovariance {
                 *g = (f64::from(*g) - tokens * mean[i] * mean[j]) as f32;
             }
             let mean = Some(mean.iter().map(|m| *m as f32).collect());
-            root_of(covariance, par).map(|root| Weighing::new(root).with_mean(mean))
+            root_of(covariance, par)
+                .map(|root| Weighing::new(root).with_mean(mean).with_tokens(calibration.tokens()))
         }))
     }
 }

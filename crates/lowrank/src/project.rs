@@ -1,5 +1,5 @@
 use tensorpress_tensor::linalg::{self, Par, RandomizedSvd, Real, Svd};
-use tensorpress_tensor::ndarray::{Array2, ArrayView2, CowArray, Ix2};
+use tensorpress_tensor::ndarray::{Array2, ArrayView1, ArrayView2, CowArray, Ix2};
 use tensorpress_tensor::{Error, Result, Usable};
 
 use crate::aim::Ask;
@@ -93,6 +93,51 @@ pub struct Projection {
     pub left: Array2<f32>,
     /// V `[rank, in]`.
     pub right: Array2<f32>,
+}
+
+impl Projection {
+    /// The same product, column k of U and row k of V being of one length.
+    pub(crate) fn balanced(mut self) -> Self {
+        let length = |lane: ArrayView1<'_, f32>| {
+            lane.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+        };
+        let lanes = self.left.columns_mut().into_iter().zip(self.right.rows_mut());
+        for (mut column, mut row) in lanes {
+            let share = (length(row.view()) / length(column.view())).sqrt();
+            if share.is_finite() && share > 0.0 {
+                column.mapv_inplace(|v| (f64::from(v) * share) as f32);
+                row.mapv_inplace(|v| (f64::from(v) / share) as f32);
+            }
+        }
+        self
+    }
+
+    /// All of the size of a direction can be in either factor.
+    pub(crate) fn can_be_scaled(&self) -> bool {
+        let most = |lane: ArrayView1<'_, f32>| {
+            lane.iter().fold(0.0f64, |most, v| most.max(f64::from(*v).abs()))
+        };
+        let mut lanes = self.left.columns().into_iter().zip(self.right.rows());
+        lanes.all(|(column, row)| most(column) * most(row) < f64::from(f32::MAX))
+            && self.left.iter().chain(&self.right).all(|v| v.is_finite())
+    }
+
+    /// (W - U V) μ: what the factors lose of the mean output, if f32 can hold it.
+    pub(crate) fn lost_mean(&self, weight: &Array2<f32>, mean: &[f32]) -> Usable<Vec<f32>> {
+        let product = |m: &Array2<f32>, x: &[f64]| -> Vec<f64> {
+            let dot =
+                |row: ArrayView1<'_, f32>| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
+            m.rows().into_iter().map(dot).collect()
+        };
+        let mean: Vec<f64> = mean.iter().map(|m| f64::from(*m)).collect();
+        let exact = product(weight, &mean);
+        let got = product(&self.left, &product(&self.right, &mean));
+        let lost: Vec<f32> = exact.iter().zip(&got).map(|(e, g)| (e - g) as f32).collect();
+        match lost.iter().all(|v| v.is_finite()) {
+            true => Usable::Yes(lost),
+            false => Usable::no("its mean output is beyond f32"),
+        }
+    }
 }
 
 /// The factors of this rank that lose least: U = P, V = Pᵀ W with P the leading left singular vectors of W S, scaled so

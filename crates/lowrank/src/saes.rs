@@ -155,13 +155,14 @@ impl Metric for DriftedGram {
             Usable::Yes(cross) => Usable::of(self.shift(gram, cross, par))?,
             Usable::No(reason) => Usable::No(reason),
         };
+        let weighing = |root| Weighing::new(root).with_tokens(calibration.tokens());
         Ok(root.map(|root| match shift {
             Usable::Yes(transposed) => {
                 let drift = Drift::new(transposed, self.beta, self.most);
-                Weighing::new(root).with_aim(Aim::Drift(drift))
+                weighing(root).with_aim(Aim::Drift(drift))
             }
             Usable::No(reason) => {
-                Weighing::new(root).with_note(Some(format!("{reason}: no correction of drift")))
+                weighing(root).with_note(Some(format!("{reason}: no correction of drift")))
             }
         }))
     }

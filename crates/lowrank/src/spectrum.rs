@@ -98,8 +98,13 @@ impl Spectrum {
     #[must_use]
     pub fn levels(&self, dtype: DType) -> Vec<Level<usize>> {
         let [out, inp] = self.shape;
-        let dense = (out * inp * dtype.size()) as u64;
-        let bytes = |rank: usize| (rank * (out + inp) * dtype.size()) as u64;
+        let bytes = |numbers: usize| (numbers * dtype.size()) as u64;
+        self.levels_of(bytes(out + inp), bytes(out * inp))
+    }
+
+    /// The same where a direction takes so many bytes, and the matrix.
+    pub(crate) fn levels_of(&self, direction: u64, dense: u64) -> Vec<Level<usize>> {
+        let bytes = |rank: usize| rank as u64 * direction;
         // Sums from the smallest on, which none of the large ones drowns.
         let mut lost = vec![0.0; self.values.len() + 1];
         for (i, value) in self.values.iter().enumerate().rev() {

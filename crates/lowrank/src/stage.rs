@@ -43,8 +43,21 @@ pub fn stages() -> Vec<Row<WeightPart>> {
 /// Rank, factors, and whatever the metric brings along.
 impl<M: Metric> Knobs for LowRank<M> {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        if keys.peek("bits").is_some() {
+            self.rank = Rank::Ratio(0.0);
+        }
         self.rank.knobs(keys)?;
         self.factors.knobs(keys)?;
+        let about = "bits a weight that all matrices take together, ranks by what bits gain, in the place of a ratio";
+        keys.optional_float("bits", &mut self.bits, 0.05..=32.0, about)?;
+        let about = "with bits: ranks by singular values in parts of each matrix's largest, whatever errors cost";
+        keys.flag("relative", &mut self.relative, about)?;
+        if let (Some(bits), true) = (self.bits, self.rank != Rank::Ratio(0.0)) {
+            let rank = self.rank;
+            return Err(Error::invalid(format!(
+                "bits = {bits} and {rank:?}: allowed is one of them"
+            )));
+        }
         // A correction is asked for: it is never left out to save bytes.
         self.always |= keys.corrects();
         self.metric.knobs(keys)

@@ -15,8 +15,8 @@ use crate::rtn::Rtn;
 ///
 /// With G = U D Uᵀ, U unit upper triangular by bands of rows, a band's target in a column is what the method would round
 /// there, less Σ Uₗᵢ (q - t)ₗ of the rows l before it. Every method that sweeps columns takes it (GPTQ, SpQR, SparseGPT, level
-/// tables by feedback, blocks of ggml, trellises); on others it has no effect, and that is said, as where no gradients are
-/// known.
+/// tables by feedback, blocks of ggml, trellises), and factors of low rank have the least such loss; on others it has no
+/// effect, and that is said, as where no gradients are known.
 ///
 /// ```
 /// use tensorpress_quant::{Gptq, GridSpec, Yaqa};
@@ -62,6 +62,26 @@ impl<S> Yaqa<S> {
     }
 }
 
+impl<S> Yaqa<S> {
+    /// What `act` makes of the group whose targets ask for it, and what came of that.
+    fn asking<T>(
+        &self,
+        group: Group<'_>,
+        act: impl FnOnce(Group<'_>) -> Result<T>,
+    ) -> Result<(T, Vec<RowFeedback>)> {
+        if !(self.damp.is_finite() && self.damp >= 0.0) {
+            return Err(Error::invalid(format!("damp = {}: allowed are 0 and more", self.damp)));
+        }
+        let asked: Vec<RowFeedback> =
+            group.targets.iter().map(|_| RowFeedback::new(self.damp.into())).collect();
+        let Group { targets, calibration, fold, seed, par } = group;
+        let fed = |(target, rows)| Target { rows: Some(rows), ..Target::clone(target) };
+        let targets = targets.iter().zip(&asked).map(fed).collect();
+        let made = act(Group { targets, calibration, fold, seed, par })?;
+        Ok((made, asked))
+    }
+}
+
 impl<S> Knobs for Yaqa<S> {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
         let about =
@@ -98,20 +118,12 @@ impl<S: Compress> Compress for Yaqa<S> {
     type Node = Box<dyn Node>;
 
     fn rates(&self, group: Group<'_>) -> Result<Vec<RateCurve>> {
-        self.solver.rates(group)
+        self.asking(group, |group| self.solver.rates(group)).map(|(rates, _)| rates)
     }
 
     fn compress_group(&self, group: Group<'_>) -> Result<CompressedGroup> {
-        if !(self.damp.is_finite() && self.damp >= 0.0) {
-            return Err(Error::invalid(format!("damp = {}: allowed are 0 and more", self.damp)));
-        }
-        let asked: Vec<RowFeedback> =
-            group.targets.iter().map(|_| RowFeedback::new(self.damp.into())).collect();
-        let Group { targets, calibration, fold, seed, par } = group;
-        let fed = |(target, rows)| Target { rows: Some(rows), ..Target::clone(target) };
-        let targets = targets.iter().zip(&asked).map(fed).collect();
-        let group = Group { targets, calibration, fold, seed, par };
-        let CompressedGroup { layers, folded } = self.solver.compress_group(group)?;
+        let (made, asked) = self.asking(group, |group| self.solver.compress_group(group))?;
+        let CompressedGroup { layers, folded } = made;
         let layers = layers.into_iter().zip(&asked).map(|(layer, asked)| {
             let unasked = || Some(format!("{} feeds no errors among rows", self.solver.id()));
             let news = asked.outcome().map_or_else(unasked, |news| news.map(str::to_owned));

@@ -3,6 +3,7 @@ use std::sync::OnceLock;
 /// Asks a method that sweeps columns to feed errors among rows too ([`Target::rows`](crate::Target::rows)): the loss is then
 /// tr(G E A Eᵀ) in place of tr(E A Eᵀ), with G the Fisher matrix of the outputs
 /// ([`Supply::OUTPUT_FISHER`](crate::stats::Supply::OUTPUT_FISHER); *Model-preserving adaptive rounding*, Tseng et al., 2025).
+/// A method that does not sweep may make that loss small in its own way.
 ///
 /// ```
 /// use tensorpress_tensor::{RowFeedback, Target, ndarray::array};
