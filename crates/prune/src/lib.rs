@@ -3,8 +3,10 @@
 //! A method is a saliency ([`saliency`]) x a support pattern ([`Pattern`]) x what is done to the weights that stay:
 //! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once. [`structured`] has the
 //! same axes for what a model is built of, whole heads and channels, and [`flap`] is one of its own; [`DropBlocks`] drops
-//! whole blocks, and [`experts`] drops those of a mixture. [`train`] has what a training loop calls.
+//! whole blocks, and [`experts`] drops those of a mixture. [`activation`] skips what a token does not need and drops nothing;
+//! [`train`] has what a training loop calls.
 
+pub mod activation;
 mod drop_blocks;
 pub mod experts;
 pub mod flap;

@@ -4,9 +4,11 @@
 //! - support: the lowest of each block, and of each group of experts that a token chooses between first;
 //! - repair: none. The router renormalises over what stays, where it does so at all.
 //!
-//! [`Stun`] chooses by likeness instead: of experts that a router can hardly tell apart, one stays.
+//! [`Stun`] chooses by likeness instead: of experts that a router can hardly tell apart, one stays. [`stick_breaking`] is the
+//! attention of models whose heads are experts too.
 
 mod score;
+mod stick_breaking;
 mod stun;
 
 use tensorpress_tensor::rewrite::{
@@ -17,6 +19,7 @@ use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Error, Method, Result, Rewrite};
 
 pub use score::{Collaborative, ExpertScore, Reap, Usage};
+pub use stick_breaking::{stick_breaking, stick_breaking_backward};
 pub use stun::Stun;
 
 /// Drops the experts of lowest score.
