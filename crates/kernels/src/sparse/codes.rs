@@ -104,7 +104,7 @@ impl<S: Stored> Stream<S> for Codes {
         self.codes = self.codes.wrapping_add(by);
     }
     #[inline(always)]
-    fn prefetch(self, _: Option<usize>) {}
+    fn prefetch(self, _: Option<[usize; 2]>) {}
 }
 
 /// `Y = X Wᵀ` (or `Y += X Wᵀ` where `accumulate`) over some rows of W, for row-major `x [t, cols]` and

@@ -3,7 +3,7 @@
 //! Stored `[out, in]`, picked rows are the outputs that are wanted; stored `[in, out]`, they are the inputs that are not 0.
 
 use super::product::{TOGETHER, product_on};
-use super::stream::{BF16, F16, F32, Plain, Stream};
+use super::stream::{Apart, AtRow, BF16, F16, F32, Stream};
 use super::{FloatType, Padded, StoredRows, WORD};
 use crate::rows::{by_rows, check_sizes};
 use crate::simd::{Stored, stamp};
@@ -175,13 +175,13 @@ fn add<'a, S: Stored, const FORMAT: u8, const R: usize>(
     let width = sums.len() / t;
     let columns = (w.cols - column).min(width);
     assert!(factors.len() == t && width.is_multiple_of(WORD) && sums.len() == t * width);
-    let mut rows: [Plain<FORMAT>; R] = std::array::from_fn(|r| {
-        let row = w.stream(picked.at(r), picked.at(r + R), &mut copies[r]);
+    let mut rows: [Apart<FORMAT>; R] = std::array::from_fn(|r| {
+        let row = Apart::at_row(w, picked.at(r), picked.at(r + R), &mut copies[r]);
         row.within(column, w.cols - columns)
     });
     for word in (0..columns).step_by(WORD) {
         for row in rows {
-            Stream::<S>::prefetch(row, Some(columns - word));
+            Stream::<S>::prefetch(row, Some([columns - word, 0]));
         }
         let mut lane = 0;
         while lane < (columns - word).min(WORD) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::picked::Rows;
-use super::stream::{BF16, F16, F32, Plain, Stream};
+use super::stream::{Apart, AtRow, BF16, F16, F32, Plain, Stream};
 use super::{FloatType, Padded, StoredRows, WORD};
 use crate::simd::{Stored, stamp};
 use crate::work::Places;
@@ -40,12 +40,13 @@ fn formatted<S: Stored, const FORMAT: u8>(
     which: Rows<'_>,
     out: &mut [f32],
 ) {
-    match w.support {
-        None => rows::<S, FORMAT, DENSE>(s, w, x, places, which, out),
-        Some(support) if even(support.every, S::LANES) => {
-            rows::<S, FORMAT, EVEN>(s, w, x, places, which, out);
+    match (w.support, which) {
+        (None, Rows::From(_)) => rows::<S, Plain<FORMAT>, DENSE>(s, w, x, places, which, out),
+        (None, Rows::Picked(_)) => rows::<S, Apart<FORMAT>, DENSE>(s, w, x, places, which, out),
+        (Some(support), _) if even(support.every, S::LANES) => {
+            rows::<S, Plain<FORMAT>, EVEN>(s, w, x, places, which, out);
         }
-        Some(_) => rows::<S, FORMAT, SPARSE>(s, w, x, places, which, out),
+        (Some(_), _) => rows::<S, Plain<FORMAT>, SPARSE>(s, w, x, places, which, out),
     }
 }
 
@@ -65,7 +66,7 @@ const EVEN: u8 = 2;
 pub(super) const TOGETHER: usize = 4;
 
 #[inline(always)]
-fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
+fn rows<S: Stored, W: Stream<S> + AtRow, const MODE: u8>(
     s: S,
     w: &StoredRows<'_>,
     x: &Padded<'_>,
@@ -86,9 +87,9 @@ fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
         while place < count {
             let out = &mut out[place * t..];
             if count - place >= TOGETHER {
-                let streams: [Plain<FORMAT>; TOGETHER] = std::array::from_fn(|r| {
-                    let row = place + r;
-                    w.stream(which.at(row), which.at(row + TOGETHER), &mut copies[r])
+                let streams: [W; TOGETHER] = std::array::from_fn(|r| {
+                    let at = place + r;
+                    W::at_row(w, which.at(at), which.at(at + TOGETHER), &mut copies[r])
                 });
                 let bits = std::array::from_fn(|r| w.bits(which.at(place + r)));
                 // SAFETY: the streams are those of the rows and bits.
@@ -98,7 +99,7 @@ fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
                 place += TOGETHER;
             } else {
                 let row = which.at(place);
-                let stream: Plain<FORMAT> = w.stream(row, which.at(place + 1), &mut copies[0]);
+                let stream = W::at_row(w, row, which.at(place + 1), &mut copies[0]);
                 // SAFETY: as above.
                 unsafe {
                     tokens::<S, _, 1, MODE>(s, [stream], [w.bits(row)], each, w.cols, x, &some, out)
@@ -210,7 +211,7 @@ unsafe fn tile<S: Stored, W: Stream<S>, const T: usize, const R: usize, const MO
                 // SAFETY: a row of a mask has a bit for every column.
                 u64::from_le_bytes(unsafe { starts[r].add(col / 8).cast::<[u8; 8]>().read() })
             };
-            rows[r].prefetch((MODE == DENSE).then(|| cols - col));
+            rows[r].prefetch((MODE == DENSE).then(|| [cols - col, (R - 1) * cols]));
             for lane in (0..WORD).step_by(S::LANES) {
                 let keep = (word >> lane) as u32 & (!0 >> (32 - S::LANES));
                 // SAFETY: so many numbers of the row lie before this column.
@@ -311,7 +312,7 @@ fn decode_row<S: Stored, const FORMAT: u8>(
     accumulate: bool,
     places: &mut Places,
 ) {
-    let stream: Plain<FORMAT> = w.stream(row, row + 1, &mut places.bytes[0]);
+    let stream: Plain<FORMAT> = w.stream(row, &mut places.bytes[0]);
     let bits = w.support.map(|_| w.bits(row));
     // SAFETY: the stream is that of the row and its bits.
     unsafe { spread(s, stream, bits, out, accumulate) };
