@@ -1,9 +1,10 @@
 //! Sparse matrices against dense ones of the same value type, one thread, all taking turns in one run.
 //!
 //! First one token times a matrix larger than every cache: 2:4, and half of the entries at random; beside the dense
-//! product and a plain read of as many bytes as the dense matrix has. Then 64 tokens times a matrix of which nine
-//! blocks in ten were dropped, beside faer's dense product. `--test` runs everything once, small. Every product is
-//! checked against a slow one before it is timed.
+//! product and a plain read of as many bytes as the dense matrix has. Then one token of which half of the outputs are
+//! wanted, or half of the inputs are not 0: products that skip the others, beside the dense ones. Then 64 tokens times a
+//! matrix of which nine blocks in ten were dropped, beside faer's dense product. `--test` runs everything once, small;
+//! `--skipping` the products that skip alone. Every product is checked against a slow one before it is timed.
 
 // Reading at the speed of memory needs vector loads and prefetches.
 #![allow(unsafe_code)]
@@ -16,16 +17,25 @@ use std::hint::black_box;
 use criterion::Criterion;
 use nodes::{check, pairs};
 use tensorpress_quant::GroupedAffine;
-use tensorpress_tensor::kernels::Isa;
+use tensorpress_tensor::kernels::{Isa, Work, dot_f64, picked_matmul, picked_sum};
 use tensorpress_tensor::linalg::{Par, SplitMix, matmul_nt};
-use tensorpress_tensor::ndarray::{Array2, ArrayView2, s};
-use tensorpress_tensor::node::{Dense, Mask, Masked, decode};
+use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, s};
+use tensorpress_tensor::node::{Dense, Mask, Masked, as_node, decode};
 use tensorpress_tensor::{Accum, DType, Node, RawTensor, Scratch, Storage};
 use turns::{Contender, read, take_turns};
 
 fn main() {
-    let test = std::env::args().any(|arg| arg == "--test");
+    let asked = |name: &str| std::env::args().any(|arg| arg == name);
+    let test = asked("--test");
     println!("instruction sets: {:?}, chosen: {}", Isa::available(), Isa::detect());
+    for [wide, narrow] in if test { [[64, 32]; 2] } else { [[11_008, 4096], [5632, 2048]] } {
+        for dtype in [DType::F32, DType::BF16] {
+            skipping(wide, narrow, dtype, if test { 1 } else { 31 });
+        }
+    }
+    if asked("--skipping") {
+        return;
+    }
     let (rows, cols, rounds) = if test { (64, 1024, 1) } else { (4096, 28_672, 15) };
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         one_token(&dtype_name(dtype), rows, cols, rounds, |seed| values(rows, cols, dtype, seed));
@@ -143,6 +153,80 @@ fn one_token(
         read * dense.bytes as f64 / bytes as f64 / dense.best(),
     );
     table(&contenders, dense);
+}
+
+/// The matrices of a feed-forward network, one token of which half of the wide channels are active.
+fn skipping(wide: usize, narrow: usize, dtype: DType, rounds: usize) {
+    let node = |rows, cols| values(rows, cols, dtype, 1);
+    // The second stored both ways: for the dense product, and with an input's weights side by side.
+    let (up, down, turned) = (node(wide, narrow), node(narrow, wide), node(wide, narrow));
+    let stored = |node| as_node::<Dense>(node).and_then(Dense::stored_rows).expect("floats");
+    let (up_rows, turned_rows) = (stored(&*up), stored(&*turned));
+    let mut random = SplitMix::new(7);
+    let active: Vec<usize> = (0..wide).filter(|_| random.next_f64() < 0.5).collect();
+    let (x, hidden) = (input(1, narrow), input(1, wide));
+    let factors: Vec<f32> = active.iter().map(|channel| hidden[[0, *channel]]).collect();
+    let (x_slice, share) = (x.as_slice().expect("one row"), active.len() as f64 / wide as f64);
+    let (mut outputs, mut sums) = (vec![0.0; active.len()], vec![0.0; narrow]);
+    let mut work = Work::default();
+    picked_matmul(&up_rows, &active, x_slice, 1, &mut outputs, false, &mut work);
+    picked_sum(&turned_rows, &active, &factors, 1, &mut sums, false, &mut work);
+    let (up_f32, turned_f32) = (decode(&*up).expect("decodes"), decode(&*turned).expect("decodes"));
+    let exact =
+        active.iter().map(|row| dot_f64(x_slice, up_f32.row(*row).as_slice().expect("a row")));
+    near(&outputs, exact);
+    let kept = turned_f32.select(Axis(0), &active);
+    near(
+        &sums,
+        (0..narrow)
+            .map(|o| kept.column(o).iter().zip(&factors).map(|(w, a)| f64::from(w * a)).sum()),
+    );
+    drop((up_f32, turned_f32, kept));
+    let bytes = wide * narrow * dtype.size();
+    let read_bytes = (bytes as f64 * share) as usize;
+    let buffer = vec![1u8; bytes];
+    let mut second = Work::default();
+    let mut contenders = vec![
+        Contender::new("plain read", bytes, || {
+            black_box(read::<0>(&buffer));
+        }),
+        Contender::new("plain read, asking 4 KiB ahead", bytes, || {
+            black_box(read::<4096>(&buffer));
+        }),
+        product("dense, wide outputs", &*up, x.view()),
+        Contender::new("half of the outputs", read_bytes, || {
+            picked_matmul(&up_rows, &active, x_slice, 1, &mut outputs, false, &mut work);
+        }),
+        product("dense, wide inputs", &*down, hidden.view()),
+        Contender::new("half of the inputs", read_bytes, || {
+            picked_sum(&turned_rows, &active, &factors, 1, &mut sums, false, &mut second);
+        }),
+    ];
+    take_turns(&mut contenders, rounds);
+    let read = contenders[0].best().min(contenders[1].best());
+    println!(
+        "\n{}, {wide} channels of {narrow}, {:.4} of them active, 1 token; read {:.1} GB/s; best (median)",
+        dtype_name(dtype),
+        share,
+        bytes as f64 / read / 1e9,
+    );
+    for pair in [2..4, 4..6] {
+        let dense = &contenders[pair.start];
+        println!("dense {:.2} of the read", read / dense.best());
+        table(&contenders[pair.clone()], dense);
+    }
+}
+
+/// Panics unless the numbers agree.
+fn near(found: &[f32], exact: impl ExactSizeIterator<Item = f64>) {
+    assert_eq!(found.len(), exact.len());
+    let (mut error, mut size) = (0.0, 0.0);
+    for (found, exact) in found.iter().zip(exact) {
+        error += (f64::from(*found) - exact).powi(2);
+        size += exact * exact;
+    }
+    let relative = (error / size).sqrt();
+    assert!(relative < 1e-4, "relative error {relative:e}");
 }
 
 fn table(contenders: &[Contender<'_>], dense: &Contender<'_>) {

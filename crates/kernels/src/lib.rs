@@ -78,7 +78,8 @@ pub use rows::{AffineRows, affine_matmul};
 pub use simd::wide::{LANES, Line};
 pub use sparse::{
     Bitmap, BitmapFault, BlockInputs, KeptAffine, StoredRows, Support, block_matmul,
-    kept_affine_decode, kept_affine_matmul, stored_decode, stored_matmul,
+    kept_affine_decode, kept_affine_matmul, picked_matmul, picked_sum, stored_decode,
+    stored_matmul,
 };
 pub use stats::{abs_max, abs_max_on, has_non_finite, has_non_finite_on, minmax, minmax_on};
 pub use sweep::{Columns, Swept, sweep, sweep_on};

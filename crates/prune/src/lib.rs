@@ -3,8 +3,10 @@
 //! A method is a saliency ([`saliency`]) x a support pattern ([`Pattern`]) x what is done to the weights that stay:
 //! nothing ([`Pruner`]), or the optimal-brain sweep ([`SparseGpt`]), which chooses and repairs at once. [`structured`] has the
 //! same axes for what a model is built of, whole heads and channels, and [`flap`] is one of its own; [`depth`] drops whole
-//! blocks, [`experts`] those of a mixture, and [`DropScanHeads`] heads of state-space layers. [`train`] has what a training loop calls.
+//! blocks, [`experts`] those of a mixture, and [`DropScanHeads`] heads of state-space layers. [`activation`] skips what a
+//! token does not need and drops nothing; [`train`] has what a training loop calls.
 
+pub mod activation;
 pub mod depth;
 mod drop_matrix;
 pub mod experts;

@@ -1,6 +1,9 @@
 //! Scores of experts beside the official code, and what stays of experts.
 
-use tensorpress_prune::experts::{Collaborative, DropExperts, ExpertScore, Reap, Stun, Usage};
+use tensorpress_prune::experts::{
+    Collaborative, DropExperts, ExpertScore, Reap, Stun, Usage, stick_breaking,
+    stick_breaking_backward,
+};
 use tensorpress_tensor::ndarray::{Array2, arr2, s};
 use tensorpress_tensor::rewrite::{
     BlockLayout, BlockShape, BlockView, Change, Edit, Expert, Experts, Judgement, LinearSpec,
@@ -349,4 +352,42 @@ fn collaborative_lowers_how_many_experts_a_token_goes_to() {
     // DeepSeek-V3: of 256 experts 192 stay, and of eight a token goes to six.
     assert_eq!(Collaborative::default().chosen(8, 192, 256), 6);
     assert_eq!(Collaborative::default().chosen(1, 1, 64), 1);
+}
+
+/// A stick broken by the definition: the last key first, each takes its part of what is left.
+#[test]
+fn a_stick_is_broken_from_the_nearest_key_on() {
+    let scores: Vec<f32> = (0..9).map(|i| ((i * 5) % 9) as f32 - 4.0).collect();
+    let part = |s: f32| 1.0 / (1.0 + (-f64::from(s)).exp());
+    for n in 0..scores.len() {
+        let scores = &scores[..n];
+        let weights = stick_breaking(scores);
+        for j in 0..n {
+            let later: f64 = scores[j + 1..].iter().map(|s| 1.0 - part(*s)).product();
+            let wanted = part(scores[j]) * later;
+            assert!((f64::from(weights[j]) - wanted).abs() < 1e-7, "{j} of {n}: {wanted}");
+        }
+        // Nothing is normalised: what no key took is left.
+        let left: f64 = scores.iter().map(|s| 1.0 - part(*s)).product();
+        let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+        assert!((sum - (1.0 - left)).abs() < 1e-6);
+    }
+    assert_eq!(stick_breaking(&[0.0, f32::INFINITY, f32::NEG_INFINITY]), [0.0, 1.0, 0.0]);
+    // A long way back nothing overflows, and nothing is NaN.
+    assert!(stick_breaking(&[80.0; 500]).iter().all(|w| (0.0..=1.0).contains(w)));
+    // Gradients by differences.
+    let by = [0.5f32, -1.0, 2.0, 0.25, -3.0, 1.0, 0.0, 4.0, -0.5];
+    let loss = |scores: &[f32]| -> f64 {
+        stick_breaking(scores).iter().zip(by).map(|(w, b)| f64::from(*w) * f64::from(b)).sum()
+    };
+    let gradient = stick_breaking_backward(&scores, &by);
+    for k in 0..scores.len() {
+        let moved = |step: f32| {
+            let mut scores = scores.clone();
+            scores[k] += step;
+            loss(&scores)
+        };
+        let wanted = (moved(0.0625) - moved(-0.0625)) / 0.125;
+        assert!((f64::from(gradient[k]) - wanted).abs() < 2e-3, "{k}: {} {wanted}", gradient[k]);
+    }
 }

@@ -7,18 +7,21 @@
 mod bitmap;
 mod blocks;
 mod codes;
+mod picked;
 mod product;
 mod stream;
 
 pub use bitmap::{Bitmap, BitmapFault};
 pub use blocks::{BlockInputs, block_matmul};
 pub use codes::{KeptAffine, kept_affine_decode, kept_affine_matmul};
+pub use picked::{picked_matmul, picked_sum};
 
 use std::ops::Range;
 
 use super::FloatType;
 use super::rows::{by_rows, check_sizes};
 use super::work::Work;
+use picked::Rows;
 use product::{decode_on, product_on};
 
 /// Which entries of a matrix are stored: a borrowed [`Bitmap`], which has counted the bits.
@@ -103,7 +106,7 @@ pub fn stored_matmul(
     let isa = work.isa();
     Padded::with(x, t, w.cols, work, |x, work| {
         by_rows(rows, t, y, accumulate, work, |places, first, out| {
-            product_on(isa, w, &x, places, first, out);
+            product_on(isa, w, &x, places, Rows::From(first), out);
         });
     });
 }

@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-use super::stream::{BF16, F16, F32, Plain, Stream};
+use super::picked::Rows;
+use super::stream::{Apart, AtRow, BF16, F16, F32, Plain, Stream};
 use super::{FloatType, Padded, StoredRows, WORD};
 use crate::simd::{Stored, stamp};
 use crate::work::Places;
 
 stamp! {
-    /// The products of the rows from `first` on with all tokens: `out` is `[some rows, t]`.
+    /// The products of the first of these rows with all tokens: `out` is `[some rows, t]`.
     pub(super) fn product_on(
-        w: &StoredRows<'_>, x: &Padded<'_>, places: &mut Places, first: usize, out: &mut [f32],
+        w: &StoredRows<'_>, x: &Padded<'_>, places: &mut Places, which: Rows<'_>, out: &mut [f32],
     ) = product_body
 }
 
@@ -20,13 +21,13 @@ fn product_body<S: Stored>(
     w: &StoredRows<'_>,
     x: &Padded<'_>,
     places: &mut Places,
-    first: usize,
+    which: Rows<'_>,
     out: &mut [f32],
 ) {
     match w.format {
-        FloatType::F32 => formatted::<S, F32>(s, w, x, places, first, out),
-        FloatType::F16 => formatted::<S, F16>(s, w, x, places, first, out),
-        FloatType::Bf16 => formatted::<S, BF16>(s, w, x, places, first, out),
+        FloatType::F32 => formatted::<S, F32>(s, w, x, places, which, out),
+        FloatType::F16 => formatted::<S, F16>(s, w, x, places, which, out),
+        FloatType::Bf16 => formatted::<S, BF16>(s, w, x, places, which, out),
     }
 }
 
@@ -36,15 +37,16 @@ fn formatted<S: Stored, const FORMAT: u8>(
     w: &StoredRows<'_>,
     x: &Padded<'_>,
     places: &mut Places,
-    first: usize,
+    which: Rows<'_>,
     out: &mut [f32],
 ) {
-    match w.support {
-        None => rows::<S, FORMAT, DENSE>(s, w, x, places, first, out),
-        Some(support) if even(support.every, S::LANES) => {
-            rows::<S, FORMAT, EVEN>(s, w, x, places, first, out);
+    match (w.support, which) {
+        (None, Rows::From(_)) => rows::<S, Plain<FORMAT>, DENSE>(s, w, x, places, which, out),
+        (None, Rows::Picked(_)) => rows::<S, Apart<FORMAT>, DENSE>(s, w, x, places, which, out),
+        (Some(support), _) if even(support.every, S::LANES) => {
+            rows::<S, Plain<FORMAT>, EVEN>(s, w, x, places, which, out);
         }
-        Some(_) => rows::<S, FORMAT, SPARSE>(s, w, x, places, first, out),
+        (Some(_), _) => rows::<S, Plain<FORMAT>, SPARSE>(s, w, x, places, which, out),
     }
 }
 
@@ -64,16 +66,16 @@ const EVEN: u8 = 2;
 pub(super) const TOGETHER: usize = 4;
 
 #[inline(always)]
-fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
+fn rows<S: Stored, W: Stream<S> + AtRow, const MODE: u8>(
     s: S,
     w: &StoredRows<'_>,
     x: &Padded<'_>,
     places: &mut Places,
-    first: usize,
+    which: Rows<'_>,
     out: &mut [f32],
 ) {
     let t = x.tokens;
-    let end = first + out.len() / t;
+    let count = out.len() / t;
     let [n, m] = w.support.map_or([0, 1], |support| support.every);
     let each = if MODE == EVEN { S::LANES / m * n } else { 0 };
     let copies = &mut places.bytes;
@@ -81,25 +83,28 @@ fn rows<S: Stored, const FORMAT: u8, const MODE: u8>(
     let mut token = 0;
     while token < t {
         let some = token..token + at_once(t - token, 2 * S::TILE);
-        let mut row = first;
-        while row < end {
-            let out = &mut out[(row - first) * t..];
-            if end - row >= TOGETHER {
-                let streams: [Plain<FORMAT>; TOGETHER] =
-                    std::array::from_fn(|r| w.stream(row + r, &mut copies[r]));
-                let bits = std::array::from_fn(|r| w.bits(row + r));
+        let mut place = 0;
+        while place < count {
+            let out = &mut out[place * t..];
+            if count - place >= TOGETHER {
+                let streams: [W; TOGETHER] = std::array::from_fn(|r| {
+                    let at = place + r;
+                    W::at_row(w, which.at(at), which.at(at + TOGETHER), &mut copies[r])
+                });
+                let bits = std::array::from_fn(|r| w.bits(which.at(place + r)));
                 // SAFETY: the streams are those of the rows and bits.
                 unsafe {
                     tokens::<S, _, TOGETHER, MODE>(s, streams, bits, each, w.cols, x, &some, out)
                 };
-                row += TOGETHER;
+                place += TOGETHER;
             } else {
-                let stream: Plain<FORMAT> = w.stream(row, &mut copies[0]);
+                let row = which.at(place);
+                let stream = W::at_row(w, row, which.at(place + 1), &mut copies[0]);
                 // SAFETY: as above.
                 unsafe {
                     tokens::<S, _, 1, MODE>(s, [stream], [w.bits(row)], each, w.cols, x, &some, out)
                 };
-                row += 1;
+                place += 1;
             }
         }
         token = some.end;

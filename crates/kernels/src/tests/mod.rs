@@ -13,6 +13,7 @@ mod hadamard;
 mod ints;
 mod levels;
 mod panels;
+mod picked;
 mod sparse;
 mod trellis;
 

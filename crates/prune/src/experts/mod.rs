@@ -5,11 +5,12 @@
 //! - repair: none. The router renormalises over what stays, where it does so at all.
 //!
 //! [`Stun`] chooses by likeness instead: of experts that a router can hardly tell apart, one stays. In [`micro`], experts stay
-//! and become narrower.
+//! and become narrower. [`stick_breaking`] is the attention of models whose heads are experts too.
 
 mod mean;
 pub mod micro;
 mod score;
+mod stick_breaking;
 mod stun;
 
 use tensorpress_tensor::rewrite::{
@@ -20,6 +21,7 @@ use tensorpress_tensor::stats::Needs;
 use tensorpress_tensor::{Error, Method, Result, Rewrite};
 
 pub use score::{Collaborative, ExpertScore, Reap, Usage};
+pub use stick_breaking::{stick_breaking, stick_breaking_backward};
 pub use stun::Stun;
 
 /// Drops the experts of lowest score.

@@ -124,8 +124,10 @@ impl Dense {
         Ok(Box::new(Self { dtype, shape, values, support, inputs: OnceLock::new() }))
     }
 
-    /// The matrix as the kernels take it; they know no f64.
-    fn stored_rows(&self) -> Option<StoredRows<'_>> {
+    /// The matrix as the kernels take it, for products with [some of its rows](kernels::picked_matmul) or, stored
+    /// `[in, out]`, with [some of its inputs](kernels::picked_sum); none of f64, which they do not know.
+    #[must_use]
+    pub fn stored_rows(&self) -> Option<StoredRows<'_>> {
         let format = self.dtype.float_type()?;
         let [rows, cols] = self.shape;
         let support = self.support.as_ref().map(|mask| mask.support());
