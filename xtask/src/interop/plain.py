@@ -3,9 +3,9 @@ from common import MODELS, WORK, compress, version
 from folders import CALIBRATION, compare_logits, torch_and
 
 MODEL = MODELS / "stories260k"
-RECIPES = ["flap(sparsity=0.2, uniform=true)", "drop_blocks(count=1)"]
+RECIPES = ["flap(sparsity=0.2, uniform=true)", "drop_blocks(count=1)", "drop_blocks(share=0.25, score=output) | refit_head"]
 STRUCTURED = ["intra_fusion(sparsity=0.2)", "udfc(sparsity=0.2)", "prunenet(sparsity=0.2)"]
-EXPERTS = ["reap(sparsity=0.5)", "expert_usage(sparsity=0.25)", "collaborative(sparsity=0.5)", "stun(sparsity=0.5)"]
+EXPERTS = ["reap(sparsity=0.5)", "expert_usage(sparsity=0.25)", "collaborative(sparsity=0.5)", "stun(sparsity=0.5)", "slim_moe(sparsity=0.25)"]
 BOUND = 1e-4
 
 
