@@ -42,7 +42,7 @@ pub struct LowRank<M> {
     pub always: bool,
     /// In the place of `rank`: all matrices of a model together take so many bits a weight, in floats, each at the rank where
     /// a bit more of any of them would gain the same, or as it is ([`Method::shared_bits`]). A matrix alone takes no more
-    /// than that. Default none.
+    /// than that, but rank 1 at least. Default none.
     pub bits: Option<f64>,
     /// Ranks by `bits` are counts of singular values above one threshold in parts of each matrix's largest, half of the full
     /// rank or more being the matrix itself (WeLore), whatever errors cost. Default false.

@@ -17,7 +17,12 @@ impl<M> LowRank<M> {
     /// Checks the parameters.
     pub(crate) fn check(&self) -> Result<()> {
         self.rank.check()?;
-        let Some(bits) = self.bits else { return Ok(()) };
+        let Some(bits) = self.bits else {
+            return match self.relative {
+                true => Err(Error::invalid("relative = true: is for `bits`, which is not given")),
+                false => Ok(()),
+            };
+        };
         if !(bits > 0.0 && bits.is_finite()) {
             return Err(Error::invalid(format!("bits = {bits}: allowed are positive numbers")));
         }

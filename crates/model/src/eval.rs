@@ -12,7 +12,7 @@ use tensorpress_kvcache::KvRecipe;
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{Error, Result, Scratch};
 
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Head};
 use crate::layers::math;
 
 /// Told how many sequences of how many are done; called from any thread.
@@ -138,7 +138,7 @@ pub fn compare(
     segments: &[Vec<u32>],
     progress: &Progress<'_>,
 ) -> Result<Judgement> {
-    compare_with(reference, model, segments, progress, &|i, scratch| {
+    compare_with(reference.head(), model, segments, progress, &|i, scratch| {
         Ok(Cow::Owned(reference.hidden(&segments[i], scratch)?))
     })
 }
@@ -147,7 +147,7 @@ pub fn compare(
 /// many candidates costs it only the product with its head.
 #[derive(Debug)]
 pub struct Reference<'a> {
-    decoder: &'a Decoder,
+    head: &'a Head,
     segments: &'a [Vec<u32>],
     hidden: Vec<Array2<f32>>,
 }
@@ -162,8 +162,21 @@ impl<'a> Reference<'a> {
         segments: &'a [Vec<u32>],
         progress: &Progress<'_>,
     ) -> Result<Self> {
+        Self::with_head(decoder, decoder.head(), segments, progress)
+    }
+
+    /// The same with a head of its own, so that the decoder is free when it has run.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_head(
+        decoder: &Decoder,
+        head: &'a Head,
+        segments: &'a [Vec<u32>],
+        progress: &Progress<'_>,
+    ) -> Result<Self> {
         let run = |_, ids: &[u32], scratch: &mut Scratch| decoder.hidden(ids, scratch);
-        Ok(Self { decoder, segments, hidden: each(segments, progress, run)? })
+        Ok(Self { head, segments, hidden: each(segments, progress, run)? })
     }
 
     /// As [`compare`].
@@ -171,7 +184,7 @@ impl<'a> Reference<'a> {
     /// # Errors
     /// As there.
     pub fn judge(&self, model: &dyn Judged, progress: &Progress<'_>) -> Result<Judgement> {
-        compare_with(self.decoder, model, self.segments, progress, &|i, _| {
+        compare_with(self.head, model, self.segments, progress, &|i, _| {
             Ok(Cow::Borrowed(&self.hidden[i]))
         })
     }
@@ -181,7 +194,7 @@ type ReferenceHidden<'a, 'b> =
     dyn Fn(usize, &mut Scratch) -> Result<Cow<'b, Array2<f32>>> + Sync + 'a;
 
 fn compare_with<'b>(
-    reference: &Decoder,
+    reference: &Head,
     model: &dyn Judged,
     segments: &[Vec<u32>],
     progress: &Progress<'_>,
@@ -192,9 +205,8 @@ where
 {
     let head = model.decoder().head();
     let vocab = head.vocab();
-    if reference.head().vocab() != vocab {
-        let message =
-            format!("a vocabulary of {vocab}, the reference's has {}", reference.head().vocab());
+    if reference.vocab() != vocab {
+        let message = format!("a vocabulary of {vocab}, the reference's has {}", reference.vocab());
         return Err(Error::invalid(message));
     }
     let tallies = each(segments, progress, |i, ids, scratch| {
@@ -202,7 +214,7 @@ where
         let ours = model.hidden(ids, scratch)?;
         let mut tally = Tally::default();
         for rows in chunks(ids, 2 * vocab) {
-            let theirs = reference.head().logits(theirs.slice(s![rows.clone(), ..]), scratch)?;
+            let theirs = reference.logits(theirs.slice(s![rows.clone(), ..]), scratch)?;
             let ours = head.logits(ours.slice(s![rows.clone(), ..]), scratch)?;
             tally.add(theirs.view(), ours.view(), &ids[rows.start + 1..]);
         }

@@ -326,6 +326,10 @@ impl Method for Watersic {
         shared.then_some(f64::from(self.bits))
     }
 
+    fn loses_by_steps(&self) -> bool {
+        true
+    }
+
     fn needs(&self) -> Needs {
         let gram = Needs::GRAM.true_sequentially();
         match self.rows {

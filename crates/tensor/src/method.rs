@@ -56,6 +56,11 @@ pub trait Method: Debug + Send + Sync {
     fn shared_bits(&self) -> Option<f64> {
         self.around()?.shared_bits()
     }
+    /// Where it shares bits: whatever the matrix, a weight loses step² / 24 at a step, as on grids; not so where the step is
+    /// the price of a rank. False by default.
+    fn loses_by_steps(&self) -> bool {
+        self.around().is_some_and(|method| method.loses_by_steps())
+    }
     /// It leaves nothing of a matrix: all of it is 0. False by default.
     fn drops(&self) -> bool {
         self.around().is_some_and(|method| method.drops())
@@ -514,6 +519,14 @@ impl Method for Box<dyn DynCompress> {
 
     fn shared_bits(&self) -> Option<f64> {
         (**self).shared_bits()
+    }
+
+    fn loses_by_steps(&self) -> bool {
+        (**self).loses_by_steps()
+    }
+
+    fn drops(&self) -> bool {
+        (**self).drops()
     }
 
     fn corrects_bias(&self) -> bool {

@@ -20,6 +20,10 @@ pub struct Stage<P: Part> {
 
 impl<P: Part> Stage<P> {
     fn resolve(raw: RawStage, stages: &Stages<P>, place: Place) -> Result<Self> {
+        if let Some(preset) = stages.preset(&raw.name) {
+            let message = "a preset stands in a line, not inside of a stage: it is";
+            return Err(Error::invalid(format!("`{}`: {message} `{}`", raw.name, preset.line)));
+        }
         let row = stages.find(&raw.name)?.clone();
         let name = row.name();
         for (at, (key, _)) in raw.args.iter().enumerate() {

@@ -224,8 +224,13 @@ impl<'a> Compressor<'a> {
     /// leave, its divergence still that from the source. A recipe has its own ([`Compressor::new`]).
     ///
     /// # Errors
-    /// `InvalidArgument` for a recipe that does more than that.
+    /// `InvalidArgument` for a recipe that does more than that, and without a budget.
     pub fn with_rewrites_of(mut self, recipe: Recipe) -> Result<Self> {
+        if self.mix.is_none() {
+            return Err(Error::invalid(
+                "a recipe has its own changes of blocks: there is no budget",
+            ));
+        }
         let compresses = recipe.chain().is_some_and(Chain::compresses);
         if compresses || !recipe.layers().is_empty() {
             let message = format!(

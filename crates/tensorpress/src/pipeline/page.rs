@@ -143,6 +143,7 @@ impl Decision {
             (Some(better), Some(smaller)) => format!("{better}, {smaller}"),
             (Some(better), None) => format!("the smallest; {better}"),
             (None, Some(smaller)) => format!("the best; {smaller}"),
+            (None, None) if self.bytes == 0 => "goes with its sublayer".to_owned(),
             (None, None) => "the only one".to_owned(),
         }
     }

@@ -101,7 +101,8 @@ impl Plan {
 
     /// A level has steps, of which each weight gets one.
     pub(super) fn shared_step(&self, level: usize) -> bool {
-        self.methods[level].method.shared_bits().is_some()
+        let method = &self.methods[level].method;
+        method.shared_bits().is_some() && method.loses_by_steps()
     }
 
     /// A level leaves nothing of a matrix.

@@ -63,7 +63,8 @@ impl Compressor<'_> {
             rewritten,
             registry,
             plan,
-            supplied: self.supplied.clone(),
+            // What a caller knows is of the model as it was.
+            supplied: self.supplied.clone().filter(|_| rewritten.is_none()),
             inputs: self.inputs,
             steps: BTreeMap::new(),
             own_steps: BTreeMap::new(),

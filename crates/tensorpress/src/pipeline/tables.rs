@@ -75,6 +75,10 @@ pub(super) fn measure(context: &Context<'_>, timed: bool) -> Result<BTreeMap<Str
     let mut found = Measured { weights: weight.len() as u64, ..Measured::default() };
     for level in 0..context.plan.levels() {
         context.check_cancelled()?;
+        // A model without a head predicts nothing, and one without embeddings reads nothing.
+        if context.plan.drops(level) {
+            continue;
+        }
         let method = &context.plan.method(level).method;
         if context.has_steps(level) {
             let curve = method.rates_dyn(group()).map_err(located)?.into_iter().next();

@@ -21,6 +21,9 @@ pub(in crate::pipeline) struct Attempt {
     #[serde(default)]
     pub(in crate::pipeline) bits: f64,
     pub(in crate::pipeline) divergence: f64,
+    /// What was lost before any matrix was compressed, by changes of whole blocks.
+    #[serde(default)]
+    pub(in crate::pipeline) before: f64,
 }
 
 /// Runs at most.
@@ -87,7 +90,12 @@ fn next(attempts: &[Attempt], limit: f64, (weights, fixed): (f64, f64), late: bo
     if attempts.len() >= RUNS || late {
         return end();
     }
-    let loss = |attempt: &Attempt| attempt.divergence.max(1e-12).log2() / 2.0;
+    if last.before >= limit {
+        return Next::Beyond;
+    }
+    // What no bits give back is no part of it.
+    let above = |divergence: f64| (divergence - last.before).max(1e-12).log2() / 2.0;
+    let loss = |attempt: &Attempt| above(attempt.divergence);
     let slope = match attempts {
         [.., before, last] if before.bytes != last.bytes => {
             (loss(last) - loss(before)) / (bits(last.bytes) - bits(before.bytes))
@@ -95,7 +103,7 @@ fn next(attempts: &[Attempt], limit: f64, (weights, fixed): (f64, f64), late: bo
         _ => -1.0,
     };
     let slope = if slope.is_finite() { slope.clamp(-2.0, -0.4) } else { -1.0 };
-    let goal = (AIM * limit).log2() / 2.0;
+    let goal = above(last.before + AIM * (limit - last.before));
     let to = bytes((bits(last.bytes) + (goal - loss(last)) / slope).clamp(0.3, 16.0));
     // What is known to be too small, and to be large enough.
     let small =
@@ -159,13 +167,22 @@ impl Mix {
         context.check_cancelled()?;
         let made = Source::open_any(work.folder(), &context.registry)?;
         let read = |source: &Source| source.decoder()?.materialise_within(DECODED);
-        let judged = compare(&read(context.original)?, &read(&made)?, segments, &|_, _| {})?;
-        let divergence = judged.kld_mean.unwrap_or(f64::NAN);
+        let original = read(context.original)?;
+        let lost = |model: &Source| -> Result<f64> {
+            let judged = compare(&original, &read(model)?, segments, &|_, _| {})?;
+            Ok(judged.kld_mean.unwrap_or(f64::NAN))
+        };
+        let divergence = lost(&made)?;
+        let before = match (work.attempts().last(), context.rewritten) {
+            (Some(last), _) => last.before,
+            (None, Some(_)) => lost(context.source)?,
+            (None, None) => 0.0,
+        };
         if !divergence.is_finite() {
             return Err(Error::numerical("the divergence of what was made is not finite"));
         }
         let took = sharing.in_file().unwrap_or(made.checkpoint().file_bytes());
-        let attempt = Attempt { bytes, took, bits: sharing.bits(), divergence };
+        let attempt = Attempt { bytes, took, bits: sharing.bits(), divergence, before };
         let attempts = [work.attempts(), &[attempt]].concat();
         tell(Event::Tried { bytes: took, divergence });
         drop(made);
@@ -192,6 +209,12 @@ impl Mix {
             return Error::interrupted(format!(
                 "the time is over, and no run kept a divergence of {limit} yet: the least that was reached is \
                  {least:.6}; the same call goes on"
+            ));
+        }
+        let before = attempts.last().map_or(0.0, |last| last.before);
+        if before >= limit {
+            return Error::invalid(format!(
+                "a divergence of {limit} cannot be kept: changes of whole blocks alone lose {before:.6}"
             ));
         }
         Error::invalid(format!(

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use tensorpress_model::{LinearSpec, SharedInput};
+use tensorpress_model::{LinearSpec, Reference, SharedInput};
 use tensorpress_quant::Rtn;
 use tensorpress_tensor::grid::GridSpec;
 use tensorpress_tensor::linalg::Par;
@@ -98,12 +98,14 @@ pub(in crate::pipeline) fn find(
     let chosen = tried(context);
     let probed = (0..context.plan.levels()).any(|level| !context.has_steps(level));
     let missing = |work: &Work, block: usize| !work.measured().contains_key(&block);
-    let whole = match (0..blocks).any(|block| missing(work, block)) {
+    let mut whole = match (0..blocks).any(|block| missing(work, block)) {
         true => Whole::of(context, samples)?,
         false => None,
     };
-    let mut without = match &whole {
-        Some(whole) => Some((whole.reference()?, source.decoder()?)),
+    let mut without = match &mut whole {
+        Some(Whole { model, head, segments }) => {
+            Some((Reference::with_head(model, head, segments, &|_, _| {})?, model))
+        }
         None => None,
     };
     let dropped = (0..context.plan.levels()).find(|level| context.plan.drops(*level));
@@ -122,7 +124,7 @@ pub(in crate::pipeline) fn find(
                 let how = How { everything: all || chosen.contains(&index), probed, timed };
                 let mut found = of_block(context, index, stream.as_ref(), how)?;
                 if let Some(((reference, model), dropped)) = without.as_mut().zip(dropped) {
-                    without::find(reference, model, source, index, &mut found, dropped)?;
+                    without::find(context, reference, model, index, &mut found, dropped)?;
                 }
                 work.found_measured(index, found)?;
             }

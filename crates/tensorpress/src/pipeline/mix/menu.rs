@@ -45,12 +45,18 @@ pub(super) struct Menu {
     picks: Vec<Vec<Vec<usize>>>,
 }
 
+/// Bytes that a nanosecond counts as, where what a sublayer may be is looked for: none; and where time counts, from little
+/// beside the bytes that are read in it to so much that it decides.
+const TIMES: [f64; 4] = [0.0, 1.0, 10.0, 1e6];
+
 impl Menu {
-    /// Of these matrices, an offer taking so many `bytes`; `dropped` is the level at which nothing is left of a matrix.
+    /// Of these matrices, an offer taking so many `bytes`; `dropped` is the level at which nothing is left of a matrix. `timed`:
+    /// time counts too, so that of a sublayer what is fast is on the menu, whatever it loses.
     pub(super) fn new(
         dishes: &[Dish<'_>],
         dropped: Option<usize>,
         bytes: &dyn Fn(&Offer) -> f64,
+        timed: bool,
     ) -> Result<Self> {
         let mut places: BTreeMap<(usize, Sublayer), usize> = BTreeMap::new();
         let mut members: Vec<Vec<usize>> = Vec::new();
@@ -83,15 +89,27 @@ impl Menu {
             if let ([one], [offers]) = (members.as_slice(), own.as_slice()) {
                 found.extend(offers.iter().map(|offer| (choice(*one, *offer), vec![*offer])));
             } else if own.iter().all(|offers| !offers.is_empty()) {
-                let alone = members.iter().zip(&own).map(|(at, offers)| {
-                    let choices = offers.iter().map(|offer| choice(*at, *offer));
-                    Unit::new(at.to_string(), choices.collect::<Vec<_>>())
-                });
-                let alone = Table::new(alone.collect::<Vec<_>>())?;
-                found.extend(Curve::new(&alone).map(|sum| {
-                    let offers = own.iter().zip(&sum.choices).map(|(own, at)| own[*at]);
-                    (Choice::new(sum.cost, sum.error), offers.collect())
-                }));
+                for weight in if timed { &TIMES[..] } else { &TIMES[..1] } {
+                    // Bytes that a nanosecond counts as.
+                    let cost = |at: usize, offer: usize| {
+                        let nanos = dishes[at].unit.offers[offer].nanos as f64;
+                        (choice(at, offer).cost as f64 + weight * nanos).ceil() as u64
+                    };
+                    let alone = members.iter().zip(&own).map(|(at, offers)| {
+                        let error = |offer: &usize| choice(*at, *offer).error;
+                        let choices =
+                            offers.iter().map(|it| Choice::new(cost(*at, *it), error(it)));
+                        Unit::new(at.to_string(), choices.collect::<Vec<_>>())
+                    });
+                    let alone = Table::new(alone.collect::<Vec<_>>())?;
+                    found.extend(Curve::new(&alone).map(|sum| {
+                        let offers = own.iter().zip(&sum.choices).map(|(own, at)| own[*at]);
+                        let offers: Vec<usize> = offers.collect();
+                        let bytes =
+                            members.iter().zip(&offers).map(|(at, it)| choice(*at, *it).cost);
+                        (Choice::new(bytes.sum(), sum.error), offers)
+                    }));
+                }
             }
             if let Some((offers, lost)) = dropped.and_then(|level| whole(dishes, members, level)) {
                 let cost = members.iter().zip(&offers).map(|(at, offer)| choice(*at, *offer).cost);
@@ -171,7 +189,12 @@ mod tests {
                         offer(1, 20, 0.5 * scale),
                         offer(2, 0, dropped),
                     ];
-                    Together { names: vec![at.to_string()], weights: 1, offers, without: None }
+                    Together {
+                        names: vec![at.to_string()],
+                        weights: 1,
+                        offers,
+                        without: (at == 3).then_some(0.4),
+                    }
                 })
                 .collect();
             let of = |at: usize| match at {
@@ -181,7 +204,8 @@ mod tests {
             };
             let dishes: Vec<Dish<'_>> =
                 units.iter().enumerate().map(|(at, unit)| Dish { unit, of: of(at) }).collect();
-            let menu = Menu::new(&dishes, Some(2), &|offer| offer.bytes as f64).expect("a menu");
+            let menu =
+                Menu::new(&dishes, Some(2), &|offer| offer.bytes as f64, false).expect("a menu");
             let budget = 20 * (round % 11);
             let found = Exact::new().solve(&menu.table, budget).expect("solved");
             let offers = menu.offers(&found.choices);
@@ -191,6 +215,9 @@ mod tests {
                 for (reads, ends) in [(0, 1), (2, 3)] {
                     if offers[reads] == 2 && offers[ends] == 2 {
                         sums.1 -= units[reads].offers[2].loss;
+                        if let Some(without) = units[ends].without {
+                            sums.1 += without - units[ends].offers[2].loss;
+                        }
                         gone += 1;
                     }
                 }
@@ -213,5 +240,29 @@ mod tests {
             assert_eq!(spent, bytes);
         }
         assert!(gone > 100);
+    }
+    /// What is fast is on the menu where time counts, though another level is smaller and better.
+    #[test]
+    fn fast_levels_are_on_the_menu_where_time_counts() {
+        let offer =
+            |level: usize, bytes, loss, nanos| Offer { level, step: None, bytes, loss, nanos };
+        let unit = |name: &str| Together {
+            names: vec![name.to_owned()],
+            weights: 1,
+            offers: vec![offer(0, 30, 0.1, 1000), offer(1, 40, 0.2, 10), offer(2, 0, 5.0, 0)],
+            without: None,
+        };
+        let units = [unit("read"), unit("write")];
+        let of = |at: usize| Some((0, (0, None), at == 1));
+        let dishes: Vec<Dish<'_>> =
+            units.iter().enumerate().map(|(at, unit)| Dish { unit, of: of(at) }).collect();
+        let fastest = |timed: bool| {
+            let menu = Menu::new(&dishes, Some(2), &|offer| offer.bytes as f64, timed);
+            let menu = menu.expect("a menu");
+            let nanos = menu.nanos(&dishes);
+            let stays = menu.table.units()[0].choices().iter().zip(&nanos[0]);
+            stays.filter(|(choice, _)| choice.error < 5.0).map(|(_, nanos)| *nanos).min()
+        };
+        assert_eq!((fastest(false), fastest(true)), (Some(2000), Some(20)));
     }
 }

@@ -121,7 +121,8 @@ impl Mix {
     /// may have.
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no recipe, or one that changes whole blocks or has rules for some weights.
+    /// `InvalidArgument` for what is no recipe, one that changes whole blocks or has rules for some weights, and for two levels
+    /// that leave nothing.
     pub fn with_levels<S: AsRef<str>>(self, levels: impl IntoIterator<Item = S>) -> Result<Self> {
         let recipes = levels.into_iter().map(|level| Recipe::parse(level.as_ref()));
         self.with_recipes(recipes.collect::<Result<Vec<_>>>()?)
@@ -140,6 +141,10 @@ impl Mix {
             if let Some((stage, _)) = chain.rewrites().first() {
                 let message =
                     format!("`{stage}` changes whole blocks, and is no level of a matrix");
+                return Err(Error::invalid(message));
+            }
+            if drops(&chain) && self.levels.iter().any(drops) {
+                let message = format!("the level `{chain}`: another one leaves nothing either");
                 return Err(Error::invalid(message));
             }
             if self.levels.iter().any(|level| level.canonical() == chain.canonical()) {
@@ -321,6 +326,10 @@ impl Mix {
                 8.0 * bytes as f64 / weights.max(1) as f64
             }
         };
+        if in_file && let Some(level) = self.levels.iter().find(|level| drops(level)) {
+            let message = format!("`{level}`: a file of blocks has all matrices");
+            return Err(Error::invalid(message));
+        }
         if self.levels.is_empty() && in_file {
             self = self.with_levels(TYPES.map(|ty| format!("drift | yaqa | ggml(type={ty})")))?;
         } else if self.levels.is_empty() {
@@ -334,6 +343,11 @@ impl Mix {
         }
         Ok(self)
     }
+}
+
+/// It leaves nothing of a matrix.
+fn drops(chain: &Chain) -> bool {
+    chain.build().is_ok_and(|method| method.drops())
 }
 
 /// What is multiplied as it is stored, beside coded grids that have to be decoded, where a token may take only so long.

@@ -293,15 +293,18 @@ impl Sharing {
         let mut bytes = 0.0;
         for (unit, choice) in self.units[shard].values().zip(menu.offers(&found.choices)) {
             let mut offer = unit.offers[choice];
-            if let (true, Some((_, ends))) =
-                (Some(offer.level) == self.dropped, self.sublayers.get(&unit.names[0]))
-            {
-                // It goes with its sublayer, whose loss is that of the output.
-                let lost = unit.without.unwrap_or(offer.loss);
-                offer.loss = if *ends { lost } else { 0.0 };
+            // Of a sublayer nothing goes by itself.
+            let mut others = unit.offers.clone();
+            if let Some((_, ends)) = self.sublayers.get(&unit.names[0]) {
+                others.retain(|other| Some(other.level) != self.dropped);
+                if Some(offer.level) == self.dropped {
+                    let lost = unit.without.unwrap_or(offer.loss);
+                    offer.loss = if *ends { lost } else { 0.0 };
+                    others.clear();
+                }
             }
             bytes += offer.bytes as f64;
-            decisions.push(Decision::of(&unit.names, &offer, &unit.offers));
+            decisions.push(Decision::of(&unit.names, &offer, &others));
             chosen.extend(unit.names.iter().map(|name| Chosen {
                 name: name.clone(),
                 level: offer.level,
@@ -331,7 +334,8 @@ impl Sharing {
 
     /// What the matrices from a shard on may take and lose.
     pub(super) fn menu(&self, shard: usize) -> Result<Menu> {
-        Menu::new(&self.dishes(shard), self.dropped, &|offer| self.bytes(offer))
+        let bytes = |offer: &Offer| self.bytes(offer);
+        Menu::new(&self.dishes(shard), self.dropped, &bytes, self.time.is_some())
     }
 
     /// Bits of all matrices alone, of one offer each.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use tensorpress_model::{Decoder, Reference, Source};
+use tensorpress_model::{Decoder, Head, Reference};
 use tensorpress_prune::DropMatrix;
 use tensorpress_tensor::rewrite::{Expert, LinearSpec};
 use tensorpress_tensor::{Context as _, Node, Result};
@@ -19,19 +19,21 @@ const TOKENS: usize = 1024;
 /// Experts of a block that are tried; the others lose in proportion.
 const EXPERTS: usize = 4;
 
-/// The model, and the same again to be run without parts.
+/// A model that is run without parts of it, and what it predicts with all.
 pub(super) struct Whole {
-    decoder: Decoder,
-    segments: Vec<Vec<u32>>,
+    pub(super) model: Decoder,
+    pub(super) head: Head,
+    pub(super) segments: Vec<Vec<u32>>,
 }
 
 impl Whole {
-    /// Nothing where no level drops anything, and for models that predict nothing: quadratic losses then stand.
+    /// Nothing where no level drops anything, for models that predict nothing, and where it is not known what errors of
+    /// outputs cost: there other losses are no divergences either.
     pub(super) fn of(context: &Context<'_>, samples: &Samples) -> Result<Option<Self>> {
         let drops = (0..context.plan.levels()).any(|level| context.plan.drops(level));
         let source = context.source;
         let predicts = source.config().architecture.is_decoder() && source.has_head();
-        if !drops || !predicts || samples.images.is_some() {
+        if !drops || !predicts || samples.images.is_some() || context.supplied.is_none() {
             return Ok(None);
         }
         let mut segments: Vec<Vec<u32>> = Vec::new();
@@ -46,23 +48,20 @@ impl Whole {
         if segments.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Self { decoder: source.decoder()?, segments }))
-    }
-
-    pub(super) fn reference(&self) -> Result<Reference<'_>> {
-        Reference::new(&self.decoder, &self.segments, &|_, _| {})
+        Ok(Some(Self { model: source.decoder()?, head: source.head()?, segments }))
     }
 }
 
 /// Adds what the model loses without each sublayer of a block to what is known of the matrices that make its output.
 pub(super) fn find(
+    context: &Context<'_>,
     reference: &Reference<'_>,
     model: &mut Decoder,
-    source: &Source,
     index: usize,
     found: &mut BTreeMap<String, Measured>,
     dropped: usize,
 ) -> Result<()> {
+    let source = context.source;
     let mut ends: BTreeMap<Sublayer, Vec<LinearSpec>> = BTreeMap::new();
     for spec in source.linears(index) {
         if let Some((of, true)) = sublayer(&spec) {
@@ -89,15 +88,20 @@ pub(super) fn find(
                 continue;
             }
         }
+        context.check_cancelled()?;
         for spec in specs {
             let node = DropMatrix::zeros(spec.shape, source.dtype_of(spec)?)?;
             model.blocks_mut()[index].replace(&spec.name, node.boxed()).in_tensor(&spec.name)?;
         }
         let lost = reference.judge(model, &|_, _| {})?.kld_mean.unwrap_or(f64::NAN);
         model.blocks_mut()[index] = source.block(index)?;
-        if lost.is_finite() {
-            found.entry(first.clone()).or_default().without = Some(lost);
-            if routed(of) && quadratic > 0.0 && lost > 0.0 {
+        source.checkpoint().release();
+        if routed(of) && lost <= 0.0 {
+            // None of these tokens went there.
+            left.push((first.clone(), quadratic));
+        } else if lost.is_finite() {
+            found.entry(first.clone()).or_default().without = Some(lost.max(0.0));
+            if routed(of) && quadratic > 0.0 {
                 ratios.push((lost / quadratic).ln());
             }
         }
