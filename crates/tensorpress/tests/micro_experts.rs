@@ -372,6 +372,25 @@ fn what_has_no_experts_is_refused() {
     }
 }
 
+/// Experts of different widths have no mean; and those that no longer lie in their stack are not changed by it.
+#[test]
+fn what_has_changed_too_much_is_refused() {
+    let (Some(mixtral), Some(stacked)) = (folder("mixtral"), folder("gpt-oss")) else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let out = |name: &str| parent.path().join(name);
+    let run = compressor("camera(sparsity=0.4) | stun", &mixtral).unwrap();
+    let error = run.run(&open_model(&mixtral).unwrap(), &out("mean")).unwrap_err();
+    assert!(error.to_string().contains("differ in width"), "{error}");
+    let rounded = Compressor::new(Recipe::parse("rtn(bits=8, group=16)").unwrap());
+    let _ = rounded.run(&open_model(&stacked).unwrap(), &out("rounded")).unwrap();
+    let rounded = open_model(&out("rounded")).unwrap();
+    for stage in ["reap(sparsity=0.34)", "camera(sparsity=0.25)"] {
+        let run = compressor(stage, &stacked).unwrap().with_from_quantized(true);
+        let error = run.run(&rounded, &out("fewer")).unwrap_err();
+        assert!(error.to_string().contains("stack"), "{stage}: {error}");
+    }
+}
+
 /// A folder whose experts differ in width is read as it says, and refused where it says what is not so; what has no words for
 /// it does not get it.
 #[test]

@@ -115,6 +115,15 @@ fn deepseek(draft: &Draft<'_>, three: bool) -> Result<Plan> {
         if let Some(groups) = groups.filter(|groups| !counts.0.is_multiple_of(groups.of)) {
             return Err(keys.bad(format!("`n_group` = {} for {} experts", groups.of, counts.0)));
         }
+        if let Some(groups) = groups.filter(|all| all.kept * (counts.0 / all.of) < counts.1) {
+            return Err(keys.bad(format!(
+                "a token goes to {} experts, of {} of {} groups of {} each",
+                counts.1,
+                groups.kept,
+                groups.of,
+                counts.0 / groups.of
+            )));
+        }
         let mut moe = draft.mixture(block, &prefix, counts, inner, false);
         moe.rule = Rule { chosen: counts.1, ..rule };
         moe.correction = three.then(|| format!("{prefix}gate.e_score_correction_bias"));

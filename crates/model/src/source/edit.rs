@@ -64,6 +64,14 @@ impl Source {
             let message = format!("edits of {} blocks for {}", edits.len(), config.blocks);
             return Err(Error::invalid(message));
         }
+        for (block, _) in edits.iter().enumerate().filter(|(_, edit)| edit.shape().is_some()) {
+            let apart = |spec: &LinearSpec| spec.expert.is_some() && self.is_moved(spec);
+            if let Some(spec) = self.linears(block).into_iter().find(apart) {
+                let message =
+                    "is no longer in the stack of its experts: they are changed before that";
+                return Err(Error::unsupported(message).in_tensor(spec.name));
+            }
+        }
         let left: Vec<usize> = (0..edits.len()).filter(|b| !edits[*b].is_dropped()).collect();
         if left.is_empty() {
             let message = format!("all {} blocks would go: at least one must stay", edits.len());

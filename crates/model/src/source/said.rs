@@ -15,6 +15,8 @@ const EXPERTS: [&str; 3] = ["num_experts", "num_local_experts", "n_routed_expert
 /// What configs call the width of an expert, where that is not the width of any feed-forward network.
 const EXPERT_WIDTH: &str = "moe_intermediate_size";
 
+const CHOSEN_TOO: &str = "experts_per_token";
+
 /// What a plain config says.
 pub(super) struct Said {
     shape: BlockShape,
@@ -136,6 +138,10 @@ impl Said {
                 raw.extend(self.experts.map(|experts| ((*key).to_owned(), json!(experts))));
             }
             raw.extend(self.chosen.map(|chosen| (shape::CHOSEN.to_owned(), json!(chosen))));
+            // The same number once more, in configs of gpt-oss.
+            if raw.contains_key(CHOSEN_TOO) {
+                raw.extend(self.chosen.map(|chosen| (CHOSEN_TOO.to_owned(), json!(chosen))));
+            }
             if let Some(width) = self.expert_width {
                 let own = raw.contains_key(EXPERT_WIDTH);
                 let key = if own { EXPERT_WIDTH } else { "intermediate_size" };

@@ -230,8 +230,9 @@ impl Thresholds {
     }
 }
 
+/// A gate of exactly 0 adds nothing, whatever the threshold.
 fn is_active(gate: f32, least: f32) -> bool {
-    gate.abs() >= least || gate.is_nan()
+    gate != 0.0 && gate.abs() >= least || gate.is_nan()
 }
 
 /// A linear that reads the weights of its larger inputs alone.

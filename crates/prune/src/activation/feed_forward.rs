@@ -201,6 +201,12 @@ impl FeedForward {
 
 /// A matrix that kernels multiply.
 pub(super) fn stored(matrix: ArrayView2<'_, f32>, dtype: DType) -> Result<Dense> {
+    // Beside a channel of 0 a weight that became infinite would make what is no number.
+    if let Some(((row, col), w)) =
+        matrix.indexed_iter().find(|(_, w)| w.is_finite() && !dtype.round(**w).is_finite())
+    {
+        return Err(Error::numerical(format!("weight [{row}, {col}] is {w}, in {dtype:?}")));
+    }
     let dense = Dense::from_f32(matrix, dtype)?;
     match dense.stored_rows() {
         Some(_) => Ok(dense),

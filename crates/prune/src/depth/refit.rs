@@ -99,10 +99,9 @@ pub fn refit(
     }
     // Rounding errors make a factor of what is singular fail.
     let attempt = |lambda: f64| linalg::cholesky_damped(gram.clone(), lambda, Par::Rayon);
-    let lambdas = [damp * size, (damp + 1e-10) * size];
-    let found = lambdas.map(|lambda| attempt(lambda).map(|factor| (factor, lambda)));
-    let [first, second] = found;
-    let (factor, lambda) = match Usable::of(first.or(second))? {
+    let attempt = |lambda: f64| attempt(lambda).map(|factor| (factor, lambda));
+    let found = attempt(damp * size).or_else(|_| attempt((damp + 1e-10) * size));
+    let (factor, lambda) = match Usable::of(found)? {
         Usable::Yes(found) => found,
         Usable::No(reason) => return Ok(Usable::No(reason)),
     };

@@ -4,7 +4,7 @@
 
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::rewrite::{
-    BlockView, Decision, Edit, Expert, Judgement, ModelLayout, SharedInput,
+    BlockLayout, BlockView, Decision, Edit, Expert, Judgement, ModelLayout, SharedInput,
 };
 use tensorpress_tensor::stage::{Keys, Knobs, Row, WeightPart};
 use tensorpress_tensor::stats::Needs;
@@ -215,7 +215,17 @@ impl Rewrite for Stun {
     }
 
     fn fits(&self, model: &ModelLayout) -> Result<()> {
-        super::fits(self.id(), self.sparsity, model)
+        super::fits(self.id(), self.sparsity, model)?;
+        let uneven =
+            |block: &&BlockLayout| block.expert_widths().windows(2).any(|pair| pair[0] != pair[1]);
+        match model.blocks.iter().find(uneven) {
+            None => Ok(()),
+            Some(block) => Err(Error::unsupported(format!(
+                "{}: experts of block {} differ in width: there is no distance between them, and no mean",
+                self.id(),
+                block.block
+            ))),
+        }
     }
 
     /// Distances and inner products; where no token was seen, by the router alone, and a note says so.

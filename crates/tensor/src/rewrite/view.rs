@@ -120,7 +120,11 @@ impl<'a> BlockView<'a> {
     /// As [`BlockView::matrix`]; `ShapeMismatch` for a tensor of another size.
     pub fn weight(&self, spec: &LinearSpec) -> Result<Array2<f32>> {
         let Some(place) = &spec.place else { return self.matrix(&spec.name) };
-        let tensor = self.tensor(&place.tensor)?;
+        let tensor = match self.tensor(&place.tensor) {
+            Ok(tensor) => tensor,
+            // Decoded, it may lie by itself.
+            Err(e) => return self.matrix(&spec.name).map_err(|_| e),
+        };
         // A stack as a matrix has a part in a row.
         let values = match place.index {
             None => tensor.to_matrix().in_tensor(&place.tensor)?.into_raw_vec_and_offset().0,

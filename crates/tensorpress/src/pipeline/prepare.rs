@@ -90,9 +90,12 @@ impl Compressor<'_> {
 
     /// What to calibrate on, if anything needs it.
     fn samples(&self, source: &Source, rewrites: &[Named], plan: &Plan) -> Result<Samples> {
-        let supplied = self.supplied.is_some();
-        let calibrated = |named: &&Named| rewrite::is_calibrated(&*named.1, supplied);
-        let needy = rewrites.iter().find(calibrated).map(|(text, _)| text.as_str());
+        // What a caller supplies is of the model that the first one finds.
+        let supplied = |at: usize| at == 0 && self.supplied.is_some();
+        let calibrated =
+            |(at, named): &(usize, &Named)| rewrite::is_calibrated(&*named.1, supplied(*at));
+        let needy =
+            rewrites.iter().enumerate().find(calibrated).map(|(_, (text, _))| text.as_str());
         let Some(stage) = needy.or(plan.needs_calibration()) else {
             // Nothing needs it, but losses are better known with it.
             let text = self.calibration.as_ref().filter(|_| plan.is_mixed());

@@ -148,21 +148,21 @@ fn selectors_stand_alone_or_before_a_quantiser() {
 #[test]
 fn factorisers_and_residuals() {
     for (text, canonical) in [
-        ("svd", "svd(ratio=0.2, rank=0, energy=0.0, factors=source)"),
-        ("lord(rank=8)", "lord(ratio=0.0, rank=8, energy=0.0, factors=source)"),
+        ("svd", "svd(ratio=0.2, rank=0, energy=0.0, factors=source, relative=false)"),
+        ("lord(rank=8)", "lord(ratio=0.0, rank=8, energy=0.0, factors=source, relative=false)"),
         (
             "asvd(energy=0.9)",
-            "asvd(ratio=0.0, rank=0, energy=0.9, factors=source, alpha=0.5, activity=abs_mean)",
+            "asvd(ratio=0.0, rank=0, energy=0.9, factors=source, relative=false, alpha=0.5, activity=abs_mean)",
         ),
         (
             "svd_llm(rtn(bits=8), ratio=0.4)",
             "svd_llm(rtn(bits=8, group=128, symmetric=false, clip=minmax, scale=f16), ratio=0.4, rank=0, \
-             energy=0.0, factors=source)",
+             energy=0.0, factors=source, relative=false)",
         ),
         (
             "rtn | residual(eora) | residual(svd(rank=2)) | coded(rans)",
             "rtn(bits=4, group=128, symmetric=false, clip=minmax, scale=f16) | residual(eora(rank=16, \
-             factors=f32)) | residual(svd(ratio=0.0, rank=2, energy=0.0, factors=source)) | coded(rans)",
+             factors=f32)) | residual(svd(ratio=0.0, rank=2, energy=0.0, factors=source, relative=false)) | coded(rans)",
         ),
     ] {
         let recipe = Recipe::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
@@ -176,12 +176,12 @@ fn factorisers_and_residuals() {
         ("svd(rank=3, energy=0.2)", "one of them"),
         ("svd(ratio=1.0)", "ratio = 1.0"),
         ("svd(rtn, factors=f16)", "factors = f16"),
-        ("svd(wanda)", "needs rtn, gptq"),
+        ("svd(wanda)", "rtn, gptq"),
         ("svd(rtn, rtn)", "needs one stage inside"),
         ("wanda | svd", "not factors"),
         ("rtn | residual", "needs one stage inside"),
         ("rtn | residual(rank=4)", "unknown key `rank`"),
-        ("rtn | residual(awq)", "needs rtn, gptq"),
+        ("rtn | residual(awq)", "rtn, gptq"),
         ("rtn | eora", "inside another stage"),
         ("rtn | residual(eora(rank=0))", "rank = 0"),
         ("residual(eora)", "no quantiser"),

@@ -1,5 +1,6 @@
 //! HEAPr (Li, Yang, Zhou et al.: "HEAPr: Hessian-based Efficient Atomic Expert Pruning in Output Space", 2025).
 
+use tensorpress_tensor::linalg::{self, Par};
 use tensorpress_tensor::ndarray::{Array2, Axis, s};
 use tensorpress_tensor::rewrite::Role;
 use tensorpress_tensor::stage::{Row, WeightPart};
@@ -30,7 +31,9 @@ fn forms(gradients: &Array2<f32>, down: &Array2<f32>) -> Vec<f64> {
     for first in (0..down.ncols()).step_by(COLUMNS) {
         let last = (first + COLUMNS).min(down.ncols());
         let columns = down.slice(s![.., first..last]).mapv(f64::from);
-        forms.extend((gradients.dot(&columns) * &columns).sum_axis(Axis(0)));
+        let mut product = Array2::zeros(columns.dim());
+        linalg::matmul(gradients.view(), columns.view(), product.view_mut(), false, Par::Rayon);
+        forms.extend((product * &columns).sum_axis(Axis(0)));
     }
     forms
 }

@@ -63,7 +63,7 @@ impl<S: MicroScore> Rewrite for SlimExperts<S> {
     }
 
     fn fits(&self, model: &ModelLayout) -> Result<()> {
-        self.check()?;
+        self.check().map_err(|e| Error::invalid(format!("{}: {}", self.id, e.message())))?;
         let mixed = model.blocks.iter().filter(|block| block.experts.is_some());
         let narrow = |block: &BlockLayout| block.expert_widths().contains(&0);
         match mixed.clone().find(|block| narrow(block)) {

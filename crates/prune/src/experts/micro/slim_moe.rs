@@ -36,6 +36,9 @@ impl MicroScore for WeightLoss {
             products.zip_mut_with(&gradient, |w, g| *w *= f64::from(*g));
             expert.add_up(spec, &products, &mut sums);
         }
+        if sums.iter().all(|sum| *sum == 0.0) {
+            return Ok(Usable::no("no token reached it"));
+        }
         Ok(Usable::Yes(sums.into_iter().map(f64::abs).collect()))
     }
 }

@@ -12,10 +12,10 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use tensorpress_model::Source;
 use tensorpress_model::backward::{
     Backward, Collector, Gradients, InFile, Labels, SecondMoment, Wanted,
 };
+use tensorpress_model::{LinearSpec, Source};
 use tensorpress_tensor::ndarray::Array2;
 use tensorpress_tensor::stats::{Supplied, Supply};
 use tensorpress_tensor::{Context as _, DType, Error, ErrorKind, Result, Rewrite, Usable};
@@ -23,6 +23,9 @@ use tensorpress_tensor::{Context as _, DType, Error, ErrorKind, Result, Rewrite,
 use super::super::calibration::Samples;
 use super::super::progress::Event;
 use crate::pipeline::backward::{FULL, WINDOWS};
+
+/// Bytes of the second moments of a block: of wider outputs diagonals alone are held.
+const TOGETHER: usize = 1 << 30;
 
 /// What passes find.
 const FOUND: [Supply; 2] = [Supply::GRADIENT, Supply::OUTPUT_FISHER];
@@ -122,7 +125,16 @@ impl Passing<'_> {
     ) -> Result<()> {
         let (labels, wanted) = match supply {
             Supply::GRADIENT => (Labels::Next, Wanted::NONE.with_mean()),
-            _ => (Labels::Sampled { seed: self.seed }, Wanted::NONE.with_second_moments(FULL)),
+            _ => {
+                // Those of all matrices of a block are held at a time.
+                let blocks = (0..self.source.blocks()).map(|block| self.source.linears(block));
+                let of_block = |specs: Vec<LinearSpec>| {
+                    specs.iter().filter(|spec| asked.contains(&spec.name)).count()
+                };
+                let most = blocks.map(of_block).max().unwrap_or(0).max(1);
+                let full = FULL.min((TOGETHER / (4 * most)).isqrt());
+                (Labels::Sampled { seed: self.seed }, Wanted::NONE.with_second_moments(full))
+            }
         };
         let give = |name: &str, gradients: Gradients| {
             let moment = gradients.second_moment.map(|moment| match moment {
