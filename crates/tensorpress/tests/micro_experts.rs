@@ -383,7 +383,7 @@ fn what_has_changed_too_much_is_refused() {
     assert!(error.to_string().contains("differ in width"), "{error}");
     let rounded = Compressor::new(Recipe::parse("rtn(bits=8, group=16)").unwrap());
     let _ = rounded.run(&open_model(&stacked).unwrap(), &out("rounded")).unwrap();
-    let rounded = open_model(&out("rounded")).unwrap();
+    let rounded = open_model(out("rounded")).unwrap();
     for stage in ["reap(sparsity=0.34)", "camera(sparsity=0.25)"] {
         let run = compressor(stage, &stacked).unwrap().with_from_quantized(true);
         let error = run.run(&rounded, &out("fewer")).unwrap_err();
