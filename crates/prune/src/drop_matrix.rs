@@ -18,7 +18,7 @@ use tensorpress_tensor::{Compress, CompressedGroup, DType, Group, Method, Node, 
 /// # fn main() -> tensorpress_tensor::Result<()> {
 /// let weight = Array2::from_elem((3, 4), 1.0_f32);
 /// let made = DropMatrix.compress(weight.view(), &Calibration::none(4))?;
-/// assert_eq!(decode(&made.node)?, Array2::zeros((3, 4)));
+/// assert_eq!(decode(&made.node)?, Array2::<f32>::zeros((3, 4)));
 /// assert_eq!(Storage::of(&made.node)?.bits(), 0);
 /// # Ok(())
 /// # }
