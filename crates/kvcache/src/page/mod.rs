@@ -17,7 +17,7 @@ mod wire;
 use tensorpress_tensor::{DType, Error, Result, kernels};
 
 use grid::{Plane, Row};
-use rotate::Rotation;
+pub(crate) use rotate::Rotation;
 use scratch::LARGEST_INPUT;
 use wire::{HEAD, SUM};
 
