@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView3, s};
 use tensorpress_tensor::{Error, Result, ndarray};
 
 use crate::rope::Rope;
-use crate::store::{HeadSlots, KvShape};
+use crate::store::{HeadSlots, KvShape, Merged};
 
 /// What a score wants to know beside the keys and values that are held.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,6 +31,16 @@ pub struct QueryMoments {
 }
 
 impl KvNeeds {
+    /// These and others.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            queries: self.queries.max(other.queries),
+            mass: self.mass || other.mass,
+            moments: self.moments.or(other.moments),
+        }
+    }
+
     /// Whether heads of this shape can give it.
     pub(crate) fn check(&self, shape: KvShape) -> Result<()> {
         match &self.moments {
@@ -200,6 +210,25 @@ impl Statistics {
                 let last = keep.last().map_or(0, |k| k + 1);
                 mass.resize(mass.len().max(last), 0.0);
                 *mass = keep.iter().map(|slot| mass[*slot]).collect();
+            }
+        }
+        self.settled = self.next;
+    }
+
+    /// Takes note that slots were merged: attention received goes with them.
+    pub(crate) fn merge(&mut self, merged: &[Merged]) {
+        while !self.pending.is_empty() {
+            self.commit_oldest();
+        }
+        if self.needs.mass {
+            for (mass, merged) in self.mass.iter_mut().zip(merged) {
+                let mut now = vec![0.0; merged.slots.len()];
+                for (mass, into) in mass.iter().zip(&merged.into) {
+                    if let Some(into) = into {
+                        now[*into] += mass;
+                    }
+                }
+                *mass = now;
             }
         }
         self.settled = self.next;

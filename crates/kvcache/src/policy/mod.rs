@@ -17,12 +17,17 @@ mod tova;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tensorpress_tensor::node::Json;
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 
 use crate::budget::{Budget, Heads, LayerAt, Layers, select};
+use crate::merge::Merge;
+use crate::registry::KvRegistry;
 use crate::score::{Accumulated, Held, KeyDifference, KeyNorm, LastQuery, Recency, Score};
 use crate::stage::KvPart;
+use crate::statistics::KvNeeds;
 use crate::store::HeadSlots;
 
 pub use adakv::adakv;
@@ -37,7 +42,7 @@ pub use streaming::streaming;
 pub use tova::tova;
 
 /// What happens to tokens that are not kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Action {
@@ -46,6 +51,26 @@ pub enum Action {
     Evict,
     /// They move to the low form of the layer.
     Demote,
+    /// They go into slots that stay, as a rule says.
+    #[serde(skip)]
+    Merge(Arc<dyn Merge>),
+}
+
+impl Action {
+    pub(crate) fn describe(&self) -> Json {
+        match self {
+            Self::Merge(rule) => json!({ "merge": rule.describe() }),
+            other => json!(other),
+        }
+    }
+
+    pub(crate) fn read(json: &Json, registry: &KvRegistry) -> Result<Self> {
+        match json.get("merge") {
+            Some(rule) => Ok(Self::Merge(registry.merge(rule)?)),
+            None => Self::deserialize(json)
+                .map_err(|e| Error::corruption(format!("KV cache description: `action`: {e}"))),
+        }
+    }
 }
 
 /// Token score x budget x action.
@@ -149,25 +174,32 @@ impl Policy {
                 "tokens = {tokens}: at least sinks + recent = {sinks} + {recent}, which always stay"
             )));
         }
-        if let (Budget::Bytes(bytes), Action::Demote) = (self.budget, self.action) {
+        self.layers.check()?;
+        self.heads.check()?;
+        if let Action::Merge(rule) = &self.action {
+            rule.check()?;
+        }
+        if let (Budget::Bytes(bytes), Action::Demote) = (self.budget, &self.action) {
             return Err(Error::invalid(format!(
                 "bytes = {bytes}: what is demoted stays, so no bytes can be promised: allowed are keep and tokens"
             )));
         }
-        if let Layers::Pyramid { beta, .. } = self.layers
-            && (beta.is_nan() || beta < 1.0)
-        {
-            return Err(Error::invalid(format!("beta = {beta}: at least 1")));
-        }
-        let floor = if let Heads::Adaptive { floor, .. } = self.heads { floor } else { 0.0 };
-        for (key, share) in [("floor", floor), ("recent_share", self.recent_share)] {
-            if !(0.0..=1.0).contains(&share) {
-                return Err(Error::invalid(format!(
-                    "{key} = {share}: allowed are shares from 0 to 1"
-                )));
-            }
+        if !(0.0..=1.0).contains(&self.recent_share) {
+            let share = self.recent_share;
+            return Err(Error::invalid(format!(
+                "recent_share = {share}: allowed are shares from 0 to 1"
+            )));
         }
         Ok(())
+    }
+
+    /// What the score wants to know, and the rule for merging.
+    #[must_use]
+    pub fn needs(&self) -> KvNeeds {
+        match &self.action {
+            Action::Merge(rule) => self.score.needs().and(rule.needs()),
+            _ => self.score.needs(),
+        }
     }
 
     /// Tokens that always stay.
@@ -227,7 +259,7 @@ impl Policy {
                 }
             }
         }
-        Ok(select(&scores, tokens, self.heads))
+        select(held, &scores, tokens, &self.heads)
     }
 }
 

@@ -19,6 +19,18 @@ pub(super) fn described(id: &str, parameters: &impl Serialize) -> Json {
     json
 }
 
+/// What [`read`] knows.
+pub(crate) const IDS: [&str; 8] = [
+    "accumulated_attention",
+    "window_attention",
+    "last_query_attention",
+    "knorm",
+    "keydiff",
+    "recency",
+    "expected_attention",
+    "random",
+];
+
 /// A score of this crate from its [`Score::describe`].
 ///
 /// # Errors

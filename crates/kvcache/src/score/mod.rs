@@ -13,10 +13,12 @@ use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Result, ndarray};
 
 pub use attention::{Accumulated, LastQuery, Pooling, QueryWindow};
+pub(crate) use describe::IDS;
 pub use describe::read;
 pub use expected::ExpectedAttention;
 pub use geometry::{KeyDifference, KeyNorm, Random, Recency};
 
+use crate::budget::LayerAt;
 use crate::statistics::{KvNeeds, Statistics};
 use crate::store::KvStore;
 
@@ -27,6 +29,8 @@ pub struct Held<'a> {
     pub store: &'a dyn KvStore,
     /// Queries and attention.
     pub statistics: &'a Statistics,
+    /// Where the layer stands in its model.
+    pub at: LayerAt,
 }
 
 impl Held<'_> {

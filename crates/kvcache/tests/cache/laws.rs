@@ -1,4 +1,4 @@
-use tensorpress_kvcache::{Cache, Held, Policy};
+use tensorpress_kvcache::{Cache, Policy};
 use tensorpress_tensor::ErrorKind;
 
 use crate::{KV_HEADS, LAST, SCORES, STORES, every_recipe, feed, go_on_alike, held, layers, one};
@@ -62,8 +62,8 @@ fn forks_are_isolated() {
 }
 
 fn scores(cache: &Cache) -> (Vec<Vec<f32>>, Vec<Vec<usize>>) {
-    let (policy, statistics): (&Policy, _) = cache.policy().expect("a policy");
-    let held = Held { store: cache.store(), statistics };
+    let (policy, _): (&Policy, _) = cache.policy().expect("a policy");
+    let held = cache.held().expect("a policy");
     (policy.score.score(held).expect("scores"), policy.plan(held, 40).expect("a plan").0)
 }
 

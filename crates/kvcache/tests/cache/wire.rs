@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tensorpress_kvcache::{
-    Budget, Cache, Held, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm, score,
+    Budget, Cache, Held, KvRegistry, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm,
 };
 use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Result, Storage};
@@ -89,15 +89,13 @@ fn scores_of_other_crates_come_back_by_name() {
     let error = read(bytes.clone(), &text).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("`every`"), "{error}");
-    let make = |json: &serde_json::Value| -> Result<Arc<dyn Score>> {
-        match json["id"].as_str() {
-            Some("every") => Ok(Arc::new(Every(json["n"].as_u64().expect("a number") as usize))),
-            _ => score::read(json),
-        }
+    let every = |json: &serde_json::Value| -> Result<Arc<dyn Score>> {
+        Ok(Arc::new(Every(json["n"].as_u64().expect("a number") as usize)))
     };
+    let registry = KvRegistry::default().with_score("every", every);
     let json = serde_json::from_str(&text).expect("JSON");
     let file = Checkpoint::from_bytes("kv", bytes).expect("a file");
-    let mut back = Cache::read_with(&json, "kv", &file, &make).expect("reads");
+    let mut back = Cache::read_with(&json, "kv", &file, &registry).expect("reads");
     go_on_alike(&mut back, &mut cache, 60..90, "every third");
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use ndarray::{Array3, s};
 use tensorpress_kvcache::{
-    Budget, Cache, Held, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm,
+    Budget, Cache, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm,
 };
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, DType, Scratch, ndarray};
@@ -76,8 +76,7 @@ impl Case {
         let mut scores = Vec::new();
         for step in [self.k.dim().0, 7] {
             let cache = self.seen(Policy::new(score.clone(), Budget::Keep(1.0)), step);
-            let (_, statistics) = cache.policy().expect("a policy");
-            let now = score.score(Held { store: cache.store(), statistics }).expect("scores");
+            let now = score.score(cache.held().expect("a policy")).expect("scores");
             if scores.is_empty() {
                 scores = now;
             } else {
