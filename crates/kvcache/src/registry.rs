@@ -10,7 +10,7 @@ use tensorpress_tensor::{Error, Result};
 use crate::budget::{HeadBudget, LayerBudget};
 use crate::merge::Merge;
 use crate::score::{self, Score};
-use crate::store::{Form, JointForm};
+use crate::store::{self, Form, JointForm};
 
 /// Makes something from its description.
 pub type Describes<T> = Arc<dyn Fn(&Json) -> Result<Arc<T>> + Send + Sync>;
@@ -65,7 +65,8 @@ impl Default for KvRegistry {
             forms: BTreeMap::new(),
             joint: BTreeMap::new(),
         };
-        score::IDS.iter().fold(none, |all, id| all.with_score(id, score::read))
+        let scores = score::IDS.iter().fold(none, |all, id| all.with_score(id, score::read));
+        store::readers(scores)
     }
 }
 

@@ -170,13 +170,6 @@ impl<C: Code> Coded<C> {
         });
     }
 
-    /// The exact first rows among these, and where they begin.
-    pub(crate) fn sinks_of(&self, tokens: &Range<usize>) -> (Range<usize>, &[f32]) {
-        let (dim, end) = (self.code.dim(), tokens.end.min(self.code.sinks()));
-        let range = tokens.start.min(end)..end;
-        (range.clone(), &self.sinks[range.start * dim..range.end * dim])
-    }
-
     pub(crate) fn plain_dots(
         &self,
         queries: ArrayView2<'_, f32>,

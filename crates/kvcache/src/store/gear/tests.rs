@@ -56,7 +56,8 @@ fn golden_gear() {
             close(&integers, &format!("quant_only_{case}"), 2e-6);
             let sparse = GearCode { outliers: 1, ..plain };
             let both = decoded(sparse, &x);
-            close(&both, &format!("GEAR_{case}.quant_plus_sparse"), 3e-4);
+            // Theirs is rounded to f16.
+            close(&both, &format!("GEAR_{case}.quant_plus_sparse"), 5e-4);
             for (name, base) in [("GEARL", &integers), ("GEAR", &both)] {
                 let mut all = base.clone();
                 let name = format!("{name}_{case}");
@@ -68,7 +69,7 @@ fn golden_gear() {
                     let mut sum = all.slice_mut(head);
                     sum += &left.dot(&right.t());
                 }
-                close(&all, &format!("{name}.out"), 6e-4);
+                close(&all, &format!("{name}.out"), 1e-3);
                 checked += 1;
             }
             checked += 2;

@@ -93,7 +93,7 @@ pub(super) fn outward(level: f32, (lower, upper): (f32, f32)) -> f32 {
 }
 
 /// The nearest point, the lower of two.
-pub(super) fn nearest(points: &[f32], x: f32) -> u8 {
+pub(crate) fn nearest(points: &[f32], x: f32) -> u8 {
     let mut best = (f32::INFINITY, 0);
     for (i, point) in points.iter().enumerate() {
         let far = (x - point).abs();

@@ -5,7 +5,7 @@ use tensorpress_tensor::{Checkpoint, DType, ndarray};
 
 use super::levels::inward;
 use super::{KvLevels, Levels, NuqCode, Vectors, normal_levels};
-use crate::store::coded::{Code, Coded, floats};
+use crate::store::coded::{Coded, floats};
 use crate::store::tests::{golden, near, rows_of};
 use crate::store::windowed::PackedRows;
 

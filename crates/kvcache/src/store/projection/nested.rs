@@ -16,17 +16,18 @@ pub struct Matryoshka {
     pub ranks: Vec<usize>,
     /// Steps.
     pub steps: usize,
-    /// How far the first step turns: the size of the turn's generator.
+    /// How far the first step turns: the size of the turn's generator. Steps grow up to four times as far while they serve, and
+    /// shrink while they do not.
     pub rate: f64,
     /// Of what is drawn.
     pub seed: u64,
 }
 
 impl Matryoshka {
-    /// 200 steps of at most 0.1 for these ranks.
+    /// 500 steps, the first of 0.1, for these ranks.
     #[must_use]
     pub fn new(ranks: &[usize]) -> Self {
-        Self { ranks: ranks.to_vec(), steps: 200, rate: 0.1, seed: 0 }
+        Self { ranks: ranks.to_vec(), steps: 500, rate: 0.1, seed: 0 }
     }
 
     /// Sets the number of steps.
@@ -88,6 +89,7 @@ impl Matryoshka {
             let now = self.mean_loss(&next, &q, &k);
             if now < loss {
                 (basis, loss) = (next, now);
+                rate = (rate * 1.3).min(4.0 * self.rate);
             } else {
                 rate *= 0.7;
             }
