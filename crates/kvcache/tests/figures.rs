@@ -144,7 +144,7 @@ fn attention_of_stories() {
                 all.push(out);
             }
         }
-        let views: Vec<_> = all.iter().map(Array3::view).collect();
+        let views: Vec<_> = all.iter().map(|out| out.view()).collect();
         let all = ndarray::concatenate(ndarray::Axis(0), &views).expect("of one shape");
         (all, 8.0 * caches.bytes() as f64 / (5 * 256 * 4 * 16) as f64)
     };

@@ -9,6 +9,7 @@
 
 mod config;
 mod grid;
+mod kvtc;
 mod rotate;
 mod rows;
 mod scratch;
@@ -22,6 +23,7 @@ use scratch::LARGEST_INPUT;
 use wire::{HEAD, SUM};
 
 pub use config::PageConfig;
+pub use kvtc::{Kvtc, KvtcConfig};
 pub use rows::{PageRows, PageRowsMut};
 pub use scratch::PageScratch;
 

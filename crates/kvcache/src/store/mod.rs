@@ -52,7 +52,10 @@ pub(crate) use joint::{MEMBER, Member};
 pub use kvquant::{KvLevels, KvQuant, Levels, normal_levels};
 pub use layer::Layer;
 pub use merged::Merged;
+pub(crate) use coded::{floats, put_floats};
+pub(crate) use normal::sample as normal_sample;
 pub use own::PerHead;
+pub(crate) use projection::principal_order;
 pub use pq::{Codebooks, PqCache};
 pub use projection::{
     ChannelShrink, HeadSample, Matryoshka, MatryoshkaProj, greedy_ranks, principal_basis,

@@ -5,6 +5,7 @@ mod budgets;
 mod deferred;
 mod laws;
 mod policies;
+mod stores;
 mod wire;
 
 use std::ops::Range;

@@ -10,7 +10,7 @@ use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Result, Storage};
 use crate::{DIM, HEADS, KV_HEADS, SCORES, every_recipe, feed, go_on_alike, held, layers, one};
 
 /// A cache's file and its description.
-fn written(cache: &Cache) -> (Vec<u8>, String) {
+pub(super) fn written(cache: &Cache) -> (Vec<u8>, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("kv.safetensors");
     let mut parts = Storage::default();
@@ -21,7 +21,7 @@ fn written(cache: &Cache) -> (Vec<u8>, String) {
     (std::fs::read(&path).expect("reads"), cache.describe().to_string())
 }
 
-fn read(bytes: Vec<u8>, text: &str) -> Result<Cache> {
+pub(super) fn read(bytes: Vec<u8>, text: &str) -> Result<Cache> {
     let json = serde_json::from_str(text).expect("JSON");
     Cache::read(&json, "kv", &Checkpoint::from_bytes("kv", bytes)?)
 }

@@ -31,6 +31,14 @@ pub fn weighted_basis(weight: ArrayView2<'_, f32>, scales: &[f32], rank: usize) 
     leading(scaled.dot(&scaled.t()).view(), rank)
 }
 
+/// Mean squares of rows along their principal directions, and these as columns; the largest first.
+pub(crate) fn principal_order(rows: ArrayView2<'_, f32>) -> Result<(Vec<f64>, Array2<f64>)> {
+    let rows = rows.mapv(f64::from);
+    let eigen = linalg::symmetric_eigen((rows.t().dot(&rows) / rows.nrows() as f64).view())?;
+    let variances = eigen.values.iter().rev().map(|v| v.max(0.0)).collect();
+    Ok((variances, eigen.vectors.slice(s![.., ..;-1]).to_owned()))
+}
+
 /// The leading eigenvectors of a symmetric matrix as columns, each with its largest entry positive.
 fn leading(moments: ArrayView2<'_, f64>, rank: usize) -> Result<Array2<f32>> {
     let dim = moments.nrows();

@@ -11,6 +11,7 @@ mod tests;
 
 pub use channel_shrink::ChannelShrink;
 pub use matryoshka::MatryoshkaProj;
+pub(crate) use basis::principal_order;
 pub use basis::{principal_basis, weighted_basis};
 pub(crate) use code::ProjectedCode;
 pub use nested::Matryoshka;
