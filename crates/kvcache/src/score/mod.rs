@@ -1,9 +1,15 @@
 //! How much a token matters: one number per head of keys and slot, larger for what shall stay.
 
 mod attention;
+mod cap;
+mod compactor;
+mod cur;
 mod describe;
 mod expected;
+mod finch;
 mod geometry;
+mod lagkv;
+mod qfilter;
 
 use std::fmt::Debug;
 
@@ -13,9 +19,15 @@ use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Result, ndarray};
 
 pub use attention::{Accumulated, LastQuery, Pooling, QueryWindow};
+pub use cap::Capacity;
+pub use compactor::{Compactor, Sketch, leverages};
+pub use cur::{LeverageOf, Leverages};
 pub use describe::read;
 pub use expected::ExpectedAttention;
+pub use finch::Question;
 pub use geometry::{KeyDifference, KeyNorm, Random, Recency};
+pub use lagkv::LagRelative;
+pub use qfilter::{QueryFilter, query_filter};
 
 use crate::statistics::{KvNeeds, Statistics};
 use crate::store::KvStore;
