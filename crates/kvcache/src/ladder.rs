@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use tensorpress_tensor::{Error, Result};
 
 /// Which slots stay of each layer where all hold as many: a ladder (LaCache, Shi et al., 2025). Of every `rung` tokens that
@@ -66,7 +68,9 @@ impl Ladder {
         if self.started { self.size } else { self.size + self.gone() / 2 }
     }
 
-    /// The slots, ascending, that each layer keeps of `held`; nothing where all may stay.
+    /// The slots that each layer keeps of `held`, as many in all layers; nothing where all may stay. Where the ladder
+    /// starts over a rung may reach into what follows the last one, and its slots are named twice, as by the official code:
+    /// [`Ladder::distinct`] tells what a cache shall keep then.
     #[must_use]
     pub fn step(&mut self, held: usize) -> Option<Vec<Vec<usize>>> {
         if held <= self.size {
@@ -105,12 +109,17 @@ impl Ladder {
         } else {
             self.cursor += rungs * kept;
         }
-        // A rung may reach into what follows the last one: no slot is held twice.
-        for slots in &mut slots {
-            slots.retain(|slot| *slot < held);
-            slots.sort_unstable();
-            slots.dedup();
-        }
         Some(slots)
+    }
+
+    /// As many slots as were named, ascending, each once: in the place of second mentions the newest of `held` that were
+    /// not named.
+    #[must_use]
+    pub fn distinct(slots: &[usize], held: usize) -> Vec<usize> {
+        let named: BTreeSet<usize> = slots.iter().copied().filter(|s| *s < held).collect();
+        let more = slots.len() - named.len();
+        let free: Vec<usize> =
+            (0..held).rev().filter(|s| !named.contains(s)).take(more).collect();
+        named.into_iter().chain(free).collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
