@@ -1,8 +1,15 @@
 //! How many tokens stay: of a layer, of each layer, of each head.
 
+use std::fmt::Debug;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result};
 
+use crate::registry::KvRegistry;
+use crate::score::Held;
 use crate::store::HeadSlots;
 
 /// How much a layer may hold.
@@ -55,7 +62,7 @@ impl Rule {
 }
 
 /// How the budget differs from layer to layer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Layers {
@@ -73,6 +80,57 @@ pub enum Layers {
         #[serde(default = "Rule::of_old", skip_serializing_if = "Rule::is_old")]
         rule: Rule,
     },
+    /// As a [`LayerBudget`] says.
+    #[serde(skip)]
+    Own(Arc<dyn LayerBudget>),
+}
+
+/// How a budget is spread over the layers of a model.
+pub trait LayerBudget: Debug + Send + Sync {
+    /// Short name.
+    fn id(&self) -> &'static str;
+
+    /// `id` and all parameters: what a reader of the cache makes this from.
+    fn describe(&self) -> Json {
+        json!({ "id": self.id() })
+    }
+
+    /// Whether the parameters can be.
+    ///
+    /// # Errors
+    /// `InvalidArgument` names the parameter and what is allowed.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Tokens per head of a layer, where `seen` were and `mean` of them shall stay on average over the layers.
+    fn tokens(&self, layer: LayerAt, seen: usize, mean: f64) -> usize;
+}
+
+/// How what a layer may hold is spread over its heads.
+pub trait HeadBudget: Debug + Send + Sync {
+    /// Short name.
+    fn id(&self) -> &'static str;
+
+    /// `id` and all parameters: what a reader of the cache makes this from.
+    fn describe(&self) -> Json {
+        json!({ "id": self.id() })
+    }
+
+    /// Whether the parameters can be.
+    ///
+    /// # Errors
+    /// `InvalidArgument` names the parameter and what is allowed.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many slots each head keeps of those it has, where `tokens` per head may stay on average. `scores` are by head
+    /// and slot, infinite for what always stays.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` for a model of other heads.
+    fn counts(&self, held: Held<'_>, scores: &[Vec<f32>], tokens: usize) -> Result<Vec<usize>>;
 }
 
 /// Where a layer stands in its model.
@@ -98,19 +156,50 @@ impl LayerAt {
     }
 }
 
+impl PartialEq for Layers {
+    fn eq(&self, other: &Self) -> bool {
+        self.describe() == other.describe()
+    }
+}
+
 impl Layers {
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::Pyramid { beta, .. } if beta.is_nan() || *beta < 1.0 => {
+                Err(Error::invalid(format!("beta = {beta}: at least 1")))
+            }
+            Self::Own(own) => own.check(),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn describe(&self) -> Json {
+        match self {
+            Self::Own(own) => json!({ "own": own.describe() }),
+            other => json!(other),
+        }
+    }
+
+    pub(crate) fn read(json: &Json, registry: &KvRegistry) -> Result<Self> {
+        match json.get("own") {
+            Some(own) => Ok(Self::Own(registry.layer_budget(own)?)),
+            None => parse(json, "layers"),
+        }
+    }
+
     /// Tokens per head of a layer, where `tokens` were seen and the share `keep` of them shall stay on average.
     ///
     /// A pyramid of authors falls by whole tokens from layer to layer, so that the mean may lie above that by half a token
     /// for each layer but the first.
     #[must_use]
-    pub fn tokens(self, tokens: usize, keep: f64, layer: LayerAt) -> usize {
+    pub fn tokens(&self, tokens: usize, keep: f64, layer: LayerAt) -> usize {
         self.spread(tokens, tokens as f64 * keep, layer, false)
     }
 
     /// As [`Layers::tokens`], where `mean` tokens shall stay; with `strict`, no more than that on average.
-    pub(crate) fn spread(self, seen: usize, mean: f64, layer: LayerAt, strict: bool) -> usize {
-        match self {
+    pub(crate) fn spread(&self, seen: usize, mean: f64, layer: LayerAt, strict: bool) -> usize {
+        match *self {
+            Self::Own(ref own) => own.tokens(layer, seen, mean).min(seen),
             Self::Pyramid { beta, window, rule: Rule::Authors } => {
                 by_authors(seen, mean as usize, (beta, window), layer, strict)
             }
@@ -165,7 +254,7 @@ fn by_kvpress(seen: usize, mean: f64, (beta, window): (f64, f64), layer: LayerAt
 }
 
 /// How the budget differs from head to head.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Heads {
@@ -181,6 +270,46 @@ pub enum Heads {
         #[serde(default = "Rule::of_old", skip_serializing_if = "Rule::is_old")]
         rule: Rule,
     },
+    /// As a [`HeadBudget`] says.
+    #[serde(skip)]
+    Own(Arc<dyn HeadBudget>),
+}
+
+impl PartialEq for Heads {
+    fn eq(&self, other: &Self) -> bool {
+        self.describe() == other.describe()
+    }
+}
+
+impl Heads {
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::Adaptive { floor, .. } if !(0.0..=1.0).contains(floor) => {
+                Err(Error::invalid(format!("floor = {floor}: allowed are shares from 0 to 1")))
+            }
+            Self::Own(own) => own.check(),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn describe(&self) -> Json {
+        match self {
+            Self::Own(own) => json!({ "own": own.describe() }),
+            other => json!(other),
+        }
+    }
+
+    pub(crate) fn read(json: &Json, registry: &KvRegistry) -> Result<Self> {
+        match json.get("own") {
+            Some(own) => Ok(Self::Own(registry.head_budget(own)?)),
+            None => parse(json, "heads"),
+        }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(json: &Json, key: &str) -> Result<T> {
+    T::deserialize(json)
+        .map_err(|e| Error::corruption(format!("KV cache description: `{key}`: {e}")))
 }
 
 /// Slots of each head, best first; of equals the newer one.
@@ -193,19 +322,31 @@ fn ranked(scores: &[Vec<f32>]) -> Vec<Vec<usize>> {
     scores.iter().map(of).collect()
 }
 
-/// The best slots by `scores` (heads of keys, slots; infinite for what always stays): `tokens` per head on average.
-pub(crate) fn select(scores: &[Vec<f32>], tokens: usize, heads: Heads) -> HeadSlots {
+/// The best slots by `scores` (heads of keys, slots; infinite for what always stays, minus infinite for what must go):
+/// `tokens` per head on average.
+pub(crate) fn select(
+    held: Held<'_>,
+    scores: &[Vec<f32>],
+    tokens: usize,
+    heads: &Heads,
+) -> Result<HeadSlots> {
     let ranked = ranked(scores);
     let counts: Vec<usize> = match heads {
         Heads::Uniform => scores.iter().map(|s| s.len().min(tokens)).collect(),
-        Heads::Adaptive { floor, rule } => adaptive(scores, &ranked, tokens, floor, rule),
+        Heads::Adaptive { floor, rule } => adaptive(scores, &ranked, tokens, *floor, *rule),
+        Heads::Own(own) => own.counts(held, scores, tokens)?,
     };
-    let keep = ranked.into_iter().zip(counts).map(|(mut slots, count)| {
+    if counts.len() != scores.len() {
+        let (found, heads) = (counts.len(), scores.len());
+        return Err(Error::shape(format!("counts of {found} heads, {heads} expected")));
+    }
+    let keep = ranked.into_iter().zip(counts).zip(scores).map(|((mut slots, count), scores)| {
         slots.truncate(count);
+        slots.retain(|slot| scores[*slot] > f32::NEG_INFINITY);
         slots.sort_unstable();
         slots
     });
-    HeadSlots(keep.collect())
+    Ok(HeadSlots(keep.collect()))
 }
 
 /// How many slots each head keeps.

@@ -40,7 +40,7 @@ impl Cache {
                 "a policy needs the statistics of all tokens: set it while the cache is empty",
             ));
         }
-        let needs = policy.score.needs();
+        let needs = policy.needs();
         needs.check(self.layer.shape())?;
         let statistics = Statistics::new(self.layer.shape(), needs);
         self.policy = Some((policy, statistics));
@@ -179,15 +179,29 @@ impl Cache {
                 return Ok(());
             }
             let slack = if decoding { (policy.stride - 1).min(most / 4) } else { 0 };
-            let keep = policy.plan(Held { store: &self.layer, statistics }, most - slack)?;
-            statistics.retain(&keep);
-            match policy.action {
-                Action::Evict => self.layer.retain(&keep)?,
-                Action::Demote => self.layer.demote(&keep)?,
+            let looked = Held { store: &self.layer, statistics, at: self.at };
+            let keep = policy.plan(looked, most - slack)?;
+            match &policy.action {
+                Action::Evict => {
+                    statistics.retain(&keep);
+                    self.layer.retain(&keep)?;
+                }
+                Action::Demote => {
+                    statistics.retain(&keep);
+                    self.layer.demote(&keep)?;
+                }
+                Action::Merge(rule) => {
+                    let of = |(head, keep): (usize, &Vec<usize>)| rule.merge(looked, head, keep);
+                    let merged = keep.0.iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
+                    let largest = rule.takes_largest();
+                    self.layer.merge(&merged)?;
+                    statistics.merge(&merged, largest);
+                }
             }
-            // Bytes do not shrink quite as tokens do: look again.
-            let done = !matches!(policy.budget, Budget::Bytes(_)) || keep.total() == 0;
-            if done || policy.action == Action::Demote {
+            // Bytes do not shrink quite as tokens do: look again, while that helps.
+            let now: usize = (0..shape.kv_heads).map(|h| self.layer.held(h)).sum();
+            let bytes = matches!(policy.budget, Budget::Bytes(_));
+            if !bytes || now == 0 || now == held || matches!(policy.action, Action::Demote) {
                 return Ok(());
             }
         }
@@ -251,6 +265,19 @@ impl Cache {
     #[must_use]
     pub fn shape(&self) -> KvShape {
         self.layer.shape()
+    }
+
+    /// Where the layer stands in its model, as far as it was said.
+    #[must_use]
+    pub fn at(&self) -> LayerAt {
+        self.at
+    }
+
+    /// What scores and rules of the policy look at, where tokens shall go.
+    #[must_use]
+    pub fn held(&self) -> Option<Held<'_>> {
+        let (_, statistics) = self.policy.as_ref()?;
+        Some(Held { store: &self.layer, statistics, at: self.at })
     }
 
     /// Policy and statistics, where tokens shall go.

@@ -59,7 +59,8 @@ pub fn retrieval_heads(
         if !(0.0..=1.0).contains(&share) {
             return Err(Error::invalid(format!("share = {share}: allowed are 0 to 1")));
         }
-        let count = (share * scores.len() as f64).ceil() as usize;
+        // 0.14 of 50 are 7, whatever rounding says.
+        let count = (share * scores.len() as f64 - 1e-9).ceil() as usize;
         best(scores, count).into_iter().for_each(|head| chosen[head] = true);
     }
     Ok(chosen)

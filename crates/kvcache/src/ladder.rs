@@ -47,6 +47,11 @@ impl Ladder {
         Ok(ladder)
     }
 
+    /// One that has come so far, and holds no more than was asked for.
+    pub(crate) fn at(self, cursor: usize) -> Self {
+        Self { cursor, started: true, ..self }
+    }
+
     /// Tokens of a rung.
     fn rung(&self) -> usize {
         1 + (self.layers - self.span).div_ceil(self.span - self.overlap)

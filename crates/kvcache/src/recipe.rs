@@ -1,31 +1,36 @@
 //! Caches from a line of text: `kivi(bits=4, group=32) | snapkv(keep=0.5) | adakv`.
 //!
-//! At most one store, then at most one policy, then at most one change of it. The stages are those of [`stages`], or of a
+//! At most one store, then at most one policy, then changes of it. The stages are those of [`stages`], or of a
 //! table of your own; each says its keys itself.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use ndarray::Array2;
 use tensorpress_tensor::stage::{Chain, Stages};
-use tensorpress_tensor::{DType, Error, Result};
+use tensorpress_tensor::{DType, Error, Result, ndarray};
 
 use crate::budget::LayerAt;
 use crate::cache::Cache;
+use crate::caches::Caches;
 use crate::policy::Policy;
 use crate::rope::Rope;
 use crate::stage::{KvModel, KvPart, KvRole, stages};
-use crate::store::{KvShape, Layer, StoreForm};
+use crate::store::{JointForm, KvShape, Layer, StoreForm};
 
 /// A parsed line; its caches are made for the layers of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KvRecipe {
     chain: Chain<KvPart>,
     rope: Option<Rope>,
+    outputs: Vec<Arc<Array2<f32>>>,
 }
 
 /// What a line stands for.
 struct Built {
     form: StoreForm,
+    joint: Option<Arc<dyn JointForm>>,
     policy: Option<Policy>,
     /// Where tokens go that do not stay.
     low: Option<StoreForm>,
@@ -44,9 +49,15 @@ impl KvRecipe {
                 "`{text}`: no policy to change: allowed before the last stage are {policies}"
             )));
         }
-        let recipe = Self { chain, rope: None };
+        let recipe = Self { chain, rope: None, outputs: Vec::new() };
         // Whatever does not depend on the model is refused now.
-        recipe.build(2)?;
+        let built = recipe.build(2, LayerAt { index: 0, of: 1 })?;
+        if let (Some(joint), Some(policy)) = (built.joint, built.policy) {
+            let (joint, score) = (joint.id(), policy.score.id());
+            return Err(Error::unsupported(format!(
+                "`{text}`: {joint} packs the same tokens of several layers, {score} would choose them layer by layer"
+            )));
+        }
         Ok(recipe)
     }
 
@@ -57,18 +68,28 @@ impl KvRecipe {
         self
     }
 
+    /// Tells the output projection of each layer, `[hidden, heads * value_dim]`, to scores that want it.
+    #[must_use]
+    pub fn with_outputs(mut self, outputs: Vec<Arc<Array2<f32>>>) -> Self {
+        self.outputs = outputs;
+        self
+    }
+
     /// The stages.
     #[must_use]
     pub fn chain(&self) -> &Chain<KvPart> {
         &self.chain
     }
 
-    fn build(&self, head_dim: usize) -> Result<Built> {
-        let model = KvModel { head_dim, rope: self.rope.clone() };
-        let mut built = Built { form: StoreForm::Float(DType::F32), policy: None, low: None };
+    fn build(&self, head_dim: usize, at: LayerAt) -> Result<Built> {
+        let output = self.outputs.get(at.index).cloned();
+        let model = KvModel { head_dim, rope: self.rope.clone(), at, output };
+        let form = StoreForm::Float(DType::F32);
+        let mut built = Built { form, joint: None, policy: None, low: None };
         for stage in self.chain.stages() {
             match stage.build()? {
                 KvPart::Store(form) => built.form = form,
+                KvPart::Joint(form) => built.joint = Some(form),
                 KvPart::Policy(make) => built.policy = Some(make(&model)?),
                 KvPart::Change(change) => {
                     if let Some(policy) = built.policy.take() {
@@ -102,20 +123,49 @@ impl KvRecipe {
     /// # Errors
     /// As there.
     pub fn caches_of(&self, layers: usize, shape: KvShape) -> Result<Vec<Cache>> {
-        let Built { form, policy, low } = self.build(shape.head_dim)?;
-        let cache = |index| {
-            let mut layer = Layer::new(shape, form)?;
-            if let Some(low) = low {
-                layer = layer.with_low(low)?;
-            }
-            match &policy {
-                None => Ok(Cache::new(layer)),
-                Some(policy) => {
-                    Cache::new(layer).with_policy(policy.clone(), LayerAt { index, of: layers })
-                }
-            }
-        };
-        (0..layers).map(cache).collect()
+        let layer = |index| self.cache(LayerAt { index, of: layers }, shape);
+        (0..layers).map(layer).collect()
+    }
+
+    /// The cache of one layer, whose heads have a shape of their own.
+    ///
+    /// # Errors
+    /// As [`KvRecipe::caches`]; `Unsupported` for recipes that hold layers together ([`KvRecipe::together`]).
+    pub fn cache(&self, at: LayerAt, shape: KvShape) -> Result<Cache> {
+        let Built { form, joint, policy, low } = self.build(shape.head_dim, at)?;
+        if let Some(joint) = joint {
+            let id = joint.id();
+            return Err(Error::unsupported(format!("{id} holds layers together: not one alone")));
+        }
+        let form = form.at(at);
+        let plain = self.rope.as_ref().filter(|_| form.plain_keys());
+        let mut layer = Layer::new(shape, form)?;
+        if let Some(rope) = plain {
+            layer = layer.with_turned_keys(rope.clone())?;
+        }
+        if let Some(low) = low {
+            layer = layer.with_low(low.at(at))?;
+        }
+        match policy {
+            None => Ok(Cache::new(layer)),
+            Some(policy) => Cache::new(layer).with_policy(policy, at),
+        }
+    }
+
+    /// The caches of all layers of a model, in its order, which may share what they hold. How they weigh is said by
+    /// [`Caches::with_scoring`].
+    ///
+    /// # Errors
+    /// As [`KvRecipe::caches`], and those of [`Caches::joint`].
+    pub fn together(&self, shapes: &[KvShape]) -> Result<Caches> {
+        let of = shapes.len();
+        if let Some(shape) = shapes.first()
+            && let Some(joint) = self.build(shape.head_dim, LayerAt { index: 0, of })?.joint
+        {
+            return Caches::joint(joint, shapes, self.rope.as_ref());
+        }
+        let layer = |(index, shape): (usize, &KvShape)| self.cache(LayerAt { index, of }, *shape);
+        Ok(Caches::new(shapes.iter().enumerate().map(layer).collect::<Result<_>>()?))
     }
 }
 

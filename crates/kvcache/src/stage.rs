@@ -1,13 +1,16 @@
 //! What the stages of a recipe for caches build, and where they stand.
 
 use std::fmt;
+use std::sync::Arc;
 
-use tensorpress_tensor::Result;
+use ndarray::Array2;
 use tensorpress_tensor::stage::{Part, Role, Row, Stages};
+use tensorpress_tensor::{Result, ndarray};
 
+use crate::budget::LayerAt;
 use crate::policy::{self, Policy};
 use crate::rope::Rope;
-use crate::store::{self, StoreForm};
+use crate::store::{self, JointForm, StoreForm};
 
 /// What a policy may want to know of the model.
 #[derive(Debug, Clone)]
@@ -17,9 +20,13 @@ pub struct KvModel {
     pub head_dim: usize,
     /// Its rotary embedding, if it is known.
     pub rope: Option<Rope>,
+    /// The layer that the policy is for.
+    pub at: LayerAt,
+    /// That layer's output projection `[hidden, heads * value_dim]`, if it is known.
+    pub output: Option<Arc<Array2<f32>>>,
 }
 
-/// Makes the policy for a model.
+/// Makes the policy for a layer of a model.
 pub type MakePolicy = Box<dyn Fn(&KvModel) -> Result<Policy> + Send + Sync>;
 
 /// What a stage of a recipe for caches builds.
@@ -27,6 +34,8 @@ pub type MakePolicy = Box<dyn Fn(&KvModel) -> Result<Policy> + Send + Sync>;
 pub enum KvPart {
     /// How keys and values are held.
     Store(StoreForm),
+    /// How neighbouring layers hold theirs together.
+    Joint(Arc<dyn JointForm>),
     /// What stays.
     Policy(MakePolicy),
     /// Changes the policy before it; may say how tokens are held that do not stay.
@@ -37,6 +46,7 @@ impl fmt::Debug for KvPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(form) => f.debug_tuple("Store").field(form).finish(),
+            Self::Joint(form) => f.debug_tuple("Joint").field(form).finish(),
             Self::Policy(_) => f.write_str("Policy(..)"),
             Self::Change(_) => f.write_str("Change(..)"),
         }
@@ -63,7 +73,7 @@ impl Role for KvRole {
     const ORDER: &'static str = "at most one store, then one policy, then what changes the policy";
 
     fn is_single(self) -> bool {
-        true
+        self != Self::Change
     }
 
     fn is_inner(self) -> bool {

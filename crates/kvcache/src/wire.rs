@@ -1,7 +1,6 @@
 //! A cache with its policy as arrays and a description: what goes on after reading is what would have gone on.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use serde_json::json;
 use tensorpress_tensor::node::{Json, PartSource};
@@ -9,8 +8,8 @@ use tensorpress_tensor::{Bytes, Error, ErrorKind, PartKind, PartSink, Result};
 
 use crate::budget::{Heads, Layers, Rule};
 use crate::cache::Cache;
-use crate::policy::Policy;
-use crate::score::{self, Score};
+use crate::policy::{Action, Policy};
+use crate::registry::KvRegistry;
 use crate::statistics::{KvNeeds, MARGIN, Moments, Statistics};
 use crate::store::{KvShape, KvStore, Layer, bytes_part, count, product, read_bytes};
 
@@ -18,6 +17,9 @@ const KIND: &str = "kv.cache.v1";
 
 /// With a policy that readers of the first would take for another one.
 const KIND_2: &str = "kv.cache.v2";
+
+/// With a budget of one's own, or a rule for merging.
+const KIND_3: &str = "kv.cache.v3";
 
 fn bad(why: impl std::fmt::Display) -> Error {
     Error::corruption(format!("KV cache description: {why}"))
@@ -31,6 +33,9 @@ impl Cache {
         if let Some((policy, statistics)) = &self.policy {
             if policy.is_newer() {
                 json["kind"] = json!(KIND_2);
+            }
+            if policy.is_newest() {
+                json["kind"] = json!(KIND_3);
             }
             json["policy"] = policy.describe();
             json["at"] = json!(self.at);
@@ -57,33 +62,33 @@ impl Cache {
     /// `Corruption`, `Version` or `InsufficientData`: a description and parts that contradict themselves or each other;
     /// `Unsupported` for other scores.
     pub fn read(json: &Json, prefix: &str, source: &dyn PartSource) -> Result<Self> {
-        Self::read_with(json, prefix, source, &score::read)
+        Self::read_with(json, prefix, source, &KvRegistry::default())
     }
 
-    /// [`Cache::read`] with scores of other crates: `scores` makes them from [`Score::describe`].
+    /// [`Cache::read`] with scores, rules, budgets and forms of other crates.
     ///
     /// # Errors
-    /// As there, and those of `scores`.
+    /// As there, and those of the registry.
     pub fn read_with(
         json: &Json,
         prefix: &str,
         source: &dyn PartSource,
-        scores: &dyn Fn(&Json) -> Result<Arc<dyn Score>>,
+        registry: &KvRegistry,
     ) -> Result<Self> {
-        if json["kind"] != KIND && json["kind"] != KIND_2 {
-            let kind = &json["kind"];
-            let why = format!("KV cache of kind {kind}: this build reads {KIND} and {KIND_2}");
+        if ![KIND, KIND_2, KIND_3].iter().any(|kind| json["kind"] == *kind) {
+            let (kind, kinds) = (&json["kind"], format!("{KIND}, {KIND_2} and {KIND_3}"));
+            let why = format!("KV cache of kind {kind}: this build reads {kinds}");
             return Err(Error::new(ErrorKind::Version, why));
         }
-        let layer = Layer::read(&json["layer"], prefix, source)?;
+        let layer = Layer::read_with(&json["layer"], prefix, source, registry)?;
         let mut cache = Self::new(layer);
         if json["policy"].is_null() {
             return Ok(cache);
         }
-        let policy = Policy::read(&json["policy"], scores)?;
+        let policy = Policy::read(&json["policy"], registry)?;
         cache.at = parse(json, "at")?;
         cache.at.check().map_err(|e| bad(e.message()))?;
-        let (shape, needs) = (cache.layer.shape(), policy.score.needs());
+        let (shape, needs) = (cache.layer.shape(), policy.needs());
         needs.check(shape).map_err(|e| bad(e.message()))?;
         let prefix = format!("{prefix}.statistics");
         let statistics = Statistics::read(&json["statistics"], shape, needs, &prefix, source)?;
@@ -107,10 +112,17 @@ impl Policy {
         pyramid || heads || self.recent_share > 0.0
     }
 
+    /// What descriptions of the second kind cannot name.
+    fn is_newest(&self) -> bool {
+        let (heads, layers) = (&self.heads, &self.layers);
+        let own = matches!(heads, Heads::Own(_)) || matches!(layers, Layers::Own(_));
+        own || matches!(self.action, Action::Merge(_))
+    }
+
     fn describe(&self) -> Json {
         let mut json = json!({
-            "score": self.score.describe(), "budget": self.budget, "layers": self.layers,
-            "heads": self.heads, "action": self.action, "sinks": self.sinks, "recent": self.recent,
+            "score": self.score.describe(), "budget": self.budget, "layers": self.layers.describe(),
+            "heads": self.heads.describe(), "action": self.action.describe(), "sinks": self.sinks, "recent": self.recent,
             "stride": self.stride,
         });
         if self.recent_share > 0.0 {
@@ -119,13 +131,13 @@ impl Policy {
         json
     }
 
-    fn read(json: &Json, scores: &dyn Fn(&Json) -> Result<Arc<dyn Score>>) -> Result<Self> {
+    fn read(json: &Json, registry: &KvRegistry) -> Result<Self> {
         let policy = Self {
-            score: scores(&json["score"])?,
+            score: registry.score(&json["score"])?,
             budget: parse(json, "budget")?,
-            layers: parse(json, "layers")?,
-            heads: parse(json, "heads")?,
-            action: parse(json, "action")?,
+            layers: Layers::read(&json["layers"], registry)?,
+            heads: Heads::read(&json["heads"], registry)?,
+            action: Action::read(&json["action"], registry)?,
             sinks: count(json, "sinks")?,
             recent: count(json, "recent")?,
             recent_share: parse::<Option<f64>>(json, "recent_share")?.unwrap_or(0.0),
@@ -168,7 +180,7 @@ impl Statistics {
     fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
         let mut put =
             |name: &str, kind, bytes: Vec<u8>| bytes_part(sink, prefix, name, kind, &bytes);
-        let KvNeeds { queries, mass, moments } = self.needs();
+        let KvNeeds { queries, mass, moments, .. } = self.needs();
         if *queries > 0 {
             put("recent.positions", PartKind::Indices, u32s(self.recent.iter().map(|(p, _)| *p)))?;
             put("recent", PartKind::Values, f32s(self.recent.iter().map(|(_, q)| q)))?;

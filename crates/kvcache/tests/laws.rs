@@ -37,7 +37,7 @@ fn shapes(form: StoreForm) -> Vec<KvShape> {
     [shape(2, 1, 8), shape(4, 2, 32), shape(3, 3, 96), shape(1, 1, 33)]
         .into_iter()
         .chain(unlike)
-        .filter(|s| Layer::new(*s, form).is_ok())
+        .filter(|s| Layer::new(*s, form.clone()).is_ok())
         .collect()
 }
 
@@ -56,7 +56,7 @@ fn tokens(shape: KvShape, n: usize, seed: u64) -> (Array3<f32>, Array3<f32>) {
 }
 
 fn filled(shape: KvShape, form: StoreForm, n: usize) -> Layer {
-    let mut layer = Layer::new(shape, form).expect("a layer");
+    let mut layer = Layer::new(shape, form.clone()).expect("a layer");
     let (k, v) = tokens(shape, n, 1);
     layer.append(k.view(), v.view()).expect("appends");
     layer
@@ -122,9 +122,9 @@ fn same(a: &dyn KvStore, b: &dyn KvStore, what: &str) {
 /// Every form, at a few shapes and lengths around the borders of windows, groups and pages.
 fn each(mut f: impl FnMut(KvShape, StoreForm, usize, &str)) {
     for form in forms() {
-        for shape in shapes(form) {
+        for shape in shapes(form.clone()) {
             for n in [1, 15, 33, 64, 130, 300] {
-                f(shape, form, n, &format!("{form:?} {shape:?} {n} tokens"));
+                f(shape, form.clone(), n, &format!("{form:?} {shape:?} {n} tokens"));
             }
         }
     }
@@ -133,7 +133,7 @@ fn each(mut f: impl FnMut(KvShape, StoreForm, usize, &str)) {
 #[test]
 fn attention_is_that_over_the_decoded_store() {
     each(|shape, form, n, what| {
-        let layer = filled(shape, form, n);
+        let layer = filled(shape, form.clone(), n);
         for (rows, window) in [(1, None), (1, Some(20)), (n.min(5), None), (n.min(70), Some(40))] {
             let causal = Causal { first: n - rows, window };
             let q = noise(rows, shape.heads, shape.head_dim, 5);
@@ -146,10 +146,10 @@ fn attention_is_that_over_the_decoded_store() {
 #[test]
 fn streaming_equals_batch() {
     each(|shape, form, n, what| {
-        let batch = filled(shape, form, n);
+        let batch = filled(shape, form.clone(), n);
         let (k, v) = tokens(shape, n, 1);
         for step in [1, 7, 64] {
-            let mut stream = Layer::new(shape, form).expect("a layer");
+            let mut stream = Layer::new(shape, form.clone()).expect("a layer");
             for start in (0..n).step_by(step) {
                 let rows = s![start..(start + step).min(n), .., ..];
                 stream.append(k.slice(rows), v.slice(rows)).expect("appends");
@@ -167,9 +167,9 @@ fn truncate_is_as_if_never_past() {
         let (k, v) = tokens(shape, n + 40, 1);
         for back in [0, 1, 5, 30, 64, n] {
             let len = n.saturating_sub(back);
-            let mut layer = filled(shape, form, n);
+            let mut layer = filled(shape, form.clone(), n);
             if len != 0 && len < layer.earliest() {
-                let before = filled(shape, form, n);
+                let before = filled(shape, form.clone(), n);
                 assert_eq!(
                     layer.truncate(len).unwrap_err().kind(),
                     ErrorKind::Unsupported,
@@ -180,7 +180,7 @@ fn truncate_is_as_if_never_past() {
                 continue;
             }
             layer.truncate(len).expect("truncates");
-            let mut never = Layer::new(shape, form).expect("a layer");
+            let mut never = Layer::new(shape, form.clone()).expect("a layer");
             never.append(k.slice(s![..len, .., ..]), v.slice(s![..len, .., ..])).expect("appends");
             same(&layer, &never, what);
             let rest = s![len..n + 40, .., ..];
@@ -188,7 +188,7 @@ fn truncate_is_as_if_never_past() {
             never.append(k.slice(rest), v.slice(rest)).expect("appends");
             same(&layer, &never, what);
         }
-        let mut layer = filled(shape, form, n);
+        let mut layer = filled(shape, form.clone(), n);
         assert_eq!(layer.truncate(n + 1).unwrap_err().kind(), ErrorKind::InvalidArgument);
         // What came last can always be taken back.
         let packs = !matches!(form, StoreForm::Float(_));
@@ -200,15 +200,15 @@ fn truncate_is_as_if_never_past() {
 #[test]
 fn forks_are_isolated_and_share_pages() {
     each(|shape, form, n, what| {
-        let mut layer = filled(shape, form, n);
+        let mut layer = filled(shape, form.clone(), n);
         let fork = layer.fork();
         let (k, v) = tokens(shape, 50, 77);
         layer.append(k.view(), v.view()).expect("appends");
-        same(&*fork, &filled(shape, form, n), what);
+        same(&*fork, &filled(shape, form.clone(), n), what);
         let mut fork = fork;
         let (k2, v2) = tokens(shape, 20, 78);
         fork.append(k2.view(), v2.view()).expect("appends");
-        let mut alone = filled(shape, form, n);
+        let mut alone = filled(shape, form.clone(), n);
         alone.append(k.view(), v.view()).expect("appends");
         same(&layer, &alone, what);
     });
@@ -240,7 +240,7 @@ fn thin(store: &mut dyn KvStore) {
 #[test]
 fn read_write_is_bit_identical() {
     each(|shape, form, n, what| {
-        let mut layer = filled(shape, form, n);
+        let mut layer = filled(shape, form.clone(), n);
         for thinned in [false, true] {
             if thinned {
                 thin(&mut layer);
@@ -262,8 +262,8 @@ fn read_write_is_bit_identical() {
 #[test]
 fn damage_is_an_error_or_a_valid_store() {
     for form in forms() {
-        let shape = shapes(form)[0];
-        let mut layer = filled(shape, form, 70);
+        let shape = shapes(form.clone())[0];
+        let mut layer = filled(shape, form.clone(), 70);
         thin(&mut layer);
         let (bytes, json) = written(&layer);
         let try_read = |bytes: Vec<u8>, json: &serde_json::Value| {
@@ -306,7 +306,7 @@ fn damage_is_an_error_or_a_valid_store() {
 #[test]
 fn a_refused_append_changes_nothing() {
     each(|shape, form, n, what| {
-        let mut layer = filled(shape, form, n);
+        let mut layer = filled(shape, form.clone(), n);
         let (k, v) = tokens(shape, 3, 3);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38] {
             let (mut bad_k, mut bad_v) = (k.clone(), v.clone());
@@ -329,14 +329,14 @@ fn a_refused_append_changes_nothing() {
         assert_eq!(layer.append(short, v.view()).unwrap_err().kind(), ErrorKind::ShapeMismatch);
         let (k, v) = tokens(shape, 0, 1);
         layer.append(k.view(), v.view()).expect("no token is fine");
-        same(&layer, &filled(shape, form, n), what);
+        same(&layer, &filled(shape, form.clone(), n), what);
     });
 }
 
 #[test]
 fn eviction_keeps_what_it_says_and_frees_the_rest() {
     each(|shape, form, n, what| {
-        let mut layer = filled(shape, form, n);
+        let mut layer = filled(shape, form.clone(), n);
         let before: Vec<_> = (0..shape.kv_heads).map(|h| layer.decode(h)).collect();
         let bytes = layer.bytes();
         thin(&mut layer);
@@ -381,7 +381,7 @@ fn demoted_tokens_still_count() {
     let exact = filled(shape, StoreForm::Float(DType::F32), 200);
     let low = StoreForm::Int(Int::new(8).with_keys(Axis::Token).with_window(0).with_margin(0));
     let mut layer =
-        filled(shape, StoreForm::Float(DType::F32), 200).with_low(low).expect("a low form");
+        filled(shape, StoreForm::Float(DType::F32), 200).with_low(low.clone()).expect("a low form");
     let bytes = layer.bytes();
     // Twice, so that demoted tokens do not come in the order of their positions.
     layer
@@ -416,8 +416,8 @@ fn plain_keys_are_rotated_when_read() {
     }
     let form = StoreForm::Float(DType::F32);
     let mut plain =
-        Layer::new(shape, form).expect("a layer").with_plain_keys(rope).expect("same size");
-    let mut usual = Layer::new(shape, form).expect("a layer");
+        Layer::new(shape, form.clone()).expect("a layer").with_plain_keys(rope).expect("same size");
+    let mut usual = Layer::new(shape, form.clone()).expect("a layer");
     plain.append(k.view(), v.view()).expect("appends");
     usual.append(rotated.view(), v.view()).expect("appends");
     let keep = HeadSlots(vec![(3..80).collect(), (10..90).collect()]);
@@ -449,7 +449,7 @@ fn impossible_stores_are_refused() {
         StoreForm::Bitmap(Bitmap::new(f64::NAN)),
     ] {
         assert_eq!(
-            Layer::new(shape, form).unwrap_err().kind(),
+            Layer::new(shape, form.clone()).unwrap_err().kind(),
             ErrorKind::InvalidArgument,
             "{form:?}"
         );
@@ -460,7 +460,7 @@ fn impossible_stores_are_refused() {
 fn threads_share_the_heads_of_a_long_cache() {
     let shape = KvShape::new(8, 4, 64).expect("a shape");
     for form in forms().into_iter().filter(|form| form.check(shape.head_dim).is_ok()) {
-        let layer = filled(shape, form, 2100);
+        let layer = filled(shape, form.clone(), 2100);
         let q = noise(2, shape.heads, shape.head_dim, 9);
         let attend = |par| {
             let (mut out, mut seen) = (Array3::zeros(q.dim()), Vec::new());

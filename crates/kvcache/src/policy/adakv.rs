@@ -37,7 +37,7 @@ pub(super) fn stage() -> Row<KvPart> {
     let about = "spreads the budget of the policy before it over the heads by score";
     Row::new("adakv", KvRole::Change, about, Spread::default, |Spread { floor, rule }, _| {
         let heads = Heads::Adaptive { floor, rule };
-        let change = move |policy: Policy| (policy.with_heads(heads), None);
+        let change = move |policy: Policy| (policy.with_heads(heads.clone()), None);
         Ok(KvPart::Change(Box::new(change)))
     })
 }

@@ -26,7 +26,7 @@ pub(super) fn stage() -> Row<KvPart> {
         "holds what the policy before it would evict in few bits; not with a budget in bytes";
     Row::new("demote", KvRole::Change, about, Low::default, |Low(int), _| {
         let low = StoreForm::Int(int);
-        let change = move |policy: Policy| (policy.with_action(Action::Demote), Some(low));
+        let change = move |policy: Policy| (policy.with_action(Action::Demote), Some(low.clone()));
         Ok(KvPart::Change(Box::new(change)))
     })
 }

@@ -2,42 +2,78 @@
 //! stage.
 
 mod adakv;
+mod capkv;
+mod chunkkv;
+mod compactor;
+mod compresskv;
+mod criticalkv;
+mod cur;
 mod demote;
+mod ems;
 mod expected_attention;
+mod finch;
 mod h2o;
 mod keydiff;
 mod knorm;
+mod kvmerger;
+mod lacache;
+mod lagkv;
+mod merging;
 mod paper;
 mod pyramidkv;
+mod qfilter;
 mod random;
+mod razor;
 mod snapkv;
 mod streaming;
 mod tova;
+mod uncomp;
+mod zeromerge;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tensorpress_tensor::node::Json;
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 
 use crate::budget::{Budget, Heads, LayerAt, Layers, select};
+use crate::merge::Merge;
+use crate::registry::KvRegistry;
 use crate::score::{Accumulated, Held, KeyDifference, KeyNorm, LastQuery, Recency, Score};
 use crate::stage::KvPart;
+use crate::statistics::KvNeeds;
 use crate::store::HeadSlots;
 
 pub use adakv::adakv;
+pub use capkv::capkv;
+pub use chunkkv::chunkkv;
+pub use compactor::compactor;
+pub use compresskv::compresskv;
+pub use criticalkv::criticalkv;
+pub use cur::cur;
+pub use ems::ems;
 pub use expected_attention::expected_attention;
+pub use finch::finch;
 pub use h2o::h2o;
 pub use keydiff::keydiff;
 pub use knorm::knorm;
+pub use kvmerger::kvmerger;
+pub use lacache::lacache;
+pub use lagkv::lagkv;
 pub use pyramidkv::pyramidkv;
+pub use qfilter::qfilter;
 pub use random::random;
+pub use razor::razor_attention;
 pub use snapkv::snapkv;
 pub use streaming::streaming;
 pub use tova::tova;
+pub use uncomp::uncomp;
+pub use zeromerge::zeromerge;
 
 /// What happens to tokens that are not kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Action {
@@ -46,6 +82,26 @@ pub enum Action {
     Evict,
     /// They move to the low form of the layer.
     Demote,
+    /// They go into slots that stay, as a rule says.
+    #[serde(skip)]
+    Merge(Arc<dyn Merge>),
+}
+
+impl Action {
+    pub(crate) fn describe(&self) -> Json {
+        match self {
+            Self::Merge(rule) => json!({ "merge": rule.describe() }),
+            other => json!(other),
+        }
+    }
+
+    pub(crate) fn read(json: &Json, registry: &KvRegistry) -> Result<Self> {
+        match json.get("merge") {
+            Some(rule) => Ok(Self::Merge(registry.merge(rule)?)),
+            None => Self::deserialize(json)
+                .map_err(|e| Error::corruption(format!("KV cache description: `action`: {e}"))),
+        }
+    }
 }
 
 /// Token score x budget x action.
@@ -149,25 +205,32 @@ impl Policy {
                 "tokens = {tokens}: at least sinks + recent = {sinks} + {recent}, which always stay"
             )));
         }
-        if let (Budget::Bytes(bytes), Action::Demote) = (self.budget, self.action) {
+        self.layers.check()?;
+        self.heads.check()?;
+        if let Action::Merge(rule) = &self.action {
+            rule.check()?;
+        }
+        if let (Budget::Bytes(bytes), Action::Demote) = (self.budget, &self.action) {
             return Err(Error::invalid(format!(
                 "bytes = {bytes}: what is demoted stays, so no bytes can be promised: allowed are keep and tokens"
             )));
         }
-        if let Layers::Pyramid { beta, .. } = self.layers
-            && (beta.is_nan() || beta < 1.0)
-        {
-            return Err(Error::invalid(format!("beta = {beta}: at least 1")));
-        }
-        let floor = if let Heads::Adaptive { floor, .. } = self.heads { floor } else { 0.0 };
-        for (key, share) in [("floor", floor), ("recent_share", self.recent_share)] {
-            if !(0.0..=1.0).contains(&share) {
-                return Err(Error::invalid(format!(
-                    "{key} = {share}: allowed are shares from 0 to 1"
-                )));
-            }
+        if !(0.0..=1.0).contains(&self.recent_share) {
+            let share = self.recent_share;
+            return Err(Error::invalid(format!(
+                "recent_share = {share}: allowed are shares from 0 to 1"
+            )));
         }
         Ok(())
+    }
+
+    /// What the score wants to know, and the rule for merging.
+    #[must_use]
+    pub fn needs(&self) -> KvNeeds {
+        match &self.action {
+            Action::Merge(rule) => self.score.needs().and(rule.needs()),
+            _ => self.score.needs(),
+        }
     }
 
     /// Tokens that always stay.
@@ -204,7 +267,7 @@ impl Policy {
     /// # Errors
     /// Those of the score; `Numerical` where it gives NaN.
     pub fn plan(&self, held: Held<'_>, tokens: usize) -> Result<HeadSlots> {
-        let mut scores = self.score.score(held)?;
+        let mut scores = self.score.score_within(held, tokens)?;
         let newest = held.store.len().saturating_sub(self.newest(tokens));
         for (h, scores) in scores.iter_mut().enumerate() {
             let positions = held.store.positions(h);
@@ -227,7 +290,7 @@ impl Policy {
                 }
             }
         }
-        Ok(select(&scores, tokens, self.heads))
+        select(held, &scores, tokens, &self.heads)
     }
 }
 
@@ -243,7 +306,23 @@ pub(crate) fn stages() -> Vec<Row<KvPart>> {
         keydiff::stage(),
         expected_attention::stage(),
         random::stage(),
+        lagkv::stage(),
+        cur::stage(),
+        capkv::stage(),
+        qfilter::stage(),
+        finch::stage(),
+        compactor::stage(),
+        criticalkv::stage(),
+        kvmerger::stage(),
+        zeromerge::stage(),
+        ems::stage(),
+        razor::stage(),
+        uncomp::stage(),
+        compresskv::stage(),
+        lacache::stage(),
         adakv::stage(),
+        chunkkv::stage(),
+        merging::stage(),
         demote::stage(),
     ]
 }

@@ -2,14 +2,22 @@
 
 mod attention;
 mod cap;
+mod chunk;
 mod compactor;
+mod critical;
 mod cur;
+mod decayed;
 mod describe;
 mod expected;
 mod finch;
 mod geometry;
+mod global_local;
+mod ladder;
 mod lagkv;
+mod lazy;
 mod qfilter;
+mod reconstruction;
+mod retrieval;
 
 use std::fmt::Debug;
 
@@ -20,15 +28,25 @@ use tensorpress_tensor::{Result, ndarray};
 
 pub use attention::{Accumulated, LastQuery, Pooling, QueryWindow};
 pub use cap::Capacity;
+pub use chunk::Chunked;
 pub use compactor::{Compactor, Sketch, leverages};
+pub use critical::{Critical, output_norms};
 pub use cur::{LeverageOf, Leverages};
+pub use decayed::Decayed;
+pub(crate) use describe::IDS;
 pub use describe::read;
 pub use expected::ExpectedAttention;
 pub use finch::Question;
 pub use geometry::{KeyDifference, KeyNorm, Random, Recency};
+pub use global_local::GlobalLocal;
+pub use ladder::Rungs;
 pub use lagkv::LagRelative;
+pub use lazy::lazy_share;
 pub use qfilter::{QueryFilter, query_filter};
+pub use reconstruction::Reconstruction;
+pub use retrieval::RetrievalWindow;
 
+use crate::budget::LayerAt;
 use crate::statistics::{KvNeeds, Statistics};
 use crate::store::KvStore;
 
@@ -39,6 +57,8 @@ pub struct Held<'a> {
     pub store: &'a dyn KvStore,
     /// Queries and attention.
     pub statistics: &'a Statistics,
+    /// Where the layer stands in its model.
+    pub at: LayerAt,
 }
 
 impl Held<'_> {
@@ -81,4 +101,13 @@ pub trait Score: Debug + Send + Sync {
     /// # Errors
     /// `MissingCalibration` where statistics are missing.
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>>;
+
+    /// As [`Score::score`], where `tokens` per head may stay; minus infinity for what shall not, even within the budget.
+    ///
+    /// # Errors
+    /// As there.
+    fn score_within(&self, held: Held<'_>, tokens: usize) -> Result<Vec<Vec<f32>>> {
+        let _ = tokens;
+        self.score(held)
+    }
 }

@@ -79,7 +79,7 @@ impl Score for QueryFilter {
                 }
                 query_filter(all.view())?
             } else {
-                let layer = 0; // held.at.index
+                let layer = held.at.index;
                 let filter = self.filters.get(layer).and_then(|heads| heads.get(h));
                 let filter = filter.filter(|f: &&Vec<f32>| f.len() == shape.head_dim).ok_or_else(|| {
                     Error::shape(format!(

@@ -6,6 +6,7 @@ use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, s};
 use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{Result, Scratch, linalg, ndarray};
 
+use super::form::StoreForm;
 use super::head::Tier;
 use super::reader::Reading;
 use super::scoring::Sight;
@@ -94,7 +95,8 @@ impl Layer {
 
     /// Whatever is added up by the weights can be where it lies.
     fn mixes_in_place(&self) -> bool {
-        !self.values_in_keys || [Some(self.form), self.low].iter().flatten().all(|f| f.mixes_keys())
+        !self.values_in_keys
+            || std::iter::once(&self.form).chain(&self.low).all(StoreForm::mixes_keys)
     }
 }
 

@@ -1,3 +1,6 @@
+use std::fmt::Debug;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tensorpress_tensor::kernels::LANES;
@@ -10,9 +13,11 @@ use super::float::FloatRows;
 use super::int::{Axis, IntRows, IntShape, Role};
 use super::rows::Rows;
 use super::windowed::Windowed;
+use crate::budget::LayerAt;
+use crate::registry::KvRegistry;
 
 /// How keys and values are held.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StoreForm {
@@ -22,6 +27,67 @@ pub enum StoreForm {
     Int(Int),
     /// The largest entries of every vector, the newest tokens whole.
     Bitmap(Bitmap),
+    /// Whatever else a [`Form`] makes.
+    #[serde(skip)]
+    Own(Arc<dyn Form>),
+}
+
+impl PartialEq for StoreForm {
+    fn eq(&self, other: &Self) -> bool {
+        self.describe() == other.describe()
+    }
+}
+
+/// A way to hold keys and values: makes the rows of heads.
+pub trait Form: Debug + Send + Sync {
+    /// Short name.
+    fn id(&self) -> &'static str;
+
+    /// `id` and all parameters: what a reader of the cache makes this form from.
+    fn describe(&self) -> Json;
+
+    /// Whether heads whose keys and values have so many channels can be held.
+    ///
+    /// # Errors
+    /// `InvalidArgument` and `Unsupported` name the parameter and what is allowed.
+    fn check(&self, keys: usize, values: usize) -> Result<()>;
+
+    /// The largest magnitude that can be held.
+    fn limit(&self) -> f32 {
+        f32::MAX / 4.0
+    }
+
+    /// What this is for one layer of a model, where that differs from layer to layer.
+    fn at(&self, layer: LayerAt) -> Option<Arc<dyn Form>> {
+        let _ = layer;
+        None
+    }
+
+    /// Keys shall be held before rotary embedding, where the model's is known.
+    fn plain_keys(&self) -> bool {
+        false
+    }
+
+    /// Keys in this form can be added up by weights where they lie, as values can.
+    fn mixes_keys(&self) -> bool {
+        true
+    }
+
+    /// Empty rows of `dim` channels for a head of keys and values; shapes were checked.
+    fn rows(&self, role: Role, head: usize, dim: usize) -> Box<dyn Rows>;
+
+    /// Rows from what [`Rows::describe`] and [`Rows::parts`] gave; `place` is role, head and channels.
+    ///
+    /// # Errors
+    /// `Corruption` or `InsufficientData`: a description and parts that contradict themselves or each other, or rows of
+    /// another form.
+    fn read_rows(
+        &self,
+        place: (Role, usize, usize),
+        json: &Json,
+        prefix: &str,
+        source: &dyn PartSource,
+    ) -> Result<Box<dyn Rows>>;
 }
 
 /// Integers of 2, 4 or 8 bits (KIVI, Liu et al., 2024): value = minimum + scale x code.
@@ -203,6 +269,48 @@ pub(crate) fn check_window(shape: &IntShape, window: usize) -> Result<()> {
 }
 
 impl StoreForm {
+    /// A form of one's own.
+    #[must_use]
+    pub fn own(form: impl Form + 'static) -> Self {
+        Self::Own(Arc::new(form))
+    }
+
+    /// What a reader makes this form from.
+    #[must_use]
+    pub fn describe(&self) -> Json {
+        match self {
+            Self::Own(form) => json!({ "own": form.describe() }),
+            other => serde_json::to_value(other).expect("plain data"),
+        }
+    }
+
+    /// Reads what [`StoreForm::describe`] gave; forms beside those of this enum are the registry's.
+    ///
+    /// # Errors
+    /// `Corruption` for parameters that cannot be, `Unsupported` for a form that the registry does not have.
+    pub(crate) fn read(json: &Json, registry: &KvRegistry) -> Result<Self> {
+        match json.get("own") {
+            Some(own) => Ok(Self::Own(registry.form(own)?)),
+            None => Self::deserialize(json)
+                .map_err(|e| Error::corruption(format!("KV cache description: {e}"))),
+        }
+    }
+
+    /// What this is for one layer.
+    #[must_use]
+    pub fn at(&self, layer: LayerAt) -> Self {
+        match self {
+            Self::Own(form) => Self::Own(form.at(layer).unwrap_or_else(|| form.clone())),
+            other => other.clone(),
+        }
+    }
+
+    /// Keys shall be held before rotary embedding, where the model's is known.
+    #[must_use]
+    pub fn plain_keys(&self) -> bool {
+        matches!(self, Self::Own(form) if form.plain_keys())
+    }
+
     /// Whether heads of `dim` channels can be held in this form.
     ///
     /// # Errors
@@ -234,6 +342,7 @@ impl StoreForm {
                 }
                 Ok(())
             }
+            Self::Own(form) => form.check(keys, values),
         }
     }
 
@@ -245,17 +354,24 @@ impl StoreForm {
             // The distance of two values goes into a scale.
             Self::Int(int) => of(int.scales) / 2.0,
             Self::Bitmap(map) => of(map.dtype),
+            Self::Own(form) => form.limit(),
         }
     }
 
     /// Whether keys in this form can be added up by weights where they lie, as values can.
     pub(crate) fn mixes_keys(&self) -> bool {
-        !matches!(self, Self::Int(_))
+        match self {
+            Self::Int(_) => false,
+            Self::Own(form) => form.mixes_keys(),
+            _ => true,
+        }
     }
 
     /// Empty rows of a head that was checked.
-    pub(crate) fn rows(&self, role: Role, dim: usize) -> Box<dyn Rows> {
+    #[must_use]
+    pub fn rows(&self, role: Role, head: usize, dim: usize) -> Box<dyn Rows> {
         match self {
+            Self::Own(form) => form.rows(role, head, dim),
             Self::Float(dtype) => Box::new(FloatRows::new(*dtype, dim)),
             Self::Int(int) => {
                 let rows = IntRows::new(int.shape(role, dim));
@@ -273,29 +389,37 @@ impl StoreForm {
         }
     }
 
-    pub(crate) fn read_rows(
+    /// Rows of this form from a description and parts.
+    pub fn read_rows(
         &self,
+        (role, head, dim): (Role, usize, usize),
         json: &Json,
-        dim: usize,
         prefix: &str,
         source: &dyn PartSource,
     ) -> Result<Box<dyn Rows>> {
-        match self {
-            Self::Float(_) => Ok(Box::new(FloatRows::read(json, dim, prefix, source)?)),
+        if let Self::Own(form) = self {
+            return form.read_rows((role, head, dim), json, prefix, source);
+        }
+        if !self.agrees(role, dim, json) {
+            let why = "rows that do not have the form of the layer";
+            return Err(Error::corruption(format!("KV cache description: {why}")));
+        }
+        Ok(match self {
             Self::Int(_) => {
                 let rows = IntRows::read(json, dim, prefix, source)?;
-                Ok(Box::new(Windowed::read(json, rows, prefix, source)?))
+                Box::new(Windowed::read(json, rows, prefix, source)?)
             }
             Self::Bitmap(_) => {
                 let rows = BitmapRows::read(json, dim, prefix, source)?;
-                Ok(Box::new(Windowed::read(json, rows, prefix, source)?))
+                Box::new(Windowed::read(json, rows, prefix, source)?)
             }
-        }
+            _ => Box::new(FloatRows::read(json, dim, prefix, source)?),
+        })
     }
 
     /// The description of empty rows: what those of a file must agree with.
-    pub(crate) fn agrees(&self, role: Role, dim: usize, json: &Json) -> bool {
-        let mut mine = self.rows(role, dim).describe();
+    fn agrees(&self, role: Role, dim: usize, json: &Json) -> bool {
+        let mut mine = self.rows(role, 0, dim).describe();
         for key in ["len", "first", "exact"] {
             if json[key] != Json::Null && mine[key] != Json::Null {
                 mine[key] = json!(json[key]);

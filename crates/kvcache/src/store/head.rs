@@ -20,26 +20,29 @@ pub(super) struct Tier {
     pub(super) scattered: bool,
     /// Positions by slot; absent while they are 0, 1, 2 ...
     pub(super) positions: Option<Vec<u32>>,
+    /// Tokens that each slot stands for; absent while all are 1.
+    pub(super) weights: Option<Vec<f32>>,
 }
 
 impl Clone for Tier {
     fn clone(&self) -> Self {
-        let positions = self.positions.clone();
         Self {
             keys: self.keys.fork(),
             values: self.values.as_ref().map(|values| values.fork()),
             value_dim: self.value_dim,
             scattered: self.scattered,
-            positions,
+            positions: self.positions.clone(),
+            weights: self.weights.clone(),
         }
     }
 }
 
 impl Tier {
-    pub(super) fn new(form: &StoreForm, shape: KvShape, values_in_keys: bool) -> Self {
-        let keys = form.rows(Role::Keys, shape.head_dim);
-        let values = (!values_in_keys).then(|| form.rows(Role::Values, shape.value_dim));
-        Self { keys, values, value_dim: shape.value_dim, scattered: false, positions: None }
+    pub(super) fn new(form: &StoreForm, shape: KvShape, head: usize, values_in_keys: bool) -> Self {
+        let keys = form.rows(Role::Keys, head, shape.head_dim);
+        let values = (!values_in_keys).then(|| form.rows(Role::Values, head, shape.value_dim));
+        let (value_dim, scattered) = (shape.value_dim, false);
+        Self { keys, values, value_dim, scattered, positions: None, weights: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -55,16 +58,34 @@ impl Tier {
         if let Some(positions) = &mut self.positions {
             positions.extend((first..first + k.nrows()).map(|p| p as u32));
         }
+        if let Some(weights) = &mut self.weights {
+            weights.resize(weights.len() + k.nrows(), 1.0);
+        }
         self.keys.push(k);
         if let Some(values) = &mut self.values {
             values.push(v);
         }
     }
 
-    /// Tokens at any positions.
-    pub(super) fn push_at(&mut self, k: &Array2<f32>, v: &Array2<f32>, at: &[usize]) {
+    /// Tokens that a slot stands for.
+    pub(super) fn weight(&self, slot: usize) -> f32 {
+        self.weights.as_ref().map_or(1.0, |weights| weights[slot])
+    }
+
+    /// Tokens at any positions, standing for so many.
+    pub(super) fn push_at(
+        &mut self,
+        k: &Array2<f32>,
+        v: &Array2<f32>,
+        at: &[usize],
+        weights: &[f32],
+    ) {
         let before = self.len();
         self.scattered = true;
+        if self.weights.is_some() || weights.iter().any(|w| *w != 1.0) {
+            let mine = self.weights.get_or_insert_with(|| vec![1.0; before]);
+            mine.extend_from_slice(weights);
+        }
         let mine = self.positions.get_or_insert_with(|| (0..before as u32).collect());
         mine.extend(at.iter().map(|p| *p as u32));
         self.keys.push(k.view());
@@ -97,11 +118,33 @@ impl Tier {
             return;
         }
         let positions = keep.iter().map(|slot| self.position(*slot) as u32).collect();
+        if let Some(weights) = &mut self.weights {
+            *weights = keep.iter().map(|slot| weights[*slot]).collect();
+        }
         self.keys.retain(keep);
         if let Some(values) = &mut self.values {
             values.retain(keep);
         }
         self.positions = Some(positions);
+    }
+
+    /// Holds these slots, with other contents, and nothing else.
+    pub(super) fn replace(
+        &mut self,
+        slots: &[usize],
+        keys: ArrayView2<'_, f32>,
+        values: ArrayView2<'_, f32>,
+        weights: &[f32],
+    ) {
+        let positions = slots.iter().map(|slot| self.position(*slot) as u32).collect();
+        self.keys.truncate(0);
+        self.keys.push(keys);
+        if let Some(rows) = &mut self.values {
+            rows.truncate(0);
+            rows.push(values);
+        }
+        self.positions = Some(positions);
+        self.weights = weights.iter().any(|w| *w != 1.0).then(|| weights.to_vec());
     }
 
     /// The shortest length in slots, but 0, to which this tier can be cut.
@@ -115,9 +158,13 @@ impl Tier {
             values.truncate(slots);
         }
         if slots == 0 {
-            self.positions = None;
-        } else if let Some(positions) = &mut self.positions {
+            (self.positions, self.weights) = (None, None);
+        }
+        if let Some(positions) = &mut self.positions {
             positions.truncate(slots);
+        }
+        if let Some(weights) = &mut self.weights {
+            weights.truncate(slots);
         }
     }
 
@@ -131,8 +178,9 @@ impl Tier {
 
     pub(super) fn bytes(&self) -> u64 {
         let positions = self.positions.as_ref().map_or(0, |p| 4 * p.len() as u64);
+        let weights = self.weights.as_ref().map_or(0, |w| 4 * w.len() as u64);
         let values = self.values.as_ref().map_or(0, |values| values.bytes());
-        self.keys.bytes() + values + positions
+        self.keys.bytes() + values + positions + weights
     }
 }
 

@@ -25,17 +25,20 @@ pub enum Axis {
     Token,
 }
 
-/// Which way the panels lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Role {
+pub enum Role {
+    /// Keys: attention takes their products with queries.
     Keys,
+    /// Values: attention adds them up by weights.
     Values,
 }
 
 impl Role {
     /// What the channels are called in a shape.
-    pub(crate) fn width(self) -> &'static str {
+    #[must_use]
+    pub fn width(self) -> &'static str {
         match self {
             Self::Keys => "head_dim",
             Self::Values => "value_dim",

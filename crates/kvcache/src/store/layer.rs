@@ -4,6 +4,8 @@ use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
 use super::form::StoreForm;
 use super::head::Tier;
+use super::joint::Joined;
+use super::merged::Merged;
 use super::reader::Reading;
 use super::{Bias, Causal, HeadSlots, KvShape, KvStore, Scoring, Watch};
 use crate::rope::Rope;
@@ -16,6 +18,8 @@ pub struct Layer {
     pub(super) low: Option<StoreForm>,
     /// Keys are held before rotary embedding, and rotated when they are read.
     pub(super) rope: Option<Rope>,
+    /// Keys come rotated all the same, and are turned back.
+    pub(super) turned: bool,
     pub(super) scoring: Scoring,
     /// Values are the first channels of the keys.
     pub(super) values_in_keys: bool,
@@ -43,18 +47,19 @@ impl Layer {
             form,
             low: None,
             rope: None,
+            turned: false,
             scoring: Scoring::default(),
             values_in_keys: false,
             heads: Vec::new(),
             len: 0,
             settled: 0,
         };
-        layer.heads = (0..shape.kv_heads).map(|_| layer.empty_head()).collect();
+        layer.heads = (0..shape.kv_heads).map(|head| layer.empty_head(head)).collect();
         Ok(layer)
     }
 
-    fn empty_head(&self) -> Head {
-        Head { main: Tier::new(&self.form, self.shape, self.values_in_keys), low: None }
+    fn empty_head(&self, head: usize) -> Head {
+        Head { main: Tier::new(&self.form, self.shape, head, self.values_in_keys), low: None }
     }
 
     /// Says how products of queries and keys become weights.
@@ -105,7 +110,7 @@ impl Layer {
             return Err(Error::invalid("values in keys: said while the layer is empty"));
         }
         self.values_in_keys = true;
-        self.heads = (0..self.shape.kv_heads).map(|_| self.empty_head()).collect();
+        self.heads = (0..self.shape.kv_heads).map(|head| self.empty_head(head)).collect();
         Ok(self)
     }
 
@@ -137,10 +142,60 @@ impl Layer {
         Ok(self)
     }
 
+    /// Takes keys after rotary embedding, turns them back, and holds and reads them as [`Layer::with_plain_keys`] does:
+    /// channels then have a size of their own, which forms that quantise or project by channel want. Turning back is exact
+    /// but for rounding.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_turned_keys(self, rope: Rope) -> Result<Self> {
+        let mut layer = self.with_plain_keys(rope)?;
+        layer.turned = true;
+        Ok(layer)
+    }
+
     /// How tokens are held.
     #[must_use]
-    pub fn form(&self) -> StoreForm {
-        self.form
+    pub fn form(&self) -> &StoreForm {
+        &self.form
+    }
+
+    /// Keys are held before rotary embedding.
+    #[must_use]
+    pub fn holds_plain_keys(&self) -> bool {
+        self.rope.is_some()
+    }
+
+    /// Merges slots: each head holds what its [`Merged`] says, and nothing else but what was demoted. Integers and bitmaps
+    /// are packed anew.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` for other shapes, `InvalidArgument` for slots that are not there or not ascending, or weights that
+    /// are not positive; `Numerical` for what is not finite; `Unsupported` where values are in the keys. The store is then
+    /// as it was.
+    pub fn merge(&mut self, merged: &[Merged]) -> Result<()> {
+        if self.values_in_keys {
+            return Err(Error::unsupported("merging where values are in the keys"));
+        }
+        let slots = HeadSlots(merged.iter().map(|m| m.slots.clone()).collect());
+        self.check_slots(&slots)?;
+        for (m, head) in merged.iter().zip(&self.heads) {
+            m.check(self.shape, head.main.len())?;
+            check_finite(&self.form, &m.keys.view().insert_axis(Axis(1)), "merged keys")?;
+            check_finite(&self.form, &m.values.view().insert_axis(Axis(1)), "merged values")?;
+        }
+        for (m, head) in merged.iter().zip(&mut self.heads) {
+            let mut keys = m.keys.clone();
+            if let Some(rope) = &self.rope {
+                for (row, slot) in keys.rows_mut().into_iter().zip(&m.slots) {
+                    let row = row.into_slice().expect("contiguous");
+                    rope.rotate_back(row, head.main.position(*slot));
+                }
+            }
+            head.main.replace(&m.slots, keys.view(), m.values.view(), &m.weights);
+        }
+        self.settled = self.len;
+        Ok(())
     }
 
     /// Tokens held for a head, but demoted ones.
@@ -173,10 +228,11 @@ impl Layer {
     /// As [`KvStore::retain`]; `Unsupported` without a low form.
     pub fn demote(&mut self, keep: &HeadSlots) -> Result<()> {
         self.check_slots(keep)?;
-        let Some(form) = self.low else {
+        let Some(form) = &self.low else {
             return Err(Error::unsupported("demote: the layer has no low form"));
         };
-        for (head, keep) in self.heads.iter_mut().zip(&keep.0) {
+        let (shape, values_in_keys) = (self.shape, self.values_in_keys);
+        for (h, (head, keep)) in self.heads.iter_mut().zip(&keep.0).enumerate() {
             let mut kept = keep.iter().peekable();
             let goes: Vec<usize> = (0..head.main.len())
                 .filter(|slot| kept.next_if(|k| *k == slot).is_none())
@@ -186,13 +242,21 @@ impl Layer {
             }
             let (k, v) = (head.main.decode_keys(), head.main.decode_values());
             let positions: Vec<usize> = goes.iter().map(|slot| head.main.position(*slot)).collect();
-            let low =
-                head.low.get_or_insert_with(|| Tier::new(&form, self.shape, self.values_in_keys));
-            low.push_at(&k.select(Axis(0), &goes), &v.select(Axis(0), &goes), &positions);
+            let weights: Vec<f32> = goes.iter().map(|slot| head.main.weight(*slot)).collect();
+            let low = head.low.get_or_insert_with(|| Tier::new(form, shape, h, values_in_keys));
+            let [k, v] = [k, v].map(|x| x.select(Axis(0), &goes));
+            low.push_at(&k, &v, &positions, &weights);
             head.main.retain(keep);
         }
         self.settled = self.len;
         Ok(())
+    }
+
+    /// Rows of a head, keys and values.
+    pub(crate) fn joined(&mut self, head: usize) -> [Option<&mut Joined>; 2] {
+        let tier = &mut self.heads[head].main;
+        let values = tier.values.as_mut().and_then(|values| values.joined());
+        [tier.keys.joined(), values]
     }
 
     /// Keys of a tier, rotated where they are held plain.
@@ -204,6 +268,17 @@ impl Layer {
             }
         }
         k
+    }
+}
+
+/// Whether a form can hold this.
+fn check_finite(form: &StoreForm, x: &ArrayView3<'_, f32>, what: &str) -> Result<()> {
+    let limit = form.limit();
+    match x.iter().find(|v| v.is_nan() || v.abs() > limit) {
+        None => Ok(()),
+        Some(bad) => Err(Error::numerical(format!(
+            "{what}: {bad}; this form holds finite values up to {limit:e}"
+        ))),
     }
 }
 
@@ -227,6 +302,11 @@ impl KvStore for Layer {
         (0..main.len()).map(|slot| main.position(slot)).collect()
     }
 
+    fn weights(&self, head: usize) -> Vec<f32> {
+        let main = &self.heads[head].main;
+        (0..main.len()).map(|slot| main.weight(slot)).collect()
+    }
+
     fn scoring(&self) -> &Scoring {
         &self.scoring
     }
@@ -246,17 +326,22 @@ impl KvStore for Layer {
                 u32::MAX
             )));
         }
-        let limit = self.low.iter().map(StoreForm::limit).fold(self.form.limit(), f32::min);
-        for (what, x) in [("keys", &keys), ("values", &values)] {
-            if let Some(bad) = x.iter().find(|v| v.is_nan() || v.abs() > limit) {
-                return Err(Error::numerical(format!(
-                    "{what}: {bad}; this form holds finite values up to {limit:e}"
-                )));
-            }
+        for form in std::iter::once(&self.form).chain(&self.low) {
+            check_finite(form, &keys, "keys")?;
+            check_finite(form, &values, "values")?;
         }
         if self.values_in_keys && keys.slice(s![.., .., ..self.shape.value_dim]) != values {
             return Err(Error::invalid("values: allowed are the first channels of the keys"));
         }
+        let turned = self.rope.as_ref().filter(|_| self.turned).map(|rope| {
+            let mut plain = keys.to_owned();
+            for (row, mut token) in plain.outer_iter_mut().enumerate() {
+                let token = token.as_slice_mut().expect("contiguous");
+                rope.rotate_back(token, self.len + row);
+            }
+            plain
+        });
+        let keys = turned.as_ref().map_or(keys, |plain| plain.view());
         for (h, head) in self.heads.iter_mut().enumerate() {
             head.main.push(keys.slice(s![.., h, ..]), values.slice(s![.., h, ..]), self.len);
         }

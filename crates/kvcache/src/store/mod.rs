@@ -7,8 +7,10 @@ mod floats;
 mod form;
 mod head;
 mod int;
+mod joint;
 mod kivi;
 mod layer;
+mod merged;
 mod mustafar;
 mod reader;
 mod rows;
@@ -28,13 +30,17 @@ use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
 use crate::stage::KvPart;
 
-pub use form::{Bitmap, Int, StoreForm};
-pub use int::Axis;
+pub use form::{Bitmap, Form, Int, StoreForm};
+pub use int::{Axis, Role};
+pub use joint::{Joined, JointForm, JointPage, Paging};
+pub(crate) use joint::{MEMBER, Member};
 pub use layer::Layer;
+pub use merged::Merged;
 pub use reader::Reader;
-pub(crate) use rows::{bytes_part, count, product, read_bytes};
+pub use rows::{Rows, bytes_part, count, product, read_bytes};
 pub(crate) use scoring::Sight;
 pub use scoring::{Bias, Scoring};
+pub use windowed::{PackedRows, Windowed};
 
 /// The stages of this module.
 pub(crate) fn stages() -> Vec<Row<KvPart>> {
@@ -173,6 +179,14 @@ pub trait KvStore: Debug + Send + Sync {
     /// # Panics
     /// If there is no such head.
     fn positions(&self, head: usize) -> Vec<usize>;
+
+    /// Tokens that each slot of a head stands for: more than 1 where others were merged into it.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    fn weights(&self, head: usize) -> Vec<f32> {
+        vec![1.0; self.positions(head).len()]
+    }
 
     /// How products of queries and keys become weights.
     fn scoring(&self) -> &Scoring;

@@ -7,10 +7,17 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{Error, PartKind, PartSink, Result, ndarray};
 
-/// Rows `[tokens, dim]` in the order they came.
-pub(crate) trait Rows: Debug + Send + Sync {
+/// Keys or values of one head, `[tokens, dim]`, in the order they came.
+pub trait Rows: Debug + Send + Sync {
+    /// Rows held.
     fn len(&self) -> usize;
 
+    /// No row is held.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Channels.
     fn dim(&self) -> usize;
 
     /// Takes rows, which were checked before: this cannot fail.
@@ -37,9 +44,19 @@ pub(crate) trait Rows: Debug + Send + Sync {
     /// `out[i] += sum over t in tokens of weights[i][t] * row t`, `weights` as in [`Rows::dots`].
     fn mix(&self, weights: &[f32], tokens: Range<usize>, out: ArrayViewMut2<'_, f32>);
 
+    /// Rows of its own with the same contents; what is full may be shared until one side changes it.
     fn fork(&self) -> Box<dyn Rows>;
 
+    /// Those that share pages with other layers.
+    #[doc(hidden)]
+    fn joined(&mut self) -> Option<&mut super::joint::Joined> {
+        None
+    }
+
     /// Arrays as they go into a file.
+    ///
+    /// # Errors
+    /// Those of the sink.
     fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()>;
 
     /// Bytes of the parts.
@@ -49,8 +66,11 @@ pub(crate) trait Rows: Debug + Send + Sync {
     fn describe(&self) -> Json;
 }
 
-/// A part of little-endian bytes.
-pub(crate) fn bytes_part(
+/// Hands over little-endian bytes as a part.
+///
+/// # Errors
+/// Those of the sink.
+pub fn bytes_part(
     sink: &mut dyn PartSink,
     prefix: &str,
     name: &str,
@@ -67,7 +87,10 @@ pub(crate) fn bytes_part(
 }
 
 /// Bytes of a part that must have this length.
-pub(crate) fn read_bytes(
+///
+/// # Errors
+/// `Corruption` for another length, those of the source.
+pub fn read_bytes(
     source: &dyn PartSource,
     prefix: &str,
     name: &str,
@@ -84,7 +107,10 @@ pub(crate) fn read_bytes(
 }
 
 /// A count in a description.
-pub(crate) fn count(json: &Json, key: &str) -> Result<usize> {
+///
+/// # Errors
+/// `Corruption` for what is no count.
+pub fn count(json: &Json, key: &str) -> Result<usize> {
     // 2^40 keeps every product of two counts and an element size within u64; machines of 32 bits take less.
     let count = json[key].as_u64().filter(|n| *n < 1 << 40);
     count.and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
@@ -93,7 +119,10 @@ pub(crate) fn count(json: &Json, key: &str) -> Result<usize> {
 }
 
 /// The product of sizes that a file declares.
-pub(crate) fn product(sizes: &[usize]) -> Result<usize> {
+///
+/// # Errors
+/// `Corruption` where it overflows.
+pub fn product(sizes: &[usize]) -> Result<usize> {
     sizes
         .iter()
         .try_fold(1usize, |a, b| a.checked_mul(*b))

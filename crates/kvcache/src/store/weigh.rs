@@ -15,7 +15,7 @@ impl Block<'_> {
         for i in 0..self.queries() {
             let position = sight.causal.first + self.place(i).1;
             match self.tiers.as_slice() {
-                [tier] if plain => {
+                [tier] if plain && tier.weights.is_none() => {
                     let row = &mut products[i * tier.len()..][..tier.len()];
                     let span = tier.span(sight, position, position);
                     tier.hide(row, sight, position);
@@ -47,6 +47,10 @@ impl Block<'_> {
             reading.scoring.score(scale, head, position, positions(), seen);
             if let Some(bias) = bias {
                 bias.add(head, token, positions(), seen);
+            }
+            if let Some(weights) = &tier.weights {
+                // A slot that stands for w tokens weighs as w equal ones would.
+                seen.iter_mut().zip(&weights[span.clone()]).for_each(|(x, w)| *x += w.ln());
             }
             tier.hide(row, sight, position);
             joint.extend_from_slice(&row[span]);

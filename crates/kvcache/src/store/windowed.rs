@@ -8,15 +8,24 @@ use tensorpress_tensor::{DType, Error, PartKind, PartSink, Result, ndarray};
 
 use super::rows::{Rows, bytes_part, count, product, read_bytes};
 
-/// Rows in a packed form.
-pub(crate) trait PackedRows: Debug + Clone + Send + Sync + 'static {
+/// Rows in a packed form: what [`Windowed`] puts before its exact rows.
+pub trait PackedRows: Debug + Clone + Send + Sync + 'static {
+    /// Rows packed.
     fn len(&self) -> usize;
+    /// Nothing is packed.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Channels.
     fn dim(&self) -> usize;
-    /// How many of `total` rows are packed where the last `window` shall stay exact.
+    /// How many of `total` rows are packed where the last `window` shall stay exact. A function of these
+    /// two that never falls as `total` grows.
     fn prefix(&self, total: usize, window: usize) -> usize;
     /// Takes rows up to the next length that [`PackedRows::prefix`] may give.
     fn push(&mut self, rows: ArrayView2<'_, f32>);
+    /// Goes back to 0, or to a length that [`PackedRows::prefix`] gave: as if later rows had never been.
     fn truncate(&mut self, len: usize);
+    /// Values of some rows.
     fn decode(&self, tokens: Range<usize>, out: ArrayViewMut2<'_, f32>);
     /// As [`Rows::dots`]; `out` has `stride` entries for each query.
     fn dots(
@@ -26,6 +35,7 @@ pub(crate) trait PackedRows: Debug + Clone + Send + Sync + 'static {
         out: &mut [f32],
         stride: usize,
     );
+    /// As [`Rows::mix`]; `weights` has `stride` entries for each query.
     fn mix(
         &self,
         weights: &[f32],
@@ -33,15 +43,21 @@ pub(crate) trait PackedRows: Debug + Clone + Send + Sync + 'static {
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
     );
+    /// Arrays as they go into a file.
+    ///
+    /// # Errors
+    /// Those of the sink.
     fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()>;
+    /// Bytes of the parts.
     fn bytes(&self) -> u64;
+    /// What a reader must know to read the parts.
     fn describe(&self) -> Json;
 }
 
 /// A packed prefix and an exact window behind it. What was packed within the last `margin` tokens is held exactly as well,
 /// so that it can be undone.
 #[derive(Debug, Clone)]
-pub(crate) struct Windowed<P> {
+pub struct Windowed<P> {
     packed: P,
     window: usize,
     margin: usize,
@@ -51,7 +67,9 @@ pub(crate) struct Windowed<P> {
 }
 
 impl<P: PackedRows> Windowed<P> {
-    pub(crate) fn new(packed: P, window: usize, margin: usize) -> Self {
+    /// No rows: behind what is packed, the newest `window` stay exact, and `margin` tokens can be taken back exactly.
+    #[must_use]
+    pub fn new(packed: P, window: usize, margin: usize) -> Self {
         Self { packed, window, margin, exact: Vec::new(), first: 0 }
     }
 
@@ -78,12 +96,11 @@ impl<P: PackedRows> Windowed<P> {
         self.packed.prefix(self.len().saturating_sub(self.margin), self.window).max(self.first)
     }
 
-    pub(crate) fn read(
-        json: &Json,
-        packed: P,
-        prefix: &str,
-        source: &dyn PartSource,
-    ) -> Result<Self> {
+    /// Puts the exact rows of a description and its parts behind packed ones.
+    ///
+    /// # Errors
+    /// `Corruption` or `InsufficientData`: rows that do not follow each other, or not as the window has it.
+    pub fn read(json: &Json, packed: P, prefix: &str, source: &dyn PartSource) -> Result<Self> {
         let (window, margin) = (count(json, "window")?, count(json, "margin")?);
         let (first, exact) = (count(json, "first")?, count(json, "exact")?);
         if first > packed.len() || first + exact < packed.len() {

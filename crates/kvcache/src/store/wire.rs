@@ -9,6 +9,7 @@ use super::head::Tier;
 use super::int::Role;
 use super::layer::{Head, Layer};
 use super::{KvShape, Scoring, count};
+use crate::registry::KvRegistry;
 use crate::rope::Rope;
 
 const KIND: &str = "kv.layer.v1";
@@ -16,19 +17,26 @@ const KIND: &str = "kv.layer.v1";
 /// With a width of values, a scoring or values in keys, which readers of the first would not know of.
 const KIND_2: &str = "kv.layer.v2";
 
+/// With a form that is not built in, keys that are turned back, or slots that stand for several tokens.
+const KIND_3: &str = "kv.layer.v3";
+
 impl Layer {
     pub(super) fn describe_layer(&self) -> Json {
         let tier = |tier: &Tier| {
-            json!({
+            let mut json = json!({
                 "keys": tier.keys.describe(), "values": tier.values.as_ref().map(|v| v.describe()),
                 "positions": tier.positions.is_some(),
-            })
+            });
+            if tier.weights.is_some() {
+                json["weights"] = json!(true);
+            }
+            json
         };
         let head = |head: &Head| head.tiers().into_iter().map(tier).collect::<Vec<_>>();
         let KvShape { heads, kv_heads, head_dim, value_dim } = self.shape;
         let mut json = json!({
             "kind": KIND, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim,
-            "form": self.form, "low": self.low, "rope": self.rope, "len": self.len, "settled": self.settled,
+            "form": self.form.describe(), "low": self.low.as_ref().map(StoreForm::describe), "rope": self.rope, "len": self.len, "settled": self.settled,
             "tiers": self.heads.iter().map(head).collect::<Vec<_>>(),
         });
         let plain = value_dim == head_dim && self.scoring == Scoring::default();
@@ -38,7 +46,21 @@ impl Layer {
             json["scoring"] = json!(self.scoring);
             json["values_in_keys"] = json!(self.values_in_keys);
         }
+        if self.is_newest() {
+            json["kind"] = json!(KIND_3);
+            json["value_dim"] = json!(value_dim);
+            json["scoring"] = json!(self.scoring);
+            json["values_in_keys"] = json!(self.values_in_keys);
+            json["turned"] = json!(self.turned);
+        }
         json
+    }
+
+    /// Something that readers of the second kind would not know of.
+    fn is_newest(&self) -> bool {
+        let own = |form: &StoreForm| matches!(form, StoreForm::Own(_));
+        let weighs = |head: &Head| head.tiers().into_iter().any(|tier| tier.weights.is_some());
+        own(&self.form) || self.low.iter().any(own) || self.turned || self.heads.iter().any(weighs)
     }
 
     pub(super) fn write_parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
@@ -59,6 +81,16 @@ impl Layer {
                         bytes: bytes.into(),
                     })?;
                 }
+                if let Some(weights) = &tier.weights {
+                    let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+                    sink.part(Part {
+                        name: format!("{prefix}.weights"),
+                        kind: PartKind::Values,
+                        dtype: DType::F32,
+                        shape: vec![weights.len()],
+                        bytes: bytes.into(),
+                    })?;
+                }
             }
         }
         Ok(())
@@ -69,11 +101,25 @@ impl Layer {
     /// # Errors
     /// `Corruption`, `Version` or `InsufficientData`: a description and parts that contradict themselves or each other.
     pub fn read(json: &Json, prefix: &str, source: &dyn PartSource) -> Result<Self> {
+        Self::read_with(json, prefix, source, &KvRegistry::default())
+    }
+
+    /// [`Layer::read`] with forms of other crates.
+    ///
+    /// # Errors
+    /// As there; `Unsupported` for a form that the registry does not have.
+    pub fn read_with(
+        json: &Json,
+        prefix: &str,
+        source: &dyn PartSource,
+        registry: &KvRegistry,
+    ) -> Result<Self> {
         let bad = |why: String| Error::corruption(format!("KV cache description: {why}"));
-        if json["kind"] != KIND && json["kind"] != KIND_2 {
+        if ![KIND, KIND_2, KIND_3].iter().any(|kind| json["kind"] == *kind) {
+            let kinds = format!("{KIND}, {KIND_2} and {KIND_3}");
             return Err(Error::new(
                 tensorpress_tensor::ErrorKind::Version,
-                format!("KV cache of kind {}: this build reads {KIND} and {KIND_2}", json["kind"]),
+                format!("KV cache of kind {}: this build reads {kinds}", json["kind"]),
             ));
         }
         let mut shape =
@@ -81,17 +127,18 @@ impl Layer {
                 .map_err(|e| bad(e.message().into()))?;
         let parse = |key: &str| json[key].clone();
         let (mut scoring, mut values_in_keys) = (Scoring::default(), false);
-        if json["kind"] == KIND_2 {
+        if json["kind"] != KIND {
             let value_dim = count(json, "value_dim")?;
             shape = shape.with_value_dim(value_dim).map_err(|e| bad(e.message().into()))?;
             scoring = serde_json::from_value(parse("scoring")).map_err(|e| bad(e.to_string()))?;
             let flag = json["values_in_keys"].as_bool();
             values_in_keys = flag.ok_or_else(|| bad("`values_in_keys`".into()))?;
         }
-        let form: StoreForm =
-            serde_json::from_value(parse("form")).map_err(|e| bad(e.to_string()))?;
-        let low: Option<StoreForm> =
-            serde_json::from_value(parse("low")).map_err(|e| bad(e.to_string()))?;
+        let form = StoreForm::read(&json["form"], registry)?;
+        let low = match &json["low"] {
+            Json::Null => None,
+            low => Some(StoreForm::read(low, registry)?),
+        };
         let rope: Option<Rope> =
             serde_json::from_value(parse("rope")).map_err(|e| bad(e.to_string()))?;
         let (len, settled) = (count(json, "len")?, count(json, "settled")?);
@@ -102,7 +149,7 @@ impl Layer {
         }
         // No heads are made yet: a declared number of them is not believed before their tiers are there.
         let empty = KvShape { kv_heads: 0, ..shape };
-        let mut layer = Self::new(empty, form).map_err(|e| bad(e.message().into()))?;
+        let mut layer = Self::new(empty, form.clone()).map_err(|e| bad(e.message().into()))?;
         if values_in_keys {
             layer = layer.with_values_in_keys().map_err(|e| bad(e.message().into()))?;
         }
@@ -111,9 +158,10 @@ impl Layer {
         if let Some(rope) = rope {
             rope.check().map_err(|e| bad(e.message().into()))?;
             layer = layer.with_plain_keys(rope).map_err(|e| bad(e.message().into()))?;
+            layer.turned = json["turned"].as_bool().unwrap_or(false);
         }
-        if let Some(low) = low {
-            layer = layer.with_low(low).map_err(|e| bad(e.message().into()))?;
+        if let Some(low) = &low {
+            layer = layer.with_low(low.clone()).map_err(|e| bad(e.message().into()))?;
         }
         for (h, tiers) in tiers.iter().enumerate() {
             let tiers = tiers
@@ -121,10 +169,10 @@ impl Layer {
                 .filter(|t| (1..=1 + usize::from(low.is_some())).contains(&t.len()));
             let tiers = tiers.ok_or_else(|| bad(format!("`tiers` of head {h}")))?;
             let mut read = tiers.iter().enumerate().map(|(t, json)| {
-                let form = if t == 0 { form } else { low.expect("there are two") };
+                let form = if t == 0 { &form } else { low.as_ref().expect("there are two") };
                 let prefix = format!("{prefix}.{h}.{t}");
-                let widths = (shape.head_dim, shape.value_dim);
-                read_tier(&form, widths, values_in_keys, json, &prefix, source, len, t > 0)
+                let widths = (h, shape.head_dim, shape.value_dim);
+                read_tier(form, widths, values_in_keys, json, &prefix, source, len, t > 0)
             });
             let main = read.next().expect("there is one")?;
             if main.positions.is_none() && main.len() != len {
@@ -139,7 +187,7 @@ impl Layer {
 
 fn read_tier(
     form: &StoreForm,
-    (head_dim, value_dim): (usize, usize),
+    (head, head_dim, value_dim): (usize, usize, usize),
     values_in_keys: bool,
     json: &Json,
     prefix: &str,
@@ -150,10 +198,12 @@ fn read_tier(
     let bad =
         |why: &str| Error::corruption(format!("KV cache description: {why}")).in_tensor(prefix);
     let rows = |key: &str, role, dim| {
-        if !form.agrees(role, dim, &json[key]) {
-            return Err(bad(&format!("`{key}` do not have the form of the layer")));
+        let prefix = format!("{prefix}.{key}");
+        let rows = form.read_rows((role, head, dim), &json[key], &prefix, source)?;
+        if rows.dim() != dim {
+            return Err(bad(&format!("`{key}` of {} channels, {dim} expected", rows.dim())));
         }
-        form.read_rows(&json[key], dim, &format!("{prefix}.{key}"), source)
+        Ok(rows)
     };
     let keys = rows("keys", Role::Keys, head_dim)?;
     let values = match values_in_keys {
@@ -177,5 +227,18 @@ fn read_tier(
         }
         _ => return Err(bad("`positions`")),
     };
-    Ok(Tier { keys, values, value_dim, scattered, positions })
+    let weights = match &json["weights"] {
+        Json::Null => None,
+        Json::Bool(true) => {
+            let bytes = super::read_bytes(source, prefix, "weights", 4 * keys.len())?;
+            let weights: Vec<f32> =
+                bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            if weights.iter().any(|w| !(w.is_finite() && *w > 0.0)) {
+                return Err(bad("weights that are not above 0"));
+            }
+            Some(weights)
+        }
+        _ => return Err(bad("`weights`")),
+    };
+    Ok(Tier { keys, values, value_dim, scattered, positions, weights })
 }

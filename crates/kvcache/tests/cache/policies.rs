@@ -20,8 +20,8 @@ fn cache(policy: Policy) -> Cache {
 }
 
 fn scores(cache: &Cache) -> Vec<Vec<f32>> {
-    let (policy, statistics) = cache.policy().expect("a policy");
-    policy.score.score(Held { store: cache.store(), statistics }).expect("scores")
+    let (policy, _) = cache.policy().expect("a policy");
+    policy.score.score(cache.held().expect("a policy")).expect("scores")
 }
 
 /// Widths of every layer of a model.
@@ -97,8 +97,7 @@ fn adakv_sets_the_window_aside() {
             let mut cache = cache(policy.clone().with_heads(heads(Rule::Authors)));
             feed(&mut cache, 0..150);
             let plan = |cache: &Cache, policy: &Policy| {
-                let (_, statistics) = cache.policy().expect("a policy");
-                policy.plan(Held { store: cache.store(), statistics }, tokens).expect("a plan")
+                policy.plan(cache.held().expect("a policy"), tokens).expect("a plan")
             };
             let kept = plan(&cache, &policy.clone().with_heads(heads(Rule::Authors)));
             assert_eq!(kept.total(), tokens * KV_HEADS, "{what}");

@@ -2,12 +2,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tensorpress_kvcache::{
-    Budget, Cache, Held, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm, score,
+    Budget, Cache, Held, KvRegistry, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm,
 };
 use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Result, Storage};
 
-use crate::{DIM, HEADS, KV_HEADS, SCORES, every_recipe, feed, go_on_alike, held, layers, one};
+use crate::{DIM, HEADS, KV_HEADS, MORE, SCORES, every_recipe, feed, go_on_alike, held, layers, one};
 
 /// A cache's file and its description.
 fn written(cache: &Cache) -> (Vec<u8>, String) {
@@ -89,24 +89,27 @@ fn scores_of_other_crates_come_back_by_name() {
     let error = read(bytes.clone(), &text).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("`every`"), "{error}");
-    let make = |json: &serde_json::Value| -> Result<Arc<dyn Score>> {
-        match json["id"].as_str() {
-            Some("every") => Ok(Arc::new(Every(json["n"].as_u64().expect("a number") as usize))),
-            _ => score::read(json),
-        }
+    let every = |json: &serde_json::Value| -> Result<Arc<dyn Score>> {
+        Ok(Arc::new(Every(json["n"].as_u64().expect("a number") as usize)))
     };
+    let registry = KvRegistry::default().with_score("every", every);
     let json = serde_json::from_str(&text).expect("JSON");
     let file = Checkpoint::from_bytes("kv", bytes).expect("a file");
-    let mut back = Cache::read_with(&json, "kv", &file, &make).expect("reads");
+    let mut back = Cache::read_with(&json, "kv", &file, &registry).expect("reads");
     go_on_alike(&mut back, &mut cache, 60..90, "every third");
 }
 
 #[test]
 fn damage_is_an_error_or_a_valid_cache() {
     let mut refused = 0;
-    for score in SCORES {
+    let more = MORE.map(|(name, keys, _)| (name, keys));
+    for (score, keys) in SCORES.map(|name| (name, "")).into_iter().chain(more) {
         for (store, last) in [("f32", ""), ("kivi(bits=4)", " | adakv"), ("f16", " | demote")] {
-            let recipe = format!("{store} | {score}(tokens=30, recent=4, stride=4){last}");
+            let recipe = format!("{store} | {score}(tokens=30, stride=4{keys}){last}");
+            let recipe = match keys.contains("recent") {
+                true => recipe,
+                false => recipe.replace("tokens=30", "tokens=30, recent=4"),
+            };
             let mut cache = one(&recipe);
             feed(&mut cache, 0..50);
             (50..53).for_each(|t| drop(feed(&mut cache, t..t + 1)));

@@ -4,6 +4,7 @@ mod cachegen;
 mod causal;
 mod heads;
 mod kvpress;
+mod merges;
 mod official;
 mod presses;
 
@@ -85,8 +86,7 @@ impl Case {
         let mut scores = Vec::new();
         for step in [self.k.dim().0, 7] {
             let cache = self.seen(Policy::new(score.clone(), Budget::Keep(1.0)), step);
-            let (_, statistics) = cache.policy().expect("a policy");
-            let now = score.score(Held { store: cache.store(), statistics }).expect("scores");
+            let now = score.score(cache.held().expect("a policy")).expect("scores");
             if scores.is_empty() {
                 scores = now;
             } else {

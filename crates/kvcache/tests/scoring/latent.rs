@@ -36,7 +36,8 @@ fn the_absorbed_form_is_the_expanded_one() {
         v.slice_mut(s![.., h, ..]).assign(&latent.dot(&to_value(h).t()));
     }
     let form = StoreForm::Float(DType::F32);
-    let layer = |shape| Layer::new(shape, form).and_then(|l| l.with_scoring(scoring.clone()));
+    let layer =
+        |shape| Layer::new(shape, form.clone()).and_then(|l| l.with_scoring(scoring.clone()));
     let mut all_heads = layer(expanded).expect("a layer");
     all_heads.append(k.view(), v.view()).expect("appends");
 
@@ -72,7 +73,7 @@ fn shape() -> KvShape {
 }
 
 fn filled(form: StoreForm, n: usize) -> Layer {
-    let layer = Layer::new(shape(), form).expect("a layer");
+    let layer = Layer::new(shape(), form.clone()).expect("a layer");
     let mut layer = layer.with_values_in_keys().expect("values are in the keys");
     let k = noise(n, 2, 48, 1);
     layer.append(k.view(), k.slice(s![.., .., ..32])).expect("appends");
@@ -83,8 +84,8 @@ fn filled(form: StoreForm, n: usize) -> Layer {
 fn values_in_keys_are_held_once() {
     for form in forms() {
         let what = format!("{form:?}");
-        let mut layer = filled(form, N);
-        let mut keys_alone = Layer::new(shape(), form).expect("a layer");
+        let mut layer = filled(form.clone(), N);
+        let mut keys_alone = Layer::new(shape(), form.clone()).expect("a layer");
         keys_alone.append(noise(N, 2, 48, 1).view(), noise(N, 2, 32, 2).view()).expect("appends");
         assert!(layer.bytes() < keys_alone.bytes() * 3 / 4, "{what}");
         for step in 0..3 {
@@ -118,7 +119,7 @@ fn demoted_values_stay_in_the_keys() {
         other => other,
     };
     let exact = filled(StoreForm::Float(DType::F32), N);
-    let mut layer = exact.clone().with_low(low).expect("a low form");
+    let mut layer = exact.clone().with_low(low.clone()).expect("a low form");
     layer.demote(&HeadSlots(vec![(0..N).step_by(3).collect(); 2])).expect("demotes");
     let q = noise(2, 4, 48, 5);
     let (a, _) = attend(&layer, &q, Causal::from(N - 2), None);
@@ -134,11 +135,11 @@ fn other_values_are_refused() {
     assert_eq!((error.kind(), layer.len()), (ErrorKind::InvalidArgument, 10));
     let wide = KvShape::new(2, 1, 16).and_then(|s| s.with_value_dim(17)).expect("a shape");
     let form = StoreForm::Float(DType::F32);
-    let error = Layer::new(wide, form).and_then(Layer::with_values_in_keys).unwrap_err();
+    let error = Layer::new(wide, form.clone()).and_then(Layer::with_values_in_keys).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
-    let error = filled(form, 3).with_values_in_keys().unwrap_err();
+    let error = filled(form.clone(), 3).with_values_in_keys().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     let rope = tensorpress_kvcache::Rope::new(48, 1e4).expect("an embedding");
-    let error = filled(form, 0).with_plain_keys(rope).unwrap_err();
+    let error = filled(form.clone(), 0).with_plain_keys(rope).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }

@@ -37,7 +37,7 @@ fn alike(a: &dyn KvStore, b: &dyn KvStore, what: &str) {
 #[test]
 fn layers_come_back_from_files() {
     each(|shape, form, scoring, _, _, what| {
-        let mut layer = filled(shape, form, scoring, N);
+        let mut layer = filled(shape, form.clone(), scoring, N);
         thin(&mut layer);
         let (bytes, json) = written(&layer);
         let plain = *scoring == Scoring::default() && shape.value_dim == shape.head_dim;
@@ -53,7 +53,7 @@ fn layers_come_back_from_files() {
 fn values_in_keys_come_back_from_files() {
     for form in forms() {
         let shape = shapes()[1];
-        let layer = Layer::new(shape, form).and_then(Layer::with_values_in_keys);
+        let layer = Layer::new(shape, form.clone()).and_then(Layer::with_values_in_keys);
         let mut layer = layer.expect("a layer");
         let k = noise(N, shape.kv_heads, shape.head_dim, 1);
         layer.append(k.view(), k.slice(s![.., .., ..shape.value_dim])).expect("appends");
@@ -73,7 +73,7 @@ fn values_in_keys_come_back_from_files() {
 #[test]
 fn hostile_descriptions_are_refused() {
     let scoring = scorings(4).pop().expect("all of it");
-    let layer = filled(shapes()[1], forms()[0], &scoring, N);
+    let layer = filled(shapes()[1], forms()[0].clone(), &scoring, N);
     let (bytes, json) = written(&layer);
     for (pointer, value) in [
         ("/kind", "kv.layer.v1".into()),
@@ -125,7 +125,7 @@ fn files_written_before_still_read() {
 fn threads_share_the_heads_of_a_long_cache() {
     let shape = KvShape::new(8, 4, 64).and_then(|s| s.with_value_dim(80)).expect("a shape");
     for form in forms() {
-        let layer = filled(shape, form, &scorings(8).pop().expect("all of it"), 2100);
+        let layer = filled(shape, form.clone(), &scorings(8).pop().expect("all of it"), 2100);
         let q = noise(2, 8, 64, 9);
         let causal = Causal::from(2098);
         let values = noise(8, 2, 2100, 10);

@@ -81,7 +81,7 @@ fn tokens(shape: KvShape, n: usize, seed: u64) -> [Array3<f32>; 2] {
 }
 
 fn filled(shape: KvShape, form: StoreForm, scoring: &Scoring, n: usize) -> Layer {
-    let layer = Layer::new(shape, form).expect("a layer");
+    let layer = Layer::new(shape, form.clone()).expect("a layer");
     let mut layer = layer.with_scoring(scoring.clone()).expect("a scoring");
     let [k, v] = tokens(shape, n, 1);
     layer.append(k.view(), v.view()).expect("appends");
@@ -130,7 +130,7 @@ fn each(mut f: impl FnMut(KvShape, StoreForm, &Scoring, Option<usize>, Option<Ow
                 for window in [None, Some(25)] {
                     let seed = i + usize::from(window.is_some());
                     let what = format!("{form:?} {shape:?} {scoring:?} {window:?}, bias {seed}");
-                    f(shape, form, scoring, window, bias(shape.heads, N, seed), &what);
+                    f(shape, form.clone(), scoring, window, bias(shape.heads, N, seed), &what);
                 }
             }
         }
@@ -148,7 +148,7 @@ fn thin(store: &mut dyn KvStore) {
 #[test]
 fn a_prompt_at_once() {
     each(|shape, form, scoring, window, bias, what| {
-        let layer = filled(shape, form, scoring, N);
+        let layer = filled(shape, form.clone(), scoring, N);
         let q = noise(N, shape.heads, shape.head_dim, 5);
         check(&layer, &q, Causal { first: 0, window }, bias.as_ref(), what);
     });
@@ -157,7 +157,7 @@ fn a_prompt_at_once() {
 #[test]
 fn token_by_token() {
     each(|shape, form, scoring, window, bias, what| {
-        let mut layer = filled(shape, form, scoring, 0);
+        let mut layer = filled(shape, form.clone(), scoring, 0);
         let [k, v] = tokens(shape, N, 1);
         let q = noise(N, shape.heads, shape.head_dim, 5);
         for t in 0..N {
@@ -175,7 +175,7 @@ fn token_by_token() {
 #[test]
 fn after_eviction_going_back_and_forks() {
     each(|shape, form, scoring, window, bias, what| {
-        let mut layer = filled(shape, form, scoring, N - 10);
+        let mut layer = filled(shape, form.clone(), scoring, N - 10);
         thin(&mut layer);
         let q = noise(4, shape.heads, shape.head_dim, 6);
         let rows = |first: usize| bias.as_ref().map(|b| b.rows(first..first + 4));
@@ -201,7 +201,7 @@ fn over_two_tiers() {
     for shape in shapes() {
         for (i, scoring) in scorings(shape.heads).iter().enumerate() {
             let exact = filled(shape, StoreForm::Float(DType::F32), scoring, N);
-            let mut layer = exact.clone().with_low(low).expect("a low form");
+            let mut layer = exact.clone().with_low(low.clone()).expect("a low form");
             for from in [40, 0] {
                 let keep = |h| (from..layer.held(h)).step_by(2).collect();
                 let keep = HeadSlots((0..shape.kv_heads).map(keep).collect());

@@ -3,7 +3,7 @@
 use ndarray::{Array3, s};
 use tensorpress_kvcache::score::{Accumulated, ExpectedAttention, LastQuery, QueryWindow};
 use tensorpress_kvcache::{
-    Budget, Cache, Causal, HeadSlots, Held, KvStore, Layer, LayerAt, Policy, Rope, Score, Scoring,
+    Budget, Cache, Causal, HeadSlots, KvStore, Layer, LayerAt, Policy, Rope, Score, Scoring,
     StoreForm,
 };
 use tensorpress_tensor::{DType, Scratch, ndarray};
@@ -34,8 +34,8 @@ fn seen(score: impl Score + 'static, scoring: &Scoring, factor: f32, thinned: bo
 }
 
 fn scores(cache: &Cache) -> Vec<Vec<f32>> {
-    let (policy, statistics) = cache.policy().expect("a policy");
-    policy.score.score(Held { store: cache.store(), statistics }).expect("scores")
+    let (policy, _) = cache.policy().expect("a policy");
+    policy.score.score(cache.held().expect("a policy")).expect("scores")
 }
 
 /// The mean over the newest `rows` queries and the group, or all heads, of what a head's tokens get.

@@ -12,7 +12,7 @@ use crate::{N, bias, filled, forms, noise, scorings, shapes, thin};
 fn readers_attend_over_the_owner_with_their_own_queries() {
     for form in forms() {
         for shape in shapes() {
-            let mut owner = filled(shape, form, &Scoring::default().with_softcap(0.3), N);
+            let mut owner = filled(shape, form.clone(), &Scoring::default().with_softcap(0.3), N);
             thin(&mut owner);
             let owner = Arc::new(owner);
             for heads in [shape.kv_heads, 2 * shape.heads] {
