@@ -145,6 +145,22 @@ impl Default for EntropyHeads {
     }
 }
 
+impl EntropyHeads {
+    /// Sets how many classes there are.
+    #[must_use]
+    pub fn with_classes(mut self, classes: usize) -> Self {
+        self.classes = classes;
+        self
+    }
+
+    /// Sets how far budgets lie from the mean.
+    #[must_use]
+    pub fn with_spread(mut self, spread: f64) -> Self {
+        self.spread = spread;
+        self
+    }
+}
+
 impl HeadBudget for EntropyHeads {
     fn id(&self) -> &'static str {
         "entropy"

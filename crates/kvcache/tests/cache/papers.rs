@@ -199,7 +199,7 @@ fn ems_merges_the_middle() {
 /// A head whose keys lie along few directions keeps less than one whose keys lie anywhere.
 #[test]
 fn uncomp_gives_by_entropy() {
-    let heads = EntropyHeads { classes: 2, top: 16, ..EntropyHeads::default() };
+    let heads = EntropyHeads::default().with_classes(2);
     let mut cache = cache(uncomp(8, heads, Budget::Tokens(40)).with_stride(1));
     let [mut k, v, q] = TEXT.each_ref().map(|x| x.slice(s![..150, .., ..]).to_owned());
     for t in 0..150 {
