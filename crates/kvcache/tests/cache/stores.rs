@@ -17,7 +17,7 @@ const OTHERS: [&str; 8] = [
     "matryoshka_proj(keys=0.9, values=0.9, fit=32)",
 ];
 const THEN: [&str; 4] =
-    ["", " | h2o(keep=0.6, stride=8)", " | snapkv(tokens=80) | adakv", " | h2o(tokens=64) | demote(bits=4)"];
+    ["", " | h2o(keep=0.6, stride=8)", " | snapkv(tokens=80) | adakv", " | salient(tokens=64, window=32) | demote(bits=4)"];
 
 fn recipes() -> impl Iterator<Item = String> {
     OTHERS.into_iter().flat_map(|store| THEN.map(|then| format!("{store}{then}")))

@@ -110,14 +110,14 @@ fn caches_come_back_from_a_file_and_damage_is_seen_or_harmless() {
             try_read(flipped, &json);
         }
         let mut refused = 0;
-        for at in (0..text.len()).step_by(3) {
+        for at in (0..text.len()).step_by(7) {
             let mut flipped = text.clone().into_bytes();
             flipped[at] ^= 1 << (at % 7);
             if let Ok(json) = serde_json::from_slice(&flipped) {
                 refused += try_read(bytes.clone(), &json);
             }
         }
-        assert!(refused > 20, "{form:?}: {refused} damaged descriptions refused");
+        assert!(refused > 10, "{form:?}: {refused} damaged descriptions refused");
         let (a, b) = (feed(&mut back, 120..170), feed(&mut caches, 120..170));
         assert!(far(&a, &b) == 0.0, "{form:?}");
     }

@@ -125,7 +125,7 @@ struct Missed {
     size: Size,
     first: bool,
     predictors: Arc<Predictors>,
-    grids: [Vec<f32>; 2],
+    grids: [&'static [f32]; 2],
     rotations: [Arc<Rotation>; 2],
     /// Keys and values of the member that was decoded last: layers are read in order, and each takes the one before.
     last: Mutex<Option<(usize, [Array3<f32>; 2])>>,
@@ -176,7 +176,7 @@ impl Missed {
 
     fn blind(&self, member: usize, role: Role) -> Blind<'_> {
         Blind {
-            levels: &self.grids[usize::from(member == 0)],
+            levels: self.grids[usize::from(member == 0)],
             rotation: &self.rotations[usize::from(role == Role::Values)],
         }
     }
