@@ -107,10 +107,11 @@ fn attention_of_minilm() {
         ("kvquant(bits=2, norm=true)", bare!(kvq(2).with_norm(true)), false, 1.0),
         ("pq_cache(sub=2, bits=6)", bare!(PqCache::default().with_codes(2, 6).with_fit(256)), false, 1.0),
         ("pq_cache(sub=4, bits=8)", bare!(PqCache::default().with_codes(4, 8).with_fit(256)), false, 1.0),
-        ("channel_shrink(0.75)", bare!(shrink(0.75)), false, 1.0),
-        ("channel_shrink(0.5)", bare!(shrink(0.5)), false, 1.0),
-        ("channel_shrink(0.5, bits=4)", bare!(shrink(0.5).with_bits(4)), false, 1.0),
-        ("matryoshka_proj(0.95)", bare!(MatryoshkaProj::default().with_energy(0.95, 0.95).with_fit(128)), false, 1.0),
+        ("channel_shrink(0.75), plain keys", bare!(shrink(0.75)), true, 1.0),
+        ("channel_shrink(0.5), rotated keys", bare!(shrink(0.5)), false, 1.0),
+        ("channel_shrink(0.5), plain keys", bare!(shrink(0.5)), true, 1.0),
+        ("channel_shrink(0.5, bits=4), plain keys", bare!(shrink(0.5).with_bits(4)), true, 1.0),
+        ("matryoshka_proj(0.95), plain keys", bare!(MatryoshkaProj::default().with_energy(0.95, 0.95).with_fit(128)), true, 1.0),
     ];
     for (name, form, rope, most) in cases {
         let (out, bits) = attend(form, rope);
@@ -168,9 +169,9 @@ fn attention_of_stories() {
     let aqua = AquaKv::default().with_chunk(112);
     let cases: Vec<(&str, Caches, f64)> = vec![
         ("f16", recipe("f16"), 1.0),
-        ("minicache(first=1)", bare!(mini), 1.0),
-        ("minicache(first=1, share=0.2)", bare!(mini.with_unmerged(Default::default(), 0.2)), 1.0),
-        ("minicache(first=1, unmerged=nearest)", bare!(mini.with_unmerged(tensorpress_kvcache::store::Unmerged::Nearest, 0.05)), 1.0),
+        ("minicache(first=1)", bare!(mini), 2.0),
+        ("minicache(first=1, share=0.2)", bare!(mini.with_unmerged(Default::default(), 0.2)), 2.0),
+        ("minicache(first=1, unmerged=nearest)", bare!(mini.with_unmerged(tensorpress_kvcache::store::Unmerged::Nearest, 0.05)), 2.0),
         ("xkv(keys=1, values=1.5)", bare!(xkv.with_coordinates(1.0, 1.5)), 1.0),
         ("xkv(keys=2, values=3)", bare!(xkv.with_coordinates(2.0, 3.0)), 1.0),
         ("aqua_kv(bits=2)", bare!(aqua), 1.0),

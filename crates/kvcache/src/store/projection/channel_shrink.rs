@@ -141,6 +141,11 @@ impl PackedForm for ChannelShrink {
         [self.window, self.margin]
     }
 
+    /// They have fewer directions.
+    fn plain_keys(&self) -> bool {
+        true
+    }
+
     fn at(&self, layer: LayerAt) -> Option<Self> {
         let given = self.given.as_ref()?.at(layer);
         Some(Self { given: Some(given), ..self.clone() })

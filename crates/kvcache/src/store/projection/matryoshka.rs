@@ -127,6 +127,11 @@ impl PackedForm for MatryoshkaProj {
         [self.window, self.margin]
     }
 
+    /// They have fewer directions.
+    fn plain_keys(&self) -> bool {
+        true
+    }
+
     fn at(&self, layer: LayerAt) -> Option<Self> {
         let given = self.given.as_ref()?.at(layer);
         Some(Self { given: Some(given), ..self.clone() })
