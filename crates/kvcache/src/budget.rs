@@ -322,7 +322,8 @@ fn ranked(scores: &[Vec<f32>]) -> Vec<Vec<usize>> {
     scores.iter().map(of).collect()
 }
 
-/// The best slots by `scores` (heads of keys, slots; infinite for what always stays): `tokens` per head on average.
+/// The best slots by `scores` (heads of keys, slots; infinite for what always stays, minus infinite for what must go):
+/// `tokens` per head on average.
 pub(crate) fn select(
     held: Held<'_>,
     scores: &[Vec<f32>],
@@ -339,8 +340,9 @@ pub(crate) fn select(
         let (found, heads) = (counts.len(), scores.len());
         return Err(Error::shape(format!("counts of {found} heads, {heads} expected")));
     }
-    let keep = ranked.into_iter().zip(counts).map(|(mut slots, count)| {
+    let keep = ranked.into_iter().zip(counts).zip(scores).map(|((mut slots, count), scores)| {
         slots.truncate(count);
+        slots.retain(|slot| scores[*slot] > f32::NEG_INFINITY);
         slots.sort_unstable();
         slots
     });

@@ -193,8 +193,9 @@ impl Cache {
                 Action::Merge(rule) => {
                     let of = |(head, keep): (usize, &Vec<usize>)| rule.merge(looked, head, keep);
                     let merged = keep.0.iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
+                    let largest = rule.takes_largest();
                     self.layer.merge(&merged)?;
-                    statistics.merge(&merged);
+                    statistics.merge(&merged, largest);
                 }
             }
             // Bytes do not shrink quite as tokens do: look again, while that helps.

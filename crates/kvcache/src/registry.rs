@@ -8,9 +8,10 @@ use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result};
 
 use crate::budget::{HeadBudget, LayerBudget};
-use crate::merge::Merge;
+use crate::merge::{self, Merge};
 use crate::score::{self, Score};
-use crate::store::{Form, JointForm};
+use crate::spread;
+use crate::store::{self, Form, JointForm};
 
 /// Makes something from its description.
 pub type Describes<T> = Arc<dyn Fn(&Json) -> Result<Arc<T>> + Send + Sync>;
@@ -65,7 +66,12 @@ impl Default for KvRegistry {
             forms: BTreeMap::new(),
             joint: BTreeMap::new(),
         };
-        score::IDS.iter().fold(none, |all, id| all.with_score(id, score::read))
+        let all = score::IDS.iter().fold(none, |all, id| all.with_score(id, score::read));
+        let all = merge::IDS.iter().fold(all, |all, id| all.with_merge(id, merge::read));
+        let all = all.with_head_budget("entropy", spread::read_entropy);
+        let all = all.with_head_budget("retrieval", spread::read_retrieval);
+        let all = all.with_layer_budget("shares", spread::read_shares);
+        store::readers(all)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Rotary position embedding of keys that are held without it.
 
+use ndarray::ArrayViewMut2;
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::{Error, Result};
+use tensorpress_tensor::{Error, Result, ndarray};
 
 /// Rotary embedding in the half-split layout: channel i turns with channel i + dim / 2.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +60,42 @@ impl Rope {
     /// [`Rope::rotate`], but for rounding.
     pub fn rotate_back(&self, x: &mut [f32], position: usize) {
         self.turn(x, position, -1.0);
+    }
+
+    /// Turns keys `[slots, dim]` of tokens at these positions to 0, 1, 2 ...: for models that count what is left, not what
+    /// was seen (FINCH, Corallo and Papotti, 2024; LaCache, Shi et al., 2025). The next token then stands at the number
+    /// of slots.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` for other channels, or another number of positions.
+    pub fn renumber(&self, mut keys: ArrayViewMut2<'_, f32>, positions: &[usize]) -> Result<()> {
+        if keys.dim() != (positions.len(), self.dim()) {
+            return Err(Error::shape(format!(
+                "keys {:?}, {} positions, rotary embedding of {} channels",
+                keys.dim(),
+                positions.len(),
+                self.dim()
+            )));
+        }
+        for (place, (mut key, position)) in keys.rows_mut().into_iter().zip(positions).enumerate() {
+            let mut turned = key.to_vec();
+            match position.checked_sub(place) {
+                Some(back) => self.rotate_back(&mut turned, back),
+                None => self.rotate(&mut turned, place - position),
+            }
+            key.iter_mut().zip(turned).for_each(|(to, x)| *to = x);
+        }
+        Ok(())
+    }
+
+    /// Turns one vector by the mean of the rotations to these positions.
+    pub(crate) fn turn_by_mean(&self, x: &mut [f64], positions: std::ops::Range<usize>) {
+        let half = self.frequencies.len();
+        for (i, (cos, sin)) in self.mean_rotation(positions).into_iter().enumerate() {
+            let (cos, sin) = (f64::from(cos), f64::from(sin));
+            let (a, b) = (x[i], x[i + half]);
+            (x[i], x[i + half]) = (a * cos - b * sin, b * cos + a * sin);
+        }
     }
 
     fn turn(&self, x: &mut [f32], position: usize, direction: f32) {

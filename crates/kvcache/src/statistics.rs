@@ -18,6 +18,8 @@ pub struct KvNeeds {
     pub mass: bool,
     /// Mean and covariance of the queries before rotary embedding.
     pub moments: Option<QueryMoments>,
+    /// Share of the attention received before that is left after each query, above 0 to 1; all where absent.
+    pub fades: Option<f32>,
 }
 
 /// Mean and covariance of queries before rotary embedding. Queries come rotated; they are turned back, which is exact but
@@ -38,6 +40,7 @@ impl KvNeeds {
             queries: self.queries.max(other.queries),
             mass: self.mass || other.mass,
             moments: self.moments.or(other.moments),
+            fades: self.fades.or(other.fades),
         }
     }
 
@@ -176,13 +179,13 @@ impl Statistics {
     fn commit_oldest(&mut self) {
         let Some((_, mass)) = self.pending.pop_front() else { return };
         for (sum, new) in self.mass.iter_mut().zip(mass) {
-            add_mass(sum, &new);
+            add_mass(sum, &new, self.needs.fades);
         }
     }
 
     /// The shortest length, but 0, to which these can go back.
     pub(crate) fn earliest(&self) -> usize {
-        let KvNeeds { queries, mass, moments } = &self.needs;
+        let KvNeeds { queries, mass, moments, .. } = &self.needs;
         if *queries == 0 && !mass && moments.is_none() {
             return self.settled;
         }
@@ -215,8 +218,8 @@ impl Statistics {
         self.settled = self.next;
     }
 
-    /// Takes note that slots were merged: attention received goes with them.
-    pub(crate) fn merge(&mut self, merged: &[Merged]) {
+    /// Takes note that slots were merged: attention received goes with them, all of it or the largest alone.
+    pub(crate) fn merge(&mut self, merged: &[Merged], largest: bool) {
         while !self.pending.is_empty() {
             self.commit_oldest();
         }
@@ -225,7 +228,8 @@ impl Statistics {
                 let mut now = vec![0.0; merged.slots.len()];
                 for (mass, into) in mass.iter().zip(&merged.into) {
                     if let Some(into) = into {
-                        now[*into] += mass;
+                        let sum: &mut f32 = &mut now[*into];
+                        *sum = if largest { sum.max(*mass) } else { *sum + mass };
                     }
                 }
                 *mass = now;
@@ -238,7 +242,7 @@ impl Statistics {
     #[must_use]
     pub fn mass(&self, head: usize, slots: usize) -> Vec<f32> {
         let mut sum = self.mass[head].clone();
-        self.pending.iter().for_each(|(_, mass)| add_mass(&mut sum, &mass[head]));
+        self.pending.iter().for_each(|(_, mass)| add_mass(&mut sum, &mass[head], self.needs.fades));
         sum.resize(slots, 0.0);
         sum
     }
@@ -285,7 +289,10 @@ impl Statistics {
     }
 }
 
-fn add_mass(sum: &mut Vec<f32>, new: &[f32]) {
+fn add_mass(sum: &mut Vec<f32>, new: &[f32], fades: Option<f32>) {
+    if let Some(left) = fades {
+        sum.iter_mut().for_each(|sum| *sum *= left);
+    }
     sum.resize(sum.len().max(new.len()), 0.0);
     sum.iter_mut().zip(new).for_each(|(sum, new)| *sum += new);
 }

@@ -180,7 +180,7 @@ impl Statistics {
     fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
         let mut put =
             |name: &str, kind, bytes: Vec<u8>| bytes_part(sink, prefix, name, kind, &bytes);
-        let KvNeeds { queries, mass, moments } = self.needs();
+        let KvNeeds { queries, mass, moments, .. } = self.needs();
         if *queries > 0 {
             put("recent.positions", PartKind::Indices, u32s(self.recent.iter().map(|(p, _)| *p)))?;
             put("recent", PartKind::Values, f32s(self.recent.iter().map(|(_, q)| q)))?;

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array2, Array3, s};
+use tensorpress_kvcache::store::{
+    ChannelShrink, Gear, HadamardInt, KvQuant, MatryoshkaProj, Norm, PqCache, ZipCache,
+};
 use tensorpress_kvcache::{
     Axis, Bitmap, Causal, HeadSlots, Int, KvShape, KvStore, Layer, Rope, StoreForm,
 };
@@ -25,6 +28,22 @@ fn forms() -> Vec<StoreForm> {
     forms.push(StoreForm::Bitmap(Bitmap::new(0.7)));
     forms.push(StoreForm::Bitmap(Bitmap::new(0.5).with_value_group(24).with_window(20)));
     forms.push(StoreForm::Bitmap(Bitmap::new(0.0).with_dtype(DType::F32).with_window(0)));
+    forms.push(HadamardInt::default().with_bits(4, 2).into());
+    forms.push(HadamardInt::default().with_bits(8, 8).with_group(16).with_window(3).into());
+    forms.push(ZipCache::default().with_chunk(16).into());
+    let zip = ZipCache::default().with_bits(3).with_chunk(24).with_window(5);
+    forms.push(zip.with_keys(Axis::Token, Norm::SqrtMean).with_values(Axis::Channel, Norm::Mean).into());
+    forms.push(Gear::default().with_chunk(32, 16).into());
+    forms.push(Gear::default().with_bits(2).with_chunk(24, 1 << 10).with_rank(4).into());
+    forms.push(Gear::default().with_chunk(16, 8).with_rank(0).with_sparsity(0.0).into());
+    forms.push(KvQuant::default().with_fit(24, 1).into());
+    forms.push(KvQuant::default().with_bits(2).with_norm(true).with_fit(40, 3).with_window(0).into());
+    forms.push(KvQuant::default().with_bits(3).with_outliers(0.0).with_fit(20, 0).into());
+    forms.push(PqCache::default().with_codes(1, 3).with_fit(16).into());
+    forms.push(PqCache::default().with_codes(4, 4).with_fit(33).with_window(0).into());
+    forms.push(ChannelShrink::default().with_fit(20).into());
+    forms.push(ChannelShrink::default().with_keep(0.3, 0.8).with_bits(4).with_fit(40).into());
+    forms.push(MatryoshkaProj::default().with_fit(20).with_window(7).into());
     forms
 }
 

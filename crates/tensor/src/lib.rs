@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod carry;
 #[cfg(feature = "checkpoint")]
 pub mod checkpoint;
+pub mod cluster;
 pub mod dtype;
 pub mod error;
 pub mod grid;

@@ -9,6 +9,7 @@
 
 mod config;
 mod grid;
+mod kvtc;
 mod rotate;
 mod rows;
 mod scratch;
@@ -17,11 +18,12 @@ mod wire;
 use tensorpress_tensor::{DType, Error, Result, kernels};
 
 use grid::{Plane, Row};
-use rotate::Rotation;
+pub(crate) use rotate::Rotation;
 use scratch::LARGEST_INPUT;
 use wire::{HEAD, SUM};
 
 pub use config::PageConfig;
+pub use kvtc::{Kvtc, KvtcConfig};
 pub use rows::{PageRows, PageRowsMut};
 pub use scratch::PageScratch;
 

@@ -2,7 +2,7 @@ use tensorpress_tensor::linalg::{self, SplitMix};
 
 /// Signs of each head, then one orthonormal Hadamard matrix for all channels of a head, or one for each block of them.
 #[derive(Debug, Clone)]
-pub(super) struct Rotation {
+pub(crate) struct Rotation {
     dim: usize,
     /// `[heads, dim]`, 1 or -1; times the unit of the matrix where there is a factor.
     signs: Vec<f32>,
@@ -23,7 +23,7 @@ const MOST: usize = 256;
 
 impl Rotation {
     /// Bit `c % 64` of value `word + h x ceil(dim / 64) + c / 64` of the seed's sequence is the sign of channel `c` of head `h`.
-    pub(super) fn new(heads: usize, dim: usize, seed: u64, word: u64) -> Self {
+    pub(crate) fn new(heads: usize, dim: usize, seed: u64, word: u64) -> Self {
         let (random, words) = (SplitMix::new(seed), dim.div_ceil(64) as u64);
         let factor = Factor::of(dim);
         let unit = factor.as_ref().map_or(1.0, |_| (dim as f64).sqrt().recip() as f32);
@@ -37,7 +37,7 @@ impl Rotation {
     }
 
     /// x := x T for each head of a token.
-    pub(super) fn apply(&self, x: &mut [f32]) {
+    pub(crate) fn apply(&self, x: &mut [f32]) {
         self.flip(x);
         for head in x.chunks_exact_mut(self.dim) {
             match &self.factor {
@@ -51,7 +51,7 @@ impl Rotation {
     }
 
     /// x := x Tᵀ for each head of a token.
-    pub(super) fn invert(&self, x: &mut [f32]) {
+    pub(crate) fn invert(&self, x: &mut [f32]) {
         for head in x.chunks_exact_mut(self.dim) {
             match &self.factor {
                 None => linalg::hadamard(head),

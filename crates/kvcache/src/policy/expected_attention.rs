@@ -4,7 +4,7 @@ use tensorpress_tensor::Result;
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 
 use super::Policy;
-use super::paper::{Paper, UNSAID, row_with};
+use super::paper::{Paper, Turned, UNSAID, row_with};
 use crate::budget::Budget;
 use crate::rope::Rope;
 use crate::score::{ExpectedAttention, Score};
@@ -19,40 +19,24 @@ pub fn expected_attention(rope: Rope, budget: Budget) -> Policy {
     Policy::new(score, budget).with_protected(sinks, 0)
 }
 
-/// The score before the model's rotary embedding is known.
-#[derive(Debug, Clone)]
-struct Unrotated {
-    theta: Option<f64>,
-    score: ExpectedAttention,
-}
-
-/// Of a model that is not known.
-const THETA: f64 = 1e4;
-
-impl Knobs for Unrotated {
+impl Knobs for Turned<ExpectedAttention> {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
-        let about =
-            "of the rotary embedding, in the place of the model's (of a model not known: 10000)";
-        keys.optional_float("theta", &mut self.theta, 0.0..=1e12, about)?;
+        self.theta(keys)?;
         let (score, about) = (&mut self.score, "future positions that queries are expected at");
         keys.int("future", &mut score.future, 1..=1 << 16, about)?;
         keys.float("epsilon", &mut score.epsilon, 0.0..=1e6, "added before weighing by values")
     }
 }
 
-fn score(paper: &Paper<Unrotated>, model: &KvModel) -> Result<Arc<dyn Score>> {
-    let Unrotated { theta, score } = paper.score.clone();
-    let rope = match (&model.rope, theta) {
-        (Some(rope), None) => rope.clone(),
-        (_, theta) => Rope::new(model.head_dim, theta.unwrap_or(THETA))?,
-    };
-    Ok(Arc::new(ExpectedAttention { rope, sinks: paper.sinks(), ..score }))
+fn score(paper: &Paper<Turned<ExpectedAttention>>, model: &KvModel) -> Result<Arc<dyn Score>> {
+    let rope = paper.score.rope(model)?;
+    Ok(Arc::new(ExpectedAttention { rope, sinks: paper.sinks(), ..paper.score.score.clone() }))
 }
 
-fn paper() -> Paper<Unrotated> {
-    let rope = Rope::new(2, THETA).expect("an even number of channels");
+fn paper() -> Paper<Turned<ExpectedAttention>> {
+    let rope = Turned::<ExpectedAttention>::any();
     let policy = expected_attention(rope.clone(), UNSAID);
-    Paper::new(policy, Unrotated { theta: None, score: ExpectedAttention::new(rope) })
+    Paper::new(policy, Turned::new(ExpectedAttention::new(rope)))
 }
 
 pub(super) fn stage() -> Row<KvPart> {

@@ -2,17 +2,34 @@
 //! stage.
 
 mod adakv;
+mod capkv;
+mod chunkkv;
+mod compactor;
+mod compresskv;
+mod criticalkv;
+mod cur;
 mod demote;
+mod ems;
 mod expected_attention;
+mod finch;
 mod h2o;
 mod keydiff;
 mod knorm;
+mod kvmerger;
+mod lacache;
+mod lagkv;
+mod merging;
 mod paper;
 mod pyramidkv;
+mod qfilter;
 mod random;
+mod razor;
+mod salient;
 mod snapkv;
 mod streaming;
 mod tova;
+mod uncomp;
+mod zeromerge;
 
 use std::sync::Arc;
 
@@ -31,15 +48,31 @@ use crate::statistics::KvNeeds;
 use crate::store::HeadSlots;
 
 pub use adakv::adakv;
+pub use capkv::capkv;
+pub use chunkkv::chunkkv;
+pub use compactor::compactor;
+pub use compresskv::compresskv;
+pub use criticalkv::criticalkv;
+pub use cur::cur;
+pub use ems::ems;
 pub use expected_attention::expected_attention;
+pub use finch::finch;
 pub use h2o::h2o;
 pub use keydiff::keydiff;
 pub use knorm::knorm;
+pub use kvmerger::kvmerger;
+pub use lacache::lacache;
+pub use lagkv::lagkv;
 pub use pyramidkv::pyramidkv;
+pub use qfilter::qfilter;
 pub use random::random;
+pub use razor::razor_attention;
+pub use salient::salient;
 pub use snapkv::snapkv;
 pub use streaming::streaming;
 pub use tova::tova;
+pub use uncomp::uncomp;
+pub use zeromerge::zeromerge;
 
 /// What happens to tokens that are not kept.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -236,7 +269,7 @@ impl Policy {
     /// # Errors
     /// Those of the score; `Numerical` where it gives NaN.
     pub fn plan(&self, held: Held<'_>, tokens: usize) -> Result<HeadSlots> {
-        let mut scores = self.score.score(held)?;
+        let mut scores = self.score.score_within(held, tokens)?;
         let newest = held.store.len().saturating_sub(self.newest(tokens));
         for (h, scores) in scores.iter_mut().enumerate() {
             let positions = held.store.positions(h);
@@ -269,13 +302,30 @@ pub(crate) fn stages() -> Vec<Row<KvPart>> {
         streaming::stage(),
         h2o::stage(),
         snapkv::stage(),
+        salient::stage(),
         pyramidkv::stage(),
         tova::stage(),
         knorm::stage(),
         keydiff::stage(),
         expected_attention::stage(),
         random::stage(),
+        lagkv::stage(),
+        cur::stage(),
+        capkv::stage(),
+        qfilter::stage(),
+        finch::stage(),
+        compactor::stage(),
+        criticalkv::stage(),
+        kvmerger::stage(),
+        zeromerge::stage(),
+        ems::stage(),
+        razor::stage(),
+        uncomp::stage(),
+        compresskv::stage(),
+        lacache::stage(),
         adakv::stage(),
+        chunkkv::stage(),
+        merging::stage(),
         demote::stage(),
     ]
 }

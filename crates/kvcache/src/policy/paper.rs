@@ -7,6 +7,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::Policy;
 use crate::budget::{Budget, Layers, Rule};
+use crate::rope::Rope;
 use crate::score::Score;
 use crate::stage::{KvModel, KvPart, KvRole};
 
@@ -51,8 +52,12 @@ impl<S> Paper<S> {
         self.policy.sinks
     }
 
+    pub(super) fn recent(&self) -> usize {
+        self.policy.recent
+    }
+
     /// The policy with another score.
-    fn with_score(&self, score: Arc<dyn Score>) -> Policy {
+    pub(super) fn with_score(&self, score: Arc<dyn Score>) -> Policy {
         Policy { score, ..self.policy.clone() }
     }
 }
@@ -143,15 +148,59 @@ pub(super) fn row_with<S: Knobs + Send + Sync + 'static>(
     default: impl Fn() -> Paper<S> + Send + Sync + 'static,
     score: MakeScore<S>,
 ) -> Row<KvPart> {
+    row_made(name, about, default, move |paper, model| Ok(paper.with_score(score(paper, model)?)))
+}
+
+/// The stage of a paper that is more than a score: `make` gives the policy, within the budget of the paper's own.
+pub(super) fn row_made<S: Knobs + Send + Sync + 'static>(
+    name: &'static str,
+    about: &'static str,
+    default: impl Fn() -> Paper<S> + Send + Sync + 'static,
+    make: impl Fn(&Paper<S>, &KvModel) -> Result<Policy> + Copy + Send + Sync + 'static,
+) -> Row<KvPart> {
     let build = move |mut paper: Paper<S>, _| {
         let named = move |e: Error| Error::new(e.kind(), format!("{name}: {}", e.message()));
         paper.policy.budget = paper.given.budget().map_err(named)?;
         let policy = move |model: &KvModel| {
-            let policy = paper.with_score(score(&paper, model)?);
+            let policy = make(&paper, model)?;
             policy.check().map_err(named)?;
             Ok(policy)
         };
         Ok(KvPart::Policy(Box::new(policy)))
     };
     Row::new(name, KvRole::Policy, about, default, build)
+}
+
+/// A score before the model's rotary embedding is known.
+#[derive(Debug, Clone)]
+pub(super) struct Turned<S> {
+    theta: Option<f64>,
+    pub(super) score: S,
+}
+
+/// Of a model that is not known.
+const THETA: f64 = 1e4;
+
+impl<S> Turned<S> {
+    pub(super) fn new(score: S) -> Self {
+        Self { theta: None, score }
+    }
+
+    /// An embedding that stands for the model's.
+    pub(super) fn any() -> Rope {
+        Rope::new(2, THETA).expect("an even number of channels")
+    }
+
+    pub(super) fn theta(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let about =
+            "of the rotary embedding, in the place of the model's (of a model not known: 10000)";
+        keys.optional_float("theta", &mut self.theta, 0.0..=1e12, about)
+    }
+
+    pub(super) fn rope(&self, model: &KvModel) -> Result<Rope> {
+        match (&model.rope, self.theta) {
+            (Some(rope), None) => Ok(rope.clone()),
+            (_, theta) => Rope::new(model.head_dim, theta.unwrap_or(THETA)),
+        }
+    }
 }

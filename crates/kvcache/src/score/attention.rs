@@ -45,7 +45,7 @@ impl Score for Accumulated {
 
 /// Weights, as the layer has them, of a head's queries `[n, dim]` over keys `[slots, dim]` at `positions`, causal. Windows
 /// are those of single calls and not known here.
-fn weights(
+pub(super) fn weights(
     scoring: &Scoring,
     head: usize,
     (at, q): (&[usize], &Array2<f32>),

@@ -33,6 +33,14 @@ pub struct ExpectedAttention {
 /// Their rotations are added up one by one, at every plan.
 const MOST_FUTURE: usize = 1 << 16;
 
+/// Whether so many future positions can be.
+pub(super) fn check_future(future: usize) -> Result<()> {
+    if (1..=MOST_FUTURE).contains(&future) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("future = {future}: allowed are 1 to {MOST_FUTURE} positions")))
+}
+
 impl ExpectedAttention {
     /// 512 future positions, 4 sinks, covariance, norms of values, no epsilon.
     #[must_use]
@@ -66,11 +74,7 @@ impl Score for ExpectedAttention {
 
     fn check(&self) -> Result<()> {
         let Self { future, epsilon, .. } = *self;
-        if !(1..=MOST_FUTURE).contains(&future) {
-            return Err(Error::invalid(format!(
-                "future = {future}: allowed are 1 to {MOST_FUTURE} positions"
-            )));
-        }
+        check_future(future)?;
         if !(epsilon.is_finite() && epsilon >= 0.0) {
             return Err(Error::invalid(format!(
                 "epsilon = {epsilon}: allowed are finite numbers from 0 on"

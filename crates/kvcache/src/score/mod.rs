@@ -1,9 +1,24 @@
 //! How much a token matters: one number per head of keys and slot, larger for what shall stay.
 
 mod attention;
+mod cap;
+mod chunk;
+mod compactor;
+mod critical;
+mod cur;
+mod decayed;
 mod describe;
 mod expected;
+mod finch;
 mod geometry;
+mod global_local;
+mod ladder;
+mod lagkv;
+mod lazy;
+mod probes;
+mod qfilter;
+mod reconstruction;
+mod retrieval;
 
 use std::fmt::Debug;
 
@@ -13,10 +28,25 @@ use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Result, ndarray};
 
 pub use attention::{Accumulated, LastQuery, Pooling, QueryWindow};
+pub use cap::Capacity;
+pub use chunk::Chunked;
+pub use compactor::{Compactor, Sketch, leverages};
+pub use critical::{Critical, output_norms};
+pub use cur::{LeverageOf, Leverages};
+pub use decayed::Decayed;
 pub(crate) use describe::IDS;
 pub use describe::read;
 pub use expected::ExpectedAttention;
+pub use finch::Question;
 pub use geometry::{KeyDifference, KeyNorm, Random, Recency};
+pub use global_local::GlobalLocal;
+pub use ladder::Rungs;
+pub use lagkv::LagRelative;
+pub use lazy::lazy_share;
+pub use probes::Probes;
+pub use qfilter::{QueryFilter, query_filter};
+pub use reconstruction::Reconstruction;
+pub use retrieval::RetrievalWindow;
 
 use crate::budget::LayerAt;
 use crate::statistics::{KvNeeds, Statistics};
@@ -73,4 +103,13 @@ pub trait Score: Debug + Send + Sync {
     /// # Errors
     /// `MissingCalibration` where statistics are missing.
     fn score(&self, held: Held<'_>) -> Result<Vec<Vec<f32>>>;
+
+    /// As [`Score::score`], where `tokens` per head may stay; minus infinity for what shall not, even within the budget.
+    ///
+    /// # Errors
+    /// As there.
+    fn score_within(&self, held: Held<'_>, tokens: usize) -> Result<Vec<Vec<f32>>> {
+        let _ = tokens;
+        self.score(held)
+    }
 }

@@ -249,7 +249,7 @@ pub(crate) fn check_int(shape: &IntShape) -> Result<()> {
     Ok(())
 }
 
-fn check_dtype(key: &str, dtype: DType) -> Result<()> {
+pub(crate) fn check_dtype(key: &str, dtype: DType) -> Result<()> {
     if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
         return Ok(());
     }

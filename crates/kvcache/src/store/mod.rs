@@ -2,17 +2,27 @@
 
 mod attend;
 mod bitmap;
+mod coded;
+mod depth;
 mod float;
 mod floats;
 mod form;
+mod gear;
+mod hadamard_int;
 mod head;
 mod int;
 mod joint;
 mod kivi;
+mod kvquant;
 mod layer;
 mod merged;
 mod mustafar;
+mod normal;
+mod own;
+mod pq;
+mod projection;
 mod reader;
+mod rotated;
 mod rows;
 mod scoring;
 #[cfg(test)]
@@ -20,6 +30,7 @@ mod tests;
 mod weigh;
 mod windowed;
 mod wire;
+mod zipcache;
 
 use std::fmt::Debug;
 
@@ -28,24 +39,52 @@ use tensorpress_tensor::node::Json;
 use tensorpress_tensor::stage::Row;
 use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
+use crate::registry::KvRegistry;
 use crate::stage::KvPart;
 
 pub use form::{Bitmap, Form, Int, StoreForm};
+pub use depth::{AquaKv, MiniCache, Unmerged, XKv, dissimilar_pairs, share_layers};
+pub use gear::Gear;
+pub use hadamard_int::HadamardInt;
 pub use int::{Axis, Role};
 pub use joint::{Joined, JointForm, JointPage, Paging};
 pub(crate) use joint::{MEMBER, Member};
+pub use kvquant::{KvLevels, KvQuant, Levels, normal_levels};
 pub use layer::Layer;
 pub use merged::Merged;
+pub(crate) use coded::{floats, put_floats};
+pub(crate) use normal::sample as normal_sample;
+pub use own::PerHead;
+pub(crate) use projection::principal_order;
+pub use pq::{Codebooks, PqCache};
+pub use projection::{
+    ChannelShrink, HeadSample, Matryoshka, MatryoshkaProj, greedy_ranks, principal_basis,
+    weighted_basis,
+};
 pub use reader::Reader;
 pub use rows::{Rows, bytes_part, count, product, read_bytes};
 pub(crate) use scoring::Sight;
 pub use scoring::{Bias, Scoring};
 pub use windowed::{PackedRows, Windowed};
+pub use zipcache::{Norm, ZipCache, join_split, split_codes};
 
 /// The stages of this module.
 pub(crate) fn stages() -> Vec<Row<KvPart>> {
     let [f32, f16, bf16] = floats::stages();
-    vec![f32, f16, bf16, kivi::stage(), mustafar::stage()]
+    let integers = [kivi::stage(), hadamard_int::stage(), zipcache::stage(), gear::stage()];
+    let learnt = [kvquant::stage(), pq::stage()];
+    let floats = [f32, f16, bf16];
+    let all = floats.into_iter().chain(integers).chain(learnt);
+    let all = all.chain(projection::stages()).chain([mustafar::stage()]);
+    all.chain(depth::stages()).collect()
+}
+
+/// A registry that reads the forms of this module.
+pub(crate) fn readers(registry: KvRegistry) -> KvRegistry {
+    let registry = own::reads::<ZipCache>(own::reads::<HadamardInt>(registry));
+    let registry = own::reads::<KvQuant>(own::reads::<Gear>(registry));
+    let registry = own::reads::<ChannelShrink>(own::reads::<PqCache>(registry));
+    depth::readers(own::reads::<MatryoshkaProj>(registry))
 }
 
 /// Heads of one attention layer.

@@ -161,3 +161,23 @@ fn counts_are_what_this_machine_can_count() {
         }
     }
 }
+/// A golden file, where there is one.
+pub(crate) fn golden(name: &str) -> Option<Checkpoint> {
+    let path = data::find(&format!("golden/kv/{name}.safetensors"))?;
+    Some(Checkpoint::open(path).expect("a golden file"))
+}
+
+/// `[heads, tokens, dim]` of a file as `[tokens, heads x dim]`.
+pub(crate) fn rows_of(file: &Checkpoint, name: &str, heads: usize, n: usize, dim: usize) -> Array2<f32> {
+    let x = floats(file, name);
+    Array2::from_shape_fn((n, heads * dim), |(t, c)| x[(c / dim * n + t) * dim + c % dim])
+}
+
+/// Equal but for a share of the largest.
+pub(crate) fn near(a: &[f32], b: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    let largest = b.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= tolerance * largest, "{what}: {i}: {a} against {b}");
+    }
+}

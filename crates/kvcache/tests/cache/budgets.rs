@@ -1,17 +1,19 @@
 use ndarray::{Array3, s};
 use tensorpress_tensor::{Scratch, ndarray};
 
-use crate::{DIM, HEADS, KV_HEADS, SCORES, feed, held, noise, one, total};
+use crate::{DIM, HEADS, KV_HEADS, MORE, SCORES, feed, held, noise, one, total};
 
 #[test]
 fn no_plan_exceeds_its_budget() {
     for store in ["f32", "kivi(bits=4)", "mustafar(sparsity=0.7)"] {
-        for score in SCORES {
+        let more = MORE.map(|(name, keys, _)| (name, keys));
+        for (score, keys) in SCORES.map(|name| (name, "")).into_iter().chain(more) {
             for heads in ["", " | adakv"] {
-                let mut tokens = one(&format!("{store} | {score}(tokens=50, stride=8){heads}"));
-                let mut share = one(&format!("{store} | {score}(keep=0.5){heads}"));
+                let of = |budget: &str| one(&format!("{store} | {score}({budget}{keys}){heads}"));
+                let mut tokens = of("tokens=50, stride=8");
+                let mut share = of("keep=0.5");
                 let bytes = if store == "f32" { 30_000 } else { 20_000 };
-                let mut fixed = one(&format!("{store} | {score}(bytes={bytes}){heads}"));
+                let mut fixed = of(&format!("bytes={bytes}"));
                 let mut seen = 0;
                 for step in [130, 1, 1, 1, 40, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1] {
                     for cache in [&mut tokens, &mut share, &mut fixed] {

@@ -1,7 +1,7 @@
 use tensorpress_kvcache::{Cache, Policy};
 use tensorpress_tensor::ErrorKind;
 
-use crate::{KV_HEADS, LAST, SCORES, STORES, every_recipe, feed, go_on_alike, held, layers, one};
+use crate::{KV_HEADS, LAST, MORE, SCORES, STORES, every_recipe, feed, go_on_alike, held, layers, one};
 
 #[test]
 fn truncate_is_as_if_never_past() {
@@ -73,13 +73,15 @@ fn streaming_scores_equal_batch() {
     for store in STORES {
         // Attention of one query multiplies integers; that of many multiplies what they stand for.
         let tolerance = if store.starts_with('f') || store == "bf16" { 1e-5 } else { 2e-3 };
-        for score in SCORES {
+        let more = MORE.map(|(name, keys, _)| (name, keys));
+        let more = more.into_iter().filter(|_| store == "f32");
+        for (score, keys) in SCORES.map(|name| (name, "")).into_iter().chain(more) {
             if score == "h2o" && tolerance > 1e-5 {
                 // It sums what tokens received while they were still exact.
                 continue;
             }
             for last in ["", " | adakv"] {
-                let recipe = format!("{store} | {score}(keep=1){last}");
+                let recipe = format!("{store} | {score}(keep=1{keys}){last}");
                 let fed = |step: usize| {
                     let mut cache = one(&recipe);
                     (0..130)

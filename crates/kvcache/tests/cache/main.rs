@@ -4,7 +4,9 @@ mod bad_input;
 mod budgets;
 mod deferred;
 mod laws;
+mod papers;
 mod policies;
+mod stores;
 mod wire;
 
 use std::ops::Range;
@@ -37,6 +39,23 @@ const SCORES: [&str; 9] = [
     "expected_attention",
     "random",
 ];
+/// Policies that are tried over fewer stores: name, keys, and what may follow beside nothing.
+const MORE: [(&str, &str, &str); 14] = [
+    ("lagkv", ", lag=16", " | chunkkv"),
+    ("cur", "", " | adakv"),
+    ("capkv", "", " | merging"),
+    ("qfilter", "", " | adakv"),
+    ("finch", ", window=8", " | merging"),
+    ("compactor", ", chunk=32", " | adakv"),
+    ("criticalkv", ", window=8", " | chunkkv(length=7)"),
+    ("kvmerger", ", cosine=0.1", " | adakv"),
+    ("zeromerge", ", recent=16", " | adakv"),
+    ("ems", ", window=8, cosine=0", ""),
+    ("razor_attention", ", heads=1.0-0.1, least=10", ""),
+    ("uncomp", ", window=8, classes=2", " | merging"),
+    ("compresskv", ", heads=1.3-0.2", " | demote(bits=8)"),
+    ("lacache", ", span=2, overlap=1", ""),
+];
 const LAST: [&str; 3] = ["", " | adakv", " | demote(bits=8)"];
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
@@ -56,6 +75,16 @@ fn every_recipe() -> Vec<String> {
                     if !(last.contains("demote") && budget.contains("bytes")) {
                         recipes.push(format!("{store} | {score}({budget}, stride=8){last}"));
                     }
+                }
+            }
+        }
+    }
+    for store in ["f32", "kivi(bits=4)"] {
+        for (name, keys, last) in MORE {
+            let follows = if last.is_empty() { vec![""] } else { vec!["", last] };
+            for last in follows {
+                for budget in ["keep=0.6", "tokens=70"] {
+                    recipes.push(format!("{store} | {name}({budget}, stride=8{keys}){last}"));
                 }
             }
         }

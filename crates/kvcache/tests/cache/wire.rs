@@ -7,10 +7,10 @@ use tensorpress_kvcache::{
 use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Result, Storage};
 
-use crate::{DIM, HEADS, KV_HEADS, SCORES, every_recipe, feed, go_on_alike, held, layers, one};
+use crate::{DIM, HEADS, KV_HEADS, MORE, SCORES, every_recipe, feed, go_on_alike, held, layers, one};
 
 /// A cache's file and its description.
-fn written(cache: &Cache) -> (Vec<u8>, String) {
+pub(super) fn written(cache: &Cache) -> (Vec<u8>, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("kv.safetensors");
     let mut parts = Storage::default();
@@ -21,7 +21,7 @@ fn written(cache: &Cache) -> (Vec<u8>, String) {
     (std::fs::read(&path).expect("reads"), cache.describe().to_string())
 }
 
-fn read(bytes: Vec<u8>, text: &str) -> Result<Cache> {
+pub(super) fn read(bytes: Vec<u8>, text: &str) -> Result<Cache> {
     let json = serde_json::from_str(text).expect("JSON");
     Cache::read(&json, "kv", &Checkpoint::from_bytes("kv", bytes)?)
 }
@@ -102,9 +102,14 @@ fn scores_of_other_crates_come_back_by_name() {
 #[test]
 fn damage_is_an_error_or_a_valid_cache() {
     let mut refused = 0;
-    for score in SCORES {
+    let more = MORE.map(|(name, keys, _)| (name, keys));
+    for (score, keys) in SCORES.map(|name| (name, "")).into_iter().chain(more) {
         for (store, last) in [("f32", ""), ("kivi(bits=4)", " | adakv"), ("f16", " | demote")] {
-            let recipe = format!("{store} | {score}(tokens=30, recent=4, stride=4){last}");
+            let recipe = format!("{store} | {score}(tokens=30, stride=4{keys}){last}");
+            let recipe = match keys.contains("recent") {
+                true => recipe,
+                false => recipe.replace("tokens=30", "tokens=30, recent=4"),
+            };
             let mut cache = one(&recipe);
             feed(&mut cache, 0..50);
             (50..53).for_each(|t| drop(feed(&mut cache, t..t + 1)));

@@ -1,5 +1,6 @@
 //! Caches of all layers: what layers share, what comes from outside, and slots that stand for several tokens.
 
+mod depth;
 mod joint;
 mod merging;
 mod outside;

@@ -1,14 +1,18 @@
 //! Scores, kept tokens and budgets against those of kvpress, SnapKV, KVCache-Factory and Mustafar's official code.
 
+mod cachegen;
 mod causal;
+mod heads;
 mod kvpress;
+mod merges;
 mod official;
+mod presses;
 
 use std::collections::BTreeSet;
 
 use ndarray::{Array3, s};
 use tensorpress_kvcache::{
-    Budget, Cache, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm,
+    Budget, Cache, Held, KvShape, KvStore, Layer, LayerAt, Policy, Score, StoreForm,
 };
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, DType, Scratch, ndarray};
@@ -58,16 +62,22 @@ impl Case {
 
     /// A cache that has seen everything and keeps it, the queries in steps of `step`.
     fn seen(&self, policy: Policy, step: usize) -> Cache {
+        self.fed(policy, &vec![step; self.k.dim().0.div_ceil(step)])
+    }
+
+    /// A cache that was fed so many tokens at a time.
+    fn fed(&self, policy: Policy, steps: &[usize]) -> Cache {
         let layer = Layer::new(self.shape(), StoreForm::Float(DType::F32)).expect("a layer");
         let mut cache =
             Cache::new(layer).with_policy(policy, LayerAt { index: 0, of: 1 }).expect("a policy");
-        let n = self.k.dim().0;
-        for start in (0..n).step_by(step) {
+        let (n, mut start) = (self.k.dim().0, 0);
+        for step in steps {
             let rows = s![start..(start + step).min(n), .., ..];
             cache.append(self.k.slice(rows), self.v.slice(rows)).expect("appends");
             let q = self.q.slice(rows);
             let mut out = Array3::zeros(q.raw_dim());
             cache.attend(q, None, out.view_mut(), &mut Scratch::default()).expect("attends");
+            start = (start + step).min(n);
         }
         cache
     }
@@ -99,6 +109,23 @@ impl Case {
         (0..self.shape().kv_heads)
             .map(|h| cache.store().positions(h).into_iter().collect())
             .collect()
+    }
+}
+
+/// Scores that are given.
+#[derive(Debug, Clone)]
+struct Fixed(Vec<Vec<f32>>);
+
+impl Score for Fixed {
+    fn id(&self) -> &'static str {
+        "fixed"
+    }
+
+    fn score(&self, held: Held<'_>) -> tensorpress_tensor::Result<Vec<Vec<f32>>> {
+        let of = |(h, scores): (usize, &Vec<f32>)| {
+            held.store.positions(h).into_iter().map(|p| scores[p]).collect()
+        };
+        Ok(self.0.iter().enumerate().map(of).collect())
     }
 }
 

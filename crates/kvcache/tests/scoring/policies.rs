@@ -1,11 +1,12 @@
 //! Scores of tokens weigh as the layer does.
 
 use ndarray::{Array3, s};
-use tensorpress_kvcache::score::{Accumulated, ExpectedAttention, LastQuery, QueryWindow};
+use tensorpress_kvcache::score::{Accumulated, ExpectedAttention, LastQuery, Probes, QueryWindow};
 use tensorpress_kvcache::{
     Budget, Cache, Causal, HeadSlots, KvStore, Layer, LayerAt, Policy, Rope, Score, Scoring,
     StoreForm,
 };
+use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::{DType, Scratch, ndarray};
 
 use crate::reference::Asked;
@@ -135,4 +136,41 @@ fn expected_attention_takes_scale_and_cap() {
             scores[4..].iter().fold((1.0f32, 0.0f32), |(a, b), s| (a.min(*s), b.max(*s)));
         assert!(high - low < 1e-6, "{low} to {high}");
     }
+}
+
+/// What probes see, each token's sum over how many of them see it, by plain loops; few probes are near all queries.
+#[test]
+fn probes_are_divided_by_how_many_see_a_token() {
+    let probes = Probes::default().with_window(64).with_shares(0.1, 0.3);
+    for scoring in scorings(4) {
+        for thinned in [false, true] {
+            let cache = seen(probes, &scoring, 1.0, thinned);
+            let (store, q) = (cache.store(), noise(N, 4, 32, 3));
+            let asked = Asked { heads: 4, scoring: &scoring, causal: Causal::from(0), bias: None };
+            // The newest 7 of the 64 that are remembered, and those whose draw says so.
+            let unit = |p: usize| (SplitMix::new(0).at(p as u64) >> 11) as f64 / 2f64.powi(53);
+            let at: Vec<usize> =
+                (N - 64..N).filter(|p| *p >= N - 7 || unit(*p) < 0.3).collect();
+            assert!((12..40).contains(&at.len()), "{} probes", at.len());
+            for (h, scores) in scores(&cache).iter().enumerate() {
+                let (k, positions) = (store.keys(h), store.positions(h));
+                let mut sum = vec![0.0; positions.len()];
+                for r in &at {
+                    for head in 2 * h..2 * h + 2 {
+                        let weights = asked.weights((head, *r), &q, &k, &positions);
+                        sum.iter_mut().zip(weights).for_each(|(s, w)| *s += w);
+                    }
+                }
+                for ((mine, sum), p) in scores.iter().zip(sum).zip(positions) {
+                    let saw = at.iter().filter(|r| **r >= p).count().max(1);
+                    let exact = sum / (2 * saw) as f64;
+                    assert!((f64::from(*mine) - exact).abs() < 1e-5, "{p}: {mine} and {exact}");
+                }
+            }
+        }
+    }
+    let error = |p: Probes| p.check().unwrap_err().kind();
+    let kind = tensorpress_tensor::ErrorKind::InvalidArgument;
+    assert_eq!(error(probes.with_window(0)), kind);
+    assert_eq!(error(probes.with_shares(1.5, 0.0)), kind);
 }

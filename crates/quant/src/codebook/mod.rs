@@ -1,18 +1,17 @@
 //! Codebooks of vectors: k-means, codewords of few numbers, levels of residuals, smaller codebooks of larger ones,
 //! communities.
 
-mod clusters;
 mod lr2vq;
 mod residual;
 mod shrink;
 mod structural;
 
-pub use clusters::{Clusters, cluster};
-pub(crate) use clusters::{assign, lloyd, means, seeds};
 pub use lr2vq::Lr2Vq;
 pub use residual::{ResidualQuantizer, ResidualSpec};
 pub use shrink::NestedCodebooks;
 pub use structural::{StructuralCodebook, StructuralEntropy, structural_entropy};
+pub(crate) use tensorpress_tensor::cluster::{assign, lloyd, means, seeds};
+pub use tensorpress_tensor::cluster::{Clusters, cluster};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 

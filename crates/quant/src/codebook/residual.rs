@@ -1,8 +1,8 @@
+use tensorpress_tensor::cluster::entropy;
 use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 use tensorpress_tensor::{Error, Result, Target};
 
-use super::clusters::entropy;
 use super::{assign, means};
 
 /// McQuic's quantiser (Zhu et al., 2022): vectors are cut into groups, each with codebooks of its own, one a level: the first

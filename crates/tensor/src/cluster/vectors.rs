@@ -1,6 +1,7 @@
-use tensorpress_tensor::linalg::{Par, SplitMix};
-use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis};
-use tensorpress_tensor::{Error, Result, Target};
+use ndarray::{Array2, ArrayView2, Axis};
+
+use crate::linalg::{Par, SplitMix};
+use crate::{Error, Result, Target};
 
 /// Vectors that means are found on, at most; all are assigned.
 const SAMPLE: usize = 1 << 16;
@@ -42,7 +43,8 @@ impl Clusters {
 }
 
 /// Shannon's entropy of counts, in bits.
-pub(crate) fn entropy(counts: &[u64]) -> f64 {
+#[must_use]
+pub fn entropy(counts: &[u64]) -> f64 {
     let total = counts.iter().sum::<u64>() as f64;
     let bits = |count: &u64| *count as f64 / total * (total / *count as f64).log2();
     counts.iter().filter(|count| **count > 0).map(bits).sum()
@@ -53,7 +55,7 @@ pub(crate) fn entropy(counts: &[u64]) -> f64 {
 /// all alike.
 ///
 /// ```
-/// use tensorpress_quant::codebook::cluster;
+/// use tensorpress_tensor::cluster::cluster;
 /// use tensorpress_tensor::{linalg::Par, ndarray::array};
 ///
 /// let vectors = array![[0.0, 0.0], [9.0, 8.0], [0.0, 1.0], [9.0, 9.0]];
@@ -93,8 +95,10 @@ pub fn cluster(
     Ok(Clusters { means, codes })
 }
 
-/// The means of so many clusters, from k-means of a sample, begun at some of its vectors.
-pub(crate) fn means(
+/// The means `[entries, size]` of so many clusters of vectors `[vectors, size]`: k-means of a sample of at most 65,536, begun
+/// at some of its vectors; what [`cluster`] does.
+#[must_use]
+pub fn means(
     vectors: &Array2<f32>,
     weights: Option<&[f32]>,
     entries: usize,
@@ -119,8 +123,9 @@ fn pick(count: usize, random: &mut SplitMix) -> usize {
     (random.next_f64() * count as f64) as usize % count
 }
 
-/// Vectors drawn at random.
-pub(crate) fn seeds(vectors: &Array2<f32>, entries: usize, random: &mut SplitMix) -> Array2<f32> {
+/// Vectors `[entries, size]` drawn at random, some perhaps twice; zeros where there are none.
+#[must_use]
+pub fn seeds(vectors: &Array2<f32>, entries: usize, random: &mut SplitMix) -> Array2<f32> {
     let mut means = Array2::zeros((entries, vectors.ncols()));
     if vectors.nrows() > 0 {
         for mut mean in means.rows_mut() {
@@ -130,8 +135,9 @@ pub(crate) fn seeds(vectors: &Array2<f32>, entries: usize, random: &mut SplitMix
     means
 }
 
-/// Steps of Lloyd's algorithm; means without vectors are begun anew at one of `all`.
-pub(crate) fn lloyd(
+/// At most so many steps of Lloyd's algorithm on `means` `[entries, size]`; means without vectors are begun anew at one of
+/// `all`.
+pub fn lloyd(
     vectors: &Array2<f32>,
     all: &Array2<f32>,
     weights: Option<&[f32]>,
@@ -171,7 +177,8 @@ pub(crate) fn lloyd(
 }
 
 /// The nearest mean of every vector; the first of equally near ones.
-pub(crate) fn assign(vectors: ArrayView2<'_, f32>, means: &Array2<f32>, par: Par) -> Vec<u16> {
+#[must_use]
+pub fn assign(vectors: ArrayView2<'_, f32>, means: &Array2<f32>, par: Par) -> Vec<u16> {
     let size = vectors.ncols();
     let mut codes = vec![0u16; vectors.nrows()];
     if size == 0 {

@@ -1,6 +1,6 @@
 //! Levels that lose least: exact k-means of numbers.
 
-use tensorpress_tensor::{Error, Result};
+use crate::{Error, Result};
 
 /// Distinct numbers that are told apart: what lies behind is merged with its neighbours first, in as many runs.
 const MOST_POINTS: usize = 1 << 16;
@@ -13,7 +13,7 @@ const MOST_POINTS: usize = 1 << 16;
 /// divide and conquer finds those of n numbers in O(count n log n).
 ///
 /// ```
-/// let levels = tensorpress_quant::optimal_levels(&[5.0, 1.0, 1.5, 9.0], None, 3)?;
+/// let levels = tensorpress_tensor::cluster::optimal_levels(&[5.0, 1.0, 1.5, 9.0], None, 3)?;
 /// assert_eq!(levels, [1.25, 5.0, 9.0]);
 /// # Ok::<(), tensorpress_tensor::Error>(())
 /// ```

@@ -1,0 +1,135 @@
+use serde::{Deserialize, Serialize};
+use tensorpress_tensor::node::{Json, PartSource};
+use tensorpress_tensor::stage::{Keys, Knobs, Row};
+use tensorpress_tensor::{DType, Error, Result};
+
+use super::form::check_int;
+use super::int::{Axis, IntRows, IntShape, Role};
+use super::own::{PackedForm, Place, form, half_of, row};
+use super::rotated::Rotated;
+use super::StoreForm;
+use crate::stage::KvPart;
+
+/// Integers behind a rotation: signs drawn from a seed and a Hadamard matrix spread what single channels stand out by, and plain
+/// grids of each token and run of channels do for keys as well as for values (QuaRot, Ashkboos et al., 2024). Attention rotates
+/// queries and sums, not the tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HadamardInt {
+    /// Bits of a key's code: 2, 4 or 8.
+    pub key_bits: u32,
+    /// Bits of a value's code.
+    pub value_bits: u32,
+    /// Channels that share a scale: a multiple of 16 that divides the head, or all of it.
+    pub group: usize,
+    /// Newest tokens that are exact.
+    pub window: usize,
+    /// Type of scales and minima.
+    pub scales: DType,
+    /// Of the signs.
+    pub seed: u64,
+    /// Newest tokens that can be taken back exactly.
+    pub margin: usize,
+}
+
+impl Default for HadamardInt {
+    /// 4 bits in groups of 32, f16 scales, a window and a margin of 32.
+    fn default() -> Self {
+        let (key_bits, value_bits, scales) = (4, 4, DType::F16);
+        Self { key_bits, value_bits, group: 32, window: 32, scales, seed: 0, margin: 32 }
+    }
+}
+
+impl HadamardInt {
+    /// Sets the bits of keys and of values.
+    #[must_use]
+    pub fn with_bits(mut self, keys: u32, values: u32) -> Self {
+        (self.key_bits, self.value_bits) = (keys, values);
+        self
+    }
+
+    /// Sets how many channels share a scale.
+    #[must_use]
+    pub fn with_group(mut self, channels: usize) -> Self {
+        self.group = channels;
+        self
+    }
+
+    /// Sets how many of the newest tokens are exact.
+    #[must_use]
+    pub fn with_window(mut self, tokens: usize) -> Self {
+        self.window = tokens;
+        self
+    }
+
+    fn shape(&self, (role, _, dim): Place) -> IntShape {
+        let bits = if role == Role::Keys { self.key_bits } else { self.value_bits };
+        let (axis, group, dtype) = (Axis::Token, self.group.min(dim), self.scales);
+        IntShape { role, axis, bits, group, dim, dtype, sliding: false }
+    }
+}
+
+impl From<HadamardInt> for StoreForm {
+    fn from(own: HadamardInt) -> Self {
+        form(own)
+    }
+}
+
+impl PackedForm for HadamardInt {
+    const ID: &'static str = "hadamard_int";
+    type Packed = Rotated<IntRows>;
+
+    fn check(&self, role: Role, dim: usize) -> Result<()> {
+        check_int(&self.shape((role, 0, dim))).map_err(|e| {
+            let key = if role == Role::Keys { "key" } else { "value" };
+            Error::new(e.kind(), format!("{key}s: {}", e.message()))
+        })
+    }
+
+    /// Rotated, a number can be the sum of all channels.
+    fn limit(&self) -> f32 {
+        half_of(self.scales) / 32.0
+    }
+
+    fn windows(&self) -> [usize; 2] {
+        [self.window, self.margin]
+    }
+
+    fn mixes_keys(&self) -> bool {
+        false
+    }
+
+    fn packed(&self, place: Place) -> Self::Packed {
+        Rotated::new(IntRows::new(self.shape(place)), place.0, self.seed)
+    }
+
+    fn read(
+        &self,
+        place: Place,
+        json: &Json,
+        prefix: &str,
+        source: &dyn PartSource,
+    ) -> Result<Self::Packed> {
+        let rows = IntRows::read(json, place.2, prefix, source)?;
+        Ok(Rotated::new(rows, place.0, self.seed))
+    }
+}
+
+impl Knobs for HadamardInt {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.one_of("key_bits", &mut self.key_bits, &[2, 4, 8], "bits of a key's code")?;
+        keys.one_of("value_bits", &mut self.value_bits, &[2, 4, 8], "bits of a value's code")?;
+        let about = "channels that share a scale: a multiple of 16 that divides the head, or all";
+        keys.int("group", &mut self.group, 1..=1 << 20, about)?;
+        keys.int("window", &mut self.window, 0..=1 << 20, "newest tokens that are exact")?;
+        let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
+        keys.choice("scales", &mut self.scales, &types, "type of scales and minima")?;
+        keys.int("seed", &mut self.seed, 0..=i64::MAX, "of the signs")?;
+        let about = "newest tokens that can be taken back exactly";
+        keys.int("margin", &mut self.margin, 0..=1 << 20, about)
+    }
+}
+
+pub(super) fn stage() -> Row<KvPart> {
+    row::<HadamardInt>("holds integers behind signs and a Hadamard matrix, keys and values alike")
+}
