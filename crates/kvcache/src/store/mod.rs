@@ -10,6 +10,7 @@ mod int;
 mod kivi;
 mod layer;
 mod mustafar;
+mod parts;
 mod reader;
 mod rows;
 mod scoring;
