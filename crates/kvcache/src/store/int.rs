@@ -139,6 +139,7 @@ impl IntShape {
         }
     }
 
+    #[cfg(test)]
     fn read_f32(&self, bytes: &[u8], at: usize) -> f32 {
         let (size, mut value) = (self.dtype.size(), [0.0]);
         self.dtype.read_f32(&bytes[at * size..][..size], &mut value).expect("a float type");
@@ -301,6 +302,7 @@ impl IntRows {
     }
 
     /// Code, scale and minimum of every entry of a row.
+    #[cfg(test)]
     pub(crate) fn entry(&self, token: usize, channel: usize) -> (u8, f32, f32) {
         let (page, t) = (&self.pages[token / self.shape.page()], token % self.shape.page());
         let (line, byte, shift) = self.shape.place(t, channel);
