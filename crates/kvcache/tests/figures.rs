@@ -94,24 +94,49 @@ fn attention_of_minilm() {
             false,
             1.0,
         ),
-        ("zipcache(bits=2), no norms", bare!(zip(2).with_values(Axis::Token, Norm::One)), false, 1.0),
+        (
+            "zipcache(bits=2), no norms",
+            bare!(zip(2).with_values(Axis::Token, Norm::One)),
+            false,
+            1.0,
+        ),
         ("gear(bits=4)", bare!(gear(4)), false, 1.0),
         ("gear(bits=2)", bare!(gear(2)), false, 1.0),
         ("gear(bits=2, rank=0)", bare!(gear(2).with_rank(0)), false, 1.0),
-        ("gear(bits=2, rank=0, sparsity=0)", bare!(gear(2).with_rank(0).with_sparsity(0.0)), false, 1.0),
+        (
+            "gear(bits=2, rank=0, sparsity=0)",
+            bare!(gear(2).with_rank(0).with_sparsity(0.0)),
+            false,
+            1.0,
+        ),
         ("kvquant(bits=4)", bare!(kvq(4)), false, 1.0),
         ("kvquant(bits=3)", bare!(kvq(3)), false, 1.0),
         ("kvquant(bits=3), plain keys", bare!(kvq(3)), true, 1.0),
         ("kvquant(bits=3, levels=uniform)", bare!(uniform(3)), false, 1.0),
         ("kvquant(bits=2)", bare!(kvq(2)), false, 1.0),
         ("kvquant(bits=2, norm=true)", bare!(kvq(2).with_norm(true)), false, 1.0),
-        ("pq_cache(sub=2, bits=6)", bare!(PqCache::default().with_codes(2, 6).with_fit(256)), false, 1.0),
-        ("pq_cache(sub=4, bits=8)", bare!(PqCache::default().with_codes(4, 8).with_fit(256)), false, 1.0),
+        (
+            "pq_cache(sub=2, bits=6)",
+            bare!(PqCache::default().with_codes(2, 6).with_fit(256)),
+            false,
+            1.0,
+        ),
+        (
+            "pq_cache(sub=4, bits=8)",
+            bare!(PqCache::default().with_codes(4, 8).with_fit(256)),
+            false,
+            1.0,
+        ),
         ("channel_shrink(0.75), plain keys", bare!(shrink(0.75)), true, 1.0),
         ("channel_shrink(0.5), rotated keys", bare!(shrink(0.5)), false, 1.0),
         ("channel_shrink(0.5), plain keys", bare!(shrink(0.5)), true, 1.0),
         ("channel_shrink(0.5, bits=4), plain keys", bare!(shrink(0.5).with_bits(4)), true, 1.0),
-        ("matryoshka_proj(0.95), plain keys", bare!(MatryoshkaProj::default().with_energy(0.95, 0.95).with_fit(128)), true, 1.0),
+        (
+            "matryoshka_proj(0.95), plain keys",
+            bare!(MatryoshkaProj::default().with_energy(0.95, 0.95).with_fit(128)),
+            true,
+            1.0,
+        ),
     ];
     for (name, form, rope, most) in cases {
         let (out, bits) = attend(form, rope);
@@ -128,9 +153,7 @@ fn attention_of_stories() {
     let shape = KvShape::new(8, 4, 8).expect("a shape");
     let rope = Rope::new(8, 1e4).expect("an embedding");
     let states: Vec<[Array3<f32>; 3]> = (0..5)
-        .map(|l| {
-            ["k_rope", "v", "q_rope"].map(|name| tokens_first(&file, &format!("l{l}.{name}")))
-        })
+        .map(|l| ["k_rope", "v", "q_rope"].map(|name| tokens_first(&file, &format!("l{l}.{name}"))))
         .collect();
     let attend = |mut caches: Caches| {
         let mut all = Vec::new();
@@ -149,9 +172,8 @@ fn attention_of_stories() {
         let all = ndarray::concatenate(ndarray::Axis(0), &views).expect("of one shape");
         (all, 8.0 * caches.bytes() as f64 / (5 * 256 * 4 * 16) as f64)
     };
-    let joint = |form: Arc<dyn JointForm>| {
-        Caches::joint(form, &[shape; 5], Some(&rope)).expect("caches")
-    };
+    let joint =
+        |form: Arc<dyn JointForm>| Caches::joint(form, &[shape; 5], Some(&rope)).expect("caches");
     let recipe = |line: &str| {
         let recipe: tensorpress_kvcache::KvRecipe = line.parse().expect("a recipe");
         recipe.with_rope(rope.clone()).together(&[shape; 5]).expect("caches")
@@ -171,13 +193,25 @@ fn attention_of_stories() {
         ("f16", recipe("f16"), 1.0),
         ("minicache(first=1)", bare!(mini), 2.0),
         ("minicache(first=1, share=0.2)", bare!(mini.with_unmerged(Default::default(), 0.2)), 2.0),
-        ("minicache(first=1, unmerged=nearest)", bare!(mini.with_unmerged(tensorpress_kvcache::store::Unmerged::Nearest, 0.05)), 2.0),
+        (
+            "minicache(first=1, unmerged=nearest)",
+            bare!(mini.with_unmerged(tensorpress_kvcache::store::Unmerged::Nearest, 0.05)),
+            2.0,
+        ),
         ("xkv(keys=1, values=1.5)", bare!(xkv.with_coordinates(1.0, 1.5)), 1.0),
         ("xkv(keys=2, values=3)", bare!(xkv.with_coordinates(2.0, 3.0)), 1.0),
         ("aqua_kv(bits=2)", bare!(aqua), 1.0),
         ("aqua_kv(bits=3)", bare!(aqua.with_bits(3, 4)), 1.0),
         ("aqua_kv(bits=3, together=true)", bare!(aqua.with_bits(3, 4).with_together(true)), 1.0),
-        ("aqua_kv(bits=3, ridge=1e6)", bare!({ let mut a = aqua.with_bits(3, 4); a.ridge = 1e6; a }), 1.0),
+        (
+            "aqua_kv(bits=3, ridge=1e6)",
+            bare!({
+                let mut a = aqua.with_bits(3, 4);
+                a.ridge = 1e6;
+                a
+            }),
+            1.0,
+        ),
     ];
     for (name, caches, most) in cases {
         let (out, bits) = attend(caches);

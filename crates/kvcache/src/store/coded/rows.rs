@@ -80,9 +80,8 @@ impl<C: Code> Coded<C> {
         prefix: &str,
         source: &dyn PartSource,
     ) -> Result<Self> {
-        let bad = |why: &str| {
-            Error::corruption(format!("KV cache description: {why}")).in_tensor(prefix)
-        };
+        let bad =
+            |why: &str| Error::corruption(format!("KV cache description: {why}")).in_tensor(prefix);
         let len = count(json, "len")?;
         if len > 0 {
             code.read_model(prefix, source)?;
@@ -251,7 +250,8 @@ impl<C: Code> PackedRows for Coded<C> {
                 self.code.forget();
             }
         } else {
-            let (units, full) = ((len - self.code.sinks()) / self.code.unit(), self.units_of_page());
+            let (units, full) =
+                ((len - self.code.sinks()) / self.code.unit(), self.units_of_page());
             self.pages.truncate(units.div_ceil(full));
             let last = units - (units - 1) / full * full;
             Arc::make_mut(self.pages.last_mut().expect("a unit stays")).truncate(last);
