@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         }
         ["interop", peers @ ..] => interop::run(peers),
         ["ablation", model, only @ ..] => quality::ablation(model, only),
+        ["caches", model, only @ ..] => quality::caches(model, only),
         ["embeddings", model] => quality::embeddings(model),
         ["mixes", model] => quality::mixes(model),
         ["methods", model] => quality::methods(model),
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
         ["memory"] => memory::run(&root().join("target/made-1b")),
         ["memory", folder] => memory::run(Path::new(folder)),
         _ => Err(format!(
-            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | peers [WORD ...] | ablation MODEL [WORD ...] | methods MODEL | mixes MODEL | embeddings MODEL | report | rivals MODEL [TYPE ...]\n{}",
+            "usage: cargo xtask ci [STEP ...] | more [STEP ...] | api | stages | tables | wrap | made-checkpoint [experts] DIR | made-moe DIR | memory [DIR] | faults [ONE_IN] | interop [PEER ...] | peers [WORD ...] | ablation MODEL [WORD ...] | caches MODEL [WORD ...] | methods MODEL | mixes MODEL | embeddings MODEL | report | rivals MODEL [TYPE ...]\n{}",
             ci::names()
         )),
     };

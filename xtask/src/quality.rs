@@ -1,5 +1,6 @@
 //! What the best recipe owes to each of its parts, and how it stands beside the types of GGUF, on real models.
 
+mod caches;
 mod lists;
 mod mixes;
 
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use crate::{Outcome, cargo, execute, root, shared};
 use lists::{LINES, Line, METHODS, TYPES};
+pub use caches::caches;
 pub use mixes::mixes;
 
 /// A model, what it is calibrated on and judged by.

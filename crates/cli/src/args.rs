@@ -407,6 +407,24 @@ pub(crate) struct Eval {
     /// How keys and values are held, token by token: `kivi(bits=4) | h2o(keep=0.5)`, see `tensorpress stages`
     #[arg(long, value_name = "RECIPE")]
     pub(crate) kv: Option<String>,
+    /// With `--kv`: tokens of each text that are read at once, as a prompt is, and not judged
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        requires = "kv",
+        allow_negative_numbers = true
+    )]
+    pub(crate) kv_prefix: usize,
+    /// With `--kv`: tokens that are read at a time after that
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count, requires = "kv", allow_negative_numbers = true)]
+    pub(crate) kv_step: usize,
+    /// With `--kv`: tokens of a passage of the recall test
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = count, requires = "kv", allow_negative_numbers = true)]
+    pub(crate) kv_passage: usize,
+    /// With `--kv`: passages of the recall test
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = count, requires = "kv", allow_negative_numbers = true)]
+    pub(crate) kv_passages: usize,
     #[command(flatten)]
     pub(crate) limits: Limits,
     /// Print one JSON object

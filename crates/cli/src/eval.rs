@@ -8,7 +8,8 @@ use tensorpress::bill::Bill;
 use tensorpress::kvcache::KvRecipe;
 use tensorpress::model::text::Corpus;
 use tensorpress::model::{
-    Decoder, Judged, Judgement, Passages, Source, ThroughCache, compare, perplexity, recall,
+    Decoder, Judged, Judgement, Passages, Reading, Source, ThroughCache, compare, perplexity,
+    recall,
 };
 
 use crate::args::Eval;
@@ -96,10 +97,11 @@ pub(crate) fn kv_recipe(text: &str) -> Outcome<KvRecipe> {
 }
 
 /// Lets the model read random tokens again, behind the caches.
-fn recalled(cached: &ThroughCache<'_>) -> Result<KvVerdict> {
+fn recalled(cached: &ThroughCache<'_>, args: &Eval) -> Result<KvVerdict> {
     let kv_bytes_per_token = cached.bytes_per_token();
     let (bar, tell) = judging("recall");
-    let recall = recall(cached, Passages::default(), &tell)?;
+    let passages = Passages::default().with_count(args.kv_passages).with_length(args.kv_passage);
+    let recall = recall(cached, passages, &tell)?;
     bar.finish_and_clear();
     Ok(KvVerdict { kv_bytes_per_token, kv_recall_gain: recall.gain, kv_recall: recall.share() })
 }
@@ -120,7 +122,10 @@ fn judge(args: &Eval, opened: &Opened) -> Outcome<Verdict> {
     let cached = match &kv {
         None => None,
         Some(recipe) => {
-            Some(ThroughCache::new(&model, recipe).map_err(|e| Failure::of_argument("--kv", e))?)
+            let cached = ThroughCache::new(&model, recipe);
+            let reading = Reading::default().with_prefix(args.kv_prefix).with_step(args.kv_step);
+            let cached = cached.map_err(|e| Failure::of_argument("--kv", e))?;
+            Some(cached.with_reading(reading))
         }
     };
     let judged: &dyn Judged = cached.as_ref().map_or(&model, |cached| cached);
@@ -134,7 +139,7 @@ fn judge(args: &Eval, opened: &Opened) -> Outcome<Verdict> {
         }
     };
     bar.finish_and_clear();
-    let kv = cached.as_ref().map(recalled).transpose()?;
+    let kv = cached.as_ref().map(|cached| recalled(cached, args)).transpose()?;
     drop(model);
     let bill = Bill::of(source)?;
     Ok(Verdict { kv, ..Verdict::new(&judgement, bill.bits_per_weight, bill.file_bytes) })

@@ -48,6 +48,11 @@ pub trait Judged: Sync {
     fn hidden(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
         self.decoder().hidden(ids, scratch)
     }
+
+    /// Tokens of every sequence that are read and not judged.
+    fn read_first(&self) -> usize {
+        0
+    }
 }
 
 impl Judged for Decoder {
@@ -56,11 +61,46 @@ impl Judged for Decoder {
     }
 }
 
-/// A model that sees the past through caches made by a recipe, token by token, as when it generates.
+/// How a model behind caches reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reading {
+    /// Tokens that it reads at once, as a prompt is read; they are not judged.
+    pub prefix: usize,
+    /// Tokens that it reads at a time after that, at least 1. Those read together see each other as the form holds them, and
+    /// policies look once for all.
+    pub step: usize,
+}
+
+impl Default for Reading {
+    /// Token by token, as when it generates.
+    fn default() -> Self {
+        Self { prefix: 0, step: 1 }
+    }
+}
+
+impl Reading {
+    /// Sets how many tokens are read at once before anything is judged.
+    #[must_use]
+    pub fn with_prefix(mut self, tokens: usize) -> Self {
+        self.prefix = tokens;
+        self
+    }
+
+    /// Sets how many tokens are read at a time.
+    #[must_use]
+    pub fn with_step(mut self, tokens: usize) -> Self {
+        self.step = tokens.max(1);
+        self
+    }
+}
+
+/// A model that sees the past through caches made by a recipe.
 #[derive(Debug)]
 pub struct ThroughCache<'a> {
     decoder: &'a Decoder,
     recipe: &'a KvRecipe,
+    reading: Reading,
     /// Bytes held when sequences ended, and their tokens.
     held: [AtomicU64; 2],
 }
@@ -72,7 +112,14 @@ impl<'a> ThroughCache<'a> {
     /// Those of [`Decoder::caches`].
     pub fn new(decoder: &'a Decoder, recipe: &'a KvRecipe) -> Result<Self> {
         decoder.caches(recipe)?;
-        Ok(Self { decoder, recipe, held: Default::default() })
+        Ok(Self { decoder, recipe, reading: Reading::default(), held: Default::default() })
+    }
+
+    /// Sets how it reads.
+    #[must_use]
+    pub fn with_reading(mut self, reading: Reading) -> Self {
+        self.reading = reading;
+        self
     }
 
     /// Bytes of keys and values of all blocks when sequences ended, over the tokens they had; of what was judged so far.
@@ -91,13 +138,23 @@ impl Judged for ThroughCache<'_> {
     fn hidden(&self, ids: &[u32], scratch: &mut Scratch) -> Result<Array2<f32>> {
         let mut caches = self.decoder.caches(self.recipe)?;
         let mut hidden = Array2::zeros((ids.len(), self.decoder.config().hidden));
-        for (token, mut row) in ids.iter().zip(hidden.rows_mut()) {
-            row.assign(&self.decoder.advance(&[*token], &mut caches, scratch)?.row(0));
+        let Reading { prefix, step } = self.reading;
+        let mut next = 0..prefix.min(ids.len());
+        while next.start < ids.len() {
+            if !next.is_empty() {
+                let rows = self.decoder.advance(&ids[next.clone()], &mut caches, scratch)?;
+                hidden.slice_mut(s![next.clone(), ..]).assign(&rows);
+            }
+            next = next.end..(next.end + step.max(1)).min(ids.len());
         }
         let bytes: u64 = caches.iter().map(|cache| cache.bytes()).sum();
         self.held[0].fetch_add(bytes, Ordering::Relaxed);
         self.held[1].fetch_add(ids.len() as u64, Ordering::Relaxed);
         Ok(hidden)
+    }
+
+    fn read_first(&self) -> usize {
+        self.reading.prefix
     }
 }
 
@@ -115,7 +172,7 @@ pub fn perplexity(
         let hidden = model.hidden(ids, scratch)?;
         let mut tally = Tally::default();
         let head = model.decoder().head();
-        for rows in chunks(ids, head.vocab()) {
+        for rows in chunks(ids, model.read_first(), head.vocab()) {
             let logits = head.logits(hidden.slice(s![rows.clone(), ..]), scratch)?;
             for (logits, next) in logits.rows().into_iter().zip(&ids[rows.start + 1..]) {
                 let logits = logits.to_slice().expect("rows of a new matrix");
@@ -213,7 +270,7 @@ where
         let theirs = reference_hidden(i, scratch)?;
         let ours = model.hidden(ids, scratch)?;
         let mut tally = Tally::default();
-        for rows in chunks(ids, 2 * vocab) {
+        for rows in chunks(ids, model.read_first(), 2 * vocab) {
             let theirs = reference.logits(theirs.slice(s![rows.clone(), ..]), scratch)?;
             let ours = head.logits(ours.slice(s![rows.clone(), ..]), scratch)?;
             tally.add(theirs.view(), ours.view(), &ids[rows.start + 1..]);
@@ -247,11 +304,15 @@ pub(crate) fn each<T: Send>(
 /// Logits held at a time, per thread.
 const LOGITS: usize = 1 << 23;
 
-/// Rows with a next token, in chunks whose logits are bounded.
-fn chunks(ids: &[u32], width: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+/// Rows whose next token is none of the first `read`, in chunks whose logits are bounded.
+fn chunks(
+    ids: &[u32],
+    read: usize,
+    width: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
     let rows = ids.len().saturating_sub(1);
     let step = (LOGITS / width.max(1)).max(1);
-    (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
+    (read.saturating_sub(1)..rows).step_by(step).map(move |start| start..(start + step).min(rows))
 }
 
 /// Sums over the predictions of one sequence.

@@ -52,7 +52,7 @@ pub use config::{
 };
 pub use decoder::{Decoder, Embedding, Head};
 pub use encoder::{Encoder, TwoTowers};
-pub use eval::{Judged, Judgement, Reference, ThroughCache, compare, perplexity};
+pub use eval::{Judged, Judgement, Reading, Reference, ThroughCache, compare, perplexity};
 pub use generate::{Generation, generate, generate_text};
 pub use layers::{Linear, Norm, Rope, Routing};
 pub use prompts::{LanguageModel, SentenceSimilarity};
