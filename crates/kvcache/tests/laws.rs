@@ -32,12 +32,16 @@ fn forms() -> Vec<StoreForm> {
     forms.push(HadamardInt::default().with_bits(8, 8).with_group(16).with_window(3).into());
     forms.push(ZipCache::default().with_chunk(16).into());
     let zip = ZipCache::default().with_bits(3).with_chunk(24).with_window(5);
-    forms.push(zip.with_keys(Axis::Token, Norm::SqrtMean).with_values(Axis::Channel, Norm::Mean).into());
+    forms.push(
+        zip.with_keys(Axis::Token, Norm::SqrtMean).with_values(Axis::Channel, Norm::Mean).into(),
+    );
     forms.push(Gear::default().with_chunk(32, 16).into());
     forms.push(Gear::default().with_bits(2).with_chunk(24, 1 << 10).with_rank(4).into());
     forms.push(Gear::default().with_chunk(16, 8).with_rank(0).with_sparsity(0.0).into());
     forms.push(KvQuant::default().with_fit(24, 1).into());
-    forms.push(KvQuant::default().with_bits(2).with_norm(true).with_fit(40, 3).with_window(0).into());
+    forms.push(
+        KvQuant::default().with_bits(2).with_norm(true).with_fit(40, 3).with_window(0).into(),
+    );
     forms.push(KvQuant::default().with_bits(3).with_outliers(0.0).with_fit(20, 0).into());
     forms.push(PqCache::default().with_codes(1, 3).with_fit(16).into());
     forms.push(PqCache::default().with_codes(4, 4).with_fit(33).with_window(0).into());

@@ -3,11 +3,11 @@ use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Error, Result};
 
+use super::StoreForm;
 use super::form::check_int;
 use super::int::{Axis, IntRows, IntShape, Role};
 use super::own::{PackedForm, Place, form, half_of, row};
 use super::rotated::Rotated;
-use super::StoreForm;
 use crate::stage::KvPart;
 
 /// Integers behind a rotation: signs drawn from a seed and a Hadamard matrix spread what single channels stand out by, and plain

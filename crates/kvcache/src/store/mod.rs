@@ -42,8 +42,9 @@ use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 use crate::registry::KvRegistry;
 use crate::stage::KvPart;
 
-pub use form::{Bitmap, Form, Int, StoreForm};
+pub(crate) use coded::{floats, put_floats};
 pub use depth::{AquaKv, MiniCache, Unmerged, XKv, dissimilar_pairs, share_layers};
+pub use form::{Bitmap, Form, Int, StoreForm};
 pub use gear::Gear;
 pub use hadamard_int::HadamardInt;
 pub use int::{Axis, Role};
@@ -52,11 +53,10 @@ pub(crate) use joint::{MEMBER, Member};
 pub use kvquant::{KvLevels, KvQuant, Levels, normal_levels};
 pub use layer::Layer;
 pub use merged::Merged;
-pub(crate) use coded::{floats, put_floats};
 pub(crate) use normal::sample as normal_sample;
 pub use own::PerHead;
-pub(crate) use projection::principal_order;
 pub use pq::{Codebooks, PqCache};
+pub(crate) use projection::principal_order;
 pub use projection::{
     ChannelShrink, HeadSample, Matryoshka, MatryoshkaProj, greedy_ranks, principal_basis,
     weighted_basis,

@@ -157,7 +157,11 @@ pub(crate) fn half_of(dtype: DType) -> f32 {
 }
 
 /// Whether a number of bits is allowed.
-pub(crate) fn check_bits(key: &str, bits: u32, allowed: std::ops::RangeInclusive<u32>) -> Result<()> {
+pub(crate) fn check_bits(
+    key: &str,
+    bits: u32,
+    allowed: std::ops::RangeInclusive<u32>,
+) -> Result<()> {
     if allowed.contains(&bits) {
         return Ok(());
     }

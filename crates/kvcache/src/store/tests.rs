@@ -168,7 +168,13 @@ pub(crate) fn golden(name: &str) -> Option<Checkpoint> {
 }
 
 /// `[heads, tokens, dim]` of a file as `[tokens, heads x dim]`.
-pub(crate) fn rows_of(file: &Checkpoint, name: &str, heads: usize, n: usize, dim: usize) -> Array2<f32> {
+pub(crate) fn rows_of(
+    file: &Checkpoint,
+    name: &str,
+    heads: usize,
+    n: usize,
+    dim: usize,
+) -> Array2<f32> {
     let x = floats(file, name);
     Array2::from_shape_fn((n, heads * dim), |(t, c)| x[(c / dim * n + t) * dim + c % dim])
 }

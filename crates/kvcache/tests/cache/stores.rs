@@ -16,8 +16,12 @@ const OTHERS: [&str; 8] = [
     "channel_shrink(bits=4, fit=32, chunk=16)",
     "matryoshka_proj(keys=0.9, values=0.9, fit=32)",
 ];
-const THEN: [&str; 4] =
-    ["", " | h2o(keep=0.6, stride=8)", " | snapkv(tokens=80) | adakv", " | salient(tokens=64, window=32) | demote(bits=4)"];
+const THEN: [&str; 4] = [
+    "",
+    " | h2o(keep=0.6, stride=8)",
+    " | snapkv(tokens=80) | adakv",
+    " | salient(tokens=64, window=32) | demote(bits=4)",
+];
 
 fn recipes() -> impl Iterator<Item = String> {
     OTHERS.into_iter().flat_map(|store| THEN.map(|then| format!("{store}{then}")))

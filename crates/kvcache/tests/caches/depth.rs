@@ -134,7 +134,8 @@ fn recipes_make_them() {
         let mut caches = recipe.together(&[shape(); 6]).expect("caches");
         feed(&mut caches, 0..150);
         assert!(caches.describe().to_string().contains(pages));
-        let mut floats = "f32".parse::<KvRecipe>().expect("a recipe").together(&[shape(); 6]).expect("caches");
+        let mut floats =
+            "f32".parse::<KvRecipe>().expect("a recipe").together(&[shape(); 6]).expect("caches");
         feed(&mut floats, 0..150);
         assert!(caches.bytes() < floats.bytes(), "{line}");
         let error = recipe.caches(6, 4, 2, DIM).unwrap_err();

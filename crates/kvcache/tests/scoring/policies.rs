@@ -149,8 +149,7 @@ fn probes_are_divided_by_how_many_see_a_token() {
             let asked = Asked { heads: 4, scoring: &scoring, causal: Causal::from(0), bias: None };
             // The newest 7 of the 64 that are remembered, and those whose draw says so.
             let unit = |p: usize| (SplitMix::new(0).at(p as u64) >> 11) as f64 / 2f64.powi(53);
-            let at: Vec<usize> =
-                (N - 64..N).filter(|p| *p >= N - 7 || unit(*p) < 0.3).collect();
+            let at: Vec<usize> = (N - 64..N).filter(|p| *p >= N - 7 || unit(*p) < 0.3).collect();
             assert!((12..40).contains(&at.len()), "{} probes", at.len());
             for (h, scores) in scores(&cache).iter().enumerate() {
                 let (k, positions) = (store.keys(h), store.positions(h));

@@ -10,8 +10,8 @@ pub use lr2vq::Lr2Vq;
 pub use residual::{ResidualQuantizer, ResidualSpec};
 pub use shrink::NestedCodebooks;
 pub use structural::{StructuralCodebook, StructuralEntropy, structural_entropy};
-pub(crate) use tensorpress_tensor::cluster::{assign, lloyd, means, seeds};
 pub use tensorpress_tensor::cluster::{Clusters, cluster};
+pub(crate) use tensorpress_tensor::cluster::{assign, lloyd, means, seeds};
 
 use tensorpress_tensor::stage::{Row, WeightPart};
 

@@ -3,7 +3,6 @@ use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::ndarray::{Array2, ArrayView2};
 use tensorpress_tensor::{Error, Result, Target};
 
-
 /// Smaller codebooks out of a trained one, each made of the one before (Mao et al., 2024, for the codebooks of VQGANs): codes of
 /// the large one become codes of a smaller one by a look-up, so one stream of latents has many rates.
 ///

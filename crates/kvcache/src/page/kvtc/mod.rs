@@ -114,10 +114,16 @@ impl Kvtc {
     ///
     /// # Errors
     /// `ShapeMismatch` if a shape is not the codec's; `Numerical` for what is not finite.
-    pub fn encode(&self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<Vec<u8>> {
+    pub fn encode(
+        &self,
+        keys: ArrayView3<'_, f32>,
+        values: ArrayView3<'_, f32>,
+    ) -> Result<Vec<u8>> {
         if keys.dim().0 != values.dim().0 || keys.dim().0 > 0xffff {
             let (k, v) = (keys.dim().0, values.dim().0);
-            return Err(Error::shape(format!("keys of {k} tokens, values of {v}: as many, up to 65535")));
+            return Err(Error::shape(format!(
+                "keys of {k} tokens, values of {v}: as many, up to 65535"
+            )));
         }
         let mut body = Vec::new();
         for (plane, x) in self.planes.iter().zip([keys, values]) {

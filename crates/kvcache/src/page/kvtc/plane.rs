@@ -148,7 +148,9 @@ impl Plane {
     pub(super) fn encode(&self, x: ArrayView3<'_, f32>, to: &mut Vec<u8>) -> Result<()> {
         if (x.dim().1, x.dim().2) != (self.heads, self.dim) {
             let ((_, h, d), heads, dim) = (x.dim(), self.heads, self.dim);
-            return Err(Error::shape(format!("{h} heads of {d} channels: {heads} of {dim} expected")));
+            return Err(Error::shape(format!(
+                "{h} heads of {d} channels: {heads} of {dim} expected"
+            )));
         }
         let codes = self.codes(flat(x)?.view());
         for (codes, table) in codes.columns().into_iter().zip(&self.tables) {

@@ -26,7 +26,8 @@ fn bits_go_where_they_serve_best() {
     let variances = [9.0, 4.0, 1.0, 0.3, 0.01];
     // What a normal number loses on an even grid (Max, 1960).
     let loss = [1.0, 0.3634, 0.1188, 0.03744, 0.01154];
-    let of = |bits: &[usize]| -> f64 { bits.iter().zip(variances).map(|(b, v)| v * loss[*b]).sum() };
+    let of =
+        |bits: &[usize]| -> f64 { bits.iter().zip(variances).map(|(b, v)| v * loss[*b]).sum() };
     for budget in [0, 1, 3, 7, 11, 20] {
         let mut best = f64::INFINITY;
         for code in 0..5usize.pow(5) {

@@ -71,8 +71,11 @@ impl Grid {
 
     pub(crate) fn code(&self, x: f32) -> u8 {
         // A scale of 0 is a constant group: every code is 0.
-        let q =
-            if self.scale > 0.0 { ((x - self.min) / self.scale).clamp(0.0, self.most) } else { 0.0 };
+        let q = if self.scale > 0.0 {
+            ((x - self.min) / self.scale).clamp(0.0, self.most)
+        } else {
+            0.0
+        };
         q.round_ties_even() as u8
     }
 

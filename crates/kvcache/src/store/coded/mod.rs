@@ -9,7 +9,9 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::{PartKind, PartSink, Result, ndarray};
 
-pub(crate) use bytes::{Grid, floats, put_codes, put_floats, put_sparse, sparse, sparse_fits, take_codes};
+pub(crate) use bytes::{
+    Grid, floats, put_codes, put_floats, put_sparse, sparse, sparse_fits, take_codes,
+};
 pub(crate) use rows::Coded;
 
 /// Arrays that rows become: a name and what it holds.

@@ -111,9 +111,8 @@ impl<C: Code> Coded<C> {
         prefix: &str,
         source: &dyn PartSource,
     ) -> Result<Self> {
-        let bad = |why: &str| {
-            Error::corruption(format!("KV cache description: {why}")).in_tensor(prefix)
-        };
+        let bad =
+            |why: &str| Error::corruption(format!("KV cache description: {why}")).in_tensor(prefix);
         let len = count(json, "len")?;
         if len > 0 {
             code.read_model(prefix, source)?;
@@ -280,7 +279,8 @@ impl<C: Code> PackedRows for Coded<C> {
                 self.code.forget();
             }
         } else {
-            let (units, full) = ((len - self.code.sinks()) / self.code.unit(), self.units_of_page());
+            let (units, full) =
+                ((len - self.code.sinks()) / self.code.unit(), self.units_of_page());
             self.pages.truncate(units.div_ceil(full));
             let last = units - (units - 1) / full * full;
             Arc::make_mut(self.pages.last_mut().expect("a unit stays")).truncate(last);
@@ -336,7 +336,8 @@ impl<C: Code> PackedRows for Coded<C> {
 
     fn bytes(&self) -> u64 {
         let model: usize = self.code.model().iter().map(|(_, bytes)| bytes.len()).sum();
-        let page = |page: &Arc<Page>| page.streams.iter().map(|(bytes, _)| bytes.len()).sum::<usize>();
+        let page =
+            |page: &Arc<Page>| page.streams.iter().map(|(bytes, _)| bytes.len()).sum::<usize>();
         let units: usize = self.pages.iter().map(page).sum();
         (model + units + 4 * self.sinks.len()) as u64
     }

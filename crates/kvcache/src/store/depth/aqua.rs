@@ -70,7 +70,11 @@ pub(super) fn block(x: &Array3<f32>, heads: std::ops::Range<usize>) -> Array2<f3
 }
 
 /// Puts a matrix of some heads back.
-pub(super) fn unblock(from: ArrayView2<'_, f32>, heads: std::ops::Range<usize>, to: &mut Array3<f32>) {
+pub(super) fn unblock(
+    from: ArrayView2<'_, f32>,
+    heads: std::ops::Range<usize>,
+    to: &mut Array3<f32>,
+) {
     let dim = to.dim().2;
     for (i, h) in heads.enumerate() {
         to.index_axis_mut(Axis(1), h).assign(&from.slice(s![.., i * dim..(i + 1) * dim]));

@@ -195,7 +195,13 @@ impl Missed {
     }
 
     /// What is predicted for a member: from the keys before it, or from its own keys and the values before it.
-    fn predicted(&self, member: usize, role: Role, before: &[Array3<f32>; 2], own: &Array3<f32>) -> Array3<f32> {
+    fn predicted(
+        &self,
+        member: usize,
+        role: Role,
+        before: &[Array3<f32>; 2],
+        own: &Array3<f32>,
+    ) -> Array3<f32> {
         let Size { tokens, heads, .. } = self.size;
         let mut out = Array3::zeros((tokens, heads, self.size.dim(role)));
         if member == 0 {
@@ -210,7 +216,12 @@ impl Missed {
     }
 
     /// Keys and values of a member, from those of the one before.
-    fn member(&self, arrays: &[Vec<u8>], member: usize, before: &[Array3<f32>; 2]) -> [Array3<f32>; 2] {
+    fn member(
+        &self,
+        arrays: &[Vec<u8>],
+        member: usize,
+        before: &[Array3<f32>; 2],
+    ) -> [Array3<f32>; 2] {
         let Size { tokens, heads, .. } = self.size;
         let mut both = [Array3::zeros((0, 0, 0)), Array3::zeros((0, 0, 0))];
         for (i, role) in ROLES.into_iter().enumerate() {
@@ -247,12 +258,15 @@ impl Missed {
 }
 
 /// What a predictor of some heads takes.
-fn inputs(role: Role, before: &[Array3<f32>; 2], own: &Array3<f32>, heads: Range<usize>) -> Array2<f32> {
+fn inputs(
+    role: Role,
+    before: &[Array3<f32>; 2],
+    own: &Array3<f32>,
+    heads: Range<usize>,
+) -> Array2<f32> {
     match role {
         Role::Keys => block(&before[0], heads),
-        Role::Values => {
-            beside(block(own, heads.clone()).view(), block(&before[1], heads).view())
-        }
+        Role::Values => beside(block(own, heads.clone()).view(), block(&before[1], heads).view()),
     }
 }
 
@@ -316,7 +330,8 @@ impl AquaKv {
                         let rows = s![sinks.min(size.tokens - 1).., ..];
                         let x = inputs(role, &before, &own, heads.clone());
                         let y = block(exact[i], heads);
-                        predictors.0[member - 1][b][i] = ridge(x.slice(rows), y.slice(rows), self.ridge);
+                        predictors.0[member - 1][b][i] =
+                            ridge(x.slice(rows), y.slice(rows), self.ridge);
                     }
                     layout.predictors = Arc::new(predictors.clone());
                 }
@@ -325,7 +340,11 @@ impl AquaKv {
         }
         for blocks in &layout.predictors.0 {
             for predictor in blocks.iter().flatten() {
-                put_floats(DType::F16, &predictor.iter().copied().collect::<Vec<_>>(), &mut arrays[2]);
+                put_floats(
+                    DType::F16,
+                    &predictor.iter().copied().collect::<Vec<_>>(),
+                    &mut arrays[2],
+                );
             }
         }
         Sheet { layout, arrays }
@@ -356,7 +375,8 @@ impl Missed {
                 to.iter_mut().zip(&missed).for_each(|(to, missed)| *to += missed);
             }
         }
-        let first = exact.slice(s![..sinks, .., ..]).mapv(|x| DType::F16.round(x.clamp(-65504.0, 65504.0)));
+        let first =
+            exact.slice(s![..sinks, .., ..]).mapv(|x| DType::F16.round(x.clamp(-65504.0, 65504.0)));
         put_half(first.iter().copied(), &mut arrays[3]);
         decoded.slice_mut(s![..sinks, .., ..]).assign(&first);
         if role == Role::Keys {

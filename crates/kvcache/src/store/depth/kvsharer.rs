@@ -53,7 +53,8 @@ pub fn share_layers(
         if shared == count {
             break;
         }
-        let is_read = owners.iter().enumerate().any(|(layer, owner)| layer != *later && owner == later);
+        let is_read =
+            owners.iter().enumerate().any(|(layer, owner)| layer != *later && owner == later);
         if owners[*later] != *later || owners[*earlier] != *earlier || is_read {
             continue;
         }

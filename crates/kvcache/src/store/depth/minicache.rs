@@ -10,9 +10,7 @@ use tensorpress_tensor::{DType, Error, PartKind, Result, ndarray};
 
 use super::sheet::{Layout, Sheet, Size, described, put_half};
 use crate::stage::{KvPart, KvRole};
-use crate::store::coded::{
-    Grid, Stream, floats, put_codes, put_floats, take_codes,
-};
+use crate::store::coded::{Grid, Stream, floats, put_codes, put_floats, take_codes};
 use crate::store::int::Role;
 use crate::store::own::check_count;
 use crate::store::{JointForm, JointPage, KvShape, Paging};
@@ -251,8 +249,7 @@ impl Layout for Merged {
         let (rows, kept) = (tokens * heads, self.form.kept(tokens) * heads);
         let of = |(names, dim): (&[Stream; 5], usize)| {
             let grids = if self.form.bits == 16 { 0 } else { 4 * rows };
-            let bytes =
-                [rows * self.row(dim), grids, 2 * 4 * rows, 2 * kept, 2 * 2 * kept * dim];
+            let bytes = [rows * self.row(dim), grids, 2 * 4 * rows, 2 * kept, 2 * 2 * kept * dim];
             names.iter().copied().zip(bytes).collect::<Vec<_>>()
         };
         ARRAYS.iter().zip([self.size.key_dim, self.size.value_dim]).flat_map(of).collect()

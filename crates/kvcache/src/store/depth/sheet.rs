@@ -87,9 +87,7 @@ impl<L: Layout> JointPage for Sheet<L> {
     fn decode(&self, member: usize, role: Role, head: usize, mut out: ArrayViewMut2<'_, f32>) {
         let size = self.layout.size();
         // A page of a damaged file may be of another shape than its layers.
-        if member < size.members
-            && head < size.heads
-            && out.dim() == (size.tokens, size.dim(role))
+        if member < size.members && head < size.heads && out.dim() == (size.tokens, size.dim(role))
         {
             self.layout.decode(&self.arrays, (member, role, head), out);
         } else {

@@ -23,7 +23,13 @@ fn numbers(file: &Checkpoint, name: &str) -> Vec<f32> {
 }
 
 /// A head of a member's keys.
-fn decoded(page: &dyn JointPage, member: usize, role: Role, head: usize, dim: usize) -> Array2<f32> {
+fn decoded(
+    page: &dyn JointPage,
+    member: usize,
+    role: Role,
+    head: usize,
+    dim: usize,
+) -> Array2<f32> {
     let mut out = Array2::zeros((page.tokens(), dim));
     page.decode(member, role, head, out.view_mut());
     out
@@ -51,7 +57,12 @@ fn golden_minicache() {
             let mine: Vec<f32> =
                 angles.iter().flatten().map(|a| (a / std::f64::consts::PI) as f32).collect();
             near(&mine, &theirs, 1e-5, "angles");
-            near(&directions, &numbers(&file, &format!("{factory}.shared_direction")), 1e-5, "directions");
+            near(
+                &directions,
+                &numbers(&file, &format!("{factory}.shared_direction")),
+                1e-5,
+                "directions",
+            );
             let form = MiniCache::default().with_t(t).with_chunk(64);
             let kept = file.tensor(&format!("{factory}.retained_idx")).expect("there");
             let kept: Vec<usize> = kept
@@ -113,15 +124,22 @@ fn golden_xkv() {
             near(slices.0, slices.1, 1e-4, "approximation");
             // As a page, coordinates and directions in f16.
             let shares = (rank as f64 / 128.0, rank as f64 / 128.0);
-            let form = XKv::default().with_group(2).with_chunk(128).with_coordinates(shares.0, shares.1);
+            let form =
+                XKv::default().with_group(2).with_chunk(128).with_coordinates(shares.0, shares.1);
             let page = form.pack(0..2, None, &layers, &layers).expect("packs");
             assert_eq!(page.bytes(), 2 * 2 * (128 * rank + rank * 256) as u64);
             for m in 0..2 {
                 for h in 0..4 {
                     let at = (m * 4 + h) * 32;
-                    let theirs = theirs.slice(s![.., at..at + 32]).as_standard_layout().into_owned();
+                    let theirs =
+                        theirs.slice(s![.., at..at + 32]).as_standard_layout().into_owned();
                     let mine = decoded(&*page, m, Role::Values, h, 32);
-                    near(mine.as_slice().expect("rows"), theirs.as_slice().expect("rows"), 5e-3, "page");
+                    near(
+                        mine.as_slice().expect("rows"),
+                        theirs.as_slice().expect("rows"),
+                        5e-3,
+                        "page",
+                    );
                 }
             }
             checked += 1;
@@ -196,7 +214,9 @@ fn share_of_error(page: &dyn JointPage, both: &[Vec<Array3<f32>>; 2], from: usiz
 fn predictions_leave_little_to_store() {
     let both = related(256);
     let half = |from: usize| {
-        both.each_ref().map(|all| all.iter().map(|x| x.slice(s![from..from + 128, .., ..]).to_owned()).collect())
+        both.each_ref().map(|all| {
+            all.iter().map(|x| x.slice(s![from..from + 128, .., ..]).to_owned()).collect()
+        })
     };
     let (first, later): ([Vec<Array3<f32>>; 2], [Vec<Array3<f32>>; 2]) = (half(0), half(128));
     let form = AquaKv::default().with_chunk(128).with_bits(2, 8).with_sinks(4);

@@ -107,7 +107,8 @@ impl GearCode {
     /// Where power iteration starts, `[dim, rank]`.
     fn start(&self) -> Array2<f32> {
         let random = SplitMix::new(self.seed);
-        let value = |(i, j)| (random.at((i * self.rank + j) as u64) >> 40) as f32 / (1 << 24) as f32;
+        let value =
+            |(i, j)| (random.at((i * self.rank + j) as u64) >> 40) as f32 / (1 << 24) as f32;
         Array2::from_shape_fn((self.dim, self.rank), value)
     }
 
@@ -185,7 +186,9 @@ impl Code for GearCode {
         let mins: Vec<f32> = base.grids.iter().map(|g| g.min).collect();
         put_floats(self.dtype, &scales, &mut streams[1]);
         put_floats(self.dtype, &mins, &mut streams[2]);
-        let [_, _, _, places, entries, left, right] = streams else { unreachable!("seven streams") };
+        let [_, _, _, places, entries, left, right] = streams else {
+            unreachable!("seven streams")
+        };
         put_sparse(&base.entries, self.dtype, places, entries);
         if self.rank > 0 {
             let error = &rows - &self.turned(base.values.view());

@@ -180,5 +180,7 @@ impl Knobs for Gear {
 }
 
 pub(in crate::store) fn stage() -> Row<KvPart> {
-    row::<Gear>("holds integers, the ends of each vector, and few directions of what is still wrong")
+    row::<Gear>(
+        "holds integers, the ends of each vector, and few directions of what is still wrong",
+    )
 }

@@ -5,6 +5,6 @@ mod form;
 #[cfg(test)]
 mod tests;
 
-pub(super) use form::stage;
-pub use form::Gear;
 pub(crate) use code::GearCode;
+pub use form::Gear;
+pub(super) use form::stage;

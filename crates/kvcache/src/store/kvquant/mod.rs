@@ -6,8 +6,8 @@ mod levels;
 #[cfg(test)]
 mod tests;
 
-pub(super) use form::stage;
-pub use form::KvQuant;
 pub(crate) use code::{NuqCode, Vectors};
+pub use form::KvQuant;
+pub(super) use form::stage;
 pub(crate) use levels::nearest;
 pub use levels::{KvLevels, Levels, normal_levels};

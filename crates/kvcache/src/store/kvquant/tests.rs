@@ -71,14 +71,23 @@ fn golden_kvquant_keys() {
             };
             let theirs = get("centroids_sorted");
             let (ours, other) = (loss(&mine.points), f64::from(get("weighted_sse")[0]));
-            assert!((loss(&theirs) - other).abs() < 1e-4 * other, "{} against {other}", loss(&theirs));
+            assert!(
+                (loss(&theirs) - other).abs() < 1e-4 * other,
+                "{} against {other}",
+                loss(&theirs)
+            );
             assert!(ours <= other * (1.0 + 1e-6), "{name} {bits}: {ours} against {other}");
             // With their levels, their values.
             let given = KvLevels { points: theirs.clone(), levels: theirs, ..mine };
             let (out, mask) = decoded(code(Vectors::Channels, bits, outliers, given), &k);
             near(&out, &get("dequant"), 1e-6, "values");
             if outliers > 0.0 {
-                assert_eq!(mask, file.tensor(&format!("key_b{bits}_sparse1pct.outlier_mask")).expect("there").bytes()[..]);
+                assert_eq!(
+                    mask,
+                    file.tensor(&format!("key_b{bits}_sparse1pct.outlier_mask"))
+                        .expect("there")
+                        .bytes()[..]
+                );
             }
             checked += 1;
         }
@@ -100,7 +109,8 @@ fn golden_kvquant_values() {
         levels: points.clone(),
         points,
     };
-    let (lut, uniform) = (values(&file, "value.lut_b3"), Levels::Uniform.of(&[], None, 3).expect("known"));
+    let (lut, uniform) =
+        (values(&file, "value.lut_b3"), Levels::Uniform.of(&[], None, 3).expect("known"));
     for (name, outliers, points) in [
         ("value_thr0.99.dequant_nuq3", 0.01, &lut),
         ("value_thr0.95.dequant_nuq3", 0.05, &lut),
@@ -122,9 +132,19 @@ fn golden_kvquant_values() {
     rows.push(v.view());
     let mut out = Array2::zeros(v.dim());
     rows.decode(0..256, out.view_mut());
-    near(out.as_slice().expect("rows"), &values(&file, "value_thr0.99_first4.dequant_nuq3"), 2e-6, "sinks");
+    near(
+        out.as_slice().expect("rows"),
+        &values(&file, "value_thr0.99_first4.dequant_nuq3"),
+        2e-6,
+        "sinks",
+    );
     for bits in [2, 3, 4] {
-        near(&normal_levels(bits), &values(&file, &format!("nf_signposts_b{bits}")), 1e-6, "normal");
+        near(
+            &normal_levels(bits),
+            &values(&file, &format!("nf_signposts_b{bits}")),
+            1e-6,
+            "normal",
+        );
     }
     println!("kvquant: 1 file, 6 tensors of values, 2 masks and 3 tables equal");
 }
@@ -133,7 +153,8 @@ fn golden_kvquant_values() {
 #[test]
 fn spread_is_restored() {
     let mut random = tensorpress_tensor::linalg::SplitMix::new(1);
-    let x = Array2::from_shape_fn((128, 64), |_| (random.next_f64() + random.next_f64() - 1.0) as f32);
+    let x =
+        Array2::from_shape_fn((128, 64), |_| (random.next_f64() + random.next_f64() - 1.0) as f32);
     let plain = KvLevels::of_keys(x.view(), None, 2, 0.01, Levels::Fitted).expect("learns");
     let inner = plain.inner(x.view(), 0.01);
     let normed = plain.clone().with_spread_of(&inner);

@@ -52,7 +52,8 @@ impl Codebooks {
         }
         let mut centroids = Array3::zeros((dim / sub, 1 << bits, sub));
         for (m, mut to) in centroids.outer_iter_mut().enumerate() {
-            let vectors = rows.slice(s![.., m * sub..(m + 1) * sub]).as_standard_layout().into_owned();
+            let vectors =
+                rows.slice(s![.., m * sub..(m + 1) * sub]).as_standard_layout().into_owned();
             let mut random = SplitMix::new(SplitMix::new(seed).at(m as u64));
             to.assign(&cluster::means(&vectors, None, 1 << bits, &mut random, Par::Seq));
         }
@@ -131,7 +132,8 @@ impl Code for PqCode {
     fn decode(&self, unit: &[&[u8]], out: &mut [f32]) {
         let books = self.known();
         let codes = take_codes(unit[0], self.bits, self.subvectors());
-        for ((out, code), book) in out.chunks_exact_mut(self.sub).zip(codes).zip(books.outer_iter()) {
+        for ((out, code), book) in out.chunks_exact_mut(self.sub).zip(codes).zip(books.outer_iter())
+        {
             let row = book.index_axis_move(Axis(0), usize::from(code));
             out.copy_from_slice(row.as_slice().expect("standard layout"));
         }
@@ -156,7 +158,8 @@ impl Code for PqCode {
 
     fn read_model(&mut self, prefix: &str, source: &dyn PartSource) -> Result<()> {
         let shape = (self.subvectors(), 1 << self.bits, self.sub);
-        let bytes = read_bytes(source, prefix, CENTROIDS.0, product(&[shape.0, shape.1, shape.2, 2])?)?;
+        let bytes =
+            read_bytes(source, prefix, CENTROIDS.0, product(&[shape.0, shape.1, shape.2, 2])?)?;
         let centroids = Array3::from_shape_vec(shape, floats(DType::F16, &bytes));
         self.books = Some(Arc::new(Codebooks { centroids: centroids.expect("as many as read") }));
         Ok(())
@@ -226,7 +229,8 @@ impl Code for PqCode {
         });
         for (sums, mut out) in sums.chunks_exact(of_query).zip(out.rows_mut()) {
             let out = out.as_slice_mut().expect("contiguous");
-            let parts = out.chunks_exact_mut(sub).zip(sums.chunks_exact(count)).zip(books.outer_iter());
+            let parts =
+                out.chunks_exact_mut(sub).zip(sums.chunks_exact(count)).zip(books.outer_iter());
             for ((out, sums), book) in parts {
                 let book = book.to_slice().expect("standard layout");
                 for (weight, centroid) in sums.iter().zip(book.chunks_exact(sub)) {

@@ -104,7 +104,9 @@ impl PackedForm for PqCache {
         }
         if self.fit > 0 && self.fit < 1 << self.bits {
             let (fit, least) = (self.fit, 1 << self.bits);
-            return Err(Error::invalid(format!("fit = {fit}: at least {least}, as many as centroids")));
+            return Err(Error::invalid(format!(
+                "fit = {fit}: at least {least}, as many as centroids"
+            )));
         }
         Ok(())
     }

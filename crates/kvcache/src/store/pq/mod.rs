@@ -5,7 +5,7 @@ mod form;
 #[cfg(test)]
 mod tests;
 
-pub(super) use form::stage;
-pub use form::PqCache;
 pub use code::Codebooks;
 pub(crate) use code::PqCode;
+pub use form::PqCache;
+pub(super) use form::stage;

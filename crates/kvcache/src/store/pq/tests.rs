@@ -39,7 +39,9 @@ fn tables_are_products_with_centroids() {
             let far = |c: ndarray::ArrayView1<'_, f32>| {
                 (0..2).map(|i| f64::from(c[i] - x[[t, 2 * m + i]]).powi(2)).sum::<f64>()
             };
-            let least = (0..16).map(|k| far(books.centroids().slice(s![m, k, ..]))).fold(f64::MAX, f64::min);
+            let least = (0..16)
+                .map(|k| far(books.centroids().slice(s![m, k, ..])))
+                .fold(f64::MAX, f64::min);
             let mine = far(decoded.slice(s![t, 2 * m..2 * m + 2]));
             assert!(mine <= least + 1e-5, "{t}, {m}: {mine} against {least}");
         }
@@ -52,8 +54,7 @@ fn tables_are_products_with_centroids() {
     coded.mix(&weights, 300, 7..290, mixed.view_mut());
     for (i, q) in queries.rows().into_iter().enumerate() {
         for t in 7..290 {
-            let exact: f64 =
-                (0..16).map(|c| f64::from(q[c]) * f64::from(decoded[[t, c]])).sum();
+            let exact: f64 = (0..16).map(|c| f64::from(q[c]) * f64::from(decoded[[t, c]])).sum();
             assert!((f64::from(out[i * 300 + t]) - exact).abs() < 1e-5);
         }
     }

@@ -19,7 +19,11 @@ pub fn principal_basis(rows: ArrayView2<'_, f32>, rank: usize) -> Result<Array2<
 /// # Errors
 /// `ShapeMismatch` for another number of scales, `InvalidArgument` unless the rank is 1 to `out`; `Numerical` for what is not
 /// finite.
-pub fn weighted_basis(weight: ArrayView2<'_, f32>, scales: &[f32], rank: usize) -> Result<Array2<f32>> {
+pub fn weighted_basis(
+    weight: ArrayView2<'_, f32>,
+    scales: &[f32],
+    rank: usize,
+) -> Result<Array2<f32>> {
     if scales.len() != weight.ncols() {
         let (found, expected) = (scales.len(), weight.ncols());
         return Err(Error::shape(format!("{found} scales of {expected} inputs")));

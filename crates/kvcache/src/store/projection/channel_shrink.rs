@@ -185,12 +185,19 @@ pub(super) fn knobs(
 impl Knobs for ChannelShrink {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
         keys.float("keys", &mut self.keys, 0.0..=1.0, "share of the keys' channels, above 0")?;
-        keys.float("values", &mut self.values, 0.0..=1.0, "share of the values' channels, above 0")?;
+        keys.float(
+            "values",
+            &mut self.values,
+            0.0..=1.0,
+            "share of the values' channels, above 0",
+        )?;
         let Self { bits, chunk, fit, window, margin, .. } = self;
         knobs(keys, (bits, chunk), (fit, window, margin))
     }
 }
 
 pub(in crate::store) fn stage() -> Row<KvPart> {
-    row::<ChannelShrink>("holds fewer channels, on the bases that lose least, the newest tokens exactly")
+    row::<ChannelShrink>(
+        "holds fewer channels, on the bases that lose least, the newest tokens exactly",
+    )
 }

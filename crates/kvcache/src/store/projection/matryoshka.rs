@@ -164,5 +164,7 @@ impl Knobs for MatryoshkaProj {
 }
 
 pub(in crate::store) fn stage() -> Row<KvPart> {
-    row::<MatryoshkaProj>("holds as many coordinates of each head as it needs, on a basis of its own")
+    row::<MatryoshkaProj>(
+        "holds as many coordinates of each head as it needs, on a basis of its own",
+    )
 }

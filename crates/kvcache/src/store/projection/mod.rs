@@ -9,11 +9,11 @@ mod ranks;
 #[cfg(test)]
 mod tests;
 
-pub use channel_shrink::ChannelShrink;
-pub use matryoshka::MatryoshkaProj;
 pub(crate) use basis::principal_order;
 pub use basis::{principal_basis, weighted_basis};
+pub use channel_shrink::ChannelShrink;
 pub(crate) use code::ProjectedCode;
+pub use matryoshka::MatryoshkaProj;
 pub use nested::Matryoshka;
 pub use ranks::{HeadSample, greedy_ranks};
 

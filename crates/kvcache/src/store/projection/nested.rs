@@ -119,7 +119,9 @@ impl Matryoshka {
         let bad = self.ranks.iter().find(|rank| !(1..=dim).contains(*rank));
         if self.ranks.is_empty() || bad.is_some() {
             let ranks = &self.ranks;
-            return Err(Error::invalid(format!("ranks = {ranks:?}: allowed are some of 1 to {dim}")));
+            return Err(Error::invalid(format!(
+                "ranks = {ranks:?}: allowed are some of 1 to {dim}"
+            )));
         }
         match basis.iter().chain(queries).chain(keys).find(|v| !v.is_finite()) {
             Some(bad) => Err(Error::numerical(format!("{bad} in a basis, queries or keys"))),

@@ -73,7 +73,11 @@ impl HeadSample<'_> {
 /// # Errors
 /// `ShapeMismatch`; `InvalidArgument` for ranks that do not ascend or a budget below the least of all heads; `Numerical` for
 /// errors that are not finite.
-pub fn greedy_ranks(ranks: &[usize], errors: ArrayView2<'_, f64>, budget: usize) -> Result<Vec<usize>> {
+pub fn greedy_ranks(
+    ranks: &[usize],
+    errors: ArrayView2<'_, f64>,
+    budget: usize,
+) -> Result<Vec<usize>> {
     if errors.ncols() != ranks.len() {
         let (found, expected) = (errors.ncols(), ranks.len());
         return Err(Error::shape(format!("errors at {found} of {expected} ranks")));

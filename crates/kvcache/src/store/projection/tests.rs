@@ -41,7 +41,8 @@ fn decoded_rows_are_projections() {
             value = next.dot(&next).sqrt();
             v = next / value;
         }
-        let outer = v.view().insert_axis(ndarray::Axis(1)).dot(&v.view().insert_axis(ndarray::Axis(0)));
+        let outer =
+            v.view().insert_axis(ndarray::Axis(1)).dot(&v.view().insert_axis(ndarray::Axis(0)));
         rest = rest - &outer * value;
         projector += &outer;
     }
@@ -58,7 +59,8 @@ fn decoded_rows_are_projections() {
         coded.decode(0..192, out.view_mut());
         square(&(out - x.slice(s![..192, ..])))
     };
-    let (full, four) = (packed(code.clone()), packed(ProjectedCode { bits: 4, chunk: 32, ..code.clone() }));
+    let (full, four) =
+        (packed(code.clone()), packed(ProjectedCode { bits: 4, chunk: 32, ..code.clone() }));
     let fewer = packed(ProjectedCode { rank: Rank::Of(5), ..code });
     assert!(four < 0.05 * square(&x) && fewer > 4.0 * full, "{full} {four} {fewer}");
 }
@@ -93,7 +95,8 @@ fn refined_bases_are_orthogonal_and_better() {
         x.slice_mut(s![.., 6..]).mapv_inplace(|v| v * second);
         x
     };
-    let keys = stretch(normal(300, 12, 5), 2.0, 1.0).dot(&(Array2::eye(12) + normal(12, 12, 6) * 0.05));
+    let keys =
+        stretch(normal(300, 12, 5), 2.0, 1.0).dot(&(Array2::eye(12) + normal(12, 12, 6) * 0.05));
     let queries = stretch(normal(300, 12, 7), 0.1, 1.0);
     let method = Matryoshka::new(&[3, 6, 9]).with_seed(4);
     let start = principal_basis(keys.view(), 12).expect("a basis");
@@ -128,7 +131,8 @@ fn ranks_go_where_errors_grow_least() {
     // Measured on a sample: more directions, less error, and none at all of them.
     let (q, k, v) = (rows(8, 16, 4, 1), rows(40, 16, 4, 3), rows(40, 16, 4, 5));
     let sample = HeadSample { queries: q.view(), keys: k.view(), values: v.view() };
-    let (kb, vb) = (principal_basis(k.view(), 16).expect("one"), principal_basis(v.view(), 16).expect("one"));
+    let (kb, vb) =
+        (principal_basis(k.view(), 16).expect("one"), principal_basis(v.view(), 16).expect("one"));
     let error = |a, b| sample.output_error((kb.view(), a), (vb.view(), b)).expect("an error");
     assert!(error(16, 16) < 1e-9 && error(4, 4) < error(2, 4) && error(4, 4) < error(4, 2));
     assert!(stored(&kb).iter().zip(&kb).all(|(a, b)| (a - b).abs() < 1e-3));

@@ -119,7 +119,11 @@ impl Code for Separable {
             grids[grid].code(x / norms[norm])
         };
         put_codes(&rows.indexed_iter().map(code).collect::<Vec<u8>>(), self.bits, &mut streams[0]);
-        put_floats(self.dtype, &grids.iter().map(|g| g.scale).collect::<Vec<f32>>(), &mut streams[1]);
+        put_floats(
+            self.dtype,
+            &grids.iter().map(|g| g.scale).collect::<Vec<f32>>(),
+            &mut streams[1],
+        );
         put_floats(self.dtype, &grids.iter().map(|g| g.min).collect::<Vec<f32>>(), &mut streams[2]);
         if self.norm != Norm::One {
             put_floats(self.dtype, &norms, &mut streams[3]);

@@ -6,8 +6,8 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub(super) use form::stage;
-pub use form::ZipCache;
 pub use code::Norm;
 pub(crate) use code::Separable;
+pub use form::ZipCache;
+pub(super) use form::stage;
 pub use split::{join_split, split_codes};

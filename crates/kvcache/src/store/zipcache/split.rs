@@ -21,11 +21,14 @@ pub fn split_codes(codes: &[u8], bits: u32) -> Result<Vec<u8>> {
     let parts = parts(bits)?;
     if !codes.len().is_multiple_of(parts) {
         let n = codes.len();
-        return Err(Error::invalid(format!("{n} codes of {bits} bits: whole bytes of them expected")));
+        return Err(Error::invalid(format!(
+            "{n} codes of {bits} bits: whole bytes of them expected"
+        )));
     }
     let len = codes.len() / parts;
     let mask = ((1u32 << bits) - 1) as u8;
-    let byte = |i: usize| (0..parts).fold(0, |b, p| b | (codes[p * len + i] & mask) << (p as u32 * bits));
+    let byte =
+        |i: usize| (0..parts).fold(0, |b, p| b | (codes[p * len + i] & mask) << (p as u32 * bits));
     Ok((0..len).map(byte).collect())
 }
 

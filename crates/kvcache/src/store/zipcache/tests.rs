@@ -12,7 +12,8 @@ use crate::store::windowed::PackedRows;
 fn golden_zipcache() {
     let Some(file) = golden("zipcache_diffrate_uncomp") else { return };
     let mut checked = 0;
-    for (name, input, norm) in [("channel", "in.k", Norm::One), ("tokenscaled", "in.v", Norm::Mean)] {
+    for (name, input, norm) in [("channel", "in.k", Norm::One), ("tokenscaled", "in.v", Norm::Mean)]
+    {
         let x = rows_of(&file, input, 4, 120, 32);
         for bits in [2, 4, 8] {
             let code = Separable {
@@ -26,7 +27,8 @@ fn golden_zipcache() {
             let mut streams = vec![Vec::new(); 4];
             code.encode(x.view(), &mut streams);
             let name = |what: &str| format!("zip_{name}_b{bits}.{what}");
-            let values = |what: &str| floats(DType::F32, file.tensor(&name(what)).expect("there").bytes());
+            let values =
+                |what: &str| floats(DType::F32, file.tensor(&name(what)).expect("there").bytes());
             near(&floats(DType::F32, &streams[1]), &values("scale"), 1e-6, "scale");
             near(&floats(DType::F32, &streams[2]), &values("min"), 1e-6, "min");
             if norm == Norm::Mean {
@@ -45,7 +47,9 @@ fn golden_zipcache() {
             checked += 1;
         }
     }
-    println!("zipcache: 1 file, {checked} tensors of codes, words, scales, minima and values equal");
+    println!(
+        "zipcache: 1 file, {checked} tensors of codes, words, scales, minima and values equal"
+    );
 }
 
 /// The paper's way in f64, another loop: each channel by the root of its largest magnitude, each token on its grid.
@@ -70,9 +74,8 @@ fn channel_separable_tokens_as_written_out() {
     let mut loss = [0.0, 0.0];
     for chunk in 0..3 {
         let x = x.slice(s![8 * chunk..8 * chunk + 8, ..]).mapv(f64::from);
-        let norm: Vec<f64> = (0..16)
-            .map(|c| x.column(c).fold(0.0f64, |m, v| m.max(v.abs())).sqrt())
-            .collect();
+        let norm: Vec<f64> =
+            (0..16).map(|c| x.column(c).fold(0.0f64, |m, v| m.max(v.abs())).sqrt()).collect();
         for t in 0..8 {
             let y: Vec<f64> = (0..16).map(|c| x[[t, c]] / norm[c]).collect();
             let low = y.iter().copied().fold(f64::INFINITY, f64::min);
