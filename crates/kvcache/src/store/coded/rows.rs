@@ -25,42 +25,73 @@ const PAGE: usize = 256;
 /// Units, stream after stream.
 #[derive(Debug, Clone, Default)]
 struct Page {
-    streams: Vec<Vec<u8>>,
-    /// Where each unit begins in each stream.
-    starts: Vec<Vec<usize>>,
+    units: usize,
+    streams: Vec<(Vec<u8>, Starts)>,
+}
+
+/// Where each unit begins in a stream.
+#[derive(Debug, Clone)]
+enum Starts {
+    /// All have so many bytes.
+    Even(usize),
+    Uneven(Vec<u32>),
+}
+
+impl Starts {
+    fn of(&self, unit: usize) -> usize {
+        match self {
+            Self::Even(bytes) => unit * bytes,
+            Self::Uneven(starts) => starts[unit] as usize,
+        }
+    }
+
+    /// The next unit has `bytes`, behind `units` of `held` bytes.
+    fn push(&mut self, bytes: usize, units: usize, held: usize) {
+        match self {
+            Self::Even(each) if units == 0 => *each = bytes,
+            Self::Even(each) if *each == bytes => {}
+            Self::Even(each) => {
+                let starts = (0..units).map(|unit| (unit * *each) as u32);
+                *self = Self::Uneven(starts.chain([held as u32]).collect());
+            }
+            Self::Uneven(starts) => starts.push(held as u32),
+        }
+    }
 }
 
 impl Page {
     fn of(streams: usize) -> Self {
-        Self { streams: vec![Vec::new(); streams], starts: vec![Vec::new(); streams] }
-    }
-
-    fn units(&self) -> usize {
-        self.starts.first().map_or(0, Vec::len)
+        Self { units: 0, streams: vec![(Vec::new(), Starts::Even(0)); streams] }
     }
 
     fn unit(&self, unit: usize) -> Vec<&[u8]> {
-        let slice = |(stream, starts): (&'_ Vec<u8>, &Vec<usize>)| {
-            starts[unit]..starts.get(unit + 1).copied().unwrap_or(stream.len())
+        let slice = |(bytes, starts): &'_ (Vec<u8>, Starts)| {
+            let end = if unit + 1 < self.units { starts.of(unit + 1) } else { bytes.len() };
+            starts.of(unit)..end
         };
-        let streams = self.streams.iter().zip(&self.starts);
-        streams.map(|(stream, starts)| &stream[slice((stream, starts))]).collect()
+        self.streams.iter().map(|stream| &stream.0[slice(stream)]).collect()
     }
 
-    fn push<C: Code>(&mut self, code: &C, rows: ArrayView2<'_, f32>) {
-        for (starts, stream) in self.starts.iter_mut().zip(&self.streams) {
-            starts.push(stream.len());
+    /// Takes the bytes of a unit.
+    fn push<'a>(&mut self, unit: impl Iterator<Item = &'a [u8]>) {
+        for ((bytes, starts), more) in self.streams.iter_mut().zip(unit) {
+            starts.push(more.len(), self.units, bytes.len());
+            bytes.extend_from_slice(more);
         }
-        code.encode(rows, &mut self.streams);
+        self.units += 1;
     }
 
     fn truncate(&mut self, units: usize) {
-        for (starts, stream) in self.starts.iter_mut().zip(&mut self.streams) {
-            if let Some(end) = starts.get(units) {
-                stream.truncate(*end);
+        if units >= self.units {
+            return;
+        }
+        for (bytes, starts) in &mut self.streams {
+            bytes.truncate(starts.of(units));
+            if let Starts::Uneven(starts) = starts {
                 starts.truncate(units);
             }
         }
+        self.units = units;
     }
 }
 
@@ -118,11 +149,7 @@ impl<C: Code> Coded<C> {
             if !rows.code.fits(&slices) {
                 return Err(bad("codes that no encoder writes"));
             }
-            let page = rows.last_page();
-            for (i, slice) in slices.iter().enumerate() {
-                page.starts[i].push(page.streams[i].len());
-                page.streams[i].extend_from_slice(slice);
-            }
+            rows.last_page().push(slices.into_iter());
         }
         if streams.iter().zip(&at).any(|(stream, at)| stream.len() != *at) {
             return Err(bad("an array is too long"));
@@ -134,7 +161,7 @@ impl<C: Code> Coded<C> {
     /// The page that the next unit goes to.
     fn last_page(&mut self) -> &mut Page {
         let (full, streams) = (self.units_of_page(), self.code.streams().len());
-        if self.pages.last().is_none_or(|page| page.units() == full) {
+        if self.pages.last().is_none_or(|page| page.units == full) {
             self.pages.push(Arc::new(Page::of(streams)));
         }
         Arc::make_mut(self.pages.last_mut().expect("just made"))
@@ -235,9 +262,11 @@ impl<C: Code> PackedRows for Coded<C> {
             self.len = sinks;
             rows = rows.slice_move(s![sinks.., ..]);
         }
-        let code = self.code.clone();
-        for unit in rows.axis_chunks_iter(ndarray::Axis(0), code.unit()) {
-            self.last_page().push(&code, unit);
+        let mut streams = vec![Vec::new(); self.code.streams().len()];
+        for unit in rows.axis_chunks_iter(ndarray::Axis(0), self.code.unit()) {
+            self.code.encode(unit, &mut streams);
+            self.last_page().push(streams.iter().map(Vec::as_slice));
+            streams.iter_mut().for_each(Vec::clear);
             self.len += unit.nrows();
         }
     }
@@ -299,7 +328,7 @@ impl<C: Code> PackedRows for Coded<C> {
         }
         for (i, (name, kind)) in self.code.streams().iter().enumerate() {
             let bytes: Vec<u8> =
-                self.pages.iter().flat_map(|page| page.streams[i].iter().copied()).collect();
+                self.pages.iter().flat_map(|page| page.streams[i].0.iter().copied()).collect();
             bytes_part(sink, prefix, name, *kind, &bytes)?;
         }
         Ok(())
@@ -307,7 +336,8 @@ impl<C: Code> PackedRows for Coded<C> {
 
     fn bytes(&self) -> u64 {
         let model: usize = self.code.model().iter().map(|(_, bytes)| bytes.len()).sum();
-        let page = |page: &Arc<Page>| page.streams.iter().map(Vec::len).sum::<usize>();
+        let page =
+            |page: &Arc<Page>| page.streams.iter().map(|(bytes, _)| bytes.len()).sum::<usize>();
         let units: usize = self.pages.iter().map(page).sum();
         (model + units + 4 * self.sinks.len()) as u64
     }

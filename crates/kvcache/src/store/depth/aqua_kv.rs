@@ -154,7 +154,8 @@ impl Missed {
     /// Heads of each block.
     fn blocks(&self) -> Vec<Range<usize>> {
         let heads = self.size.heads;
-        if self.form.together { vec![0..heads] } else { (0..heads).map(|h| h..h + 1).collect() }
+        let each = if self.form.together { heads } else { 1 };
+        (0..heads).step_by(each.max(1)).map(|h| h..h + each).collect()
     }
 
     fn bits(&self, member: usize) -> u32 {

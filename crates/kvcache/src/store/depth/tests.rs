@@ -180,8 +180,11 @@ fn normal(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
     Array2::from_shape_fn((rows, columns), |(i, j)| gaussian(seed, (i * columns + j) as u64) as f32)
 }
 
+/// Keys, and values, of each layer.
+type Both = [Vec<Array3<f32>>; 2];
+
 /// Layers of one head, each a turn of the one before and some noise; values from keys and the values before.
-fn related(tokens: usize) -> [Vec<Array3<f32>>; 2] {
+fn related(tokens: usize) -> Both {
     let dim = 16;
     let (mut k, mut v) = (normal(tokens, dim, 1), normal(tokens, dim, 2));
     let mut both = [Vec::new(), Vec::new()];
@@ -196,7 +199,7 @@ fn related(tokens: usize) -> [Vec<Array3<f32>>; 2] {
     both
 }
 
-fn share_of_error(page: &dyn JointPage, both: &[Vec<Array3<f32>>; 2], from: usize) -> f64 {
+fn share_of_error(page: &dyn JointPage, both: &Both, from: usize) -> f64 {
     let (mut error, mut size) = (0.0, 0.0);
     for (role, layers) in [Role::Keys, Role::Values].into_iter().zip(both) {
         for (m, layer) in layers.iter().enumerate().skip(1) {
@@ -218,7 +221,7 @@ fn predictions_leave_little_to_store() {
             all.iter().map(|x| x.slice(s![from..from + 128, .., ..]).to_owned()).collect()
         })
     };
-    let (first, later): ([Vec<Array3<f32>>; 2], [Vec<Array3<f32>>; 2]) = (half(0), half(128));
+    let (first, later): (Both, Both) = (half(0), half(128));
     let form = AquaKv::default().with_chunk(128).with_bits(2, 8).with_sinks(4);
     let page = form.pack(0..4, None, &first[0], &first[1]).expect("packs");
     let next = form.pack(0..4, Some(&*page), &later[0], &later[1]).expect("packs");
