@@ -19,7 +19,17 @@
 //! # }
 //! ```
 //!
-//! Prompts are in [`text`].
+//! By the kinds of the survey *When Tokens Talk Too Much* (2025), each a row of [`stages`]:
+//!
+//! | kind | methods |
+//! |---|---|
+//! | transformation | [`Pooling`], [`pool_windows`], [`layers::SpaceToChannel`] |
+//! | similarity | [`ToMe`], [`DivPrune`], [`SubmodularSelect`], [`ConceptChunk`], [`GeometryMerge`], [`TemporalMerge`], [`MaskGuidedToMe`] |
+//! | attention | [`AttentionTopK`], [`GlobalCom2`]; with similarity [`DiffRate`], [`TokenCorr`] |
+//! | query | [`QueryPooling`]; with similarity [`EfficientVla`], [`MigMerge`] |
+//!
+//! What a method asks for beside states is in [`TokenHints`]. How many tokens: [`fewest_tokens`], [`density_budgets`]; what
+//! they hold of a context: [`measure`]. Prompts are in [`text`].
 
 mod baseline;
 mod budget;
