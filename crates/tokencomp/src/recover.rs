@@ -107,20 +107,4 @@ impl TokenMap {
         }
         Ok(out)
     }
-
-    /// Gives every source the values of the target before its own, 0 to those of the first and to dropped ones. With
-    /// chunks of neighbours no token then sees what comes after it: a chunk is known once the next begins.
-    ///
-    /// # Errors
-    /// `ShapeMismatch` unless the first axis has an entry a target.
-    pub fn unmerge_before<D: Dimension + RemoveAxis>(
-        &self,
-        z: ArrayView<'_, f32, D>,
-    ) -> Result<Array<f32, D>> {
-        let mut shifted = Array::<f32, D>::zeros(z.raw_dim());
-        for target in 1..z.len_of(Axis(0)) {
-            shifted.index_axis_mut(Axis(0), target).assign(&z.index_axis(Axis(0), target - 1));
-        }
-        self.unmerge(shifted.view())
-    }
 }

@@ -27,8 +27,8 @@ pub trait TokenReduce: Debug + Send + Sync {
     fn plan(&self, x: ArrayView2<'_, f32>, hints: &TokenHints<'_>, keep: usize)
     -> Result<TokenMap>;
 
-    /// What each token weighs in the mean of its group, above 0, where that is not its size: what [`TokenMap::merge`] is to be
-    /// given in place of sizes. `map` is a plan of this method for the same states and hints.
+    /// What each token weighs in the mean of its group, where that is not its size: what [`TokenMap::merge`] is to be given in
+    /// place of sizes, at least 0, above 0 for one of each group. `map` is a plan of this method for the same states and hints.
     ///
     /// # Errors
     /// As [`TokenReduce::plan`].

@@ -107,7 +107,7 @@ fn keys_and_values_of_a_text() {
         .with_relevance(&asked)
         .with_crops(Crops::new(&crops));
     let plain = hints.with_class_attention(&class);
-    let methods: [(&str, &dyn TokenReduce, &TokenHints<'_>); 18] = [
+    let methods: [(&str, &dyn TokenReduce, &TokenHints<'_>); 19] = [
         ("random", &RandomKeep::new(1), &hints),
         ("pooling", &Pooling::new(), &hints),
         ("tome", &ToMe::new(), &hints),
@@ -123,6 +123,7 @@ fn keys_and_values_of_a_text() {
         ("diffrate, class attention", &DiffRate::default(), &plain),
         ("mig_merge", &MigMerge::new(), &hints),
         ("concept_chunk", &ConceptChunk::new(), &hints),
+        ("concept_chunk, mean=true", &ConceptChunk::new().with_mean(true), &hints),
         ("query_pooling", &QueryPooling::default(), &hints),
         ("submodular_select, graph", &SubmodularSelect::default().with_graph(8, 0.85, 4), &hints),
         (
@@ -163,7 +164,7 @@ fn keys_and_values_of_a_text() {
     let full = pooled_attention(q.view(), k.view(), v.view(), &TokenMap::identity(tokens)).unwrap();
     for x in [2, 4, 8] {
         let mut lengths = vec![x; tokens / x];
-        lengths.extend((tokens % x > 0).then_some(tokens % x));
+        lengths.extend((!tokens.is_multiple_of(x)).then_some(tokens % x));
         let groups = TokenMap::runs(&lengths).unwrap();
         let target = groups.merge(full.view(), None).unwrap();
         let pooled = pooled_attention(q.view(), k.view(), v.view(), &groups).unwrap();
@@ -187,7 +188,7 @@ fn keys_and_values_of_a_text() {
             "tokens for an error of {error}: ToMe {}, pooling {}, concept_chunk {}, random {}",
             count(&ToMe::new()),
             count(&Pooling::new()),
-            count(&ConceptChunk::new()),
+            count(&ConceptChunk::new().with_mean(true)),
             count(&RandomKeep::new(1))
         );
     }

@@ -167,7 +167,7 @@ proptest! {
                 prop_assert_eq!(map.counts()[target], 1, "{}", method.id());
                 prop_assert_eq!(merged.row(target), x.row(*p), "{}", method.id());
             }
-            // Weights of a method are above 0, and leave what is alone as it is.
+            // Weights of a method leave what is alone as it is.
             for (target, token) in map.firsts().into_iter().enumerate() {
                 if map.counts()[target] == 1 {
                     prop_assert_eq!(reduced.states.row(target), x.row(token), "{}", method.id());
@@ -181,7 +181,7 @@ proptest! {
     }
 }
 
-fn methods() -> [Box<dyn TokenReduce>; 18] {
+fn methods() -> [Box<dyn TokenReduce>; 19] {
     [
         Box::new(ToMe::new()),
         Box::new(DivPrune::new()),
@@ -197,6 +197,7 @@ fn methods() -> [Box<dyn TokenReduce>; 18] {
         Box::new(GeometryMerge::default()),
         Box::new(MigMerge::new()),
         Box::new(ConceptChunk::new()),
+        Box::new(ConceptChunk::new().with_mean(true)),
         Box::new(QueryPooling::default()),
         Box::new(MaskGuidedToMe::new()),
         Box::new(TemporalMerge::default()),

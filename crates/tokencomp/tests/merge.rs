@@ -55,19 +55,29 @@ fn geometry_merging_is_the_slow_one() {
             variance[t] += (sum(2) / k - (sum(1) / k).powi(2)) / 9.0;
         }
     }
-    let most = |v: &[f64]| v.iter().copied().fold(0.0, f64::max);
     let all: Vec<f64> = saliency.iter().map(|v| f64::from(*v)).collect();
-    let score = |t: usize| variance[t] / most(&variance) + all[t] / most(&all);
+    let scaled = |v: &[f64], t: usize| {
+        let own: Vec<f64> = (0..n).filter(|u| frames[*u] == frames[t]).map(|u| v[u]).collect();
+        let least = own.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = own.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        (v[t] - least) / (most - least)
+    };
+    let score = |t: usize| 0.3 * scaled(&variance, t) + 0.7 * scaled(&all, t);
     let geometry: Vec<f64> = (0..n).map(score).collect();
     let ours = GeometryMerge::default().geometry(x.view(), &hints).unwrap();
     assert!(ours.iter().zip(&geometry).all(|(a, b)| (a - b).abs() < 1e-6));
 
+    // Of each frame's 36 a tenth stays: 3.
     let order: Vec<usize> = ranked(&geometry).into_iter().filter(|t| *t > 0).collect();
-    let stay = (0.25f64 * 29.0).round() as usize;
-    let flat = &order[stay..];
-    // Cells of 2 x 2: 18 anchors, of which no more than 22 may be.
+    let of =
+        |frame: usize| order.iter().copied().filter(move |t| t.saturating_sub(1) / 36 == frame);
+    let stay: Vec<usize> = of(0).take(3).chain(of(1).take(3)).collect();
+    let mut flat: Vec<usize> = order.iter().copied().filter(|t| !stay.contains(t)).collect();
+    flat.reverse();
+    let stay = stay.len();
+    // Cells of 2 x 2: 18 anchors, of which no more than 23 may be; each the flattest of its cell.
     let mut anchors: Vec<usize> = Vec::new();
-    for t in flat {
+    for t in &flat {
         let cell = |t: usize| (frames[t], places[t].map(|[r, c]| [r / 2, c / 2]));
         if !anchors.iter().any(|a| cell(*a) == cell(*t)) {
             anchors.push(*t);
@@ -100,7 +110,7 @@ fn edges_stay_and_plans_are_reused() {
     let bright = |t: usize| if t % 8 > 3 { 1.2 } else { 1.0 };
     let x = Array2::from_shape_fn((64, 4), |(t, c)| bright(t) * (1 + c) as f32 + noise[[t, c]]);
     let hints = TokenHints::default().with_places(&places);
-    let method = GeometryMerge::default().with_protect(0.5);
+    let method = GeometryMerge::default().with_protect(0.25);
     let map = method.plan(x.view(), &hints, 32).unwrap();
     let edge = (0..64).filter(|t| matches!(t % 8, 3 | 4));
     let alone = |t: &usize| map.counts()[map.target(*t).unwrap()] == 1;
@@ -202,7 +212,7 @@ fn concept_chunks_are_the_slow_ones() {
     let (wq, wk) = (values(6, 8, 42), values(6, 8, 43));
     let method = ConceptChunk::new().with_projections(wq.clone(), wk.clone()).unwrap();
     let stacked = |t: usize| {
-        let pair = [x.row(t).dot(&wq.t()), x.row(t - 1).dot(&wk.t())];
+        let pair = [x.row(t - 1).dot(&wq.t()), x.row(t).dot(&wk.t())];
         Array2::from_shape_fn((2, 6), |(r, c)| pair[r][c])
     };
     let mut slow = vec![1.0];
@@ -229,8 +239,13 @@ fn concepts_are_given_back_causally() {
     let method = ConceptChunk::new();
     let back = |x: &Array2<f32>| {
         let map = method.chunks(x.view(), 0.3).unwrap();
-        assert!(map.targets() > 4);
-        map.unmerge_before(map.merge(x.view(), None).unwrap().view()).unwrap()
+        assert!(map.targets() > 4 && map.targets() < 38);
+        let hints = TokenHints::default();
+        let weights = method.weights(x.view(), &hints, &map).unwrap();
+        let concepts = map.merge(x.view(), weights.as_deref()).unwrap();
+        assert_eq!(concepts, x.select(Axis(0), &map.firsts()));
+        let scores = method.boundary_scores(x.view()).unwrap();
+        ConceptChunk::dechunk(concepts.view(), &scores, &map).unwrap()
     };
     let whole = back(&x);
     for t in 0..39 {
@@ -242,14 +257,27 @@ fn concepts_are_given_back_causally() {
             other.slice_axis(Axis(0), (..=t).into())
         );
     }
+    // The running blend of concepts, written out: each concept by its p and what later ones left of it.
     let map = method.chunks(x.view(), 0.3).unwrap();
-    let concepts = map.merge(x.view(), None).unwrap();
+    let (firsts, scores) = (map.firsts(), method.boundary_scores(x.view()).unwrap());
     for t in 0..40 {
-        match map.target(t).unwrap() {
-            0 => assert!(whole.row(t).iter().all(|v| *v == 0.0)),
-            chunk => assert_eq!(whole.row(t), concepts.row(chunk - 1)),
+        let own = map.target(t).unwrap();
+        for c in 0..8 {
+            let part = |chunk: usize| {
+                let p = if chunk == 0 { 1.0 } else { f64::from(scores[firsts[chunk]]) };
+                let left: f64 =
+                    (chunk + 1..=own).map(|i| 1.0 - f64::from(scores[firsts[i]])).product();
+                p * left * f64::from(x[[firsts[chunk], c]])
+            };
+            let slow: f64 = (0..=own).map(part).sum();
+            assert!((f64::from(whole[[t, c]]) - slow).abs() < 1e-5);
         }
     }
+    // Means of chunks would know what comes.
+    let mean = method.clone().with_mean(true);
+    assert_eq!(mean.weights(x.view(), &TokenHints::default(), &map).unwrap(), None);
+    assert!(ConceptChunk::dechunk(x.view(), &scores, &map).is_err());
+    assert!(ConceptChunk::dechunk(x.view(), &scores[1..], &map).is_err());
 }
 
 #[test]

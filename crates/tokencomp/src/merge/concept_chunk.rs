@@ -2,25 +2,34 @@
 //! boundaries by cosines as in Hwang, Wang, Gu, *Dynamic Chunking for End-to-End Hierarchical Sequence Modeling*, 2025
 //! (H-Net).
 
-use ndarray::{Array2, ArrayView1, ArrayView2};
-use tensorpress_tensor::stage::Row;
+use ndarray::{Array2, ArrayView1, ArrayView2, s};
+use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 
 use crate::hints::TokenHints;
 use crate::map::TokenMap;
 use crate::reduce::{TokenReduce, check_finite, free, grouped};
 use crate::similarity::normalised;
-use crate::stage::{TokenPart, reduction};
+use crate::stage::{TokenPart, reduction_of};
 
-/// Averages runs of neighbours, cut where a token is least like the one before.
+/// Runs of neighbours as one token each, cut where a token is least like the one before.
 ///
-/// p_t = (1 - cos(Wq h_t, Wk h_(t-1))) / 2; the first token begins a chunk. A plan cuts at the keep - 1 largest p, the first
-/// of equals: an exact ratio. [`ConceptChunk::chunks`] cuts at a threshold. Protected tokens stand aside; the others are
-/// neighbours across them. [`TokenMap::unmerge_before`] gives concepts back so that no token sees what comes after it.
+/// p_t = (1 - cos(Wq h_(t-1), Wk h_t)) / 2; the first token begins a chunk. A plan cuts at the keep - 1 largest p, the first
+/// of equals: an exact ratio. [`ConceptChunk::chunks`] cuts at a threshold. A chunk's concept is its first token, so that no
+/// concept knows what comes after it, or the mean ([`TokenReduce::weights`]). Protected tokens stand aside; the others
+/// are neighbours across them.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct ConceptChunk {
     projections: Option<[Array2<f32>; 2]>,
+    /// Concepts are means of their chunks, in place of first tokens.
+    pub mean: bool,
+}
+
+impl Knobs for ConceptChunk {
+    fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        keys.flag("mean", &mut self.mean, "takes the mean of a chunk, not its first token")
+    }
 }
 
 impl ConceptChunk {
@@ -42,6 +51,13 @@ impl ConceptChunk {
         Ok(self)
     }
 
+    /// Whether concepts are means of their chunks.
+    #[must_use]
+    pub fn with_mean(mut self, mean: bool) -> Self {
+        self.mean = mean;
+        self
+    }
+
     /// p_t for each of `tokens`, against the one before it in the list; 1 for the first.
     fn boundaries(&self, x: ArrayView2<'_, f32>, tokens: &[usize]) -> Result<Vec<f32>> {
         let turned = |which: usize| match &self.projections {
@@ -57,11 +73,11 @@ impl ConceptChunk {
             ))),
         };
         let (q, k) = (turned(0)?, turned(1)?);
-        let before = std::iter::once(None).chain(k.rows().into_iter().map(Some));
-        let p = |(q, k): (ArrayView1<'_, f32>, Option<ArrayView1<'_, f32>>)| {
-            k.map_or(1.0, |k| ((1.0 - q.dot(&k)) / 2.0).clamp(0.0, 1.0))
+        let before = std::iter::once(None).chain(q.rows().into_iter().map(Some));
+        let p = |(k, q): (ArrayView1<'_, f32>, Option<ArrayView1<'_, f32>>)| {
+            q.map_or(1.0, |q| ((1.0 - q.dot(&k)) / 2.0).clamp(0.0, 1.0))
         };
-        Ok(q.rows().into_iter().zip(before).map(p).collect())
+        Ok(k.rows().into_iter().zip(before).map(p).collect())
     }
 
     /// p_t of each token of states `[tokens, channels]`; 1 for the first.
@@ -84,6 +100,26 @@ impl ConceptChunk {
             (0..scores.len()).filter(|t| *t == 0 || scores[*t] >= threshold).collect();
         TokenMap::new(&numbered(&begins, scores.len(), Some), begins.len())
     }
+
+    /// Gives concepts `[chunks, channels]` back to the tokens of their chunks: m_i = (1 - p) m_(i-1) + p c_i with the
+    /// boundary score p of the chunk's first token, so that concepts cut with little certainty lean on those before. With
+    /// first tokens as concepts no token sees what comes after it.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` unless there is a concept a target and a score a source of the map.
+    pub fn dechunk(
+        concepts: ArrayView2<'_, f32>,
+        scores: &[f32],
+        chunks: &TokenMap,
+    ) -> Result<Array2<f32>> {
+        let mut blended = concepts.to_owned();
+        let scores = chunks.first_of(scores)?;
+        for chunk in 1..blended.nrows().min(scores.len()) {
+            let (before, mut now) = blended.multi_slice_mut((s![chunk - 1, ..], s![chunk, ..]));
+            now.zip_mut_with(&before, |c, m| *c = (1.0 - scores[chunk]) * m + scores[chunk] * *c);
+        }
+        chunks.unmerge(blended.view())
+    }
 }
 
 /// The number of each token's chunk, from the rising tokens that begin one.
@@ -97,8 +133,8 @@ fn numbered<T>(begins: &[usize], tokens: usize, of: impl Fn(usize) -> T) -> Vec<
 }
 
 pub(crate) fn stage() -> Row<TokenPart> {
-    let about = "averages runs of neighbours, cut where one is least like the one before";
-    reduction("concept_chunk", about, ConceptChunk::new)
+    let about = "makes runs of neighbours one, cut where one is least like the one before";
+    reduction_of::<ConceptChunk>("concept_chunk", about)
 }
 
 impl TokenReduce for ConceptChunk {
@@ -122,5 +158,21 @@ impl TokenReduce for ConceptChunk {
         begins.push(0);
         begins.sort_unstable();
         grouped(&protected, &numbered(&begins, free.len(), |chunk| chunk), keep)
+    }
+
+    fn weights(
+        &self,
+        x: ArrayView2<'_, f32>,
+        hints: &TokenHints<'_>,
+        map: &TokenMap,
+    ) -> Result<Option<Vec<f32>>> {
+        hints.check(x, x.nrows())?;
+        map.groups(x.nrows())?;
+        if self.mean {
+            return Ok(None);
+        }
+        let mut weights = vec![0.0; x.nrows()];
+        map.firsts().into_iter().for_each(|first| weights[first] = 1.0);
+        Ok(Some(weights))
     }
 }

@@ -1,4 +1,4 @@
-//! Coverage and diversity in place of nearness: Raja and Vats, *Beyond Nearest Neighbors: Semantic Compression and
+//! Coverage and diversity in place of nearness: *Beyond Nearest Neighbors: Semantic Compression and
 //! Graph-Augmented Retrieval for Enhanced Vector Search*, 2025. The abstract gives the terms, not their weights.
 
 use std::cmp::Ordering;
