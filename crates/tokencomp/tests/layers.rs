@@ -189,6 +189,8 @@ fn informative_tokens_take_part() {
         let made = map.merge(x.view(), None).unwrap().mapv(f32::tanh);
         map.unmerge_onto(made.view(), x.view()).unwrap()
     };
+    let (before, after) = (x.clone(), layer(&x));
+    (0..37).filter(|t| !stays(*t)).for_each(|t| assert_eq!(before.row(t), after.row(t)));
     let weights = values(37, 8, 34);
     let slope = map.merge(x.view(), None).unwrap().mapv(|v| 1.0 - v.tanh().powi(2));
     let through = map.merge(weights.view(), None).unwrap() * slope;
@@ -261,7 +263,7 @@ fn the_fewest_tokens_are_enough() {
     let tokens = |x: &Array2<f32>| {
         fewest_tokens(&ToMe::new(), x.view(), &hints, 0.01).unwrap().map.targets()
     };
-    assert!(2 * tokens(&plain) < tokens(&x));
+    assert!(tokens(&plain) + 10 < tokens(&x), "{} {}", tokens(&plain), tokens(&x));
     assert!(fewest_tokens(&ToMe::new(), x.view(), &hints, f64::NAN).is_err());
     let map = TokenMap::keep(60, &[0]).unwrap();
     let first = map.merge(x.view(), None).unwrap();
