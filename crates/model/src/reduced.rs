@@ -62,7 +62,7 @@ impl Encoder {
         // Patches stand in a square behind the class token.
         let side = (hidden.nrows() - 1).isqrt();
         let places = std::iter::once(None).chain(grid(side, side, 1)).collect();
-        let protected = [&[0], reduction.protected].concat();
+        let protected = [&[0][..], reduction.protected].concat();
         let reduction = Reduction { protected: &protected, ..reduction };
         self.reduce(hidden, reduction, Some(places), scratch)
     }
