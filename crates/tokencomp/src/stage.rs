@@ -2,14 +2,14 @@
 
 use std::fmt::{self, Debug};
 
-use tensorpress_tensor::stage::{Chain, Part, Role, Row, Stages};
+use tensorpress_tensor::stage::{Chain, Knobs, Part, Role, Row, Stages};
 use tensorpress_tensor::{Error, Result};
 
 use crate::reduce::TokenReduce;
 use crate::text::{
     KeepProbability, LlmLingua2, Relevance, Squeeze, TokenCount, TokenLogProbs, WordScore,
 };
-use crate::{baseline, divprune, text, tome};
+use crate::{baseline, divprune, merge, select, text, tome};
 
 /// Models that scores of sentences and words may ask, as far as there are any.
 #[derive(Debug, Clone, Copy, Default)]
@@ -149,6 +149,8 @@ impl fmt::Display for TokenRole {
 pub fn stages() -> Stages<TokenPart> {
     let mut rows: Vec<Row<TokenPart>> = vec![tome::stage(), divprune::stage()];
     rows.extend(baseline::stages());
+    rows.extend(select::stages());
+    rows.extend(merge::stages());
     rows.extend(text::stages());
     let mut stages = Stages::default();
     stages.extend(rows).expect("the names differ");
@@ -178,4 +180,13 @@ pub(crate) fn reduction<T: TokenReduce + 'static>(
 ) -> Row<TokenPart> {
     let build = move |(), _| Ok(TokenPart::Reduce(Box::new(new())));
     Row::new(name, TokenRole::Reduce, about, || (), build)
+}
+
+/// A stage that makes states fewer and whose knobs are its own.
+pub(crate) fn reduction_of<T: Knobs + TokenReduce + Default + 'static>(
+    name: &'static str,
+    about: &'static str,
+) -> Row<TokenPart> {
+    let build = |method: T, _| Ok(TokenPart::Reduce(Box::new(method)));
+    Row::new(name, TokenRole::Reduce, about, T::default, build)
 }
