@@ -7,7 +7,7 @@ use tensorpress_tensor::{Error, Result};
 
 use crate::reduce::TokenReduce;
 use crate::text::{
-    KeepProbability, LlmLingua2, Relevance, Squeeze, TokenCount, TokenLogProbs, WordScore,
+    Attends, KeepProbability, LlmLingua2, Relevance, Squeeze, TokenCount, TokenLogProbs, WordScore,
 };
 use crate::{baseline, divprune, text, tome};
 
@@ -21,6 +21,8 @@ pub struct PromptModels<'m> {
     pub similarity: Option<&'m dyn Relevance>,
     /// A classifier of tokens into kept and dropped.
     pub classifier: Option<&'m dyn KeepProbability>,
+    /// A language model whose attention can be seen.
+    pub attends: Option<&'m dyn Attends>,
 }
 
 impl<'m> PromptModels<'m> {
@@ -42,6 +44,13 @@ impl<'m> PromptModels<'m> {
     #[must_use]
     pub fn with_classifier(mut self, model: &'m dyn KeepProbability) -> Self {
         self.classifier = Some(model);
+        self
+    }
+
+    /// Sets the language model whose attention can be seen.
+    #[must_use]
+    pub fn with_attends(mut self, model: &'m dyn Attends) -> Self {
+        self.attends = Some(model);
         self
     }
 

@@ -28,15 +28,20 @@
 //! # }
 //! ```
 
+mod exit;
 mod fit;
 mod lingua2;
 mod marks;
 mod recipe;
+mod recomp;
 mod relevance;
+mod retrieval;
+mod segments;
 mod split;
 mod squeeze;
 mod surprise;
 mod table;
+mod trimr;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -44,20 +49,32 @@ use std::ops::Range;
 use tensorpress_tensor::Result;
 use tensorpress_tensor::stage::Row;
 
+pub use exit::{Asked, Exit, Usefulness};
 pub use lingua2::{
-    Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2, WordProbability,
+    Annotation, Annotator, Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2, WordProbability, trustworthy,
 };
 pub use recipe::PromptRecipe;
+pub use recomp::{Contrast, contrast};
 pub use relevance::{Bm25, Fused, QuestionLikelihood};
+pub use retrieval::{
+    Asking, Attends, Attention, Head, Known, QuestionAttention, Retrieval, retrieval_heads,
+};
+pub use segments::{SegmentCache, SegmentCompressor, SegmentUse};
 pub use squeeze::{Squeeze, Squeezed};
 pub use surprise::Surprise;
+pub use trimr::{TrimR, Verdict, Verifier, Watched};
 
 use crate::stage::TokenPart;
 
 /// The stages of this module.
 pub(crate) fn stages() -> Vec<Row<TokenPart>> {
     let [likelihood, similarity, bm25] = relevance::stages();
-    vec![lingua2::stage(), likelihood, similarity, bm25, surprise::stage(), recipe::stage()]
+    let (exit, attention) = (exit::stage(), retrieval::stage());
+    let ranks = [likelihood, similarity, bm25, exit, attention];
+    let mut rows = vec![lingua2::stage()];
+    rows.extend(ranks);
+    rows.extend([surprise::stage(), recipe::stage()]);
+    rows
 }
 
 /// A tokenizer, as far as budgets care.
