@@ -64,6 +64,17 @@ impl<'m> PromptModels<'m> {
     }
 }
 
+impl<'m> PromptModels<'m> {
+    /// The language model whose attention can be seen.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is none, saying what asks.
+    pub fn attends_for(&self, stage: &str) -> Result<&'m dyn Attends> {
+        let message = format!("`{stage}` asks a language model whose attention can be seen");
+        self.attends.ok_or_else(|| Error::unsupported(message))
+    }
+}
+
 /// Makes what ranks sentences.
 pub type MakeRelevance =
     Box<dyn for<'m> Fn(&PromptModels<'m>) -> Result<Box<dyn Relevance + 'm>> + Send + Sync>;

@@ -131,7 +131,8 @@ impl Attends for LanguageModel<'_> {
             heads.iter().find(|(l, h)| of(*l).is_none_or(|attention| *h >= attention.heads))
         {
             let (layers, most) = (blocks.len(), of(0).map_or(0, |attention| attention.heads));
-            let message = format!("head {layer}.{head} of a model of {layers} layers of {most} heads");
+            let message =
+                format!("head {layer}.{head} of a model of {layers} layers of {most} heads");
             return Err(Error::invalid(message));
         }
         let before = self.tokenizer.encode(asking.before)?;
@@ -144,13 +145,12 @@ impl Attends for LanguageModel<'_> {
         let first = behind.iter().position(asked).unwrap_or(behind.len());
         let asked = behind[first..].iter().take_while(|token| asked(token)).count();
         let rows = columns.end + first..columns.end + first + asked;
-        let ids: Vec<u32> = before
-            .into_iter()
-            .chain(context.iter().chain(&behind).map(|(id, _)| *id))
-            .collect();
+        let ids: Vec<u32> =
+            before.into_iter().chain(context.iter().chain(&behind).map(|(id, _)| *id)).collect();
         if ids.len() + asking.answer > self.reads() {
             let (n, most) = (ids.len(), self.reads());
-            let message = format!("{n} tokens and {} to answer, the model reads {most}", asking.answer);
+            let message =
+                format!("{n} tokens and {} to answer, the model reads {most}", asking.answer);
             return Err(Error::invalid(message));
         }
         let notes = |layer: usize| {
@@ -168,7 +168,8 @@ impl Attends for LanguageModel<'_> {
         let mut logits = reader.read(&ids, rows, &mut question)?;
         let mut said = 0;
         while said < asking.answer {
-            let next = (0..logits.len()).fold(0, |best, at| if logits[at] > logits[best] { at } else { best });
+            let next = (0..logits.len())
+                .fold(0, |best, at| if logits[at] > logits[best] { at } else { best });
             if self.decoder.config().eos.contains(&(next as u32)) {
                 break;
             }

@@ -28,6 +28,8 @@
 //! # }
 //! ```
 
+mod answer;
+mod english;
 mod exit;
 mod fit;
 mod lingua2;
@@ -49,9 +51,11 @@ use std::ops::Range;
 use tensorpress_tensor::Result;
 use tensorpress_tensor::stage::Row;
 
+pub use answer::AnswerWords;
 pub use exit::{Asked, Exit, Usefulness};
 pub use lingua2::{
-    Annotation, Annotator, Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2, WordProbability, trustworthy,
+    Annotation, Annotator, Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2,
+    WordProbability, trustworthy,
 };
 pub use recipe::PromptRecipe;
 pub use recomp::{Contrast, contrast};
@@ -73,7 +77,7 @@ pub(crate) fn stages() -> Vec<Row<TokenPart>> {
     let ranks = [likelihood, similarity, bm25, exit, attention];
     let mut rows = vec![lingua2::stage()];
     rows.extend(ranks);
-    rows.extend([surprise::stage(), recipe::stage()]);
+    rows.extend([surprise::stage(), answer::stage(), recipe::stage()]);
     rows
 }
 
@@ -106,6 +110,20 @@ pub trait WordScore: Debug {
     /// # Errors
     /// Whatever the scorer cannot do.
     fn score(&self, text: &str, words: &[Range<usize>]) -> Result<Vec<f32>>;
+
+    /// The same in the light of a question, where there is one; by default that changes nothing.
+    ///
+    /// # Errors
+    /// Whatever the scorer cannot do.
+    fn score_asked(
+        &self,
+        question: Option<&str>,
+        text: &str,
+        words: &[Range<usize>],
+    ) -> Result<Vec<f32>> {
+        let _ = question;
+        self.score(text, words)
+    }
 }
 
 /// Says how much each passage has to do with a question.

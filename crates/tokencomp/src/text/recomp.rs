@@ -35,14 +35,18 @@ pub fn contrast(
         return Err(Error::invalid("0 sentences to contrast; at least 1 is needed"));
     }
     if !(margin.is_finite() && margin >= 0.0) {
-        return Err(Error::invalid(format!("margin = {margin}; allowed are finite numbers from 0")));
+        return Err(Error::invalid(format!(
+            "margin = {margin}; allowed are finite numbers from 0"
+        )));
     }
     let score = |sentence: &&str| {
         let tokens = model.log_probs(&format!("{sentence}\n{question}\n"), answer)?;
         let score: f64 = tokens.iter().map(|(_, p)| f64::from(*p)).sum();
         match score.is_finite() {
             true => Ok(score),
-            false => Err(Error::numerical(format!("ln p({answer:?}) behind {sentence:?} is {score}"))),
+            false => {
+                Err(Error::numerical(format!("ln p({answer:?}) behind {sentence:?} is {score}")))
+            }
         }
     };
     let scores = sentences.iter().map(score).collect::<Result<Vec<f64>>>()?;

@@ -10,9 +10,9 @@ use ndarray::{Array2, Axis, s};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{Error, Result};
 
+use super::Relevance;
 use super::recipe::ranking;
 use super::relevance::standard;
-use super::Relevance;
 use crate::stage::TokenPart;
 
 /// A layer, and one of its query heads; both from 0.
@@ -143,7 +143,12 @@ impl<'a> QuestionAttention<'a> {
     }
 
     /// Attention mass of each passage, `[heads, passages]`, from the question and from the answer.
-    fn masses(&self, question: &str, passages: &[&str], heads: &[Head]) -> Result<[Array2<f32>; 2]> {
+    fn masses(
+        &self,
+        question: &str,
+        passages: &[&str],
+        heads: &[Head],
+    ) -> Result<[Array2<f32>; 2]> {
         let mut masses = [(); 2].map(|()| Array2::zeros((heads.len(), passages.len())));
         for window in self.windows(question, passages)? {
             let context = passages[window.clone()].join(" ");
@@ -172,6 +177,23 @@ impl<'a> QuestionAttention<'a> {
             }
         }
         Ok(masses)
+    }
+}
+
+impl QuestionAttention<'_> {
+    /// The share of the answering heads' attention that each passage gets from the answer: they sum to 1, or are all 0.
+    pub(super) fn answer_shares(&self, question: &str, passages: &[&str]) -> Result<Vec<f32>> {
+        if passages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let [_, mut masses] = self.masses(question, passages, &self.how.answering)?;
+        for mut row in masses.rows_mut() {
+            let sum = row.sum();
+            if sum > 0.0 {
+                row /= sum;
+            }
+        }
+        Ok(masses.mean_axis(Axis(0)).map_or_else(Vec::new, |mean| mean.to_vec()))
     }
 }
 
@@ -294,10 +316,7 @@ pub(super) fn stage() -> Row<TokenPart> {
         "ranks sentences by what retrieval heads of a language model look at while it answers",
         Retrieval::default,
         |how, models| {
-            let missing = || {
-                Error::unsupported("`attention` asks a language model whose attention can be seen")
-            };
-            let model = models.attends.ok_or_else(missing)?;
+            let model = models.attends_for("attention")?;
             Ok(Box::new(QuestionAttention::new(model, how.clone())?))
         },
     )

@@ -46,7 +46,8 @@ impl Default for TrimR {
             shortest: 20,
             agreements: 2,
             budget: 8000,
-            stop: "\n\nI have verified the answer, so I stop thinking here.\n</think>\n\n".to_owned(),
+            stop: "\n\nI have verified the answer, so I stop thinking here.\n</think>\n\n"
+                .to_owned(),
             conclude: "\n\nI am out of time, so I give the best answer that I have.\n</think>\n\n"
                 .to_owned(),
             repeats: 4,
@@ -99,8 +100,11 @@ impl TrimR {
             ("repeats", self.repeats, 2),
             ("period", self.period, 1),
         ];
-        if let Some((key, value, least)) = least.into_iter().find(|(_, value, least)| value < least) {
-            return Err(Error::invalid(format!("{key} = {value}; allowed are numbers from {least}")));
+        if let Some((key, value, least)) = least.into_iter().find(|(_, value, least)| value < least)
+        {
+            return Err(Error::invalid(format!(
+                "{key} = {value}; allowed are numbers from {least}"
+            )));
         }
         if self.reflections.iter().any(String::is_empty) {
             return Err(Error::invalid("reflections = \"\"; allowed are texts that are not empty"));
@@ -147,8 +151,10 @@ impl TrimR {
     /// Where a text that ends in a loop is to be cut: behind the first of the equal runs.
     #[must_use]
     pub fn looped(&self, text: &str) -> Option<usize> {
-        let ends: Vec<(usize, &str)> =
-            text.split_whitespace().map(|w| (w.as_ptr() as usize - text.as_ptr() as usize + w.len(), w)).collect();
+        let ends: Vec<(usize, &str)> = text
+            .split_whitespace()
+            .map(|w| (w.as_ptr() as usize - text.as_ptr() as usize + w.len(), w))
+            .collect();
         let n = ends.len();
         let repeats = |period: usize| {
             let run = period * self.repeats;

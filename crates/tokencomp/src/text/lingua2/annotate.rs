@@ -59,7 +59,8 @@ impl Annotator {
     /// to the right and then to the left at each distance; words that have a label already are passed over. Case does not count.
     #[must_use]
     pub fn annotate(&self, original: &[&str], compressed: &[&str]) -> Annotation {
-        let lower = |words: &[&str]| words.iter().map(|w| w.to_lowercase()).collect::<Vec<String>>();
+        let lower =
+            |words: &[&str]| words.iter().map(|w| w.to_lowercase()).collect::<Vec<String>>();
         let (original, compressed) = (lower(original), lower(compressed));
         let mut labels = vec![false; original.len()];
         let (mut last, mut found) = (0, 0usize);
