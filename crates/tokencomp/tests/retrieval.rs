@@ -251,20 +251,20 @@ fn cores_are_the_shortest_runs() {
 fn recipes_say_which_heads() {
     let reader = Reader { reads: 1000 };
     let models = PromptModels::default().with_attends(&reader);
-    let line = "attention(asking=\"0.1\", answering=\"1.2+0.1\") | answer(answering=\"1.2\") | fill(core=0.6)";
+    let line = "retrieval(asking=\"0.1\", answering=\"1.2+0.1\") | answer_words(answering=\"1.2\") | fill(core=0.6)";
     let recipe: PromptRecipe = line.parse().unwrap();
     assert_eq!(recipe.to_string().parse::<PromptRecipe>().unwrap(), recipe);
     let asked = (TEXT, Some(QUESTION));
     let short = recipe.squeeze((&Words, &models), &[], asked, 7).unwrap();
     assert!(short.text.contains("Lyon") && short.tokens <= 7, "{short:?}");
     for bad in
-        ["attention(asking=\"0\")", "attention(asking=\"x.1\")", "answer(window=0)", "fill(core=0)"]
+        ["retrieval(asking=\"0\")", "retrieval(asking=\"x.1\")", "answer_words(window=0)", "fill(core=0)"]
     {
         assert!(bad.parse::<PromptRecipe>().is_err(), "{bad}");
     }
     let none = recipe.squeeze((&Words, &PromptModels::default()), &[], asked, 7);
-    assert!(none.unwrap_err().to_string().contains("attention"));
+    assert!(none.unwrap_err().to_string().contains("retrieval"));
     // Heads that the model does not have.
-    let recipe: PromptRecipe = "attention(asking=\"9.9\")".parse().unwrap();
+    let recipe: PromptRecipe = "retrieval(asking=\"9.9\")".parse().unwrap();
     assert!(recipe.squeeze((&Words, &models), &[], asked, 7).is_err());
 }

@@ -1,17 +1,18 @@
 //! Prompts made shorter by the models of this crate.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Mutex;
 
 use tensorpress_model::{
     LanguageModel, Observer, SentenceSimilarity, SharedInput, Source, Tokenizer, embedded,
 };
 use tensorpress_tensor::linalg::{Par, SplitMix};
-use tensorpress_tensor::ndarray::{self, ArrayView2, s};
+use tensorpress_tensor::ndarray::{self, ArrayView2, Axis, s};
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Registry, Result, Scratch, Tensor as _};
 use tensorpress_tokencomp::PromptModels;
 use tensorpress_tokencomp::text::{
-    Asking, Attends, Bm25, Fused, Head, PromptRecipe, QuestionLikelihood, Relevance, Squeeze,
+    Asking, Attends, Attention, Bm25, Fused, Head, PromptRecipe, QuestionLikelihood, Relevance, Squeeze,
     Surprise, TokenCount, TokenLogProbs, WordScore,
 };
 
@@ -149,6 +150,41 @@ fn facts_of_a_stranger_survive_a_question() {
     assert!(survived[1..4].iter().all(|[answer, _]| 2 * *answer < best), "{survived:?}");
 }
 
+/// Reads each text with its question once, whoever asks, and looks at all of these heads.
+#[derive(Debug)]
+struct Once<'a> {
+    model: &'a LanguageModel<'a>,
+    last: Mutex<Option<(String, Attention)>>,
+}
+
+const HEADS: [Head; 7] = [(15, 6), (21, 8), (22, 4), (23, 1), (23, 2), (23, 4), (23, 7)];
+
+impl Attends for Once<'_> {
+    fn reads(&self) -> usize {
+        self.model.reads()
+    }
+
+    fn length(&self, text: &str) -> Result<usize> {
+        self.model.length(text)
+    }
+
+    fn attention(&self, asking: Asking<'_>, heads: &[Head]) -> Result<Attention> {
+        let mut last = self.last.lock().unwrap();
+        let key = format!("{asking:?}");
+        if last.as_ref().is_none_or(|(known, _)| *known != key) {
+            *last = Some((key, self.model.attention(asking, &HEADS)?));
+        }
+        let (_, seen) = last.as_ref().unwrap();
+        let rows: Vec<usize> =
+            heads.iter().map(|h| HEADS.iter().position(|other| other == h).unwrap()).collect();
+        Ok(Attention {
+            tokens: seen.tokens.clone(),
+            question: seen.question.select(Axis(0), &rows),
+            answer: seen.answer.select(Axis(0), &rows),
+        })
+    }
+}
+
 /// By recipe and by baseline: how many answers, and whole facts, survive at a quarter of MiniLM's tokens. Of the set named by
 /// TENSORPRESS_FACTS, or else of the blind one. Minutes.
 #[test]
@@ -163,16 +199,23 @@ fn facts_survive_by_retrieval_heads() {
     let (decoder, own) =
         (source.decoder().unwrap().materialise().unwrap(), source.tokenizer().unwrap());
     let model = LanguageModel::new(&decoder, &own).unwrap();
+    let once = Once { model: &model, last: Mutex::default() };
     let source = open(&minilm).unwrap();
     let (tokenizer, encoder) = (source.tokenizer().unwrap(), source.encoder().unwrap());
     let encoder = encoder.materialise().unwrap();
     let similarity = SentenceSimilarity::new(&encoder, &tokenizer);
     let models = PromptModels::default()
         .with_language(&model)
-        .with_attends(&model)
+        .with_attends(&once)
         .with_similarity(&similarity);
-    let recipes =
-        [RETRIEVAL, "attention | similarity(weight=0.3)", "attention", "similarity", "bm25"];
+    let recipes = [
+        RETRIEVAL,
+        "retrieval | answer_words | fill(core=0.8)",
+        "retrieval | similarity(weight=0.3)",
+        "retrieval",
+        "similarity",
+        "bm25",
+    ];
     let names = recipes.iter().chain(&["truncation", "random sentences"]);
     let mut survived = vec![[0; 2]; recipes.len() + 2];
     for (i, case) in cases.iter().enumerate() {
@@ -203,12 +246,12 @@ fn facts_survive_by_retrieval_heads() {
         println!("answer {answer:2} of {}, whole fact {fact:2}: {name}", cases.len());
     }
     let best = survived[0][0];
-    let baselines = survived[3..].iter().map(|[answer, _]| *answer).max();
+    let baselines = survived[4..].iter().map(|[answer, _]| *answer).max();
     assert!(Some(best) > baselines, "{survived:?}");
 }
 
 /// What was frozen before the third set was written.
-const RETRIEVAL: &str = "attention | similarity(weight=0.3) | answer | fill(core=0.8)";
+const RETRIEVAL: &str = "retrieval | similarity(weight=0.3) | answer_words | fill(core=0.8)";
 
 /// The attention of the demo model's heads, from its weights, in f64.
 #[test]

@@ -91,9 +91,9 @@ impl WordScore for AnswerWords<'_> {
 
 pub(super) fn stage() -> Row<TokenPart> {
     let about = "scores words by what heads of a language model look at while it answers; with `fill(core=...)`";
-    Row::new("answer", TokenRole::Words, about, AnswerWords::heads, |how: Retrieval, _| {
+    Row::new("answer_words", TokenRole::Words, about, AnswerWords::heads, |how: Retrieval, _| {
         Ok(TokenPart::Words(Box::new(move |models| {
-            let model = models.attends_for("answer")?;
+            let model = models.attends_for("answer_words")?;
             Ok(Box::new(AnswerWords::new(model, how.clone())?))
         })))
     })

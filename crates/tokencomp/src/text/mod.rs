@@ -29,6 +29,7 @@
 //! ```
 
 mod answer;
+mod code;
 mod english;
 mod exit;
 mod fit;
@@ -52,6 +53,7 @@ use tensorpress_tensor::Result;
 use tensorpress_tensor::stage::Row;
 
 pub use answer::AnswerWords;
+pub use code::{CodeChunk, LongCodeZip, code_chunks};
 pub use exit::{Asked, Exit, Usefulness};
 pub use lingua2::{
     Annotation, Annotator, Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2,

@@ -312,11 +312,11 @@ impl Knobs for Retrieval {
 
 pub(super) fn stage() -> Row<TokenPart> {
     ranking(
-        "attention",
+        "retrieval",
         "ranks sentences by what retrieval heads of a language model look at while it answers",
         Retrieval::default,
         |how, models| {
-            let model = models.attends_for("attention")?;
+            let model = models.attends_for("retrieval")?;
             Ok(Box::new(QuestionAttention::new(model, how.clone())?))
         },
     )
