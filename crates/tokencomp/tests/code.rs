@@ -73,17 +73,23 @@ fn chunks_are_functions_in_five_languages() {
             .map(|(c, part)| (part.lines().next().unwrap().to_owned(), c.signature))
             .collect::<Vec<_>>()
     };
-    let of = |text: &str| parts(text).into_iter().map(|(head, n)| format!("{head} {n}")).collect::<Vec<_>>();
+    let of = |text: &str| {
+        parts(text).into_iter().map(|(head, n)| format!("{head} {n}")).collect::<Vec<_>>()
+    };
     assert_eq!(
         of(RUST),
         ["use std::fs; 3", "/// Reads a file. 5", "struct Mill { 1", "fn turn(mill: &Mill) { 1"]
     );
     assert_eq!(
-        of("import os\nimport re\n\n@cached\ndef f(a,\n      b):\n    return a\n\nclass C:\n    x = 1\n\n    def g(self):\n        pass\n"),
+        of(
+            "import os\nimport re\n\n@cached\ndef f(a,\n      b):\n    return a\n\nclass C:\n    x = 1\n\n    def g(self):\n        pass\n"
+        ),
         ["import os 3", "@cached 3", "class C: 1"]
     );
     assert_eq!(
-        of("const a = 1;\nfunction f(x) {\n  return x;\n}\n\nexport const g = (y) => {\n  f(y);\n};\n"),
+        of(
+            "const a = 1;\nfunction f(x) {\n  return x;\n}\n\nexport const g = (y) => {\n  f(y);\n};\n"
+        ),
         ["const a = 1; 1", "function f(x) { 1", "export const g = (y) => { 1"]
     );
     assert_eq!(
@@ -112,11 +118,14 @@ fn scores_are_differences_of_perplexity() {
 fn what_the_question_is_about_stays() {
     let zip = LongCodeZip::new(&Repeats, &Words);
     let all = Words.count(RUST).unwrap();
-    let short = zip.compress(RUST, "where does it grind corn and wheat", 14).unwrap();
+    let short = zip.compress(RUST, "where does it grind corn and wheat", 15).unwrap();
     assert!(short.text.contains("fn turn(mill: &Mill) {\n"), "signature: {short:?}");
-    assert!(short.text.contains("    grind corn\n") && !short.text.contains("spin the wheel"), "{short:?}");
+    assert!(
+        short.text.contains("    grind corn\n") && !short.text.contains("spin the wheel"),
+        "{short:?}"
+    );
     assert!(!short.text.contains("pub fn read") && short.text.contains("...\n"));
-    let short = zip.compress(RUST, "parse all of path", 22).unwrap();
+    let short = zip.compress(RUST, "parse all of path", 27).unwrap();
     assert!(short.text.contains("pub fn read(") && short.text.contains("parse all"), "{short:?}");
     for budget in 1..=all + 1 {
         let short = zip.compress(RUST, "grind corn", budget).unwrap();

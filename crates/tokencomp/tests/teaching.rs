@@ -225,7 +225,7 @@ fn labels_find_the_words_again() {
     let four = [of("the mill"), of("a castle"), of("The mill mill mill"), of("corn slept")];
     assert_eq!(trustworthy(&four, 0.25, 0.67).unwrap(), [true, false, false, false]);
     assert_eq!(trustworthy(&four, 0.0, 0.0).unwrap(), [true; 4]);
-    assert_eq!(trustworthy(&[], 0.5, 0.5).unwrap(), []);
+    assert!(trustworthy(&[], 0.5, 0.5).unwrap().is_empty());
     assert!(trustworthy(&four, 1.5, 0.0).is_err());
 }
 

@@ -98,7 +98,10 @@ impl<'a> LongCodeZip<'a> {
     /// `Numerical` for a perplexity that is not finite; those of the model.
     pub fn scores(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
         let alone = self.perplexity("", question)?;
-        texts.iter().map(|text| Ok(alone - self.perplexity(&format!("{text}\n"), question)?)).collect()
+        texts
+            .iter()
+            .map(|text| Ok(alone - self.perplexity(&format!("{text}\n"), question)?))
+            .collect()
     }
 
     /// Makes `text` fit `budget` tokens.
@@ -119,7 +122,8 @@ impl<'a> LongCodeZip<'a> {
         let scores = self.scores(question, &texts)?;
         let mut order: Vec<usize> = (0..chunks.len()).collect();
         order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-        let weights = texts.iter().map(|t| self.counter.count(t)).collect::<Result<Vec<usize>>>()?;
+        let weights =
+            texts.iter().map(|t| self.counter.count(t)).collect::<Result<Vec<usize>>>()?;
         let (mut let_in, room) = (Vec::new(), budget as f64 / self.fine);
         let mut taken = 0.0;
         for chunk in order {
@@ -144,7 +148,8 @@ impl<'a> LongCodeZip<'a> {
         let (best, least) = (scores[let_in[0]], scores[let_in[let_in.len() - 1]]);
         let one = |chunk: &usize| {
             let score = if best > least { (scores[*chunk] - least) / (best - least) } else { 1.0 };
-            let body = chunks[*chunk].lines.start + chunks[*chunk].signature..chunks[*chunk].lines.end;
+            let body =
+                chunks[*chunk].lines.start + chunks[*chunk].signature..chunks[*chunk].lines.end;
             let surprise = self.surprise(text, &lines[body.clone()])?;
             let blocks = spikes(&surprise, body.start, self.spike);
             let texts: Vec<&str> = blocks
@@ -163,12 +168,20 @@ impl<'a> LongCodeZip<'a> {
 
     /// Perplexity of each line after those before it.
     fn surprise(&self, text: &str, lines: &[Range<usize>]) -> Result<Vec<f64>> {
-        let (Some(first), Some(last)) = (lines.first(), lines.last()) else { return Ok(Vec::new()) };
+        let (Some(first), Some(last)) = (lines.first(), lines.last()) else {
+            return Ok(Vec::new());
+        };
         let pieces = self.model.log_probs("", &text[first.start..last.end])?;
         let of = |line: &Range<usize>| {
-            let inside = |at: &Range<usize>| (line.start..line.end).contains(&(first.start + at.start));
-            let found: Vec<f64> = pieces.iter().filter(|(at, _)| inside(at)).map(|(_, p)| f64::from(*p)).collect();
-            if found.is_empty() { 1.0 } else { (-found.iter().sum::<f64>() / found.len() as f64).exp() }
+            let inside =
+                |at: &Range<usize>| (line.start..line.end).contains(&(first.start + at.start));
+            let found: Vec<f64> =
+                pieces.iter().filter(|(at, _)| inside(at)).map(|(_, p)| f64::from(*p)).collect();
+            if found.is_empty() {
+                1.0
+            } else {
+                (-found.iter().sum::<f64>() / found.len() as f64).exp()
+            }
         };
         Ok(lines.iter().map(of).collect())
     }
@@ -182,6 +195,16 @@ impl<'a> LongCodeZip<'a> {
         mut kept: Vec<Kept>,
         (budget, tokens_before): (usize, usize),
     ) -> Result<Squeezed> {
+        // Signatures of functions that tell little are not to crowd out what they stand for.
+        let mut signatures = Vec::with_capacity(kept.len());
+        for one in &kept {
+            let chunk = &chunks[one.chunk];
+            let end = lines[chunk.lines.start + chunk.signature - 1].end;
+            let tokens = self.counter.count(&text[lines[chunk.lines.start].start..end])?;
+            signatures.push(signatures.last().unwrap_or(&0) + tokens);
+        }
+        let room = signatures.iter().take_while(|tokens| 2 * **tokens <= budget).count();
+        kept.truncate(room.max(1));
         while !kept.is_empty() {
             let mut room = budget;
             // Markers take room that is known only when all is chosen.
@@ -260,7 +283,8 @@ impl<'a> LongCodeZip<'a> {
     /// Perplexity of a text after another.
     fn perplexity(&self, context: &str, text: &str) -> Result<f64> {
         let tokens = self.model.log_probs(context, text)?;
-        let mean = tokens.iter().map(|(_, p)| f64::from(*p)).sum::<f64>() / tokens.len().max(1) as f64;
+        let mean =
+            tokens.iter().map(|(_, p)| f64::from(*p)).sum::<f64>() / tokens.len().max(1) as f64;
         let perplexity = (-mean).exp();
         match perplexity.is_finite() {
             true => Ok(perplexity),
