@@ -7,7 +7,7 @@ use tensorpress_tensor::{Error, Result};
 
 use crate::reduce::TokenReduce;
 use crate::text::{
-    KeepProbability, LlmLingua2, Relevance, Squeeze, TokenCount, TokenLogProbs, WordScore,
+    Attends, KeepProbability, LlmLingua2, Relevance, Squeeze, TokenCount, TokenLogProbs, WordScore,
 };
 use crate::{baseline, divprune, merge, select, text, tome};
 
@@ -21,6 +21,8 @@ pub struct PromptModels<'m> {
     pub similarity: Option<&'m dyn Relevance>,
     /// A classifier of tokens into kept and dropped.
     pub classifier: Option<&'m dyn KeepProbability>,
+    /// A language model whose attention can be seen.
+    pub attends: Option<&'m dyn Attends>,
 }
 
 impl<'m> PromptModels<'m> {
@@ -45,6 +47,13 @@ impl<'m> PromptModels<'m> {
         self
     }
 
+    /// Sets the language model whose attention can be seen.
+    #[must_use]
+    pub fn with_attends(mut self, model: &'m dyn Attends) -> Self {
+        self.attends = Some(model);
+        self
+    }
+
     /// The language model.
     ///
     /// # Errors
@@ -52,6 +61,17 @@ impl<'m> PromptModels<'m> {
     pub fn language_for(&self, stage: &str) -> Result<&'m dyn TokenLogProbs> {
         let missing = || Error::unsupported(format!("`{stage}` asks a language model: a decoder"));
         self.language.ok_or_else(missing)
+    }
+}
+
+impl<'m> PromptModels<'m> {
+    /// The language model whose attention can be seen.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is none, saying what asks.
+    pub fn attends_for(&self, stage: &str) -> Result<&'m dyn Attends> {
+        let message = format!("`{stage}` asks a language model whose attention can be seen");
+        self.attends.ok_or_else(|| Error::unsupported(message))
     }
 }
 
