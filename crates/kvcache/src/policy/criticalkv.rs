@@ -26,7 +26,7 @@ pub fn criticalkv(
 
 pub(super) fn stage() -> Row<KvPart> {
     let about = "keeps what the newest queries look at and what changes the layer's output most";
-    let default = || paper(|window, pool, budget| snapkv(window, pool, budget));
+    let default = || paper(snapkv);
     row_made("criticalkv", about, default, |paper, model| {
         let score = Critical::new(Arc::new(paper.score), model.output.clone());
         Ok(paper.with_score(Arc::new(score)))

@@ -43,7 +43,7 @@ impl LagRelative {
 
     fn of_head(&self, keys: &Array2<f32>, values: &Array2<f32>, sinks: usize) -> Vec<f32> {
         let (slots, lag) = (keys.nrows(), self.lag);
-        if slots < sinks + 2 * lag {
+        if (slots - sinks) / 2 < lag {
             let newest = |slot: usize| match slot.checked_sub(sinks) {
                 None => f32::INFINITY,
                 Some(slot) => slot as f32 / (slots - sinks) as f32,
@@ -55,7 +55,10 @@ impl LagRelative {
         for part in 0..parts - 1 {
             let first = sinks + part * lag;
             let of = |x: &Array2<f32>| {
-                spread(x.slice(s![first..first + lag, ..]), x.slice(s![first + lag..first + 2 * lag, ..]))
+                spread(
+                    x.slice(s![first..first + lag, ..]),
+                    x.slice(s![first + lag..first + 2 * lag, ..]),
+                )
             };
             let mut mean: Vec<f32> =
                 of(keys).into_iter().zip(of(values)).map(|(k, v)| (k + v) / 2.0).collect();

@@ -135,14 +135,15 @@ impl Chunk {
                 anchors = rows;
                 continue;
             }
-            let x = if group == 0 {
+            let x = if plane.symbols.nrows() == self.tokens && anchors.is_empty() {
                 rows
             } else {
                 let mut x = Array2::zeros((self.tokens, rows.ncols()));
                 for (t, mut row) in x.rows_mut().into_iter().enumerate() {
                     row.assign(&anchors.row(t / group));
                 }
-                for (row, t) in rows.rows().into_iter().zip(plane.at.rows(&self.level, self.tokens)) {
+                for (row, t) in rows.rows().into_iter().zip(plane.at.rows(&self.level, self.tokens))
+                {
                     let mut to = x.row_mut(t);
                     to += &row;
                 }
