@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 use tensorpress_tensor::stage::{Chain, Stages};
-use tensorpress_tensor::{DType, Error, Result, ndarray};
+use tensorpress_tensor::{DType, Error, ErrorKind, Result, ndarray};
 
 use crate::budget::LayerAt;
 use crate::cache::Cache;
@@ -23,7 +23,8 @@ use crate::store::{JointForm, KvShape, Layer, StoreForm};
 #[derive(Debug, Clone, PartialEq)]
 pub struct KvRecipe {
     chain: Chain<KvPart>,
-    rope: Option<Rope>,
+    /// One for all layers, or one for each.
+    ropes: Vec<Option<Rope>>,
     outputs: Vec<Arc<Array2<f32>>>,
 }
 
@@ -49,9 +50,12 @@ impl KvRecipe {
                 "`{text}`: no policy to change: allowed before the last stage are {policies}"
             )));
         }
-        let recipe = Self { chain, rope: None, outputs: Vec::new() };
+        let recipe = Self { chain, ropes: Vec::new(), outputs: Vec::new() };
         // Whatever does not depend on the model is refused now.
-        let built = recipe.build(2, LayerAt { index: 0, of: 1 })?;
+        let built = match recipe.build(2, LayerAt { index: 0, of: 1 }) {
+            Err(e) if e.kind() == ErrorKind::MissingCalibration => return Ok(recipe),
+            built => built?,
+        };
         if let (Some(joint), Some(policy)) = (built.joint, built.policy) {
             let (joint, score) = (joint.id(), policy.score.id());
             return Err(Error::unsupported(format!(
@@ -64,11 +68,24 @@ impl KvRecipe {
     /// Tells the model's rotary embedding to scores that want it, unless the line does.
     #[must_use]
     pub fn with_rope(mut self, rope: Rope) -> Self {
-        self.rope = Some(rope);
+        self.ropes = vec![Some(rope)];
         self
     }
 
-    /// Tells the output projection of each layer, `[hidden, heads * value_dim]`, to scores that want it.
+    /// Tells the rotary embedding of each layer.
+    #[must_use]
+    pub fn with_ropes(mut self, ropes: Vec<Option<Rope>>) -> Self {
+        self.ropes = ropes;
+        self
+    }
+
+    fn rope(&self, layer: usize) -> Option<&Rope> {
+        let one = if self.ropes.len() == 1 { 0 } else { layer };
+        self.ropes.get(one).and_then(Option::as_ref)
+    }
+
+    /// Tells the output projection of each layer, `[hidden, heads * value_dim]`, to scores that want it: those refuse to be
+    /// made without (`MissingCalibration`).
     #[must_use]
     pub fn with_outputs(mut self, outputs: Vec<Arc<Array2<f32>>>) -> Self {
         self.outputs = outputs;
@@ -83,7 +100,7 @@ impl KvRecipe {
 
     fn build(&self, head_dim: usize, at: LayerAt) -> Result<Built> {
         let output = self.outputs.get(at.index).cloned();
-        let model = KvModel { head_dim, rope: self.rope.clone(), at, output };
+        let model = KvModel { head_dim, rope: self.rope(at.index).cloned(), at, output };
         let form = StoreForm::Float(DType::F32);
         let mut built = Built { form, joint: None, policy: None, low: None };
         for stage in self.chain.stages() {
@@ -138,7 +155,8 @@ impl KvRecipe {
             return Err(Error::unsupported(format!("{id} holds layers together: not one alone")));
         }
         let form = form.at(at);
-        let plain = self.rope.as_ref().filter(|_| form.plain_keys());
+        let turns = |rope: &&Rope| form.plain_keys() && rope.dim() == shape.head_dim;
+        let plain = self.rope(at.index).filter(turns);
         let mut layer = Layer::new(shape, form)?;
         if let Some(rope) = plain {
             layer = layer.with_turned_keys(rope.clone())?;
@@ -162,7 +180,9 @@ impl KvRecipe {
         if let Some(shape) = shapes.first()
             && let Some(joint) = self.build(shape.head_dim, LayerAt { index: 0, of })?.joint
         {
-            return Caches::joint(joint, shapes, self.rope.as_ref());
+            // Layers that turn keys unlike each other hold them as they come.
+            let alike = (0..of).all(|layer| self.rope(layer) == self.rope(0));
+            return Caches::joint(joint, shapes, self.rope(0).filter(|_| alike));
         }
         let layer = |(index, shape): (usize, &KvShape)| self.cache(LayerAt { index, of }, *shape);
         Ok(Caches::new(shapes.iter().enumerate().map(layer).collect::<Result<_>>()?))

@@ -1,9 +1,10 @@
 //! What blocks remember of the tokens seen so far: keys and values, or the state of a scan.
 
 use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ndarray::{ArrayView3, ArrayViewMut3};
-use tensorpress_kvcache::Cache;
+use tensorpress_kvcache::{Cache, Caches};
 use tensorpress_tensor::{Error, Result, Scratch};
 
 /// The keys and values of one block, all heads; or, of a block without attention, its [`ScanState`].
@@ -42,6 +43,54 @@ pub trait KvCache: Debug + Send {
     /// What a block without attention remembers, if it is this.
     fn state(&mut self) -> Option<&mut ScanState> {
         None
+    }
+}
+
+/// One layer of caches that know each other.
+#[derive(Debug)]
+pub(crate) struct OneOf {
+    caches: Arc<Mutex<Caches>>,
+    layer: usize,
+}
+
+impl OneOf {
+    /// Every layer of these.
+    pub(crate) fn each(caches: Caches) -> Vec<Box<dyn KvCache>> {
+        let layers = caches.layers();
+        let caches = Arc::new(Mutex::new(caches));
+        let one = |layer| Box::new(Self { caches: caches.clone(), layer }) as Box<dyn KvCache>;
+        (0..layers).map(one).collect()
+    }
+
+    /// A panic elsewhere leaves caches that still are what they were.
+    fn caches(&self) -> MutexGuard<'_, Caches> {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Pages that layers share count for the first of them.
+impl KvCache for OneOf {
+    fn len(&self) -> usize {
+        self.caches().seen(self.layer)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.caches().layer_bytes(self.layer)
+    }
+
+    fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
+        self.caches().append(self.layer, keys, values)
+    }
+
+    fn attend(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        _first: usize,
+        window: Option<usize>,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.caches().attend(self.layer, queries, window, None, out, scratch)
     }
 }
 

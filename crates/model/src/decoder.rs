@@ -6,10 +6,10 @@ use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use tensorpress_kvcache::{KvRecipe, Rope};
 use tensorpress_tensor::node::{Input, Multiply};
-use tensorpress_tensor::{Error, Result, Scratch};
+use tensorpress_tensor::{Error, ErrorKind, Result, Scratch};
 
 use crate::block::Block;
-use crate::cache::KvCache;
+use crate::cache::{KvCache, OneOf};
 use crate::config::Config;
 use crate::layers::{Linear, Norm};
 
@@ -309,30 +309,42 @@ impl Decoder {
         self.blocks.iter().map(Block::memory).collect()
     }
 
-    /// An empty cache for every block, as a recipe says; scores that turn queries back do so by this model's rotary
-    /// embedding.
+    /// An empty cache for every block, as a recipe says, which may share what they hold; scores and forms that want to know
+    /// them are told this model's rotary embedding and output projections.
     ///
     /// # Errors
-    /// Those of [`KvRecipe::caches`]; `Unsupported` for blocks without attention, which have no keys and values.
+    /// Those of [`KvRecipe::together`]; `Unsupported` for blocks without attention, which have no keys and values.
     pub fn caches(&self, recipe: &KvRecipe) -> Result<Vec<Box<dyn KvCache>>> {
-        let one = |(index, block): (usize, &Block)| {
-            let mut recipe = recipe.clone();
-            let Some(attention) = block.attention() else {
+        let attention = |(index, block): (usize, &'_ Block)| {
+            block.attention().map(|attention| attention.shape()).unwrap_or_else(|| {
                 let kind = self.config.architecture;
-                return Err(Error::unsupported(format!(
+                Err(Error::unsupported(format!(
                     "block {index} of {kind:?} has no keys and values to keep in another form: it \
                      remembers a state of fixed size"
-                )));
-            };
-            if let Some(rope) = block.rope().filter(|rope| rope.is_plain()) {
-                recipe = recipe.with_rope(Rope::with_frequencies(rope.frequencies().to_vec())?);
-            }
-            let blocks = self.blocks.len();
-            let caches = recipe.caches_of(blocks, attention.shape()?)?;
-            let cache = caches.into_iter().nth(index).expect("one a block");
-            Ok(Box::new(cache.with_scoring(attention.scoring.clone())?) as Box<dyn KvCache>)
+                )))
+            })
         };
-        self.blocks.iter().enumerate().map(one).collect()
+        let shapes = self.blocks.iter().enumerate().map(attention).collect::<Result<Vec<_>>>()?;
+        let mut ropes = Vec::with_capacity(shapes.len());
+        for block in &self.blocks {
+            let rope = block.rope().filter(|rope| rope.is_plain());
+            let rope = rope.map(|rope| Rope::with_frequencies(rope.frequencies().to_vec()));
+            ropes.push(rope.transpose()?);
+        }
+        let recipe = recipe.clone().with_ropes(ropes);
+        let mut caches = recipe.together(&shapes);
+        if caches.as_ref().is_err_and(|e| e.kind() == ErrorKind::MissingCalibration) {
+            let outputs = self.blocks.iter().map(|block| {
+                Ok(Arc::new(block.attention().expect("they were looked at").o.decode()?))
+            });
+            caches = recipe.with_outputs(outputs.collect::<Result<_>>()?).together(&shapes);
+        }
+        let mut caches = caches?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let attention = block.attention().expect("they were looked at");
+            caches = caches.with_scoring(index, attention.scoring.clone())?;
+        }
+        Ok(OneOf::each(caches))
     }
 
     /// Logits `[tokens, vocabulary]` of the next tokens of a sequence; `cache` has one object a block.

@@ -96,7 +96,9 @@ impl Joint {
         let grouped = matches!(form, StoreForm::Own(_));
         let layer = Layer::new(shape, form)?;
         match rope {
-            Some(rope) if grouped && self.form.plain_keys() => layer.with_turned_keys(rope.clone()),
+            Some(rope) if grouped && self.form.plain_keys() && rope.dim() == shape.head_dim => {
+                layer.with_turned_keys(rope.clone())
+            }
             _ => Ok(layer),
         }
     }

@@ -165,7 +165,7 @@ fn hostile_descriptions_are_refused() {
     let (bytes, text) = written(&cache);
     let huge = 1u64 << 39;
     for (pointer, value) in [
-        ("/kind", "kv.cache.v3".into()),
+        ("/kind", "kv.cache.v9".into()),
         ("/layer/kind", "kv.cache.v1".into()),
         ("/layer/kv_heads", huge.into()),
         ("/layer/head_dim", huge.into()),

@@ -147,7 +147,8 @@ fn what_cannot_be_merged_is_refused() {
         Merged::keep(&[0, 3], &keys, &values, &[1.0; 5])
     };
     let both: Vec<Merged> = (0..KV_HEADS).map(|head| good(&layer, head)).collect();
-    let bad: Vec<Box<dyn Fn(&mut Merged)>> = vec![
+    type Damage = Box<dyn Fn(&mut Merged)>;
+    let bad: Vec<Damage> = vec![
         Box::new(|m| m.slots = vec![3, 0]),
         Box::new(|m| m.slots = vec![0, 9]),
         Box::new(|m| m.keys = Array2::zeros((2, 3))),

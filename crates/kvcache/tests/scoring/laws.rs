@@ -77,7 +77,7 @@ fn hostile_descriptions_are_refused() {
     let (bytes, json) = written(&layer);
     for (pointer, value) in [
         ("/kind", "kv.layer.v1".into()),
-        ("/kind", "kv.layer.v3".into()),
+        ("/kind", "kv.layer.v9".into()),
         ("/value_dim", 0.into()),
         ("/value_dim", 17.into()),
         ("/value_dim", (1u64 << 39).into()),
