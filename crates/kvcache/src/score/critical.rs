@@ -50,7 +50,12 @@ impl Critical {
                     values.rows().into_iter().map(|v| v.iter().map(|x| x.abs()).sum()).collect()
                 }
             };
-            Ok(scores.iter().zip(norms).map(|(s, n)| (s + self.epsilon) * n).collect())
+            // What shall not stay shall not, whatever its norm.
+            let of = |(s, n): (&f32, f32)| match *s {
+                f32::NEG_INFINITY => *s,
+                s => (s + self.epsilon) * n,
+            };
+            Ok(scores.iter().zip(norms).map(of).collect())
         };
         scores.iter().enumerate().map(of).collect()
     }

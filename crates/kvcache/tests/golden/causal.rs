@@ -65,6 +65,8 @@ fn causal_models() {
                 near(&mine, mean.as_slice().expect("contiguous"), 1e-4, "mean query");
             }
         }
-        println!("{name}: 1 file, {layers} layers of rotations, means, pyramid and LagKV budgets equal");
+        println!(
+            "{name}: 1 file, {layers} layers of rotations, means, pyramid and LagKV budgets equal"
+        );
     }
 }
