@@ -182,7 +182,8 @@ fn ems_merges_the_middle() {
                 members[best].push(*t);
             }
         }
-        let (merged, tried) = (members.iter().map(Vec::len).sum::<usize>() - tokens, gone.len() / 2);
+        let (merged, tried) =
+            (members.iter().map(Vec::len).sum::<usize>() - tokens, gone.len() / 2);
         assert!(merged > 3 && merged + 3 < tried, "{merged} of {tried} go to a centre");
         let (keys, values) = cache.store().decode(h);
         for (slot, members) in members.iter().enumerate() {

@@ -1,7 +1,7 @@
 use tensorpress_kvcache::Ladder;
 use tensorpress_kvcache::heads::{
-    alibi_scope, best, echo, entropy_classes, entropy_stages, eviction_error, induction, layer_tokens,
-    matrix_entropy, retrieval_heads, semantic_retrieval,
+    alibi_scope, best, echo, entropy_classes, entropy_stages, eviction_error, induction,
+    layer_tokens, matrix_entropy, retrieval_heads, semantic_retrieval,
 };
 use tensorpress_tensor::ErrorKind;
 use tensorpress_tensor::ndarray::{Array2, array};
@@ -69,14 +69,19 @@ fn alibi_heads_see_no_farther_than_their_scope() {
         let scope = alibi_scope(bound, slope, epsilon).expect("a scope");
         let weight = |distance: f64| {
             let far: f64 = (bound - slope * distance).exp();
-            far / (far + (-bound as f64).exp())
+            far / (far + f64::exp(-bound))
         };
         assert!(weight(scope) <= epsilon && weight(scope + 1.0) < epsilon);
         // The bound is tight but for the far token's own part of the sum.
         assert!(weight(scope - 1.0) > epsilon / (1.0 + epsilon * slope.exp()));
     }
-    for bad in [(-1.0, 1.0, 0.1), (1.0, 0.0, 0.1), (1.0, 1.0, 0.0), (1.0, 1.0, 1.5), (f64::NAN, 1.0, 0.1)] {
-        assert_eq!(alibi_scope(bad.0, bad.1, bad.2).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    for bad in
+        [(-1.0, 1.0, 0.1), (1.0, 0.0, 0.1), (1.0, 1.0, 0.0), (1.0, 1.0, 1.5), (f64::NAN, 1.0, 0.1)]
+    {
+        assert_eq!(
+            alibi_scope(bad.0, bad.1, bad.2).unwrap_err().kind(),
+            ErrorKind::InvalidArgument
+        );
     }
 }
 
