@@ -8,7 +8,7 @@ use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result};
 
 use super::{
-    Accumulated, Capacity, Chunked, Compactor, Critical, Decayed, ExpectedAttention, GlobalLocal,
+    Accumulated, Capacity, Chunked, Compactor, Decayed, ExpectedAttention, GlobalLocal,
     KeyDifference, KeyNorm, LagRelative, LastQuery, Leverages, QueryFilter, QueryWindow, Question,
     Random, Recency, RetrievalWindow, Rungs, Score,
 };
@@ -21,7 +21,7 @@ pub(super) fn described(id: &str, parameters: &impl Serialize) -> Json {
 }
 
 /// What [`read`] knows.
-pub(crate) const IDS: [&str; 20] = [
+pub(crate) const IDS: [&str; 19] = [
     "accumulated_attention",
     "window_attention",
     "last_query_attention",
@@ -41,7 +41,6 @@ pub(crate) const IDS: [&str; 20] = [
     "rungs",
     "retrieval_window",
     "chunked",
-    "critical",
 ];
 
 /// A score of this crate from its [`Score::describe`].
@@ -71,7 +70,6 @@ pub fn read(json: &Json) -> Result<Arc<dyn Score>> {
         "rungs" => of::<Rungs>(json),
         "retrieval_window" => of::<RetrievalWindow>(json),
         "chunked" => chunked(json),
-        "critical" => return critical(json),
         other => return Err(Error::unsupported(format!("score `{other}` is not of this crate"))),
     };
     let score = score.map_err(|e| bad(e.to_string()))?;
@@ -87,19 +85,4 @@ fn of<S: Score + DeserializeOwned + 'static>(json: &Json) -> serde_json::Result<
 fn chunked(json: &Json) -> serde_json::Result<Arc<dyn Score>> {
     let inner = read(&json["of"]).map_err(serde::de::Error::custom)?;
     Ok(Arc::new(Chunked::new(inner, usize::deserialize(&json["length"])?)))
-}
-
-fn critical(json: &Json) -> Result<Arc<dyn Score>> {
-    if json["output"].as_bool() != Some(false) {
-        let why = "score `critical`: its output projection is not in the description: give a reader that has it";
-        return Err(Error::unsupported(why));
-    }
-    let number = |key: &str| {
-        json[key].as_f64().ok_or_else(|| Error::corruption(format!("score {json}: `{key}`")))
-    };
-    let score = Critical::new(read(&json["of"])?, None)
-        .with_first(number("first")?)
-        .with_epsilon(number("epsilon")? as f32);
-    score.check().map_err(|e| Error::corruption(format!("score {json}: {}", e.message())))?;
-    Ok(Arc::new(score))
 }

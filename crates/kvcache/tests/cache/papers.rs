@@ -1,5 +1,7 @@
 //! What tells papers from each other, against plain loops.
 
+use std::sync::Arc;
+
 use ndarray::{Array2, Array3, s};
 use tensorpress_kvcache::merge::{EvictThenMerge, ResidualMerge};
 use tensorpress_kvcache::policy::{ems, razor_attention, uncomp, zeromerge};
@@ -7,8 +9,8 @@ use tensorpress_kvcache::score::{
     Decayed, GlobalLocal, LastQuery, QueryFilter, Reconstruction, Score, query_filter,
 };
 use tensorpress_kvcache::{
-    Budget, Cache, Causal, EntropyHeads, HeadList, KvShape, KvStore, Layer, LayerAt, LayerBudget,
-    LayerShares, Layers, Policy, StoreForm,
+    Budget, Cache, Causal, EntropyHeads, HeadList, KvRecipe, KvRegistry, KvShape, KvStore, Layer,
+    LayerAt, LayerBudget, LayerShares, Layers, Policy, StoreForm,
 };
 use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::{DType, ErrorKind, Scratch, ndarray};
@@ -375,13 +377,36 @@ fn reconstruction_takes_the_most() {
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
 }
 
+/// The projection is the model's: a recipe asks for it, and so does who reads a cache.
+#[test]
+fn criticalkv_asks_for_the_projection() {
+    let text = "f32 | criticalkv(tokens=40, window=8, stride=1) | chunkkv(length=4)";
+    let recipe: KvRecipe = text.parse().expect("a recipe");
+    let error = recipe.caches(2, HEADS, KV_HEADS, DIM).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::MissingCalibration);
+    let output = |layer: u64| {
+        let number = move |(r, c)| gaussian(layer, (r * HEADS * DIM + c) as u64) as f32;
+        Arc::new(Array2::from_shape_fn((5, HEADS * DIM), number))
+    };
+    let recipe = recipe.with_outputs(vec![output(1), output(2)]);
+    let mut caches = recipe.caches(2, HEADS, KV_HEADS, DIM).expect("caches");
+    caches.iter_mut().for_each(|cache| drop(feed(cache, 0..100)));
+    assert_ne!(held(&caches[0]), held(&caches[1]), "each layer has its own");
+    assert!(held(&caches[0]).iter().all(|h| h.len() <= 40 && h.len() > 30));
+    // Another score could not read it back; one that has the projection can.
+    let policy = caches[1].policy().expect("a policy").0.score.describe();
+    assert_eq!(policy["id"], "chunked");
+    let error = KvRegistry::default().score(&policy["of"]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
+
 #[test]
 fn shares_of_layers_keep_to_the_mean() {
     let shares = LayerShares(vec![1.0, 2.0, 3.0]);
     let of = |index| shares.tokens(LayerAt { index, of: 3 }, 1000, 60.0);
     assert_eq!([of(0), of(1), of(2)], [30, 60, 90]);
-    let policy = Policy::new(LastQuery, Budget::Tokens(60))
-        .with_layers(Layers::Own(std::sync::Arc::new(shares)));
+    let policy =
+        Policy::new(LastQuery, Budget::Tokens(60)).with_layers(Layers::Own(Arc::new(shares)));
     let mut last = at(policy, LayerAt { index: 2, of: 3 });
     feed(&mut last, 0..150);
     assert_eq!(held(&last)[0].len(), 90);
