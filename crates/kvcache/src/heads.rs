@@ -66,6 +66,23 @@ pub fn retrieval_heads(
     Ok(chosen)
 }
 
+/// How far back a head with ALiBi's `slope` can look (RazorAttention's analytic scope): where its scaled products of queries
+/// and keys lie within plus and minus `bound`, a token farther away than this gets less than `epsilon` of any query's
+/// attention, for the query's own key gets at least exp(slope x distance - 2 bound) times as much. The bound may be the
+/// spectral norm of W_Qᵀ W_K, times the largest squared norm of its inputs, times the scale.
+///
+/// # Errors
+/// `InvalidArgument` for a bound that is negative, a slope that is not above 0, or an epsilon beyond 0 to 1.
+pub fn alibi_scope(bound: f64, slope: f64, epsilon: f64) -> Result<f64> {
+    let sound = bound >= 0.0 && slope > 0.0 && epsilon > 0.0 && epsilon <= 1.0;
+    if !(sound && bound.is_finite() && slope.is_finite()) {
+        return Err(Error::invalid(format!(
+            "bound = {bound}, slope = {slope}, epsilon = {epsilon}: from 0 on, above 0, and above 0 to 1"
+        )));
+    }
+    Ok((2.0 * bound - epsilon.ln()) / slope)
+}
+
 /// The places of the `count` largest, ascending; of equals the first.
 #[must_use]
 pub fn best(scores: &[f64], count: usize) -> Vec<usize> {

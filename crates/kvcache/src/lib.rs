@@ -1,9 +1,11 @@
 //! KV caches: what is kept of keys and values, and how it is held.
 //!
 //! A cache is a store ([`store`]: float, integer or sparse forms, attention straight over them) and, where tokens shall
-//! go, a policy: token [`score`] x [`budget`] x action (forget, demote, [`merge`]). [`Caches`] are those of all layers. Papers are compositions of these ([`policy`]). No engine type is
-//! in any signature: arrays go in, arrays come out. A cache that an engine keeps itself moves between tiers of memory as
-//! pages of declared size ([`page`]).
+//! go, a policy: token [`score`] x [`budget`] x action (forget, demote, [`merge`]). [`Caches`] are those of all layers.
+//! Papers are compositions of these ([`policy`]); what must be known of a model's heads before, [`heads`] tells. No
+//! engine type is in any signature: arrays go in, arrays come out. A cache that an engine keeps itself moves between
+//! tiers of memory as pages of declared size ([`page`]), or over a network as streams ([`stream`]). Two ways to another
+//! attention stand beside: over a latent ([`mla`]) and over signs ([`kernel_hash`]).
 
 pub mod budget;
 mod cache;

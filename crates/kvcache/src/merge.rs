@@ -10,7 +10,6 @@ mod zeromerge;
 use std::fmt::Debug;
 
 use ndarray::Array2;
-
 use serde_json::json;
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Result, ndarray};

@@ -58,7 +58,7 @@ impl SentinelSpans {
     /// Whether the token at `query` sees that at `key`.
     #[must_use]
     pub fn sees(&self, query: usize, key: usize) -> bool {
-        key <= query && !self.covering(key).is_some_and(|(_, end)| query > end)
+        key <= query && self.covering(key).is_none_or(|(_, end)| query <= end)
     }
 
     /// The closed span whose inside a position is.

@@ -173,8 +173,9 @@ impl HeadBudget for EntropyHeads {
     }
 
     fn check(&self) -> Result<()> {
-        if self.classes == 0 {
-            return Err(Error::invalid("classes = 0: at least 1"));
+        if !(1..=1 << 16).contains(&self.classes) {
+            let classes = self.classes;
+            return Err(Error::invalid(format!("classes = {classes}: allowed are 1 to 65536")));
         }
         if !(0.0..=1.0).contains(&self.spread) {
             let spread = self.spread;

@@ -1,5 +1,3 @@
-use std::cmp::Ordering;
-
 use ndarray::Array1;
 use serde::{Deserialize, Serialize};
 use tensorpress_tensor::node::Json;
@@ -7,7 +5,7 @@ use tensorpress_tensor::{Error, Result, ndarray};
 
 use super::Merge;
 use super::describe::described;
-use super::kvmerger::similarity;
+use super::nearest::most_alike;
 use crate::score::{GlobalLocal, Held, Score};
 use crate::statistics::KvNeeds;
 use crate::store::Merged;
@@ -81,15 +79,12 @@ impl Merge for EvictThenMerge {
             (0..weights.len()).filter(|s| merged.into[*s].is_none()).collect();
         gone.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
         gone.truncate(gone.len() - (gone.len() as f64 * self.evict) as usize);
-        for slot in gone {
-            let alike = |at: usize| similarity(keys.view(), slot, keep[at]);
-            let best = (0..keep.len()).map(|at| (alike(at), at)).max_by(|a, b| {
-                a.0.total_cmp(&b.0).then(if a.1 < b.1 { Ordering::Greater } else { Ordering::Less })
-            });
-            if let Some((cosine, at)) = best
-                && cosine >= self.cosine
-            {
-                merged.into[slot] = Some(at);
+        if keep.is_empty() {
+            return Ok(merged);
+        }
+        for (slot, (at, cosine)) in gone.iter().zip(most_alike(&keys, &gone, keep)) {
+            if cosine >= self.cosine {
+                merged.into[*slot] = Some(at);
             }
         }
         for (at, centre) in keep.iter().enumerate() {

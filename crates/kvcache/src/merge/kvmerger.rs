@@ -31,7 +31,7 @@ pub fn adjacent_sets(
 }
 
 /// Cosine of two rows; 0 beside a row of zeros.
-pub(super) fn similarity(keys: ArrayView2<'_, f32>, a: usize, b: usize) -> f64 {
+fn similarity(keys: ArrayView2<'_, f32>, a: usize, b: usize) -> f64 {
     let (a, b) = (keys.row(a).mapv(f64::from), keys.row(b).mapv(f64::from));
     let norms = (a.dot(&a) * b.dot(&b)).sqrt();
     if norms > 0.0 { a.dot(&b) / norms } else { 0.0 }

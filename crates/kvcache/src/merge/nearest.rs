@@ -34,6 +34,22 @@ impl NearestValues {
     }
 }
 
+/// Of each slot that goes, which of those that stay has the key most alike, the first of equals, and the cosine.
+pub(super) fn most_alike(keys: &Array2<f32>, gone: &[usize], keep: &[usize]) -> Vec<(usize, f64)> {
+    let mut keys = keys.mapv(f64::from);
+    let lengths = norms(keys.view());
+    for (mut key, length) in keys.rows_mut().into_iter().zip(&lengths) {
+        key /= length.max(EPSILON);
+    }
+    let rows = |slots: &[usize]| keys.select(ndarray::Axis(0), slots);
+    let alike = rows(gone).dot(&rows(keep).t());
+    let best = |row: ndarray::ArrayView1<'_, f64>| {
+        let most = row.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
+        most.map(|(at, cosine)| (at, *cosine)).expect("a kept slot")
+    };
+    alike.rows().into_iter().map(best).collect()
+}
+
 /// Keeps what has no length from being divided by it.
 const EPSILON: f64 = 1e-6;
 
@@ -68,25 +84,11 @@ impl Merge for NearestValues {
         if gone.is_empty() || keep.is_empty() {
             return Ok(merged);
         }
-        let mut keys: Array2<f64> = keys.mapv(f64::from);
         let values = values.mapv(f64::from);
-        let lengths = norms(keys.view());
-        for (mut key, length) in keys.rows_mut().into_iter().zip(&lengths) {
-            key /= length.max(EPSILON);
-        }
-        let rows = |x: &Array2<f64>, slots: &[usize]| x.select(ndarray::Axis(0), slots);
-        let alike = rows(&keys, &gone).dot(&rows(&keys, keep).t());
-        let nearest: Vec<(usize, f64)> = alike
-            .rows()
-            .into_iter()
-            .map(|row| {
-                let best = row.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
-                best.map(|(at, cosine)| (at, *cosine)).expect("a kept slot")
-            })
-            .collect();
+        let nearest = most_alike(&keys, &gone, keep);
         let least = self.least(&nearest);
         let norm = norms(values.view());
-        let mut sums = rows(&values, keep);
+        let mut sums = values.select(ndarray::Axis(0), keep);
         let mut parts = vec![1.0; keep.len()];
         for (slot, (at, cosine)) in gone.iter().zip(nearest) {
             if cosine < least {

@@ -196,6 +196,9 @@ pub fn leverages(keys: ArrayView2<'_, f32>, sketch: ArrayView2<'_, f32>) -> Resu
     Ok(solved.columns().into_iter().map(|c| c.dot(&c) as f32).collect())
 }
 
+/// Of a sketch: its square is factored, at every plan.
+const MOST_COLUMNS: usize = 1 << 12;
+
 /// A sketch wider than the keys has no inverse without.
 const RIDGE: f64 = 1e-2;
 
@@ -212,7 +215,7 @@ fn standardise(scores: &mut [Vec<f32>]) {
 
 impl Score for Compactor {
     fn id(&self) -> &'static str {
-        "compactor"
+        "leverage_blend"
     }
 
     fn needs(&self) -> KvNeeds {
@@ -226,8 +229,10 @@ impl Score for Compactor {
             }
         }
         let (Sketch::Gaussian { width, .. } | Sketch::Given { width, .. }) = self.sketch;
-        if width == 0 {
-            return Err(Error::invalid("sketch = 0: at least 1 column"));
+        if !(1..=MOST_COLUMNS).contains(&width) {
+            return Err(Error::invalid(format!(
+                "sketch = {width}: allowed are 1 to {MOST_COLUMNS} columns"
+            )));
         }
         if !(self.blend.is_finite() && self.blend >= 0.0) {
             let blend = self.blend;

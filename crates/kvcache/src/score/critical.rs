@@ -13,16 +13,15 @@ use crate::statistics::KvNeeds;
 #[derive(Debug, Clone)]
 pub struct Critical {
     inner: Arc<dyn Score>,
-    output: Option<Arc<Array2<f32>>>,
+    output: Arc<Array2<f32>>,
     first: f64,
     epsilon: f32,
 }
 
 impl Critical {
-    /// Half of the budget by this score, epsilon 1e-4; `output` is the projection `[hidden, heads * value_dim]`. Without
-    /// it norms are those of the values themselves.
+    /// Half of the budget by this score, epsilon 1e-4; `output` is the projection `[hidden, heads * value_dim]`.
     #[must_use]
-    pub fn new(inner: Arc<dyn Score>, output: Option<Arc<Array2<f32>>>) -> Self {
+    pub fn new(inner: Arc<dyn Score>, output: Arc<Array2<f32>>) -> Self {
         Self { inner, output, first: 0.5, epsilon: 1e-4 }
     }
 
@@ -44,13 +43,13 @@ impl Critical {
         let shape = held.store.shape();
         let of = |(h, scores): (usize, &Vec<f32>)| {
             let values = held.store.values(h);
-            let norms = match &self.output {
-                Some(output) => output_norms(values.view(), output.view(), shape.group(), h)?,
-                None => {
-                    values.rows().into_iter().map(|v| v.iter().map(|x| x.abs()).sum()).collect()
-                }
+            let norms = output_norms(values.view(), self.output.view(), shape.group(), h)?;
+            // What shall not stay shall not, whatever its norm.
+            let of = |(s, n): (&f32, f32)| match *s {
+                f32::NEG_INFINITY => *s,
+                s => (s + self.epsilon) * n,
             };
-            Ok(scores.iter().zip(norms).map(|(s, n)| (s + self.epsilon) * n).collect())
+            Ok(scores.iter().zip(norms).map(of).collect())
         };
         scores.iter().enumerate().map(of).collect()
     }
@@ -106,7 +105,7 @@ impl Score for Critical {
         self.inner.check()
     }
 
-    /// Says whether there was a projection, not which: who reads a cache of one gives it anew
+    /// Without the projection, which belongs to the model: who reads such a cache gives a reader that has it
     /// ([`crate::KvRegistry::with_score`]).
     fn describe(&self) -> Json {
         json!({
@@ -114,7 +113,6 @@ impl Score for Critical {
             "of": self.inner.describe(),
             "first": self.first,
             "epsilon": self.epsilon,
-            "output": self.output.is_some(),
         })
     }
 

@@ -62,7 +62,7 @@ impl Leverages {
 
 impl Score for Leverages {
     fn id(&self) -> &'static str {
-        "cur"
+        "norm_leverages"
     }
 
     fn describe(&self) -> Json {

@@ -8,9 +8,9 @@ use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result};
 
 use super::{
-    Accumulated, Capacity, Chunked, Compactor, Critical, Decayed, ExpectedAttention, GlobalLocal,
-    KeyDifference, KeyNorm, LagRelative, LastQuery, Leverages, Probes, QueryFilter, QueryWindow,
-    Question, Random, Recency, RetrievalWindow, Rungs, Score,
+    Accumulated, Capacity, Chunked, Compactor, Decayed, ExpectedAttention, GlobalLocal,
+    KeyDifference, KeyNorm, LagRelative, LastQuery, Leverages, Probes, QueryFilter, QueryWindow, Question,
+    Random, Recency, RetrievalWindow, Rungs, Score,
 };
 
 /// `id` beside the parameters.
@@ -21,7 +21,7 @@ pub(super) fn described(id: &str, parameters: &impl Serialize) -> Json {
 }
 
 /// What [`read`] knows.
-pub(crate) const IDS: [&str; 21] = [
+pub(crate) const IDS: [&str; 20] = [
     "accumulated_attention",
     "window_attention",
     "last_query_attention",
@@ -31,17 +31,16 @@ pub(crate) const IDS: [&str; 21] = [
     "expected_attention",
     "random",
     "lag_relative",
-    "cur",
+    "norm_leverages",
     "capacity",
     "query_filter",
     "question",
-    "compactor",
+    "leverage_blend",
     "decayed_attention",
     "global_local",
     "rungs",
     "retrieval_window",
     "chunked",
-    "critical",
     "probed_attention",
 ];
 
@@ -61,19 +60,18 @@ pub fn read(json: &Json) -> Result<Arc<dyn Score>> {
         "recency" => Ok(Arc::new(Recency) as _),
         "expected_attention" => of::<ExpectedAttention>(json),
         "random" => of::<Random>(json),
-        "probed_attention" => of::<Probes>(json),
         "lag_relative" => of::<LagRelative>(json),
-        "cur" => of::<Leverages>(json),
+        "norm_leverages" => of::<Leverages>(json),
         "capacity" => of::<Capacity>(json),
         "query_filter" => of::<QueryFilter>(json),
         "question" => of::<Question>(json),
-        "compactor" => of::<Compactor>(json),
+        "leverage_blend" => of::<Compactor>(json),
         "decayed_attention" => of::<Decayed>(json),
         "global_local" => of::<GlobalLocal>(json),
         "rungs" => of::<Rungs>(json),
         "retrieval_window" => of::<RetrievalWindow>(json),
         "chunked" => chunked(json),
-        "critical" => return critical(json),
+        "probed_attention" => of::<Probes>(json),
         other => return Err(Error::unsupported(format!("score `{other}` is not of this crate"))),
     };
     let score = score.map_err(|e| bad(e.to_string()))?;
@@ -89,19 +87,4 @@ fn of<S: Score + DeserializeOwned + 'static>(json: &Json) -> serde_json::Result<
 fn chunked(json: &Json) -> serde_json::Result<Arc<dyn Score>> {
     let inner = read(&json["of"]).map_err(serde::de::Error::custom)?;
     Ok(Arc::new(Chunked::new(inner, usize::deserialize(&json["length"])?)))
-}
-
-fn critical(json: &Json) -> Result<Arc<dyn Score>> {
-    if json["output"].as_bool() != Some(false) {
-        let why = "score `critical`: its output projection is not in the description: give a reader that has it";
-        return Err(Error::unsupported(why));
-    }
-    let number = |key: &str| {
-        json[key].as_f64().ok_or_else(|| Error::corruption(format!("score {json}: `{key}`")))
-    };
-    let score = Critical::new(read(&json["of"])?, None)
-        .with_first(number("first")?)
-        .with_epsilon(number("epsilon")? as f32);
-    score.check().map_err(|e| Error::corruption(format!("score {json}: {}", e.message())))?;
-    Ok(Arc::new(score))
 }

@@ -43,7 +43,7 @@ impl LagRelative {
 
     fn of_head(&self, keys: &Array2<f32>, values: &Array2<f32>, sinks: usize) -> Vec<f32> {
         let (slots, lag) = (keys.nrows(), self.lag);
-        if slots < sinks + 2 * lag {
+        if (slots - sinks) / 2 < lag {
             let newest = |slot: usize| match slot.checked_sub(sinks) {
                 None => f32::INFINITY,
                 Some(slot) => slot as f32 / (slots - sinks) as f32,

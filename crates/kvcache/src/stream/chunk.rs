@@ -135,7 +135,7 @@ impl Chunk {
                 anchors = rows;
                 continue;
             }
-            let x = if group == 0 {
+            let x = if plane.symbols.nrows() == self.tokens && anchors.is_empty() {
                 rows
             } else {
                 let mut x = Array2::zeros((self.tokens, rows.ncols()));

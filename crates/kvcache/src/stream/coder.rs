@@ -55,8 +55,8 @@ impl Bounds {
 
     fn narrow(&mut self, (start, end): (u32, u32)) {
         let span = self.span();
-        self.high = self.low.wrapping_sub(1).wrapping_add((span * u64::from(end) >> 16) as u32);
-        self.low = self.low.wrapping_add((span * u64::from(start) >> 16) as u32);
+        self.high = self.low.wrapping_sub(1).wrapping_add(((span * u64::from(end)) >> 16) as u32);
+        self.low = self.low.wrapping_add(((span * u64::from(start)) >> 16) as u32);
     }
 
     /// Doubles the bounds where they agree in a bit, or lie around the middle.

@@ -40,14 +40,13 @@ const SCORES: [&str; 9] = [
     "random",
 ];
 /// Policies that are tried over fewer stores: name, keys, and what may follow beside nothing.
-const MORE: [(&str, &str, &str); 14] = [
+const MORE: [(&str, &str, &str); 13] = [
     ("lagkv", ", lag=16", " | chunkkv"),
     ("cur", "", " | adakv"),
     ("capkv", "", " | merging"),
     ("qfilter", "", " | adakv"),
     ("finch", ", window=8", " | merging"),
     ("compactor", ", chunk=32", " | adakv"),
-    ("criticalkv", ", window=8", " | chunkkv(length=7)"),
     ("kvmerger", ", cosine=0.1", " | adakv"),
     ("zeromerge", ", recent=16", " | adakv"),
     ("ems", ", window=8, cosine=0", ""),

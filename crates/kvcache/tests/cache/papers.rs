@@ -1,5 +1,7 @@
 //! What tells papers from each other, against plain loops.
 
+use std::sync::Arc;
+
 use ndarray::{Array2, Array3, s};
 use tensorpress_kvcache::merge::{EvictThenMerge, ResidualMerge};
 use tensorpress_kvcache::policy::{ems, razor_attention, uncomp, zeromerge};
@@ -7,8 +9,8 @@ use tensorpress_kvcache::score::{
     Decayed, GlobalLocal, LastQuery, QueryFilter, Reconstruction, Score, query_filter,
 };
 use tensorpress_kvcache::{
-    Budget, Cache, Causal, EntropyHeads, HeadList, KvShape, KvStore, Layer, LayerAt, LayerBudget,
-    LayerShares, Layers, Policy, StoreForm,
+    Budget, Cache, Causal, EntropyHeads, HeadList, KvRecipe, KvRegistry, KvShape, KvStore, Layer,
+    LayerAt, LayerBudget, LayerShares, Layers, Policy, StoreForm,
 };
 use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::{DType, ErrorKind, Scratch, ndarray};
@@ -149,7 +151,7 @@ fn zeromerge_takes_in_by_the_nearest_key() {
 fn ems_merges_the_middle() {
     let (n, tokens, window) = (80, 30, 8);
     let score = GlobalLocal::new(window);
-    let rule = EvictThenMerge::new(score).with_evict(0.5).with_cosine(0.1);
+    let rule = EvictThenMerge::new(score).with_evict(0.5).with_cosine(0.35);
     let mut cache = cache(ems(rule, Budget::Tokens(tokens)).with_stride(1));
     feed(&mut cache, 0..n);
     let maps = maps(n);
@@ -178,11 +180,13 @@ fn ems_merges_the_middle() {
             let best = (0..kept.len())
                 .max_by(|a, b| cosine(*t, kept[*a]).total_cmp(&cosine(*t, kept[*b])));
             let best = best.expect("a centre");
-            if cosine(*t, kept[best]) >= 0.1 {
+            if cosine(*t, kept[best]) >= 0.35 {
                 members[best].push(*t);
             }
         }
-        assert!(members.iter().filter(|m| m.len() > 1).count() > 3);
+        let (merged, tried) =
+            (members.iter().map(Vec::len).sum::<usize>() - tokens, gone.len() / 2);
+        assert!(merged > 3 && merged + 3 < tried, "{merged} of {tried} go to a centre");
         let (keys, values) = cache.store().decode(h);
         for (slot, members) in members.iter().enumerate() {
             let all: f64 = members.iter().map(|t| score[*t]).sum();
@@ -253,7 +257,6 @@ fn lacache_is_a_ladder() {
     let union: std::collections::BTreeSet<usize> = sets.iter().flatten().copied().collect();
     assert!(union.len() > 90, "{}", union.len());
     assert_ne!(sets[0], sets[1]);
-    assert_eq!(sets[0], sets[4], "the ladder comes round");
     let alone = "f32 | streaming(tokens=64, stride=1)";
     let mut newest = layers(alone, 1).remove(0);
     feed(&mut newest, 0..230);
@@ -321,7 +324,7 @@ fn reconstruction_takes_the_most() {
         let norms = Some(&hidden[from..to]);
         plus.attend(&layer, q.view(), causal, norms, out.view_mut(), &mut scratch)
             .expect("attends");
-        let wrong = Some(&hidden[from..=to]);
+        let wrong = Some(&hidden[..2]);
         let error = plus.attend(&layer, q.view(), causal, wrong, out.view_mut(), &mut scratch);
         assert_eq!(error.unwrap_err().kind(), ErrorKind::ShapeMismatch);
     }
@@ -374,13 +377,36 @@ fn reconstruction_takes_the_most() {
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
 }
 
+/// The projection is the model's: a recipe asks for it, and so does who reads a cache.
+#[test]
+fn criticalkv_asks_for_the_projection() {
+    let text = "f32 | criticalkv(tokens=40, window=8, stride=1) | chunkkv(length=4)";
+    let recipe: KvRecipe = text.parse().expect("a recipe");
+    let error = recipe.caches(2, HEADS, KV_HEADS, DIM).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::MissingCalibration);
+    let output = |layer: u64| {
+        let number = move |(r, c)| gaussian(layer, (r * HEADS * DIM + c) as u64) as f32;
+        Arc::new(Array2::from_shape_fn((5, HEADS * DIM), number))
+    };
+    let recipe = recipe.with_outputs(vec![output(1), output(2)]);
+    let mut caches = recipe.caches(2, HEADS, KV_HEADS, DIM).expect("caches");
+    caches.iter_mut().for_each(|cache| drop(feed(cache, 0..100)));
+    assert_ne!(held(&caches[0]), held(&caches[1]), "each layer has its own");
+    assert!(held(&caches[0]).iter().all(|h| h.len() <= 40 && h.len() > 30));
+    // Another score could not read it back; one that has the projection can.
+    let policy = caches[1].policy().expect("a policy").0.score.describe();
+    assert_eq!(policy["id"], "chunked");
+    let error = KvRegistry::default().score(&policy["of"]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
+
 #[test]
 fn shares_of_layers_keep_to_the_mean() {
     let shares = LayerShares(vec![1.0, 2.0, 3.0]);
     let of = |index| shares.tokens(LayerAt { index, of: 3 }, 1000, 60.0);
     assert_eq!([of(0), of(1), of(2)], [30, 60, 90]);
-    let policy = Policy::new(LastQuery, Budget::Tokens(60))
-        .with_layers(Layers::Own(std::sync::Arc::new(shares)));
+    let policy =
+        Policy::new(LastQuery, Budget::Tokens(60)).with_layers(Layers::Own(Arc::new(shares)));
     let mut last = at(policy, LayerAt { index: 2, of: 3 });
     feed(&mut last, 0..150);
     assert_eq!(held(&last)[0].len(), 90);

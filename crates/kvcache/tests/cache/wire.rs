@@ -106,7 +106,9 @@ fn damage_is_an_error_or_a_valid_cache() {
     let mut refused = 0;
     let more = MORE.map(|(name, keys, _)| (name, keys));
     for (score, keys) in SCORES.map(|name| (name, "")).into_iter().chain(more) {
-        for (store, last) in [("f32", ""), ("kivi(bits=4)", " | adakv"), ("f16", " | demote")] {
+        let old = SCORES.contains(&score);
+        let stores = [("f32", ""), ("kivi(bits=4)", " | adakv"), ("f16", " | demote")];
+        for (store, last) in stores.into_iter().take(if old { 3 } else { 1 }) {
             let recipe = format!("{store} | {score}(tokens=30, stride=4{keys}){last}");
             let recipe = match keys.contains("recent") {
                 true => recipe,
@@ -198,6 +200,29 @@ fn hostile_descriptions_are_refused() {
                 "covariance": true, "values": true, "epsilon": 0.0,
             }),
         ),
+        (
+            "/policy/score",
+            serde_json::json!({
+                "id": "leverage_blend", "rope": null, "blend": 0.3, "attention": true, "chunk": 8, "queries": 9,
+                "sinks": 1, "recent": 1, "sketch": { "gaussian": { "width": huge, "seed": 1 } },
+            }),
+        ),
+        (
+            "/policy/score",
+            serde_json::json!({ "id": "lag_relative", "lag": 0, "sinks": 4, "across": false }),
+        ),
+        (
+            "/policy/score",
+            serde_json::json!({ "id": "chunked", "length": 0, "of": { "id": "knorm" } }),
+        ),
+        ("/policy/score", serde_json::json!({ "id": "chunked", "length": 5 })),
+        ("/policy/action", serde_json::json!({ "merge": { "id": "gaussian", "cosine": 7 } })),
+        ("/policy/action", serde_json::json!({ "merge": { "id": "residual" } })),
+        (
+            "/policy/heads",
+            serde_json::json!({ "own": { "id": "entropy", "classes": 0, "top": 1, "spread": 0.1 } }),
+        ),
+        ("/policy/layers", serde_json::json!({ "own": { "id": "shares", "shares": [-1.0] } })),
         ("/statistics/next", huge.into()),
         ("/statistics/settled", huge.into()),
         ("/statistics/pending", 17.into()),

@@ -1,4 +1,4 @@
-use tensorpress_kvcache::policy::snapkv;
+use tensorpress_kvcache::policy::{lagkv, snapkv};
 use tensorpress_kvcache::score::ExpectedAttention;
 use tensorpress_kvcache::{Budget, LayerAt, Layers, Policy, Rope, Rule};
 use tensorpress_tensor::ndarray;
@@ -43,6 +43,9 @@ fn causal_models() {
                 let policy = snapkv(window, 5, Budget::Keep(1.0 - ratio)).with_layers(layers);
                 let mine = case.kept(policy, at);
                 assert!(mine.iter().all(|k| k.len() == kept), "{name}: layer {layer} at {ratio}");
+                let kept = ints(&file, &format!("kept_len.lagkv32@{ratio}"))[layer];
+                let mine = case.kept(lagkv(32, 4, Budget::Keep(1.0 - ratio)), at);
+                assert!(mine.iter().all(|k| k.len() == kept), "{name}: layer {layer} at {ratio}");
             }
             // The mean of queries that were turned back is that of those that never were turned.
             let mut score = ExpectedAttention::new(rope.clone());
@@ -62,6 +65,8 @@ fn causal_models() {
                 near(&mine, mean.as_slice().expect("contiguous"), 1e-4, "mean query");
             }
         }
-        println!("{name}: 1 file, {layers} layers of rotations, means and pyramid budgets equal");
+        println!(
+            "{name}: 1 file, {layers} layers of rotations, means, pyramid and LagKV budgets equal"
+        );
     }
 }

@@ -138,9 +138,9 @@ fn kvpress_changes() {
     for ratio in [0.25, 0.5, 0.75] {
         let budget = Budget::Keep(1.0 - ratio);
         let kept = |name: &str| sets(&ints(&file, &format!("{name}.kept_r{ratio}")), 4);
-        let policy = criticalkv(32, 5, Some(output.clone()), budget);
+        let policy = criticalkv(32, 5, output.clone(), budget);
         let mine = case.kept(policy, ALONE);
-        let score = Critical::new(Arc::new(QueryWindow::new(32, 5)), Some(output.clone()));
+        let score = Critical::new(Arc::new(QueryWindow::new(32, 5)), output.clone());
         let cache = case.seen(Policy::new(score.clone(), Budget::Keep(1.0)), 300);
         let tokens = (300.0 * (1.0 - ratio)) as usize;
         let scores = score.score_within(cache.held().expect("a policy"), tokens).expect("scores");

@@ -1,7 +1,7 @@
 use tensorpress_kvcache::Ladder;
 use tensorpress_kvcache::heads::{
-    best, echo, entropy_classes, entropy_stages, eviction_error, induction, layer_tokens,
-    matrix_entropy, retrieval_heads, semantic_retrieval,
+    alibi_scope, best, echo, entropy_classes, entropy_stages, eviction_error, induction,
+    layer_tokens, matrix_entropy, retrieval_heads, semantic_retrieval,
 };
 use tensorpress_tensor::ErrorKind;
 use tensorpress_tensor::ndarray::{Array2, array};
@@ -60,6 +60,29 @@ fn retrieval_heads_are_the_best_of_both_tests() {
     assert!(retrieval_heads(&induction, &echo[1..], (0.1, 0.1)).is_err());
     assert!(retrieval_heads(&induction, &echo, (1.1, 0.1)).is_err());
     assert_eq!(best(&[1.0, 3.0, 3.0, 2.0], 2), [1, 2]);
+}
+
+/// The worst that products can be: the far token's is the largest, its own the smallest.
+#[test]
+fn alibi_heads_see_no_farther_than_their_scope() {
+    for (bound, slope, epsilon) in [(3.0, 0.25, 1e-3), (0.0, 0.5, 0.1), (10.0, 2.0, 1e-6)] {
+        let scope = alibi_scope(bound, slope, epsilon).expect("a scope");
+        let weight = |distance: f64| {
+            let far: f64 = (bound - slope * distance).exp();
+            far / (far + f64::exp(-bound))
+        };
+        assert!(weight(scope) <= epsilon && weight(scope + 1.0) < epsilon);
+        // The bound is tight but for the far token's own part of the sum.
+        assert!(weight(scope - 1.0) > epsilon / (1.0 + epsilon * slope.exp()));
+    }
+    for bad in
+        [(-1.0, 1.0, 0.1), (1.0, 0.0, 0.1), (1.0, 1.0, 0.0), (1.0, 1.0, 1.5), (f64::NAN, 1.0, 0.1)]
+    {
+        assert_eq!(
+            alibi_scope(bad.0, bad.1, bad.2).unwrap_err().kind(),
+            ErrorKind::InvalidArgument
+        );
+    }
 }
 
 /// A head that looks at all of the needle counts, though never at the very token that is said.

