@@ -1,6 +1,7 @@
 //! Attention of one decoded token over 32k tokens of 8 heads x 128 channels, in every form a cache can have: on one thread
 //! and on all, taking turns in one run, with the read bandwidth of as many bytes beside it. `--test` runs everything once, on few
-//! tokens. Every answer is checked against softmax over the decoded store before anything is timed.
+//! tokens. Every answer is checked against softmax over the decoded store before anything is timed. Then what policies and
+//! appending add, prompts, and what a long cache takes of memory.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -26,6 +27,9 @@ fn main() {
         forms(heads, tokens, test);
     }
     bookkeeping(tokens, test);
+    appending(if test { 512 } else { 4096 }, test);
+    prefill(if test { 128 } else { 4096 }, test);
+    long(if test { 8 * 1024 } else { 1024 * 1024 }, test);
 }
 
 fn noise(tokens: usize, heads: usize, seed: u64) -> Array3<f32> {
@@ -202,4 +206,92 @@ fn bookkeeping(tokens: usize, test: bool) {
         }
         println!("{name:8} {:8.3} ms  {:5.1}%", 1e3 * seconds, 100.0 * (seconds / alone - 1.0));
     }
+}
+
+/// What taking a token costs beside attention over those held.
+fn appending(tokens: usize, test: bool) {
+    let steps = if test { 3 } else { 256 };
+    println!("\nappend and attention per token, {tokens} tokens held, and the append's share");
+    let forms = [
+        ("f16", StoreForm::Float(DType::F16)),
+        ("int4 g32", StoreForm::Int(Int::new(4))),
+        ("int2 g32", StoreForm::Int(Int::new(2))),
+        ("mustafar 70%", StoreForm::Bitmap(Bitmap::new(0.7))),
+    ];
+    for (name, form) in forms {
+        let mut layer = layer(KV_HEADS, tokens, form);
+        let mut scratch = Scratch::default();
+        let mut out = Array3::zeros((1, KV_HEADS, DIM));
+        let (mut append, mut attention) = (0.0, 0.0);
+        for step in 0..steps {
+            let [k, v, q] = [1, 2, 3].map(|s| noise(1, KV_HEADS, 9_000 + step + s));
+            let start = Instant::now();
+            layer.append(k.view(), v.view()).expect("appends");
+            append += start.elapsed().as_secs_f64();
+            let start = Instant::now();
+            attend(&layer, &q, &mut out, &mut scratch);
+            attention += start.elapsed().as_secs_f64();
+        }
+        let [append, attention] = [append, attention].map(|s| 1e6 * s / steps as f64);
+        let share = 100.0 * append / attention;
+        println!("{name:13} {append:7.1} us {attention:8.1} us  {share:5.1}%");
+    }
+}
+
+/// A prompt, whose queries see what comes before them.
+fn prefill(tokens: usize, test: bool) {
+    println!("\nprompt of {tokens} tokens, {KV_HEADS} heads x {DIM}: one thread, all");
+    for (name, form) in [
+        ("f16", StoreForm::Float(DType::F16)),
+        ("int4 g32", StoreForm::Int(Int::new(4))),
+        ("mustafar 70%", StoreForm::Bitmap(Bitmap::new(0.7))),
+    ] {
+        let layer = layer(KV_HEADS, tokens.max(1024), form);
+        let q = noise(tokens, KV_HEADS, 5);
+        let mut out = Array3::zeros(q.raw_dim());
+        let first = layer.len() - tokens;
+        let mut best = [f64::INFINITY; 2];
+        for _ in 0..if test { 1 } else { 3 } {
+            for (scratch, best) in
+                [Scratch::default(), Scratch::new(Par::Rayon)].iter_mut().zip(&mut best)
+            {
+                let start = Instant::now();
+                let causal = Causal::from(first);
+                layer.attend(q.view(), causal, out.view_mut(), scratch, None).expect("attends");
+                *best = start.elapsed().as_secs_f64().min(*best);
+            }
+        }
+        let operations = 2.0 * (tokens * tokens * KV_HEADS * DIM) as f64;
+        let speed = best.map(|s| operations / s / 1e9);
+        println!(
+            "{name:13} {:8.1} ms {:8.1} ms, {:.1} and {:.1} GFLOP/s of what is seen",
+            1e3 * best[0],
+            1e3 * best[1],
+            speed[0],
+            speed[1]
+        );
+    }
+}
+
+/// What the process takes for a cache of 2 bits, beside what the cache says.
+fn long(tokens: usize, test: bool) {
+    let before = resident();
+    let layer = layer(KV_HEADS, tokens, StoreForm::Int(Int::new(2)));
+    let (Some(before), Some(after)) = (before, resident()) else { return };
+    let (bytes, taken) = (layer.bytes(), after.saturating_sub(before));
+    let pages = (2 * KV_HEADS * tokens.div_ceil(256)) as u64;
+    let rest = taken as i64 - bytes as i64;
+    println!(
+        "\n2 bits, {tokens} tokens: {bytes} bytes said, {taken} taken: {:.1} more a page of 256 tokens",
+        rest as f64 / pages as f64
+    );
+    // Headers of pages and of what they allocate; what one block of input needs is not given back at once.
+    assert!(test || rest <= (256 * pages + (32 << 20)) as i64, "{rest} bytes more than said");
+}
+
+/// Bytes of memory this process has, where Linux says it.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| 1024 * kib)
 }

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::{Outcome, cargo, execute, root, shared};
-use lists::{LINES, Line, METHODS, TYPES};
 pub use caches::caches;
+use lists::{LINES, Line, METHODS, TYPES};
 pub use mixes::mixes;
 
 /// A model, what it is calibrated on and judged by.

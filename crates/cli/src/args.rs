@@ -503,6 +503,9 @@ pub(crate) struct Squeeze {
     /// A folder with the tokenizer.json that counts [default: the model's]
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
+    /// A folder with an encoder that compares sentences with the question, beside a language model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) encoder: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -204,10 +204,6 @@ fn judge(args: &Compress, source: &Source, segments: &[Vec<u32>], result: &mut R
         file_bytes: was.file_bytes,
         tokens: judgement.tokens,
         kv: None,
-        kv_prefix: 0,
-        kv_step: 1,
-        kv_passage: 32,
-        kv_passages: 32,
     });
     result.after = Some(after);
     Ok(())

@@ -55,8 +55,17 @@ fn squeeze(args: &Args, text: &str, source: &Source) -> Outcome<Squeezed> {
         let recipe = recipe(BY_DECODER)?;
         let decoder = decoder(source)?;
         let model = LanguageModel::new(&decoder, &own)?;
-        let models = PromptModels::default().with_language(&model);
-        recipe.squeeze((&counter, &models), &keep, asked, args.budget)?
+        let models = PromptModels::default().with_language(&model).with_attends(&model);
+        match &args.encoder {
+            None => recipe.squeeze((&counter, &models), &keep, asked, args.budget)?,
+            Some(folder) => {
+                let beside = Source::open(folder, &tensorpress::registry())?;
+                let (encoder, words) = (beside.encoder()?.materialise()?, beside.tokenizer()?);
+                let similarity = SentenceSimilarity::new(&encoder, &words);
+                let models = models.with_similarity(&similarity);
+                recipe.squeeze((&counter, &models), &keep, asked, args.budget)?
+            }
+        }
     } else {
         let recipe = recipe(BY_ENCODER)?;
         let encoder = source.encoder()?.materialise()?;

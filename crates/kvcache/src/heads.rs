@@ -124,7 +124,8 @@ pub fn matrix_entropy(x: ArrayView2<'_, f32>, top: usize) -> Result<f64> {
     covariance /= trace;
     let values = symmetric_eigen(covariance.view())?.values;
     let top = if top == 0 { values.len() } else { top };
-    let entropy: f64 = values.iter().rev().take(top).filter(|v| **v > 0.0).map(|v| -v * v.ln()).sum();
+    let entropy: f64 =
+        values.iter().rev().take(top).filter(|v| **v > 0.0).map(|v| -v * v.ln()).sum();
     Ok(entropy / (values.len() as f64).ln())
 }
 
@@ -192,10 +193,8 @@ pub fn layer_tokens(errors: &[f64], mean: usize, least: usize) -> Result<Vec<usi
     let free = (mean - least) * errors.len();
     let sum: f64 = errors.iter().sum();
     let even = 1.0 / errors.len().max(1) as f64;
-    let exact: Vec<f64> = errors
-        .iter()
-        .map(|e| free as f64 * if sum > 0.0 { e / sum } else { even })
-        .collect();
+    let exact: Vec<f64> =
+        errors.iter().map(|e| free as f64 * if sum > 0.0 { e / sum } else { even }).collect();
     let mut tokens: Vec<usize> = exact.iter().map(|e| *e as usize).collect();
     let left = free.saturating_sub(tokens.iter().sum());
     let fractions: Vec<f64> = exact.iter().map(|e| e.fract()).collect();

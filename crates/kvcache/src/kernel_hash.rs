@@ -78,8 +78,7 @@ pub fn similar_pairs(map: ArrayView2<'_, f32>, share: f64) -> Result<Array2<f32>
         return Err(Error::invalid(format!("share = {share}: allowed are 0 to 0.5")));
     }
     let both = &map + &map.t();
-    let mut order: Vec<(usize, usize)> =
-        (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).collect();
+    let mut order: Vec<(usize, usize)> = (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).collect();
     order.sort_by(|a, b| both[*b].total_cmp(&both[*a]));
     let count = (share * order.len() as f64) as usize;
     let mut pairs = Array2::eye(n);
@@ -135,11 +134,8 @@ impl KernelHash {
         let kernel = kernel - &hash.mean;
         let metric = kernel.t().dot(&kernel);
         let damp = 1e-8 * metric.diag().sum().max(1e-12);
-        let whiten = invert_triangular(
-            cholesky_damped(metric, damp, Par::Seq)?,
-            Triangle::Lower,
-            Par::Seq,
-        )?;
+        let whiten =
+            invert_triangular(cholesky_damped(metric, damp, Par::Seq)?, Triangle::Lower, Par::Seq)?;
         let mut left = pairs.mapv(|p| f64::from(p) * bits as f64);
         for _ in 0..bits {
             let target = whiten.dot(&kernel.t().dot(&left).dot(&kernel)).dot(&whiten.t());

@@ -107,7 +107,8 @@ impl Ladder {
             for (layer, slots) in slots.iter_mut().enumerate() {
                 let at = |j: usize| self.sinks + layer % (gone + 1) + rung * j;
                 let stays = (0..rungs).flat_map(|j| (0..kept).map(move |k| at(j) + times * k));
-                let places = (0..self.sinks).chain(stays).chain(self.sinks + rung * rungs..slots.len());
+                let places =
+                    (0..self.sinks).chain(stays).chain(self.sinks + rung * rungs..slots.len());
                 *slots = places.filter_map(|place| slots.get(place).copied()).collect();
             }
             self.cursor = self.sinks + rungs * kept;
@@ -123,8 +124,7 @@ impl Ladder {
     pub fn distinct(slots: &[usize], held: usize) -> Vec<usize> {
         let named: BTreeSet<usize> = slots.iter().copied().filter(|s| *s < held).collect();
         let more = slots.len() - named.len();
-        let free: Vec<usize> =
-            (0..held).rev().filter(|s| !named.contains(s)).take(more).collect();
+        let free: Vec<usize> = (0..held).rev().filter(|s| !named.contains(s)).take(more).collect();
         named.into_iter().chain(free).collect::<BTreeSet<_>>().into_iter().collect()
     }
 }

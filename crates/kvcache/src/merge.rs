@@ -12,8 +12,8 @@ use std::fmt::Debug;
 use ndarray::Array2;
 
 use serde_json::json;
-use tensorpress_tensor::{Result, ndarray};
 use tensorpress_tensor::node::Json;
+use tensorpress_tensor::{Result, ndarray};
 
 use crate::score::Held;
 use crate::statistics::KvNeeds;

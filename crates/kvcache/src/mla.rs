@@ -92,8 +92,9 @@ pub fn upcycle(
         Error::invalid(format!("rotary = {rotary}: at most the {dim} channels of a head"))
     })?;
     let of_heads = |x: ArrayView2<'_, f32>, from: usize, to: usize| {
-        let parts: Vec<_> =
-            (0..x.nrows() / dim).map(|h| x.slice_move(s![h * dim + from..h * dim + to, ..])).collect();
+        let parts: Vec<_> = (0..x.nrows() / dim)
+            .map(|h| x.slice_move(s![h * dim + from..h * dim + to, ..]))
+            .collect();
         ndarray::concatenate(Axis(0), &parts).expect("as wide")
     };
     // Every query head has its own keys and values here: heads of a group share what they had.

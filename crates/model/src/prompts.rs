@@ -1,6 +1,8 @@
 //! Models of this crate as what [`tensorpress_tokencomp::text`] asks for: a tokenizer that counts, a language model that
 //! scores words, an encoder that compares passages with a question.
 
+mod attends;
+
 use std::ops::Range;
 
 use ndarray::s;

@@ -1,9 +1,9 @@
 //! An encoder that carries fewer and fewer tokens: a [`TokenReduce`] between attention and feed-forward network of every
 //! block.
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, s};
 use tensorpress_tensor::{Error, Result, Scratch, linalg};
-use tensorpress_tokencomp::{Schedule, TokenHints, TokenMap, TokenReduce};
+use tensorpress_tokencomp::{Place, Schedule, TokenHints, TokenMap, TokenReduce, grid};
 
 use crate::block::{Block, Ignore, Mix, Past, no_attention};
 use crate::encoder::{Encoder, pool};
@@ -16,7 +16,7 @@ pub struct Reduction<'a> {
     pub method: &'a dyn TokenReduce,
     /// Tokens that each block takes away.
     pub schedule: &'a Schedule,
-    /// Tokens that stay alone: class and separator tokens.
+    /// Tokens that stay alone: class and separator tokens; in images the class token does anyway.
     pub protected: &'a [usize],
 }
 
@@ -42,14 +42,54 @@ impl Encoder {
         reduction: Reduction<'_>,
         scratch: &mut Scratch,
     ) -> Result<Reduced> {
-        let mut hidden = self.embeddings(ids, &vec![0; ids.len()], scratch)?;
-        let mut map = TokenMap::identity(ids.len());
+        let hidden = self.embeddings(ids, &vec![0; ids.len()], scratch)?;
+        self.reduce(hidden, reduction, None, scratch)
+    }
+
+    /// The last block's output of one image whose tokens are merged or dropped on the way, behind the norm that stands there,
+    /// if one does. The class token is protected; methods know the places of the patches and what the class token
+    /// attends to.
+    ///
+    /// # Errors
+    /// As [`Encoder::image_embeddings`], and those of the method.
+    pub fn image_hidden_state_reduced(
+        &self,
+        image: ArrayView3<'_, f32>,
+        reduction: Reduction<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Reduced> {
+        let hidden = self.image_embeddings(image, scratch)?;
+        // Patches stand in a square behind the class token.
+        let side = (hidden.nrows() - 1).isqrt();
+        let places = std::iter::once(None).chain(grid(side, side, 1)).collect();
+        let protected = [&[0][..], reduction.protected].concat();
+        let reduction = Reduction { protected: &protected, ..reduction };
+        self.reduce(hidden, reduction, Some(places), scratch)
+    }
+
+    fn reduce(
+        &self,
+        mut hidden: Array2<f32>,
+        reduction: Reduction<'_>,
+        mut places: Option<Vec<Option<Place>>>,
+        scratch: &mut Scratch,
+    ) -> Result<Reduced> {
+        let mut map = TokenMap::identity(hidden.nrows());
         let mut protected = reduction.protected.to_vec();
+        protected.sort_unstable();
+        protected.dedup();
         for (layer, block) in self.blocks.iter().enumerate() {
             let keep = reduction.schedule.keep(layer, hidden.nrows(), protected.len());
             let sizes = map.sizes(None)?;
-            let mut hook =
-                Hook { reduction, sizes: &sizes, protected: &protected, keep, plan: None };
+            let mut hook = Hook {
+                reduction,
+                sizes: &sizes,
+                protected: &protected,
+                places: places.as_deref(),
+                keep,
+                plan: None,
+                weights: None,
+            };
             hidden = block.forward_reduced(hidden, &mut hook, scratch)?;
             let Some(plan) = hook.plan else { continue };
             let moved = |token: usize| {
@@ -59,8 +99,10 @@ impl Encoder {
                 })
             };
             protected = protected.into_iter().map(moved).collect::<Result<_>>()?;
+            places = places.map(|places| plan.first_of(&places)).transpose()?;
             map = map.then(&plan)?;
         }
+        self.last_norm.iter().for_each(|norm| norm.apply(hidden.view_mut()));
         Ok(Reduced { hidden, map })
     }
 
@@ -88,8 +130,12 @@ struct Hook<'a> {
     reduction: Reduction<'a>,
     sizes: &'a [f32],
     protected: &'a [usize],
+    /// Where the tokens of an image stand.
+    places: Option<&'a [Option<Place>]>,
     keep: usize,
     plan: Option<TokenMap>,
+    /// What tokens weigh in their group, where it is not their size.
+    weights: Option<Vec<f32>>,
 }
 
 impl Hook<'_> {
@@ -111,22 +157,32 @@ impl Hook<'_> {
         }
         metric /= heads as f32;
         let mut hints = TokenHints::default().with_protected(self.protected).with_sizes(self.sizes);
-        let attention;
-        if self.reduction.method.needs_attention() {
+        let method = self.reduction.method;
+        let (attention, class);
+        if method.needs_attention() {
             attention = received(q, k, bias, dim);
             hints = hints.with_attention(&attention);
         }
-        self.plan = Some(self.reduction.method.plan(metric.view(), &hints, self.keep)?);
+        if let Some(places) = self.places {
+            hints = hints.with_places(places);
+            if method.needs_attention() {
+                class = received(q.slice(s![..1, ..]), k, bias, dim);
+                hints = hints.with_class_attention(&class);
+            }
+        }
+        let plan = method.plan(metric.view(), &hints, self.keep)?;
+        self.weights = method.weights(metric.view(), &hints, &plan)?;
+        self.plan = Some(plan);
         Ok(())
     }
 }
 
-/// Attention that each token receives: the mean over heads and queries.
+/// Attention that each token receives from some queries: the mean over heads and them.
 fn received(q: ArrayView2<'_, f32>, k: ArrayView2<'_, f32>, bias: &[f32], dim: usize) -> Vec<f32> {
     let (tokens, width) = k.dim();
     let (heads, scale) = (width / dim, 1.0 / (dim as f32).sqrt());
     let mut sums = vec![0.0; tokens];
-    let mut scores = Array2::zeros((tokens, tokens));
+    let mut scores = Array2::zeros((q.nrows(), tokens));
     for head in 0..heads {
         let part = s![.., head * dim..(head + 1) * dim];
         linalg::matmul_nt(q.slice(part), k.slice(part), scores.view_mut(), false, linalg::Par::Seq);
@@ -137,7 +193,7 @@ fn received(q: ArrayView2<'_, f32>, k: ArrayView2<'_, f32>, bias: &[f32], dim: u
             sums.iter_mut().zip(&*row).for_each(|(sum, p)| *sum += *p);
         }
     }
-    let total = (heads * tokens) as f32;
+    let total = (heads * q.nrows()) as f32;
     sums.iter().map(|sum| sum / total).collect()
 }
 
@@ -166,7 +222,8 @@ impl Block {
         // Nobody watches, so nothing ends the pass.
         let _ = self.run_parts(0..1, &mut hidden.view_mut(), &mut mix, &mut Ignore, scratch)?;
         if let Some(plan) = &hook.plan {
-            hidden = plan.merge(hidden.view(), Some(hook.sizes))?;
+            let weights = hook.weights.as_deref().unwrap_or(hook.sizes);
+            hidden = plan.merge(hidden.view(), Some(weights))?;
         }
         let rest = 1..self.parts.len();
         let mut nothing = Mix { attend: &mut no_attention, past: Past::None(&[]) };
@@ -197,7 +254,15 @@ mod tests {
         let (method, schedule) = (ToMe::new(), Schedule::Tokens(Vec::new()));
         let reduction = Reduction { method: &method, schedule: &schedule, protected: &[] };
         let sizes = [1.0, 3.0, 1.0, 1.0, 2.0, 1.0];
-        let mut hook = Hook { reduction, sizes: &sizes, protected: &[], keep: 6, plan: None };
+        let mut hook = Hook {
+            reduction,
+            sizes: &sizes,
+            protected: &[],
+            places: None,
+            keep: 6,
+            plan: None,
+            weights: None,
+        };
         let block = &encoder.blocks()[0];
         let few = block.forward_reduced(few, &mut hook, &mut scratch).unwrap();
         block.forward_sequences(all.view_mut(), &[9], None, &mut scratch).unwrap();

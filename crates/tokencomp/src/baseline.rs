@@ -1,28 +1,24 @@
 //! What every method is measured against, and the plain use of attention.
 
-use std::cmp::Ordering;
-
 use ndarray::ArrayView2;
+use tensorpress_tensor::Result;
 use tensorpress_tensor::linalg::SplitMix;
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
-use tensorpress_tensor::{Error, Result};
 
+use crate::hints::{TokenHints, need};
 use crate::map::TokenMap;
-use crate::reduce::{TokenHints, TokenReduce};
-use crate::stage::{TokenPart, TokenRole, reduction};
+use crate::reduce::{TokenReduce, free, grouped, keep_first};
+use crate::stage::{TokenPart, reduction, reduction_of};
 
 pub(crate) fn stages() -> [Row<TokenPart>; 3] {
     let about = "keeps tokens by lot: what every method is measured against";
-    let random = Row::new("random", TokenRole::Reduce, about, RandomKeep::default, |random, _| {
-        Ok(TokenPart::Reduce(Box::new(random)))
-    });
     [
         reduction(
             "attention_top_k",
             "keeps the tokens that receive the most attention",
             AttentionTopK::new,
         ),
-        random,
+        reduction_of::<RandomKeep>("random", about),
         reduction("pooling", "averages neighbours, in groups as even as can be", Pooling::new),
     ]
 }
@@ -62,9 +58,7 @@ impl TokenReduce for AttentionTopK {
         keep: usize,
     ) -> Result<TokenMap> {
         let protected = hints.check(x, keep)?;
-        let attention = hints.attention.ok_or_else(|| {
-            Error::invalid("attention_top_k needs the attention each token receives")
-        })?;
+        let attention = need(hints.attention, self.id(), "the attention each token receives")?;
         keep_first(&protected, keep, |a, b| attention[b].total_cmp(&attention[a]))
     }
 }
@@ -101,17 +95,6 @@ impl TokenReduce for RandomKeep {
     }
 }
 
-/// Keeps the protected tokens and those that come first among the others.
-fn keep_first(
-    protected: &[bool],
-    keep: usize,
-    compare: impl Fn(usize, usize) -> Ordering,
-) -> Result<TokenMap> {
-    let mut order: Vec<usize> = (0..protected.len()).collect();
-    order.sort_by(|a, b| protected[*b].cmp(&protected[*a]).then_with(|| compare(*a, *b)));
-    TokenMap::keep(protected.len(), &order[..keep])
-}
-
 /// Averages neighbours, in groups as even as can be.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
@@ -137,12 +120,12 @@ impl TokenReduce for Pooling {
         keep: usize,
     ) -> Result<TokenMap> {
         let protected = hints.check_merging(x, keep)?;
-        let alone = protected.iter().filter(|p| **p).count();
-        let (groups, free) = (keep - alone, x.nrows() - alone);
-        let (mut next_alone, mut next_free) = (groups.., 0..);
-        let group = |i: usize| i * groups / free;
-        let place = |p: &bool| if *p { next_alone.next() } else { next_free.next().map(group) };
-        let assignment: Vec<_> = protected.iter().map(place).collect();
-        Ok(TokenMap::new(&assignment, keep)?.sorted())
+        let free = free(&protected).len();
+        grouped(&protected, &even(free, keep + free - x.nrows()), keep)
     }
+}
+
+/// The group of each of `tokens` in groups as even as can be.
+pub(crate) fn even(tokens: usize, groups: usize) -> Vec<usize> {
+    (0..tokens).map(|i| i * groups / tokens).collect()
 }

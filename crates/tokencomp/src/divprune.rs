@@ -5,8 +5,9 @@ use ndarray::ArrayView2;
 use tensorpress_tensor::stage::Row;
 use tensorpress_tensor::{Result, kernels};
 
+use crate::hints::TokenHints;
 use crate::map::TokenMap;
-use crate::reduce::{TokenHints, TokenReduce};
+use crate::reduce::TokenReduce;
 use crate::similarity::{normalised, tiles};
 use crate::stage::{TokenPart, reduction};
 

@@ -19,24 +19,53 @@
 //! # }
 //! ```
 //!
-//! Prompts are in [`text`].
+//! By the kinds of the survey *When Tokens Talk Too Much* (2025), each a row of [`stages`]:
+//!
+//! | kind | methods |
+//! |---|---|
+//! | transformation | [`Pooling`], [`pool_windows`], [`layers::SpaceToChannel`] |
+//! | similarity | [`ToMe`], [`DivPrune`], [`SubmodularSelect`], [`ConceptChunk`], [`GeometryMerge`], [`TemporalMerge`], [`MaskGuidedToMe`] |
+//! | attention | [`AttentionTopK`], [`GlobalCom2`]; with similarity [`DiffRate`], [`TokenCorr`] |
+//! | query | [`QueryPooling`]; with similarity [`EfficientVla`], [`MigMerge`] |
+//!
+//! What a method asks for beside states is in [`TokenHints`]. How many tokens: [`fewest_tokens`], [`density_budgets`]; what
+//! they hold of a context: [`measure`]. Prompts are in [`text`].
 
 mod baseline;
+mod budget;
 mod divprune;
+mod grid;
+mod hints;
+pub mod layers;
 mod map;
+pub mod measure;
+mod merge;
+mod recover;
 mod reduce;
+mod reuse;
 mod schedule;
 mod screen;
+mod select;
+mod share;
 mod similarity;
+mod solve;
 mod stage;
 pub mod text;
 mod tome;
 
 pub use baseline::{AttentionTopK, Pooling, RandomKeep};
+pub use budget::{density_budgets, fewest_tokens, reconstruction_error, semantic_density};
 pub use divprune::DivPrune;
+pub use grid::{grid, pixel_gradient, pool_windows, relevance};
+pub use hints::{Crops, Place, TokenHints};
 pub use map::TokenMap;
-pub use reduce::{TokenHints, TokenReduce};
+pub use merge::{
+    ConceptChunk, DiffRate, GeometryMerge, MaskGuidedToMe, MigMerge, QueryPooling, TemporalMerge,
+};
+pub use reduce::{ReducedStates, TokenReduce};
+pub use reuse::Reuse;
 pub use schedule::Schedule;
+pub use select::{EfficientVla, GlobalCom2, KnnGraph, SubmodularSelect, TokenCorr, knn_graph};
 pub use stage::{
     Choose, MakeRate, MakeRelevance, MakeWords, PromptModels, TokenPart, TokenRole, reducer, stages,
 };

@@ -1,8 +1,10 @@
+use std::cmp::Ordering;
 use std::fmt::Debug;
 
-use ndarray::{ArrayView1, ArrayView2};
+use ndarray::{Array2, ArrayView1, ArrayView2};
 use tensorpress_tensor::{Error, Result, kernels};
 
+use crate::hints::TokenHints;
 use crate::map::TokenMap;
 
 /// A method that makes a sequence shorter.
@@ -24,100 +26,74 @@ pub trait TokenReduce: Debug + Send + Sync {
     /// `ShapeMismatch` for hints of another length. `Numerical` for states or attention that are not finite.
     fn plan(&self, x: ArrayView2<'_, f32>, hints: &TokenHints<'_>, keep: usize)
     -> Result<TokenMap>;
+
+    /// What each token weighs in the mean of its group, where that is not its size: what [`TokenMap::merge`] is to be given in
+    /// place of sizes, at least 0, above 0 for one of each group. `map` is a plan of this method for the same states and hints.
+    ///
+    /// # Errors
+    /// As [`TokenReduce::plan`].
+    fn weights(
+        &self,
+        x: ArrayView2<'_, f32>,
+        hints: &TokenHints<'_>,
+        map: &TokenMap,
+    ) -> Result<Option<Vec<f32>>> {
+        let _ = (x, hints, map);
+        Ok(None)
+    }
+
+    /// The plan, and the states that it leaves.
+    ///
+    /// # Errors
+    /// As [`TokenReduce::plan`].
+    fn reduce(
+        &self,
+        x: ArrayView2<'_, f32>,
+        hints: &TokenHints<'_>,
+        keep: usize,
+    ) -> Result<ReducedStates> {
+        let map = self.plan(x, hints, keep)?;
+        let weights = self.weights(x, hints, &map)?;
+        let states = map.merge(x, weights.as_deref().or(hints.sizes))?;
+        Ok(ReducedStates { sizes: map.sizes(hints.sizes)?, map, states })
+    }
 }
 
-/// What is known about the tokens beside their states.
-#[derive(Debug, Clone, Copy, Default)]
+/// What a method made of a sequence.
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct TokenHints<'a> {
-    /// Tokens that stay as they are: class and distillation tokens, separators.
-    pub protected: &'a [usize],
-    /// Tokens of the text that each token stands for; 1 where absent.
-    pub sizes: Option<&'a [f32]>,
-    /// Attention that each token receives, a mean over heads and queries; any scale.
-    pub attention: Option<&'a [f32]>,
+pub struct ReducedStates {
+    /// Where each token went.
+    pub map: TokenMap,
+    /// The states that are left, `[keep, channels]`.
+    pub states: Array2<f32>,
+    /// How many tokens of the text each of them stands for.
+    pub sizes: Vec<f32>,
 }
 
-impl<'a> TokenHints<'a> {
-    /// Protects tokens.
-    #[must_use]
-    pub fn with_protected(mut self, protected: &'a [usize]) -> Self {
-        self.protected = protected;
-        self
-    }
+/// Keeps the protected tokens and those that come first among the others.
+pub(crate) fn keep_first(
+    protected: &[bool],
+    keep: usize,
+    compare: impl Fn(usize, usize) -> Ordering,
+) -> Result<TokenMap> {
+    let mut order: Vec<usize> = (0..protected.len()).collect();
+    order.sort_by(|a, b| protected[*b].cmp(&protected[*a]).then_with(|| compare(*a, *b)));
+    TokenMap::keep(protected.len(), &order[..keep])
+}
 
-    /// Says how many tokens of the text each token stands for.
-    #[must_use]
-    pub fn with_sizes(mut self, sizes: &'a [f32]) -> Self {
-        self.sizes = Some(sizes);
-        self
-    }
+/// Tokens that are not protected.
+pub(crate) fn free(protected: &[bool]) -> Vec<usize> {
+    (0..protected.len()).filter(|token| !protected[*token]).collect()
+}
 
-    /// Says how much attention each token receives.
-    #[must_use]
-    pub fn with_attention(mut self, attention: &'a [f32]) -> Self {
-        self.attention = Some(attention);
-        self
-    }
-
-    /// Checks the hints against the states and `keep`; says which tokens are protected. For implementors of
-    /// [`TokenReduce`].
-    ///
-    /// # Errors
-    /// Those of [`TokenReduce::plan`], `keep` included.
-    pub fn check(&self, x: ArrayView2<'_, f32>, keep: usize) -> Result<Vec<bool>> {
-        let tokens = x.nrows();
-        if keep == 0 || keep > tokens {
-            return Err(Error::invalid(format!(
-                "keep = {keep} of {tokens} tokens; allowed are 1 to {tokens}"
-            )));
-        }
-        let mut protected = vec![false; tokens];
-        for &token in self.protected {
-            let Some(mark) = protected.get_mut(token) else {
-                return Err(Error::invalid(format!("protected token {token} of {tokens} tokens")));
-            };
-            *mark = true;
-        }
-        let count = protected.iter().filter(|p| **p).count();
-        if count > keep {
-            return Err(Error::invalid(format!("keep = {keep}, but {count} tokens are protected")));
-        }
-        for (what, values) in [("sizes", self.sizes), ("attention", self.attention)] {
-            let Some(values) = values else { continue };
-            if values.len() != tokens {
-                return Err(Error::shape(format!(
-                    "{} values of {what} for {tokens} tokens",
-                    values.len()
-                )));
-            }
-            if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::numerical(format!("{what} of token {bad} is {}", values[bad])));
-            }
-        }
-        if let Some(bad) = self.sizes.and_then(|sizes| sizes.iter().position(|s| *s <= 0.0)) {
-            return Err(Error::invalid(format!(
-                "token {bad} stands for no token: sizes are above 0"
-            )));
-        }
-        check_finite(x)?;
-        Ok(protected)
-    }
-
-    /// [`TokenHints::check`] for methods that merge: unprotected tokens do not vanish, they need one to merge into.
-    ///
-    /// # Errors
-    /// As [`TokenHints::check`], and `InvalidArgument` if `keep` leaves place for the protected tokens alone.
-    pub fn check_merging(&self, x: ArrayView2<'_, f32>, keep: usize) -> Result<Vec<bool>> {
-        let protected = self.check(x, keep)?;
-        let count = protected.iter().filter(|p| **p).count();
-        if count == keep && count < protected.len() {
-            return Err(Error::invalid(format!(
-                "keep = {keep}, but {count} tokens are protected and the others need at least 1 to merge into"
-            )));
-        }
-        Ok(protected)
-    }
+/// Protected tokens alone, and the others in the groups that are given for them, in the order of the sequence.
+pub(crate) fn grouped(protected: &[bool], groups: &[usize], keep: usize) -> Result<TokenMap> {
+    let alone = protected.iter().filter(|p| **p).count();
+    let (mut next_alone, mut next_free) = (keep - alone.., groups.iter().copied());
+    let place = |p: &bool| if *p { next_alone.next() } else { next_free.next() };
+    let assignment: Vec<_> = protected.iter().map(place).collect();
+    Ok(TokenMap::new(&assignment, keep)?.sorted())
 }
 
 /// An error naming the first token with a state that is not finite.

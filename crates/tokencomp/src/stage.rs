@@ -2,14 +2,14 @@
 
 use std::fmt::{self, Debug};
 
-use tensorpress_tensor::stage::{Chain, Part, Role, Row, Stages};
+use tensorpress_tensor::stage::{Chain, Knobs, Part, Role, Row, Stages};
 use tensorpress_tensor::{Error, Result};
 
 use crate::reduce::TokenReduce;
 use crate::text::{
-    KeepProbability, LlmLingua2, Relevance, Squeeze, TokenCount, TokenLogProbs, WordScore,
+    Attends, KeepProbability, LlmLingua2, Relevance, Squeeze, TokenCount, TokenLogProbs, WordScore,
 };
-use crate::{baseline, divprune, text, tome};
+use crate::{baseline, divprune, merge, select, text, tome};
 
 /// Models that scores of sentences and words may ask, as far as there are any.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,6 +21,8 @@ pub struct PromptModels<'m> {
     pub similarity: Option<&'m dyn Relevance>,
     /// A classifier of tokens into kept and dropped.
     pub classifier: Option<&'m dyn KeepProbability>,
+    /// A language model whose attention can be seen.
+    pub attends: Option<&'m dyn Attends>,
 }
 
 impl<'m> PromptModels<'m> {
@@ -45,6 +47,13 @@ impl<'m> PromptModels<'m> {
         self
     }
 
+    /// Sets the language model whose attention can be seen.
+    #[must_use]
+    pub fn with_attends(mut self, model: &'m dyn Attends) -> Self {
+        self.attends = Some(model);
+        self
+    }
+
     /// The language model.
     ///
     /// # Errors
@@ -52,6 +61,17 @@ impl<'m> PromptModels<'m> {
     pub fn language_for(&self, stage: &str) -> Result<&'m dyn TokenLogProbs> {
         let missing = || Error::unsupported(format!("`{stage}` asks a language model: a decoder"));
         self.language.ok_or_else(missing)
+    }
+}
+
+impl<'m> PromptModels<'m> {
+    /// The language model whose attention can be seen.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is none, saying what asks.
+    pub fn attends_for(&self, stage: &str) -> Result<&'m dyn Attends> {
+        let message = format!("`{stage}` asks a language model whose attention can be seen");
+        self.attends.ok_or_else(|| Error::unsupported(message))
     }
 }
 
@@ -149,6 +169,8 @@ impl fmt::Display for TokenRole {
 pub fn stages() -> Stages<TokenPart> {
     let mut rows: Vec<Row<TokenPart>> = vec![tome::stage(), divprune::stage()];
     rows.extend(baseline::stages());
+    rows.extend(select::stages());
+    rows.extend(merge::stages());
     rows.extend(text::stages());
     let mut stages = Stages::default();
     stages.extend(rows).expect("the names differ");
@@ -178,4 +200,13 @@ pub(crate) fn reduction<T: TokenReduce + 'static>(
 ) -> Row<TokenPart> {
     let build = move |(), _| Ok(TokenPart::Reduce(Box::new(new())));
     Row::new(name, TokenRole::Reduce, about, || (), build)
+}
+
+/// A stage that makes states fewer and whose knobs are its own.
+pub(crate) fn reduction_of<T: Knobs + TokenReduce + Default + 'static>(
+    name: &'static str,
+    about: &'static str,
+) -> Row<TokenPart> {
+    let build = |method: T, _| Ok(TokenPart::Reduce(Box::new(method)));
+    Row::new(name, TokenRole::Reduce, about, T::default, build)
 }

@@ -4,8 +4,9 @@ use ndarray::ArrayView2;
 use tensorpress_tensor::stage::Row;
 use tensorpress_tensor::{Error, Result};
 
+use crate::hints::TokenHints;
 use crate::map::TokenMap;
-use crate::reduce::{TokenHints, TokenReduce, check_row};
+use crate::reduce::{TokenReduce, check_row};
 use crate::similarity::nearest;
 use crate::stage::{TokenPart, reduction};
 

@@ -7,7 +7,8 @@ use tensorpress_tensor::ndarray::{Array2, ArrayView2, Axis, concatenate};
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{Checkpoint, DType, RawTensor, Tensor};
 use tensorpress_tokencomp::{
-    DivPrune, Matching, Schedule, TokenHints, TokenMap, TokenReduce, kth_matching, match_tokens,
+    DiffRate, DivPrune, Matching, Schedule, TokenHints, TokenMap, TokenReduce, kth_matching,
+    match_tokens,
 };
 
 /// A file, and the names of the tensors that were read: nothing in it goes unchecked.
@@ -195,4 +196,58 @@ fn divprune_is_the_official_one() {
         assert_eq!(map.merge(x.view(), None).unwrap(), concatenate(Axis(0), &rows).unwrap());
     }
     println!("checked: 1 file of DivPrune, all {} tensors: 3 ratios", file.tensors());
+}
+
+/// The official code merges tokens that are sorted already, the class token first: here they are back in the order of the
+/// sequence, with an attention that sorts them so.
+#[test]
+fn diffrate_is_the_official_one() {
+    let Some(file) = File::open("zipcache_diffrate_uncomp") else { return };
+    let (metric, sorted) =
+        (file.states("diffrate.metric_sorted"), file.states("diffrate.x_sorted"));
+    let order = file.integers("diffrate.order");
+    let tokens = order.len();
+    let (mut keys, mut x) = (metric.clone(), sorted.clone());
+    let mut attention = vec![0.0; tokens];
+    for (rank, token) in order.iter().enumerate() {
+        keys.row_mut(*token).assign(&metric.row(rank));
+        x.row_mut(*token).assign(&sorted.row(rank));
+        attention[*token] = (tokens - rank) as f32;
+    }
+    let protected = [order[0]];
+    let hints = TokenHints::default().with_class_attention(&attention).with_protected(&protected);
+    for keep in [110, 60] {
+        let name = |what: &str| format!("diffrate.keep{keep}.{what}");
+        let map = DiffRate::default().plan_counts(keys.view(), &hints, [tokens, keep]).unwrap();
+        let merged = map.merge(x.view(), None).unwrap();
+        // Ours are in the order of the sequence, the official ones in that of attention.
+        let row = |token: &usize| merged.row(map.target(*token).unwrap()).insert_axis(Axis(0));
+        let rows: Vec<_> = order[..keep].iter().map(row).collect();
+        let ours = concatenate(Axis(0), &rows).unwrap();
+        for what in ["x_mean", "x_sizeweighted"] {
+            assert_close(ours.view(), file.states(&name(what)).view(), &name(what));
+        }
+        let official = file.tensor(&name("sim_max")).to_matrix().unwrap();
+        assert_eq!(official.len(), tokens - keep);
+        let groups = map.groups(tokens).unwrap();
+        for (token, official) in order[keep..].iter().zip(&official) {
+            let group = &groups[map.target(*token).unwrap()];
+            let stays = group.iter().find(|t| order[..keep].contains(*t)).expect("one that stays");
+            let (a, b) = (keys.row(*token), keys.row(*stays));
+            let cosine = a.dot(&b) / (a.dot(&a) * b.dot(&b)).sqrt();
+            assert!((cosine - official).abs() < 1e-5, "{cosine} {official}");
+        }
+        // What is pruned is the end of the order, and nothing that is left merges differently for it.
+        let fewer = DiffRate::default().plan_counts(keys.view(), &hints, [keep + 5, keep]).unwrap();
+        let dropped = (0..tokens).filter(|token| fewer.target(*token).is_none());
+        let mut last = order[keep + 5..].to_vec();
+        last.sort_unstable();
+        assert_eq!(dropped.collect::<Vec<_>>(), last);
+        for token in &order[..keep + 5] {
+            let with = |t: &&usize| map.target(**t) == map.target(*token);
+            let stays = order[..keep].iter().find(with).expect("one that stays");
+            assert_eq!(fewer.target(*token), fewer.target(*stays));
+        }
+    }
+    println!("checked: DiffRate, 2 counts, all of its tensors");
 }

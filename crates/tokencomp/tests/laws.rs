@@ -5,8 +5,10 @@ use tensorpress_tensor::ErrorKind;
 use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::ndarray::{Array1, Array2, Array3, Axis};
 use tensorpress_tokencomp::{
-    AttentionTopK, DivPrune, Pooling, RandomKeep, Schedule, ToMe, TokenHints, TokenMap,
-    TokenReduce, kth_matching, match_tokens,
+    AttentionTopK, ConceptChunk, Crops, DiffRate, DivPrune, EfficientVla, GeometryMerge,
+    GlobalCom2, MaskGuidedToMe, MigMerge, Place, Pooling, QueryPooling, RandomKeep, Schedule,
+    SubmodularSelect, TemporalMerge, ToMe, TokenCorr, TokenHints, TokenMap, TokenReduce, TokenRole,
+    grid, kth_matching, match_tokens, stages,
 };
 
 /// A map of `sources` tokens in which no target is empty: the first sources fill them.
@@ -152,10 +154,11 @@ proptest! {
         let least = (distinct.len() + 1).min(tokens);
         let keep = least + ((tokens - least) as f64 * share) as usize;
         let x = values(tokens, 8, seed);
-        let attention: Vec<f32> = x.column(0).to_vec();
-        let hints = TokenHints::default().with_protected(&protected).with_attention(&attention);
+        let known = Known::new(&x, seed);
+        let hints = known.hints().with_protected(&protected);
         for method in methods() {
-            let map = method.plan(x.view(), &hints, keep).unwrap();
+            let reduced = method.reduce(x.view(), &hints, keep).unwrap();
+            let map = reduced.map;
             prop_assert_eq!((map.sources(), map.targets()), (tokens, keep), "{}", method.id());
             prop_assert!(map.firsts().is_sorted(), "{}", method.id());
             let merged = map.merge(x.view(), None).unwrap();
@@ -164,19 +167,92 @@ proptest! {
                 prop_assert_eq!(map.counts()[target], 1, "{}", method.id());
                 prop_assert_eq!(merged.row(target), x.row(*p), "{}", method.id());
             }
+            // Weights of a method leave what is alone as it is.
+            for (target, token) in map.firsts().into_iter().enumerate() {
+                if map.counts()[target] == 1 {
+                    prop_assert_eq!(reduced.states.row(target), x.row(token), "{}", method.id());
+                }
+            }
+            let all: f32 = known.sizes.iter().sum();
+            let dropped: f32 = (0..tokens).filter(|t| map.target(*t).is_none()).map(|t| known.sizes[t]).sum();
+            prop_assert_eq!(reduced.sizes.iter().sum::<f32>() + dropped, all, "{}", method.id());
             prop_assert_eq!(map, method.plan(x.view(), &hints, keep).unwrap());
         }
     }
 }
 
-fn methods() -> [Box<dyn TokenReduce>; 5] {
+fn methods() -> [Box<dyn TokenReduce>; 19] {
     [
         Box::new(ToMe::new()),
         Box::new(DivPrune::new()),
         Box::new(AttentionTopK::new()),
         Box::new(RandomKeep::new(3)),
         Box::new(Pooling::new()),
+        Box::new(TokenCorr::default()),
+        Box::new(GlobalCom2::default()),
+        Box::new(EfficientVla::default()),
+        Box::new(SubmodularSelect::default()),
+        Box::new(SubmodularSelect::default().with_graph(3, 0.85, 2)),
+        Box::new(DiffRate::default()),
+        Box::new(GeometryMerge::default()),
+        Box::new(MigMerge::new()),
+        Box::new(ConceptChunk::new()),
+        Box::new(ConceptChunk::new().with_mean(true)),
+        Box::new(QueryPooling::default()),
+        Box::new(MaskGuidedToMe::new()),
+        Box::new(TemporalMerge::default()),
+        Box::new(TemporalMerge::default().with_drop(true)),
     ]
+}
+
+/// All that may be known of some tokens: frames of 3 x 4 places and a token of no place, three crops.
+struct Known {
+    sizes: Vec<f32>,
+    attention: Vec<f32>,
+    relevance: Vec<f32>,
+    foreground: Vec<bool>,
+    places: Vec<Option<Place>>,
+    frames: Vec<usize>,
+    crops: Vec<usize>,
+}
+
+impl Known {
+    fn new(x: &Array2<f32>, seed: u64) -> Self {
+        let tokens = x.nrows();
+        let channel = |c: usize| (0..tokens).map(move |t| x.get([t, c]).copied().unwrap_or(0.5));
+        let mut frame = grid(3, 4, 1);
+        frame.push(None);
+        Self {
+            sizes: (0..tokens).map(|t| (1 + t * 7 % 5) as f32).collect(),
+            attention: channel(0).collect(),
+            relevance: channel(1).map(|v| v / 10.0).collect(),
+            foreground: (0..tokens).map(|t| (t as u64 * 3 + seed) % 7 < 2).collect(),
+            places: frame.iter().cycle().take(tokens).copied().collect(),
+            frames: (0..tokens).map(|t| t / frame.len()).collect(),
+            crops: (0..tokens).map(|t| t * 3 / tokens).collect(),
+        }
+    }
+
+    fn hints(&self) -> TokenHints<'_> {
+        TokenHints::default()
+            .with_sizes(&self.sizes)
+            .with_attention(&self.attention)
+            .with_class_attention(&self.attention)
+            .with_relevance(&self.relevance)
+            .with_saliency(&self.relevance)
+            .with_foreground(&self.foreground)
+            .with_places(&self.places)
+            .with_frames(&self.frames)
+            .with_crops(Crops::new(&self.crops).with_thumbnail(1, [2, 1]))
+    }
+}
+
+#[test]
+fn every_stage_is_held_to_the_laws() {
+    let ids: Vec<&str> = methods().iter().map(|method| method.id()).collect();
+    let rows = stages();
+    let states = rows.rows().iter().filter(|row| row.role() == TokenRole::Reduce);
+    assert!(states.map(|row| row.name()).all(|name| ids.contains(&name)), "{ids:?}");
 }
 
 /// Cosine similarities of all pairs, in f64.
@@ -250,8 +326,8 @@ fn large_matchings_are_the_slow_ones() {
 #[test]
 fn equal_tokens_and_zeros_are_fine() {
     for x in [Array2::zeros((9, 4)), Array2::ones((9, 4)), Array2::zeros((9, 0))] {
-        let attention = [0.5; 9];
-        let hints = TokenHints::default().with_attention(&attention);
+        let known = Known::new(&x, 1);
+        let hints = known.hints();
         for method in methods() {
             for keep in 1..=9 {
                 assert_eq!(
@@ -272,8 +348,9 @@ fn what_is_wrong_is_named() {
     spoilt[[4, 2]] = f32::NAN;
     let attention = [1.0, 2.0, f32::INFINITY, 0.0, 0.0, 0.0];
     let plain = TokenHints::default();
-    let with = |attention| TokenHints::default().with_attention(attention);
+    let known = Known::new(&values(6, 4, 1), 0);
     let fine = [1.0; 6];
+    let with = |attention| known.hints().with_sizes(&fine).with_attention(attention);
     for method in methods() {
         let refused = |x: &Array2<f32>, hints: &TokenHints<'_>, keep: usize, kind, says: &str| {
             let error = method.plan(x.view(), hints, keep).expect_err(says);
@@ -314,8 +391,39 @@ fn what_is_wrong_is_named() {
             method.plan(x.view(), &plain.with_protected(&[0, 5]), 2).expect_err("nowhere to go");
         assert!(error.to_string().contains("at least 1 to merge into"), "{error}");
     }
-    let error = AttentionTopK::new().plan(x.view(), &plain, 3).expect_err("no attention");
-    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    let needs = [
+        ("attention_top_k", "attention"),
+        ("token_corr", "attention"),
+        ("globalcom2", "attention"),
+        ("diffrate", "attention"),
+        ("efficient_vla", "relevance"),
+        ("mig_merge", "relevance"),
+        ("query_pooling", "relevance"),
+        ("geometry_cached_merge", "places"),
+        ("temporal_merge", "places"),
+        ("mask_guided_tome", "foreground"),
+    ];
+    for (id, says) in needs {
+        let methods = methods();
+        let method = methods.iter().find(|method| method.id() == id).expect(id);
+        let error = method.plan(x.view(), &plain, 3).expect_err(id);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let refused = |hints: TokenHints<'_>, says: &str| {
+        let error = ToMe::new().plan(x.view(), &hints, 3).expect_err(says);
+        assert!(error.to_string().contains(says), "`{error}` lacks `{says}`");
+    };
+    refused(plain.with_relevance(&fine[..4]), "4 values of relevance for 6");
+    refused(plain.with_saliency(&attention), "saliency of token 2 is inf");
+    refused(plain.with_places(&[None; 3]), "3 values of places");
+    refused(plain.with_frames(&[0; 7]), "7 values of frames");
+    refused(plain.with_foreground(&[true]), "1 values of foreground");
+    refused(plain.with_crops(Crops::new(&[0; 2])), "2 values of crops");
+    refused(plain.with_crops(Crops::new(&[0, 1, 2, 3, 4, 5]).with_thumbnail(0, [2, 2])), "crop 5");
+    refused(plain.with_crops(Crops::new(&[0; 6]).with_thumbnail(5, [2, 2])), "thumbnail is crop 5");
+    let huge = Crops::new(&[0; 6]).with_thumbnail(5, [usize::MAX, 2]);
+    refused(plain.with_crops(huge), "allowed are 2^20");
     assert!(
         match_tokens(x.view(), 1, &[9]).is_err() && match_tokens(spoilt.view(), 1, &[]).is_err()
     );

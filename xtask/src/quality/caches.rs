@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{judge, json, program};
+use super::{json, judge, program};
 use crate::Outcome;
 
 /// Tokens read at once before any is judged, tokens judged, and how many are read at a time.

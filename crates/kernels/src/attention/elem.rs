@@ -17,7 +17,7 @@ pub(super) trait Elem {
     fn spread<L: Wide>(l: L, mask: u16, bytes: &[u8]) -> L::F {
         l.expand(mask, Self::load(l, bytes))
     }
-    /// 32 entries where these are [`Elem::PAIRED`]: the even ones, the odd ones; 32 can be read.
+    /// 32 entries where these are [`Elem::PAIRED`], in the order of [`super::arrange`]; 32 can be read.
     #[inline(always)]
     fn spread_pair<L: Wide>(l: L, mask: u32, bytes: &[u8]) -> [L::F; 2] {
         l.expand_bf16(mask, bytes.first_chunk().expect("32 values"))
@@ -53,6 +53,11 @@ impl Elem for F16 {
     #[inline(always)]
     fn spread<L: Wide>(l: L, mask: u16, bytes: &[u8]) -> L::F {
         l.expand_f16(mask, bytes.first_chunk().expect("16 values"))
+    }
+    const PAIRED: bool = true;
+    #[inline(always)]
+    fn spread_pair<L: Wide>(l: L, mask: u32, bytes: &[u8]) -> [L::F; 2] {
+        l.expand_f16_pair(mask, bytes.first_chunk().expect("32 values"))
     }
 }
 

@@ -14,7 +14,7 @@ mod tests;
 pub use bitmap::{Bitmaps, SLACK, arrange, bitmap_dots, bitmap_mix, restore};
 pub use float::{float_dots, float_mix};
 pub use int::{MAX_DIM, Page, Work, by_channel_dots, by_token_dots, by_token_mix};
-pub use softmax::{softcap, softmax};
+pub use softmax::{exponentials, softcap, softmax};
 
 use crate::simd::wide::{LANES, Line};
 use crate::simd::{Ahead, Wide, prefetch, stamp};

@@ -8,7 +8,19 @@ stamp! {
 }
 
 #[inline(always)]
-fn softmax_body<L: Wide>(_: L, x: &mut [f32], scale: f32) {
+fn softmax_body<L: Wide>(l: L, x: &mut [f32], scale: f32) {
+    let (_, sum) = exponentials_body(l, x, scale);
+    let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+    x.iter_mut().for_each(|x| *x *= factor);
+}
+
+stamp! {
+    /// `exp(scale * (x - max))` in place; gives `max` and the sum. Nothing but minus infinity becomes zeros.
+    pub fn exponentials(x: &mut [f32], scale: f32) -> (f32, f32) = exponentials_body
+}
+
+#[inline(always)]
+fn exponentials_body<L: Wide>(_: L, x: &mut [f32], scale: f32) -> (f32, f32) {
     let mut maxima = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
@@ -18,7 +30,8 @@ fn softmax_body<L: Wide>(_: L, x: &mut [f32], scale: f32) {
     }
     let max = maxima.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
     if max == f32::NEG_INFINITY {
-        return x.fill(0.0);
+        x.fill(0.0);
+        return (max, 0.0);
     }
     let mut sums = [0.0f32; LANES];
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
@@ -31,9 +44,7 @@ fn softmax_body<L: Wide>(_: L, x: &mut [f32], scale: f32) {
     for x in &mut *rest {
         *x = exp(scale * (*x - max));
     }
-    let sum = sums.iter().sum::<f32>() + rest.iter().sum::<f32>();
-    let factor = 1.0 / sum;
-    x.iter_mut().for_each(|x| *x *= factor);
+    (max, sums.iter().sum::<f32>() + rest.iter().sum::<f32>())
 }
 
 stamp! {

@@ -98,7 +98,9 @@ impl Merge for NearestValues {
             parts[at] += part;
             merged.into[*slot] = Some(at);
         }
-        for ((mut row, sum), part) in merged.values.rows_mut().into_iter().zip(sums.rows()).zip(parts) {
+        for ((mut row, sum), part) in
+            merged.values.rows_mut().into_iter().zip(sums.rows()).zip(parts)
+        {
             if part > 1.0 {
                 row.assign(&sum.mapv(|x| (x / part) as f32));
             }

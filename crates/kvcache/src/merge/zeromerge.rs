@@ -139,8 +139,7 @@ impl ResidualMerge {
         }
         let mut merged = Merged::keep(keep, &keys, &values, &weights);
         let newest = held.store.len().saturating_sub(self.recent);
-        let old: Vec<usize> =
-            (0..keep.len()).filter(|at| positions[keep[*at]] < newest).collect();
+        let old: Vec<usize> = (0..keep.len()).filter(|at| positions[keep[*at]] < newest).collect();
         let residual: Vec<usize> =
             old.iter().copied().filter(|at| merged.weights[*at] > 1.0).collect();
         let mut gone: Vec<usize> =

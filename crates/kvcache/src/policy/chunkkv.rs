@@ -25,8 +25,14 @@ impl Knobs for Length {
 
 pub(super) fn stage() -> Row<KvPart> {
     let about = "lets whole chunks of the text stay or go";
-    Row::new("chunkkv", KvRole::Change, about, || Length(20), |Length(length), _| {
-        let change = move |policy: Policy| (chunkkv(policy, length), None);
-        Ok(KvPart::Change(Box::new(change)))
-    })
+    Row::new(
+        "chunkkv",
+        KvRole::Change,
+        about,
+        || Length(20),
+        |Length(length), _| {
+            let change = move |policy: Policy| (chunkkv(policy, length), None);
+            Ok(KvPart::Change(Box::new(change)))
+        },
+    )
 }

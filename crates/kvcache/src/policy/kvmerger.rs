@@ -3,8 +3,8 @@ use std::sync::Arc;
 use tensorpress_tensor::Result;
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 
-use super::{Action, Policy};
 use super::paper::{Paper, UNSAID, row_made};
+use super::{Action, Policy};
 use crate::budget::Budget;
 use crate::merge::GaussianMerge;
 use crate::score::Accumulated;

@@ -18,9 +18,8 @@ impl Knobs for NearestValues {
 pub(super) fn stage() -> Row<KvPart> {
     let about = "mixes values that go into those of the keys most alike";
     Row::new("merging", KvRole::Change, about, NearestValues::default, |rule, _| {
-        let change = move |policy: Policy| {
-            (policy.with_action(Action::Merge(Arc::new(rule))), None)
-        };
+        let change =
+            move |policy: Policy| (policy.with_action(Action::Merge(Arc::new(rule))), None);
         Ok(KvPart::Change(Box::new(change)))
     })
 }

@@ -40,9 +40,14 @@ pub(super) fn stage() -> Row<KvPart> {
     let about = "keeps what the newest queries look at, more of it in heads of more entropy";
     let heads = EntropyHeads::default();
     let paper = move || Paper::new(uncomp(32, heads, UNSAID), Both { window: 32, heads });
-    row_made("uncomp", about, move || paper().with_own_recent(|both| both.window), |paper, _| {
-        let Both { window, heads } = paper.score;
-        let policy = paper.with_score(Arc::new(QueryWindow::new(window, 1)));
-        Ok(policy.with_heads(Heads::Own(Arc::new(heads))))
-    })
+    row_made(
+        "uncomp",
+        about,
+        move || paper().with_own_recent(|both| both.window),
+        |paper, _| {
+            let Both { window, heads } = paper.score;
+            let policy = paper.with_score(Arc::new(QueryWindow::new(window, 1)));
+            Ok(policy.with_heads(Heads::Own(Arc::new(heads))))
+        },
+    )
 }

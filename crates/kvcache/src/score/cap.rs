@@ -33,7 +33,12 @@ impl Capacity {
     }
 
     /// Leverages of the values of one query head.
-    fn of_query_head(&self, mean: &[f64], keys: &Array2<f64>, values: &Array2<f64>) -> Result<Vec<f64>> {
+    fn of_query_head(
+        &self,
+        mean: &[f64],
+        keys: &Array2<f64>,
+        values: &Array2<f64>,
+    ) -> Result<Vec<f64>> {
         let anchor = normal(Array1::from(mean.to_vec()));
         let logits: Vec<f64> = keys
             .rows()
@@ -75,7 +80,10 @@ impl Score for Capacity {
     fn check(&self) -> Result<()> {
         super::expected::check_future(self.future)?;
         if !(self.tau.is_finite() && self.tau >= 0.0) {
-            return Err(Error::invalid(format!("tau = {}: allowed are numbers from 0 on", self.tau)));
+            return Err(Error::invalid(format!(
+                "tau = {}: allowed are numbers from 0 on",
+                self.tau
+            )));
         }
         self.rope.check()
     }

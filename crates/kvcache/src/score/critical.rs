@@ -46,7 +46,9 @@ impl Critical {
             let values = held.store.values(h);
             let norms = match &self.output {
                 Some(output) => output_norms(values.view(), output.view(), shape.group(), h)?,
-                None => values.rows().into_iter().map(|v| v.iter().map(|x| x.abs()).sum()).collect(),
+                None => {
+                    values.rows().into_iter().map(|v| v.iter().map(|x| x.abs()).sum()).collect()
+                }
             };
             Ok(scores.iter().zip(norms).map(|(s, n)| (s + self.epsilon) * n).collect())
         };

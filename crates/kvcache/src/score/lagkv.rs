@@ -55,7 +55,10 @@ impl LagRelative {
         for part in 0..parts - 1 {
             let first = sinks + part * lag;
             let of = |x: &Array2<f32>| {
-                spread(x.slice(s![first..first + lag, ..]), x.slice(s![first + lag..first + 2 * lag, ..]))
+                spread(
+                    x.slice(s![first..first + lag, ..]),
+                    x.slice(s![first + lag..first + 2 * lag, ..]),
+                )
             };
             let mut mean: Vec<f32> =
                 of(keys).into_iter().zip(of(values)).map(|(k, v)| (k + v) / 2.0).collect();

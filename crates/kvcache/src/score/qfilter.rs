@@ -81,12 +81,13 @@ impl Score for QueryFilter {
             } else {
                 let layer = held.at.index;
                 let filter = self.filters.get(layer).and_then(|heads| heads.get(h));
-                let filter = filter.filter(|f: &&Vec<f32>| f.len() == shape.head_dim).ok_or_else(|| {
-                    Error::shape(format!(
-                        "filters: none of {} channels for head {h} of layer {layer}",
-                        shape.head_dim
-                    ))
-                })?;
+                let filter =
+                    filter.filter(|f: &&Vec<f32>| f.len() == shape.head_dim).ok_or_else(|| {
+                        Error::shape(format!(
+                            "filters: none of {} channels for head {h} of layer {layer}",
+                            shape.head_dim
+                        ))
+                    })?;
                 filter.clone()
             };
             let filter = Array1::from(filter);

@@ -90,7 +90,11 @@ impl Score for RetrievalWindow {
         let half = self.pool / 2;
         let pooled = |p: usize| {
             let near = raw.range(p.saturating_sub(half)..(p + half + 1).min(own));
-            if p >= own { f32::INFINITY } else { near.map(|(_, w)| w).sum::<f32>() / self.pool as f32 }
+            if p >= own {
+                f32::INFINITY
+            } else {
+                near.map(|(_, w)| w).sum::<f32>() / self.pool as f32
+            }
         };
         let of = |h| held.store.positions(h).into_iter().map(pooled).collect();
         let mut scores: Vec<Vec<f32>> = held.heads().map(of).collect();

@@ -13,25 +13,25 @@ use super::scoring::Sight;
 use super::{Bias, Causal, Layer, Watch};
 
 /// Queries handled at a time: a good matrix product, and few scores of keys that none of them sees.
-const QUERIES: usize = 64;
+pub(super) const QUERIES: usize = 64;
 
 /// Up to this many queries the products run over the stored form; more of them pay for decoding.
 const FUSED: usize = 16;
 
 /// Heads are shared among threads from this many products on: below, waking threads costs more.
-const SHARED: usize = 1 << 20;
+pub(super) const SHARED: usize = 1 << 20;
 
 /// Some tokens' queries to one head of keys and values.
 pub(super) struct Block<'a> {
     pub(super) ask: Ask<'a>,
-    head: usize,
+    pub(super) head: usize,
     pub(super) tiers: Vec<&'a Tier>,
     /// Keys and, where they are not in those, values of every tier, where the products do not run over the stored form.
     dense: Vec<(Array2<f32>, Option<Array2<f32>>)>,
     /// What is added up by the weights is so wide: values, or keys that begin with them.
-    width: usize,
+    pub(super) width: usize,
     /// Tokens among the queries.
-    tokens: Range<usize>,
+    pub(super) tokens: Range<usize>,
 }
 
 /// What one call asks of all heads.
@@ -60,6 +60,18 @@ impl Layer {
         let bias = bias.as_ref().map(Bias::borrow);
         let ask = Ask { reading, sight: Sight { causal, chunk: scoring.chunk }, bias };
         let fused = tokens * group <= FUSED && self.rope.is_none() && self.mixes_in_place();
+        if watch.is_none() {
+            if tokens == 0 {
+                return Ok(());
+            }
+            if fused {
+                self.attend_stored(ask, queries, &mut out, scratch);
+            } else {
+                self.attend_decoded(ask, queries, &mut out, scratch);
+            }
+            return Ok(());
+        }
+        // Who watches sees whole rows of weights.
         let work = heads * tokens * group * self.len * self.shape.head_dim;
         if fused && heads > 1 && scratch.par().threads() > 1 && work >= SHARED {
             let blocks: Vec<_> =
@@ -101,7 +113,13 @@ impl Layer {
 }
 
 impl<'a> Block<'a> {
-    fn new(layer: &'a Layer, head: usize, fused: bool, ask: Ask<'a>, tokens: Range<usize>) -> Self {
+    pub(super) fn new(
+        layer: &'a Layer,
+        head: usize,
+        fused: bool,
+        ask: Ask<'a>,
+        tokens: Range<usize>,
+    ) -> Self {
         let tiers = layer.heads[head].tiers();
         let dense = |t: &&Tier| {
             let values = (!layer.values_in_keys).then(|| t.decode_values());
@@ -197,7 +215,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn put(&self, mixed: &[f32], out: &mut ArrayViewMut3<'_, f32>) {
+    pub(super) fn put(&self, mixed: &[f32], out: &mut ArrayViewMut3<'_, f32>) {
         for (i, from) in mixed.chunks_exact(self.width).enumerate() {
             let (head, token) = self.place(i);
             let mut row = out.slice_mut(s![token, head, ..]);

@@ -88,9 +88,14 @@ impl IntShape {
         }
     }
 
+    /// Channels (keys) or tokens (values) of a line: two to this power.
+    fn per_log2(&self) -> u32 {
+        5 - self.bits.trailing_zeros()
+    }
+
     /// Channels (keys) or tokens (values) of a line.
     fn per(&self) -> usize {
-        (32 / self.bits) as usize
+        1 << self.per_log2()
     }
 
     /// Where the code of a token of a page lies: line, byte, shift.
@@ -98,13 +103,13 @@ impl IntShape {
         let (line, lane, k) = match self.role {
             Role::Keys => {
                 let lines_of_panel = self.dim.div_ceil(self.per());
-                let line = token / LANES * lines_of_panel + channel / self.per();
-                (line, token % LANES, channel % self.per())
+                let line = token / LANES * lines_of_panel + (channel >> self.per_log2());
+                (line, token % LANES, channel & (self.per() - 1))
             }
             Role::Values => {
                 let panels = self.dim.div_ceil(LANES);
-                let line = token / self.per() * panels + channel / LANES;
-                (line, channel % LANES, token % self.per())
+                let line = (token >> self.per_log2()) * panels + channel / LANES;
+                (line, channel % LANES, token & (self.per() - 1))
             }
         };
         (line, 4 * lane + k % 4, (k / 4) as u32 * self.bits)
@@ -137,6 +142,7 @@ impl IntShape {
         }
     }
 
+    #[cfg(test)]
     fn read_f32(&self, bytes: &[u8], at: usize) -> f32 {
         let (size, mut value) = (self.dtype.size(), [0.0]);
         self.dtype.read_f32(&bytes[at * size..][..size], &mut value).expect("a float type");
@@ -175,16 +181,21 @@ impl Page {
     }
 
     fn put_grid(&mut self, shape: &IntShape, at: usize, (scale, min): (f32, f32)) {
-        for (to, value) in [(&mut self.scales, scale), (&mut self.mins, min)] {
-            let mut bytes = Vec::with_capacity(4);
-            shape.dtype.write_f32(&[value], &mut bytes).expect("a float type");
-            to[at * bytes.len()..][..bytes.len()].copy_from_slice(&bytes);
-        }
+        let (size, mut bytes) = (shape.dtype.size(), Vec::with_capacity(8));
+        shape.dtype.write_f32(&[scale, min], &mut bytes).expect("a float type");
+        self.scales[at * size..][..size].copy_from_slice(&bytes[..size]);
+        self.mins[at * size..][..size].copy_from_slice(&bytes[size..]);
     }
 
     /// Quantises rows from token `first` of the page on: whole groups of tokens where those share a scale.
     fn push(&mut self, shape: &IntShape, first: usize, rows: ArrayView2<'_, f32>) {
         self.resize(shape, first + rows.nrows());
+        if first + rows.nrows() == shape.page() {
+            // It will not grow any more: a cache takes the bytes that it says, and the pages' own headers.
+            self.lines.shrink_to_fit();
+            self.scales.shrink_to_fit();
+            self.mins.shrink_to_fit();
+        }
         let mut codes = vec![0; shape.group];
         match shape.axis {
             Axis::Channel => {
@@ -294,12 +305,21 @@ impl IntRows {
     }
 
     /// Code, scale and minimum of every entry of a row.
+    #[cfg(test)]
     pub(crate) fn entry(&self, token: usize, channel: usize) -> (u8, f32, f32) {
         let (page, t) = (&self.pages[token / self.shape.page()], token % self.shape.page());
         let (line, byte, shift) = self.shape.place(t, channel);
         let code = page.lines[line].0[byte] >> shift & ((1u32 << self.shape.bits) - 1) as u8;
         let grid = self.shape.grid(t, channel);
         (code, self.shape.read_f32(&page.scales, grid), self.shape.read_f32(&page.mins, grid))
+    }
+
+    /// Bytes that are set aside for codes, scales and minima, used or not.
+    #[cfg(test)]
+    pub(crate) fn reserved(&self) -> usize {
+        let page =
+            |p: &Arc<Page>| 64 * p.lines.capacity() + p.scales.capacity() + p.mins.capacity();
+        self.pages.iter().map(page).sum()
     }
 
     /// A page, and the one that will be read after it, for the kernels.
@@ -320,14 +340,17 @@ impl IntRows {
             Axis::Channel => attention::by_channel_dots,
             Axis::Token => attention::by_token_dots,
         };
+        let queries = queries.as_standard_layout();
+        let (count, queries) = (queries.nrows(), queries.as_slice().expect("standard layout"));
         let mut work = Work::default();
         // Panels are whole; what lies behind the last token is cut off.
-        let mut scores = [0.0; attention::MAX_DIM];
+        let mut scores = vec![0.0; count * self.shape.page().next_multiple_of(LANES)];
         for (n, _) in pages(tokens, self.shape.page()) {
             let ([page, next], tokens) = (self.views(n), self.tokens(n));
-            let scores = &mut scores[..tokens.next_multiple_of(LANES)];
-            for (i, q) in queries.rows().into_iter().enumerate() {
-                dots(isa, page, next, q.to_slice().expect("contiguous"), scores, &mut work);
+            let wide = tokens.next_multiple_of(LANES);
+            let scores = &mut scores[..count * wide];
+            dots(isa, page, next, queries, count, scores, &mut work);
+            for (i, scores) in scores.chunks_exact(wide).enumerate() {
                 let at = i * stride + n * self.shape.page();
                 out[at..at + tokens].copy_from_slice(&scores[..tokens]);
             }
@@ -342,18 +365,21 @@ impl IntRows {
         tokens: Range<usize>,
         mut out: ArrayViewMut2<'_, f32>,
     ) {
+        let count = out.nrows();
+        let out = out.as_slice_mut().expect("contiguous");
         let mut work = Work::default();
-        let mut all = [0.0; attention::MAX_DIM];
+        let mut all = vec![0.0; count * self.shape.page().next_multiple_of(LANES)];
         for (n, within) in pages(tokens, self.shape.page()) {
             let [page, next] = self.views(n);
-            let all = &mut all[..self.tokens(n).next_multiple_of(LANES)];
-            for (i, mut out) in out.rows_mut().into_iter().enumerate() {
+            let wide = self.tokens(n).next_multiple_of(LANES);
+            let all = &mut all[..count * wide];
+            for (i, all) in all.chunks_exact_mut(wide).enumerate() {
                 let weights = &weights[i * stride + n * self.shape.page()..];
-                all.fill(0.0);
+                all[..within.start].fill(0.0);
                 all[within.clone()].copy_from_slice(&weights[within.clone()]);
-                let out = out.as_slice_mut().expect("contiguous");
-                attention::by_token_mix(isa, page, next, all, out, &mut work);
+                all[within.end..].fill(0.0);
             }
+            attention::by_token_mix(isa, page, next, all, count, out, &mut work);
         }
     }
 }
@@ -409,10 +435,21 @@ impl PackedRows for IntRows {
     }
 
     fn decode(&self, tokens: Range<usize>, mut out: ArrayViewMut2<'_, f32>) {
-        for (mut row, t) in out.rows_mut().into_iter().zip(tokens) {
-            for (c, out) in row.iter_mut().enumerate() {
-                let (code, scale, min) = self.entry(t, c);
-                *out = f32::from(code) * scale + min;
+        let (shape, mut rows) = (&self.shape, out.rows_mut().into_iter());
+        let field = ((1u32 << shape.bits) - 1) as u8;
+        for (n, within) in pages(tokens, shape.page()) {
+            let page = &self.pages[n];
+            let [scales, mins] = [&page.scales, &page.mins].map(|bytes| {
+                let mut values = vec![0.0; bytes.len() / shape.dtype.size()];
+                shape.dtype.read_f32(bytes, &mut values).expect("a float type");
+                values
+            });
+            for (t, mut row) in within.zip(&mut rows) {
+                for (c, out) in row.iter_mut().enumerate() {
+                    let ((line, byte, shift), grid) = (shape.place(t, c), shape.grid(t, c));
+                    let code = page.lines[line].0[byte] >> shift & field;
+                    *out = f32::from(code) * scales[grid] + mins[grid];
+                }
             }
         }
     }

@@ -19,6 +19,7 @@ mod merged;
 mod mustafar;
 mod normal;
 mod own;
+mod parts;
 mod pq;
 mod projection;
 mod reader;

@@ -123,28 +123,55 @@ fn every_instruction_set_multiplies_alike() {
                 rows.push(ArrayView2::from_shape((n, dim), &noise(n * dim)).expect("rows"));
                 let mut dense = Array2::zeros((n, dim));
                 rows.decode(0..n, dense.view_mut());
-                let (q, w) = (noise(dim), noise(n));
-                for isa in Isa::available() {
-                    let (mut out, exact) = if role == Role::Keys {
-                        let mut out = vec![f32::NAN; n];
-                        let q = ArrayView2::from_shape((1, dim), &q).expect("a query");
-                        rows.dots_on(isa, q, 0..n, &mut out, n);
-                        (out, dense.dot(&q.row(0)).to_vec())
-                    } else {
-                        let mut out = Array2::zeros((1, dim));
-                        rows.mix_on(isa, &w, n, 0..n, out.view_mut());
-                        (out.into_iter().collect(), dense.t().dot(&ndarray::aview1(&w)).to_vec())
-                    };
-                    let largest = exact.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-                    for (out, exact) in out.iter_mut().zip(&exact) {
-                        let error = (*out - exact).abs();
-                        assert!(
-                            error <= 2e-4 * largest,
-                            "{isa} {shape:?} {n}: {out} against {exact}"
-                        );
+                for queries in [1, 2, 3, 4, 7] {
+                    let (q, w) = (noise(queries * dim), noise(queries * n));
+                    let q = ArrayView2::from_shape((queries, dim), &q).expect("queries");
+                    let w = ArrayView2::from_shape((queries, n), &w).expect("weights");
+                    for isa in Isa::available() {
+                        let (out, exact) = if role == Role::Keys {
+                            let mut out = Array2::from_elem((queries, n), f32::NAN);
+                            let to = out.as_slice_mut().expect("standard layout");
+                            rows.dots_on(isa, q, 0..n, to, n);
+                            (out, q.dot(&dense.t()))
+                        } else {
+                            let mut out = Array2::zeros((queries, dim));
+                            let exact = w.dot(&dense);
+                            let w = w.as_slice().expect("standard layout");
+                            rows.mix_on(isa, w, n, 0..n, out.view_mut());
+                            (out, exact)
+                        };
+                        near(&out, &exact, &format!("{isa} {shape:?} {n} {queries}"));
                     }
                 }
             }
+        }
+    }
+}
+
+/// Token by token, as caches grow: full pages have room for what is in them, and no more.
+#[test]
+fn full_pages_reserve_what_they_hold() {
+    let (dim, group, dtype) = (96, 32, DType::F16);
+    for (role, axis) in [(Role::Keys, Axis::Channel), (Role::Values, Axis::Token)] {
+        for bits in [2, 4, 8] {
+            let shape = IntShape { role, axis, bits, group, dim, dtype, sliding: false };
+            let mut rows = IntRows::new(shape);
+            let step = if axis == Axis::Channel { group } else { 1 };
+            for _ in 0..512 / step {
+                rows.push(Array2::ones((step, dim)).view());
+            }
+            let grids = 512 * dim / 32 * 2 * 2;
+            assert_eq!(rows.bytes(), (512 * dim * bits as usize / 8 + grids) as u64);
+            assert_eq!(rows.reserved() as u64, rows.bytes(), "{role:?} of {bits} bits");
+        }
+    }
+}
+
+fn near(found: &Array2<f32>, exact: &Array2<f32>, what: &str) {
+    for (found, exact) in found.rows().into_iter().zip(exact.rows()) {
+        let largest = exact.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+        for (found, exact) in found.iter().zip(exact) {
+            assert!((found - exact).abs() <= 2e-4 * largest, "{what}: {found} against {exact}");
         }
     }
 }

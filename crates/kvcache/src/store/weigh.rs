@@ -1,5 +1,7 @@
 //! Scores become weights.
 
+use std::ops::Range;
+
 use tensorpress_tensor::kernels::{Isa, attention};
 
 use super::attend::{Ask, Block};
@@ -23,35 +25,41 @@ impl Block<'_> {
                     row[..span.start].fill(0.0);
                     row[span.end..].fill(0.0);
                 }
-                _ => self.weigh_row(i, position, scale, products, &mut joint),
+                _ => self.weigh_row(i, position, products, &mut joint),
             }
         }
     }
 
-    /// The row of query `i`, over all tiers and with whatever the layer asks for.
-    fn weigh_row(
-        &self,
-        i: usize,
-        position: usize,
-        scale: f32,
-        products: &mut [f32],
-        joint: &mut Vec<f32>,
-    ) {
+    /// Products of query `i` with the slots `seen` become scores but for a factor, which is given.
+    pub(super) fn score(&self, i: usize, tier: &Tier, seen: Range<usize>, row: &mut [f32]) -> f32 {
         let Ask { reading, sight, bias } = self.ask;
+        let scale = reading.scoring.scale_of(reading.shape.head_dim);
+        if reading.scoring.is_plain() && bias.is_none() && tier.weights.is_none() {
+            return scale;
+        }
         let (head, token) = self.place(i);
+        let positions = || seen.clone().map(|slot| tier.position(slot));
+        let position = sight.causal.first + token;
+        reading.scoring.score(scale, head, position, positions(), row);
+        if let Some(bias) = bias {
+            bias.add(head, token, positions(), row);
+        }
+        if let Some(weights) = &tier.weights {
+            // A slot that stands for w tokens weighs as w equal ones would.
+            row.iter_mut().zip(&weights[seen.clone()]).for_each(|(x, w)| *x += w.ln());
+        }
+        1.0
+    }
+
+    /// The row of query `i`, over all tiers and with whatever the layer asks for.
+    fn weigh_row(&self, i: usize, position: usize, products: &mut [f32], joint: &mut Vec<f32>) {
+        let Ask { reading, sight, .. } = self.ask;
+        let head = self.place(i).0;
         joint.clear();
         self.each_row(i, products, |tier, row| {
             let span = tier.span(sight, position, position);
-            let positions = || span.clone().map(|slot| tier.position(slot));
-            let seen = &mut row[span.clone()];
-            reading.scoring.score(scale, head, position, positions(), seen);
-            if let Some(bias) = bias {
-                bias.add(head, token, positions(), seen);
-            }
-            if let Some(weights) = &tier.weights {
-                // A slot that stands for w tokens weighs as w equal ones would.
-                seen.iter_mut().zip(&weights[span.clone()]).for_each(|(x, w)| *x += w.ln());
-            }
+            let scale = self.score(i, tier, span.clone(), &mut row[span.clone()]);
+            row[span.clone()].iter_mut().for_each(|x| *x *= scale);
             tier.hide(row, sight, position);
             joint.extend_from_slice(&row[span]);
         });

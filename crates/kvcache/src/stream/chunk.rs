@@ -142,7 +142,8 @@ impl Chunk {
                 for (t, mut row) in x.rows_mut().into_iter().enumerate() {
                     row.assign(&anchors.row(t / group));
                 }
-                for (row, t) in rows.rows().into_iter().zip(plane.at.rows(&self.level, self.tokens)) {
+                for (row, t) in rows.rows().into_iter().zip(plane.at.rows(&self.level, self.tokens))
+                {
                     let mut to = x.row_mut(t);
                     to += &row;
                 }

@@ -34,7 +34,9 @@ impl Deadline {
     pub fn new(seconds: f64, bandwidth: f64, bytes: Vec<Vec<u64>>) -> Result<Self> {
         for (key, value) in [("seconds", seconds), ("bandwidth", bandwidth)] {
             if !(value.is_finite() && value > 0.0) {
-                return Err(Error::invalid(format!("{key} = {value}: allowed are numbers above 0")));
+                return Err(Error::invalid(format!(
+                    "{key} = {value}: allowed are numbers above 0"
+                )));
             }
         }
         let levels = bytes.first().map_or(0, Vec::len);
@@ -55,7 +57,9 @@ impl Deadline {
             return Err(Error::shape(format!("{found} texts of {chunks} chunks")));
         }
         if let Some((_, seconds)) = text.iter().find(|(_, s)| !(s.is_finite() && *s >= 0.0)) {
-            return Err(Error::invalid(format!("seconds = {seconds}: allowed are numbers from 0 on")));
+            return Err(Error::invalid(format!(
+                "seconds = {seconds}: allowed are numbers from 0 on"
+            )));
         }
         self.text = text.iter().copied().map(Some).collect();
         Ok(self)

@@ -49,7 +49,8 @@ impl Table {
 
     /// First and last part of a symbol.
     pub(super) fn range(&self, symbol: usize) -> (u32, u32) {
-        let end = if symbol + 1 == self.symbols() { 1 << 16 } else { u32::from(self.0[symbol + 1]) };
+        let end =
+            if symbol + 1 == self.symbols() { 1 << 16 } else { u32::from(self.0[symbol + 1]) };
         (u32::from(self.0[symbol]), end)
     }
 
@@ -90,16 +91,15 @@ impl Tables {
         for row in symbols.rows() {
             for (symbol, counts) in row.iter().zip(&mut self.counts) {
                 let all = counts.len();
-                let count = counts.get_mut(usize::from(*symbol)).ok_or_else(|| {
-                    Error::invalid(format!("symbol {symbol}: there are {all}"))
-                })?;
+                let count = counts
+                    .get_mut(usize::from(*symbol))
+                    .ok_or_else(|| Error::invalid(format!("symbol {symbol}: there are {all}")))?;
                 *count += 1;
             }
         }
         self.tables = self.counts.iter().map(|c| Table::new(c)).collect::<Result<_>>()?;
         Ok(self)
     }
-
 
     /// By channel.
     #[must_use]

@@ -1,7 +1,9 @@
 use tensorpress_kvcache::{Cache, Policy};
 use tensorpress_tensor::ErrorKind;
 
-use crate::{KV_HEADS, LAST, MORE, SCORES, STORES, every_recipe, feed, go_on_alike, held, layers, one};
+use crate::{
+    KV_HEADS, LAST, MORE, SCORES, STORES, every_recipe, feed, go_on_alike, held, layers, one,
+};
 
 #[test]
 fn truncate_is_as_if_never_past() {

@@ -39,7 +39,8 @@ fn maps(n: usize) -> Vec<Array2<f64>> {
             let dot = |j: usize| -> f64 {
                 let row = q.slice(s![i, head, ..]);
                 let key = k.slice(s![j, head / (HEADS / KV_HEADS), ..]);
-                row.iter().zip(key).map(|(a, b)| f64::from(a * b)).sum::<f64>() / (DIM as f64).sqrt()
+                row.iter().zip(key).map(|(a, b)| f64::from(a * b)).sum::<f64>()
+                    / (DIM as f64).sqrt()
             };
             let sum: f64 = (0..=i).map(|j| dot(j).exp()).sum();
             (0..=i).for_each(|j| map[[i, j]] = dot(j).exp() / sum);
@@ -174,9 +175,8 @@ fn ems_merges_the_middle() {
         };
         let mut members: Vec<Vec<usize>> = kept.iter().map(|t| vec![*t]).collect();
         for t in &gone[..gone.len() - gone.len() / 2] {
-            let best = (0..kept.len()).max_by(|a, b| {
-                cosine(*t, kept[*a]).total_cmp(&cosine(*t, kept[*b]))
-            });
+            let best = (0..kept.len())
+                .max_by(|a, b| cosine(*t, kept[*a]).total_cmp(&cosine(*t, kept[*b])));
             let best = best.expect("a centre");
             if cosine(*t, kept[best]) >= 0.1 {
                 members[best].push(*t);
@@ -218,7 +218,9 @@ fn uncomp_gives_by_entropy() {
 #[test]
 fn compresskv_asks_the_chosen_heads() {
     let maps = maps(100);
-    for (text, chosen) in [("1.2", vec![2]), ("1.0-1.3-0.1", vec![0, 3]), ("none", vec![0, 1, 2, 3])] {
+    for (text, chosen) in
+        [("1.2", vec![2]), ("1.0-1.3-0.1", vec![0, 3]), ("none", vec![0, 1, 2, 3])]
+    {
         let recipe = format!("f32 | compresskv(tokens=40, heads={text}, window=8, stride=1)");
         let mut cache = layers(&recipe, 3).remove(1);
         feed(&mut cache, 0..100);
@@ -279,7 +281,8 @@ fn query_filters_are_principal_directions() {
     }
     let filters = vec![vec![mine.clone(); KV_HEADS]; 2];
     let filter = QueryFilter::given(filters);
-    let mut second = at(Policy::new(filter.clone(), Budget::Keep(1.0)), LayerAt { index: 1, of: 3 });
+    let mut second =
+        at(Policy::new(filter.clone(), Budget::Keep(1.0)), LayerAt { index: 1, of: 3 });
     feed(&mut second, 0..20);
     let keys = second.store().keys(1);
     for (score, key) in scores(&second)[1].iter().zip(keys.rows()) {
@@ -305,15 +308,19 @@ fn reconstruction_takes_the_most() {
     layer.append(part(k, 0, context).view(), part(v, 0, context).view()).expect("appends");
     let (mut plain, mut plus) = (Reconstruction::new(&layer), Reconstruction::new(&layer));
     let hidden: Vec<f32> = (0..n).map(|i| 1.0 + (i % 5) as f32).collect();
-    let output = Array2::from_shape_fn((7, HEADS * DIM), |(r, c)| gaussian(9, (r * 999 + c) as u64) as f32);
+    let output =
+        Array2::from_shape_fn((7, HEADS * DIM), |(r, c)| gaussian(9, (r * 999 + c) as u64) as f32);
     for (from, to) in [(context, 60), (60, 61), (61, n)] {
         layer.append(part(k, from, to).view(), part(v, from, to).view()).expect("appends");
         let (q, causal) = (part(q, from, to), Causal::from(from));
         let mut out = Array3::zeros(q.raw_dim());
         let mut scratch = Scratch::default();
-        plain.attend(&layer, q.view(), causal, None, out.view_mut(), &mut scratch).expect("attends");
+        plain
+            .attend(&layer, q.view(), causal, None, out.view_mut(), &mut scratch)
+            .expect("attends");
         let norms = Some(&hidden[from..to]);
-        plus.attend(&layer, q.view(), causal, norms, out.view_mut(), &mut scratch).expect("attends");
+        plus.attend(&layer, q.view(), causal, norms, out.view_mut(), &mut scratch)
+            .expect("attends");
         let wrong = Some(&hidden[from..=to]);
         let error = plus.attend(&layer, q.view(), causal, wrong, out.view_mut(), &mut scratch);
         assert_eq!(error.unwrap_err().kind(), ErrorKind::ShapeMismatch);
@@ -331,7 +338,8 @@ fn reconstruction_takes_the_most() {
                 .iter()
                 .map(|q| {
                     let row = |r: usize| -> f64 {
-                        let part = (0..DIM).map(|c| f64::from(output[[r, q * DIM + c]] * v[[t, h, c]]));
+                        let part =
+                            (0..DIM).map(|c| f64::from(output[[r, q * DIM + c]] * v[[t, h, c]]));
                         part.sum::<f64>().abs()
                     };
                     (0..7).map(row).sum::<f64>() / 2.0
@@ -355,7 +363,14 @@ fn reconstruction_takes_the_most() {
     layer.retain(&slots).expect("retains");
     let mut out = Array3::zeros((1, HEADS, DIM));
     let q = part(q, 0, 1);
-    let error = plain.attend(&layer, q.view(), Causal::from(context), None, out.view_mut(), &mut Scratch::default());
+    let error = plain.attend(
+        &layer,
+        q.view(),
+        Causal::from(context),
+        None,
+        out.view_mut(),
+        &mut Scratch::default(),
+    );
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
 }
 
@@ -374,5 +389,8 @@ fn shares_of_layers_keep_to_the_mean() {
     }
     assert!("1.2-3".parse::<HeadList>().is_err() && "".parse::<HeadList>().is_err());
     let list: HeadList = "1.2-30.4".parse().expect("a list");
-    assert_eq!((list.to_string(), "none".parse::<HeadList>().expect("none").to_string()), ("1.2-30.4".into(), "none".into()));
+    assert_eq!(
+        (list.to_string(), "none".parse::<HeadList>().expect("none").to_string()),
+        ("1.2-30.4".into(), "none".into())
+    );
 }

@@ -7,7 +7,9 @@ use tensorpress_kvcache::{
 use tensorpress_tensor::checkpoint::write_shard;
 use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Result, Storage};
 
-use crate::{DIM, HEADS, KV_HEADS, MORE, SCORES, every_recipe, feed, go_on_alike, held, layers, one};
+use crate::{
+    DIM, HEADS, KV_HEADS, MORE, SCORES, every_recipe, feed, go_on_alike, held, layers, one,
+};
 
 /// A cache's file and its description.
 pub(super) fn written(cache: &Cache) -> (Vec<u8>, String) {

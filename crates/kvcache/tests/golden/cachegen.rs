@@ -53,7 +53,9 @@ fn cachegen() {
         }
     }
     assert_eq!(at, streams.bytes().len());
-    println!("cachegen: 1 file, 24 layers of symbols and values, {checked} tables and streams equal");
+    println!(
+        "cachegen: 1 file, 24 layers of symbols and values, {checked} tables and streams equal"
+    );
 }
 
 /// What a chunk of all layers takes, as it is written here, and what an anchor for every ten tokens does to it.
@@ -63,7 +65,8 @@ fn cachegen_bits() {
     let (k, v) = (cube(&file, "in.k"), cube(&file, "in.v"));
     let views = |x: &Array3<f32>| x.outer_iter().map(|x| x.to_owned()).collect::<Vec<_>>();
     let (k, v) = (views(&k), views(&v));
-    let (k, v): (Vec<_>, Vec<_>) = (k.iter().map(|x| x.view()).collect(), v.iter().map(|x| x.view()).collect());
+    let (k, v): (Vec<_>, Vec<_>) =
+        (k.iter().map(|x| x.view()).collect(), v.iter().map(|x| x.view()).collect());
     let bins = |name: &str| floats(&file, name).iter().map(|b| *b as usize).collect::<Vec<_>>();
     let level = Level::new(&bins("key_bins"), &bins("value_bins")).expect("a level");
     let values = (2 * 6 * 256 * 32) as f64;

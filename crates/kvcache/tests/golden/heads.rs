@@ -1,6 +1,6 @@
-use tensorpress_tensor::ndarray::s;
 use tensorpress_kvcache::Ladder;
 use tensorpress_kvcache::heads::matrix_entropy;
+use tensorpress_tensor::ndarray::s;
 
 use crate::{ints, near, open, tokens_first};
 
@@ -24,10 +24,9 @@ fn uncomp_entropies() {
 fn lacache_ladders() {
     let Some(file) = open("lacache_ladder") else { return };
     let mut checked = 0;
-    for (number, layers, size, sinks, shape, added) in [
-        (0, 8, 64, 8, (4, 2), vec![60, 20, 30, 60]),
-        (1, 6, 48, 4, (3, 1), vec![100, 16, 16]),
-    ] {
+    for (number, layers, size, sinks, shape, added) in
+        [(0, 8, 64, 8, (4, 2), vec![60, 20, 30, 60]), (1, 6, 48, 4, (3, 1), vec![100, 16, 16])]
+    {
         let mut ladder = Ladder::new(layers, size, sinks, shape).expect("a ladder");
         let mut held: Vec<Vec<usize>> = vec![Vec::new(); layers];
         let mut seen = 0;

@@ -46,7 +46,8 @@ fn kvmerger_sets() {
             let (pivots, parts) = (ints(&file, &name("pivot")), floats(&file, &name("weight")));
             for (set, pivot) in pivots.iter().enumerate() {
                 let members: Vec<usize> = (0..96).filter(|t| sets[*t] == set).collect();
-                let most = |a: &&usize, b: &&usize| received[[h, **a]].total_cmp(&received[[h, **b]]);
+                let most =
+                    |a: &&usize, b: &&usize| received[[h, **a]].total_cmp(&received[[h, **b]]);
                 assert_eq!(members.iter().max_by(most), Some(pivot));
                 let mine: Vec<f32> =
                     gaussian_weights(keys, &members, *pivot).iter().map(|w| *w as f32).collect();
@@ -84,8 +85,8 @@ fn zeromerge_prompts() {
         );
         let rule = ResidualMerge::new(10, 20).with_sum(sum);
         let fixed = Fixed(scores.rows().into_iter().map(|r| r.to_vec()).collect());
-        let policy = Policy::new(fixed, Budget::Keep(1.0))
-            .with_action(Action::Merge(Arc::new(rule)));
+        let policy =
+            Policy::new(fixed, Budget::Keep(1.0)).with_action(Action::Merge(Arc::new(rule)));
         let case = Case { q: Array3::zeros(k.raw_dim()), k: k.clone(), v: v.clone() };
         let cache = case.seen(policy, 120);
         for h in 0..4 {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ndarray::{Array2, Array3, Axis, s};
 use tensorpress_kvcache::score::{
-    Capacity, Compactor, LagRelative, LeverageOf, Leverages, Question, QueryFilter, Sketch,
+    Capacity, Compactor, LagRelative, LeverageOf, Leverages, QueryFilter, Question, Sketch,
     leverages,
 };
 use tensorpress_kvcache::{Budget, KvStore, LayerAt, Policy, Rope, Score};
@@ -114,7 +114,12 @@ fn kvpress_keys_are_renumbered() {
 
 /// Attention within chunks, written out: kvpress 0.5.4 also counts the zeros that its last chunk is filled up with, as keys
 /// of logit 0 and as queries that look at all alike. With `filled`, so does this.
-fn within_chunks(case: &Case, tokens: std::ops::Range<usize>, chunk: usize, filled: bool) -> Vec<Vec<f32>> {
+fn within_chunks(
+    case: &Case,
+    tokens: std::ops::Range<usize>,
+    chunk: usize,
+    filled: bool,
+) -> Vec<Vec<f32>> {
     let all: Vec<usize> = tokens.collect();
     let dot = |q: usize, h: usize, i: usize, j: usize| -> f64 {
         (0..32).map(|c| f64::from(case.q[[i, q, c]]) * f64::from(case.k[[j, h, c]])).sum()
@@ -152,7 +157,11 @@ fn within_chunks(case: &Case, tokens: std::ops::Range<usize>, chunk: usize, fill
 fn standard(scores: &Array2<f64>) -> Vec<Vec<f32>> {
     let mean = scores.mean().expect("tokens");
     let deviation = scores.std(1.0);
-    scores.rows().into_iter().map(|r| r.iter().map(|s| ((s - mean) / deviation) as f32).collect()).collect()
+    scores
+        .rows()
+        .into_iter()
+        .map(|r| r.iter().map(|s| ((s - mean) / deviation) as f32).collect())
+        .collect()
 }
 
 /// Compactor and its two halves. Ours fills nothing up, so it is held against the reference without, and kvpress's against
@@ -240,7 +249,8 @@ fn kvpress_arithmetic() {
             };
             let mut channels: Vec<usize> = (0..32).collect();
             channels.sort_by(|a, b| score(*a).total_cmp(&score(*b)));
-            let gone: BTreeSet<usize> = channels[..(32.0 * ratio) as usize].iter().copied().collect();
+            let gone: BTreeSet<usize> =
+                channels[..(32.0 * ratio) as usize].iter().copied().collect();
             let theirs: BTreeSet<usize> = (0..32).filter(|c| theirs[*c] == 1).collect();
             assert_eq!(gone, theirs, "ThinK at {ratio}, head {h}");
         }

@@ -1,8 +1,8 @@
+use tensorpress_kvcache::Ladder;
 use tensorpress_kvcache::heads::{
     best, echo, entropy_classes, entropy_stages, eviction_error, induction, layer_tokens,
     matrix_entropy, retrieval_heads, semantic_retrieval,
 };
-use tensorpress_kvcache::Ladder;
 use tensorpress_tensor::ErrorKind;
 use tensorpress_tensor::ndarray::{Array2, array};
 
@@ -109,16 +109,20 @@ fn layers_get_what_they_would_lose() {
     let kept = array![[3.0f32, 1.0], [0.0, 4.0]];
     assert!((eviction_error(all.view(), kept.view()).expect("an error") - 1.0).abs() < 1e-9);
     assert_eq!(eviction_error(all.view(), all.view()).expect("none"), 0.0);
-    for (errors, mean, least) in
-        [(vec![0.1, 0.2, 0.7], 100, 10), (vec![0.0; 4], 7, 2), (vec![1.0, 0.0], 9, 9), (vec![0.3; 7], 31, 0)]
-    {
+    for (errors, mean, least) in [
+        (vec![0.1, 0.2, 0.7], 100, 10),
+        (vec![0.0; 4], 7, 2),
+        (vec![1.0, 0.0], 9, 9),
+        (vec![0.3; 7], 31, 0),
+    ] {
         let tokens = layer_tokens(&errors, mean, least).expect("tokens");
         assert_eq!(tokens.iter().sum::<usize>(), mean * errors.len());
         assert!(tokens.iter().all(|t| *t >= least));
         let sum = errors.iter().sum::<f64>().max(1e-300);
         let free = ((mean - least) * errors.len()) as f64;
         for (t, e) in tokens.iter().zip(&errors) {
-            let exact = least as f64 + free * if sum > 1e-200 { e / sum } else { 1.0 / errors.len() as f64 };
+            let exact = least as f64
+                + free * if sum > 1e-200 { e / sum } else { 1.0 / errors.len() as f64 };
             assert!((*t as f64 - exact).abs() <= 1.0, "{t} for {exact}");
         }
     }

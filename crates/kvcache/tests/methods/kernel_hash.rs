@@ -69,14 +69,16 @@ fn sums_are_attention_by_agreement() {
     for query in 0..60 {
         state.push(codes.row(query), values.row(query)).expect("pushes");
         let mine = state.attend(codes.row(query)).expect("attends");
-        let agree = |key: usize| {
-            (0..16).filter(|b| codes[[query, *b]] == codes[[key, *b]]).count() as f64
-        };
+        let agree =
+            |key: usize| (0..16).filter(|b| codes[[query, *b]] == codes[[key, *b]]).count() as f64;
         let sum: f64 = (0..=query).map(agree).sum();
         for c in 0..5 {
-            let exact: f64 =
-                (0..=query).map(|k| agree(k) / sum * f64::from(values[[k, c]])).sum();
-            assert!((f64::from(mine[c]) - exact).abs() < 1e-5, "query {query}: {} {exact}", mine[c]);
+            let exact: f64 = (0..=query).map(|k| agree(k) / sum * f64::from(values[[k, c]])).sum();
+            assert!(
+                (f64::from(mine[c]) - exact).abs() < 1e-5,
+                "query {query}: {} {exact}",
+                mine[c]
+            );
         }
     }
     // A key that agrees in no bit has no weight.

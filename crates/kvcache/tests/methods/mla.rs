@@ -59,10 +59,17 @@ fn head(mut q: Array2<f64>, mut k: Array2<f64>, v: Array2<f64>, rotary: usize) -
 }
 
 /// The outputs of all heads beside each other, before and after.
-fn outputs(w: &Weights, made: &Upcycled, x: &Array2<f32>, rotary: usize) -> (Array2<f64>, Array2<f64>) {
+fn outputs(
+    w: &Weights,
+    made: &Upcycled,
+    x: &Array2<f32>,
+    rotary: usize,
+) -> (Array2<f64>, Array2<f64>) {
     let wide = |m: &Array2<f32>| m.mapv(f64::from);
     let x = wide(x);
-    let of = |m: &Array2<f32>, rows: std::ops::Range<usize>| x.dot(&wide(&m.slice(s![rows, ..]).to_owned()).t());
+    let of = |m: &Array2<f32>, rows: std::ops::Range<usize>| {
+        x.dot(&wide(&m.slice(s![rows, ..]).to_owned()).t())
+    };
     let (latent_q, latent) = (x.dot(&wide(&made.down_queries).t()), x.dot(&wide(&made.down).t()));
     let shared = x.dot(&wide(&made.keys_rotary).t());
     let plain = DIM - rotary;
@@ -74,7 +81,10 @@ fn outputs(w: &Weights, made: &Upcycled, x: &Array2<f32>, rotary: usize) -> (Arr
         let group = h * KV / HEADS;
         let rows = |h: usize| h * DIM..(h + 1) * DIM;
         before.push(head(of(&w.q, rows(h)), of(&w.k, rows(group)), of(&w.v, rows(group)), rotary));
-        let q = [up(&latent_q, &made.up_queries, h, plain), up(&latent_q, &made.up_queries_rotary, h, rotary)];
+        let q = [
+            up(&latent_q, &made.up_queries, h, plain),
+            up(&latent_q, &made.up_queries_rotary, h, rotary),
+        ];
         let k = [up(&latent, &made.up_keys, h, plain), shared.clone()];
         let join = |parts: &[Array2<f64>; 2]| concatenate![Axis(1), parts[0], parts[1]];
         after.push(head(join(&q), join(&k), up(&latent, &made.up_values, h, DIM), rotary));
@@ -146,10 +156,14 @@ fn energy_chooses_the_rank() {
     let w = Weights::new();
     let full = Rank::Fixed(usize::MAX);
     let rank = |share| {
-        upcycle(&w.attention(), full, Rank::Energy(share), 0).expect("latent attention").down.nrows()
+        upcycle(&w.attention(), full, Rank::Energy(share), 0)
+            .expect("latent attention")
+            .down
+            .nrows()
     };
     let stacked = concatenate![Axis(0), w.k, w.v].mapv(f64::from);
-    let squares = tensorpress_tensor::linalg::svd(stacked.view()).expect("values").s.mapv(|s| s * s);
+    let squares =
+        tensorpress_tensor::linalg::svd(stacked.view()).expect("values").s.mapv(|s| s * s);
     for share in [0.3, 0.6, 0.9] {
         let r = rank(share);
         let kept = |r: usize| squares.slice(s![..r]).sum() / squares.sum();

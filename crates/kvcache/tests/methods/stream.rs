@@ -68,9 +68,7 @@ fn errors_stay_within_a_level() {
                 let is_anchor = group > 0 && t % group == 0;
                 let step = match &anchor {
                     Some(_) if is_anchor => row.fold(0.0f32, |m, x| m.max(x.abs())) / 127.0,
-                    Some(anchor) => {
-                        (&row - anchor).fold(0.0f32, |m, x| m.max(x.abs())) / most
-                    }
+                    Some(anchor) => (&row - anchor).fold(0.0f32, |m, x| m.max(x.abs())) / most,
                     None => row.fold(0.0f32, |m, x| m.max(x.abs())) / most,
                 };
                 for (a, b) in row.iter().zip(held_row) {
@@ -87,13 +85,8 @@ fn anchors_help_where_tokens_are_alike() {
     let (k, v) = (smooth(400, 8, 1), smooth(400, 6, 50));
     let off = |group: usize| {
         let chunk = Chunk::quantise(&views(&k), &views(&v), &level(group)).expect("a chunk");
-        let error: f32 = chunk
-            .dequantise()
-            .0
-            .iter()
-            .zip(&k)
-            .map(|(a, b)| (a - b).mapv(|x| x * x).sum())
-            .sum();
+        let error: f32 =
+            chunk.dequantise().0.iter().zip(&k).map(|(a, b)| (a - b).mapv(|x| x * x).sum()).sum();
         let profile = chunk.profile().expect("tables");
         (error, chunk.write(Some(&profile)).expect("writes").len())
     };
@@ -149,7 +142,8 @@ fn damage_is_named() {
     assert_eq!(error.message(), "layer 2, values, channel 5: damaged");
     let profile = chunk.profile().expect("tables");
     let bytes = chunk.write(Some(&profile)).expect("writes");
-    let other = profile.clone().and(&chunk).expect("as many").and(&self::chunk(9, &level)).expect("too");
+    let other =
+        profile.clone().and(&chunk).expect("as many").and(&self::chunk(9, &level)).expect("too");
     for wrong in [None, Some(&other)] {
         assert_eq!(Chunk::read(&bytes, wrong).unwrap_err().kind(), ErrorKind::MissingBase);
     }

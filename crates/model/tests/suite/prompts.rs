@@ -1,14 +1,19 @@
 //! Prompts made shorter by the models of this crate.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
+use std::sync::Mutex;
 
-use tensorpress_model::{LanguageModel, SentenceSimilarity, Source, Tokenizer, embedded};
+use tensorpress_model::{
+    LanguageModel, Observer, SentenceSimilarity, SharedInput, Source, Tokenizer, embedded,
+};
 use tensorpress_tensor::linalg::{Par, SplitMix};
+use tensorpress_tensor::ndarray::{self, ArrayView2, Axis, s};
 use tensorpress_tensor::testing::data;
-use tensorpress_tensor::{Registry, Result, Scratch};
+use tensorpress_tensor::{Registry, Result, Scratch, Tensor as _};
+use tensorpress_tokencomp::PromptModels;
 use tensorpress_tokencomp::text::{
-    Bm25, Fused, QuestionLikelihood, Relevance, Squeeze, Surprise, TokenCount, TokenLogProbs,
-    WordScore,
+    Asking, Attends, Attention, Bm25, Fused, Head, PromptRecipe, QuestionLikelihood, Relevance,
+    Squeeze, Surprise, TokenCount, TokenLogProbs, WordScore,
 };
 
 use crate::common::open;
@@ -17,16 +22,17 @@ const FACTS: &str = include_str!("../../../tokencomp/tests/data/facts.txt");
 /// Written without knowledge of the method, and unchanged since.
 const BLIND: &str = include_str!("../../../tokencomp/tests/data/facts_blind.txt");
 
-struct Case {
-    question: &'static str,
-    fact: &'static str,
-    answer: &'static str,
+struct Case<'a> {
+    question: &'a str,
+    fact: &'a str,
+    answer: &'a str,
     context: String,
 }
 
 /// The contexts with their facts, planted after sentences from the first to the last.
-fn cases(facts: &'static str) -> Vec<Case> {
-    let case = |(i, text): (usize, &'static str)| {
+fn cases(facts: &str) -> Vec<Case<'_>> {
+    let case = |(i, text)| {
+        let text: &str = text;
         let line = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).expect("a line");
         let (fact, answer, context) = (line("F: "), line("A: "), line("C: "));
         let ends: Vec<usize> = context.match_indices(". ").map(|(at, _)| at + 2).collect();
@@ -65,7 +71,7 @@ impl WordScore for Chance {
 }
 
 /// How many answers, and whole facts, survive at a quarter of the tokens: by method, the best first.
-fn survivors(what: &str, cases: &[Case], demo: bool) -> Option<Vec<[usize; 2]>> {
+fn survivors(what: &str, cases: &[Case<'_>], demo: bool) -> Option<Vec<[usize; 2]>> {
     let folder = data::minilm()?;
     let source = open(&folder).unwrap();
     let (tokenizer, encoder) = (source.tokenizer().unwrap(), source.encoder().unwrap());
@@ -142,6 +148,217 @@ fn facts_of_a_stranger_survive_a_question() {
     let Some(survived) = survivors("blind facts", &cases, false) else { return };
     let best = survived[0][0];
     assert!(survived[1..4].iter().all(|[answer, _]| 2 * *answer < best), "{survived:?}");
+}
+
+/// Reads each text with its question once, whoever asks, and looks at all of these heads.
+#[derive(Debug)]
+struct Once<'a> {
+    model: &'a LanguageModel<'a>,
+    last: Mutex<Option<(String, Attention)>>,
+}
+
+const HEADS: [Head; 7] = [(15, 6), (21, 8), (22, 4), (23, 1), (23, 2), (23, 4), (23, 7)];
+
+impl Attends for Once<'_> {
+    fn reads(&self) -> usize {
+        self.model.reads()
+    }
+
+    fn length(&self, text: &str) -> Result<usize> {
+        self.model.length(text)
+    }
+
+    fn attention(&self, asking: Asking<'_>, heads: &[Head]) -> Result<Attention> {
+        let mut last = self.last.lock().unwrap();
+        let key = format!("{asking:?}");
+        if last.as_ref().is_none_or(|(known, _)| *known != key) {
+            *last = Some((key, self.model.attention(asking, &HEADS)?));
+        }
+        let (_, seen) = last.as_ref().unwrap();
+        let rows: Vec<usize> =
+            heads.iter().map(|h| HEADS.iter().position(|other| other == h).unwrap()).collect();
+        Ok(Attention {
+            tokens: seen.tokens.clone(),
+            question: seen.question.select(Axis(0), &rows),
+            answer: seen.answer.select(Axis(0), &rows),
+        })
+    }
+}
+
+/// By recipe and by baseline: how many answers, and whole facts, survive at a quarter of MiniLM's tokens. Of the set named by
+/// TENSORPRESS_FACTS, or else of the blind one. Minutes.
+#[test]
+#[ignore = "minutes; asks for SmolLM2-135M-Instruct in TENSORPRESS_SMOLLM2"]
+fn facts_survive_by_retrieval_heads() {
+    let Some(minilm) = data::minilm() else { return };
+    let folder = std::env::var_os("TENSORPRESS_SMOLLM2").expect("TENSORPRESS_SMOLLM2, a folder");
+    let facts = std::env::var_os("TENSORPRESS_FACTS").map(std::fs::read_to_string);
+    let facts = facts.map_or(BLIND.to_owned(), |text| text.expect("a file of facts"));
+    let cases = cases(&facts);
+    let source = open(&folder).unwrap();
+    let (decoder, own) =
+        (source.decoder().unwrap().materialise().unwrap(), source.tokenizer().unwrap());
+    let model = LanguageModel::new(&decoder, &own).unwrap();
+    let once = Once { model: &model, last: Mutex::default() };
+    let source = open(&minilm).unwrap();
+    let (tokenizer, encoder) = (source.tokenizer().unwrap(), source.encoder().unwrap());
+    let encoder = encoder.materialise().unwrap();
+    let similarity = SentenceSimilarity::new(&encoder, &tokenizer);
+    let models = PromptModels::default()
+        .with_language(&model)
+        .with_attends(&once)
+        .with_similarity(&similarity);
+    let recipes = [
+        RETRIEVAL,
+        "retrieval | answer_words | fill(core=0.8)",
+        "retrieval | similarity(weight=0.3)",
+        "retrieval",
+        "similarity",
+        "bm25",
+    ];
+    let names = recipes.iter().chain(&["truncation", "random sentences"]);
+    let mut survived = vec![[0; 2]; recipes.len() + 2];
+    for (i, case) in cases.iter().enumerate() {
+        let budget = tokenizer.count(&case.context).unwrap() / 4;
+        let mut texts: Vec<String> = Vec::new();
+        for recipe in recipes {
+            let recipe: PromptRecipe = recipe.parse().unwrap();
+            let asked = (case.context.as_str(), Some(case.question));
+            let short = recipe.squeeze((&tokenizer, &models), &[], asked, budget).unwrap();
+            assert!(
+                short.tokens <= budget && short.tokens == tokenizer.count(&short.text).unwrap()
+            );
+            texts.push(short.text);
+        }
+        texts.push(truncate(&tokenizer, &case.context, budget));
+        let chance = Chance(i as u64);
+        let random = Squeeze::new(&tokenizer).with_relevance(&chance);
+        texts.push(random.squeeze(&case.context, Some(case.question), budget).unwrap().text);
+        for (text, survived) in texts.iter().zip(&mut survived) {
+            survived[0] += usize::from(text.contains(case.answer));
+            survived[1] += usize::from(text.contains(case.fact));
+        }
+        if i % 10 == 9 {
+            println!("{} contexts: {survived:?}", i + 1);
+        }
+    }
+    for (name, [answer, fact]) in names.zip(&survived) {
+        println!("answer {answer:2} of {}, whole fact {fact:2}: {name}", cases.len());
+    }
+    let best = survived[0][0];
+    let baselines = survived[4..].iter().map(|[answer, _]| *answer).max();
+    assert!(Some(best) > baselines, "{survived:?}");
+}
+
+/// What was frozen before the third set was written.
+const RETRIEVAL: &str = "retrieval | similarity(weight=0.3) | answer_words | fill(core=0.8)";
+
+/// The attention of the demo model's heads, from its weights, in f64.
+#[test]
+fn attention_is_the_models() {
+    let source = Source::demo(&Registry::default()).unwrap();
+    let (decoder, tokenizer) =
+        (source.decoder().unwrap().materialise().unwrap(), source.tokenizer().unwrap());
+    let model = LanguageModel::new(&decoder, &tokenizer).unwrap();
+    let asking = Asking {
+        before: "One day,",
+        context: "Tom got a big red ball. Sue has a small blue car.",
+        between: " Mom said:",
+        question: " who has a car",
+        after: " now?",
+        answer: 5,
+    };
+    let blocks = decoder.blocks().len();
+    let heads: Vec<Head> = (0..blocks).flat_map(|layer| [(layer, 0), (layer, 3)]).collect();
+    let seen = model.attention(asking, &heads).unwrap();
+    assert_eq!(seen.tokens.last().unwrap().end, asking.context.len());
+    // The sequence once more, with what the model said.
+    let mut ids = tokenizer.encode(asking.before).unwrap();
+    let first = ids.len();
+    ids.extend(tokenizer.encode_plain(asking.context).unwrap());
+    let end = ids.len();
+    let behind = [asking.between, asking.question, asking.after].concat();
+    let behind = tokenizer.encode_with_offsets(&behind).unwrap();
+    let bytes = asking.between.len()..asking.between.len() + asking.question.len();
+    let asked: Vec<usize> = (0..behind.len())
+        .filter(|at| behind[*at].1.start >= bytes.start && behind[*at].1.end <= bytes.end)
+        .map(|at| end + at)
+        .collect();
+    assert!(!asked.is_empty());
+    ids.extend(behind.iter().map(|(id, _)| *id));
+    let prompt = ids.len();
+    for _ in 0..asking.answer {
+        let logits = crate::common::logits(&decoder, &ids).unwrap();
+        let last = logits.row(logits.nrows() - 1);
+        let next = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+        ids.push(next as u32);
+    }
+    let said: Vec<usize> = (prompt..ids.len()).collect();
+    let (config, mut scratch) = (decoder.config(), Scratch::new(Par::Seq));
+    let mut hidden = decoder.embedding().embed(&ids, &mut scratch).unwrap();
+    for block in decoder.blocks() {
+        let mut reads = First(None);
+        block
+            .forward_sequences(hidden.view_mut(), &[ids.len()], Some(&mut reads), &mut scratch)
+            .unwrap();
+        let x = reads.0.unwrap().mapv(f64::from);
+        let weight = |part: &str| {
+            let name = format!("model.layers.{}.self_attn.{part}_proj.weight", block.index());
+            source.checkpoint().tensor(&name).unwrap().to_matrix().unwrap().mapv(f64::from)
+        };
+        let (q, k) = (x.dot(&weight("q").t()), x.dot(&weight("k").t()));
+        let (heads_all, kv) = (config.heads, config.kv_heads);
+        let dim = q.ncols() / heads_all;
+        let turned = |row: ndarray::ArrayView1<'_, f64>, at: usize| -> Vec<f64> {
+            let half = dim / 2;
+            (0..dim)
+                .map(|c| {
+                    let angle = at as f64 * 10000f64.powf(-((c % half) as f64) / half as f64);
+                    let other = if c < half { -row[c + half] } else { row[c - half] };
+                    row[c] * angle.cos() + other * angle.sin()
+                })
+                .collect()
+        };
+        for (at, (layer, head)) in
+            heads.iter().enumerate().filter(|(_, (l, _))| *l == block.index())
+        {
+            let _ = layer;
+            for (rows, found) in [(&asked, &seen.question), (&said, &seen.answer)] {
+                let mut sums = vec![0.0; end - first];
+                for row in rows {
+                    let query = turned(q.slice(s![*row, head * dim..(head + 1) * dim]), *row);
+                    let own = head / (heads_all / kv) * dim;
+                    let score = |key: usize| {
+                        let key = turned(k.slice(s![key, own..own + dim]), key);
+                        let dot: f64 = key.iter().zip(&query).map(|(a, b)| a * b).sum();
+                        (dot / (dim as f64).sqrt()).exp()
+                    };
+                    let scores: Vec<f64> = (0..=*row).map(score).collect();
+                    let all: f64 = scores.iter().sum();
+                    sums.iter_mut().zip(&scores[first..]).for_each(|(sum, s)| *sum += s / all);
+                }
+                for (token, sum) in sums.iter().enumerate() {
+                    let exact = sum / rows.len() as f64;
+                    let found = f64::from(found[[at, token]]);
+                    assert!(
+                        (found - exact).abs() < 1e-4,
+                        "{layer}.{head} {token}: {found} {exact}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(model.attention(asking, &[(blocks, 0)]).is_err());
+}
+
+/// Keeps the first input of a block that is seen.
+struct First(Option<ndarray::Array2<f32>>);
+
+impl Observer for First {
+    fn input(&mut self, _: SharedInput, x: ArrayView2<'_, f32>) -> Result<ControlFlow<()>> {
+        self.0.get_or_insert_with(|| x.to_owned());
+        Ok(ControlFlow::Continue(()))
+    }
 }
 
 #[test]

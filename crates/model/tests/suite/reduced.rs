@@ -1,11 +1,14 @@
 //! Encoders that carry fewer tokens.
 
+use tensorpress_model::text::Corpus;
 use tensorpress_model::{Encoder, Reduction, Tokenizer};
 use tensorpress_tensor::Scratch;
 use tensorpress_tensor::linalg::Par;
+use tensorpress_tensor::ndarray::Axis;
 use tensorpress_tensor::testing::data;
 use tensorpress_tokencomp::{
-    AttentionTopK, DivPrune, Pooling, RandomKeep, Schedule, ToMe, TokenMap, TokenReduce,
+    AttentionTopK, ConceptChunk, DiffRate, DivPrune, GeometryMerge, Pooling, QueryPooling,
+    RandomKeep, Schedule, ToMe, TokenCorr, TokenMap, TokenReduce,
 };
 
 use crate::common::open;
@@ -105,4 +108,71 @@ fn wrong_reductions_are_refused() {
         encoder.embed_ids_reduced(&ids[..1], reduction(&[0]), &mut scratch).unwrap().len(),
         384
     );
+}
+
+/// Images: nothing removed changes nothing; methods that ask for places or for the class token's attention get them.
+#[test]
+fn images_carry_fewer_tokens() {
+    let Some(folder) = data::find("golden/models/vit") else { return };
+    let source = open(&folder).unwrap();
+    let (encoder, mut scratch) = (source.encoder().unwrap(), Scratch::new(Par::Seq));
+    let expected = Corpus::read(&folder.join("expected.safetensors")).unwrap();
+    let images = expected.images(&source, 2).unwrap();
+    let methods: [&dyn TokenReduce; 6] = [
+        &ToMe::new(),
+        &RandomKeep::new(1),
+        &DiffRate::default(),
+        &TokenCorr::default(),
+        &GeometryMerge::default(),
+        &ConceptChunk::new(),
+    ];
+    for image in images.outer_iter() {
+        let whole = encoder.image_hidden_state(image.view(), &mut scratch).unwrap();
+        let (none, some) = (Schedule::Tokens(Vec::new()), Schedule::share(0.2).unwrap());
+        for method in methods {
+            let with = |schedule| Reduction { method, schedule, protected: &[] };
+            let mut run = |reduction| {
+                encoder.image_hidden_state_reduced(image.view(), reduction, &mut scratch).unwrap()
+            };
+            assert_eq!(run(with(&none)).hidden, whole, "{}", method.id());
+            let reduced = run(with(&some));
+            assert!(reduced.hidden.nrows() < whole.nrows(), "{}", method.id());
+            assert_eq!(reduced.map.counts()[0], 1, "the class token is alone");
+            let (class, was) = (reduced.hidden.row(0), whole.row(0));
+            let cosine = class.dot(&was) / (class.dot(&class) * was.dot(&was)).sqrt();
+            println!(
+                "{}: {} of {} tokens, cosine {cosine:.4}",
+                method.id(),
+                reduced.hidden.nrows(),
+                whole.nrows()
+            );
+            assert!(cosine > 0.5, "{}: {cosine}", method.id());
+        }
+    }
+    let asks = QueryPooling::default();
+    let schedule = Schedule::share(0.2).unwrap();
+    let reduction = Reduction { method: &asks, schedule: &schedule, protected: &[] };
+    let image = images.index_axis(Axis(0), 0);
+    let error = encoder.image_hidden_state_reduced(image, reduction, &mut scratch).unwrap_err();
+    assert!(error.to_string().contains("needs the relevance"), "{error}");
+}
+
+/// Weights of a method are what its groups are merged by: first tokens of chunks, not means.
+#[test]
+fn weights_of_a_method_count() {
+    let Some((encoder, tokenizer)) = minilm() else { return };
+    let Some(windows) = windows(&tokenizer, 1) else { return };
+    let mut scratch = Scratch::new(Par::Seq);
+    let schedule = Schedule::Tokens(vec![0, 0, 0, 0, 0, 60]);
+    let (first, mean) = (ConceptChunk::new(), ConceptChunk::new().with_mean(true));
+    let ids = &windows[0];
+    let mut run = |method: &dyn TokenReduce| {
+        let reduction = Reduction { method, schedule: &schedule, protected: &[0, ids.len() - 1] };
+        encoder.reduced_hidden_state(ids, reduction, &mut scratch).unwrap()
+    };
+    let (first, mean) = (run(&first), run(&mean));
+    assert_eq!(first.map, mean.map);
+    for (target, count) in first.map.counts().iter().enumerate() {
+        assert_eq!(first.hidden.row(target) == mean.hidden.row(target), *count == 1);
+    }
 }

@@ -1,6 +1,7 @@
 //! Compression as classification: Pan, Wu, Jiang, Xia, Luo, Zhang, Lin, Rühle, Yang, Lin, Zhao, Qiu, Zhang, *LLMLingua-2:
 //! Data Distillation for Efficient and Faithful Task-Agnostic Prompt Compression*, 2024.
 
+mod annotate;
 mod compress;
 
 use std::ops::Range;
@@ -9,6 +10,7 @@ use tensorpress_tensor::{Error, Result};
 
 use super::{Piece, WordScore, word_means};
 
+pub use annotate::{Annotation, Annotator, trustworthy};
 pub use compress::LlmLingua2;
 pub(super) use compress::stage;
 

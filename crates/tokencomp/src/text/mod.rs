@@ -28,15 +28,23 @@
 //! # }
 //! ```
 
+mod answer;
+mod code;
+mod english;
+mod exit;
 mod fit;
 mod lingua2;
 mod marks;
 mod recipe;
+mod recomp;
 mod relevance;
+mod retrieval;
+mod segments;
 mod split;
 mod squeeze;
 mod surprise;
 mod table;
+mod trimr;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -44,20 +52,35 @@ use std::ops::Range;
 use tensorpress_tensor::Result;
 use tensorpress_tensor::stage::Row;
 
+pub use answer::AnswerWords;
+pub use code::{CodeChunk, LongCodeZip, code_chunks};
+pub use exit::{Asked, Exit, Usefulness};
 pub use lingua2::{
-    Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2, WordProbability,
+    Annotation, Annotator, Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2,
+    WordProbability, trustworthy,
 };
 pub use recipe::PromptRecipe;
+pub use recomp::{Contrast, contrast};
 pub use relevance::{Bm25, Fused, QuestionLikelihood};
+pub use retrieval::{
+    Asking, Attends, Attention, Head, Known, QuestionAttention, Retrieval, retrieval_heads,
+};
+pub use segments::{SegmentCache, SegmentCompressor, SegmentUse};
 pub use squeeze::{Squeeze, Squeezed};
 pub use surprise::Surprise;
+pub use trimr::{TrimR, Verdict, Verifier, Watched};
 
 use crate::stage::TokenPart;
 
 /// The stages of this module.
 pub(crate) fn stages() -> Vec<Row<TokenPart>> {
     let [likelihood, similarity, bm25] = relevance::stages();
-    vec![lingua2::stage(), likelihood, similarity, bm25, surprise::stage(), recipe::stage()]
+    let (exit, attention) = (exit::stage(), retrieval::stage());
+    let ranks = [likelihood, similarity, bm25, exit, attention];
+    let mut rows = vec![lingua2::stage()];
+    rows.extend(ranks);
+    rows.extend([surprise::stage(), answer::stage(), recipe::stage()]);
+    rows
 }
 
 /// A tokenizer, as far as budgets care.
@@ -89,6 +112,20 @@ pub trait WordScore: Debug {
     /// # Errors
     /// Whatever the scorer cannot do.
     fn score(&self, text: &str, words: &[Range<usize>]) -> Result<Vec<f32>>;
+
+    /// The same in the light of a question, where there is one; by default that changes nothing.
+    ///
+    /// # Errors
+    /// Whatever the scorer cannot do.
+    fn score_asked(
+        &self,
+        question: Option<&str>,
+        text: &str,
+        words: &[Range<usize>],
+    ) -> Result<Vec<f32>> {
+        let _ = question;
+        self.score(text, words)
+    }
 }
 
 /// Says how much each passage has to do with a question.

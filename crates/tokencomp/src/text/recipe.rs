@@ -66,8 +66,11 @@ impl PromptRecipe {
             fused = fused.with(&**opinion, *weight);
         }
         let mut squeeze = Squeeze::new(counter).with_forced(forced)?;
-        if !opinions.is_empty() {
-            squeeze = squeeze.with_relevance(&fused);
+        match &opinions[..] {
+            [] => {}
+            // As it is, for a threshold to mean something.
+            [(opinion, weight)] if *weight > 0.0 => squeeze = squeeze.with_relevance(&**opinion),
+            _ => squeeze = squeeze.with_relevance(&fused),
         }
         if let Some(words) = &words {
             squeeze = squeeze.with_words(&**words);
@@ -107,11 +110,13 @@ impl fmt::Display for PromptRecipe {
 struct Choice {
     whole: Option<f64>,
     coarse: f64,
+    core: Option<f64>,
+    threshold: Option<f64>,
 }
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { whole: None, coarse: Squeeze::COARSE }
+        Self { whole: None, coarse: Squeeze::COARSE, core: None, threshold: None }
     }
 }
 
@@ -121,7 +126,12 @@ impl Knobs for Choice {
                      words, nothing otherwise";
         keys.optional_float("whole", &mut self.whole, 0.0..=1.0, about)?;
         let about = "sentences of so many budgets take part in the choice of words";
-        keys.float("coarse", &mut self.coarse, 1.0..=1e6, about)
+        keys.float("coarse", &mut self.coarse, 1.0..=1e6, about)?;
+        let about = "keeps of each sentence the neighbouring words with this share of its scores";
+        keys.optional_float("core", &mut self.core, 0.01..=1.0, about)?;
+        let about = "leaves out sentences of less relevance, whatever the budget; that of one ranking as it is, of several \
+                     their sum";
+        keys.optional_float("threshold", &mut self.threshold, -1e6..=1e6, about)
     }
 }
 
@@ -129,8 +139,17 @@ pub(super) fn stage() -> Row<TokenPart> {
     let about = "chooses whole sentences, then words of the next ones, until the budget is met";
     Row::new("fill", TokenRole::Choose, about, Choice::default, |choice: Choice, _| {
         Ok(TokenPart::Choose(Box::new(move |squeeze| {
-            let squeeze = squeeze.with_coarse(choice.coarse)?;
-            choice.whole.map_or(Ok(squeeze.clone()), |share| squeeze.with_whole(share))
+            let mut squeeze = squeeze.with_coarse(choice.coarse)?;
+            if let Some(share) = choice.whole {
+                squeeze = squeeze.with_whole(share)?;
+            }
+            if let Some(share) = choice.core {
+                squeeze = squeeze.with_core(share)?;
+            }
+            match choice.threshold {
+                Some(threshold) => squeeze.with_threshold(threshold as f32),
+                None => Ok(squeeze),
+            }
         })))
     })
 }

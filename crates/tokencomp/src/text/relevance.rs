@@ -167,12 +167,17 @@ impl Relevance for Fused<'_> {
                 let message = format!("{} scores of {} passages", scores.len(), passages.len());
                 return Err(Error::shape(message));
             }
-            let n = scores.len().max(1) as f32;
-            let mean = scores.iter().sum::<f32>() / n;
-            let deviation = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f32>() / n).sqrt();
-            let scale = if deviation > 0.0 { weight / deviation } else { 0.0 };
-            sum.iter_mut().zip(&scores).for_each(|(sum, score)| *sum += (score - mean) * scale);
+            sum.iter_mut().zip(standard(&scores)).for_each(|(sum, score)| *sum += weight * score);
         }
         Ok(sum)
     }
+}
+
+/// Scores brought to mean 0 and deviation 1; to 0 where all are equal.
+pub(super) fn standard(scores: &[f32]) -> Vec<f32> {
+    let n = scores.len().max(1) as f32;
+    let mean = scores.iter().sum::<f32>() / n;
+    let deviation = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f32>() / n).sqrt();
+    let scale = if deviation > 0.0 { 1.0 / deviation } else { 0.0 };
+    scores.iter().map(|score| (score - mean) * scale).collect()
 }

@@ -1,5 +1,7 @@
 //! Sentences first, then words, until the budget is met.
 
+use std::ops::Range;
+
 use tensorpress_tensor::{Error, Result};
 
 use super::fit::Fit;
@@ -37,6 +39,8 @@ pub struct Squeeze<'a> {
     forced: Vec<String>,
     whole: Option<f64>,
     coarse: f64,
+    core: Option<f64>,
+    threshold: Option<f32>,
 }
 
 impl<'a> Squeeze<'a> {
@@ -53,6 +57,8 @@ impl<'a> Squeeze<'a> {
             forced: Vec::new(),
             whole: None,
             coarse: Self::COARSE,
+            core: None,
+            threshold: None,
         }
     }
 
@@ -111,6 +117,32 @@ impl<'a> Squeeze<'a> {
         Ok(self)
     }
 
+    /// Keeps of each sentence its core instead of all or single words: the neighbours of fewest tokens that have this share,
+    /// above 0 to 1, of the sentence's word scores (those below 0 count 0). Asks for a [`WordScore`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another share.
+    pub fn with_core(mut self, share: f64) -> Result<Self> {
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(Error::invalid(format!("core = {share}; allowed are 0 to 1, 0 excluded")));
+        }
+        self.core = Some(share);
+        Ok(self)
+    }
+
+    /// Leaves out sentences whose relevance is below this, whatever the budget (RECOMP, EXIT): all of them may go. A text
+    /// that fits is cut too. Counts where there is a question and a [`Relevance`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for NaN.
+    pub fn with_threshold(mut self, relevance: f32) -> Result<Self> {
+        if relevance.is_nan() {
+            return Err(Error::invalid("threshold = NaN; allowed are numbers"));
+        }
+        self.threshold = Some(relevance);
+        Ok(self)
+    }
+
     /// Makes `text` fit `budget` tokens.
     ///
     /// # Errors
@@ -121,7 +153,8 @@ impl<'a> Squeeze<'a> {
             return Err(Error::invalid("budget = 0 tokens; at least 1 is needed"));
         }
         let tokens_before = self.counter.count(text)?;
-        if tokens_before <= budget {
+        let asked = question.is_some_and(|q| !q.trim().is_empty()) && self.relevance.is_some();
+        if tokens_before <= budget && !(asked && self.threshold.is_some()) {
             return Ok(Squeezed { text: text.to_owned(), tokens: tokens_before, tokens_before });
         }
         let document = Document::new(text);
@@ -159,10 +192,10 @@ impl<'a> Squeeze<'a> {
         let ranks = match (self.relevance, question, self.words) {
             (Some(relevance), Some(question), _) => relevance.relevance(question, &passages)?,
             (_, _, Some(words)) => {
-                let found = self.word_scores(words, document, 0..document.units.len())?;
-                let mean = |s: &&std::ops::Range<usize>| {
-                    found[s.start..s.end].iter().sum::<f32>() / s.len() as f32
-                };
+                let found =
+                    self.word_scores((words, question), document, 0..document.units.len())?;
+                let mean =
+                    |s: &&Range<usize>| found[s.start..s.end].iter().sum::<f32>() / s.len() as f32;
                 let ranks = prose.iter().map(mean).collect();
                 scores = Some(found);
                 ranks
@@ -173,6 +206,18 @@ impl<'a> Squeeze<'a> {
         check_scores(&ranks, passages.len(), "sentences")?;
         let mut order: Vec<usize> = (0..prose.len()).collect();
         order.sort_by(|a, b| ranks[*b].total_cmp(&ranks[*a]));
+        if let (Some(threshold), Some(_), Some(_)) = (self.threshold, question, self.relevance) {
+            order.retain(|sentence| ranks[*sentence] >= threshold);
+        }
+        if let (Some(share), Some(scorer)) = (self.core, self.words) {
+            let all = 0..document.units.len();
+            let scores = match scores {
+                Some(scores) => scores,
+                None => self.word_scores((scorer, question), document, all)?,
+            };
+            let cores = order.iter().map(|s| self.core(document, prose[*s], &scores, share));
+            return cores.collect();
+        }
 
         let whole = match (self.whole, question, self.words) {
             (Some(share), ..) => share,
@@ -198,7 +243,7 @@ impl<'a> Squeeze<'a> {
             words.sort_unstable();
             let scores = match scores {
                 Some(scores) => words.iter().map(|w| scores[*w]).collect(),
-                None => self.scores_of(scorer, document, &words)?,
+                None => self.scores_of((scorer, question), document, &words)?,
             };
             let mut order: Vec<usize> = (0..words.len()).collect();
             order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
@@ -207,10 +252,43 @@ impl<'a> Squeeze<'a> {
         Ok(blocks)
     }
 
+    /// The neighbouring units of a sentence that have a share of its scores in the fewest tokens; of equals those with more
+    /// of the scores, then the first.
+    fn core(
+        &self,
+        document: &Document<'_>,
+        sentence: &Range<usize>,
+        scores: &[f32],
+        share: f64,
+    ) -> Result<Vec<usize>> {
+        let tokens = document.units[sentence.clone()]
+            .iter()
+            .map(|unit| self.counter.count(&document.text[unit.bytes.clone()]))
+            .collect::<Result<Vec<usize>>>()?;
+        let scores: Vec<f64> =
+            scores[sentence.clone()].iter().map(|score| f64::from(score.max(0.0))).collect();
+        let goal = share * scores.iter().sum::<f64>() - 1e-9;
+        let mut best = (usize::MAX, 0.0, 0..scores.len());
+        let (mut from, mut mass, mut size) = (0, 0.0, 0);
+        for to in 0..scores.len() {
+            mass += scores[to];
+            size += tokens[to];
+            while from < to && mass - scores[from] >= goal {
+                mass -= scores[from];
+                size -= tokens[from];
+                from += 1;
+            }
+            if mass >= goal && (size < best.0 || (size == best.0 && mass > best.1)) {
+                best = (size, mass, from..to + 1);
+            }
+        }
+        Ok(best.2.map(|unit| sentence.start + unit).collect())
+    }
+
     /// Scores of some units, read run by run, as far as they are neighbours.
     fn scores_of(
         &self,
-        scorer: &dyn WordScore,
+        scorer: (&dyn WordScore, Option<&str>),
         document: &Document<'_>,
         units: &[usize],
     ) -> Result<Vec<f32>> {
@@ -223,12 +301,12 @@ impl<'a> Squeeze<'a> {
 
     fn word_scores(
         &self,
-        scorer: &dyn WordScore,
+        (scorer, question): (&dyn WordScore, Option<&str>),
         document: &Document<'_>,
-        units: std::ops::Range<usize>,
+        units: Range<usize>,
     ) -> Result<Vec<f32>> {
         let words: Vec<_> = document.units[units].iter().map(|u| u.bytes.clone()).collect();
-        let scores = scorer.score(document.text, &words)?;
+        let scores = scorer.score_asked(question, document.text, &words)?;
         check_scores(&scores, words.len(), "words")?;
         Ok(scores)
     }

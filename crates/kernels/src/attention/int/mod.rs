@@ -4,17 +4,22 @@
 //! lane's bytes. *Values*: 16 channels a panel, one a lane; a line holds `32 / bits` tokens in the same way. The float
 //! side of a product, with the scale of its group folded in, becomes two planes of int8 (16 bits), so that
 //! products are exact to 2e-5 of the largest term.
+//!
+//! Up to four queries share what is read of a page and the codes taken out of it, and all queries of a call the scales.
 
+mod fold;
 mod keys;
 mod values;
 
 use crate::FloatType;
 
 use super::{LANES, Line, Wide};
-use crate::simd::wide::LEVELS;
 
+pub use fold::Work;
 pub use keys::{by_channel_dots, by_token_dots};
 pub use values::by_token_mix;
+
+use fold::Planes;
 
 /// Most channels of a head, and most tokens of a page.
 pub const MAX_DIM: usize = 1024;
@@ -38,64 +43,19 @@ pub struct Page<'a> {
     pub mins: &'a [u8],
 }
 
-/// Buffers of one caller, used for page after page: floats as `step * (256 * high + low)`.
-#[derive(Debug, Default)]
-pub struct Work {
-    x: Vec<f32>,
-    high: Vec<i8>,
-    low: Vec<i8>,
-    /// What the minima of each group add.
-    offsets: Vec<f32>,
-    step: f32,
-}
-
-impl Work {
-    /// Makes room for `n` floats (a multiple of 16) and `groups` offsets.
-    #[inline(always)]
-    fn room(&mut self, n: usize, groups: usize) {
-        self.x.resize(n, 0.0);
-        self.high.resize(n, 0);
-        self.low.resize(n, 0);
-        self.offsets.resize(groups.next_multiple_of(FOUR), 0.0);
-    }
-
-    /// Makes planes of the floats, none of which is larger than a lane of `largest`.
-    #[inline(always)]
-    fn split<L: Wide>(&mut self, l: L, largest: L::F) {
-        self.step = l.largest(largest) / LEVELS;
-        let factor = l.splat(if self.step > 0.0 { 1.0 / self.step } else { 0.0 });
-        let high = self.high.as_chunks_mut::<LANES>().0;
-        let low = self.low.as_chunks_mut::<LANES>().0;
-        for ((x, high), low) in self.x.as_chunks::<LANES>().0.iter().zip(high).zip(low) {
-            l.planes(l.mul(l.load(x), factor), high, low);
-        }
-    }
-
-    /// Fours of both planes from entry `first` on.
-    #[inline(always)]
-    fn fours(&self, first: usize) -> (&[[i8; 4]], &[[i8; 4]]) {
-        (self.high[first..].as_chunks().0, self.low[first..].as_chunks().0)
-    }
-
-    /// What the two integer sums stand for.
-    #[inline(always)]
-    fn value<L: Wide>(&self, l: L, high: L::I, low: L::I) -> L::F {
-        let sum = l.mul_add(l.to_floats(high), l.splat(256.0), l.to_floats(low));
-        l.mul(sum, l.splat(self.step))
-    }
-}
-
-/// Sums that are added across lanes together.
-const FOUR: usize = 4;
-
-/// Makes a kernel over one page, `next` being the page that will be read after it, from a function that is generic over
-/// instruction set, float type of the grids and bits of a code.
+/// Makes a kernel over one page and several queries, `next` being the page that will be read after it, from a function
+/// that widens the grids and one that is generic over instruction set, bits of a code and queries at a time.
 macro_rules! page_kernel {
-    ($(#[$doc:meta])* fn $name:ident($given:ident) = $generic:ident, $body:ident) => {
+    ($(#[$doc:meta])* fn $name:ident($given:ident) = $widen:ident, $generic:ident, $body:ident) => {
         super::super::stamp! {
             $(#[$doc])*
             pub fn $name(
-                page: Page<'_>, next: Page<'_>, $given: &[f32], out: &mut [f32], work: &mut Work,
+                page: Page<'_>,
+                next: Page<'_>,
+                $given: &[f32],
+                queries: usize,
+                out: &mut [f32],
+                work: &mut Work,
             ) = $body
         }
 
@@ -105,37 +65,94 @@ macro_rules! page_kernel {
             page: Page<'_>,
             next: Page<'_>,
             $given: &[f32],
+            queries: usize,
             out: &mut [f32],
             work: &mut Work,
         ) {
-            super::super::elem::with_elem!(page.dtype, E => match page.bits {
-                2 => $generic::<L, E, 2>(l, page, next, $given, out, work),
-                4 => $generic::<L, E, 4>(l, page, next, $given, out, work),
-                _ => $generic::<L, E, 8>(l, page, next, $given, out, work),
-            });
+            let (each, wide) = ($given.len() / queries, out.len() / queries);
+            super::super::elem::with_elem!(page.dtype, E => work.$widen::<L, E>(l, page, next, each, wide));
+            match page.bits {
+                2 => $generic::<L, 2>(l, page, next, $given, queries, out, work),
+                4 => $generic::<L, 4>(l, page, next, $given, queries, out, work),
+                _ => $generic::<L, 8>(l, page, next, $given, queries, out, work),
+            }
         }
     };
 }
 use page_kernel;
+
+/// Calls `$call` for blocks of `$Q` queries, of which `$at` is the first: as many at a time as their sums have registers.
+macro_rules! each_block {
+    ($L:ident, $queries:expr, $at:ident, $Q:ident => $call:expr) => {
+        let mut $at = 0;
+        while $at < $queries {
+            let left = $queries - $at;
+            if left >= 4 && matches!($L::ISA, $crate::Isa::Avx512) {
+                const $Q: usize = 4;
+                $call;
+                $at += $Q;
+            } else if left >= 2 {
+                const $Q: usize = 2;
+                $call;
+                $at += $Q;
+            } else {
+                const $Q: usize = 1;
+                $call;
+                $at += $Q;
+            }
+        }
+    };
+}
+use each_block;
+
+/// Rows `at..at + Q` of a matrix.
+#[inline(always)]
+fn rows<const Q: usize>(matrix: &[f32], at: usize, width: usize) -> [&[f32]; Q] {
+    std::array::from_fn(|q| &matrix[(at + q) * width..][..width])
+}
 
 #[inline(always)]
 fn mask(bits: usize) -> u8 {
     (255usize >> (8 - bits)) as u8
 }
 
-/// Adds the products of one line with fours of both planes.
-#[inline(always)]
-fn line_dot<L: Wide, const BITS: usize>(
-    l: L,
-    line: &Line,
-    h: &[[i8; 4]],
-    w: &[[i8; 4]],
-    (high, low): (&mut L::I, &mut L::I),
-) {
-    let v = l.line(line);
-    for i in 0..8 / BITS {
-        let codes = l.bits(v, i * BITS, mask(BITS));
-        *high = l.dot::<BITS>(*high, codes, h[i]);
-        *low = l.dot::<BITS>(*low, codes, w[i]);
+/// Sums of the products of one panel's codes with both planes of `Q` queries, `S` of each: more than one where they would
+/// wait for each other.
+#[derive(Clone, Copy)]
+struct Sums<L: Wide, const Q: usize, const S: usize> {
+    high: [[L::I; S]; Q],
+    low: [[L::I; S]; Q],
+}
+
+impl<L: Wide, const Q: usize, const S: usize> Sums<L, Q, S> {
+    #[inline(always)]
+    fn zero(l: L) -> Self {
+        Self { high: [[l.zero(); S]; Q], low: [[l.zero(); S]; Q] }
+    }
+
+    /// Adds the products of one line with fours of the planes from four `at` of 16 on, a multiple of those in a line.
+    #[inline(always)]
+    fn add<const BITS: usize>(&mut self, l: L, line: &Line, planes: &[Planes; Q], at: usize) {
+        let (fields, v) = (8 / BITS, l.line(line));
+        let at = at % 16 / fields * fields;
+        for f in 0..fields {
+            let codes = l.bits(v, f * BITS, mask(BITS));
+            for q in 0..Q {
+                let (high, low) = planes[q].fours();
+                self.high[q][f % S] = l.dot::<BITS>(self.high[q][f % S], codes, high[at + f]);
+                self.low[q][f % S] = l.dot::<BITS>(self.low[q][f % S], codes, low[at + f]);
+            }
+        }
+    }
+
+    /// What the sums of query `q` stand for, in steps.
+    #[inline(always)]
+    fn value(&self, l: L, q: usize) -> L::F {
+        let (mut high, mut low) = (self.high[q][0], self.low[q][0]);
+        for s in 1..S {
+            high = l.add_i(high, self.high[q][s]);
+            low = l.add_i(low, self.low[q][s]);
+        }
+        l.mul_add(l.to_floats(high), l.splat(256.0), l.to_floats(low))
     }
 }

@@ -1,55 +1,63 @@
 //! Weighted sums of values.
 
-use super::super::elem::Elem;
-use super::super::{Line, Wide, ask, ask_all};
-use super::{FOUR, LANES, Page, Work, line_dot, page_kernel};
+use super::super::{Line, Wide, ask};
+use super::{LANES, Page, Planes, Sums, Work, each_block, page_kernel, rows};
+use crate::Isa;
 
 page_kernel! {
-    /// `out += sum over t of weights[t] * value t` for values whose groups are runs of channels, a scale for each
-    /// token: grids `[token / 16][channel / group][token % 16]`. `weights` is whole panels of tokens, 0 behind the last.
-    fn by_token_mix(weights) = mix, mix_body
+    /// `out[i] += sum over t of weights[i][t] * value t` for values whose groups are runs of channels, a scale for each
+    /// token: grids `[token / 16][channel / group][token % 16]`. Rows of `weights` are whole panels of tokens, 0 behind
+    /// the last.
+    fn by_token_mix(weights) = widen_values, mix, mix_body
+}
+
+impl Work {
+    #[inline(always)]
+    fn widen_values<L: Wide, E: super::super::elem::Elem>(
+        &mut self,
+        l: L,
+        page: Page<'_>,
+        next: Page<'_>,
+        tokens: usize,
+        _dim: usize,
+    ) {
+        self.widen_tokens::<L, E>(l, page, next, tokens);
+    }
 }
 
 #[inline(always)]
-fn mix<L: Wide, E: Elem, const BITS: usize>(
+fn mix<L: Wide, const BITS: usize>(
     l: L,
     page: Page<'_>,
     next: Page<'_>,
     weights: &[f32],
+    queries: usize,
     out: &mut [f32],
     work: &mut Work,
 ) {
-    let (groups, tokens) = (page.dim / page.group, weights.len());
-    work.room(groups * tokens, groups);
-    let mut largest = l.splat(0.0);
-    for four in (0..groups).step_by(FOUR) {
-        let mut offsets = [l.splat(0.0); FOUR];
-        for (g, offset) in (four..groups).zip(&mut offsets) {
-            let x = work.x[g * tokens..][..tokens].as_chunks_mut::<LANES>().0;
-            for ((b, w), x) in weights.as_chunks::<LANES>().0.iter().enumerate().zip(x) {
-                let at = (b * groups + g) * LANES * E::SIZE;
-                ask_all(next.scales, at, LANES * E::SIZE);
-                ask_all(next.mins, at, LANES * E::SIZE);
-                let w = l.load(w);
-                let product = l.mul(w, E::load(l, &page.scales[at..]));
-                l.store(x, product);
-                largest = l.max_abs(largest, product);
-                *offset = l.mul_add(w, E::load(l, &page.mins[at..]), *offset);
-            }
+    let (tokens, dim) = (weights.len() / queries, page.dim);
+    each_block!(L, queries, i, Q => {
+        work.fold::<L, Q>(l, rows::<Q>(weights, i, tokens));
+        // What was asked for once is on its way.
+        let ahead = if i == 0 { next.lines } else { page.lines }.as_ptr();
+        let (out, columns) = (&mut out[i * dim..][..Q * dim], Columns { page, ahead, tokens, work });
+        let mut p = 0;
+        match (L::ISA, Q) {
+            (Isa::Avx512, 1) => p = columns.mix::<L, BITS, Q, 8>(l, p, out),
+            (Isa::Avx512, 2) => p = columns.mix::<L, BITS, Q, 4>(l, p, out),
+            _ => {}
         }
-        work.offsets[four..four + FOUR].copy_from_slice(&l.sum4(offsets));
-    }
-    work.split(l, largest);
-    let columns = Columns { page, next, tokens, work };
-    let mut p = columns.mix::<L, BITS, 8>(l, 0, out);
-    p = columns.mix::<L, BITS, 2>(l, p, out);
-    columns.mix::<L, BITS, 1>(l, p, out);
+        if Q == 1 || L::ISA == Isa::Avx512 {
+            p = columns.mix::<L, BITS, Q, 2>(l, p, out);
+        }
+        columns.mix::<L, BITS, Q, 1>(l, p, out);
+    });
 }
 
 /// A page of values, and the planes of its weights.
 struct Columns<'a> {
     page: Page<'a>,
-    next: Page<'a>,
+    ahead: *const Line,
     tokens: usize,
     work: &'a Work,
 }
@@ -57,44 +65,67 @@ struct Columns<'a> {
 impl Columns<'_> {
     /// As many blocks of `N` panels as there are from `p` on; gives the next panel.
     #[inline(always)]
-    fn mix<L: Wide, const BITS: usize, const N: usize>(
+    fn mix<L: Wide, const BITS: usize, const Q: usize, const N: usize>(
         &self,
         l: L,
         mut p: usize,
         out: &mut [f32],
     ) -> usize {
-        let (fields, panels) = (8 / BITS, self.page.dim.div_ceil(LANES));
-        // Planes of tokens, four bytes at a time; those behind the last token are 0.
-        let (h, w) = self.work.fours(0);
-        let token_lines = (self.tokens / (4 * fields)).min(self.page.lines.len() / panels);
+        let (dim, work) = (self.page.dim, self.work);
+        let panels = dim.div_ceil(LANES);
         while p + N <= panels {
             let group: [usize; N] = std::array::from_fn(|i| (p + i) * LANES / self.page.group);
-            let (mut high, mut low) = ([l.zero(); N], [l.zero(); N]);
-            for t in 0..token_lines {
-                let lines: &[Line; N] =
-                    self.page.lines[t * panels + p..].first_chunk().expect("N panels");
+            let sums = self.sums::<L, BITS, Q, N>(l, p, group);
+            for q in 0..Q {
+                let step = l.splat(work.step(q));
                 for i in 0..N {
-                    ask(self.next.lines.as_ptr().wrapping_add(t * panels + p + i).cast());
-                    let at = group[i] * self.tokens / 4 + t * fields;
-                    let (h, w) = (&h[at..][..fields], &w[at..][..fields]);
-                    line_dot::<L, BITS>(l, &lines[i], h, w, (&mut high[i], &mut low[i]));
-                }
-            }
-            for i in 0..N {
-                let offset = l.splat(self.work.offsets[group[i]]);
-                let sum = l.add(self.work.value(l, high[i], low[i]), offset);
-                let out = &mut out[(p + i) * LANES..];
-                if let Some(out) = out.first_chunk_mut::<LANES>() {
-                    let sum = l.add(l.load(out), sum);
-                    l.store(out, sum);
-                } else {
-                    let mut lanes = [0.0; LANES];
-                    l.store(&mut lanes, sum);
-                    out.iter_mut().zip(lanes).for_each(|(out, v)| *out += v);
+                    let offset = l.splat(work.offset(q, group[i]));
+                    let sum = l.mul_add(sums[i].value(l, q), step, offset);
+                    let out = &mut out[q * dim..][..dim][(p + i) * LANES..];
+                    if let Some(out) = out.first_chunk_mut::<LANES>() {
+                        let sum = l.add(l.load(out), sum);
+                        l.store(out, sum);
+                    } else {
+                        let mut lanes = [0.0; LANES];
+                        l.store(&mut lanes, sum);
+                        out.iter_mut().zip(lanes).for_each(|(out, v)| *out += v);
+                    }
                 }
             }
             p += N;
         }
         p
+    }
+
+    /// Sums of `N` panels from `p` on, which are in these groups.
+    #[inline(always)]
+    fn sums<L: Wide, const BITS: usize, const Q: usize, const N: usize>(
+        &self,
+        l: L,
+        p: usize,
+        group: [usize; N],
+    ) -> [Sums<L, Q, 1>; N] {
+        let (fields, panels) = (8 / BITS, self.page.dim.div_ceil(LANES));
+        let row = self.work.blocks() * Q;
+        let planes: [&[Planes]; N] =
+            std::array::from_fn(|i| &self.work.planes()[group[i] * row..][..row]);
+        // Planes of tokens, four bytes at a time; those behind the last token are 0.
+        let token_lines = (self.tokens / (4 * fields)).min(self.page.lines.len() / panels);
+        let lines = &self.page.lines[..token_lines * panels];
+        let mut sums = [Sums::<L, Q, 1>::zero(l); N];
+        let mut ahead = self.ahead.wrapping_add(p);
+        for (b, lines) in lines.chunks(16 / fields * panels).enumerate() {
+            let planes: [&[Planes; Q]; N] =
+                std::array::from_fn(|i| planes[i][b * Q..].first_chunk().expect("Q queries"));
+            for (k, lines) in lines.chunks_exact(panels).enumerate() {
+                let lines: &[Line; N] = lines[p..].first_chunk().expect("N panels");
+                for i in 0..N {
+                    ask(ahead.wrapping_add(i).cast());
+                    sums[i].add::<BITS>(l, &lines[i], planes[i], k * fields);
+                }
+                ahead = ahead.wrapping_add(panels);
+            }
+        }
+        sums
     }
 }

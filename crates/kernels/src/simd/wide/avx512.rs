@@ -193,6 +193,26 @@ unsafe impl Wide for Avx512 {
         }
     }
     #[inline(always)]
+    fn planes4(self, x: [__m512; 4], high: &mut [[i8; LANES]; 4], low: &mut [[i8; LANES]; 4]) {
+        // SAFETY: the token proves the features; both arrays have 64 bytes.
+        unsafe {
+            // Packing works within quarters: fours of bytes come out transposed, and are put in order at the end.
+            let a = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1]));
+            let b = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let (half, byte) = (_mm512_set1_epi16(128), _mm512_set1_epi16(255));
+            let h = _mm512_packs_epi16(
+                _mm512_srai_epi16::<8>(_mm512_add_epi16(a, half)),
+                _mm512_srai_epi16::<8>(_mm512_add_epi16(b, half)),
+            );
+            let l = _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte));
+            let to: *mut __m512i = high.as_mut_ptr().cast();
+            _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, h));
+            let to: *mut __m512i = low.as_mut_ptr().cast();
+            _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, l));
+        }
+    }
+    #[inline(always)]
     fn expand(self, mask: u16, v: __m512) -> __m512 {
         // SAFETY: the token proves the features.
         unsafe { _mm512_maskz_expand_ps(mask, v) }
@@ -201,6 +221,15 @@ unsafe impl Wide for Avx512 {
     fn expand_f16(self, mask: u16, v: &[u8; 2 * LANES]) -> __m512 {
         // SAFETY: the token proves the features; 32 bytes are there.
         unsafe { _mm512_cvtph_ps(spread_16(mask, _mm256_loadu_si256(v.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn expand_f16_pair(self, mask: u32, v: &[u8; 4 * LANES]) -> [__m512; 2] {
+        // SAFETY: the token proves the features; 64 bytes are there.
+        unsafe {
+            let words = spread_32(mask, _mm512_loadu_si512(v.as_ptr().cast()));
+            let high = _mm512_extracti64x4_epi64::<1>(words);
+            [_mm512_cvtph_ps(_mm512_castsi512_si256(words)), _mm512_cvtph_ps(high)]
+        }
     }
     #[inline(always)]
     fn expand_bf16(self, mask: u32, v: &[u8; 4 * LANES]) -> [__m512; 2] {

@@ -106,12 +106,28 @@ pub(crate) unsafe trait Wide: Token {
     fn max_abs(self, a: Self::F, b: Self::F) -> Self::F;
     /// `x` rounded to integers of at most [`LEVELS`], as `256 * high + low`.
     fn planes(self, x: Self::F, high: &mut [i8; LANES], low: &mut [i8; LANES]);
+    /// [`Wide::planes`] of 64 numbers.
+    #[inline(always)]
+    fn planes4(self, x: [Self::F; 4], high: &mut [[i8; LANES]; 4], low: &mut [[i8; LANES]; 4]) {
+        for i in 0..4 {
+            self.planes(x[i], &mut high[i], &mut low[i]);
+        }
+    }
     /// Spreads the first lanes of `v` to the places of the bits of `mask`; the others are 0.
     fn expand(self, mask: u16, v: Self::F) -> Self::F;
     /// [`Wide::expand`] of values in 16 bits: 16 of them can be read.
     #[inline(always)]
     fn expand_f16(self, mask: u16, v: &[u8; 2 * LANES]) -> Self::F {
         self.expand(mask, self.load_f16(v))
+    }
+    /// [`Wide::expand`] of 32 values: the first 16 lanes, the others.
+    #[inline(always)]
+    fn expand_f16_pair(self, mask: u32, v: &[u8; 4 * LANES]) -> [Self::F; 2] {
+        let first = mask as u16;
+        let at = 2 * first.count_ones() as usize;
+        let second = v[at..].first_chunk().expect("at most half went before");
+        let low = self.expand_f16(first, v.first_chunk().expect("half of the bytes"));
+        [low, self.expand_f16((mask >> 16) as u16, second)]
     }
     /// [`Wide::expand`] of 32 values: even and odd lanes.
     #[inline(always)]
