@@ -140,7 +140,7 @@ fn every_instruction_set_multiplies_alike() {
                             rows.mix_on(isa, w, n, 0..n, out.view_mut());
                             (out, exact)
                         };
-                        near(&out, &exact, &format!("{isa} {shape:?} {n} {queries}"));
+                        near_rows(&out, &exact, &format!("{isa} {shape:?} {n} {queries}"));
                     }
                 }
             }
@@ -167,7 +167,7 @@ fn full_pages_reserve_what_they_hold() {
     }
 }
 
-fn near(found: &Array2<f32>, exact: &Array2<f32>, what: &str) {
+fn near_rows(found: &Array2<f32>, exact: &Array2<f32>, what: &str) {
     for (found, exact) in found.rows().into_iter().zip(exact.rows()) {
         let largest = exact.iter().fold(0.0f32, |a, b| a.max(b.abs()));
         for (found, exact) in found.iter().zip(exact) {

@@ -1,6 +1,6 @@
 use std::sync::OnceLock;
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, s};
 use tensorpress_tensor::{DType, Error, Result, linalg, ndarray};
 
 use super::wire::{Read, put_count};
@@ -103,7 +103,12 @@ impl Plane {
         let rows = flat(x)?;
         let mean = rows.mean_axis(ndarray::Axis(0)).expect("tokens");
         let centred = &rows - &mean;
-        let (variances, vectors) = principal_order(centred.view())?;
+        let (_, vectors) = principal_order(centred.view())?;
+        let unseen = unseen(centred.view())?;
+        let square = |y: ndarray::ArrayView1<'_, f32>| {
+            y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / tokens as f64
+        };
+        let variances: Vec<f64> = unseen.columns().into_iter().map(square).collect();
         let budget = (bits * width as f64).floor() as usize;
         let bits = allocate(&variances, budget, most);
         let held: Vec<usize> = (0..width).filter(|i| bits[*i] > 0 && variances[*i] > 0.0).collect();
@@ -120,13 +125,14 @@ impl Plane {
         for (mut row, i) in plane.basis.rows_mut().into_iter().zip(&held) {
             row.assign(&vectors.column(*i).mapv(|v| DType::F16.round(v as f32)));
         }
-        let codes = plane.codes(rows.view());
-        let count = |(codes, bits): (ndarray::ArrayView1<'_, u8>, &u32)| {
+        let count = |(component, i): (usize, &usize)| {
+            let (bits, step) = (plane.bits[component], plane.step(component));
             let mut counts = vec![0u64; 1 << bits];
-            codes.iter().for_each(|code| counts[usize::from(*code)] += 1);
+            let codes = unseen.column(*i).into_iter().map(|y| code(y / step, bits));
+            codes.for_each(|code| counts[usize::from(code)] += 1);
             counts
         };
-        plane.counts = codes.columns().into_iter().zip(&plane.bits).map(count).collect();
+        plane.counts = held.iter().enumerate().map(count).collect();
         plane.tables = tables(&plane.counts)?;
         Ok(plane)
     }
@@ -176,6 +182,18 @@ impl Plane {
         let rows = rows.into_shape_with_order((tokens, self.heads, self.dim));
         Ok(rows.expect("as many channels"))
     }
+}
+
+/// Each token's components `[tokens, width]` on directions that it had no part in: those of every second token for the others.
+/// Few tokens have directions that suit themselves best; what a page will hold is not among them.
+fn unseen(rows: ArrayView2<'_, f32>) -> Result<Array2<f32>> {
+    let mut components = Array2::zeros(rows.dim());
+    for fold in [0, 1] {
+        let (_, vectors) = principal_order(rows.slice(s![1 - fold..;2, ..]))?;
+        let others = rows.slice(s![fold..;2, ..]).dot(&vectors.mapv(|v| v as f32));
+        components.slice_mut(s![fold..;2, ..]).assign(&others);
+    }
+    Ok(components)
 }
 
 /// Tables of counts: every code keeps a part, met or not.
