@@ -9,8 +9,8 @@ use tensorpress_tensor::{Error, Result};
 
 use super::{
     Accumulated, Capacity, Chunked, Compactor, Decayed, ExpectedAttention, GlobalLocal,
-    KeyDifference, KeyNorm, LagRelative, LastQuery, Leverages, Probes, QueryFilter, QueryWindow, Question,
-    Random, Recency, RetrievalWindow, Rungs, Score,
+    KeyDifference, KeyNorm, LagRelative, LastQuery, Leverages, Probes, QueryFilter, QueryWindow,
+    Question, Random, Recency, RetrievalWindow, Rungs, Score,
 };
 
 /// `id` beside the parameters.
