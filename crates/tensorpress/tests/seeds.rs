@@ -188,12 +188,13 @@ fn write_caches() {
             let values = matrix(40, 32, seed).into_raw_vec_and_offset().0;
             Array3::from_shape_vec((40, 2, 16), values).unwrap()
         };
+        let demoted = low.is_some();
         if let Some(low) = low {
             layer = layer.with_low(low).unwrap();
         }
         layer.append(tokens(20).view(), tokens(21).view()).unwrap();
         let keep = HeadSlots(vec![(0..40).step_by(3).collect(), (5..40).collect()]);
-        if low.is_some() {
+        if demoted {
             layer.demote(&keep).unwrap();
         } else if name != "int4" {
             layer.retain(&keep).unwrap();
@@ -209,6 +210,13 @@ fn write_caches() {
         ("cache_snapkv", "kivi(bits=4, group=16) | pyramidkv(keep=0.5, window=4, pooling=max)"),
         ("cache_expected", "f16 | expected_attention(bytes=2000, future=4)"),
         ("cache_demoted", "f32 | random(tokens=20) | demote(bits=2)"),
+        ("cache_merged", "f16 | zeromerge(tokens=20, recent=4, stride=2)"),
+        ("cache_gear", "gear(bits=2, group=16, chunk=16, rank=1, window=4, margin=2)"),
+        ("cache_kvquant", "kvquant(bits=3, fit=8, window=4, margin=2)"),
+        ("cache_zipcache", "zipcache(bits=4, chunk=8, window=4, margin=2)"),
+        ("cache_pq", "pq_cache(sub=4, bits=4, fit=16, window=4, margin=2)"),
+        ("cache_projected", "channel_shrink(chunk=8, fit=16, window=4, margin=2)"),
+        ("cache_rotated", "hadamard_int(key_bits=4, value_bits=2, group=16, window=4, margin=2)"),
     ] {
         let recipe: KvRecipe = recipe.parse().unwrap();
         let mut cache = recipe.caches(2, 4, 2, 16).unwrap().remove(1);
