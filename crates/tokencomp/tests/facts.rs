@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 
-/// The second was written without knowledge of the method, and is unchanged since.
-const SETS: [&str; 2] = [include_str!("data/facts.txt"), include_str!("data/facts_blind.txt")];
+/// All but the first were written without knowledge of the method, the third after it was frozen; unchanged since.
+const SETS: [&str; 3] = [
+    include_str!("data/facts.txt"),
+    include_str!("data/facts_blind.txt"),
+    include_str!("data/facts_third.txt"),
+];
 
 /// Words that say nothing about a topic.
 const COMMON: &str = "a about after all an and are as at be been by can did do does for from had has have he her his how in \
@@ -44,6 +48,6 @@ fn questions_do_not_give_their_facts_away() {
         assert!(context.split_whitespace().count() >= 200, "{question}: a few hundred words");
         checked += 1;
     }
-    assert_eq!(checked, 120);
+    assert_eq!(checked, 160);
     println!("checked: {checked} facts");
 }
