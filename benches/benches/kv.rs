@@ -107,7 +107,8 @@ fn forms(heads: usize, tokens: usize, test: bool) {
         ("mustafar 70%", StoreForm::Bitmap(Bitmap::new(0.7))),
         ("... of bf16", StoreForm::Bitmap(Bitmap::new(0.7).with_dtype(DType::BF16))),
     ];
-    let layers: Vec<Layer> = forms.iter().map(|(_, form)| layer(heads, tokens, form.clone())).collect();
+    let layers: Vec<Layer> =
+        forms.iter().map(|(_, form)| layer(heads, tokens, form.clone())).collect();
     let q = noise(1, heads, 3).mapv(|q| 8.0 * q);
     let mut out = Array3::zeros(q.raw_dim());
     let mut scratch = Scratch::default();

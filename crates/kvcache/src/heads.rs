@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
+use crate::factor::symmetric_eigen;
 use ndarray::{Array2, ArrayView2, Axis};
-use tensorpress_tensor::linalg::symmetric_eigen;
 use tensorpress_tensor::{Error, Result, ndarray};
 
 /// How much of its attention a head pays, on a text of `period` random tokens said again and again, to what is the same as

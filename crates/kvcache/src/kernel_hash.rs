@@ -1,11 +1,10 @@
 //! Attention over signs (EcoFormer, Liu et al., 2022): queries and keys become a few bits each, fitted to what attention
 //! looks at, and attention becomes sums over them, linear in the number of tokens.
 
+use crate::factor::{Triangle, cholesky_damped, invert_triangular, symmetric_eigen};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::linalg::{
-    Par, SplitMix, Triangle, cholesky_damped, invert_triangular, symmetric_eigen,
-};
+use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::{Error, Result, ndarray};
 
 /// How hashing is fitted.

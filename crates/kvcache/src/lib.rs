@@ -11,6 +11,7 @@ pub mod budget;
 mod cache;
 mod caches;
 mod deferred;
+mod factor;
 mod halves;
 pub mod heads;
 pub mod kernel_hash;

@@ -1,8 +1,8 @@
 //! Multi-head latent attention from the matrices of other attention, in closed form (X-EcoMLA, Li et al., 2025): what a
 //! short distillation starts from. Rows of matrices are outputs, `[out, in]`; heads lie one behind the other.
 
+use crate::factor::{Svd, svd};
 use ndarray::{Array2, ArrayView2, Axis, s};
-use tensorpress_tensor::linalg::{Svd, svd};
 use tensorpress_tensor::{Error, Result, ndarray};
 
 /// Attention whose matrices are taken over.

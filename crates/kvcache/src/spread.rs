@@ -10,6 +10,7 @@ use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result};
 
 use crate::budget::{HeadBudget, LayerAt, LayerBudget};
+use crate::factor;
 use crate::heads::{best, entropy_classes, matrix_entropy};
 use crate::score::Held;
 
@@ -173,6 +174,7 @@ impl HeadBudget for EntropyHeads {
     }
 
     fn check(&self) -> Result<()> {
+        factor::check(self.id())?;
         if !(1..=1 << 16).contains(&self.classes) {
             let classes = self.classes;
             return Err(Error::invalid(format!("classes = {classes}: allowed are 1 to 65536")));

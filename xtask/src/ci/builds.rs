@@ -63,6 +63,7 @@ pub fn features() -> Verdict {
     // With all of the workspace, so that what others need is as clippy has checked it.
     execute(&mut cargo(&["check", "--workspace", "--features", "tensorpress-cli/hub"]))?;
     execute(&mut cargo(&["check", "-p", "tensorpress", "--no-default-features"]))?;
+    execute(&mut cargo(&["check", "-p", "tensorpress-kvcache", "--no-default-features"]))?;
     let pages = ["check", "-p", "tensorpress", "--no-default-features", "--features", "report"];
     execute(&mut cargo(&pages))?;
     PASSED

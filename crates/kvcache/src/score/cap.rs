@@ -1,6 +1,7 @@
+use crate::factor::{self, Triangle, cholesky, solve_triangular};
 use ndarray::{Array1, Array2};
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::linalg::{Par, Triangle, cholesky, solve_triangular};
+use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result, ndarray};
 
@@ -78,6 +79,7 @@ impl Score for Capacity {
     }
 
     fn check(&self) -> Result<()> {
+        factor::check(self.id())?;
         super::expected::check_future(self.future)?;
         if !(self.tau.is_finite() && self.tau >= 0.0) {
             return Err(Error::invalid(format!(

@@ -1,9 +1,10 @@
 use std::ops::Range;
 
+use crate::factor::{self, Triangle, cholesky_damped, solve_triangular};
 use ndarray::{Array2, ArrayView2, Axis, s};
 use serde::{Deserialize, Serialize};
 use tensorpress_tensor::kernels::{Isa, attention};
-use tensorpress_tensor::linalg::{Par, Triangle, cholesky_damped, gaussian, solve_triangular};
+use tensorpress_tensor::linalg::{Par, gaussian};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result, ndarray};
 
@@ -223,6 +224,7 @@ impl Score for Compactor {
     }
 
     fn check(&self) -> Result<()> {
+        factor::check(self.id())?;
         for (key, value) in [("chunk", self.chunk), ("queries", self.queries)] {
             if value == 0 {
                 return Err(Error::invalid(format!("{key} = 0: at least 1")));

@@ -1,6 +1,6 @@
+use crate::factor::{self, svd};
 use ndarray::{Array1, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::linalg::svd;
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, Result, ndarray};
 
@@ -58,6 +58,7 @@ impl Score for QueryFilter {
     }
 
     fn check(&self) -> Result<()> {
+        factor::check(self.id())?;
         if self.filters.is_empty() && self.queries == 0 {
             return Err(Error::invalid("queries = 0: at least 1, or filters"));
         }

@@ -2,9 +2,10 @@
 
 use std::sync::OnceLock;
 
+use crate::factor::{self, Triangle};
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate, s};
 use tensorpress_tensor::cluster::optimal_levels;
-use tensorpress_tensor::linalg::{self, Par, Triangle};
+use tensorpress_tensor::linalg::Par;
 use tensorpress_tensor::{Result, ndarray};
 
 use crate::page::Rotation;
@@ -18,10 +19,10 @@ pub(super) fn ridge(x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>, ridge: f64) 
         let mut moments = x.t().dot(&x);
         let mean = moments.diag().sum() / moments.nrows().max(1) as f64;
         moments.diag_mut().mapv_inplace(|v| v + ridge * mean);
-        let lower = linalg::cholesky(moments, Par::Seq)?;
+        let lower = factor::cholesky(moments, Par::Seq)?;
         let mut w = x.t().dot(&y);
-        linalg::solve_triangular(lower.view(), Triangle::Lower, w.view_mut(), Par::Seq)?;
-        linalg::solve_triangular(lower.t(), Triangle::Upper, w.view_mut(), Par::Seq)?;
+        factor::solve_triangular(lower.view(), Triangle::Lower, w.view_mut(), Par::Seq)?;
+        factor::solve_triangular(lower.t(), Triangle::Upper, w.view_mut(), Par::Seq)?;
         Ok(w)
     };
     let half = |v: f64| tensorpress_tensor::DType::F16.round(v as f32).clamp(-65504.0, 65504.0);

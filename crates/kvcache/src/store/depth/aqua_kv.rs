@@ -405,6 +405,7 @@ impl JointForm for AquaKv {
     }
 
     fn check(&self, shape: KvShape, _: usize) -> Result<()> {
+        crate::factor::check(self.id())?;
         check_bits("bits", self.bits, 1..=8)?;
         check_bits("first_bits", self.first_bits, 1..=8)?;
         check_count("chunk", self.chunk, 1..=4096)?;
@@ -464,6 +465,7 @@ impl JointForm for AquaKv {
         prefix: &str,
         source: &dyn PartSource,
     ) -> Result<Arc<dyn JointPage>> {
+        crate::factor::check(self.id())?;
         check_bits("bits", self.bits, 1..=8)?;
         check_bits("first_bits", self.first_bits, 1..=8)?;
         let size = Size::read(&group, json)?;

@@ -1,9 +1,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::factor;
 use ndarray::{Array2, Array3, ArrayView2, ArrayViewMut2, Axis, s};
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::linalg;
 use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Error, PartKind, Result, ndarray};
@@ -91,7 +91,7 @@ pub(super) fn shared(x: ArrayView2<'_, f32>, rank: usize) -> Result<Array2<f32>>
     let x = x.mapv(f64::from);
     let (n, width) = x.dim();
     let moments = if n < width { x.dot(&x.t()) } else { x.t().dot(&x) };
-    let eigen = linalg::symmetric_eigen(moments.view())?;
+    let eigen = factor::symmetric_eigen(moments.view())?;
     let most = eigen.values.last().copied().unwrap_or(0.0).max(0.0);
     let mut directions = Array2::zeros((rank, width));
     for (i, mut direction) in directions.rows_mut().into_iter().enumerate().take(moments.nrows()) {
@@ -187,6 +187,7 @@ impl JointForm for XKv {
     }
 
     fn check(&self, shape: KvShape, _: usize) -> Result<()> {
+        factor::check(self.id())?;
         check_count("group", self.group, 1..=1 << 10)?;
         check_count("chunk", self.chunk, 1..=4096)?;
         check_count("head_dim", shape.head_dim, 1..=1 << 15)?;

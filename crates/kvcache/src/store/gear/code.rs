@@ -143,7 +143,7 @@ pub(super) fn factors(
 
 /// Orthonormal columns of the same span; zeros where they are none.
 fn orthonormal(x: Array2<f32>) -> Array2<f32> {
-    match linalg::qr(x.view()) {
+    match crate::factor::qr(x.view()) {
         Ok(qr) => qr.q,
         Err(_) => Array2::zeros(x.dim()),
     }

@@ -116,6 +116,7 @@ impl PackedForm for Gear {
     type Packed = Coded<GearCode>;
 
     fn check(&self, role: Role, dim: usize) -> Result<()> {
+        crate::factor::check("a residual's factors")?;
         check_bits("bits", self.bits, 2..=8)?;
         check_count("chunk", self.chunk, 1..=4096)?;
         check_dim(role, dim)?;

@@ -1,5 +1,5 @@
+use crate::factor;
 use ndarray::{Array2, ArrayView2, s};
-use tensorpress_tensor::linalg;
 use tensorpress_tensor::{Error, Result, ndarray};
 
 /// The orthonormal basis `[channels, rank]` on which rows `[tokens, channels]` lose least: the leading eigenvectors of their
@@ -38,7 +38,7 @@ pub fn weighted_basis(
 /// Mean squares of rows along their principal directions, and these as columns; the largest first.
 pub(crate) fn principal_order(rows: ArrayView2<'_, f32>) -> Result<(Vec<f64>, Array2<f64>)> {
     let rows = rows.mapv(f64::from);
-    let eigen = linalg::symmetric_eigen((rows.t().dot(&rows) / rows.nrows() as f64).view())?;
+    let eigen = factor::symmetric_eigen((rows.t().dot(&rows) / rows.nrows() as f64).view())?;
     let variances = eigen.values.iter().rev().map(|v| v.max(0.0)).collect();
     Ok((variances, eigen.vectors.slice(s![.., ..;-1]).to_owned()))
 }
@@ -49,7 +49,7 @@ fn leading(moments: ArrayView2<'_, f64>, rank: usize) -> Result<Array2<f32>> {
     if rank == 0 || rank > dim {
         return Err(Error::invalid(format!("rank = {rank}: allowed are 1 to {dim}")));
     }
-    let eigen = linalg::symmetric_eigen(moments)?;
+    let eigen = factor::symmetric_eigen(moments)?;
     let mut basis = eigen.vectors.slice(s![.., dim - rank..]).to_owned();
     basis.invert_axis(ndarray::Axis(1));
     for mut column in basis.columns_mut() {

@@ -107,6 +107,7 @@ impl From<ChannelShrink> for StoreForm {
 
 /// Whether coordinates can have so many bits.
 pub(super) fn check_coordinates(bits: u32, chunk: usize) -> Result<()> {
+    crate::factor::check("a basis")?;
     if bits != 16 && !(2..=8).contains(&bits) {
         return Err(Error::invalid(format!("bits = {bits}: allowed are 2 to 8, and 16")));
     }

@@ -1,5 +1,6 @@
+use crate::factor::{self, Triangle};
 use ndarray::{Array2, ArrayView2, s};
-use tensorpress_tensor::linalg::{self, Par, SplitMix, Triangle};
+use tensorpress_tensor::linalg::{Par, SplitMix};
 use tensorpress_tensor::{Error, Result, ndarray};
 
 /// MatryoshkaKV's refinement of a head's basis, so that the first coordinates serve attention best, whichever number of them
@@ -159,9 +160,9 @@ fn cayley(turn: &Array2<f64>, basis: &Array2<f64>) -> Result<Array2<f64>> {
     let to = (&one - &half).dot(basis);
     // (1 + S)⁻¹ = (1 + SᵀS)⁻¹ (1 + S)ᵀ, whose first factor is positive definite.
     let square = &one + &half.t().dot(&half);
-    let lower = linalg::cholesky(square, Par::Seq)?;
+    let lower = factor::cholesky(square, Par::Seq)?;
     let mut x = (&one + &half).t().dot(&to);
-    linalg::solve_triangular(lower.view(), Triangle::Lower, x.view_mut(), Par::Seq)?;
-    linalg::solve_triangular(lower.t(), Triangle::Upper, x.view_mut(), Par::Seq)?;
+    factor::solve_triangular(lower.view(), Triangle::Lower, x.view_mut(), Par::Seq)?;
+    factor::solve_triangular(lower.t(), Triangle::Upper, x.view_mut(), Par::Seq)?;
     Ok(x)
 }
