@@ -21,6 +21,7 @@ use crate::common::open;
 const FACTS: &str = include_str!("../../../tokencomp/tests/data/facts.txt");
 /// Written without knowledge of the method, and unchanged since.
 const BLIND: &str = include_str!("../../../tokencomp/tests/data/facts_blind.txt");
+const THIRD: &str = include_str!("../../../tokencomp/tests/data/facts_third.txt");
 
 struct Case<'a> {
     question: &'a str,
@@ -186,14 +187,16 @@ impl Attends for Once<'_> {
 }
 
 /// By recipe and by baseline: how many answers, and whole facts, survive at a quarter of MiniLM's tokens. Of the set named by
-/// TENSORPRESS_FACTS, or else of the blind one. Minutes.
+/// TENSORPRESS_FACTS, or else of the one that was written after the method was frozen. Minutes, with SmolLM2-135M-Instruct.
 #[test]
-#[ignore = "minutes; asks for SmolLM2-135M-Instruct in TENSORPRESS_SMOLLM2"]
 fn facts_survive_by_retrieval_heads() {
     let Some(minilm) = data::minilm() else { return };
-    let folder = std::env::var_os("TENSORPRESS_SMOLLM2").expect("TENSORPRESS_SMOLLM2, a folder");
+    let Some(folder) = std::env::var_os("TENSORPRESS_SMOLLM2") else {
+        println!("skipped: TENSORPRESS_SMOLLM2 names no folder of SmolLM2-135M-Instruct");
+        return;
+    };
     let facts = std::env::var_os("TENSORPRESS_FACTS").map(std::fs::read_to_string);
-    let facts = facts.map_or(BLIND.to_owned(), |text| text.expect("a file of facts"));
+    let facts = facts.map_or(THIRD.to_owned(), |text| text.expect("a file of facts"));
     let cases = cases(&facts);
     let source = open(&folder).unwrap();
     let (decoder, own) =
@@ -248,6 +251,7 @@ fn facts_survive_by_retrieval_heads() {
     let best = survived[0][0];
     let baselines = survived[4..].iter().map(|[answer, _]| *answer).max();
     assert!(Some(best) > baselines, "{survived:?}");
+    assert!(10 * best >= 8 * cases.len(), "{survived:?}");
 }
 
 /// What was frozen before the third set was written.
