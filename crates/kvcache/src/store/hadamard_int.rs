@@ -3,10 +3,9 @@ use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Error, Result};
 
-use super::StoreForm;
 use super::form::check_int;
 use super::int::{Axis, IntRows, IntShape, Role};
-use super::own::{PackedForm, Place, form, half_of, row};
+use super::own::{PackedForm, Place, exact_tail, half_of, row};
 use super::rotated::Rotated;
 use crate::stage::KvPart;
 
@@ -55,13 +54,6 @@ impl HadamardInt {
         self
     }
 
-    /// Sets how many of the newest tokens are exact.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
-        self
-    }
-
     fn shape(&self, (role, _, dim): Place) -> IntShape {
         let bits = if role == Role::Keys { self.key_bits } else { self.value_bits };
         let (axis, group, dtype) = (Axis::Token, self.group.min(dim), self.scales);
@@ -69,11 +61,7 @@ impl HadamardInt {
     }
 }
 
-impl From<HadamardInt> for StoreForm {
-    fn from(own: HadamardInt) -> Self {
-        form(own)
-    }
-}
+exact_tail!(HadamardInt);
 
 impl PackedForm for HadamardInt {
     const ID: &'static str = "hadamard_int";

@@ -64,6 +64,98 @@ pub(crate) trait PackedForm:
     ) -> Result<Self::Packed>;
 }
 
+/// A form whose rows are those of a [`Code`]; the rest as [`PackedForm`] has it.
+pub(crate) trait CodedForm:
+    Debug + Clone + Send + Sync + Serialize + DeserializeOwned + 'static
+{
+    const ID: &'static str;
+    type Code: Code;
+
+    fn check(&self, role: Role, dim: usize) -> Result<()>;
+
+    fn limit(&self) -> f32;
+
+    fn windows(&self) -> [usize; 2];
+
+    fn plain_keys(&self) -> bool {
+        false
+    }
+
+    fn at(&self, _layer: LayerAt) -> Option<Self> {
+        None
+    }
+
+    /// What packs the rows.
+    fn code(&self, place: Place) -> Self::Code;
+}
+
+impl<F: CodedForm> PackedForm for F {
+    const ID: &'static str = <F as CodedForm>::ID;
+    type Packed = Coded<F::Code>;
+
+    fn check(&self, role: Role, dim: usize) -> Result<()> {
+        CodedForm::check(self, role, dim)
+    }
+
+    fn limit(&self) -> f32 {
+        CodedForm::limit(self)
+    }
+
+    fn windows(&self) -> [usize; 2] {
+        CodedForm::windows(self)
+    }
+
+    fn plain_keys(&self) -> bool {
+        CodedForm::plain_keys(self)
+    }
+
+    fn at(&self, layer: LayerAt) -> Option<Self> {
+        CodedForm::at(self, layer)
+    }
+
+    fn packed(&self, place: Place) -> Self::Packed {
+        Coded::new(self.code(place))
+    }
+
+    fn read(
+        &self,
+        place: Place,
+        json: &Json,
+        prefix: &str,
+        source: &dyn PartSource,
+    ) -> Result<Self::Packed> {
+        Coded::read(json, self.code(place), prefix, source)
+    }
+}
+
+/// What every form with an exact window has: how that is set, and the way to a [`StoreForm`].
+macro_rules! exact_tail {
+    ($form:ty) => {
+        impl $form {
+            /// Sets how many of the newest tokens are exact.
+            #[must_use]
+            pub fn with_window(mut self, tokens: usize) -> Self {
+                self.window = tokens;
+                self
+            }
+
+            /// Sets how many of the newest tokens can be taken back exactly.
+            #[must_use]
+            pub fn with_margin(mut self, tokens: usize) -> Self {
+                self.margin = tokens;
+                self
+            }
+        }
+
+        impl From<$form> for $crate::store::StoreForm {
+            fn from(own: $form) -> Self {
+                $crate::store::own::form(own)
+            }
+        }
+    };
+}
+pub(crate) use exact_tail;
+
 /// A [`PackedForm`] as a [`Form`].
 #[derive(Debug)]
 pub(crate) struct Shelf<F>(pub(crate) F);
@@ -134,16 +226,6 @@ impl<F: PackedForm> Form for Shelf<F> {
 /// As a form of a layer.
 pub(crate) fn form(form: impl PackedForm) -> StoreForm {
     StoreForm::Own(Arc::new(Shelf(form)))
-}
-
-/// Reads rows of a code.
-pub(crate) fn read_coded<C: Code>(
-    code: C,
-    json: &Json,
-    prefix: &str,
-    source: &dyn PartSource,
-) -> Result<Coded<C>> {
-    Coded::read(json, code, prefix, source)
 }
 
 /// The stage of a form.

@@ -70,6 +70,8 @@ impl Default for AquaKv {
     }
 }
 
+super::paged!(AquaKv);
+
 impl AquaKv {
     /// Sets the bits of a code, and of one of the first layer.
     #[must_use]
@@ -96,20 +98,6 @@ impl AquaKv {
     #[must_use]
     pub fn with_sinks(mut self, tokens: usize) -> Self {
         self.sinks = tokens;
-        self
-    }
-
-    /// Sets the tokens of a page.
-    #[must_use]
-    pub fn with_chunk(mut self, tokens: usize) -> Self {
-        self.chunk = tokens;
-        self
-    }
-
-    /// Sets how many of the newest tokens are exact.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
         self
     }
 }

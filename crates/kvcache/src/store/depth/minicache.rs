@@ -63,6 +63,8 @@ impl Default for MiniCache {
     }
 }
 
+super::paged!(MiniCache);
+
 impl MiniCache {
     /// Sets where the direction lies.
     #[must_use]
@@ -89,20 +91,6 @@ impl MiniCache {
     #[must_use]
     pub fn with_bits(mut self, bits: u32) -> Self {
         self.bits = bits;
-        self
-    }
-
-    /// Sets the tokens of a page.
-    #[must_use]
-    pub fn with_chunk(mut self, tokens: usize) -> Self {
-        self.chunk = tokens;
-        self
-    }
-
-    /// Sets how many of the newest tokens are exact.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
         self
     }
 

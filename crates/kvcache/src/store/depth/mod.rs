@@ -9,6 +9,35 @@ mod sheet;
 mod tests;
 mod xkv;
 
+/// How tokens become pages, of every form of this module.
+macro_rules! paged {
+    ($form:ty) => {
+        impl $form {
+            /// Sets the tokens of a page.
+            #[must_use]
+            pub fn with_chunk(mut self, tokens: usize) -> Self {
+                self.chunk = tokens;
+                self
+            }
+
+            /// Sets how many of the newest tokens are exact.
+            #[must_use]
+            pub fn with_window(mut self, tokens: usize) -> Self {
+                self.window = tokens;
+                self
+            }
+
+            /// Sets how many of the newest tokens can be taken back exactly.
+            #[must_use]
+            pub fn with_margin(mut self, tokens: usize) -> Self {
+                self.margin = tokens;
+                self
+            }
+        }
+    };
+}
+use paged;
+
 pub use aqua_kv::AquaKv;
 pub use kvsharer::{dissimilar_pairs, share_layers};
 pub use minicache::{MiniCache, Unmerged};

@@ -48,6 +48,8 @@ impl Default for XKv {
     }
 }
 
+super::paged!(XKv);
+
 impl XKv {
     /// Sets how many layers share directions.
     #[must_use]
@@ -60,20 +62,6 @@ impl XKv {
     #[must_use]
     pub fn with_coordinates(mut self, keys: f64, values: f64) -> Self {
         (self.keys, self.values) = (keys, values);
-        self
-    }
-
-    /// Sets the tokens of a page.
-    #[must_use]
-    pub fn with_chunk(mut self, tokens: usize) -> Self {
-        self.chunk = tokens;
-        self
-    }
-
-    /// Sets how many of the newest tokens are exact.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
         self
     }
 

@@ -1,16 +1,14 @@
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Error, Result};
 
 use super::GearCode;
 use crate::stage::KvPart;
-use crate::store::coded::Coded;
+use crate::store::Axis;
 use crate::store::int::Role;
 use crate::store::own::{
-    PackedForm, Place, check_bits, check_count, check_dim, form, half_of, read_coded, row,
+    CodedForm, Place, check_bits, check_count, check_dim, exact_tail, half_of, row,
 };
-use crate::store::{Axis, StoreForm};
 
 /// GEAR (Kang et al., 2024): X as Q + S + L, integers (keys by channel, values by token), the largest and smallest entries of
 /// each vector, and factors of few directions for the rest of the error, in chunks of a buffer that is exact until it is full.
@@ -90,30 +88,13 @@ impl Gear {
         self.rank = rank;
         self
     }
-
-    fn code(&self, (role, _, dim): Place) -> GearCode {
-        let (axis, len) = match role {
-            Role::Keys => (Axis::Channel, self.chunk),
-            Role::Values => (Axis::Token, dim),
-        };
-        let most = if self.released { self.bits * self.bits - 1 } else { (1 << self.bits) - 1 };
-        let share = ((len as f64 * self.sparsity / 2.0).round() as usize).max(1);
-        let outliers = self.outliers.unwrap_or(if self.sparsity > 0.0 { share } else { 0 });
-        let Self { chunk, rank, steps, seed, .. } = *self;
-        let group = self.group.min(len);
-        GearCode { dim, chunk, axis, group, most, outliers, rank, steps, seed, dtype: DType::F16 }
-    }
 }
 
-impl From<Gear> for StoreForm {
-    fn from(own: Gear) -> Self {
-        form(own)
-    }
-}
+exact_tail!(Gear);
 
-impl PackedForm for Gear {
+impl CodedForm for Gear {
     const ID: &'static str = "gear";
-    type Packed = Coded<GearCode>;
+    type Code = GearCode;
 
     fn check(&self, role: Role, dim: usize) -> Result<()> {
         crate::factor::check("a residual's factors")?;
@@ -145,18 +126,17 @@ impl PackedForm for Gear {
         [self.window, self.margin]
     }
 
-    fn packed(&self, place: Place) -> Self::Packed {
-        Coded::new(self.code(place))
-    }
-
-    fn read(
-        &self,
-        place: Place,
-        json: &Json,
-        prefix: &str,
-        source: &dyn PartSource,
-    ) -> Result<Self::Packed> {
-        read_coded(self.code(place), json, prefix, source)
+    fn code(&self, (role, _, dim): Place) -> GearCode {
+        let (axis, len) = match role {
+            Role::Keys => (Axis::Channel, self.chunk),
+            Role::Values => (Axis::Token, dim),
+        };
+        let most = if self.released { self.bits * self.bits - 1 } else { (1 << self.bits) - 1 };
+        let share = ((len as f64 * self.sparsity / 2.0).round() as usize).max(1);
+        let outliers = self.outliers.unwrap_or(if self.sparsity > 0.0 { share } else { 0 });
+        let Self { chunk, rank, steps, seed, .. } = *self;
+        let group = self.group.min(len);
+        GearCode { dim, chunk, axis, group, most, outliers, rank, steps, seed, dtype: DType::F16 }
     }
 }
 

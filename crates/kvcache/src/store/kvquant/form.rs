@@ -1,17 +1,13 @@
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Error, Result};
 
 use super::{KvLevels, Levels, NuqCode, Vectors};
 use crate::budget::LayerAt;
 use crate::stage::KvPart;
-use crate::store::StoreForm;
-use crate::store::coded::Coded;
 use crate::store::int::Role;
 use crate::store::own::{
-    Given, PackedForm, PerHead, Place, check_bits, check_count, check_dim, form, half_of,
-    read_coded, row,
+    CodedForm, Given, PerHead, Place, check_bits, check_count, check_dim, exact_tail, half_of, row,
 };
 
 /// KVQuant (Hooper et al., 2024): keys by channel, before rotary embedding where that is known, values by token; levels that
@@ -88,13 +84,6 @@ impl KvQuant {
         self
     }
 
-    /// Sets how many of the newest tokens are exact.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
-        self
-    }
-
     /// Gives levels learnt from calibration data ([`KvLevels::of_keys`], [`KvLevels::of_values`]) for each layer. Heads without
     /// them are held exactly.
     #[must_use]
@@ -102,32 +91,13 @@ impl KvQuant {
         (self.given, self.fit) = (Some(Given::new(layers)), 0);
         self
     }
-
-    fn code(&self, place: Place) -> NuqCode {
-        let (role, _, dim) = place;
-        let vectors = if role == Role::Keys { Vectors::Channels } else { Vectors::Tokens };
-        let Self { bits, outliers, levels, norm, sinks, fit, .. } = *self;
-        let fits = |model: &std::sync::Arc<KvLevels>| {
-            let count = 1 << bits;
-            let ranges = if role == Role::Keys { dim } else { 0 };
-            (model.points.len(), model.levels.len()) == (count, count)
-                && (model.lower.len(), model.upper.len()) == (ranges, ranges)
-        };
-        let model = self.given.as_ref().and_then(|given| given.of(place)).filter(fits);
-        let dtype = DType::F16;
-        NuqCode { dim, vectors, bits, outliers, levels, norm, sinks, fit, dtype, model }
-    }
 }
 
-impl From<KvQuant> for StoreForm {
-    fn from(own: KvQuant) -> Self {
-        form(own)
-    }
-}
+exact_tail!(KvQuant);
 
-impl PackedForm for KvQuant {
+impl CodedForm for KvQuant {
     const ID: &'static str = "kvquant";
-    type Packed = Coded<NuqCode>;
+    type Code = NuqCode;
 
     fn check(&self, role: Role, dim: usize) -> Result<()> {
         check_bits("bits", self.bits, 2..=8)?;
@@ -161,18 +131,19 @@ impl PackedForm for KvQuant {
         Some(Self { given: Some(given), ..self.clone() })
     }
 
-    fn packed(&self, place: Place) -> Self::Packed {
-        Coded::new(self.code(place))
-    }
-
-    fn read(
-        &self,
-        place: Place,
-        json: &Json,
-        prefix: &str,
-        source: &dyn PartSource,
-    ) -> Result<Self::Packed> {
-        read_coded(self.code(place), json, prefix, source)
+    fn code(&self, place: Place) -> NuqCode {
+        let (role, _, dim) = place;
+        let vectors = if role == Role::Keys { Vectors::Channels } else { Vectors::Tokens };
+        let Self { bits, outliers, levels, norm, sinks, fit, .. } = *self;
+        let fits = |model: &std::sync::Arc<KvLevels>| {
+            let count = 1 << bits;
+            let ranges = if role == Role::Keys { dim } else { 0 };
+            (model.points.len(), model.levels.len()) == (count, count)
+                && (model.lower.len(), model.upper.len()) == (ranges, ranges)
+        };
+        let model = self.given.as_ref().and_then(|given| given.of(place)).filter(fits);
+        let dtype = DType::F16;
+        NuqCode { dim, vectors, bits, outliers, levels, norm, sinks, fit, dtype, model }
     }
 }
 

@@ -1,16 +1,13 @@
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Error, Result};
 
 use super::{Codebooks, PqCode};
 use crate::budget::LayerAt;
 use crate::stage::KvPart;
-use crate::store::StoreForm;
-use crate::store::coded::Coded;
 use crate::store::int::Role;
 use crate::store::own::{
-    Given, PackedForm, PerHead, Place, check_bits, check_dim, form, half_of, read_coded, row,
+    CodedForm, Given, PerHead, Place, check_bits, check_dim, exact_tail, half_of, row,
 };
 
 /// Product quantisation (MILLION, Wang et al., 2025): channels in subvectors, each of which is one of few centroids. Attention
@@ -60,13 +57,6 @@ impl PqCache {
         self
     }
 
-    /// Sets how many of the newest tokens are exact.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
-        self
-    }
-
     /// Gives codebooks learnt from calibration data for each layer. Heads without them, or whose are of another shape, are
     /// held exactly.
     #[must_use]
@@ -74,26 +64,13 @@ impl PqCache {
         (self.given, self.fit) = (Some(Given::new(layers)), 0);
         self
     }
-
-    fn code(&self, place: Place) -> PqCode {
-        let Self { sub, bits, fit, seed, .. } = *self;
-        let dim = place.2;
-        let shape = (dim / sub, 1 << bits, sub);
-        let books = self.given.as_ref().and_then(|given| given.of(place));
-        let books = books.filter(|books| books.centroids().dim() == shape);
-        PqCode { dim, sub, bits, fit, seed, books }
-    }
 }
 
-impl From<PqCache> for StoreForm {
-    fn from(own: PqCache) -> Self {
-        form(own)
-    }
-}
+exact_tail!(PqCache);
 
-impl PackedForm for PqCache {
+impl CodedForm for PqCache {
     const ID: &'static str = "pq_cache";
-    type Packed = Coded<PqCode>;
+    type Code = PqCode;
 
     fn check(&self, role: Role, dim: usize) -> Result<()> {
         check_bits("bits", self.bits, 1..=8)?;
@@ -124,18 +101,13 @@ impl PackedForm for PqCache {
         Some(Self { given: Some(given), ..self.clone() })
     }
 
-    fn packed(&self, place: Place) -> Self::Packed {
-        Coded::new(self.code(place))
-    }
-
-    fn read(
-        &self,
-        place: Place,
-        json: &Json,
-        prefix: &str,
-        source: &dyn PartSource,
-    ) -> Result<Self::Packed> {
-        read_coded(self.code(place), json, prefix, source)
+    fn code(&self, place: Place) -> PqCode {
+        let Self { sub, bits, fit, seed, .. } = *self;
+        let dim = place.2;
+        let shape = (dim / sub, 1 << bits, sub);
+        let books = self.given.as_ref().and_then(|given| given.of(place));
+        let books = books.filter(|books| books.centroids().dim() == shape);
+        PqCode { dim, sub, bits, fit, seed, books }
     }
 }
 

@@ -1,6 +1,5 @@
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Error, Result, ndarray};
 
@@ -8,11 +7,9 @@ use super::ProjectedCode;
 use super::code::{Rank, stored};
 use crate::budget::LayerAt;
 use crate::stage::KvPart;
-use crate::store::StoreForm;
-use crate::store::coded::Coded;
 use crate::store::int::Role;
 use crate::store::own::{
-    Given, PackedForm, PerHead, Place, check_count, check_dim, form, half_of, read_coded, row,
+    CodedForm, Given, PerHead, Place, check_count, check_dim, exact_tail, half_of, row,
 };
 
 /// CSKV (Wang et al., 2024): fewer channels for the history, the newest tokens exact. Keys and values of each head are held on
@@ -71,13 +68,6 @@ impl ChannelShrink {
         self
     }
 
-    /// Sets how many of the newest tokens are exact.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
-        self
-    }
-
     /// Gives bases `[channels, coordinates]` for each layer, orthonormal columns, of which as many of the first are taken as are
     /// held. Heads without them, or with fewer columns, are held exactly.
     #[must_use]
@@ -85,25 +75,9 @@ impl ChannelShrink {
         (self.given, self.fit) = (Some(Given::new(layers)), 0);
         self
     }
-
-    fn code(&self, place: Place) -> ProjectedCode {
-        let (role, _, dim) = place;
-        let share = if role == Role::Keys { self.keys } else { self.values };
-        let rank = ((dim as f64 * share).round() as usize).clamp(1, dim);
-        let chunk = if self.bits == 16 { 1 } else { self.chunk };
-        let basis = self.given.as_ref().and_then(|given| given.of(place));
-        let basis = basis.filter(|basis| basis.nrows() == dim && basis.ncols() >= rank);
-        let basis = basis.map(|basis| stored(&basis.slice(ndarray::s![.., ..rank]).to_owned()));
-        let (rank, bits, fit) = (Rank::Of(rank), self.bits, self.fit);
-        ProjectedCode { dim, rank, bits, chunk, fit, basis }
-    }
 }
 
-impl From<ChannelShrink> for StoreForm {
-    fn from(own: ChannelShrink) -> Self {
-        form(own)
-    }
-}
+exact_tail!(ChannelShrink);
 
 /// Whether coordinates can have so many bits.
 pub(super) fn check_coordinates(bits: u32, chunk: usize) -> Result<()> {
@@ -122,9 +96,9 @@ pub(super) fn check_share(key: &str, share: f64) -> Result<()> {
     Err(Error::invalid(format!("{key} = {share}: allowed are shares above 0, up to 1")))
 }
 
-impl PackedForm for ChannelShrink {
+impl CodedForm for ChannelShrink {
     const ID: &'static str = "channel_shrink";
-    type Packed = Coded<ProjectedCode>;
+    type Code = ProjectedCode;
 
     fn check(&self, role: Role, dim: usize) -> Result<()> {
         check_share("keys", self.keys)?;
@@ -152,18 +126,16 @@ impl PackedForm for ChannelShrink {
         Some(Self { given: Some(given), ..self.clone() })
     }
 
-    fn packed(&self, place: Place) -> Self::Packed {
-        Coded::new(self.code(place))
-    }
-
-    fn read(
-        &self,
-        place: Place,
-        json: &Json,
-        prefix: &str,
-        source: &dyn PartSource,
-    ) -> Result<Self::Packed> {
-        read_coded(self.code(place), json, prefix, source)
+    fn code(&self, place: Place) -> ProjectedCode {
+        let (role, _, dim) = place;
+        let share = if role == Role::Keys { self.keys } else { self.values };
+        let rank = ((dim as f64 * share).round() as usize).clamp(1, dim);
+        let chunk = if self.bits == 16 { 1 } else { self.chunk };
+        let basis = self.given.as_ref().and_then(|given| given.of(place));
+        let basis = basis.filter(|basis| basis.nrows() == dim && basis.ncols() >= rank);
+        let basis = basis.map(|basis| stored(&basis.slice(ndarray::s![.., ..rank]).to_owned()));
+        let (rank, bits, fit) = (Rank::Of(rank), self.bits, self.fit);
+        ProjectedCode { dim, rank, bits, chunk, fit, basis }
     }
 }
 

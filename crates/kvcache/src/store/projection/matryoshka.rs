@@ -1,6 +1,5 @@
 use serde::{Deserialize, Serialize};
 use tensorpress_tensor::ndarray::Array2;
-use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Result};
 
@@ -9,12 +8,8 @@ use super::channel_shrink::{check_coordinates, check_share, knobs};
 use super::code::{Rank, stored};
 use crate::budget::LayerAt;
 use crate::stage::KvPart;
-use crate::store::StoreForm;
-use crate::store::coded::Coded;
 use crate::store::int::Role;
-use crate::store::own::{
-    Given, PackedForm, PerHead, Place, check_dim, form, half_of, read_coded, row,
-};
+use crate::store::own::{CodedForm, Given, PerHead, Place, check_dim, exact_tail, half_of, row};
 
 /// MatryoshkaKV (Lin et al., 2024): each head's keys and values on an orthogonal basis of their own, and of each as many of the
 /// first coordinates as it needs.
@@ -72,13 +67,6 @@ impl MatryoshkaProj {
         self
     }
 
-    /// Sets how many of the newest tokens are exact.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
-        self
-    }
-
     /// Gives bases `[channels, coordinates]` for each layer, orthonormal columns, all of which are held: a head's own number.
     /// Heads without them are held exactly.
     #[must_use]
@@ -86,30 +74,13 @@ impl MatryoshkaProj {
         (self.given, self.fit) = (Some(Given::new(layers)), 0);
         self
     }
-
-    fn code(&self, place: Place) -> ProjectedCode {
-        let (role, _, dim) = place;
-        let share = if role == Role::Keys { self.keys } else { self.values };
-        let chunk = if self.bits == 16 { 1 } else { self.chunk };
-        let basis = self.given.as_ref().and_then(|given| given.of(place));
-        let fits = |basis: &std::sync::Arc<Array2<f32>>| {
-            basis.nrows() == dim && (1..=dim).contains(&basis.ncols())
-        };
-        let basis = basis.filter(fits).map(|basis| stored(&basis));
-        let (rank, bits, fit) = (Rank::Energy(share), self.bits, self.fit);
-        ProjectedCode { dim, rank, bits, chunk, fit, basis }
-    }
 }
 
-impl From<MatryoshkaProj> for StoreForm {
-    fn from(own: MatryoshkaProj) -> Self {
-        form(own)
-    }
-}
+exact_tail!(MatryoshkaProj);
 
-impl PackedForm for MatryoshkaProj {
+impl CodedForm for MatryoshkaProj {
     const ID: &'static str = "matryoshka_proj";
-    type Packed = Coded<ProjectedCode>;
+    type Code = ProjectedCode;
 
     fn check(&self, role: Role, dim: usize) -> Result<()> {
         check_share("keys", self.keys)?;
@@ -137,18 +108,17 @@ impl PackedForm for MatryoshkaProj {
         Some(Self { given: Some(given), ..self.clone() })
     }
 
-    fn packed(&self, place: Place) -> Self::Packed {
-        Coded::new(self.code(place))
-    }
-
-    fn read(
-        &self,
-        place: Place,
-        json: &Json,
-        prefix: &str,
-        source: &dyn PartSource,
-    ) -> Result<Self::Packed> {
-        read_coded(self.code(place), json, prefix, source)
+    fn code(&self, place: Place) -> ProjectedCode {
+        let (role, _, dim) = place;
+        let share = if role == Role::Keys { self.keys } else { self.values };
+        let chunk = if self.bits == 16 { 1 } else { self.chunk };
+        let basis = self.given.as_ref().and_then(|given| given.of(place));
+        let fits = |basis: &std::sync::Arc<Array2<f32>>| {
+            basis.nrows() == dim && (1..=dim).contains(&basis.ncols())
+        };
+        let basis = basis.filter(fits).map(|basis| stored(&basis));
+        let (rank, bits, fit) = (Rank::Energy(share), self.bits, self.fit);
+        ProjectedCode { dim, rank, bits, chunk, fit, basis }
     }
 }
 

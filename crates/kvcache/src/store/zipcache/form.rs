@@ -1,16 +1,14 @@
 use serde::{Deserialize, Serialize};
-use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Result};
 
 use super::{Norm, Separable};
 use crate::stage::KvPart;
-use crate::store::coded::Coded;
+use crate::store::Axis;
 use crate::store::int::Role;
 use crate::store::own::{
-    PackedForm, Place, check_bits, check_count, check_dim, form, half_of, read_coded, row,
+    CodedForm, Place, check_bits, check_count, check_dim, exact_tail, half_of, row,
 };
-use crate::store::{Axis, StoreForm};
 
 /// ZipCache's integers (He et al., 2024): chunks of tokens with a grid for each channel of the keys, and for each token of the
 /// values once every channel is divided by a norm of its own.
@@ -69,13 +67,6 @@ impl ZipCache {
         self
     }
 
-    /// Sets how many of the newest tokens are exact besides.
-    #[must_use]
-    pub fn with_window(mut self, tokens: usize) -> Self {
-        self.window = tokens;
-        self
-    }
-
     /// Sets what has a grid and what divides the rest, for values: by channel with [`Norm::Mean`] of tokens is the released
     /// code's way.
     #[must_use]
@@ -90,25 +81,13 @@ impl ZipCache {
         (self.keys, self.key_norm) = (axis, norm);
         self
     }
-
-    fn code(&self, (role, _, dim): Place) -> Separable {
-        let (axis, norm) = match role {
-            Role::Keys => (self.keys, self.key_norm),
-            Role::Values => (self.values, self.value_norm),
-        };
-        Separable { dim, chunk: self.chunk, bits: self.bits, axis, norm, dtype: self.scales }
-    }
 }
 
-impl From<ZipCache> for StoreForm {
-    fn from(own: ZipCache) -> Self {
-        form(own)
-    }
-}
+exact_tail!(ZipCache);
 
-impl PackedForm for ZipCache {
+impl CodedForm for ZipCache {
     const ID: &'static str = "zipcache";
-    type Packed = Coded<Separable>;
+    type Code = Separable;
 
     fn check(&self, role: Role, dim: usize) -> Result<()> {
         check_bits("bits", self.bits, 1..=8)?;
@@ -125,18 +104,12 @@ impl PackedForm for ZipCache {
         [self.window, self.margin]
     }
 
-    fn packed(&self, place: Place) -> Self::Packed {
-        Coded::new(self.code(place))
-    }
-
-    fn read(
-        &self,
-        place: Place,
-        json: &Json,
-        prefix: &str,
-        source: &dyn PartSource,
-    ) -> Result<Self::Packed> {
-        read_coded(self.code(place), json, prefix, source)
+    fn code(&self, (role, _, dim): Place) -> Separable {
+        let (axis, norm) = match role {
+            Role::Keys => (self.keys, self.key_norm),
+            Role::Values => (self.values, self.value_norm),
+        };
+        Separable { dim, chunk: self.chunk, bits: self.bits, axis, norm, dtype: self.scales }
     }
 }
 
