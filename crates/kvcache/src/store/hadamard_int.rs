@@ -3,15 +3,17 @@ use tensorpress_tensor::node::{Json, PartSource};
 use tensorpress_tensor::stage::{Keys, Knobs, Row};
 use tensorpress_tensor::{DType, Error, Result};
 
+use super::centred::Centred;
 use super::form::check_int;
 use super::int::{Axis, IntRows, IntShape, Role};
-use super::own::{PackedForm, Place, exact_tail, half_of, row};
+use super::own::{PackedForm, Place, check_count, exact_tail, half_of, row};
 use super::rotated::Rotated;
 use crate::stage::KvPart;
 
 /// Integers behind a rotation: signs drawn from a seed and a Hadamard matrix spread what single channels stand out by, and plain
 /// grids of each token and run of channels do for keys as well as for values (QuaRot, Ashkboos et al., 2024). Attention rotates
-/// queries and sums, not the tokens.
+/// queries and sums, not the tokens. Of keys a mean of the tokens before is taken off first, for only what differs from it
+/// changes what is looked at (SageAttention, Zhang et al., 2025); the first tokens, which are unlike the rest, stay exact.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HadamardInt {
@@ -27,15 +29,30 @@ pub struct HadamardInt {
     pub scales: DType,
     /// Of the signs.
     pub seed: u64,
+    /// First tokens that stay exact.
+    #[serde(default)]
+    pub sinks: usize,
+    /// Keys are packed less a mean that moves with them.
+    #[serde(default)]
+    pub centre: bool,
     /// Newest tokens that can be taken back exactly.
     pub margin: usize,
 }
 
 impl Default for HadamardInt {
-    /// 4 bits in groups of 32, f16 scales, a window and a margin of 32.
+    /// 4 bits in groups of 32, f16 scales, centred keys, 4 exact tokens first, a window and a margin of 16.
     fn default() -> Self {
-        let (key_bits, value_bits, scales) = (4, 4, DType::F16);
-        Self { key_bits, value_bits, group: 32, window: 32, scales, seed: 0, margin: 32 }
+        Self {
+            key_bits: 4,
+            value_bits: 4,
+            group: 32,
+            window: 16,
+            scales: DType::F16,
+            seed: 0,
+            sinks: 4,
+            centre: true,
+            margin: 16,
+        }
     }
 }
 
@@ -54,6 +71,25 @@ impl HadamardInt {
         self
     }
 
+    /// Sets how many of the first tokens stay exact.
+    #[must_use]
+    pub fn with_sinks(mut self, tokens: usize) -> Self {
+        self.sinks = tokens;
+        self
+    }
+
+    /// Sets whether a mean is taken off the keys.
+    #[must_use]
+    pub fn with_centre(mut self, centre: bool) -> Self {
+        self.centre = centre;
+        self
+    }
+
+    /// Exact first rows, and the type of means.
+    fn around(&self, role: Role) -> (usize, Option<DType>) {
+        (self.sinks, (self.centre && role == Role::Keys).then_some(self.scales))
+    }
+
     fn shape(&self, (role, _, dim): Place) -> IntShape {
         let bits = if role == Role::Keys { self.key_bits } else { self.value_bits };
         let (axis, group, dtype) = (Axis::Token, self.group.min(dim), self.scales);
@@ -65,18 +101,19 @@ exact_tail!(HadamardInt);
 
 impl PackedForm for HadamardInt {
     const ID: &'static str = "hadamard_int";
-    type Packed = Rotated<IntRows>;
+    type Packed = Centred<Rotated<IntRows>>;
 
     fn check(&self, role: Role, dim: usize) -> Result<()> {
+        check_count("sinks", self.sinks, 0..=1 << 20)?;
         check_int(&self.shape((role, 0, dim))).map_err(|e| {
             let key = if role == Role::Keys { "key" } else { "value" };
             Error::new(e.kind(), format!("{key}s: {}", e.message()))
         })
     }
 
-    /// Rotated, a number can be the sum of all channels.
+    /// Rotated, a number can be the sum of all channels; centred, it can be twice as large.
     fn limit(&self) -> f32 {
-        half_of(self.scales) / 32.0
+        half_of(self.scales) / 64.0
     }
 
     fn windows(&self) -> [usize; 2] {
@@ -88,7 +125,9 @@ impl PackedForm for HadamardInt {
     }
 
     fn packed(&self, place: Place) -> Self::Packed {
-        Rotated::new(IntRows::new(self.shape(place)), place.0, self.seed)
+        let rows = Rotated::new(IntRows::new(self.shape(place)), place.0, self.seed);
+        let (sinks, means) = self.around(place.0);
+        Centred::new(rows, sinks, means)
     }
 
     fn read(
@@ -98,8 +137,11 @@ impl PackedForm for HadamardInt {
         prefix: &str,
         source: &dyn PartSource,
     ) -> Result<Self::Packed> {
-        let rows = IntRows::read(json, place.2, prefix, source)?;
-        Ok(Rotated::new(rows, place.0, self.seed))
+        let rows = |json: &Json| {
+            let rows = IntRows::read(json, place.2, prefix, source)?;
+            Ok(Rotated::new(rows, place.0, self.seed))
+        };
+        Centred::read(json, rows, self.around(place.0), prefix, source)
     }
 }
 
@@ -113,6 +155,9 @@ impl Knobs for HadamardInt {
         let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
         keys.choice("scales", &mut self.scales, &types, "type of scales and minima")?;
         keys.int("seed", &mut self.seed, 0..=i64::MAX, "of the signs")?;
+        keys.int("sinks", &mut self.sinks, 0..=1 << 20, "first tokens that stay exact")?;
+        let about = "keys are packed less a mean that moves with them";
+        keys.flag("centre", &mut self.centre, about)?;
         let about = "newest tokens that can be taken back exactly";
         keys.int("margin", &mut self.margin, 0..=1 << 20, about)
     }

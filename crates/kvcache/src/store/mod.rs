@@ -2,6 +2,7 @@
 
 mod attend;
 mod bitmap;
+mod centred;
 mod coded;
 mod depth;
 mod float;

@@ -6,8 +6,9 @@ use tensorpress_tensor::ErrorKind;
 use crate::wire::{read, written};
 use crate::{DIM, HEADS, KV_HEADS, feed, go_on_alike, held, one, total};
 
-const OTHERS: [&str; 8] = [
+const OTHERS: [&str; 9] = [
     "hadamard_int(key_bits=8, value_bits=4)",
+    "hadamard_int(sinks=0, centre=false, window=32)",
     "zipcache(bits=4, chunk=16)",
     "gear(bits=4, chunk=16, group=16)",
     "kvquant(bits=4, fit=32)",
