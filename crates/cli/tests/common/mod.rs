@@ -56,14 +56,25 @@ pub fn demo_text(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/demo").join(name)
 }
 
+/// Names of files and their contents.
+pub type Contents = std::collections::BTreeMap<String, Vec<u8>>;
+
 /// Files of a folder and their contents.
-pub fn contents(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+pub fn contents(folder: &Path) -> Contents {
     let listing = std::fs::read_dir(folder).expect("a folder");
     let read = |entry: std::fs::DirEntry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         (name, std::fs::read(entry.path()).expect("a file"))
     };
     listing.map(|entry| read(entry.expect("an entry"))).collect()
+}
+
+/// Files that are in one of two folders alone, or differ: the name, and how many bytes there are of either.
+fn unlike(mine: &Contents, other: &Contents) -> Vec<String> {
+    let names: std::collections::BTreeSet<_> = mine.keys().chain(other.keys()).collect();
+    let unlike = names.into_iter().filter(|name| mine.get(*name) != other.get(*name));
+    let len = |of: &Contents, name| of.get(name).map(Vec::len);
+    unlike.map(|n| format!("{n}: {:?} and {:?} bytes", len(mine, n), len(other, n))).collect()
 }
 
 /// A path as an argument.
@@ -77,7 +88,7 @@ pub fn killed_comes_to_the_same(
     start: &dyn Fn() -> Command,
     takes: Duration,
     out: &Path,
-    expected: &std::collections::BTreeMap<String, Vec<u8>>,
+    expected: &Contents,
     (kills, mut draw): (usize, u64),
 ) -> usize {
     let (mut killed, mut finished) = (0, 0);
@@ -95,12 +106,12 @@ pub fn killed_comes_to_the_same(
         }
         child.wait().expect("a status");
         if out.exists() {
-            assert!(contents(out) == *expected, "after {killed} kills");
+            assert_eq!(unlike(&contents(out), expected), [""; 0], "after {killed} kills");
             std::fs::remove_dir_all(out).expect("removed");
             finished += 1;
         }
     }
     json(&start().output().expect("the program"));
-    assert!(contents(out) == *expected);
+    assert_eq!(unlike(&contents(out), expected), [""; 0], "after all kills");
     finished
 }
