@@ -60,7 +60,7 @@ impl Cache {
     ///
     /// # Errors
     /// `InvalidArgument` for positions that are not in the context, or drafts that are not settled; `MissingCalibration`
-    /// where the score needs an output projection that it was not told.
+    /// where the score needs an output projection that it was not told. What was said so far is abandoned then.
     pub fn begin_repetition(&mut self, part: Range<usize>) -> Result<()> {
         if let Some(repeating) = &mut self.repeating {
             self.layer = repeating.context.clone();
@@ -78,7 +78,11 @@ impl Cache {
         }
         let sinks = self.policy.as_ref().map_or(0, |(policy, _)| policy.sinks);
         let seen = self.repeating.as_mut().and_then(|repeating| repeating.seen.as_mut());
-        seen.map_or(Ok(()), |seen| seen.begin(part, sinks))
+        let begun = seen.map_or(Ok(()), |seen| seen.begin(part, sinks));
+        if begun.is_err() {
+            self.abandon_repetition();
+        }
+        begun
     }
 
     /// Tells the norms of the hidden states, as attention reads them, of the tokens that are attended next: a [`Repetition`]
@@ -151,13 +155,15 @@ impl Cache {
 
     /// What cannot be while a context is said again.
     pub(crate) fn check_whole(&self, what: &str) -> Result<()> {
-        match self.repeating {
-            None => Ok(()),
-            Some(_) => Err(Error::invalid(format!(
-                "{what} while the context is said again: end or abandon the repetition first"
-            ))),
-        }
+        self.repeating.as_ref().map_or(Ok(()), |_| Err(within(what)))
     }
+}
+
+/// The error for what cannot be while a context is said again.
+pub(crate) fn within(what: &str) -> Error {
+    Error::invalid(format!(
+        "{what} while the context is said again: end or abandon the repetition first"
+    ))
 }
 
 fn reconstruction(layer: &Layer, wanted: &Repetition) -> Result<Reconstruction> {
