@@ -9,8 +9,8 @@ use tensorpress_kvcache::score::{
     Decayed, GlobalLocal, LastQuery, QueryFilter, Score, query_filter,
 };
 use tensorpress_kvcache::{
-    Budget, Cache, Causal, EntropyHeads, HeadList, KvRecipe, KvRegistry, KvShape, KvStore, Layer,
-    LayerAt, LayerBudget, LayerShares, Layers, Policy, StoreForm,
+    Budget, Cache, EntropyHeads, HeadList, KvRecipe, KvRegistry, KvShape, KvStore, Layer, LayerAt,
+    LayerBudget, LayerShares, Layers, Policy, StoreForm,
 };
 use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::{DType, ErrorKind, Scratch, ndarray};

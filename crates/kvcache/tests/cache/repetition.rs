@@ -218,7 +218,7 @@ fn what_cannot_be_is_refused() {
     refused(unpromised, ErrorKind::Unsupported, "kvzip waits until the context");
     let plus: KvRecipe = "kvzip(keep=0.5, plus=true)".parse().expect("a recipe");
     let untold = plus.clone().with_repetition().caches(1, HEADS, KV_HEADS, DIM).map(drop);
-    refused(untold, ErrorKind::MissingCalibration, "kvzip: the layer's output projection");
+    refused(untold, ErrorKind::MissingCalibration, "the layer's output projection");
     let narrow = plus.with_repetition().with_outputs(vec![Arc::new(Array2::zeros((3, DIM)))]);
     refused(
         narrow.caches(1, HEADS, KV_HEADS, DIM).map(drop),

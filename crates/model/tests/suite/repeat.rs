@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tensorpress_kvcache::{Cache, KvRecipe, KvShape, KvStore};
 use tensorpress_model::{
-    Block, Decoder, KvCache, Observer, Passages, Reading, RepeatPrompts, Repeats, SharedInput,
-    Source, ThroughCache, recall,
+    Block, Decoder, KvCache, Observer, Passages, RepeatPrompts, Repeats, SharedInput, Source,
+    ThroughCache, recall,
 };
 use tensorpress_tensor::ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut3};
 use tensorpress_tensor::{Error, ErrorKind, Registry, Result, Scratch};
@@ -341,21 +341,4 @@ fn what_cannot_be_said_again_is_refused() {
     let error = recall(&cached, few, &|_, _| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     assert!(error.message().contains("prefix = 0"), "{error}");
-}
-
-/// What was read is still known when half of it is gone.
-#[test]
-fn half_of_a_passage_recalls_most_of_it() {
-    let model = demo();
-    let passages = Passages::default().with_count(6).with_length(40);
-    let of = |text: &str| {
-        let recipe: KvRecipe = text.parse().expect(text);
-        let cached = ThroughCache::new(&model, &recipe).expect("caches");
-        let cached = cached.with_reading(Reading::default().with_prefix(41).with_step(40));
-        recall(&cached, passages, &|_, _| ()).expect("recalled").share().expect("a gain")
-    };
-    let shares = ["f32", "kvzip(KEEP)", "kvzip(KEEP, plus=true)", "random(KEEP)"]
-        .map(|recipe| of(&recipe.replace("KEEP", "keep=0.5")));
-    println!("checked: recall of the demo model at half: f32, kvzip, plus, random {shares:?}");
-    assert!(shares[1].min(shares[2]) > shares[3], "{shares:?}");
 }
