@@ -8,8 +8,8 @@ use tensorpress::bill::Bill;
 use tensorpress::kvcache::KvRecipe;
 use tensorpress::model::text::Corpus;
 use tensorpress::model::{
-    Decoder, Judged, Judgement, Passages, Reading, Source, ThroughCache, compare, perplexity,
-    recall,
+    Decoder, Judged, Judgement, Passages, Reading, RepeatPrompts, Source, ThroughCache, compare,
+    perplexity, recall,
 };
 
 use crate::args::Eval;
@@ -118,7 +118,11 @@ fn judge(args: &Eval, opened: &Opened) -> Outcome<Verdict> {
     source.need_head()?;
     let segments = text.segments(source, args.bos.into(), args.limits.into())?;
     let kv = args.kv.as_deref().map(kv_recipe).transpose()?;
-    let model = decoder(source)?;
+    let mut model = decoder(source)?;
+    // A model that reads ids has no words to ask with.
+    if let (Some(_), Ok(tokenizer)) = (&kv, source.tokenizer()) {
+        model = model.with_repeat_prompts(RepeatPrompts::of(&tokenizer)?);
+    }
     let cached = match &kv {
         None => None,
         Some(recipe) => {

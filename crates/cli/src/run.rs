@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde::Serialize;
-use tensorpress::model::{Generation, generate};
+use tensorpress::model::{Generation, RepeatPrompts, generate};
 use tensorpress::tensor::linalg::Par;
 
 use crate::args::Run;
@@ -32,6 +32,7 @@ fn run_opened(args: &Run, opened: &Opened) -> Outcome {
     source.need_head()?;
     let tokenizer = source.tokenizer()?.with_bos(args.bos.into())?;
     let model = source.decoder()?.prepack()?;
+    let model = model.with_repeat_prompts(RepeatPrompts::of(&tokenizer)?);
     let mut caches = match &args.kv {
         None => model.cache(),
         Some(kv) => {

@@ -6,6 +6,7 @@ use tensorpress_tensor::{Error, Result, Scratch, ndarray};
 use crate::budget::{Budget, LayerAt};
 use crate::deferred::Drafts;
 use crate::policy::{Action, Policy};
+use crate::repeating::Repeating;
 use crate::score::Held;
 use crate::statistics::Statistics;
 use crate::store::{Bias, Causal, HeadSlots, KvShape, KvStore, Layer, Scoring};
@@ -18,13 +19,16 @@ pub struct Cache {
     pub(crate) at: LayerAt,
     /// Where eviction is put off.
     pub(crate) drafts: Option<Box<Drafts>>,
+    /// While the context is said again.
+    pub(crate) repeating: Option<Box<Repeating>>,
 }
 
 impl Cache {
     /// Everything stays.
     #[must_use]
     pub fn new(layer: Layer) -> Self {
-        Self { layer, policy: None, at: LayerAt { index: 0, of: 1 }, drafts: None }
+        let at = LayerAt { index: 0, of: 1 };
+        Self { layer, policy: None, at, drafts: None, repeating: None }
     }
 
     /// Keeps what a policy says, in layer `at` of a model.
@@ -126,6 +130,9 @@ impl Cache {
             return Err(Error::invalid(format!("{tokens} queries of {held} tokens")));
         };
         let causal = Causal { first, window };
+        if self.repeating.is_some() {
+            return self.repeat(queries, causal, bias, out, scratch);
+        }
         self.look(queries, causal, bias, out, scratch)?;
         if self.drafts.is_some() {
             self.draft_queries(queries, causal, bias);
@@ -169,6 +176,10 @@ impl Cache {
     /// Brings the layer within its budget.
     pub(crate) fn plan(&mut self, decoding: bool) -> Result<()> {
         let Some((policy, statistics)) = &mut self.policy else { return Ok(()) };
+        // Who waits for a repetition acts when it ends, and never else.
+        if statistics.needs().repetition.is_some() && statistics.peaks.is_none() {
+            return Ok(());
+        }
         let shape = self.layer.shape();
         loop {
             let held: usize = (0..shape.kv_heads).map(|h| self.layer.held(h)).sum();
@@ -220,8 +231,9 @@ impl Cache {
     /// Goes back to the first `len` tokens: as if the others had never been.
     ///
     /// # Errors
-    /// As [`KvStore::truncate`]; the cache is then as it was.
+    /// As [`KvStore::truncate`], and `InvalidArgument` within a repetition; the cache is then as it was.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
+        self.check_whole("truncate")?;
         if len != 0 && len < self.layer.len() && len < self.earliest() {
             return Err(Error::unsupported(format!(
                 "truncate to {len}: tokens were evicted, packed or counted since; allowed are 0 and {} to {}",
@@ -243,8 +255,9 @@ impl Cache {
     /// Forgets all slots but these, whatever the policy; what is left counts as settled.
     ///
     /// # Errors
-    /// As [`KvStore::retain`].
+    /// As [`KvStore::retain`], and `InvalidArgument` within a repetition.
     pub fn retain(&mut self, keep: &HeadSlots) -> Result<()> {
+        self.check_whole("retain")?;
         self.layer.retain(keep)?;
         if let Some((_, statistics)) = &mut self.policy {
             statistics.retain(keep);

@@ -26,6 +26,7 @@ pub struct KvRecipe {
     /// One for all layers, or one for each.
     ropes: Vec<Option<Rope>>,
     outputs: Vec<Arc<Array2<f32>>>,
+    repeats: bool,
 }
 
 /// What a line stands for.
@@ -50,7 +51,7 @@ impl KvRecipe {
                 "`{text}`: no policy to change: allowed before the last stage are {policies}"
             )));
         }
-        let recipe = Self { chain, ropes: Vec::new(), outputs: Vec::new() };
+        let recipe = Self { chain, ropes: Vec::new(), outputs: Vec::new(), repeats: false };
         // Whatever does not depend on the model is refused now.
         let built = match recipe.build(2, LayerAt { index: 0, of: 1 }) {
             Err(e) if e.kind() == ErrorKind::MissingCalibration => return Ok(recipe),
@@ -89,6 +90,14 @@ impl KvRecipe {
     #[must_use]
     pub fn with_outputs(mut self, outputs: Vec<Arc<Array2<f32>>>) -> Self {
         self.outputs = outputs;
+        self
+    }
+
+    /// Promises that contexts will be said again to policies that wait for it ([`Cache::begin_repetition`]): those refuse to
+    /// be made without (`Unsupported`), as they would keep everything for ever.
+    #[must_use]
+    pub fn with_repetition(mut self) -> Self {
+        self.repeats = true;
         self
     }
 
@@ -147,12 +156,19 @@ impl KvRecipe {
     /// The cache of one layer, whose heads have a shape of their own.
     ///
     /// # Errors
-    /// As [`KvRecipe::caches`]; `Unsupported` for recipes that hold layers together ([`KvRecipe::together`]).
+    /// As [`KvRecipe::caches`]; `Unsupported` for recipes that hold layers together ([`KvRecipe::together`]), and for those
+    /// that want a repetition nobody promised ([`KvRecipe::with_repetition`]).
     pub fn cache(&self, at: LayerAt, shape: KvShape) -> Result<Cache> {
         let Built { form, joint, policy, low } = self.build(shape.head_dim, at)?;
         if let Some(joint) = joint {
             let id = joint.id();
             return Err(Error::unsupported(format!("{id} holds layers together: not one alone")));
+        }
+        if !self.repeats && policy.as_ref().is_some_and(|p| p.needs().repetition.is_some()) {
+            let name = self.chain.find(KvRole::Policy).map_or("policy", |stage| stage.name());
+            return Err(Error::unsupported(format!(
+                "{name} waits until the context has been said again: whoever holds these caches does not promise that"
+            )));
         }
         let form = form.at(at);
         let turns = |rope: &&Rope| form.plain_keys() && rope.dim() == shape.head_dim;

@@ -6,6 +6,7 @@ use ndarray::{Array2, ArrayView3, s};
 use tensorpress_tensor::{Error, Result, ndarray};
 
 use crate::rope::Rope;
+use crate::score::Repetition;
 use crate::store::{HeadSlots, KvShape, Merged};
 
 /// What a score wants to know beside the keys and values that are held.
@@ -20,6 +21,8 @@ pub struct KvNeeds {
     pub moments: Option<QueryMoments>,
     /// Share of the attention received before that is left after each query, above 0 to 1; all where absent.
     pub fades: Option<f32>,
+    /// The context said again: the policy waits for it.
+    pub repetition: Option<Repetition>,
 }
 
 /// Mean and covariance of queries before rotary embedding. Queries come rotated; they are turned back, which is exact but
@@ -41,11 +44,18 @@ impl KvNeeds {
             mass: self.mass || other.mass,
             moments: self.moments.or(other.moments),
             fades: self.fades.or(other.fades),
+            repetition: self.repetition.or(other.repetition),
         }
     }
 
     /// Whether heads of this shape can give it.
     pub(crate) fn check(&self, shape: KvShape) -> Result<()> {
+        let output = self.repetition.as_ref().and_then(|repetition| repetition.output.as_ref());
+        let width = shape.heads * shape.value_dim;
+        if let Some(output) = output.filter(|output| output.ncols() != width) {
+            let found = output.dim();
+            return Err(Error::shape(format!("output projection {found:?}: {width} columns")));
+        }
         match &self.moments {
             Some(moments) if moments.rope.dim() != shape.head_dim => Err(Error::shape(format!(
                 "rotary embedding of {} channels, head_dim = {}",
@@ -79,6 +89,10 @@ pub struct Statistics {
     pub(crate) plain: VecDeque<(usize, Vec<f32>)>,
     /// No going back before this length.
     pub(crate) settled: usize,
+    /// What the repetition that ends now looked at, by head of keys and slot.
+    pub(crate) peaks: Option<Vec<Vec<f32>>>,
+    /// The context has been said again.
+    pub(crate) repeated: bool,
 }
 
 /// Sums over queries of one head.
@@ -120,6 +134,8 @@ impl Statistics {
             moments: vec![Moments::none(shape.head_dim); heads],
             plain: VecDeque::new(),
             settled: 0,
+            peaks: None,
+            repeated: false,
         }
     }
 
@@ -215,6 +231,9 @@ impl Statistics {
                 *mass = keep.iter().map(|slot| mass[*slot]).collect();
             }
         }
+        for (peaks, keep) in self.peaks.iter_mut().flatten().zip(&keep.0) {
+            *peaks = keep.iter().map(|slot| peaks[*slot]).collect();
+        }
         self.settled = self.next;
     }
 
@@ -234,6 +253,13 @@ impl Statistics {
                 }
                 *mass = now;
             }
+        }
+        for (peaks, merged) in self.peaks.iter_mut().flatten().zip(merged) {
+            let mut now = vec![0.0f32; merged.slots.len()];
+            for (peak, into) in peaks.iter().zip(&merged.into) {
+                into.iter().for_each(|into| now[*into] = now[*into].max(*peak));
+            }
+            *peaks = now;
         }
         self.settled = self.next;
     }

@@ -47,8 +47,9 @@ impl Cache {
     /// Hands over every array, named from `prefix` on: those of [`Cache::store`], and the policy's statistics.
     ///
     /// # Errors
-    /// Those of the sink.
+    /// Those of the sink; `InvalidArgument` within a repetition.
     pub fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
+        self.check_whole("written")?;
         self.layer.parts(prefix, sink)?;
         match &self.policy {
             None => Ok(()),
@@ -170,11 +171,15 @@ type Queries = VecDeque<(usize, Vec<f32>)>;
 
 impl Statistics {
     fn describe(&self) -> Json {
-        json!({
+        let mut json = json!({
             "next": self.next, "settled": self.settled, "recent": self.recent.len(), "plain": self.plain.len(),
             "mass": self.mass.iter().map(Vec::len).collect::<Vec<_>>(), "pending": self.pending.len(),
             "count": self.moments.first().map_or(0, |m| m.count as u64),
-        })
+        });
+        if self.needs.repetition.is_some() {
+            json["repeated"] = json!(self.repeated);
+        }
+        json
     }
 
     fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
@@ -216,6 +221,7 @@ impl Statistics {
         source: &dyn PartSource,
     ) -> Result<Self> {
         let (next, settled) = (count(json, "next")?, count(json, "settled")?);
+        let repeated = needs.repetition.is_some() && parse::<bool>(json, "repeated")?;
         let part = |name: &str, sizes: &[usize]| read_bytes(source, prefix, name, product(sizes)?);
         let queries = |name: &str, most: usize| -> Result<Queries> {
             let n = count(json, name)?;
@@ -234,7 +240,7 @@ impl Statistics {
         };
         // Nothing is sized by heads that no bytes back.
         let none = KvShape { heads: 0, kv_heads: 0, ..shape };
-        let mut read = Self { next, settled, ..Self::new(none, needs) };
+        let mut read = Self { next, settled, repeated, ..Self::new(none, needs) };
         read.shape = shape;
         if read.needs.queries > 0 {
             read.recent = queries("recent", read.needs.queries.saturating_add(MARGIN))?;

@@ -1,6 +1,7 @@
 //! What blocks remember of the tokens seen so far: keys and values, or the state of a scan.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ndarray::{ArrayView3, ArrayViewMut3};
@@ -44,6 +45,36 @@ pub trait KvCache: Debug + Send {
     fn state(&mut self) -> Option<&mut ScanState> {
         None
     }
+
+    /// How a context is said to it once more, if it can take that back.
+    fn repeats(&mut self) -> Option<&mut dyn Repeats> {
+        None
+    }
+}
+
+/// A cache to which the context can be said once more. A [`Decoder`](crate::Decoder) does so, where a policy waits for it,
+/// behind the first tokens that it reads at once.
+pub trait Repeats {
+    /// How many tokens at a time, if its policy waits for them: see [`Cache::repetition`].
+    fn repetition(&self) -> Option<usize>;
+
+    /// As [`Cache::begin_repetition`].
+    ///
+    /// # Errors
+    /// As there.
+    fn begin_repetition(&mut self, part: Range<usize>) -> Result<()>;
+
+    /// As [`Cache::tell_hidden_norms`].
+    fn tell_hidden_norms(&mut self, norms: &[f32]);
+
+    /// As [`Cache::end_repetition`].
+    ///
+    /// # Errors
+    /// As there.
+    fn end_repetition(&mut self) -> Result<()>;
+
+    /// As [`Cache::abandon_repetition`].
+    fn abandon_repetition(&mut self);
 }
 
 /// One layer of caches that know each other.
@@ -91,6 +122,32 @@ impl KvCache for OneOf {
         scratch: &mut Scratch,
     ) -> Result<()> {
         self.caches().attend(self.layer, queries, window, None, out, scratch)
+    }
+
+    fn repeats(&mut self) -> Option<&mut dyn Repeats> {
+        Some(self)
+    }
+}
+
+impl Repeats for OneOf {
+    fn repetition(&self) -> Option<usize> {
+        self.caches().repetition(self.layer).map(|repetition| repetition.chunk)
+    }
+
+    fn begin_repetition(&mut self, part: Range<usize>) -> Result<()> {
+        self.caches().begin_repetition(self.layer, part)
+    }
+
+    fn tell_hidden_norms(&mut self, norms: &[f32]) {
+        self.caches().tell_hidden_norms(self.layer, norms);
+    }
+
+    fn end_repetition(&mut self) -> Result<()> {
+        self.caches().end_repetition(self.layer)
+    }
+
+    fn abandon_repetition(&mut self) {
+        self.caches().abandon_repetition(self.layer);
     }
 }
 
@@ -167,5 +224,31 @@ impl KvCache for Cache {
         scratch: &mut Scratch,
     ) -> Result<()> {
         Self::attend(self, queries, window, out, scratch)
+    }
+
+    fn repeats(&mut self) -> Option<&mut dyn Repeats> {
+        Some(self)
+    }
+}
+
+impl Repeats for Cache {
+    fn repetition(&self) -> Option<usize> {
+        Self::repetition(self).map(|repetition| repetition.chunk)
+    }
+
+    fn begin_repetition(&mut self, part: Range<usize>) -> Result<()> {
+        Self::begin_repetition(self, part)
+    }
+
+    fn tell_hidden_norms(&mut self, norms: &[f32]) {
+        Self::tell_hidden_norms(self, norms);
+    }
+
+    fn end_repetition(&mut self) -> Result<()> {
+        Self::end_repetition(self)
+    }
+
+    fn abandon_repetition(&mut self) {
+        Self::abandon_repetition(self);
     }
 }

@@ -12,6 +12,7 @@ use crate::block::Block;
 use crate::cache::{KvCache, OneOf};
 use crate::config::Config;
 use crate::layers::{Linear, Norm};
+use crate::repeat::RepeatPrompts;
 
 /// The embedding of tokens; the rows of these are read alone, so that the table stays in the memory map.
 #[derive(Debug)]
@@ -218,6 +219,7 @@ pub struct Decoder {
     pub(crate) embedding: Embedding,
     pub(crate) blocks: Vec<Block>,
     pub(crate) head: Head,
+    pub(crate) prompts: RepeatPrompts,
 }
 
 impl Decoder {
@@ -235,7 +237,15 @@ impl Decoder {
             let message = format!("{} blocks, the config says {}", blocks.len(), config.blocks);
             return Err(Error::shape(message));
         }
-        Ok(Self { config: Arc::new(config), embedding, blocks, head })
+        let prompts = RepeatPrompts::default();
+        Ok(Self { config: Arc::new(config), embedding, blocks, head, prompts })
+    }
+
+    /// Sets what stands before a context that is said again, for caches whose policy waits for that: nothing at first.
+    #[must_use]
+    pub fn with_repeat_prompts(mut self, prompts: RepeatPrompts) -> Self {
+        self.prompts = prompts;
+        self
     }
 
     /// The configuration.
@@ -331,7 +341,7 @@ impl Decoder {
             let rope = rope.map(|rope| Rope::with_frequencies(rope.frequencies().to_vec()));
             ropes.push(rope.transpose()?);
         }
-        let recipe = recipe.clone().with_ropes(ropes);
+        let recipe = recipe.clone().with_ropes(ropes).with_repetition();
         let mut caches = recipe.together(&shapes);
         if caches.as_ref().is_err_and(|e| e.kind() == ErrorKind::MissingCalibration) {
             let outputs = self.blocks.iter().map(|block| {
@@ -347,11 +357,13 @@ impl Decoder {
         Ok(OneOf::each(caches))
     }
 
-    /// Logits `[tokens, vocabulary]` of the next tokens of a sequence; `cache` has one object a block.
+    /// Logits `[tokens, vocabulary]` of the next tokens of a sequence; `cache` has one object a block. Where the policies of
+    /// these wait until the context has been said again ([`Cache::repetition`](tensorpress_kvcache::Cache::repetition)), the
+    /// context is what the first call reads, and is said again within it, behind [`Decoder::with_repeat_prompts`].
     ///
     /// # Errors
-    /// `InvalidArgument` for ids outside the vocabulary, too long a sequence, or a wrong number of caches;
-    /// `Numerical` where something is not finite; those of decoding and of the cache.
+    /// `InvalidArgument` for ids outside the vocabulary, too long a sequence, or a wrong number of caches; `Unsupported` for
+    /// caches that wait for what others of them cannot take back; `Numerical` where something is not finite; those of decoding and of the cache.
     pub fn forward(
         &self,
         ids: &[u32],
@@ -393,9 +405,13 @@ impl Decoder {
         }
         let seen = cache.first().map_or(0, |c| c.len());
         self.check_length(seen.saturating_add(ids.len()))?;
+        let repeats = if seen == 0 { self.repetition(ids, cache)? } else { None };
         let mut hidden = self.embedding.embed_from(ids, seen, scratch)?;
-        for (block, cache) in self.blocks.iter().zip(cache) {
+        for (block, cache) in self.blocks.iter().zip(&mut *cache) {
             block.forward(hidden.view_mut(), cache.as_mut(), None, scratch)?;
+        }
+        if let Some(chunk) = repeats.filter(|_| !ids.is_empty()) {
+            self.repeat(ids, chunk, cache, scratch)?;
         }
         Ok(hidden)
     }

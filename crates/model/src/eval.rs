@@ -139,6 +139,12 @@ impl Judged for ThroughCache<'_> {
         let mut caches = self.decoder.caches(self.recipe)?;
         let mut hidden = Array2::zeros((ids.len(), self.decoder.config().hidden));
         let Reading { prefix, step } = self.reading;
+        let mut waits = caches.iter_mut().filter_map(|cache| cache.repeats());
+        if prefix == 0 && waits.any(|cache| cache.repetition().is_some()) {
+            return Err(Error::invalid(
+                "prefix = 0: the cache waits until what is read at once has been said again: at least 1",
+            ));
+        }
         let mut next = 0..prefix.min(ids.len());
         while next.start < ids.len() {
             if !next.is_empty() {

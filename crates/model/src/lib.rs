@@ -40,12 +40,13 @@ pub mod layers;
 pub mod prompts;
 pub mod recall;
 pub mod reduced;
+mod repeat;
 pub mod source;
 pub mod text;
 pub mod tokenizer;
 
 pub use block::{Block, Observer, SharedInput, chunks};
-pub use cache::{KvCache, ScanState};
+pub use cache::{KvCache, Repeats, ScanState};
 pub use calibrate::{Calibrations, Collecting, calibrate};
 pub use config::{
     Activation, Architecture, BlockShape, Config, Images, Reads, RopeConfig, RopeScaling,
@@ -58,5 +59,6 @@ pub use layers::{Linear, Norm, Rope, Routing};
 pub use prompts::{LanguageModel, SentenceSimilarity};
 pub use recall::{Passages, Recall, recall};
 pub use reduced::{Reduced, Reduction};
+pub use repeat::RepeatPrompts;
 pub use source::{LinearSpec, Source};
 pub use tokenizer::{TextStream, Tokenizer};

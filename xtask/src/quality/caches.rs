@@ -70,6 +70,8 @@ const POLICIES: &[&str] = &[
     "criticalkv(KEEP)",
     "criticalkv(KEEP) | adakv",
     "chunkkv(KEEP)",
+    "kvzip(KEEP)",
+    "kvzip(KEEP, plus=true)",
     "salient(KEEP)",
     "compresskv(KEEP)",
     "uncomp(KEEP)",

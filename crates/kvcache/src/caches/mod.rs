@@ -1,5 +1,6 @@
 //! The caches of all layers of a model, which may share what they hold.
 
+mod repeating;
 mod wire;
 
 use std::ops::Range;
@@ -43,6 +44,8 @@ pub struct Caches {
     /// Whose keys and values each layer reads.
     pub(crate) owners: Vec<usize>,
     readers: Vec<Option<Reader>>,
+    /// Tokens of the context of each layer that says it again.
+    contexts: Vec<Option<usize>>,
     pub(crate) joint: Option<Joint>,
 }
 
@@ -116,7 +119,8 @@ impl Caches {
         let of = layers.len();
         let seen = layers.iter().map(Cache::len).collect();
         let readers = vec![None; of];
-        Self { layers, seen, owners: (0..of).collect(), readers, joint: None }
+        let (owners, contexts) = ((0..of).collect(), vec![None; of]);
+        Self { layers, seen, owners, readers, contexts, joint: None }
     }
 
     /// Layers of these shapes that share pages; keys are held before this rotary embedding where the form wants that.
@@ -347,8 +351,9 @@ impl Caches {
     /// Goes back to the first `len` tokens in all layers: as if the others had never been.
     ///
     /// # Errors
-    /// As [`KvStore::truncate`]; the caches are then as they were.
+    /// As [`KvStore::truncate`], and `InvalidArgument` within a repetition; the caches are then as they were.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
+        self.check_whole("truncate")?;
         if len > self.len() {
             let held = self.len();
             return Err(Error::invalid(format!("truncate to {len}: there are {held} tokens")));

@@ -33,8 +33,9 @@ impl Caches {
     /// Hands over every array, named from `prefix` on: those of each layer, and shared pages once.
     ///
     /// # Errors
-    /// Those of the sink.
+    /// Those of the sink; `InvalidArgument` within a repetition.
     pub fn parts(&self, prefix: &str, sink: &mut dyn PartSink) -> Result<()> {
+        self.check_whole("written")?;
         for (layer, cache) in self.layers.iter().enumerate() {
             cache.parts(&format!("{prefix}.layer.{layer}"), sink)?;
         }

@@ -16,6 +16,7 @@ mod h2o;
 mod keydiff;
 mod knorm;
 mod kvmerger;
+mod kvzip;
 mod lacache;
 mod lagkv;
 mod merging;
@@ -61,6 +62,7 @@ pub use h2o::h2o;
 pub use keydiff::keydiff;
 pub use knorm::knorm;
 pub use kvmerger::kvmerger;
+pub use kvzip::kvzip;
 pub use lacache::lacache;
 pub use lagkv::lagkv;
 pub use pyramidkv::pyramidkv;
@@ -316,6 +318,7 @@ pub(crate) fn stages() -> Vec<Row<KvPart>> {
         finch::stage(),
         compactor::stage(),
         criticalkv::stage(),
+        kvzip::stage(),
         kvmerger::stage(),
         zeromerge::stage(),
         ems::stage(),

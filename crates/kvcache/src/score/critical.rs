@@ -66,6 +66,23 @@ pub fn output_norms(
     group: usize,
     head: usize,
 ) -> Result<Vec<f32>> {
+    let mut norms = vec![0.0; values.nrows()];
+    for made in outputs(values, output, group, head)? {
+        for (norm, row) in norms.iter_mut().zip(made.rows()) {
+            *norm += row.iter().map(|x| x.abs()).sum::<f32>() / group as f32;
+        }
+    }
+    Ok(norms)
+}
+
+/// What the output projection `[hidden, heads * value_dim]` makes of values `[slots, value_dim]` of head `head` of keys:
+/// `[slots, hidden]` for each query head of the group.
+pub(super) fn outputs<'a>(
+    values: ArrayView2<'a, f32>,
+    output: ArrayView2<'a, f32>,
+    group: usize,
+    head: usize,
+) -> Result<impl Iterator<Item = Array2<f32>> + 'a> {
     let dim = values.ncols();
     if output.ncols() < (head + 1) * group * dim || group == 0 {
         return Err(Error::shape(format!(
@@ -73,16 +90,12 @@ pub fn output_norms(
             output.dim()
         )));
     }
-    let mut norms = vec![0.0; values.nrows()];
-    for q in head * group..(head + 1) * group {
+    Ok((head * group..(head + 1) * group).map(move |q| {
         let part = output.slice(s![.., q * dim..(q + 1) * dim]);
         let mut made = Array2::zeros((values.nrows(), output.nrows()));
         linalg::matmul_nt(values, part, made.view_mut(), false, linalg::Par::Seq);
-        for (norm, row) in norms.iter_mut().zip(made.rows()) {
-            *norm += row.iter().map(|x| x.abs()).sum::<f32>() / group as f32;
-        }
-    }
-    Ok(norms)
+        made
+    }))
 }
 
 impl Score for Critical {

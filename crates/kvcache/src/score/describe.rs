@@ -10,7 +10,7 @@ use tensorpress_tensor::{Error, Result};
 use super::{
     Accumulated, Capacity, Chunked, Compactor, Decayed, ExpectedAttention, GlobalLocal,
     KeyDifference, KeyNorm, LagRelative, LastQuery, Leverages, Probes, QueryFilter, QueryWindow,
-    Question, Random, Recency, RetrievalWindow, Rungs, Score,
+    Question, Random, Recency, Repetition, RetrievalWindow, Rungs, Score,
 };
 
 /// `id` beside the parameters.
@@ -21,7 +21,7 @@ pub(super) fn described(id: &str, parameters: &impl Serialize) -> Json {
 }
 
 /// What [`read`] knows.
-pub(crate) const IDS: [&str; 20] = [
+pub(crate) const IDS: [&str; 21] = [
     "accumulated_attention",
     "window_attention",
     "last_query_attention",
@@ -42,6 +42,7 @@ pub(crate) const IDS: [&str; 20] = [
     "retrieval_window",
     "chunked",
     "probed_attention",
+    "reconstruction",
 ];
 
 /// A score of this crate from its [`Score::describe`].
@@ -72,6 +73,7 @@ pub fn read(json: &Json) -> Result<Arc<dyn Score>> {
         "retrieval_window" => of::<RetrievalWindow>(json),
         "chunked" => chunked(json),
         "probed_attention" => of::<Probes>(json),
+        "reconstruction" => of::<Repetition>(json),
         other => return Err(Error::unsupported(format!("score `{other}` is not of this crate"))),
     };
     let score = score.map_err(|e| bad(e.to_string()))?;

@@ -18,6 +18,7 @@ mod lazy;
 mod probes;
 mod qfilter;
 mod reconstruction;
+mod repetition;
 mod retrieval;
 
 use std::fmt::Debug;
@@ -46,6 +47,7 @@ pub use lazy::lazy_share;
 pub use probes::Probes;
 pub use qfilter::{QueryFilter, query_filter};
 pub use reconstruction::Reconstruction;
+pub use repetition::Repetition;
 pub use retrieval::RetrievalWindow;
 
 use crate::budget::LayerAt;

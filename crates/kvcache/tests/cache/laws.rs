@@ -3,12 +3,13 @@ use tensorpress_tensor::ErrorKind;
 
 use crate::{
     KV_HEADS, LAST, MORE, SCORES, STORES, every_recipe, feed, go_on_alike, held, layers, one,
+    waiting_recipes,
 };
 
 #[test]
 fn truncate_is_as_if_never_past() {
     let (mut went_past, mut all) = (0, 0);
-    for recipe in every_recipe() {
+    for recipe in every_recipe().into_iter().chain(waiting_recipes()) {
         // A middle layer, so that a pyramid is one.
         let cache = || layers(&recipe, 3).remove(1);
         let (mut past, mut never) = (cache(), cache());
@@ -48,7 +49,7 @@ fn truncate_is_as_if_never_past() {
 
 #[test]
 fn forks_are_isolated() {
-    for recipe in every_recipe() {
+    for recipe in every_recipe().into_iter().chain(waiting_recipes()) {
         let (mut cache, mut alone) = (one(&recipe), one(&recipe));
         for cache in [&mut cache, &mut alone] {
             feed(cache, 0..90);

@@ -6,6 +6,7 @@ mod deferred;
 mod laws;
 mod papers;
 mod policies;
+mod repetition;
 mod stores;
 mod wire;
 
@@ -91,6 +92,17 @@ fn every_recipe() -> Vec<String> {
     recipes
 }
 
+/// Policies that wait until the context has been said again; what comes later is not in their budget.
+fn waiting_recipes() -> Vec<String> {
+    let of = |store: &str| {
+        let recipe = move |rest: &str| format!("{store} | kvzip({rest}");
+        ["keep=0.3)", "tokens=20, chunk=40)", "bytes=9000)", "keep=0.3) | demote(bits=8)"]
+            .map(recipe)
+    };
+    let all = STORES.iter().flat_map(|store| of(store));
+    all.chain(["f32 | kvzip(keep=0.4, sinks=0) | merging".to_owned()]).collect()
+}
+
 fn noise(tokens: usize, heads: usize, seed: u64) -> Array3<f32> {
     let mut random = SplitMix::new(seed);
     Array3::from_shape_fn((tokens, heads, DIM), |_| 4.0 * (random.next_f64() as f32 - 0.5))
@@ -98,7 +110,7 @@ fn noise(tokens: usize, heads: usize, seed: u64) -> Array3<f32> {
 
 fn layers(recipe: &str, layers: usize) -> Vec<Cache> {
     let recipe: KvRecipe = recipe.parse().expect(recipe);
-    recipe.caches(layers, HEADS, KV_HEADS, DIM).expect("caches")
+    recipe.with_repetition().caches(layers, HEADS, KV_HEADS, DIM).expect("caches")
 }
 
 fn one(recipe: &str) -> Cache {
@@ -109,8 +121,23 @@ fn one(recipe: &str) -> Cache {
 static TEXT: LazyLock<[Array3<f32>; 3]> =
     LazyLock::new(|| [noise(300, KV_HEADS, 1), noise(300, KV_HEADS, 2), noise(300, HEADS, 3)]);
 
-/// The text's tokens `range`; gives the attention output.
+/// The text's tokens `range`; gives the attention output. The first are a context, which is said again if it must be.
 fn feed(cache: &mut Cache, range: Range<usize>) -> Array3<f32> {
+    let out = read(cache, range.clone());
+    if let Some(chunk) = cache.repetition().filter(|_| cache.len() == range.len()).map(|r| r.chunk)
+    {
+        for start in (0..range.len()).step_by(chunk) {
+            let part = start..(start + chunk).min(range.len());
+            cache.begin_repetition(part.clone()).expect("begins");
+            read(cache, range.start + part.start..range.start + part.end);
+        }
+        cache.end_repetition().expect("ends");
+    }
+    out
+}
+
+/// The text's tokens `range`, and nothing said again.
+fn read(cache: &mut Cache, range: Range<usize>) -> Array3<f32> {
     let [k, v, q] = TEXT.each_ref().map(|x| x.slice(s![range.clone(), .., ..]));
     cache.append(k, v).expect("appends");
     let mut out = Array3::zeros(q.raw_dim());

@@ -6,11 +6,11 @@ use ndarray::{Array2, Array3, s};
 use tensorpress_kvcache::merge::{EvictThenMerge, ResidualMerge};
 use tensorpress_kvcache::policy::{ems, razor_attention, uncomp, zeromerge};
 use tensorpress_kvcache::score::{
-    Decayed, GlobalLocal, LastQuery, QueryFilter, Reconstruction, Score, query_filter,
+    Decayed, GlobalLocal, LastQuery, QueryFilter, Score, query_filter,
 };
 use tensorpress_kvcache::{
-    Budget, Cache, Causal, EntropyHeads, HeadList, KvRecipe, KvRegistry, KvShape, KvStore, Layer,
-    LayerAt, LayerBudget, LayerShares, Layers, Policy, StoreForm,
+    Budget, Cache, EntropyHeads, HeadList, KvRecipe, KvRegistry, KvShape, KvStore, Layer, LayerAt,
+    LayerBudget, LayerShares, Layers, Policy, StoreForm,
 };
 use tensorpress_tensor::linalg::gaussian;
 use tensorpress_tensor::{DType, ErrorKind, Scratch, ndarray};
@@ -297,84 +297,6 @@ fn query_filters_are_principal_directions() {
     assert_eq!(error.kind(), ErrorKind::ShapeMismatch);
     assert!(error.message().contains("layer 2"), "{error}");
     assert!(QueryFilter::of_newest(0).check().is_err());
-}
-
-/// The most that the repetition looks at a key, over heads and queries; KVzip+ with the norms of queries and outputs.
-#[test]
-fn reconstruction_takes_the_most() {
-    let (context, n) = (50, 90);
-    let maps = maps(n);
-    let [k, v, q] = &*TEXT;
-    let shape = KvShape::new(HEADS, KV_HEADS, DIM).expect("a shape");
-    let mut layer = Layer::new(shape, StoreForm::Float(DType::F32)).expect("a layer");
-    let part = |x: &Array3<f32>, from: usize, to: usize| x.slice(s![from..to, .., ..]).to_owned();
-    layer.append(part(k, 0, context).view(), part(v, 0, context).view()).expect("appends");
-    let (mut plain, mut plus) = (Reconstruction::new(&layer), Reconstruction::new(&layer));
-    let hidden: Vec<f32> = (0..n).map(|i| 1.0 + (i % 5) as f32).collect();
-    let output =
-        Array2::from_shape_fn((7, HEADS * DIM), |(r, c)| gaussian(9, (r * 999 + c) as u64) as f32);
-    for (from, to) in [(context, 60), (60, 61), (61, n)] {
-        layer.append(part(k, from, to).view(), part(v, from, to).view()).expect("appends");
-        let (q, causal) = (part(q, from, to), Causal::from(from));
-        let mut out = Array3::zeros(q.raw_dim());
-        let mut scratch = Scratch::default();
-        plain
-            .attend(&layer, q.view(), causal, None, out.view_mut(), &mut scratch)
-            .expect("attends");
-        let norms = Some(&hidden[from..to]);
-        plus.attend(&layer, q.view(), causal, norms, out.view_mut(), &mut scratch)
-            .expect("attends");
-        let wrong = Some(&hidden[..2]);
-        let error = plus.attend(&layer, q.view(), causal, wrong, out.view_mut(), &mut scratch);
-        assert_eq!(error.unwrap_err().kind(), ErrorKind::ShapeMismatch);
-    }
-    layer.truncate(context).expect("back to the context");
-    plus.weigh_values(&layer, output.view()).expect("norms");
-    for h in 0..KV_HEADS {
-        for t in 0..context {
-            let most = |of: &dyn Fn(usize) -> f64| -> f64 {
-                let all = (context..n).flat_map(|i| [2 * h, 2 * h + 1].map(|q| (i, q)));
-                all.map(|(i, q)| maps[q][[i, t]] / of(i)).fold(0.0, f64::max)
-            };
-            near(plain.scores()[h][t], most(&|_| 1.0), "peak");
-            let norm: f64 = [2 * h, 2 * h + 1]
-                .iter()
-                .map(|q| {
-                    let row = |r: usize| -> f64 {
-                        let part =
-                            (0..DIM).map(|c| f64::from(output[[r, q * DIM + c]] * v[[t, h, c]]));
-                        part.sum::<f64>().abs()
-                    };
-                    (0..7).map(row).sum::<f64>() / 2.0
-                })
-                .sum();
-            near(plus.scores()[h][t], norm * most(&|i| f64::from(hidden[i])), "peak of KVzip+");
-        }
-    }
-    let slots = plain.slots(20, 4);
-    assert_eq!(slots.total(), 20 * KV_HEADS);
-    assert!(slots.0.iter().all(|s| s.starts_with(&[0, 1, 2, 3])));
-    let least = |h: usize| {
-        let kept = slots.0[h].iter().filter(|s| **s >= 4);
-        kept.map(|s| plain.scores()[h][*s]).fold(f32::INFINITY, f32::min)
-    };
-    for h in 0..KV_HEADS {
-        let gone = (0..context).filter(|s| !slots.0[h].contains(s));
-        let most = gone.map(|s| plain.scores()[h][s]).fold(0.0, f32::max);
-        assert!((0..KV_HEADS).all(|other| most <= least(other)), "the layer's best stay");
-    }
-    layer.retain(&slots).expect("retains");
-    let mut out = Array3::zeros((1, HEADS, DIM));
-    let q = part(q, 0, 1);
-    let error = plain.attend(
-        &layer,
-        q.view(),
-        Causal::from(context),
-        None,
-        out.view_mut(),
-        &mut Scratch::default(),
-    );
-    assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
 }
 
 /// The projection is the model's: a recipe asks for it, and so does who reads a cache.

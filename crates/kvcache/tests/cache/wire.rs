@@ -9,6 +9,7 @@ use tensorpress_tensor::{Checkpoint, DType, ErrorKind, Result, Storage};
 
 use crate::{
     DIM, HEADS, KV_HEADS, MORE, SCORES, every_recipe, feed, go_on_alike, held, layers, one,
+    waiting_recipes,
 };
 
 /// A cache's file and its description.
@@ -30,7 +31,7 @@ pub(super) fn read(bytes: Vec<u8>, text: &str) -> Result<Cache> {
 
 #[test]
 fn going_on_after_reading_is_going_on() {
-    for recipe in every_recipe() {
+    for recipe in every_recipe().into_iter().chain(waiting_recipes()) {
         // A middle layer, so that a pyramid is one.
         let mut cache = layers(&recipe, 3).remove(1);
         for to in [0, 90, 95] {
@@ -105,6 +106,7 @@ fn scores_of_other_crates_come_back_by_name() {
 fn damage_is_an_error_or_a_valid_cache() {
     let mut refused = 0;
     let more = MORE.map(|(name, keys, _)| (name, keys));
+    let more = more.into_iter().chain([("kvzip", "")]);
     for (score, keys) in SCORES.map(|name| (name, "")).into_iter().chain(more) {
         let old = SCORES.contains(&score);
         let stores = [("f32", ""), ("kivi(bits=4)", " | adakv"), ("f16", " | demote")];

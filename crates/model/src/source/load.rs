@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::decoder::{Decoder, Embedding, Head};
 use crate::encoder::{Encoder, ImageHead, MaskedHead, Positions, Reading, TokenEmbedding};
 use crate::layers::Linear;
+use crate::repeat::RepeatPrompts;
 
 impl Source {
     /// The linear layers of a block, in the order in which a token meets their inputs; without those that choose and weigh
@@ -218,6 +219,7 @@ impl Source {
             embedding: self.embedding()?,
             blocks: (0..self.config.blocks).map(|b| self.block(b)).collect::<Result<_>>()?,
             head: self.head()?,
+            prompts: RepeatPrompts::default(),
         })
     }
 
