@@ -8,7 +8,7 @@ use crate::deferred::Drafts;
 use crate::policy::{Action, Policy};
 use crate::score::Held;
 use crate::statistics::Statistics;
-use crate::store::{Bias, Causal, HeadSlots, KvShape, KvStore, Layer, Scoring};
+use crate::store::{Bias, Causal, HeadSlots, KvShape, KvStore, Layer, Scoring, Watch};
 
 /// The cache of one layer: a store, and where tokens shall go a policy with the statistics it needs.
 #[derive(Debug, Clone)]
@@ -126,7 +126,7 @@ impl Cache {
             return Err(Error::invalid(format!("{tokens} queries of {held} tokens")));
         };
         let causal = Causal { first, window };
-        self.look(queries, causal, bias, out, scratch)?;
+        self.look(queries, causal, bias, out, scratch, None)?;
         if self.drafts.is_some() {
             self.draft_queries(queries, causal, bias);
             return Ok(());
@@ -134,7 +134,7 @@ impl Cache {
         self.plan(tokens == 1)
     }
 
-    /// Attention, and what the score wants to know of it.
+    /// Attention, and what the score, and whoever watches, want to know of it.
     pub(crate) fn look(
         &mut self,
         queries: ArrayView3<'_, f32>,
@@ -142,10 +142,11 @@ impl Cache {
         bias: Option<Bias<'_>>,
         out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
+        mut seen: Option<&mut Watch<'_>>,
     ) -> Result<()> {
         let tokens = queries.dim().0;
         let Some((_, statistics)) = &mut self.policy else {
-            return self.layer.attend_with(queries, causal, bias, out, scratch, None);
+            return self.layer.attend_with(queries, causal, bias, out, scratch, seen);
         };
         let mut mass = Vec::new();
         if statistics.needs().mass {
@@ -153,6 +154,7 @@ impl Cache {
             mass = vec![vec![Vec::new(); shape.kv_heads]; tokens];
             let held: Vec<usize> = (0..shape.kv_heads).map(|h| self.layer.held(h)).collect();
             let mut watch = |head: usize, row: usize, weights: &[f32]| {
+                seen.iter_mut().for_each(|seen| seen(head, row, weights));
                 let head = head / shape.group();
                 let sum: &mut Vec<f32> = &mut mass[row][head];
                 sum.resize(held[head], 0.0);
@@ -160,7 +162,7 @@ impl Cache {
             };
             self.layer.attend_with(queries, causal, bias, out, scratch, Some(&mut watch))?;
         } else {
-            self.layer.attend_with(queries, causal, bias, out, scratch, None)?;
+            self.layer.attend_with(queries, causal, bias, out, scratch, seen)?;
         }
         statistics.observe(queries, causal.first, mass);
         Ok(())

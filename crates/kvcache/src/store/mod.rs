@@ -12,6 +12,7 @@ mod hadamard_int;
 mod head;
 mod int;
 mod joint;
+mod kept;
 mod kivi;
 mod kvquant;
 mod layer;
