@@ -387,17 +387,27 @@ impl Decoder {
         cache: &mut [Box<dyn KvCache>],
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
+        let mut hidden = self.enter(ids, cache, scratch)?;
+        for (block, cache) in self.blocks.iter().zip(cache) {
+            block.forward(hidden.view_mut(), cache.as_mut(), None, scratch)?;
+        }
+        Ok(hidden)
+    }
+
+    /// What the first block reads of the next tokens.
+    pub(crate) fn enter(
+        &self,
+        ids: &[u32],
+        cache: &[Box<dyn KvCache>],
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
         if cache.len() != self.blocks.len() {
             let message = format!("{} caches for {} blocks", cache.len(), self.blocks.len());
             return Err(Error::invalid(message));
         }
         let seen = cache.first().map_or(0, |c| c.len());
         self.check_length(seen.saturating_add(ids.len()))?;
-        let mut hidden = self.embedding.embed_from(ids, seen, scratch)?;
-        for (block, cache) in self.blocks.iter().zip(cache) {
-            block.forward(hidden.view_mut(), cache.as_mut(), None, scratch)?;
-        }
-        Ok(hidden)
+        self.embedding.embed_from(ids, seen, scratch)
     }
 
     /// The last block's output `[tokens, hidden]` of a whole sequence, before the final norm.
