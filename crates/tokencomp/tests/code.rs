@@ -325,7 +325,10 @@ int main(void) {
             let short = zip.compress(RUST, "let open = '{'; halt(open)", 18).unwrap();
             assert!(short.tokens <= 18);
             assert!(short.text.contains("fn stop(&self) {\n"), "{short:?}");
-            assert!(short.text.contains("halt(open)") && !short.text.contains("fn turn"), "{short:?}");
+            assert!(
+                short.text.contains("halt(open)") && !short.text.contains("fn turn"),
+                "{short:?}"
+            );
         }
     }
 }

@@ -132,7 +132,10 @@ fn policies_see_what_is_left() {
         take(&mut cache, &rows, &vec![1.0; rows.len()]);
         assert_eq!(cache.len(), 90);
         for head in held(&cache) {
-            assert!(head.len() <= 20 && head.iter().all(|t| rows.contains(t)), "{recipe}: {head:?}");
+            assert!(
+                head.len() <= 20 && head.iter().all(|t| rows.contains(t)),
+                "{recipe}: {head:?}"
+            );
         }
         feed(&mut cache, 90..100);
         assert!(held(&cache).iter().all(|head| head.len() <= 20 && head.contains(&99)));

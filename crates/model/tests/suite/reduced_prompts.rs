@@ -9,9 +9,9 @@ use tensorpress_tensor::ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut3,
 use tensorpress_tensor::testing::data;
 use tensorpress_tensor::{ErrorKind, Result, Scratch};
 use tensorpress_tokencomp::{
-    AttentionTopK, ConceptChunk, DiffRate, DivPrune, EfficientVla, GeometryMerge, MigMerge, Pooling,
-    QueryPooling, RandomKeep, Schedule, SubmodularSelect, ToMe, TokenCorr, TokenHints, TokenMap,
-    TokenReduce,
+    AttentionTopK, ConceptChunk, DiffRate, DivPrune, EfficientVla, GeometryMerge, MigMerge,
+    Pooling, QueryPooling, RandomKeep, Schedule, SubmodularSelect, ToMe, TokenCorr, TokenHints,
+    TokenMap, TokenReduce,
 };
 
 use crate::backward::llama;
@@ -39,7 +39,12 @@ impl TokenReduce for Given {
         "given"
     }
 
-    fn plan(&self, x: ArrayView2<'_, f32>, hints: &TokenHints<'_>, keep: usize) -> Result<TokenMap> {
+    fn plan(
+        &self,
+        x: ArrayView2<'_, f32>,
+        hints: &TokenHints<'_>,
+        keep: usize,
+    ) -> Result<TokenMap> {
         hints.check(x, keep)?;
         let all = [hints.attention, hints.class_attention, hints.relevance];
         self.told.lock().unwrap().push(all.map(|values| values.unwrap().to_vec()));
@@ -247,7 +252,10 @@ fn wrong_prompts_are_refused() {
     let mut begun = model.cache();
     model.forward(&ids[..3], &mut begun, &mut Scratch::default()).unwrap();
     let error = refuse(&ids, &top, begun);
-    assert!(error.to_string().contains("a cache of 3 tokens: a prompt is reduced whole"), "{error}");
+    assert!(
+        error.to_string().contains("a cache of 3 tokens: a prompt is reduced whole"),
+        "{error}"
+    );
     assert_eq!(refuse(&[], &top, model.cache()).kind(), ErrorKind::InvalidArgument);
     assert!(refuse(&ids, &top, Vec::new()).to_string().contains("0 caches for 2 blocks"));
     let old = || model.cache().into_iter().map(|cache| Box::new(Old(cache)) as _).collect();

@@ -203,7 +203,8 @@ impl Slow {
         for (t, mut row) in x.rows_mut().into_iter().enumerate() {
             for head in 0..row.len() / d {
                 for i in 0..half {
-                    let angle = self.stands(t).0 as f64 * self.kind.theta.powf(-2.0 * i as f64 / d as f64);
+                    let angle =
+                        self.stands(t).0 as f64 * self.kind.theta.powf(-2.0 * i as f64 / d as f64);
                     let (a, b) = (head * d + i, head * d + half + i);
                     let (x, y) = (row[a], row[b]);
                     row[a] = x * angle.cos() - y * angle.sin();
