@@ -9,7 +9,7 @@ use crate::policy::{Action, Policy};
 use crate::repeating::Repeating;
 use crate::score::Held;
 use crate::statistics::Statistics;
-use crate::store::{Bias, Causal, HeadSlots, KvShape, KvStore, Layer, Scoring};
+use crate::store::{Bias, Causal, HeadSlots, KvShape, KvStore, Layer, Scoring, Watch};
 
 /// The cache of one layer: a store, and where tokens shall go a policy with the statistics it needs.
 #[derive(Debug, Clone)]
@@ -133,7 +133,7 @@ impl Cache {
         if self.repeating.is_some() {
             return self.repeat(queries, causal, bias, out, scratch);
         }
-        self.look(queries, causal, bias, out, scratch)?;
+        self.look(queries, causal, bias, out, scratch, None)?;
         if self.drafts.is_some() {
             self.draft_queries(queries, causal, bias);
             return Ok(());
@@ -141,7 +141,7 @@ impl Cache {
         self.plan(tokens == 1)
     }
 
-    /// Attention, and what the score wants to know of it.
+    /// Attention, and what the score, and whoever watches, want to know of it.
     pub(crate) fn look(
         &mut self,
         queries: ArrayView3<'_, f32>,
@@ -149,10 +149,11 @@ impl Cache {
         bias: Option<Bias<'_>>,
         out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
+        mut seen: Option<&mut Watch<'_>>,
     ) -> Result<()> {
         let tokens = queries.dim().0;
         let Some((_, statistics)) = &mut self.policy else {
-            return self.layer.attend_with(queries, causal, bias, out, scratch, None);
+            return self.layer.attend_with(queries, causal, bias, out, scratch, seen);
         };
         let mut mass = Vec::new();
         if statistics.needs().mass {
@@ -160,6 +161,7 @@ impl Cache {
             mass = vec![vec![Vec::new(); shape.kv_heads]; tokens];
             let held: Vec<usize> = (0..shape.kv_heads).map(|h| self.layer.held(h)).collect();
             let mut watch = |head: usize, row: usize, weights: &[f32]| {
+                seen.iter_mut().for_each(|seen| seen(head, row, weights));
                 let head = head / shape.group();
                 let sum: &mut Vec<f32> = &mut mass[row][head];
                 sum.resize(held[head], 0.0);
@@ -167,7 +169,7 @@ impl Cache {
             };
             self.layer.attend_with(queries, causal, bias, out, scratch, Some(&mut watch))?;
         } else {
-            self.layer.attend_with(queries, causal, bias, out, scratch, None)?;
+            self.layer.attend_with(queries, causal, bias, out, scratch, seen)?;
         }
         statistics.observe(queries, causal.first, mass);
         Ok(())

@@ -71,7 +71,7 @@ impl Call {
                     let bias = bias.as_ref();
                     let bias = bias.map(|b| Bias { values: b.values.view(), from: b.from });
                     let scratch = &mut Scratch::default();
-                    return cache.look(queries, *causal, bias, out.view_mut(), scratch);
+                    return cache.look(queries, *causal, bias, out.view_mut(), scratch, None);
                 }
                 statistics.observe(queries, causal.first, Vec::new());
                 Ok(())

@@ -14,6 +14,7 @@ mod deferred;
 mod factor;
 mod halves;
 pub mod heads;
+mod kept;
 pub mod kernel_hash;
 mod ladder;
 pub mod merge;

@@ -198,7 +198,7 @@ impl Block {
         })
     }
 
-    fn scan(&self) -> Option<&Scan> {
+    pub(crate) fn scan(&self) -> Option<&Scan> {
         self.parts.iter().find_map(|part| match &part.mixer {
             Mixer::Scan(scan) => Some(&**scan),
             _ => None,
@@ -275,14 +275,16 @@ impl Block {
             attention.mix(q, k, v, out, Some(&mut *cache), scratch)
         };
         let mut mix = Mix { attend: &mut attend, past: Past::None(&[]) };
-        // A cache refuses what is not finite; a weight may be to blame.
-        match self.run(hidden, &mut mix, observer, scratch) {
-            Err(error) if error.kind() == ErrorKind::Numerical => {
-                self.linears().try_for_each(Linear::check_finite)?;
-                Err(error)
-            }
-            result => result.map(|_| ()),
+        let result = self.run(hidden, &mut mix, observer, scratch);
+        self.blame(result.map(|_| ()))
+    }
+
+    /// A cache refuses what is not finite; a weight may be to blame.
+    pub(crate) fn blame(&self, result: Result<()>) -> Result<()> {
+        if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Numerical) {
+            self.linears().try_for_each(Linear::check_finite)?;
         }
+        result
     }
 
     /// Runs whole sequences that lie one after the other in `hidden` `[sum of lengths, hidden]`, and replaces them by

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ndarray::{ArrayView3, ArrayViewMut3};
+use tensorpress_kvcache::store::Watch;
 use tensorpress_kvcache::{Cache, Caches};
 use tensorpress_tensor::{Error, Result, Scratch};
 
@@ -40,6 +41,40 @@ pub trait KvCache: Debug + Send {
         out: ArrayViewMut3<'_, f32>,
         scratch: &mut Scratch,
     ) -> Result<()>;
+
+    /// [`append`](Self::append) of some of the next tokens: those at `positions`, ascending from [`len`](Self::len) on, each
+    /// weighing as `weights` tokens do. The others have left the model before they came here.
+    ///
+    /// # Errors
+    /// Whatever the store cannot do; `Unsupported` unless it says otherwise.
+    fn append_at(
+        &mut self,
+        keys: ArrayView3<'_, f32>,
+        values: ArrayView3<'_, f32>,
+        positions: &[usize],
+        weights: &[f32],
+    ) -> Result<()> {
+        let _ = (keys, values, positions, weights);
+        Err(Error::unsupported("a cache that takes every token, where some have left before"))
+    }
+
+    /// [`attend`](Self::attend) for queries at `positions`, those that [`append_at`](Self::append_at) took last; `watch` sees
+    /// the weights of all that is held.
+    ///
+    /// # Errors
+    /// As there.
+    fn attend_at(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        positions: &[usize],
+        window: Option<usize>,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+        watch: Option<&mut Watch<'_>>,
+    ) -> Result<()> {
+        let _ = (queries, positions, window, out, scratch, watch);
+        Err(Error::unsupported("a cache that takes every token, where some have left before"))
+    }
 
     /// What a block without attention remembers, if it is this.
     fn state(&mut self) -> Option<&mut ScanState> {
@@ -122,6 +157,28 @@ impl KvCache for OneOf {
         scratch: &mut Scratch,
     ) -> Result<()> {
         self.caches().attend(self.layer, queries, window, None, out, scratch)
+    }
+
+    fn append_at(
+        &mut self,
+        keys: ArrayView3<'_, f32>,
+        values: ArrayView3<'_, f32>,
+        positions: &[usize],
+        weights: &[f32],
+    ) -> Result<()> {
+        self.caches().append_at(self.layer, keys, values, positions, weights)
+    }
+
+    fn attend_at(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        positions: &[usize],
+        window: Option<usize>,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+        watch: Option<&mut Watch<'_>>,
+    ) -> Result<()> {
+        self.caches().attend_at(self.layer, queries, positions, window, out, scratch, watch)
     }
 
     fn repeats(&mut self) -> Option<&mut dyn Repeats> {
@@ -224,6 +281,28 @@ impl KvCache for Cache {
         scratch: &mut Scratch,
     ) -> Result<()> {
         Self::attend(self, queries, window, out, scratch)
+    }
+
+    fn append_at(
+        &mut self,
+        keys: ArrayView3<'_, f32>,
+        values: ArrayView3<'_, f32>,
+        positions: &[usize],
+        weights: &[f32],
+    ) -> Result<()> {
+        Self::append_at(self, keys, values, positions, weights)
+    }
+
+    fn attend_at(
+        &mut self,
+        queries: ArrayView3<'_, f32>,
+        positions: &[usize],
+        window: Option<usize>,
+        out: ArrayViewMut3<'_, f32>,
+        scratch: &mut Scratch,
+        watch: Option<&mut Watch<'_>>,
+    ) -> Result<()> {
+        Self::attend_at(self, queries, positions, window, out, scratch, watch)
     }
 
     fn repeats(&mut self) -> Option<&mut dyn Repeats> {

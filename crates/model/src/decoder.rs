@@ -399,21 +399,32 @@ impl Decoder {
         cache: &mut [Box<dyn KvCache>],
         scratch: &mut Scratch,
     ) -> Result<Array2<f32>> {
+        let mut hidden = self.enter(ids, cache, scratch)?;
+        let begins = cache.first().is_none_or(|c| c.is_empty()) && !ids.is_empty();
+        let repeats = if begins { self.repetition(ids, cache)? } else { None };
+        for (block, cache) in self.blocks.iter().zip(&mut *cache) {
+            block.forward(hidden.view_mut(), cache.as_mut(), None, scratch)?;
+        }
+        if let Some(chunk) = repeats {
+            self.repeat(ids, chunk, cache, scratch)?;
+        }
+        Ok(hidden)
+    }
+
+    /// What the first block reads of the next tokens.
+    pub(crate) fn enter(
+        &self,
+        ids: &[u32],
+        cache: &[Box<dyn KvCache>],
+        scratch: &mut Scratch,
+    ) -> Result<Array2<f32>> {
         if cache.len() != self.blocks.len() {
             let message = format!("{} caches for {} blocks", cache.len(), self.blocks.len());
             return Err(Error::invalid(message));
         }
         let seen = cache.first().map_or(0, |c| c.len());
         self.check_length(seen.saturating_add(ids.len()))?;
-        let repeats = if seen == 0 { self.repetition(ids, cache)? } else { None };
-        let mut hidden = self.embedding.embed_from(ids, seen, scratch)?;
-        for (block, cache) in self.blocks.iter().zip(&mut *cache) {
-            block.forward(hidden.view_mut(), cache.as_mut(), None, scratch)?;
-        }
-        if let Some(chunk) = repeats.filter(|_| !ids.is_empty()) {
-            self.repeat(ids, chunk, cache, scratch)?;
-        }
-        Ok(hidden)
+        self.embedding.embed_from(ids, seen, scratch)
     }
 
     /// The last block's output `[tokens, hidden]` of a whole sequence, before the final norm.

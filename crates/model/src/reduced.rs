@@ -1,5 +1,8 @@
-//! An encoder that carries fewer and fewer tokens: a [`TokenReduce`] between attention and feed-forward network of every
-//! block.
+//! Models that carry fewer and fewer tokens: a [`TokenReduce`] between attention and feed-forward network of every block of
+//! an encoder, or behind the blocks of a decoder that reads a prompt.
+
+mod decoder;
+mod left;
 
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, s};
 use tensorpress_tensor::{Error, Result, Scratch, linalg};
@@ -9,18 +12,21 @@ use crate::block::{Block, Ignore, Mix, Past, no_attention};
 use crate::encoder::{Encoder, pool};
 use crate::layers::{Attention, math};
 
-/// What reduces the tokens of an encoder, and how fast.
+use left::{Left, metric};
+
+/// What reduces the tokens of an encoder, or of a decoder's prompt, and how fast.
 #[derive(Debug, Clone, Copy)]
 pub struct Reduction<'a> {
     /// Plans by the mean of the keys over the heads.
     pub method: &'a dyn TokenReduce,
     /// Tokens that each block takes away.
     pub schedule: &'a Schedule,
-    /// Tokens that stay alone: class and separator tokens; in images the class token does anyway.
+    /// Tokens that stay alone: class and separator tokens, a decoder's first. In images the class token does anyway, in
+    /// prompts the last.
     pub protected: &'a [usize],
 }
 
-/// What a reduced encoder made of a text.
+/// What a model made of a text whose tokens became fewer.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Reduced {
@@ -74,17 +80,14 @@ impl Encoder {
         mut places: Option<Vec<Option<Place>>>,
         scratch: &mut Scratch,
     ) -> Result<Reduced> {
-        let mut map = TokenMap::identity(hidden.nrows());
-        let mut protected = reduction.protected.to_vec();
-        protected.sort_unstable();
-        protected.dedup();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let keep = reduction.schedule.keep(layer, hidden.nrows(), protected.len());
-            let sizes = map.sizes(None)?;
+        let mut left = Left::new(hidden.nrows(), reduction.protected.to_vec());
+        for block in &self.blocks {
+            let keep = left.keep(reduction, block.index());
+            let sizes = left.sizes()?;
             let mut hook = Hook {
                 reduction,
                 sizes: &sizes,
-                protected: &protected,
+                protected: left.protected(),
                 places: places.as_deref(),
                 keep,
                 plan: None,
@@ -92,18 +95,11 @@ impl Encoder {
             };
             hidden = block.forward_reduced(hidden, &mut hook, scratch)?;
             let Some(plan) = hook.plan else { continue };
-            let moved = |token: usize| {
-                plan.target(token).ok_or_else(|| {
-                    let id = reduction.method.id();
-                    Error::invalid(format!("{id} dropped the protected token {token}"))
-                })
-            };
-            protected = protected.into_iter().map(moved).collect::<Result<_>>()?;
             places = places.map(|places| plan.first_of(&places)).transpose()?;
-            map = map.then(&plan)?;
+            left.shrink(&plan, reduction)?;
         }
         self.last_norm.iter().for_each(|norm| norm.apply(hidden.view_mut()));
-        Ok(Reduced { hidden, map })
+        Ok(Reduced { hidden, map: left.map })
     }
 
     /// The embedding of a text whose tokens are merged or dropped on the way: the mean of what is left, weighted by sizes,
@@ -150,12 +146,7 @@ impl Hook<'_> {
         if self.keep >= k.nrows() {
             return Ok(());
         }
-        let heads = k.ncols() / dim;
-        let mut metric = Array2::<f32>::zeros((k.nrows(), dim));
-        for head in 0..heads {
-            metric += &k.slice(s![.., head * dim..(head + 1) * dim]);
-        }
-        metric /= heads as f32;
+        let metric = metric(k, dim);
         let mut hints = TokenHints::default().with_protected(self.protected).with_sizes(self.sizes);
         let method = self.reduction.method;
         let (attention, class);

@@ -126,6 +126,18 @@ impl TokenMap {
         firsts
     }
 
+    /// Last source token of each target.
+    #[must_use]
+    pub fn lasts(&self) -> Vec<usize> {
+        let mut lasts = vec![0; self.targets()];
+        for (source, target) in self.assignment.iter().enumerate() {
+            if *target != DROPPED {
+                lasts[*target as usize] = source;
+            }
+        }
+        lasts
+    }
+
     /// Values that cannot be averaged, such as positions or ids: each target takes its first source's.
     ///
     /// # Errors
@@ -224,9 +236,19 @@ impl TokenMap {
     /// The same groups in the order in which the sequence meets their first tokens: positions then rise.
     #[must_use]
     pub fn sorted(&self) -> Self {
-        let firsts = self.firsts();
+        self.ordered(&self.firsts())
+    }
+
+    /// The same groups in the order of their last tokens: where a target stands for none that comes after it.
+    #[must_use]
+    pub fn sorted_by_lasts(&self) -> Self {
+        self.ordered(&self.lasts())
+    }
+
+    /// The same groups in the order of these.
+    fn ordered(&self, keys: &[usize]) -> Self {
         let mut order: Vec<u32> = (0..self.targets() as u32).collect();
-        order.sort_unstable_by_key(|target| firsts[*target as usize]);
+        order.sort_unstable_by_key(|target| keys[*target as usize]);
         let mut place = vec![0; order.len()];
         for (new, old) in order.iter().enumerate() {
             place[*old as usize] = new as u32;

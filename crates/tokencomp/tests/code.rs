@@ -142,3 +142,193 @@ fn what_the_question_is_about_stays() {
     assert!(zip.clone().with_fine(0.0).is_err() && zip.clone().with_spread(2.0).is_err());
     assert!(zip.with_spike(-1.0).is_err());
 }
+
+#[cfg(feature = "code")]
+mod syntax {
+    use tensorpress_tokencomp::text::{CodeLanguage, LongCodeZip, code_chunks, syntax_chunks};
+
+    use super::{Repeats, Words};
+
+    /// The first line of each chunk, and how many lines its signature has.
+    fn heads(text: &str, language: CodeLanguage) -> Vec<String> {
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let chunks = syntax_chunks(text, language);
+        let all: Vec<String> = chunks.iter().map(|c| lines[c.lines.clone()].concat()).collect();
+        assert_eq!(all.concat(), text, "nothing is lost");
+        let head = |(c, part): (&tensorpress_tokencomp::text::CodeChunk, &String)| {
+            format!("{} {}", part.lines().next().unwrap().trim(), c.signature)
+        };
+        chunks.iter().zip(&all).map(head).collect()
+    }
+
+    const RUST: &str = "use std::fs;
+
+/// A mill { that grinds.
+#[derive(Debug)]
+struct Mill {
+    wheel: u8,
+}
+
+impl Mill {
+    /// Turns.
+    fn turn(
+        &self,
+    ) -> &str {
+        \"{{ not a bracket\"
+    }
+
+    fn stop(&self) {
+        let open = '{';
+        halt(open)
+    }
+}
+
+fn main() {
+    run()
+}
+";
+    const PYTHON: &str = "import os
+
+class Mill:
+    \"\"\"Grinds (corn.\"\"\"
+
+    @property
+    def power(self,
+              at):
+        # Comments stay: here
+        return at
+
+    def stop(self):
+        return '('
+
+@cached
+def main():
+    if os:
+        return Mill()
+";
+    const JAVASCRIPT: &str = "import x from 'y';
+
+export class Mill {
+  turn(a) {
+    return '}';
+  }
+  stop() {
+    return `${a} {`;
+  }
+}
+
+const go = (a) => {
+  return a;
+};
+
+if (x) {
+  go(1);
+}
+";
+    const GO: &str = "package main
+
+import \"fmt\"
+
+type Mill struct {
+\tWheel int
+}
+
+// Turn { turns.
+func (m *Mill) Turn() int {
+\treturn m.Wheel
+}
+
+func main() {
+\tfmt.Println('}')
+}
+";
+    const C: &str = "#include <stdio.h>
+#define OPEN '{'
+
+struct mill {
+  int wheel;
+};
+
+static int turn(struct mill *m)
+{
+  return m->wheel == '{';
+}
+
+int main(void) {
+  puts(\"(\");
+}
+";
+
+    #[test]
+    fn chunks_are_functions_and_methods() {
+        assert_eq!(
+            heads(RUST, CodeLanguage::Rust),
+            [
+                "use std::fs; 2",
+                "/// A mill { that grinds. 3",
+                "impl Mill { 1",
+                "/// Turns. 4",
+                "fn stop(&self) { 1",
+                "fn main() { 1"
+            ]
+        );
+        assert_eq!(
+            heads(PYTHON, CodeLanguage::Python),
+            ["import os 2", "class Mill: 1", "@property 3", "def stop(self): 1", "@cached 2"]
+        );
+        assert_eq!(
+            heads(JAVASCRIPT, CodeLanguage::JavaScript),
+            [
+                "import x from 'y'; 3",
+                "turn(a) { 1",
+                "stop() { 1",
+                "const go = (a) => { 1",
+                "if (x) { 3"
+            ]
+        );
+        assert_eq!(
+            heads(GO, CodeLanguage::Go),
+            ["package main 4", "type Mill struct { 1", "// Turn { turns. 2", "func main() { 1"]
+        );
+        assert_eq!(
+            heads(C, CodeLanguage::C),
+            [
+                "#include <stdio.h> 3",
+                "struct mill { 1",
+                "static int turn(struct mill *m) 2",
+                "int main(void) { 1"
+            ]
+        );
+        // Brackets alone are led astray by the one in a comment.
+        assert!(code_chunks(GO).len() < syntax_chunks(GO, CodeLanguage::Go).len());
+        for text in ["", "\n", "x", "fn broken( {\n\n} }\n", "\u{feff}\u{0}\n\u{85}"] {
+            for language in CodeLanguage::ALL {
+                heads(text, language);
+            }
+        }
+    }
+
+    #[test]
+    fn languages_are_guessed() {
+        let texts = [RUST, PYTHON, JAVASCRIPT, GO, C];
+        for (text, language) in texts.into_iter().zip(CodeLanguage::ALL) {
+            assert_eq!(CodeLanguage::guess(text), Some(language));
+        }
+        assert_eq!(CodeLanguage::guess(super::RUST), None, "the other tests cut by brackets");
+    }
+
+    /// A method stays without the others of its type.
+    #[test]
+    fn methods_stay_alone() {
+        let zip = LongCodeZip::new(&Repeats, &Words);
+        for zip in [zip.clone(), zip.with_language(CodeLanguage::Rust)] {
+            let short = zip.compress(RUST, "let open = '{'; halt(open)", 18).unwrap();
+            assert!(short.tokens <= 18);
+            assert!(short.text.contains("fn stop(&self) {\n"), "{short:?}");
+            assert!(
+                short.text.contains("halt(open)") && !short.text.contains("fn turn"),
+                "{short:?}"
+            );
+        }
+    }
+}

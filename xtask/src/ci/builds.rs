@@ -66,6 +66,8 @@ pub fn features() -> Verdict {
     execute(&mut cargo(&["check", "-p", "tensorpress-kvcache", "--no-default-features"]))?;
     let pages = ["check", "-p", "tensorpress", "--no-default-features", "--features", "report"];
     execute(&mut cargo(&pages))?;
+    let code = ["test", "-p", "tensorpress-tokencomp", "--features", "code", "--test", "code"];
+    execute(&mut cargo(&code))?;
     PASSED
 }
 

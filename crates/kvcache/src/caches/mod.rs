@@ -1,5 +1,6 @@
 //! The caches of all layers of a model, which may share what they hold.
 
+mod kept;
 mod repeating;
 mod wire;
 

@@ -80,17 +80,28 @@ impl Tier {
         at: &[usize],
         weights: &[f32],
     ) {
-        let before = self.len();
         self.scattered = true;
+        self.push_kept(k.view(), v.view(), at, weights);
+    }
+
+    /// Tokens at positions behind those that are there, standing for so many.
+    pub(super) fn push_kept(
+        &mut self,
+        k: ArrayView2<'_, f32>,
+        v: ArrayView2<'_, f32>,
+        at: &[usize],
+        weights: &[f32],
+    ) {
+        let before = self.len();
         if self.weights.is_some() || weights.iter().any(|w| *w != 1.0) {
             let mine = self.weights.get_or_insert_with(|| vec![1.0; before]);
             mine.extend_from_slice(weights);
         }
         let mine = self.positions.get_or_insert_with(|| (0..before as u32).collect());
         mine.extend(at.iter().map(|p| *p as u32));
-        self.keys.push(k.view());
+        self.keys.push(k);
         if let Some(values) = &mut self.values {
-            values.push(v.view());
+            values.push(v);
         }
     }
 

@@ -1,4 +1,4 @@
-use ndarray::{Array2, ArrayView3, ArrayViewMut3, Axis, s};
+use ndarray::{Array2, ArrayView3, ArrayViewMut3, Axis};
 use tensorpress_tensor::node::Json;
 use tensorpress_tensor::{Error, PartSink, Result, Scratch, ndarray};
 
@@ -272,7 +272,7 @@ impl Layer {
 }
 
 /// Whether a form can hold this.
-fn check_finite(form: &StoreForm, x: &ArrayView3<'_, f32>, what: &str) -> Result<()> {
+pub(super) fn check_finite(form: &StoreForm, x: &ArrayView3<'_, f32>, what: &str) -> Result<()> {
     let limit = form.limit();
     match x.iter().find(|v| v.is_nan() || v.abs() > limit) {
         None => Ok(()),
@@ -312,41 +312,7 @@ impl KvStore for Layer {
     }
 
     fn append(&mut self, keys: ArrayView3<'_, f32>, values: ArrayView3<'_, f32>) -> Result<()> {
-        self.shape.check_keys(keys.dim())?;
-        self.shape.check_values(values.dim())?;
-        if keys.dim().0 != values.dim().0 {
-            let (k, v) = (keys.dim().0, values.dim().0);
-            return Err(Error::shape(format!("keys of {k} tokens, values of {v}")));
-        }
-        let tokens = keys.dim().0;
-        if self.len + tokens > u32::MAX as usize {
-            return Err(Error::unsupported(format!(
-                "{} tokens: at most {}",
-                self.len + tokens,
-                u32::MAX
-            )));
-        }
-        for form in std::iter::once(&self.form).chain(&self.low) {
-            check_finite(form, &keys, "keys")?;
-            check_finite(form, &values, "values")?;
-        }
-        if self.values_in_keys && keys.slice(s![.., .., ..self.shape.value_dim]) != values {
-            return Err(Error::invalid("values: allowed are the first channels of the keys"));
-        }
-        let turned = self.rope.as_ref().filter(|_| self.turned).map(|rope| {
-            let mut plain = keys.to_owned();
-            for (row, mut token) in plain.outer_iter_mut().enumerate() {
-                let token = token.as_slice_mut().expect("contiguous");
-                rope.rotate_back(token, self.len + row);
-            }
-            plain
-        });
-        let keys = turned.as_ref().map_or(keys, |plain| plain.view());
-        for (h, head) in self.heads.iter_mut().enumerate() {
-            head.main.push(keys.slice(s![.., h, ..]), values.slice(s![.., h, ..]), self.len);
-        }
-        self.len += tokens;
-        Ok(())
+        self.take(keys, values, None)
     }
 
     fn attend_with(

@@ -13,6 +13,7 @@ mod hadamard_int;
 mod head;
 mod int;
 mod joint;
+mod kept;
 mod kivi;
 mod kvquant;
 mod layer;

@@ -3,6 +3,7 @@
 mod bad_input;
 mod budgets;
 mod deferred;
+mod kept;
 mod laws;
 mod papers;
 mod policies;

@@ -10,7 +10,7 @@ use super::sweep::Sweep;
 use crate::block::{Observer, SharedInput};
 use crate::layers::attend::QUERIES;
 use crate::layers::attention::{heads, heads_mut};
-use crate::layers::{Attention, Latent, Projection, as_matrix, buffer};
+use crate::layers::{Attention, Latent, Projection, RowsAt, as_matrix, buffer};
 
 /// What attention leaves on the way forward.
 pub(super) struct AttentionTape {
@@ -70,7 +70,7 @@ impl Attention {
             raw = normed.then(|| [q.clone(), k.clone()]);
             self.norm_heads(&mut q.view_mut(), &mut k.view_mut());
         }
-        self.warm(&mut q.view_mut(), 0);
+        self.warm(&mut q.view_mut(), RowsAt::From(0));
         let mut out = Array2::zeros((tokens, self.width()));
         let (dim, values) = (self.head_dim, self.value_dim);
         let all = [heads(q.view(), dim), heads(k.view(), dim), heads(v.view(), values)];
@@ -100,7 +100,7 @@ impl Attention {
             ],
             sweep.scratch,
         );
-        self.warm(&mut dq.view_mut(), 0);
+        self.warm(&mut dq.view_mut(), RowsAt::From(0));
         let unnorm = |dq: &mut Array2<f32>, dk: &mut Array2<f32>| {
             let Some([q, k]) = &raw else { return };
             self.q_norm.iter().for_each(|norm| norm.back(q.view(), dq.view_mut()));

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3};
+use tensorpress_kvcache::store::Watch;
 use tensorpress_kvcache::{KvShape, Scoring};
 use tensorpress_tensor::{Result, Scratch};
 
-use super::{Linear, Norm, Rope};
+use super::{Linear, Norm, Rope, RowsAt};
 use crate::architecture::Fused;
 use crate::cache::KvCache;
 
@@ -136,24 +137,24 @@ impl Attention {
         all
     }
 
-    /// Norms and positions of queries and keys whose first token is at position `first`.
+    /// Norms and positions of queries and keys.
     fn prepare(
         &self,
         q: &mut ArrayViewMut2<'_, f32>,
         k: &mut ArrayViewMut2<'_, f32>,
-        first: usize,
+        at: RowsAt<'_>,
     ) {
         if !self.norm_last {
             self.norm_heads(q, k);
         }
         if let Some(rope) = &self.rope {
-            rope.apply(q.view_mut(), first);
-            rope.apply(k.view_mut(), first);
+            rope.apply_at(q.view_mut(), at);
+            rope.apply_at(k.view_mut(), at);
         }
         if self.norm_last {
             self.norm_heads(q, k);
         }
-        self.warm(q, first);
+        self.warm(q, at);
     }
 
     /// The norms of queries and keys.
@@ -167,10 +168,10 @@ impl Attention {
     }
 
     /// Multiplies queries, or their gradients, by the temperature of their positions.
-    pub(crate) fn warm(&self, q: &mut ArrayViewMut2<'_, f32>, first: usize) {
+    pub(crate) fn warm(&self, q: &mut ArrayViewMut2<'_, f32>, at: RowsAt<'_>) {
         if let Some((floor, grows)) = self.temperature {
             for (t, mut row) in q.rows_mut().into_iter().enumerate() {
-                let steps = ((first + t + 1) as f32 / floor).floor();
+                let steps = ((at.position(t) + 1) as f32 / floor).floor();
                 row *= 1.0 + grows * (1.0 + steps).ln();
             }
         }
@@ -188,7 +189,7 @@ impl Attention {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let first = cache.as_ref().map_or(0, |cache| cache.len());
-        self.prepare(&mut q, &mut k, first);
+        self.prepare(&mut q, &mut k, RowsAt::From(first));
         let (dim, values) = (self.head_dim, self.value_dim);
         let (q, k, v) = (heads(q.view(), dim), heads(k.view(), dim), heads(v, values));
         let out = heads_mut(out, values);
@@ -198,6 +199,26 @@ impl Attention {
         }
         self.attend([q, k, v], &[], out, scratch);
         Ok(())
+    }
+
+    /// [`Attention::mix`] of some tokens, at these positions and each of this size, which a cache takes; whoever watches sees
+    /// the weights.
+    pub(crate) fn mix_kept(
+        &self,
+        mut q: ArrayViewMut2<'_, f32>,
+        mut k: ArrayViewMut2<'_, f32>,
+        v: ArrayView2<'_, f32>,
+        (positions, sizes): (&[usize], &[f32]),
+        out: ArrayViewMut2<'_, f32>,
+        cache: &mut dyn KvCache,
+        scratch: &mut Scratch,
+        watch: Option<&mut Watch<'_>>,
+    ) -> Result<()> {
+        self.prepare(&mut q, &mut k, RowsAt::Each(positions));
+        let (dim, values) = (self.head_dim, self.value_dim);
+        let (q, k, v) = (heads(q.view(), dim), heads(k.view(), dim), heads(v, values));
+        cache.append_at(k, v, positions, sizes)?;
+        cache.attend_at(q, positions, self.window, heads_mut(out, values), scratch, watch)
     }
 
     /// [`Attention::mix`] of a whole sequence, with something added to the scores of each key.
@@ -210,7 +231,7 @@ impl Attention {
         out: ArrayViewMut2<'_, f32>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        self.prepare(&mut q, &mut k, 0);
+        self.prepare(&mut q, &mut k, RowsAt::From(0));
         let (dim, values) = (self.head_dim, self.value_dim);
         let (q, k, v) = (heads(q.view(), dim), heads(k.view(), dim), heads(v, values));
         // Nothing added is nothing changed, to the bit.

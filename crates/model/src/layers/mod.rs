@@ -21,6 +21,7 @@ pub(crate) use moe::Moe;
 pub use moe::Routing;
 pub use norm::Norm;
 pub use rope::Rope;
+pub(crate) use rope::RowsAt;
 pub(crate) use scan::{Conv, Scan, Scanning};
 
 use ndarray::ArrayViewMut2;

@@ -37,6 +37,32 @@ enum BeyondKind {
     Others(Vec<f32>),
 }
 
+/// Where the rows of a sequence stand; positions ascend.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RowsAt<'a> {
+    /// One behind the other.
+    From(usize),
+    /// A position each.
+    Each(&'a [usize]),
+}
+
+impl RowsAt<'_> {
+    pub(crate) fn position(self, row: usize) -> usize {
+        match self {
+            Self::From(first) => first + row,
+            Self::Each(positions) => positions[row],
+        }
+    }
+
+    /// One more than the position of the last of so many rows.
+    fn end(self, rows: usize) -> usize {
+        match self {
+            Self::From(first) => first + rows,
+            Self::Each(positions) => positions.last().map_or(0, |last| last + 1),
+        }
+    }
+}
+
 /// Positions whose angles are computed beforehand.
 const TABLE: usize = 4096;
 
@@ -86,21 +112,26 @@ impl Rope {
     /// # Panics
     /// If a row is not contiguous.
     pub fn apply(&self, x: ArrayViewMut2<'_, f32>, first: usize) {
-        self.turn(x, first, 1.0);
+        self.turn(x, RowsAt::From(first), 1.0);
     }
 
     /// Replaces gradients of what [`apply`](Self::apply) makes by those of what it reads: turns back, with the same factor.
     pub(crate) fn back(&self, x: ArrayViewMut2<'_, f32>, first: usize) {
-        self.turn(x, first, -1.0);
+        self.turn(x, RowsAt::From(first), -1.0);
+    }
+
+    /// [`apply`](Self::apply) where rows stand anywhere.
+    pub(crate) fn apply_at(&self, x: ArrayViewMut2<'_, f32>, at: RowsAt<'_>) {
+        self.turn(x, at, 1.0);
     }
 
     /// Turns by the angles times `way`, 1 or -1.
-    fn turn(&self, mut x: ArrayViewMut2<'_, f32>, first: usize, way: f32) {
+    fn turn(&self, mut x: ArrayViewMut2<'_, f32>, at: RowsAt<'_>, way: f32) {
         let half = self.frequencies.len();
-        let other = self.frequencies_beyond(first + x.nrows());
+        let other = self.frequencies_beyond(at.end(x.nrows()));
         let mut made = Vec::new();
         for (t, mut row) in x.rows_mut().into_iter().enumerate() {
-            let position = first + t;
+            let position = at.position(t);
             let known = self.table.get(position * 2 * half..(position + 1) * 2 * half);
             let angles = match known.filter(|_| other.is_none()) {
                 Some(known) => known,

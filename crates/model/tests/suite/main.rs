@@ -11,6 +11,7 @@ mod kv;
 mod prompts;
 mod properties;
 mod reduced;
+mod reduced_prompts;
 mod repeat;
 mod scan;
 mod slow;

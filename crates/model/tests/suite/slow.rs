@@ -45,6 +45,10 @@ pub struct Slow {
     /// A layer whose inputs are kept, and those of each window.
     pub watch: Option<String>,
     pub inputs: RefCell<BTreeMap<usize, Array2<f64>>>,
+    /// Where tokens stand and how many each stands for, if not one behind the other and for itself.
+    standing: RefCell<Vec<(usize, f64)>>,
+    /// What each token gives to each, summed over the heads, in every block.
+    pub attended: RefCell<BTreeMap<usize, Array2<f64>>>,
 }
 
 impl Slow {
@@ -65,7 +69,40 @@ impl Slow {
         let head = tensors.get("lm_head.weight").unwrap_or(&tensors["model.embed_tokens.weight"]);
         let head = head.clone();
         let (nudge, watch, inputs) = (None, None, RefCell::default());
-        Self { kind, blocks: source.blocks(), tensors, head, nudge, watch, inputs }
+        let (standing, attended) = (RefCell::default(), RefCell::default());
+        let blocks = source.blocks();
+        Self { kind, blocks, tensors, head, nudge, watch, inputs, standing, attended }
+    }
+
+    /// Logits of the tokens that are left of a text, where behind some blocks each token becomes the mean of a group of those
+    /// left by then (by their sizes), or goes: groups in the order of their last tokens.
+    pub fn shortened(&self, ids: &[u32], behind: &[(usize, Vec<Vec<usize>>)]) -> Array2<f64> {
+        let table = &self.tensors["model.embed_tokens.weight"];
+        let rows: Vec<usize> = ids.iter().map(|id| *id as usize).collect();
+        let mut x = table.select(Axis(0), &rows);
+        *self.standing.borrow_mut() = (0..ids.len()).map(|at| (at, 1.0)).collect();
+        for block in 0..self.blocks {
+            x = self.block(0, block, x);
+            let Some((_, groups)) = behind.iter().find(|(at, _)| *at == block) else { continue };
+            let was = self.standing.take();
+            let mut means = Array2::zeros((groups.len(), x.ncols()));
+            let mut now = Vec::new();
+            for (mut mean, group) in means.rows_mut().into_iter().zip(groups) {
+                let size: f64 = group.iter().map(|token| was[*token].1).sum();
+                for token in group {
+                    mean.scaled_add(was[*token].1 / size, &x.row(*token));
+                }
+                now.push((group.iter().map(|token| was[*token].0).max().unwrap(), size));
+            }
+            x = means;
+            *self.standing.borrow_mut() = now;
+        }
+        self.standing.take();
+        self.norm("model.norm", &x).dot(&self.head.t())
+    }
+
+    fn stands(&self, token: usize) -> (usize, f64) {
+        self.standing.borrow().get(token).copied().unwrap_or((token, 1.0))
     }
 
     /// The sum of -ln p of labels.
@@ -130,6 +167,7 @@ impl Slow {
         self.rotate(&mut k);
         let tokens = h.nrows();
         let mut out = Array2::zeros((tokens, heads * d));
+        let mut attended = Array2::zeros((tokens, tokens));
         let near = self
             .kind
             .window
@@ -142,18 +180,20 @@ impl Slow {
                 let q = q.slice(s![t, head * d..(head + 1) * d]);
                 let score = |j: usize| {
                     let k = k.slice(s![j, of * d..(of + 1) * d]);
-                    self.capped(q.dot(&k) * self.kind.scale, 0)
+                    self.capped(q.dot(&k) * self.kind.scale, 0) + self.stands(j).1.ln()
                 };
                 let scores: Vec<f64> = (first..=t).map(score).collect();
                 let top = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
                 let sum: f64 = scores.iter().map(|z| (z - top).exp()).sum();
                 for (j, z) in (first..=t).zip(&scores) {
                     let p = (z - top).exp() / sum;
+                    *attended.get_mut([t, j]).unwrap() += p;
                     let v = v.slice(s![j, of * d..(of + 1) * d]);
                     out.slice_mut(s![t, head * d..(head + 1) * d]).scaled_add(p, &v);
                 }
             }
         }
+        self.attended.borrow_mut().insert(block, attended);
         linear("o_proj", &out)
     }
 
@@ -163,7 +203,8 @@ impl Slow {
         for (t, mut row) in x.rows_mut().into_iter().enumerate() {
             for head in 0..row.len() / d {
                 for i in 0..half {
-                    let angle = t as f64 * self.kind.theta.powf(-2.0 * i as f64 / d as f64);
+                    let angle =
+                        self.stands(t).0 as f64 * self.kind.theta.powf(-2.0 * i as f64 / d as f64);
                     let (a, b) = (head * d + i, head * d + half + i);
                     let (x, y) = (row[a], row[b]);
                     row[a] = x * angle.cos() - y * angle.sin();

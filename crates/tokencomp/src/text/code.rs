@@ -2,6 +2,8 @@
 
 mod chunk;
 mod knapsack;
+#[cfg(feature = "code")]
+mod syntax;
 
 use std::ops::Range;
 
@@ -11,6 +13,8 @@ use super::{Squeezed, TokenCount, TokenLogProbs};
 
 use chunk::lines;
 pub use chunk::{CodeChunk, code_chunks};
+#[cfg(feature = "code")]
+pub use syntax::{CodeLanguage, syntax_chunks};
 
 /// Functions first, by how much each tells about the question; then blocks of the functions that stay.
 ///
@@ -18,6 +22,9 @@ pub use chunk::{CodeChunk, code_chunks};
 /// - A function stays with its signature, or goes with it; lines are not cut.
 /// - What is left out is marked by one line a gap.
 /// - A text that fits is returned as it is.
+///
+/// Functions are told by brackets and indentation ([`code_chunks`]); with the feature `code` by syntax (`syntax_chunks`), in
+/// the language that is said or, where none is, that in which the text has no error, if there is one.
 #[derive(Debug, Clone)]
 pub struct LongCodeZip<'a> {
     model: &'a dyn TokenLogProbs,
@@ -26,6 +33,8 @@ pub struct LongCodeZip<'a> {
     spread: f64,
     spike: f64,
     marker: String,
+    #[cfg(feature = "code")]
+    language: Option<CodeLanguage>,
 }
 
 /// A function that stays, as blocks of lines.
@@ -44,7 +53,16 @@ impl<'a> LongCodeZip<'a> {
     #[must_use]
     pub fn new(model: &'a dyn TokenLogProbs, counter: &'a dyn TokenCount) -> Self {
         let marker = "...".to_owned();
-        Self { model, counter, fine: 0.5, spread: 0.5, spike: 1.0, marker }
+        Self {
+            model,
+            counter,
+            fine: 0.5,
+            spread: 0.5,
+            spike: 1.0,
+            marker,
+            #[cfg(feature = "code")]
+            language: None,
+        }
     }
 
     /// Share of the functions' tokens that the choice of blocks leaves, 0 (excluded) to 1: so much more of functions is let in.
@@ -91,6 +109,23 @@ impl<'a> LongCodeZip<'a> {
         self
     }
 
+    /// Says in which language texts are; else it is guessed.
+    #[cfg(feature = "code")]
+    #[must_use]
+    pub fn with_language(mut self, language: CodeLanguage) -> Self {
+        self.language = Some(language);
+        self
+    }
+
+    /// The functions of a text.
+    fn chunks(&self, text: &str) -> Vec<CodeChunk> {
+        #[cfg(feature = "code")]
+        if let Some(language) = self.language.or_else(|| CodeLanguage::guess(text)) {
+            return syntax_chunks(text, language);
+        }
+        code_chunks(text)
+    }
+
     /// How much each text tells about a question: ppl(question) - ppl(question | text), the paper's approximated mutual
     /// information.
     ///
@@ -116,7 +151,7 @@ impl<'a> LongCodeZip<'a> {
         if tokens_before <= budget {
             return Ok(Squeezed { text: text.to_owned(), tokens: tokens_before, tokens_before });
         }
-        let chunks = code_chunks(text);
+        let chunks = self.chunks(text);
         let lines: Vec<Range<usize>> = lines(text);
         let texts: Vec<&str> = chunks.iter().map(|c| c.text(text, &lines)).collect();
         let scores = self.scores(question, &texts)?;

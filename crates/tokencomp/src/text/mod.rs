@@ -54,6 +54,8 @@ use tensorpress_tensor::stage::Row;
 
 pub use answer::AnswerWords;
 pub use code::{CodeChunk, LongCodeZip, code_chunks};
+#[cfg(feature = "code")]
+pub use code::{CodeLanguage, syntax_chunks};
 pub use exit::{Asked, Exit, Usefulness};
 pub use lingua2::{
     Annotation, Annotator, Classified, ClassifiedWord, KeepProbability, Labelling, LlmLingua2,

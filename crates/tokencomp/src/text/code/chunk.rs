@@ -13,6 +13,11 @@ pub struct CodeChunk {
 }
 
 impl CodeChunk {
+    /// Whether there is more than a signature.
+    pub(super) fn has_body(&self) -> bool {
+        self.signature < self.lines.len()
+    }
+
     /// The text of the chunk, given the bytes of all lines.
     pub(super) fn text<'a>(&self, text: &'a str, lines: &[Range<usize>]) -> &'a str {
         &text[lines[self.lines.start].start..lines[self.lines.end - 1].end]
@@ -54,13 +59,19 @@ pub fn code_chunks(text: &str) -> Vec<CodeChunk> {
         starts.insert(0, 0);
     }
     let ends = starts.iter().skip(1).copied().chain([lines.len()]);
+    joined(starts.iter().copied().zip(ends).map(|(start, end)| CodeChunk {
+        lines: start..end,
+        signature: signature(&lines[start..end]),
+    }))
+}
+
+/// Chunks without a body that follow each other become one.
+pub(super) fn joined(all: impl Iterator<Item = CodeChunk>) -> Vec<CodeChunk> {
     let mut chunks: Vec<CodeChunk> = Vec::new();
-    for (start, end) in starts.iter().copied().zip(ends) {
-        let chunk = CodeChunk { lines: start..end, signature: signature(&lines[start..end]) };
-        let bare = |chunk: &CodeChunk| chunk.signature == chunk.lines.len();
+    for chunk in all {
         match chunks.last_mut() {
-            Some(last) if bare(last) && bare(&chunk) => {
-                last.lines.end = end;
+            Some(last) if !last.has_body() && !chunk.has_body() => {
+                last.lines.end = chunk.lines.end;
                 last.signature = last.lines.len();
             }
             _ => chunks.push(chunk),
