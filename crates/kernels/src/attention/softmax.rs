@@ -1,6 +1,7 @@
 //! Softmax of attention scores, and their soft cap.
 
 use super::{LANES, Wide, stamp};
+use crate::Isa;
 
 stamp! {
     /// `exp(scale * (x - max)) / sum` in place; minus infinity becomes 0. Nothing but minus infinity becomes zeros.
@@ -37,12 +38,12 @@ fn exponentials_body<L: Wide>(_: L, x: &mut [f32], scale: f32) -> (f32, f32) {
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            chunk[i] = exp(scale * (chunk[i] - max));
+            chunk[i] = exp::<L>(scale * (chunk[i] - max));
             sums[i] += chunk[i];
         }
     }
     for x in &mut *rest {
-        *x = exp(scale * (*x - max));
+        *x = exp::<L>(scale * (*x - max));
     }
     (max, sums.iter().sum::<f32>() + rest.iter().sum::<f32>())
 }
@@ -58,23 +59,23 @@ fn softcap_body<L: Wide>(_: L, x: &mut [f32], scale: f32, cap: f32) {
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for x in chunk {
-            *x = cap * tanh(factor * *x);
+            *x = cap * tanh::<L>(factor * *x);
         }
     }
-    rest.iter_mut().for_each(|x| *x = cap * tanh(factor * *x));
+    rest.iter_mut().for_each(|x| *x = cap * tanh::<L>(factor * *x));
 }
 
 /// Odd in x; NaN stays NaN. No branch, as in [`exp`].
 #[inline(always)]
-fn tanh(x: f32) -> f32 {
+fn tanh<L: Wide>(x: f32) -> f32 {
     let a = x.abs();
-    let e = exp(-2.0 * a);
+    let e = exp::<L>(-2.0 * a);
     let far = (1.0 - e) / (1.0 + e);
     // Near 0 the difference would lose digits: the series, whose next term is below 2e-8 of the result there.
     let s = a * a;
     let mut p = -1382.0 / 155_925.0;
     for c in [62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0] {
-        p = p * s + c;
+        p = mul_add::<L>(p, s, c);
     }
     let t = if a < 0.3 { a * p } else { far };
     t.copysign(x)
@@ -82,14 +83,14 @@ fn tanh(x: f32) -> f32 {
 
 /// `e^x` for `x <= 0` to 2e-7 relative, 0 below -87; NaN stays NaN. No branch, so that loops become vector code.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+fn exp<L: Wide>(x: f32) -> f32 {
     let clamped = if x < -87.0 { -87.0 } else { x };
     let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
     // ln 2 in two parts, so that the remainder is exact.
-    let r = (clamped - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let r = mul_add::<L>(n, 2.121_944_4e-4, mul_add::<L>(n, -0.693_359_4, clamped));
     let mut p = 1.0 / 720.0;
     for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p * r + c;
+        p = mul_add::<L>(p, r, c);
     }
     // Adding this leaves the integer in the low bits; a cast would not become vector code.
     let bits = (n + (127.0 + 8_388_608.0)).to_bits() << 23;
@@ -97,9 +98,23 @@ fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { e }
 }
 
+/// `a * b + c`, rounded once where the set has that: elsewhere it would be a call of a library.
+#[inline(always)]
+fn mul_add<L: Wide>(a: f32, b: f32, c: f32) -> f32 {
+    if matches!(L::ISA, Isa::Generic) { a * b + c } else { a.mul_add(b, c) }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{exp, tanh};
+    use crate::simd::Portable;
+
+    fn exp(x: f32) -> f32 {
+        super::exp::<Portable>(x)
+    }
+
+    fn tanh(x: f32) -> f32 {
+        super::tanh::<Portable>(x)
+    }
 
     #[test]
     fn exp_is_accurate() {

@@ -1,5 +1,7 @@
 //! Scales folded into queries or weights, and those as integers.
 
+use std::ops::Range;
+
 use super::super::elem::Elem;
 use super::super::{Wide, ask_all};
 use super::{LANES, Page};
@@ -31,18 +33,29 @@ fn fours(plane: &[[i8; LANES]; 4]) -> &[[i8; 4]; 16] {
     plane.as_flattened().as_chunks().0.first_chunk().expect("64 bytes")
 }
 
+/// 16 floats in one cache line: half of what is read as 16 floats from anywhere else is in two.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Lanes([f32; LANES]);
+
+impl Lanes {
+    const ZERO: Self = Self([0.0; LANES]);
+}
+
 /// Buffers of one caller, used for page after page.
 #[derive(Debug, Default)]
 pub struct Work {
-    /// Numbers of a row of grids, in whole blocks.
+    /// Chunks of 16 numbers of a row of grids, in whole blocks.
     width: usize,
     /// `[group][width]`, the tails 0; so are the minima.
-    scales: Vec<f32>,
-    mins: Vec<f32>,
+    scales: Vec<Lanes>,
+    mins: Vec<Lanes>,
     /// The largest magnitude of the scales at each place of a row.
-    most: Vec<f32>,
+    most: Vec<Lanes>,
     /// Queries or weights, padded.
-    x: Vec<f32>,
+    x: Vec<Lanes>,
+    /// The same in steps, before scales.
+    scaled: Vec<Lanes>,
     /// `[group][block][query]`, or `[block][query]` of what has no scales.
     planes: Vec<Planes>,
     /// What the minima of each group add: `[query][group]`, padded to fours.
@@ -56,11 +69,11 @@ const FOUR: usize = 4;
 impl Work {
     #[inline(always)]
     fn room(&mut self, width: usize, groups: usize) {
-        self.width = width.next_multiple_of(BLOCK);
-        self.scales.resize(groups * self.width, 0.0);
-        self.mins.resize(groups * self.width, 0.0);
-        self.most.resize(self.width, 0.0);
-        self.most.fill(0.0);
+        self.width = width.div_ceil(BLOCK) * 4;
+        self.scales.resize(groups * self.width, Lanes::ZERO);
+        self.mins.resize(groups * self.width, Lanes::ZERO);
+        self.most.resize(self.width, Lanes::ZERO);
+        self.most.fill(Lanes::ZERO);
     }
 
     /// Groups of the grids.
@@ -72,7 +85,7 @@ impl Work {
     /// Blocks of a row.
     #[inline(always)]
     pub(super) fn blocks(&self) -> usize {
-        self.width / BLOCK
+        self.width / 4
     }
 
     #[inline(always)]
@@ -93,8 +106,8 @@ impl Work {
     /// 16 scales and 16 minima of a group.
     #[inline(always)]
     pub(super) fn grids(&self, group: usize, chunk: usize) -> [&[f32; LANES]; 2] {
-        let at = group * self.width + chunk * LANES;
-        [&self.scales, &self.mins].map(|grids| grids[at..].first_chunk().expect("16 numbers"))
+        let at = group * self.width + chunk;
+        [&self.scales[at].0, &self.mins[at].0]
     }
 
     /// Takes grids `[token / group][channel]`.
@@ -103,122 +116,144 @@ impl Work {
         &mut self,
         l: L,
         page: Page<'_>,
-        next: Page<'_>,
         dim: usize,
         tokens: usize,
     ) {
         let (groups, stride) = (tokens / page.group, dim * E::SIZE);
         self.room(dim, groups);
+        let (chunk, size) = (LANES * E::SIZE, dim % LANES * E::SIZE);
         for g in 0..groups {
-            ask_all(next.scales, g * stride, stride);
-            ask_all(next.mins, g * stride, stride);
-            let (scales, mins) =
-                (&page.scales[g * stride..][..stride], &page.mins[g * stride..][..stride]);
-            for c in 0..dim / LANES {
-                self.take::<L, E>(
-                    l,
-                    g,
-                    c,
-                    &scales[c * LANES * E::SIZE..],
-                    &mins[c * LANES * E::SIZE..],
-                );
+            let row = [page.scales, page.mins].map(|grids| &grids[g * stride..][..stride]);
+            self.take::<L, E>(l, g, 0..dim / LANES, row, chunk);
+            if size > 0 {
+                let mut rest = [[0u8; 4 * LANES]; 2];
+                for (rest, row) in rest.iter_mut().zip(row) {
+                    rest[..size].copy_from_slice(&row[stride - size..]);
+                }
+                let at = dim / LANES;
+                self.take::<L, E>(l, g, at..at + 1, [&rest[0], &rest[1]], chunk);
             }
-            let mut rest = [[0u8; 4 * LANES]; 2];
-            let from = dim / LANES * LANES * E::SIZE;
-            if from < stride {
-                rest[0][..stride - from].copy_from_slice(&scales[from..]);
-                rest[1][..stride - from].copy_from_slice(&mins[from..]);
-                self.take::<L, E>(l, g, dim / LANES, &rest[0], &rest[1]);
-            }
-            let from = g * self.width + dim.next_multiple_of(LANES);
-            self.scales[from..(g + 1) * self.width].fill(0.0);
-            self.mins[from..(g + 1) * self.width].fill(0.0);
+            self.clear(g, dim.div_ceil(LANES));
         }
     }
 
     /// Takes grids `[token / 16][channel / group][token % 16]`.
     #[inline(always)]
-    pub(super) fn widen_tokens<L: Wide, E: Elem>(
-        &mut self,
-        l: L,
-        page: Page<'_>,
-        next: Page<'_>,
-        tokens: usize,
-    ) {
+    pub(super) fn widen_tokens<L: Wide, E: Elem>(&mut self, l: L, page: Page<'_>, tokens: usize) {
         let groups = page.dim / page.group;
         self.room(tokens, groups);
-        for c in 0..tokens / LANES {
-            for g in 0..groups {
-                let at = (c * groups + g) * LANES * E::SIZE;
-                ask_all(next.scales, at, LANES * E::SIZE);
-                ask_all(next.mins, at, LANES * E::SIZE);
-                self.take::<L, E>(l, g, c, &page.scales[at..], &page.mins[at..]);
-            }
-        }
+        let chunk = LANES * E::SIZE;
+        let bytes = tokens / LANES * groups * chunk;
+        assert!(page.scales.len().min(page.mins.len()) >= bytes, "grids of all tokens");
         for g in 0..groups {
-            let from = g * self.width + tokens;
-            self.scales[from..(g + 1) * self.width].fill(0.0);
-            self.mins[from..(g + 1) * self.width].fill(0.0);
+            let grids = [page.scales, page.mins].map(|grids| &grids[g * chunk..]);
+            self.take::<L, E>(l, g, 0..tokens / LANES, grids, groups * chunk);
+            self.clear(g, tokens / LANES);
         }
     }
 
-    /// Takes 16 scales and minima.
+    /// Takes these chunks of 16 scales and minima of a group, which lie `step` bytes apart.
     #[inline(always)]
     fn take<L: Wide, E: Elem>(
         &mut self,
         l: L,
         group: usize,
-        chunk: usize,
-        scales: &[u8],
-        mins: &[u8],
+        chunks: Range<usize>,
+        [scales, mins]: [&[u8]; 2],
+        step: usize,
     ) {
-        let at = group * self.width + chunk * LANES;
-        let scale = E::load(l, scales);
-        l.store(self.scales[at..].first_chunk_mut().expect("16 numbers"), scale);
-        let most: &mut [f32; LANES] =
-            self.most[chunk * LANES..].first_chunk_mut().expect("16 numbers");
-        let larger = l.max_abs(l.load(most), scale);
-        l.store(most, larger);
-        let to = self.mins[at..].first_chunk_mut().expect("16 numbers");
-        l.store(to, E::load(l, mins));
+        let most = &mut self.most[chunks.clone()];
+        let row = group * self.width;
+        let [to_scales, to_mins] =
+            [&mut self.scales, &mut self.mins].map(|grids| &mut grids[row..][chunks.clone()]);
+        let from = scales.chunks(step).zip(mins.chunks(step));
+        let to = to_scales.iter_mut().zip(to_mins).zip(most);
+        for ((scales, mins), ((to_scales, to_mins), most)) in from.zip(to) {
+            let scale = E::load(l, scales);
+            l.store(&mut to_scales.0, scale);
+            let larger = l.max_abs(l.load(&most.0), scale);
+            l.store(&mut most.0, larger);
+            l.store(&mut to_mins.0, E::load(l, mins));
+        }
     }
 
-    /// Makes planes of `x` times the scales of each group, and sums of the products with the minima.
+    /// What lies behind so many chunks of a group counts for nothing.
     #[inline(always)]
-    pub(super) fn fold<L: Wide, const Q: usize>(&mut self, l: L, x: [&[f32]; Q]) {
+    fn clear(&mut self, group: usize, from: usize) {
+        let row = group * self.width..(group + 1) * self.width;
+        self.scales[row.clone()][from..].fill(Lanes::ZERO);
+        self.mins[row][from..].fill(Lanes::ZERO);
+    }
+
+    /// Makes planes of `x` times the scales of each group, and sums of the products with the minima. Meanwhile the grids
+    /// of `next` are asked for, a few lines at a time: what misses waits behind all that was asked for at once.
+    #[inline(always)]
+    pub(super) fn fold<L: Wide, const Q: usize>(
+        &mut self,
+        l: L,
+        x: [&[f32]; Q],
+        next: Option<Page<'_>>,
+    ) {
         let (width, groups, blocks) = (self.width, self.groups(), self.blocks());
         self.pad(x);
         self.planes.resize(groups * blocks * Q, Planes::ZERO);
+        self.scaled.resize(Q * width, Lanes::ZERO);
         let padded = groups.next_multiple_of(FOUR);
         self.offsets.resize(Q * padded, 0.0);
         for q in 0..Q {
-            let x = self.x[q * width..][..width].as_chunks::<LANES>().0;
+            let x = &self.x[q * width..][..width];
             let mut largest = l.splat(0.0);
-            for (x, most) in x.iter().zip(self.most.as_chunks::<LANES>().0) {
-                largest = l.max_abs(largest, l.mul(l.load(x), l.load(most)));
+            for (x, most) in x.iter().zip(&self.most) {
+                largest = l.max_abs(largest, l.mul(l.load(&x.0), l.load(&most.0)));
             }
             let (step, factor) = step(l, largest);
             self.steps[q] = step;
             let factor = l.splat(factor);
-            for four in (0..groups).step_by(FOUR) {
-                let mut offsets = [l.splat(0.0); FOUR];
-                for (g, offset) in (four..groups).zip(&mut offsets) {
-                    let scales = self.scales[g * width..][..width].as_chunks::<LANES>().0;
-                    let mins = self.mins[g * width..][..width].as_chunks::<LANES>().0;
-                    let x = x.as_chunks::<4>().0.iter();
-                    let grids = scales.as_chunks::<4>().0.iter().zip(mins.as_chunks::<4>().0);
-                    for (b, (x, (scales, mins))) in x.zip(grids).enumerate() {
-                        let mut folded = [l.splat(0.0); 4];
-                        for i in 0..4 {
-                            let x = l.load(&x[i]);
-                            folded[i] = l.mul(l.mul(x, l.load(&scales[i])), factor);
-                            *offset = l.mul_add(x, l.load(&mins[i]), *offset);
-                        }
-                        let to = &mut self.planes[(g * blocks + b) * Q + q];
-                        l.planes4(folded, &mut to.high, &mut to.low);
-                    }
+            for (x, scaled) in x.iter().zip(&mut self.scaled[q * width..]) {
+                l.store(&mut scaled.0, l.mul(l.load(&x.0), factor));
+            }
+        }
+        let [x, scaled] = [&self.x, &self.scaled].map(|x| {
+            let x = x.as_chunks::<4>().0;
+            std::array::from_fn::<_, Q, _>(|q| &x[q * blocks..][..blocks])
+        });
+        let next = next.map_or([&[][..]; 2], |next| [next.scales, next.mins]);
+        let each = next[0].len().div_ceil((groups * blocks).max(1)).next_multiple_of(64);
+        let mut asked = 0;
+        let grids = self.scales.chunks_exact(width).zip(self.mins.chunks_exact(width));
+        let planes = self.planes.chunks_exact_mut(blocks * Q);
+        let mut sums = [[l.splat(0.0); FOUR]; Q];
+        for (g, ((scales, mins), planes)) in grids.zip(planes).enumerate() {
+            let [scales, mins] = [scales, mins].map(|x| x.as_chunks::<4>().0);
+            let (scales, mins) = (&scales[..blocks], &mins[..blocks]);
+            let planes = &mut planes.as_chunks_mut::<Q>().0[..blocks];
+            let mut offsets = [l.splat(0.0); Q];
+            for b in 0..blocks {
+                next.into_iter().for_each(|next| ask_all(next, asked, each));
+                asked += each;
+                // Read once for all queries.
+                let (mut scale, mut min) = ([l.splat(0.0); 4], [l.splat(0.0); 4]);
+                for i in 0..4 {
+                    (scale[i], min[i]) = (l.load(&scales[b][i].0), l.load(&mins[b][i].0));
                 }
-                self.offsets[q * padded + four..][..FOUR].copy_from_slice(&l.sum4(offsets));
+                for q in 0..Q {
+                    let mut folded = [l.splat(0.0); 4];
+                    for i in 0..4 {
+                        folded[i] = l.mul(l.load(&scaled[q][b][i].0), scale[i]);
+                        offsets[q] = l.mul_add(l.load(&x[q][b][i].0), min[i], offsets[q]);
+                    }
+                    let to = &mut planes[b][q];
+                    l.planes4(folded, &mut to.high, &mut to.low);
+                }
+            }
+            for q in 0..Q {
+                sums[q][g % FOUR] = offsets[q];
+            }
+            if g % FOUR == FOUR - 1 || g + 1 == groups {
+                for q in 0..Q {
+                    let to = q * padded + g / FOUR * FOUR;
+                    self.offsets[to..][..FOUR].copy_from_slice(&l.sum4(sums[q]));
+                }
             }
         }
     }
@@ -226,15 +261,15 @@ impl Work {
     /// Makes planes of `x` itself.
     #[inline(always)]
     pub(super) fn split<L: Wide, const Q: usize>(&mut self, l: L, x: [&[f32]; Q], width: usize) {
-        let tokens = std::mem::replace(&mut self.width, width.next_multiple_of(BLOCK));
+        let tokens = std::mem::replace(&mut self.width, width.div_ceil(BLOCK) * 4);
         self.pad(x);
         let (width, blocks) = (self.width, self.blocks());
         self.planes.resize(blocks * Q, Planes::ZERO);
         for q in 0..Q {
-            let x = self.x[q * width..][..width].as_chunks::<LANES>().0;
+            let x = &self.x[q * width..][..width];
             let mut largest = l.splat(0.0);
             for x in x {
-                largest = l.max_abs(largest, l.load(x));
+                largest = l.max_abs(largest, l.load(&x.0));
             }
             let (step, factor) = step(l, largest);
             self.steps[q] = step;
@@ -242,7 +277,7 @@ impl Work {
             for (b, x) in x.as_chunks::<4>().0.iter().enumerate() {
                 let mut parts = [l.splat(0.0); 4];
                 for i in 0..4 {
-                    parts[i] = l.mul(l.load(&x[i]), factor);
+                    parts[i] = l.mul(l.load(&x[i].0), factor);
                 }
                 let to = &mut self.planes[b * Q + q];
                 l.planes4(parts, &mut to.high, &mut to.low);
@@ -253,10 +288,14 @@ impl Work {
 
     #[inline(always)]
     fn pad<const Q: usize>(&mut self, x: [&[f32]; Q]) {
-        self.x.resize(Q * self.width, 0.0);
+        self.x.resize(Q * self.width, Lanes::ZERO);
         for (to, x) in self.x.chunks_exact_mut(self.width).zip(x) {
-            to[..x.len()].copy_from_slice(x);
-            to[x.len()..].fill(0.0);
+            to.fill(Lanes::ZERO);
+            let (chunks, rest) = x.as_chunks();
+            to.iter_mut().zip(chunks).for_each(|(to, x)| to.0 = *x);
+            if let Some(to) = to.get_mut(chunks.len()) {
+                to.0[..rest.len()].copy_from_slice(rest);
+            }
         }
     }
 }

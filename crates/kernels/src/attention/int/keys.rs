@@ -1,7 +1,7 @@
 //! Scalar products with keys.
 
-use super::super::{Line, Wide, ask};
-use super::{LANES, Page, Planes, Sums, Work, each_block, page_kernel, rows};
+use super::super::{Line, Wide, ask, ask_all};
+use super::{LANES, Page, Planes, Sums, Work, add, each_block, page_kernel, rows};
 use crate::Isa;
 
 page_kernel! {
@@ -22,7 +22,7 @@ fn by_channel<L: Wide, const BITS: usize>(
 ) {
     let tokens = out.len() / queries;
     each_block!(L, queries, i, Q => {
-        work.fold::<L, Q>(l, rows::<Q>(q, i, page.dim));
+        work.fold::<L, Q>(l, rows::<Q>(q, i, page.dim), (i == 0).then_some(next));
         // What was asked for once is on its way.
         let ahead = if i == 0 { next.lines } else { page.lines }.as_ptr();
         let out = &mut out[i * tokens..][..Q * tokens];
@@ -101,13 +101,17 @@ fn panels_dot<L: Wide, const BITS: usize, const Q: usize, const P: usize, const 
     planes: &[Planes],
 ) -> [Sums<L, Q, S>; P] {
     let lines: [&[Line]; P] = std::array::from_fn(|p| &lines[(first + p) * per..][..per]);
-    let mut sums = [Sums::zero(l); P];
-    for i in 0..per {
-        let four = i * (8 / BITS);
-        let planes: &[Planes; Q] = planes[four / 16 * Q..].first_chunk().expect("Q queries");
-        for p in 0..P {
-            ask(ahead.wrapping_add((first + p) * per + i).cast());
-            sums[p].add::<BITS>(l, &lines[p][i], planes, four);
+    let (fields, mut sums) = (8 / BITS, [Sums::zero(l); P]);
+    let mut ahead = ahead.wrapping_add(first * per);
+    for (b, planes) in planes.as_chunks::<Q>().0.iter().enumerate() {
+        let from = b * (16 / fields);
+        for i in from..per.min(from + 16 / fields) {
+            let lines: [&Line; P] = std::array::from_fn(|p| &lines[p][i]);
+            for p in 0..P {
+                ask(ahead.wrapping_add(p * per).cast());
+            }
+            ahead = ahead.wrapping_add(1);
+            add::<L, BITS, Q, S, P>(l, &mut sums, lines, planes, i * fields);
         }
     }
     sums
@@ -125,11 +129,10 @@ impl Work {
         &mut self,
         l: L,
         page: Page<'_>,
-        next: Page<'_>,
         _dim: usize,
         tokens: usize,
     ) {
-        self.widen_tokens::<L, E>(l, page, next, tokens);
+        self.widen_tokens::<L, E>(l, page, tokens);
     }
 }
 
@@ -144,6 +147,8 @@ fn by_token<L: Wide, const BITS: usize>(
     work: &mut Work,
 ) {
     let tokens = out.len() / queries;
+    ask_all(next.scales, 0, next.scales.len());
+    ask_all(next.mins, 0, next.mins.len());
     each_block!(L, queries, i, Q => {
         let q = rows::<Q>(q, i, page.dim);
         work.split::<L, Q>(l, q, page.dim);

@@ -70,7 +70,7 @@ macro_rules! page_kernel {
             work: &mut Work,
         ) {
             let (each, wide) = ($given.len() / queries, out.len() / queries);
-            super::super::elem::with_elem!(page.dtype, E => work.$widen::<L, E>(l, page, next, each, wide));
+            super::super::elem::with_elem!(page.dtype, E => work.$widen::<L, E>(l, page, each, wide));
             match page.bits {
                 2 => $generic::<L, 2>(l, page, next, $given, queries, out, work),
                 4 => $generic::<L, 4>(l, page, next, $given, queries, out, work),
@@ -154,5 +154,37 @@ impl<L: Wide, const Q: usize, const S: usize> Sums<L, Q, S> {
             low = l.add_i(low, self.low[q][s]);
         }
         l.mul_add(l.to_floats(high), l.splat(256.0), l.to_floats(low))
+    }
+}
+
+/// [`Sums::add`] for the same lines of `P` panels that share planes: each four of a plane is read once for all of them.
+#[inline(always)]
+fn add<L: Wide, const BITS: usize, const Q: usize, const S: usize, const P: usize>(
+    l: L,
+    sums: &mut [Sums<L, Q, S>; P],
+    lines: [&Line; P],
+    planes: &[Planes; Q],
+    at: usize,
+) {
+    let fields = 8 / BITS;
+    let at = at % 16 / fields * fields;
+    let mut v = [l.zero(); P];
+    for p in 0..P {
+        v[p] = l.line(lines[p]);
+    }
+    for f in 0..fields {
+        let mut codes = v;
+        for codes in &mut codes {
+            *codes = l.bits(*codes, f * BITS, mask(BITS));
+        }
+        for q in 0..Q {
+            let (high, low) = planes[q].fours();
+            let (high, low) = (l.word(high[at + f]), l.word(low[at + f]));
+            for p in 0..P {
+                let Sums { high: h, low: w } = &mut sums[p];
+                h[q][f % S] = l.dots::<BITS>(h[q][f % S], codes[p], high);
+                w[q][f % S] = l.dots::<BITS>(w[q][f % S], codes[p], low);
+            }
+        }
     }
 }

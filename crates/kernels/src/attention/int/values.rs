@@ -1,7 +1,7 @@
 //! Weighted sums of values.
 
 use super::super::{Line, Wide, ask};
-use super::{LANES, Page, Planes, Sums, Work, each_block, page_kernel, rows};
+use super::{LANES, Page, Planes, Sums, Work, add, each_block, page_kernel, rows};
 use crate::Isa;
 
 page_kernel! {
@@ -17,11 +17,10 @@ impl Work {
         &mut self,
         l: L,
         page: Page<'_>,
-        next: Page<'_>,
         tokens: usize,
         _dim: usize,
     ) {
-        self.widen_tokens::<L, E>(l, page, next, tokens);
+        self.widen_tokens::<L, E>(l, page, tokens);
     }
 }
 
@@ -37,7 +36,7 @@ fn mix<L: Wide, const BITS: usize>(
 ) {
     let (tokens, dim) = (weights.len() / queries, page.dim);
     each_block!(L, queries, i, Q => {
-        work.fold::<L, Q>(l, rows::<Q>(weights, i, tokens));
+        work.fold::<L, Q>(l, rows::<Q>(weights, i, tokens), (i == 0).then_some(next));
         // What was asked for once is on its way.
         let ahead = if i == 0 { next.lines } else { page.lines }.as_ptr();
         let (out, columns) = (&mut out[i * dim..][..Q * dim], Columns { page, ahead, tokens, work });
@@ -75,7 +74,11 @@ impl Columns<'_> {
         let panels = dim.div_ceil(LANES);
         while p + N <= panels {
             let group: [usize; N] = std::array::from_fn(|i| (p + i) * LANES / self.page.group);
-            let sums = self.sums::<L, BITS, Q, N>(l, p, group);
+            let sums = if group[0] == group[N - 1] {
+                self.sums::<L, BITS, Q, N, true>(l, p, group)
+            } else {
+                self.sums::<L, BITS, Q, N, false>(l, p, group)
+            };
             for q in 0..Q {
                 let step = l.splat(work.step(q));
                 for i in 0..N {
@@ -97,9 +100,9 @@ impl Columns<'_> {
         p
     }
 
-    /// Sums of `N` panels from `p` on, which are in these groups.
+    /// Sums of `N` panels from `p` on, which are in these groups, or all in the first (`SAME`).
     #[inline(always)]
-    fn sums<L: Wide, const BITS: usize, const Q: usize, const N: usize>(
+    fn sums<L: Wide, const BITS: usize, const Q: usize, const N: usize, const SAME: bool>(
         &self,
         l: L,
         p: usize,
@@ -121,7 +124,14 @@ impl Columns<'_> {
                 let lines: &[Line; N] = lines[p..].first_chunk().expect("N panels");
                 for i in 0..N {
                     ask(ahead.wrapping_add(i).cast());
-                    sums[i].add::<BITS>(l, &lines[i], planes[i], k * fields);
+                }
+                if SAME {
+                    let lines = std::array::from_fn(|i| &lines[i]);
+                    add::<L, BITS, Q, 1, N>(l, &mut sums, lines, planes[0], k * fields);
+                } else {
+                    for i in 0..N {
+                        sums[i].add::<BITS>(l, &lines[i], planes[i], k * fields);
+                    }
                 }
                 ahead = ahead.wrapping_add(panels);
             }
