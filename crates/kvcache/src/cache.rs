@@ -187,7 +187,8 @@ impl Cache {
             let held: usize = (0..shape.kv_heads).map(|h| self.layer.held(h)).sum();
             let per_head = held.div_ceil(shape.kv_heads);
             let bytes = self.layer.bytes();
-            let most = policy.tokens(self.layer.len(), self.at, per_head, bytes);
+            let said = || policy.tokens(self.layer.len(), self.at, per_head, bytes);
+            let most = statistics.tokens.unwrap_or_else(said);
             if held <= most * shape.kv_heads {
                 return Ok(());
             }

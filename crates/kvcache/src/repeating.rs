@@ -5,6 +5,7 @@ use std::ops::Range;
 use ndarray::{ArrayView3, ArrayViewMut3};
 use tensorpress_tensor::{Error, Result, Scratch, ndarray};
 
+use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::score::{Reconstruction, Repetition};
 use crate::store::{Bias, Causal, KvStore, Layer};
@@ -98,6 +99,24 @@ impl Cache {
     /// # Errors
     /// `InvalidArgument` if none was begun; those of the score. What was said is taken back all the same.
     pub fn end_repetition(&mut self) -> Result<()> {
+        self.end_repetition_with(None)
+    }
+
+    /// What slots are worth so far, and how many tokens per head may stay, where the policy waits and counts tokens.
+    pub(crate) fn repeated_so_far(&self) -> Option<(&[Vec<f32>], usize)> {
+        let repeating = self.repeating.as_ref()?;
+        let (policy, seen) = (&self.policy.as_ref()?.0, repeating.seen.as_ref()?);
+        if matches!(policy.budget, Budget::Bytes(_)) {
+            return None;
+        }
+        let (layer, heads) = (&repeating.context, self.layer.shape().kv_heads);
+        let held: usize = (0..heads).map(|h| layer.held(h)).sum();
+        let tokens = policy.tokens(layer.len(), self.at, held.div_ceil(heads), layer.bytes());
+        Some((seen.scores(), tokens))
+    }
+
+    /// As [`Cache::end_repetition`], where so many tokens per head may stay; else as the policy says.
+    pub(crate) fn end_repetition_with(&mut self, tokens: Option<usize>) -> Result<()> {
         let Some(repeating) = self.repeating.take() else {
             return Err(Error::invalid("the end of a repetition that was not begun"));
         };
@@ -105,11 +124,13 @@ impl Cache {
         let mut planned = Ok(());
         if let (Some((_, statistics)), Some(seen)) = (&mut self.policy, repeating.seen) {
             statistics.peaks = Some(seen.into_scores());
+            statistics.tokens = tokens;
             planned = self.plan(false);
         }
         if let Some((_, statistics)) = &mut self.policy
             && statistics.peaks.take().is_some()
         {
+            statistics.tokens = None;
             statistics.repeated = planned.is_ok();
         }
         if repeating.deferred {

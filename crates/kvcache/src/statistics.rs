@@ -91,6 +91,8 @@ pub struct Statistics {
     pub(crate) settled: usize,
     /// What the repetition that ends now looked at, by head of keys and slot.
     pub(crate) peaks: Option<Vec<Vec<f32>>>,
+    /// Tokens per head that may stay then, where layers are ranked together.
+    pub(crate) tokens: Option<usize>,
     /// The context has been said again.
     pub(crate) repeated: bool,
 }
@@ -135,6 +137,7 @@ impl Statistics {
             plain: VecDeque::new(),
             settled: 0,
             peaks: None,
+            tokens: None,
             repeated: false,
         }
     }

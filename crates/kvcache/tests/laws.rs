@@ -29,7 +29,7 @@ fn forms() -> Vec<StoreForm> {
     forms.push(StoreForm::Bitmap(Bitmap::new(0.5).with_value_group(24).with_window(20)));
     forms.push(StoreForm::Bitmap(Bitmap::new(0.0).with_dtype(DType::F32).with_window(0)));
     forms.push(HadamardInt::default().with_bits(4, 2).with_sinks(0).with_centre(false).into());
-    forms.push(HadamardInt::default().with_bits(8, 8).with_group(16).with_window(3).into());
+    forms.push(HadamardInt::default().with_bits(8, 8).with_groups(16, 0).with_window(3).into());
     forms.push(HadamardInt::default().with_sinks(1).with_window(0).with_margin(5).into());
     forms.push(ZipCache::default().with_chunk(16).into());
     let zip = ZipCache::default().with_bits(3).with_chunk(24).with_window(5);

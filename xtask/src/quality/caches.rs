@@ -69,7 +69,7 @@ const POLICIES: &[&str] = &[
     "compactor(KEEP)",
     "criticalkv(KEEP)",
     "criticalkv(KEEP) | adakv",
-    "chunkkv(KEEP)",
+    "snapkv(KEEP) | chunkkv",
     "kvzip(KEEP)",
     "kvzip(KEEP, plus=true)",
     "salient(KEEP)",

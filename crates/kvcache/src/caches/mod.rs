@@ -47,6 +47,8 @@ pub struct Caches {
     readers: Vec<Option<Reader>>,
     /// Tokens of the context of each layer that says it again.
     contexts: Vec<Option<usize>>,
+    /// Whose repetition has ended, while others say their context again.
+    ended: Vec<bool>,
     pub(crate) joint: Option<Joint>,
 }
 
@@ -120,8 +122,8 @@ impl Caches {
         let of = layers.len();
         let seen = layers.iter().map(Cache::len).collect();
         let readers = vec![None; of];
-        let (owners, contexts) = ((0..of).collect(), vec![None; of]);
-        Self { layers, seen, owners, readers, contexts, joint: None }
+        let (owners, contexts, ended) = ((0..of).collect(), vec![None; of], vec![false; of]);
+        Self { layers, seen, owners, readers, contexts, ended, joint: None }
     }
 
     /// Layers of these shapes that share pages; keys are held before this rotary embedding where the form wants that.

@@ -290,7 +290,16 @@ mod tests {
 
     fn ints(role: Role) -> IntRows {
         let (axis, dtype) = (Shares::Token, DType::F16);
-        IntRows::new(IntShape { role, axis, bits: 4, group: 32, dim: DIM, dtype, sliding: false })
+        IntRows::new(IntShape {
+            role,
+            axis,
+            bits: 4,
+            group: 32,
+            dim: DIM,
+            dtype,
+            sliding: false,
+            clip: false,
+        })
     }
 
     /// Rows around a mean that drifts, the first ones unlike all others.

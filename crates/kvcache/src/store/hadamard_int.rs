@@ -21,8 +21,14 @@ pub struct HadamardInt {
     pub key_bits: u32,
     /// Bits of a value's code.
     pub value_bits: u32,
-    /// Channels that share a scale: a multiple of 16 that divides the head, or all of it.
+    /// Channels of a key that share a scale: a multiple of 16 that divides the head, or all of it.
     pub group: usize,
+    /// Channels of a value; 0 for as many.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub value_group: usize,
+    /// A grid is narrower than the range of its numbers where that loses less.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub clip: bool,
     /// Newest tokens that are exact.
     pub window: usize,
     /// Type of scales and minima.
@@ -30,28 +36,40 @@ pub struct HadamardInt {
     /// Of the signs.
     pub seed: u64,
     /// First tokens that stay exact.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub sinks: usize,
     /// Keys are packed less a mean that moves with them.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub centre: bool,
     /// Newest tokens that can be taken back exactly.
     pub margin: usize,
 }
 
+// What came later is not in descriptions that do without it: those from before are as they were.
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 impl Default for HadamardInt {
-    /// 4 bits in groups of 32, f16 scales, centred keys, 4 exact tokens first, a window and a margin of 16.
+    /// 4 bits in groups of 32 on grids that lose least, f16 scales, centred keys, 4 exact tokens first, a window of 16 and a margin
+    /// of 32.
     fn default() -> Self {
         Self {
             key_bits: 4,
             value_bits: 4,
             group: 32,
+            value_group: 0,
+            clip: true,
             window: 16,
             scales: DType::F16,
             seed: 0,
             sinks: 4,
             centre: true,
-            margin: 16,
+            margin: 32,
         }
     }
 }
@@ -64,10 +82,10 @@ impl HadamardInt {
         self
     }
 
-    /// Sets how many channels share a scale.
+    /// Sets how many channels of keys and of values share a scale.
     #[must_use]
-    pub fn with_group(mut self, channels: usize) -> Self {
-        self.group = channels;
+    pub fn with_groups(mut self, keys: usize, values: usize) -> Self {
+        (self.group, self.value_group) = (keys, values);
         self
     }
 
@@ -75,6 +93,13 @@ impl HadamardInt {
     #[must_use]
     pub fn with_sinks(mut self, tokens: usize) -> Self {
         self.sinks = tokens;
+        self
+    }
+
+    /// Sets whether grids may be narrower than the range.
+    #[must_use]
+    pub fn with_clip(mut self, clip: bool) -> Self {
+        self.clip = clip;
         self
     }
 
@@ -91,9 +116,13 @@ impl HadamardInt {
     }
 
     fn shape(&self, (role, _, dim): Place) -> IntShape {
-        let bits = if role == Role::Keys { self.key_bits } else { self.value_bits };
-        let (axis, group, dtype) = (Axis::Token, self.group.min(dim), self.scales);
-        IntShape { role, axis, bits, group, dim, dtype, sliding: false }
+        let (bits, group) = match role {
+            Role::Values if self.value_group > 0 => (self.value_bits, self.value_group),
+            Role::Values => (self.value_bits, self.group),
+            Role::Keys => (self.key_bits, self.group),
+        };
+        let (axis, group, dtype) = (Axis::Token, group.min(dim), self.scales);
+        IntShape { role, axis, bits, group, dim, dtype, sliding: false, clip: self.clip }
     }
 }
 
@@ -149,8 +178,13 @@ impl Knobs for HadamardInt {
     fn knobs(&mut self, keys: &mut Keys<'_>) -> Result<()> {
         keys.one_of("key_bits", &mut self.key_bits, &[2, 4, 8], "bits of a key's code")?;
         keys.one_of("value_bits", &mut self.value_bits, &[2, 4, 8], "bits of a value's code")?;
-        let about = "channels that share a scale: a multiple of 16 that divides the head, or all";
+        let about =
+            "channels of a key that share a scale: a multiple of 16 that divides the head, or all";
         keys.int("group", &mut self.group, 1..=1 << 20, about)?;
+        let about = "channels of a value that share a scale; 0 for as many as of a key";
+        keys.int("value_group", &mut self.value_group, 0..=1 << 20, about)?;
+        let about = "grids are narrower than the range where that loses less";
+        keys.flag("clip", &mut self.clip, about)?;
         keys.int("window", &mut self.window, 0..=1 << 20, "newest tokens that are exact")?;
         let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
         keys.choice("scales", &mut self.scales, &types, "type of scales and minima")?;

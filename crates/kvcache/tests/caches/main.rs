@@ -4,6 +4,7 @@ mod depth;
 mod joint;
 mod merging;
 mod outside;
+mod repetition;
 
 use std::collections::BTreeMap;
 
