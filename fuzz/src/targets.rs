@@ -12,7 +12,8 @@ use tensorpress::formats::gguf::model::GgufFolder;
 use tensorpress::formats::gguf::{Gguf, Header};
 use tensorpress::formats::import;
 use tensorpress::kvcache::page::{PageCodec, PageConfig, PageScratch};
-use tensorpress::kvcache::{Cache, Causal, KvRecipe, KvStore, Layer};
+use tensorpress::kvcache::stream::Chunk;
+use tensorpress::kvcache::{Cache, Caches, Causal, KvRecipe, KvRegistry, KvStore, Layer};
 use tensorpress::model::Config;
 use tensorpress::recipe::Recipe;
 use tensorpress::tensor::checkpoint::{ByteSource, Files};
@@ -25,7 +26,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target; its seeds lie in `fuzz/seeds`, in the folder of its name.
-pub const ALL: [Target; 12] = [
+pub const ALL: [Target; 13] = [
     ("node", node),
     ("checkpoint", checkpoint),
     ("recipe", recipe),
@@ -38,6 +39,7 @@ pub const ALL: [Target; 12] = [
     ("bnb", theirs),
     ("imatrix", imatrix),
     ("page", page),
+    ("stream", stream),
 ];
 
 /// Weights larger than this are not decoded: a few bytes may truthfully describe a large, empty matrix.
@@ -188,6 +190,9 @@ pub fn kv(data: &[u8]) {
     if let Ok(cache) = Cache::read(&json, "kv", &checkpoint) {
         return kv_with_policy(cache);
     }
+    if let Ok(caches) = Caches::read(&json, "kv", &checkpoint, &KvRegistry::default()) {
+        return kv_together(caches);
+    }
     let Ok(mut layer) = Layer::read(&json, "kv", &checkpoint) else { return };
     let shape = layer.shape();
     let size = shape.heads.saturating_mul(shape.head_dim.max(shape.value_dim));
@@ -217,6 +222,34 @@ fn kv_with_policy(mut cache: Cache) {
     let _ = cache.attend(queries.view(), None, out.view_mut(), &mut Scratch::default());
     let _ = cache.truncate(cache.earliest());
     let _ = cache.describe();
+}
+
+/// Caches of several layers go on, or say why not.
+fn kv_together(mut caches: Caches) {
+    for layer in 0..caches.layers().min(4) {
+        let shape = caches.layer(layer).shape();
+        let size = shape.heads.saturating_mul(shape.head_dim.max(shape.value_dim));
+        if size.saturating_mul(caches.len().max(1)) > MOST_VALUES {
+            return;
+        }
+        let keys = Array3::from_elem((3, shape.kv_heads, shape.head_dim), 0.5);
+        let values = Array3::from_elem((3, shape.kv_heads, shape.value_dim), 0.5);
+        let queries = Array3::from_elem((3, shape.heads, shape.head_dim), 0.5);
+        let mut out = Array3::zeros((3, shape.heads, shape.value_dim));
+        let scratch = &mut Scratch::default();
+        let _ = caches.append(layer, keys.view(), values.view());
+        let _ = caches.attend(layer, queries.view(), None, None, out.view_mut(), scratch);
+    }
+    let _ = caches.truncate(caches.earliest());
+    let _ = caches.describe();
+}
+
+/// Keys and values as a stream.
+pub fn stream(data: &[u8]) {
+    let Ok(chunk) = Chunk::read(data, None) else { return };
+    let (keys, _) = chunk.dequantise();
+    assert!(!keys.is_empty(), "a chunk has layers");
+    assert!(chunk.write(None).is_ok(), "what is read can be written");
 }
 
 /// A page of keys and values, as it is and with its checksum mended.

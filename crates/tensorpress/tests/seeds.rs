@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use tensorpress::entropy::{Effort, Packer, TileCoder, ValueType, coded, compress, compress_with};
 use tensorpress::kvcache::page::{PageCodec, PageConfig, PageScratch};
+use tensorpress::kvcache::stream::{Chunk, Level};
 use tensorpress::kvcache::{
     Axis, Bitmap, HeadSlots, Int, KvRecipe, KvShape, KvStore, Layer, StoreForm,
 };
@@ -216,11 +217,16 @@ fn write_caches() {
         ("cache_zipcache", "zipcache(bits=4, chunk=8, window=4, margin=2)"),
         ("cache_pq", "pq_cache(sub=4, bits=4, fit=16, window=4, margin=2)"),
         ("cache_projected", "channel_shrink(chunk=8, fit=16, window=4, margin=2)"),
-        ("cache_rotated", "hadamard_int(key_bits=4, value_bits=2, group=16, window=4, margin=2)"),
+        (
+            "cache_rotated",
+            "hadamard_int(value_bits=2, group=16, clip=false, sinks=0, centre=false, window=4, margin=2)",
+        ),
+        ("cache_centred", "hadamard_int(group=16, sinks=1, window=4, margin=2)"),
     ] {
         let recipe: KvRecipe = recipe.parse().unwrap();
         let mut cache = recipe.caches(2, 4, 2, 16).unwrap().remove(1);
-        for tokens in [30, 1, 1] {
+        // A mean waits for 32 tokens.
+        for tokens in [if name == "cache_centred" { 50 } else { 30 }, 1, 1] {
             let some = |heads: usize, seed| {
                 let values = matrix(tokens, heads * 16, seed).into_raw_vec_and_offset().0;
                 Array3::from_shape_vec((tokens, heads, 16), values).unwrap()
@@ -233,6 +239,33 @@ fn write_caches() {
         let metadata = BTreeMap::from([("kv".to_owned(), cache.describe().to_string())]);
         let path = seeds("kv").join(name);
         write_shard(&path, &metadata, &mut |sink| cache.parts("kv", sink)).unwrap();
+    }
+    for (name, recipe) in [
+        ("caches", "f16 | h2o(tokens=20, recent=4, stride=2)"),
+        ("caches_minicache", "minicache(bits=4, chunk=16, window=4, margin=2)"),
+        ("caches_aqua", "aqua_kv(bits=3, chunk=16, sinks=2, window=4, margin=2)"),
+        ("caches_xkv", "xkv(group=2, chunk=16, window=4, margin=2)"),
+    ] {
+        let recipe: KvRecipe = recipe.parse().unwrap();
+        let shape = KvShape::new(4, 2, 16).unwrap();
+        let mut caches = recipe.together(&[shape; 4]).unwrap();
+        for layer in 0..4 {
+            let some = |seed| {
+                let values = matrix(40, 32, seed).into_raw_vec_and_offset().0;
+                Array3::from_shape_vec((40, 2, 16), values).unwrap()
+            };
+            caches.append(layer, some(30).view(), some(31).view()).unwrap();
+        }
+        let metadata = BTreeMap::from([("kv".to_owned(), caches.describe().to_string())]);
+        let path = seeds("kv").join(name);
+        write_shard(&path, &metadata, &mut |sink| caches.parts("kv", sink)).unwrap();
+    }
+    std::fs::create_dir_all(seeds("stream")).unwrap();
+    let [k, v] = [40, 41].map(|seed| matrix(20, 6, seed));
+    for (name, group) in [("plain", 0), ("anchors", 8)] {
+        let level = Level::new(&[32, 16], &[16, 8]).unwrap().with_group(group);
+        let chunk = Chunk::quantise(&[k.view(), v.view()], &[v.view(), k.view()], &level).unwrap();
+        std::fs::write(seeds("stream").join(name), chunk.write(None).unwrap()).unwrap();
     }
     std::fs::write(seeds("recipe").join("kv"), "kivi(bits=4) | h2o(keep=0.5) | demote(bits=2)")
         .unwrap();
