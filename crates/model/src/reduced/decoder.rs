@@ -57,7 +57,8 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Decoder::forward`]; `InvalidArgument` without tokens, and for caches that are not empty; `Unsupported` for blocks
-    /// without attention, which hand every token on to the next, and for caches that take every token; those of the method.
+    /// without attention, which hand every token on to the next, for caches that take every token and
+    /// for those that wait for a repetition; those of the method.
     pub fn read_reduced(
         &self,
         ids: &[u32],
@@ -79,6 +80,10 @@ impl Decoder {
                 let message = format!("token reduction in block {}, which scans", block.index());
                 Error::unsupported(message)
             })?);
+        }
+        if self.repetition(ids, cache)?.is_some() {
+            let why = "a reduced prompt for caches that wait until it has been said again";
+            return Err(Error::unsupported(why));
         }
         let mut hidden = self.enter(ids, cache, scratch)?;
         let mut left = Left::new(ids.len(), [reduction.protected, &[last]].concat());

@@ -264,6 +264,9 @@ fn wrong_prompts_are_refused() {
     if let Ok(shared) = shared {
         assert_eq!(refuse(&ids, &top, shared).kind(), ErrorKind::Unsupported);
     }
+    let waiting = model.caches(&"f32 | kvzip(keep=0.5)".parse().unwrap()).unwrap();
+    let error = refuse(&ids, &top, waiting);
+    assert!(error.to_string().contains("said again"), "{error}");
     let error = refuse(&ids, &GeometryMerge::default(), model.cache());
     assert!(error.to_string().contains("needs"), "{error}");
     let drops = Given::new(&[TokenMap::keep(8, &[0, 1, 2, 3]).unwrap()]);
