@@ -11,6 +11,7 @@ use tensorpress_tensor::{ErrorKind, Scratch, Storage, ndarray};
 use crate::{DIM, HEADS, KV_HEADS, STORES, TEXT, go_on_alike, held, one, read, waiting_recipes};
 
 const CONTEXT: usize = 90;
+const WHOLE: Range<usize> = 0..CONTEXT;
 const GROUP: usize = HEADS / KV_HEADS;
 
 fn output() -> Array2<f32> {
@@ -100,7 +101,7 @@ fn best(scores: &[Vec<f64>], tokens: usize, sinks: usize) -> Vec<Vec<usize>> {
 
 #[test]
 fn what_stays_is_what_saying_it_again_looks_at_most() {
-    let whole = [0..CONTEXT];
+    let whole = [WHOLE];
     let three = [0..40, 40..80, 80..CONTEXT];
     let mut sets = Vec::new();
     for (plus, parts, sinks) in [
@@ -164,7 +165,7 @@ fn what_was_said_has_never_been() {
 #[test]
 fn a_repetition_can_be_abandoned_forked_and_put_off() {
     for recipe in waiting_recipes() {
-        let whole = [0..CONTEXT];
+        let whole = [WHOLE];
         let (mut once, mut cache) = (begun(&recipe, CONTEXT), begun(&recipe, CONTEXT));
         say(&mut once, &whole);
         once.end_repetition().expect("ends");
@@ -252,7 +253,7 @@ fn what_cannot_be_is_refused() {
     for waits in [true, false] {
         let mut cache = begun("f32 | kvzip(keep=0.5, plus=true)", CONTEXT);
         if !waits {
-            say(&mut cache, &[0..CONTEXT]);
+            say(&mut cache, &[WHOLE]);
             cache.end_repetition().expect("ends");
         }
         let (bytes, text) = crate::wire::written(&cache);
