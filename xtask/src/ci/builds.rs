@@ -69,7 +69,7 @@ pub fn features() -> Verdict {
     PASSED
 }
 
-/// No crate that users build may ask for a newer compiler than the workspace states. (Newer standard library
+/// No crate that users build may ask for a newer compiler than the workspace states, or for one of C. (Newer standard library
 /// features in our own code are found by clippy's `incompatible_msrv`.)
 pub fn msrv() -> Verdict {
     let stated = stated()?;
@@ -84,6 +84,9 @@ pub fn msrv() -> Verdict {
             let mut words = l.split(' ');
             Some((words.next()?.to_owned(), words.next()?.trim_start_matches('v').to_owned()))
         }));
+    }
+    if let Some((name, _)) = needed.iter().find(|(name, _)| name == "cc") {
+        return Err(format!("the default build needs C: `{name}` is in it"));
     }
     let version = |v: &str| -> Vec<u32> { v.split('.').map(|n| n.parse().unwrap_or(0)).collect() };
     for package in packages {
