@@ -219,7 +219,7 @@ fn write_caches() {
         ("cache_projected", "channel_shrink(chunk=8, fit=16, window=4, margin=2)"),
         (
             "cache_rotated",
-            "hadamard_int(value_bits=2, group=16, clip=false, sinks=0, centre=false, window=4, margin=2)",
+            "hadamard_int(value_bits=2, group=16, sinks=0, centre=false, window=4, margin=2)",
         ),
         ("cache_centred", "hadamard_int(group=16, sinks=1, window=4, margin=2)"),
     ] {

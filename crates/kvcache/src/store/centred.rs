@@ -290,16 +290,7 @@ mod tests {
 
     fn ints(role: Role) -> IntRows {
         let (axis, dtype) = (Shares::Token, DType::F16);
-        IntRows::new(IntShape {
-            role,
-            axis,
-            bits: 4,
-            group: 32,
-            dim: DIM,
-            dtype,
-            sliding: false,
-            clip: false,
-        })
+        IntRows::new(IntShape { role, axis, bits: 4, group: 32, dim: DIM, dtype, sliding: false })
     }
 
     /// Rows around a mean that drifts, the first ones unlike all others.

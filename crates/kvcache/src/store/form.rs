@@ -167,7 +167,7 @@ impl Int {
         let axis = if role == Role::Keys { self.keys } else { Axis::Token };
         let group = if axis == Axis::Token { self.group.min(dim) } else { self.group };
         let (bits, dtype, sliding) = (self.bits, self.scales, self.sliding);
-        IntShape { role, axis, bits, group, dim, dtype, sliding, clip: false }
+        IntShape { role, axis, bits, group, dim, dtype, sliding }
     }
 }
 

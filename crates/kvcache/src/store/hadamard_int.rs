@@ -26,9 +26,6 @@ pub struct HadamardInt {
     /// Channels of a value; 0 for as many.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub value_group: usize,
-    /// A grid is narrower than the range of its numbers where that loses less.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub clip: bool,
     /// Newest tokens that are exact.
     pub window: usize,
     /// Type of scales and minima.
@@ -55,7 +52,7 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl Default for HadamardInt {
-    /// 4 bits in groups of 32 on grids that lose least, f16 scales, centred keys, 4 exact tokens first, a window of 16 and a margin
+    /// 4 bits in groups of 32 f16 scales, centred keys, 4 exact tokens first, a window of 16 and a margin
     /// of 32.
     fn default() -> Self {
         Self {
@@ -63,7 +60,6 @@ impl Default for HadamardInt {
             value_bits: 4,
             group: 32,
             value_group: 0,
-            clip: true,
             window: 16,
             scales: DType::F16,
             seed: 0,
@@ -96,13 +92,6 @@ impl HadamardInt {
         self
     }
 
-    /// Sets whether grids may be narrower than the range.
-    #[must_use]
-    pub fn with_clip(mut self, clip: bool) -> Self {
-        self.clip = clip;
-        self
-    }
-
     /// Sets whether a mean is taken off the keys.
     #[must_use]
     pub fn with_centre(mut self, centre: bool) -> Self {
@@ -122,7 +111,7 @@ impl HadamardInt {
             Role::Keys => (self.key_bits, self.group),
         };
         let (axis, group, dtype) = (Axis::Token, group.min(dim), self.scales);
-        IntShape { role, axis, bits, group, dim, dtype, sliding: false, clip: self.clip }
+        IntShape { role, axis, bits, group, dim, dtype, sliding: false }
     }
 }
 
@@ -183,8 +172,6 @@ impl Knobs for HadamardInt {
         keys.int("group", &mut self.group, 1..=1 << 20, about)?;
         let about = "channels of a value that share a scale; 0 for as many as of a key";
         keys.int("value_group", &mut self.value_group, 0..=1 << 20, about)?;
-        let about = "grids are narrower than the range where that loses less";
-        keys.flag("clip", &mut self.clip, about)?;
         keys.int("window", &mut self.window, 0..=1 << 20, "newest tokens that are exact")?;
         let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
         keys.choice("scales", &mut self.scales, &types, "type of scales and minima")?;

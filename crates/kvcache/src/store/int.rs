@@ -59,8 +59,6 @@ pub(crate) struct IntShape {
     pub(crate) dtype: DType,
     /// By channel: the window is always full.
     pub(crate) sliding: bool,
-    /// A grid is narrower than the range of its numbers where that loses less.
-    pub(crate) clip: bool,
 }
 
 /// Codes of 2, 4 or 8 bits: value = minimum + scale x code.
@@ -152,38 +150,18 @@ impl IntShape {
     }
 }
 
-/// The codes of a group, KIVI's way: `round((x - min) / scale)`, both rounded to their stored type first. With `clip` the grid
-/// may be narrower, by as many steps of 6% as lose the least.
-fn quantise(x: &[f32], shape: &IntShape, codes: &mut [u8]) -> (f32, f32) {
+/// The codes of a group, KIVI's way: `round((x - min) / scale)`, both rounded to their stored type first.
+fn quantise(x: &[f32], bits: u32, dtype: DType, codes: &mut [u8]) -> (f32, f32) {
     let (low, high) = tensorpress_tensor::kernels::minmax(x);
-    let most = ((1u32 << shape.bits) - 1) as f32;
-    let grid = |less: f32| {
-        let off = less * (high - low) / 2.0;
-        (shape.dtype.round((high - low - 2.0 * off) / most), shape.dtype.round(low + off))
-    };
-    let code = |x: f32, (scale, min): (f32, f32)| {
+    let most = ((1u32 << bits) - 1) as f32;
+    let scale = dtype.round((high - low) / most);
+    let min = dtype.round(low);
+    for (code, x) in codes.iter_mut().zip(x) {
         // A scale of 0 is a constant group: every code is 0.
         let q = if scale > 0.0 { ((x - min) / scale).clamp(0.0, most) } else { 0.0 };
-        q.round_ties_even()
-    };
-    let loss = |grid: (f32, f32)| {
-        let off = |x: &f32| (code(*x, grid) * grid.0 + grid.1 - x).powi(2);
-        x.iter().map(off).sum::<f32>()
-    };
-    let mut best = grid(0.0);
-    if shape.clip {
-        let mut least = loss(best);
-        for narrower in [0.06, 0.12, 0.18].map(grid) {
-            let lost = loss(narrower);
-            if lost < least {
-                (best, least) = (narrower, lost);
-            }
-        }
+        *code = q.round_ties_even() as u8;
     }
-    for (to, x) in codes.iter_mut().zip(x) {
-        *to = code(*x, best) as u8;
-    }
-    best
+    (scale, min)
 }
 
 impl Page {
@@ -224,7 +202,7 @@ impl Page {
                 for start in (0..rows.nrows()).step_by(shape.group) {
                     for c in 0..shape.dim {
                         let x = rows.slice(s![start..start + shape.group, c]).to_vec();
-                        let grid = quantise(&x, shape, &mut codes);
+                        let grid = quantise(&x, shape.bits, shape.dtype, &mut codes);
                         self.put_grid(shape, shape.grid(first + start, c), grid);
                         for (t, code) in codes.iter().enumerate() {
                             self.put(shape, first + start + t, c, *code);
@@ -236,7 +214,7 @@ impl Page {
                 for (t, row) in rows.rows().into_iter().enumerate() {
                     let row = row.to_vec();
                     for (g, x) in row.chunks_exact(shape.group).enumerate() {
-                        let grid = quantise(x, shape, &mut codes);
+                        let grid = quantise(x, shape.bits, shape.dtype, &mut codes);
                         self.put_grid(shape, shape.grid(first + t, g * shape.group), grid);
                         for (c, code) in codes.iter().enumerate() {
                             self.put(shape, first + t, g * shape.group + c, *code);
@@ -297,7 +275,6 @@ impl IntRows {
             dim,
             dtype: read_dtype(json)?,
             sliding: json["sliding"].as_bool().ok_or_else(|| bad("`sliding` of integers"))?,
-            clip: json["clip"].as_bool().unwrap_or(false),
         };
         super::form::check_int(&shape).map_err(|e| bad(e.message()))?;
         super::form::check_window(&shape, count(json, "window")?).map_err(|e| bad(e.message()))?;
@@ -513,14 +490,10 @@ impl PackedRows for IntRows {
     }
 
     fn describe(&self) -> Json {
-        let IntShape { role, axis, bits, group, dtype, sliding, clip, .. } = self.shape;
-        let mut json = json!({
+        let IntShape { role, axis, bits, group, dtype, sliding, .. } = self.shape;
+        json!({
             "form": "int", "role": role, "axis": axis, "bits": bits, "group": group, "dtype": dtype,
             "sliding": sliding, "len": self.len
-        });
-        if clip {
-            json["clip"] = json!(true);
-        }
-        json
+        })
     }
 }

@@ -119,7 +119,7 @@ mod tests {
 
     fn shape(dim: usize, bits: u32, role: Role) -> IntShape {
         let (axis, dtype) = (Axis::Token, DType::F32);
-        IntShape { role, axis, bits, group: dim, dim, dtype, sliding: false, clip: false }
+        IntShape { role, axis, bits, group: dim, dim, dtype, sliding: false }
     }
 
     /// One channel that stands out.

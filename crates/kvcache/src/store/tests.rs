@@ -41,7 +41,6 @@ fn golden_kivi() {
                     dim,
                     dtype: DType::F32,
                     sliding: false,
-                    clip: false,
                 };
                 let mut rows = IntRows::new(shape);
                 assert_eq!(rows.prefix(all, 32), packed);
@@ -114,16 +113,8 @@ fn every_instruction_set_multiplies_alike() {
                 (Role::Values, Axis::Token),
             ] {
                 let group = if axis == Axis::Token { group.min(dim) } else { group };
-                let shape = IntShape {
-                    role,
-                    axis,
-                    bits,
-                    group,
-                    dim,
-                    dtype: DType::F16,
-                    sliding: false,
-                    clip: false,
-                };
+                let shape =
+                    IntShape { role, axis, bits, group, dim, dtype: DType::F16, sliding: false };
                 if super::form::check_int(&shape).is_err() {
                     continue;
                 }
@@ -163,8 +154,7 @@ fn full_pages_reserve_what_they_hold() {
     let (dim, group, dtype) = (96, 32, DType::F16);
     for (role, axis) in [(Role::Keys, Axis::Channel), (Role::Values, Axis::Token)] {
         for bits in [2, 4, 8] {
-            let shape =
-                IntShape { role, axis, bits, group, dim, dtype, sliding: false, clip: false };
+            let shape = IntShape { role, axis, bits, group, dim, dtype, sliding: false };
             let mut rows = IntRows::new(shape);
             let step = if axis == Axis::Channel { group } else { 1 };
             for _ in 0..512 / step {
